@@ -135,8 +135,8 @@ fn adapt_subcommand(mut command: Command, path: &str, common: &[Arg]) -> Command
 /// that is itself an option of the command (`is_option`) is not added.
 fn adapt_argument(argument: Arg, path: &str, is_option: impl Fn(&str) -> bool) -> Arg {
     let option = argument.get_id().to_string();
-    let foreign =
-        foreign_options::aliases_of(&option, foreign_options::command_of(path)).filter(|alias| !is_option(alias));
+    let foreign = foreign_options::aliases_of(&option, foreign_options::command_of_subcommand(path))
+        .filter(|alias| !is_option(alias));
     let own = argument.get_long().map(str::to_string);
     let mut aliases: Vec<String> = foreign.flat_map(|name| [name.to_string(), name.replace('_', "-")]).collect();
     aliases.extend(own.iter().map(|long| long.replace('-', "_")));

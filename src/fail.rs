@@ -270,7 +270,7 @@ fn unknown_argument_line(command: &Command, path: &str, argument: &str) -> Strin
         return format!("{argument}: {what} {path}; see '{path} --help'");
     }
     let longs: Vec<String> = command.get_arguments().filter_map(|a| Some(a.get_long()?.replace('-', "_"))).collect();
-    match option_names::most_similar(&option_names::field_name(argument), longs.iter().map(String::as_str)) {
+    match option_names::most_similar_option(&option_names::field_name(argument), longs.iter().map(String::as_str)) {
         None => format!("{argument}: is not an option of {path}; see '{path} --help'"),
         Some(similar) => {
             format!("{argument}: is not an option of {path}; did you mean --{}?", similar.replace('_', "-"))

@@ -179,7 +179,7 @@ impl RunProcess {
             0 => {
                 // Also restores an earlier run if the process that was replacing it was killed. The run itself does
                 // the same later.
-                let _lock = output::lock(&options.out)?;
+                let _lock = output::lock_output_folder(&options.out)?;
                 let start = output::find_run_start(options)?;
                 let path = start.checkpoint().map(|path| path.canonicalize().unwrap_or(path.to_path_buf()));
                 Some(path.map(|path| path.display().to_string()).unwrap_or_default().into_bytes())
@@ -336,7 +336,7 @@ fn refuse_shared_gpu(gpus: &[Vec<u8>]) -> Result<()> {
 
 /// Returns true if an error says that another rank has failed.
 pub fn is_error_of_another_rank(e: &anyhow::Error) -> bool {
-    let of_engine = |e: &EngineError| e.is_of_another_rank();
+    let of_engine = |e: &EngineError| e.is_rank_exchange_failure();
     let of_training = |e: &TrainError| match e {
         TrainError::Ranks(_) => true,
         TrainError::Engine(e) => of_engine(e),

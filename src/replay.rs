@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use reel_runs::folder::output as output_folder;
 use reel_runs::replay::{self, ReplayReport, ReplayStart};
-use reel_runs::run::difference_in_bits;
+use reel_runs::run::device_change_warning;
 use reel_runs::{grpo, sft};
 use reel_train::RunSetup;
 use reel_train::file_names::ROLLOUTS_FOLDER;
@@ -104,7 +104,7 @@ impl ReplayArgs {
         };
         let run = output_folder::read_run_json(out)?;
         resolved.with_setup(None, |setup| {
-            if let Some(warning) = difference_in_bits(&run, setup.device).filter(|_| !common.quiet && !common.json) {
+            if let Some(warning) = device_change_warning(&run, setup.device).filter(|_| !common.quiet && !common.json) {
                 reel_diagnostic::note!("warning: {}: {warning}", file.display());
             }
             Ok(redo(setup)?)

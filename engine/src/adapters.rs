@@ -10,18 +10,18 @@ use reel_runtime::Cx;
 
 use crate::error::Result;
 
-/// A loaded adapter. An id is never used again, so the prefix cache does not mix up two adapters.
+/// The id of a loaded adapter. An id is never used again, so the prefix cache does not mix up two adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AdapterId(pub(crate) u64);
 
 impl AdapterId {
-    /// The number of the id. Engines that load the same adapters in the same order give them the same numbers.
-    pub fn number(self) -> u64 {
+    /// Returns the id as a number. Engines that load the same adapters in the same order give them the same numbers.
+    pub fn as_u64(self) -> u64 {
         self.0
     }
 
-    /// The id with a number that [`AdapterId::number`] has returned.
-    pub fn from_number(number: u64) -> AdapterId {
+    /// Makes the id from a number that [`AdapterId::as_u64`] has returned.
+    pub fn from_u64(number: u64) -> AdapterId {
         AdapterId(number)
     }
 }
@@ -29,13 +29,13 @@ impl AdapterId {
 #[derive(Clone, Debug)]
 struct LoadedAdapter {
     id: AdapterId,
-    /// The engine's model with this adapter.
+    /// The engine's base model with this adapter attached.
     model: Arc<Qwen25Vl>,
     /// Whether new requests can name the adapter. An unavailable adapter stays loaded until no sequence uses it.
     is_available: bool,
 }
 
-/// The adapters of a run, in the order of their numbers in decode steps.
+/// The adapters that are loaded in an engine. Their index here is their number in decode steps.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Adapters {
     loaded: Vec<LoadedAdapter>,
@@ -59,8 +59,8 @@ impl Adapters {
         id.and_then(position).map_or(-1, |number| number as i32)
     }
 
-    /// Returns these adapters and a new one, whose model is `model`, and the new adapter's id. Adapters that are
-    /// neither available nor in use are left out.
+    /// Returns a new list that also has an adapter whose model is `model`, and the new adapter's id. Adapters that
+    /// are neither available nor in use are left out of the list.
     pub(crate) fn with_new_adapter(&self, model: Qwen25Vl, in_use: &BTreeSet<AdapterId>) -> (Adapters, AdapterId) {
         let mut adapters = self.without_unused(in_use);
         adapters.last_id += 1;
@@ -70,13 +70,13 @@ impl Adapters {
     }
 
     /// Makes an adapter unavailable for new requests.
-    pub(crate) fn retire(&mut self, id: AdapterId) {
+    pub(crate) fn make_unavailable(&mut self, id: AdapterId) {
         for adapter in self.loaded.iter_mut().filter(|adapter| adapter.id == id) {
             adapter.is_available = false;
         }
     }
 
-    /// The adapters that are available or in use.
+    /// Returns the list without the adapters that are neither available nor in use.
     pub(crate) fn without_unused(&self, in_use: &BTreeSet<AdapterId>) -> Adapters {
         let mut adapters = self.clone();
         adapters.loaded.retain(|adapter| adapter.is_available || in_use.contains(&adapter.id));
@@ -87,7 +87,7 @@ impl Adapters {
         self.loaded.len()
     }
 
-    /// Returns these adapters attached to `base`, a model with other weights of the same architecture.
+    /// Returns the same adapters attached to `base`, a model with other weights of the same architecture.
     pub(crate) fn attached_to(&self, base: &Qwen25Vl) -> Adapters {
         let mut adapters = self.clone();
         for adapter in &mut adapters.loaded {
@@ -96,7 +96,8 @@ impl Adapters {
         adapters
     }
 
-    /// The decoder for decode steps, with all adapters; without adapters, the decoder of `base`.
+    /// Returns the decoder for decode steps, with all adapters attached. Without adapters, this is the decoder of
+    /// `base`.
     pub(crate) fn decoder(&self, base: &Qwen25Vl, cx: &Cx) -> Result<TextDecoder> {
         let models: Vec<&Qwen25Vl> = self.loaded.iter().map(|adapter| &*adapter.model).collect();
         match models[..] {

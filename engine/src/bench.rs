@@ -28,12 +28,12 @@ fn arbitrary_prompt(tokens: usize) -> (Vec<TokenId>, Vec<i64>) {
     ((0..tokens as u32).map(|i| (i * 37) % 97).collect(), (0..tokens as i64).collect())
 }
 
-/// Block tables of `sequences` sequences with `blocks` blocks each. No two sequences share a block.
+/// Returns the block tables of `sequences` sequences with `blocks` KV blocks each. No two sequences share a block.
 fn block_tables(sequences: usize, blocks: usize) -> Vec<Vec<i32>> {
     (0..sequences).map(|i| ((i * blocks) as i32..((i + 1) * blocks) as i32).collect()).collect()
 }
 
-/// A video of arbitrary pixels.
+/// The size of a benchmark video, which has arbitrary pixels.
 #[derive(Clone, Copy, Debug)]
 pub struct VideoShape {
     /// Number of frames.
@@ -71,7 +71,7 @@ impl BenchPrompt {
             grids: Vec::new(),
         };
         let Some(VideoShape { frames, height, width }) = video else { return Ok(prompt) };
-        // The time does not depend on the pixel values, so arbitrary values are used.
+        // The time of a forward pass does not depend on the pixel values, so arbitrary values are used.
         let data = (0..frames * height * width * 3).map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3]);
         let video = FrameBuf { data: data.collect(), frames, height, width };
         let grid = prompt.frames.grid_thw(&video)?;
@@ -129,8 +129,9 @@ pub fn time_prefill(model: &Qwen25Vl, cx: &Cx, prompt: &BenchPrompt, batch: usiz
 }
 
 /// Times `rounds` decode steps over `batch` sequences, which have `context` tokens at first. As in the engine, a step
-/// is a captured graph, and an asynchronous device enqueues it before the host has read the tokens of the step
-/// before. Returns the seconds of each step. Two steps of warm-up are neither timed nor part of the device's profile.
+/// is a captured graph, and on an asynchronous device the host enqueues a step before it has read the tokens of the
+/// previous step. Returns the seconds of each step. Two warm-up steps are neither timed nor part of the device's
+/// profile.
 pub fn time_decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, rounds: usize) -> Result<Vec<f64>> {
     let (device, limit) = (cx.device(), context + WARM_UP_STEPS + rounds + 1);
     let blocks = BlockAllocator::blocks_for_tokens(limit);

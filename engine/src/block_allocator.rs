@@ -26,24 +26,25 @@ struct BlockState {
     references: u32,
     /// The hash by which the block is found; `None` if the block is not full or another block has the same content.
     hash: Option<BlockHash>,
-    /// The block's key in `BlockAllocator::cached`, while the block is cached.
+    /// The block's key in the map `BlockAllocator::cached`, while the block is cached.
     released_at: u64,
 }
 
-/// The blocks of a KV cache.
+/// Allocates the blocks of a KV cache.
 #[derive(Debug)]
 pub(crate) struct BlockAllocator {
-    /// Blocks without content; the last one is allocated next.
+    /// Blocks without content. The last element is allocated next.
     free: Vec<i32>,
     states: Vec<BlockState>,
     by_hash: HashMap<BlockHash, i32>,
-    /// Blocks that no sequence holds but that have a hash, by the time of their release.
+    /// Blocks that no sequence holds but that the prefix cache can find by their hash. The key is the time of their
+    /// release.
     cached: BTreeMap<u64, i32>,
     clock: u64,
 }
 
 impl BlockAllocator {
-    /// An allocator of `blocks` free blocks.
+    /// Creates an allocator of `blocks` free blocks.
     pub(crate) fn new(blocks: usize) -> BlockAllocator {
         BlockAllocator {
             free: (0..blocks as i32).rev().collect(),
@@ -59,7 +60,8 @@ impl BlockAllocator {
         tokens.div_ceil(KvPages::BLOCK_TOKENS)
     }
 
-    /// The number of blocks that sequences with one prompt need together, if each gets blocks for `max_tokens` tokens.
+    /// The number of blocks that `sequences` completions of one prompt need together, if each sequence gets blocks
+    /// for `max_tokens` tokens.
     pub(crate) fn blocks_for_group(sequences: usize, prompt_tokens: usize, max_tokens: usize) -> usize {
         let shared = prompt_tokens / KvPages::BLOCK_TOKENS;
         if sequences == 0 { 0 } else { shared + sequences * (BlockAllocator::blocks_for_tokens(max_tokens) - shared) }
@@ -71,12 +73,12 @@ impl BlockAllocator {
     }
 
     /// The number of blocks that [`Self::allocate`] can give: free and cached ones.
-    pub(crate) fn available_blocks(&self) -> usize {
+    pub(crate) fn available_block_count(&self) -> usize {
         self.free.len() + self.cached.len()
     }
 
-    /// Of the blocks that [`Self::find_and_reference`] would return for this chain of hashes: the number of cached
-    /// (unused) blocks, and the number of all blocks.
+    /// Looks up this chain of hashes without taking references. Returns the number of matching blocks that no
+    /// sequence uses, and the number of all matching blocks.
     pub(crate) fn matching_block_counts(&self, hashes: &[BlockHash]) -> (usize, usize) {
         let found = hashes.iter().map_while(|hash| self.by_hash.get(hash));
         let (mut unused, mut all) = (0, 0);
@@ -87,14 +89,14 @@ impl BlockAllocator {
         (unused, all)
     }
 
-    /// Finds the blocks of the longest known prefix of a chain of hashes, and takes a reference to each.
+    /// Finds the blocks of the longest registered prefix of a chain of hashes, and adds a reference to each block.
     pub(crate) fn find_and_reference(&mut self, hashes: &[BlockHash]) -> Vec<i32> {
         let found: Vec<i32> = hashes.iter().map_while(|hash| self.by_hash.get(hash).copied()).collect();
         self.add_references(&found);
         found
     }
 
-    /// Takes a further reference to each of the blocks.
+    /// Adds one reference to each of the blocks.
     pub(crate) fn add_references(&mut self, blocks: &[i32]) {
         for &block in blocks {
             let state = &mut self.states[block as usize];
@@ -108,7 +110,7 @@ impl BlockAllocator {
     /// Allocates `count` blocks with one reference each; `None` if fewer are available. If no free block is left,
     /// cached blocks are evicted from the prefix cache, the least recently used ones first.
     pub(crate) fn allocate(&mut self, count: usize) -> Option<Vec<i32>> {
-        if self.available_blocks() < count {
+        if self.available_block_count() < count {
             return None;
         }
         let blocks: Vec<i32> = (0..count).filter_map(|_| self.free.pop().or_else(|| self.evict())).collect();
@@ -136,7 +138,7 @@ impl BlockAllocator {
     }
 
     /// Releases the blocks of a sequence and empties its block table. The last blocks of the table will be evicted
-    /// first, because the blocks before them can be found without them.
+    /// first, because the first blocks are useful without the last ones, but not the reverse.
     pub(crate) fn release(&mut self, table: &mut Vec<i32>) {
         for block in table.drain(..).rev() {
             let state = &mut self.states[block as usize];
@@ -172,7 +174,7 @@ mod tests {
     use super::*;
 
     fn hash(n: u8) -> BlockHash {
-        BlockHash::of_bytes(&[n])
+        BlockHash::hash_of_bytes(&[n])
     }
 
     #[test]
@@ -195,18 +197,19 @@ mod tests {
         let mut table = blocks.allocate(3).unwrap();
         blocks.register_hashes(&table, &chain);
         blocks.release(&mut table);
-        assert_eq!((blocks.available_blocks(), blocks.matching_block_counts(&chain)), (4, (3, 3)));
+        assert_eq!((blocks.available_block_count(), blocks.matching_block_counts(&chain)), (4, (3, 3)));
         // The free block is allocated first, then the last block of the chain is evicted.
         assert_eq!(blocks.allocate(2), Some(vec![3, 2]));
         assert_eq!(blocks.find_and_reference(&chain), vec![0, 1]);
-        assert_eq!(blocks.available_blocks(), 0);
+        assert_eq!(blocks.available_block_count(), 0);
         blocks.clear_prefix_cache();
         assert_eq!(blocks.find_and_reference(&chain), Vec::<i32>::new());
     }
 
     #[derive(Clone, Debug)]
     enum Action {
-        /// Start a sequence whose first blocks have these contents (0 or 1), with this number of further blocks.
+        /// Starts a sequence. Its first blocks have these contents (0 or 1), and it has this number of further
+        /// blocks.
         Start(Vec<u8>, usize),
         /// End the running sequence with this index, modulo the number of running sequences.
         End(usize),
@@ -222,21 +225,22 @@ mod tests {
     }
 
     proptest! {
-        /// No block is lost. Two sequences share a block only if their contents up to its end are equal. A block that
-        /// is found by a hash holds the content that was registered under this hash.
+        /// Checks that no block is lost, that two sequences share a block only if their contents up to its end are
+        /// equal, and that a block found by a hash holds the content registered under this hash.
         #[test]
         fn every_block_is_free_cached_or_in_use(actions in prop::collection::vec(action(), 1..60), count in 1usize..12) {
             let mut blocks = BlockAllocator::new(count);
             let mut running: Vec<(Vec<i32>, usize)> = Vec::new();
-            // The content that the memory of each block holds: the chain up to the end of the block.
+            // The content that the memory of each block holds: the contents of a sequence's blocks up to and
+            // including this block.
             let mut content: Vec<Option<Vec<u8>>> = vec![None; count];
             for action in actions {
                 match action {
                     Action::Start(chain, more) => {
                         let hashes: Vec<BlockHash> =
-                            (1..=chain.len()).map(|n| BlockHash::of_bytes(&chain[..n])).collect();
+                            (1..=chain.len()).map(|n| BlockHash::hash_of_bytes(&chain[..n])).collect();
                         let (unused, found) = blocks.matching_block_counts(&hashes);
-                        if blocks.available_blocks() - unused < chain.len() - found + more {
+                        if blocks.available_block_count() - unused < chain.len() - found + more {
                             continue;
                         }
                         let mut table = blocks.find_and_reference(&hashes);
@@ -260,7 +264,7 @@ mod tests {
                     Action::ForgetAll => blocks.clear_prefix_cache(),
                 }
                 let used: BTreeSet<i32> = running.iter().flat_map(|(table, _)| table).copied().collect();
-                prop_assert_eq!(blocks.available_blocks(), count - used.len());
+                prop_assert_eq!(blocks.available_block_count(), count - used.len());
             }
         }
     }

@@ -21,16 +21,16 @@ pub(crate) struct BlockHash([u8; 32]);
 
 impl BlockHash {
     #[cfg(test)]
-    pub(crate) fn of_bytes(bytes: &[u8]) -> BlockHash {
+    pub(crate) fn hash_of_bytes(bytes: &[u8]) -> BlockHash {
         BlockHash(Sha256::digest(bytes).into())
     }
 }
 
-/// The tokens of a sequence: its prompt, then what was generated.
+/// The tokens of a sequence: the prompt's tokens, then the generated tokens.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SequenceTokens<'a> {
     pub(crate) prompt: &'a PromptTokens,
-    /// The ids of all tokens: of the prompt, then the generated ones.
+    /// The ids of all tokens: first those of the prompt, then the generated ones.
     pub(crate) ids: &'a [i32],
     /// The offset from a generated token's index to its position, on each axis.
     pub(crate) rope_delta: i64,
@@ -45,7 +45,8 @@ impl SequenceTokens<'_> {
         self.prompt.positions[axis].get(index).copied().unwrap_or_else(generated)
     }
 
-    /// Extends `hashes`, which has the hashes of the first blocks, to all blocks that the first `tokens` tokens fill.
+    /// Extends `hashes`, which has the hashes of a sequence's first blocks, to all blocks that the first `tokens`
+    /// tokens fill.
     pub(crate) fn extend_block_hashes(&self, hashes: &mut Vec<BlockHash>, tokens: usize) {
         const N: usize = KvPages::BLOCK_TOKENS;
         for block in hashes.len()..tokens / N {
@@ -103,7 +104,8 @@ mod tests {
     }
 
     proptest! {
-        /// A change of one token changes the hashes of its block and of all later blocks, but of no earlier block.
+        /// Checks that a change of one token changes the hashes of its block and of all later blocks, but of no
+        /// earlier block.
         #[test]
         fn a_change_reaches_all_later_blocks(at in 0usize..256, kind in 0usize..4) {
             let before = prompt(256);

@@ -18,9 +18,9 @@ pub(crate) struct ChunkRowPairs {
 }
 
 impl ChunkRowPairs {
-    /// Adds a chunk: the tokens `range` of a job, which are the tokens from index `at` on of the pass. If the hidden
-    /// state of the chunk's last token is needed, `needed` is its row among the needed hidden states. A job of a
-    /// preempted sequence is skipped, because its outputs were stored before the preemption.
+    /// Adds a chunk: the tokens `range` of a prefill job. In the forward pass, the chunk begins at token `at`. If the
+    /// hidden state of the chunk's last token is needed, `needed` is its row among the needed hidden states. A job of
+    /// a preempted sequence is skipped, because its outputs were stored before the preemption.
     pub(crate) fn add_chunk(
         &mut self,
         (job, sequence): (&PrefillJob, &SequenceState),
@@ -43,7 +43,8 @@ impl ChunkRowPairs {
         }
     }
 
-    /// Copies the pairs to the device: for all tokens, and for the tokens whose hidden states are needed.
+    /// Copies the row pairs to the device: one list for all tokens, and one for the tokens whose hidden states are
+    /// needed.
     pub(crate) fn copy_to_device(&self, device: &Device) -> Result<[RowDestinations; 2]> {
         Ok([RowDestinations::from_pairs(device, &self.tokens)?, RowDestinations::from_pairs(device, &self.needed)?])
     }

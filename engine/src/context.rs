@@ -16,8 +16,8 @@ pub(crate) struct EngineContext<'a> {
     /// A clone of the caller's model, which shares its weights until they are replaced by
     /// [`ContinuousBatch::replace_weights`](crate::ContinuousBatch::replace_weights).
     pub(crate) model: Mutex<Arc<Qwen25Vl>>,
-    /// The model with packed copies of weights that are trained, from the first call of
-    /// [`Engine::generate`](crate::Engine::generate) to [`EngineContext::release_memory`].
+    /// The model with packed copies of the weights that are trained. The copies exist from the first call of
+    /// [`Engine::generate`](crate::Engine::generate) until [`EngineContext::release_memory`].
     pub(crate) packed_model: Mutex<Option<Arc<Qwen25Vl>>>,
     pub(crate) cx: Cx,
     pub(crate) suppressed: Tensor, // i32 [n]: ids that are never sampled
@@ -44,24 +44,27 @@ impl EngineContext<'_> {
         packed.unwrap_or_else(|| lock(&self.model).clone())
     }
 
-    /// Replaces the weights for all later steps, and empties the model's cache of vision tokens. The memory that
-    /// [`Engine::generate`](crate::Engine::generate) keeps is freed, because its steps have the old weights.
+    /// Replaces the weights for all later steps, and empties the model's cache of vision tokens. Frees the memory
+    /// that [`Engine::generate`](crate::Engine::generate) keeps, because its captured graphs use the old weights.
     pub(crate) fn set_model(&self, model: Qwen25Vl) {
         self.release_memory();
         model.features.iter().for_each(|features| features.clear());
         *lock(&self.model) = Arc::new(model);
     }
 
-    /// KV cache, slots and captured graphs that the last call has left.
+    /// Returns the KV cache, slots and captured graphs that the last call has left.
     pub(crate) fn cached_batch(&self) -> MutexGuard<'_, Option<RunningBatch>> {
         lock(&self.batch)
     }
 
-    /// Returns an empty running batch of at least the capacity `needed`: `earlier` if it is large enough, else a new
-    /// one.
-    pub(crate) fn batch_for(&self, needed: BatchCapacity, earlier: Option<RunningBatch>) -> Result<RunningBatch> {
+    /// Returns an empty running batch with at least the capacity `needed`. Reuses `earlier` if it is large enough.
+    pub(crate) fn reuse_or_create_batch(
+        &self,
+        needed: BatchCapacity,
+        earlier: Option<RunningBatch>,
+    ) -> Result<RunningBatch> {
         let batch = match earlier {
-            Some(batch) if batch.covers(&needed) => batch,
+            Some(batch) if batch.has_capacity_for(&needed) => batch,
             earlier => {
                 // Frees the earlier batch before the new one is allocated.
                 drop(earlier);
@@ -79,7 +82,7 @@ impl EngineContext<'_> {
 
     /// Whether one forward pass may compute several prompts. On a GPU the bits of a matrix product depend on its number
     /// of rows, so the results of a prompt would depend on the other prompts of the pass.
-    pub(crate) fn packs_prompts(&self) -> bool {
+    pub(crate) fn can_pack_prompts(&self) -> bool {
         self.cx.device().capabilities().batch_invariant_products
     }
 

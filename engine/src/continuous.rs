@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::request::{GenerationRequest, StepOutput, TokenEvent};
 use crate::run::EngineLoop;
 use crate::running_batch::BatchCapacity;
-use crate::scheduler::RunOptions;
+use crate::scheduler::SchedulerOptions;
 use crate::stats::EngineStats;
 
 /// Generates completions of requests that arrive one after the other. Made by
@@ -43,13 +43,13 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
         let affordable = usize::try_from(max_kv_bytes / context.kv_block_bytes().max(1)).unwrap_or(usize::MAX);
         let blocks = slots.saturating_mul(longest).min(affordable).max(1);
         let capacity = BatchCapacity { slots, blocks_per_slot: 1, blocks };
-        let options = RunOptions {
+        let options = SchedulerOptions {
             max_slots: slots,
             fixed_batch_size: context.cx.device().capabilities().fixed_decode_batch,
             prefix_cache: true,
             prefill_tokens_per_step: context.chunk_tokens,
         };
-        Ok(ContinuousBatch { run: EngineLoop::new(context, context.batch_for(capacity, None)?, options) })
+        Ok(ContinuousBatch { run: EngineLoop::new(context, context.reuse_or_create_batch(capacity, None)?, options) })
     }
 
     /// Starts a thread that makes the operating system provide the physical memory of all KV blocks, if that much
@@ -72,7 +72,7 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
 
     /// Whether a completion that is added now would find a free decode slot.
     pub fn has_free_slot(&self) -> bool {
-        self.run.scheduler().unfinished_sequences() < self.run.scheduler().slot_count()
+        self.run.scheduler().unfinished_sequence_count() < self.run.scheduler().slot_count()
     }
 
     /// The state of the batch and its counters, for metrics.
@@ -112,7 +112,7 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
         Qwen25Vl::clone(&self.run.model())
     }
 
-    /// Loads a LoRA adapter: requests can name it from now on. `model` is the engine's model with the adapter
+    /// Loads a LoRA adapter, which later requests can name. `model` is the engine's model with the adapter
     /// ([`Qwen25Vl::with_adapter`]). Running requests continue, and the bits of their results do not change.
     ///
     /// # Errors
@@ -122,8 +122,8 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
     }
 
     /// Unloads an adapter: new requests cannot name it, running requests continue with it. The adapter's memory is
-    /// freed now if no request uses it; otherwise when an adapter is loaded or unloaded after its last request has
-    /// ended.
+    /// freed now if no request uses it. Otherwise it is freed at the first load or unload of any adapter after the
+    /// last request with this adapter has ended.
     ///
     /// # Errors
     /// A device error.

@@ -1,5 +1,4 @@
-//! The engine: computes prompts, and generates all completions together; each decode step adds one token to each
-//! running sequence.
+//! The engine computes prompts and generates completions. Each decode step adds one token to each running sequence.
 //!
 //! ```text
 //! generate(requests):
@@ -25,7 +24,7 @@ use crate::error::Result;
 use crate::request::{Completion, GenerationRequest, GenerationTiming, StepOutput, TokenEvent};
 use crate::run::EngineLoop;
 use crate::running_batch::{BatchCapacity, RunningBatch};
-use crate::scheduler::RunOptions;
+use crate::scheduler::SchedulerOptions;
 
 /// The default of [`Engine::max_slots`].
 const MAX_SLOTS: usize = 256;
@@ -59,7 +58,7 @@ impl<'a> Engine<'a> {
             max_slots: MAX_SLOTS,
             lookahead: usize::from(cx.device().capabilities().async_launches),
             chunk_tokens: cx.device().capabilities().prefill_chunk_tokens,
-            // A captured step cannot wait for other processes.
+            // The model's processes exchange data in each step. A captured graph cannot wait for other processes.
             capture: !model.text.is_tensor_parallel(),
             batch: Mutex::default(),
         };
@@ -80,9 +79,10 @@ impl<'a> Engine<'a> {
         self
     }
 
-    /// Sets the maximum number of tokens of prompts that one forward pass computes. 0 counts as 1. The default is 512,
-    /// on a GPU 4096. In a continuous batch it is also the maximum between two decode steps; on a GPU the last chunk of
-    /// a step may exceed it. On device `cpu` the generated completions do not depend on this number.
+    /// Sets the maximum number of tokens of prompts that one forward pass computes. 0 counts as 1. The default is
+    /// 4096 on a GPU, else 512. In a continuous batch it is also the maximum number of prompt tokens between two
+    /// decode steps; on a GPU the last chunk of a step may exceed it. On device `cpu` the generated completions do
+    /// not depend on this number.
     pub fn chunk_tokens(mut self, tokens: usize) -> Engine<'a> {
         self.context.chunk_tokens = tokens.max(1);
         self
@@ -150,15 +150,17 @@ impl<'a> Engine<'a> {
         let mut cached = self.context.cached_batch();
         self.pack_trained_weights()?;
         let needed = requests.iter().fold(BatchCapacity::default(), |sum, request| sum.with_request(request));
-        let mut batch = self.context.batch_for(needed.with_max_slots(self.context.max_slots), cached.take())?;
+        let mut batch =
+            self.context.reuse_or_create_batch(needed.with_max_slots(self.context.max_slots), cached.take())?;
         batch.set_product_storage(products)?;
-        let options = RunOptions {
+        let options = SchedulerOptions {
             max_slots: self.context.max_slots,
             fixed_batch_size: false,
-            // The prompts of one call rarely begin with the same tokens, and plans of memory and time count each prompt
-            // in full.
+            // The prompts of one call rarely begin with the same tokens. Also, `reel plan` counts each prompt's
+            // memory and time in full.
             prefix_cache: false,
-            // All prompts are computed first: decode steps with few sequences in between would take longer in total.
+            // All prompts are computed before the first decode step, because decode steps with few sequences would
+            // take longer in total.
             prefill_tokens_per_step: usize::MAX,
         };
         let mut run = EngineLoop::new(&self.context, batch, options);
@@ -193,8 +195,8 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// Whether copies of weights take at most half of the free memory, so that a KV cache has room beside them. Device
-/// `dry`, which plans memory, has no limit.
+/// Whether copies of weights of `bytes` bytes take at most half of the free memory, so that a KV cache fits beside
+/// them. Device `dry`, which only plans memory, has no limit.
 fn has_room(bytes: u64, free: Option<u64>) -> bool {
     free.is_none_or(|free| bytes <= free / 2)
 }

@@ -31,7 +31,7 @@ pub enum EngineError {
     /// The logits of a prompt's tokens are NaN.
     #[error("logits: not a number within the prompt; the weights are damaged, or the dtype overflows: try --dtype f32")]
     NotANumberInPrompt,
-    /// The deadline of a request is over.
+    /// A request was not finished by its deadline.
     #[error("request: reached its time limit before it was complete; give it more time, or ask for fewer tokens")]
     DeadlineExceeded,
     /// The caller's interrupt flag was set.
@@ -39,8 +39,8 @@ pub enum EngineError {
     Interrupted,
 }
 
-/// The location of an error about a request that does not fit into the KV cache.
-pub(crate) const KV_CACHE: &str = "KV cache";
+/// The location that is named in an error about a request that does not fit into the KV cache.
+pub(crate) const KV_CACHE_LOCATION: &str = "KV cache";
 
 impl From<InputError> for EngineError {
     fn from(e: InputError) -> Self {
@@ -51,11 +51,11 @@ impl From<InputError> for EngineError {
 impl EngineError {
     /// Whether a request has more tokens than the KV cache holds.
     pub fn is_too_long(&self) -> bool {
-        matches!(self, Self::Request(diagnostic) if diagnostic.location == KV_CACHE)
+        matches!(self, Self::Request(diagnostic) if diagnostic.location == KV_CACHE_LOCATION)
     }
 
-    /// Whether all processes that compute a divided model get this error for the same request, so that each of them can
-    /// drop the request and go on.
+    /// Whether all processes of a tensor-parallel model get this error for the same request, so that each of them can
+    /// drop the request and continue.
     pub(crate) fn is_same_on_all_ranks(&self) -> bool {
         let is_of_input = |e: &ModelError| matches!(e, ModelError::Input(_));
         match self {
@@ -65,8 +65,8 @@ impl EngineError {
         }
     }
 
-    /// Whether an exchange with the other processes that compute the model has failed.
-    pub fn is_of_another_rank(&self) -> bool {
+    /// Whether an exchange with the other processes of a tensor-parallel model has failed.
+    pub fn is_rank_exchange_failure(&self) -> bool {
         matches!(self, Self::Model(ModelError::Rank(_)))
     }
 
@@ -83,5 +83,5 @@ impl From<DeviceError> for EngineError {
     }
 }
 
-/// Result of this crate.
+/// The result of a function of this crate.
 pub type Result<T> = std::result::Result<T, EngineError>;

@@ -34,7 +34,7 @@ impl std::fmt::Debug for GrammarCompiler {
 }
 
 impl GrammarCompiler {
-    /// A compiler for a model. It sorts the vocabulary, which takes some tens of milliseconds for 150 000 tokens.
+    /// Creates a compiler for a model. Sorting the vocabulary takes some tens of milliseconds for 150 000 tokens.
     ///
     /// # Errors
     /// The model has no end token, so no grammar could end.
@@ -92,8 +92,8 @@ impl GrammarCompiler {
 }
 
 impl GrammarCompiler {
-    /// The error for tools whose grammar cannot be compiled. It names the first function whose parameter schema is at
-    /// fault.
+    /// The error for tools whose grammar cannot be compiled. It names the first function with an invalid parameter
+    /// schema.
     fn wrong_tool(&self, calls: &ToolCallGrammar, e: &str) -> EngineError {
         let error_of = |(name, schema): &(String, Value)| {
             let grammar = TopLevelGrammar::from_json_schema(schema.clone());
@@ -120,7 +120,7 @@ impl std::fmt::Debug for Grammar {
 }
 
 impl Clone for Grammar {
-    /// A copy whose parser advances independently.
+    /// Copies the grammar with its state. The parser of the copy advances independently.
     fn clone(&self) -> Grammar {
         Grammar {
             matcher: self.matcher.deep_clone(),
@@ -167,7 +167,8 @@ impl Grammar {
         self.allowed.clear();
         self.allowed.extend_from_slice(&mask.as_slice()[..self.mask_words.min(mask.as_slice().len())]);
         self.allowed.resize(self.mask_words, 0);
-        // `llguidance` knows one end token. Where it allows this token, all end tokens of the model are allowed.
+        // `llguidance` knows only the model's first end token. Where the grammar allows this token, all end tokens of
+        // the model are allowed.
         if self.end_token_ids.first().is_some_and(|&id| self.allows(id)) {
             for &id in self.end_token_ids.iter() {
                 self.allowed[id as usize / 32] |= 1 << (id % 32);
@@ -177,7 +178,7 @@ impl Grammar {
     }
 }
 
-/// Returns the schema with the option of `llguidance` that allows no extra white space between the parts of a value,
+/// Returns the schema with the option of `llguidance` that forbids extra white space between the parts of a value,
 /// because small models would generate white space without end. A schema that sets `x-guidance` itself keeps its
 /// options.
 fn without_spaces(schema: &Value) -> Value {
@@ -192,7 +193,7 @@ fn refused(what: String, help: &str) -> EngineError {
     EngineError::Request(Diagnostic::new("grammar", what, help))
 }
 
-/// The error of a grammar whose next tokens cannot be computed.
+/// The error of a grammar for which `llguidance` cannot compute the allowed next tokens.
 fn stopped(text: &str) -> EngineError {
     match one_line(text) {
         // The names by which `llguidance` reports a state in which no token is allowed.

@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-/// The rows that belong to one request.
+/// The rows of [`StoredOutputs`](reel_model::text::products::StoredOutputs) that belong to one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredRequestRows {
     first: usize,
@@ -20,22 +20,23 @@ pub struct StoredRequestRows {
 }
 
 impl StoredRequestRows {
-    /// The rows from `first` on, for a prompt of `prompt_tokens` tokens and completions of at most `max_new_tokens`.
+    /// Creates the rows from `first` on, for a prompt of `prompt_tokens` tokens and completions of at most
+    /// `max_new_tokens` tokens.
     pub fn new(first: usize, prompt_tokens: usize, max_new_tokens: usize) -> StoredRequestRows {
         StoredRequestRows { first, prompt_tokens, max_new_tokens }
     }
 
-    /// The row after the rows of the first `completions` completions.
+    /// The index of the row after the rows of the first `completions` completions.
     pub fn end_row(&self, completions: usize) -> usize {
         self.prompt_rows().end + completions * self.max_new_tokens
     }
 
-    /// The rows of the prompt without its last token.
+    /// The rows of the prompt's tokens, without its last token.
     pub fn prompt_rows(&self) -> Range<usize> {
         self.first..self.first + self.prompt_tokens.saturating_sub(1)
     }
 
-    /// The rows of the tokens that predict the tokens of completion `index`, if it has `tokens` tokens.
+    /// The rows of the tokens that predict the tokens of completion `index`, which has `tokens` tokens.
     pub fn completion_rows(&self, index: usize, tokens: usize) -> Range<usize> {
         let first = self.end_row(index);
         first..first + tokens.min(self.max_new_tokens)

@@ -1,10 +1,10 @@
-//! Generates completions for prompts. Rollouts, evaluation and the command line use this one engine.
+//! Generates completions for prompts. Rollouts, evaluation and the command line use the same engine.
 //!
-//! Requests go in, completions come out: [`Engine::generate`] for requests that are all known, or
-//! [`Engine::continuous_batch`] for requests that arrive over time. The loop `schedule → run → postprocess` is in
-//! `run.rs`. The scheduler (`scheduler.rs`) decides which prompts are computed, and which sequence holds which decode
-//! slot and KV blocks (`block_allocator.rs`, with the prefix cache); `prefill.rs` computes chunks of prompts; the
-//! running batch (`running_batch.rs`) holds what the device needs for a decode step.
+//! Requests go in, completions come out: use [`Engine::generate`] if all requests are known, or
+//! [`Engine::continuous_batch`] if requests arrive over time. The loop `schedule → run → postprocess` is in `run.rs`.
+//! The scheduler (`scheduler.rs`) decides which prompts are computed, and which sequence holds which decode slot and
+//! KV blocks (`block_allocator.rs`, with the prefix cache). `prefill.rs` computes chunks of prompts. The running
+//! batch (`running_batch.rs`) holds what the device needs for a decode step.
 
 mod adapters;
 pub mod bench;
@@ -44,4 +44,4 @@ pub use request::{
 pub use sampler::SamplingParams;
 pub use stats::EngineStats;
 pub use stop::{Detokenizer, StopCondition};
-pub use token_text::{CompletionStream, TokenText, completion_text};
+pub use token_text::{CompletionStream, TokenDecoder, completion_text};

@@ -1,8 +1,8 @@
 //! Prefill: the forward pass over a prompt, which fills its KV blocks and gives the logits of the first token.
 //!
-//! A prompt is computed in chunks, one or more per step, so that running sequences go on decoding meanwhile. Tokens
-//! whose blocks are in the prefix cache are skipped. A preempted sequence is resumed in the same way: its prompt and
-//! all its generated tokens but the last are computed again.
+//! A prompt is computed in chunks, one or more per step, so that running sequences continue to decode between the
+//! chunks. Tokens whose blocks are in the prefix cache are skipped. A preempted sequence is resumed in the same way:
+//! its prompt and all its generated tokens except the last are computed again.
 
 use std::ops::Range;
 
@@ -26,13 +26,13 @@ pub(crate) struct PrefillJob {
     /// The scheduler's keys of the sequences that continue from these tokens: all completions of a new request, or one
     /// sequence after a preemption.
     pub(crate) keys: Vec<usize>,
-    /// The number of tokens.
+    /// The number of tokens of the job.
     pub(crate) tokens: usize,
     /// The number of tokens that are computed or were found in the prefix cache.
     pub(crate) computed: usize,
     /// The KV blocks of the tokens; `None` until blocks are allocated for the job.
     pub(crate) block_table: Option<Vec<i32>>,
-    /// The hashes of the full blocks.
+    /// The hashes of the full blocks of the job's tokens.
     pub(crate) hashes: Vec<BlockHash>,
     /// The vision tokens of the prompt; `None` before the first chunk that needs them.
     pub(crate) vision: Option<Tensor>,
@@ -67,25 +67,25 @@ impl PrefillJob {
     }
 }
 
-/// The rows (tokens) of a forward pass over several chunks whose hidden states are needed.
+/// Selects the tokens of a forward pass over several chunks whose hidden states are needed.
 #[derive(Debug, Default)]
-pub(crate) struct NeededRows {
-    /// Indices into the tokens of all chunks, one chunk after the other.
+pub(crate) struct NeededHiddenStates {
+    /// Indices of the needed tokens. Tokens are counted over all chunks, one chunk after the other.
     pub(crate) rows: Vec<usize>,
-    /// The range of `rows` that belongs to each chunk; may be empty.
+    /// For each chunk, the range of `rows` with its needed tokens; may be empty.
     pub(crate) of_chunks: Vec<Range<usize>>,
     /// The total number of tokens of all chunks.
     tokens: usize,
 }
 
-impl NeededRows {
-    /// The number of tokens of the chunks so far.
+impl NeededHiddenStates {
+    /// The number of tokens of the chunks that were added so far.
     pub(crate) fn token_count(&self) -> usize {
         self.tokens
     }
 
-    /// Adds a chunk of `tokens` tokens, of which all, the last one or none are needed. Returns the chunk's range of
-    /// `rows`.
+    /// Adds a chunk of `tokens` tokens. The hidden states of all tokens, of the last one, or of none are needed.
+    /// Returns the chunk's range of `rows`.
     pub(crate) fn add_chunk(&mut self, tokens: usize, all: bool, last: bool) -> Range<usize> {
         let count = if all { tokens } else { usize::from(last) };
         let (first, end) = (self.rows.len(), self.tokens + tokens);
@@ -96,7 +96,7 @@ impl NeededRows {
     }
 }
 
-/// The rows of `x` `[S, H]` with the indices `numbers`, in ascending order.
+/// Returns the rows of `x` `[S, H]` with the indices `numbers`, which are in ascending order.
 pub(crate) fn select_needed_rows(cx: &Cx, x: &Tensor, numbers: &[usize]) -> Result<Tensor> {
     match numbers {
         _ if numbers.len() == x.shape()[0] => Ok(x.clone()),
@@ -121,7 +121,7 @@ pub(crate) fn sample_first_tokens(
 ) -> Result<Vec<SampledToken>> {
     let mut tokens = Vec::with_capacity(sequences.len());
     for part in sequences.chunks(LOGIT_ROWS_PER_PASS) {
-        // The sequences of one prompt are neighbours, and share a row of logits.
+        // The sequences of one prompt are neighbours in the list and share a row of logits.
         let mut ends: Vec<usize> = part.iter().map(|(row, _)| *row).collect();
         ends.dedup();
         let logits = model.logits(cx, &hidden.rows(ends[0], ends.len())?)?;
@@ -150,7 +150,7 @@ fn sample_tokens(
     let vocab = logits.shape().last().copied().filter(|_| features.grammar);
     let table = SamplingTable::new(device, rows, biases.iter().map(Vec::len).max().unwrap_or(0), vocab)?;
     table.set_rows(0, &sampling)?;
-    let draws: Vec<i32> = sequences.iter().map(|s| s.next_draw_number()).collect();
+    let draws: Vec<i32> = sequences.iter().map(|s| s.next_random_index()).collect();
     let history = match features.history {
         true => Some(histories(device, sequences)?),
         false => None,
@@ -162,8 +162,8 @@ fn sample_tokens(
     PendingStep::start_download(&sampled)?.wait_for_tokens()
 }
 
-/// The tokens that penalties count, i32 `[sequences, longest]`, and the number of these tokens of each sequence, i32
-/// `[sequences]`. A sequence without penalties has 0.
+/// Returns the tokens that penalties count, i32 `[sequences, longest]`, and their number for each sequence, i32
+/// `[sequences]`. The number is 0 for a sequence without penalties.
 fn histories(device: &Device, sequences: &[&SequenceState]) -> Result<(Tensor, Tensor)> {
     let histories: Vec<&[i32]> = sequences.iter().map(|s| s.penalty_history()).collect();
     let longest = histories.iter().map(|ids| ids.len()).max().unwrap_or(0);

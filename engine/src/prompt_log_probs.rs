@@ -6,14 +6,14 @@ use reel_runtime::{Cx, Tensor};
 
 use crate::error::{EngineError, Result};
 
-/// Rows of logits that are computed at a time.
+/// Number of rows of logits that one pass computes.
 pub(crate) const LOGIT_ROWS_PER_PASS: usize = 64;
 
-/// The log-probabilities of a token of the prompt and of the most likely tokens at its position, under softmax(logits)
-/// given the tokens before it.
+/// The log-probabilities of a prompt's token and of the most likely tokens at its position, under softmax(logits)
+/// given the preceding tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PromptTokenLogProbs {
-    /// The token.
+    /// The id of the prompt's token.
     pub id: TokenId,
     /// The log-probability of the token.
     pub log_prob: f32,
@@ -23,8 +23,8 @@ pub struct PromptTokenLogProbs {
     pub top: Vec<(TokenId, f32)>,
 }
 
-/// The log-probabilities of `tokens`. Row i of `hidden` `[S, H]` is the hidden state that predicts `tokens[i]`;
-/// `hidden` may have further rows. Each result also lists the `top` most likely tokens.
+/// Returns the log-probabilities of `tokens`. Row i of `hidden` `[S, H]` is the hidden state that predicts
+/// `tokens[i]`; `hidden` may have further rows. Each result also lists the `top` most likely tokens.
 ///
 /// # Errors
 /// Logits that are NaN; out of memory.
@@ -47,7 +47,8 @@ pub(crate) fn prompt_log_probs(
     Ok(all)
 }
 
-/// The log-probabilities of token `id` and of the `top` most likely tokens. `None` if a logit is NaN.
+/// Returns the log-probabilities of token `id` and of the `top` most likely tokens, from one row of logits. `None` if
+/// a logit is NaN.
 fn of_row(logits: &[f32], id: usize, top: usize) -> Option<PromptTokenLogProbs> {
     if logits.iter().any(|logit| logit.is_nan()) {
         return None;
@@ -78,7 +79,8 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// The probabilities of all tokens add up to 1, they are in the order of the logits, and ranks count from 1.
+        /// Checks that the probabilities of all tokens add up to 1, that the tokens are in the order of their logits,
+        /// and that ranks count from 1.
         #[test]
         fn probabilities_follow_the_logits(logits in prop::collection::vec(-30.0f32..30.0, 1..60), id: prop::sample::Index) {
             let id = id.index(logits.len());

@@ -21,9 +21,9 @@ use crate::stop::{Detokenizer, StopCondition};
 /// A prompt with its media. The engine reads it until all completions of the request are finished.
 #[derive(Clone, Debug)]
 pub enum PromptInput<'r> {
-    /// The caller keeps the prompt.
+    /// A prompt that the caller keeps until the request is finished.
     Borrowed(&'r ModelInput),
-    /// The engine keeps the prompt.
+    /// A prompt that the engine keeps, shared with the caller.
     Shared(Arc<ModelInput>),
 }
 
@@ -56,20 +56,21 @@ impl From<Arc<ModelInput>> for PromptInput<'_> {
     }
 }
 
-/// Why a prompt and its answer do not fit into the model's positions (`max_position_embeddings`).
+/// Why a prompt and its answer exceed the model's number of positions (`max_position_embeddings`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TooLongReason {
-    /// The prompt leaves no position for an answer.
+    /// The prompt takes all positions, so none is left for an answer.
     Prompt,
-    /// The request asks for more new tokens than the positions that the prompt leaves.
+    /// The request asks for more new tokens than there are positions after the prompt.
     NewTokens {
-        /// The number of positions that the prompt leaves.
+        /// The number of positions after the prompt.
         left: usize,
     },
 }
 
-/// The maximum number of new tokens after a prompt: `asked` or, without it, `default_tokens`, but at most the number of
-/// positions that the prompt leaves. A model is not trained beyond its positions, so text beyond them would be useless.
+/// Returns the maximum number of new tokens after a prompt: `asked` or, without it, `default_tokens`, but at most the
+/// number of positions after the prompt. A model is not trained beyond its number of positions, so its text beyond
+/// them would be useless.
 ///
 /// # Errors
 /// The prompt leaves no position, or fewer positions than `asked`.
@@ -105,21 +106,21 @@ pub struct GenerationRequest<'r> {
     /// One stop condition per completion: the length of this vector is the number of completions of the prompt.
     /// Completion i samples with the seed of the sampling parameters plus i.
     pub stop_conditions: Vec<StopCondition>,
-    /// With a number, each token comes with its log-probability under softmax(logits), and with this many of the most
-    /// likely tokens, at most [`MAX_TOP_LOG_PROBS`].
+    /// If set, each token comes with its log-probability under softmax(logits), and with this many of the most likely
+    /// tokens, at most [`MAX_TOP_LOG_PROBS`].
     pub top_log_probs: Option<usize>,
-    /// With a number, the completions come with the log-probabilities of the prompt's tokens, each with this many of
-    /// the most likely tokens, at most [`MAX_TOP_LOG_PROBS`]. The whole prompt is computed then, even if the prefix
-    /// cache has a part of it.
+    /// If set, the completions come with the log-probabilities of the prompt's tokens, each with this many of the
+    /// most likely tokens, at most [`MAX_TOP_LOG_PROBS`]. The whole prompt is then computed, even if a part of it is
+    /// in the prefix cache.
     pub prompt_log_probs: Option<usize>,
     /// The grammar that each completion must follow.
     pub grammar: Option<Grammar>,
-    /// The LoRA adapter, which must be loaded in the batch; `None`: the base model.
+    /// The LoRA adapter, which must be loaded in the batch; `None` selects the base model.
     pub adapter: Option<AdapterId>,
     /// Requests with a lower number start earlier and are preempted later. Among equal numbers, the order of arrival
     /// counts.
     pub priority: i32,
-    /// The request fails with [`EngineError::DeadlineExceeded`] if it is not finished by this time.
+    /// The time limit. A request that is not finished by this time fails with [`EngineError::DeadlineExceeded`].
     pub deadline: Option<Instant>,
     /// The rows in which the outputs of matrix products are stored, in a call of
     /// [`Engine::generate_and_store_outputs`](crate::Engine::generate_and_store_outputs).
@@ -130,7 +131,7 @@ pub struct GenerationRequest<'r> {
 pub const MAX_BIASED_TOKENS: usize = 1024;
 
 impl<'r> GenerationRequest<'r> {
-    /// A request for one greedy completion of one token, without end tokens and stop strings.
+    /// Creates a request for one greedy completion of one token, without end tokens and stop strings.
     pub fn new(prompt: impl Into<PromptInput<'r>>) -> GenerationRequest<'r> {
         GenerationRequest {
             prompt: prompt.into(),
@@ -150,9 +151,9 @@ impl<'r> GenerationRequest<'r> {
         }
     }
 
-    /// A request with the settings of an OpenAI request. Settings that are not given come from the model's
+    /// Creates a request with the settings of an OpenAI request. Settings that are not given come from the model's
     /// generation_config.json; `eos_token_ids` are the model's end tokens. `detokenizer` decodes tokens to find stop
-    /// strings. If the settings have no maximum number of tokens, it is `max_new_tokens`.
+    /// strings. If the settings have no maximum number of tokens, `max_new_tokens` is used.
     pub fn from_settings<D: Detokenizer + Clone + 'static>(
         prompt: impl Into<PromptInput<'r>>,
         settings: &RequestSettings,
@@ -240,7 +241,7 @@ impl FinishReason {
 /// The tokens that were generated for a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Completion {
-    /// The index of the request in the call of the engine.
+    /// The index of the request among the requests of the call.
     pub request: usize,
     /// The index of the completion in its request.
     pub index: usize,
@@ -251,7 +252,7 @@ pub struct Completion {
     pub log_probs: Vec<f32>,
     /// For each id, the log-probabilities that [`GenerationRequest::top_log_probs`] asked for; else empty.
     pub token_log_probs: Vec<TokenLogProbs>,
-    /// The log-probabilities of all tokens of the prompt but the first, if [`GenerationRequest::prompt_log_probs`]
+    /// The log-probabilities of all tokens of the prompt except the first, if [`GenerationRequest::prompt_log_probs`]
     /// asked for them; else empty.
     pub prompt_log_probs: Arc<[PromptTokenLogProbs]>,
     /// Why the completion ended.
@@ -270,7 +271,7 @@ pub struct TokenLogProbs {
 /// A token that was just generated.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenEvent<'a> {
-    /// The index of the request in the call of the engine.
+    /// The index of the request among the requests of the call.
     pub request: usize,
     /// The index of the completion in its request.
     pub index: usize,

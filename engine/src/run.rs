@@ -23,11 +23,11 @@ use crate::adapters::{AdapterId, Adapters};
 use crate::chunk_row_pairs::ChunkRowPairs;
 use crate::context::EngineContext;
 use crate::error::{EngineError, Result};
-use crate::prefill::{NeededRows, sample_first_tokens, select_needed_rows};
+use crate::prefill::{NeededHiddenStates, sample_first_tokens, select_needed_rows};
 use crate::prompt_log_probs::prompt_log_probs;
 use crate::request::{GenerationRequest, GenerationTiming, StepOutput, TokenEvent};
 use crate::running_batch::{PendingStep, RunningBatch};
-use crate::scheduler::{ChunkPlan, RunOptions, Scheduler, SequenceRank, SlotMove};
+use crate::scheduler::{ChunkPlan, Scheduler, SchedulerOptions, SequenceRank, SlotMove};
 use crate::sequence::{SampledToken, SequenceState};
 
 /// The state of the engine's loop: the sequences that are being generated, and the running batch on the device.
@@ -36,9 +36,9 @@ pub(crate) struct EngineLoop<'e, 'a, 'r> {
     scheduler: Scheduler<'r>,
     adapters: Adapters,
     batch: RunningBatch,
-    options: RunOptions,
-    /// The enqueued steps, oldest first. The vector of a step holds, for each slot, the key of the sequence that gets
-    /// the slot's token; `None` if no sequence gets it.
+    options: SchedulerOptions,
+    /// The enqueued decode steps, oldest first. The vector lists, for each slot of the step, the key of the sequence
+    /// that receives the slot's token; `None` if no sequence receives it.
     in_flight: VecDeque<(Vec<Option<usize>>, PendingStep)>,
     /// Slots whose state is written to the device before the next step.
     to_write: Vec<usize>,
@@ -47,8 +47,8 @@ pub(crate) struct EngineLoop<'e, 'a, 'r> {
 }
 
 impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
-    /// Creates a run without sequences. `batch` must be empty.
-    pub(crate) fn new(context: &'e EngineContext<'a>, batch: RunningBatch, options: RunOptions) -> Self {
+    /// Creates an engine loop without sequences. `batch` must be empty.
+    pub(crate) fn new(context: &'e EngineContext<'a>, batch: RunningBatch, options: SchedulerOptions) -> Self {
         let scheduler = Scheduler::new(batch.capacity(), options);
         let (in_flight, to_write, failed) = (VecDeque::new(), Vec::new(), Vec::new());
         let (adapters, timing) = (Adapters::default(), GenerationTiming::default());
@@ -64,7 +64,7 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
         self.context.model()
     }
 
-    /// The keys and values of all blocks.
+    /// The KV cache: the keys and values of all blocks.
     pub(crate) fn kv_cache(&self) -> &Arc<KvCache> {
         self.batch.cache()
     }
@@ -73,7 +73,7 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
         &self.scheduler
     }
 
-    /// The durations of the phases so far.
+    /// The durations of prefill and decoding so far.
     pub(crate) fn timing(&self) -> GenerationTiming {
         self.timing
     }
@@ -89,7 +89,7 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
         }
         let max_tokens = request.max_sequence_tokens();
         let with_hashes = self.options.prefix_cache;
-        let sequences = SequenceState::for_request(index, request, &self.context.model().config, with_hashes)?;
+        let sequences = SequenceState::sequences_of_request(index, request, &self.context.model().config, with_hashes)?;
         self.scheduler.add(sequences, max_tokens)
     }
 
@@ -103,11 +103,11 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
 
     /// Removes and returns the finished completions and the failed requests.
     pub(crate) fn take_output(&mut self) -> StepOutput {
-        let (completions, failed) = (self.scheduler.take_finished(), std::mem::take(&mut self.failed));
+        let (completions, failed) = (self.scheduler.take_finished_completions(), std::mem::take(&mut self.failed));
         StepOutput { completions, failed }
     }
 
-    /// One step: schedule → run → postprocess. Returns false when nothing is left to do.
+    /// Runs one step: schedule → run → postprocess. Returns false when all requests are finished.
     ///
     /// # Errors
     /// The interrupt flag is set, or the device fails. Errors of a single request are part of the output.
@@ -127,10 +127,10 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
 
     /// Computes chunks of queued prompts, up to `prefill_tokens_per_step` tokens.
     fn prefill(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
-        let (mut left, packs) = (self.options.prefill_tokens_per_step, self.context.packs_prompts());
+        let (mut left, packs) = (self.options.prefill_tokens_per_step, self.context.can_pack_prompts());
         while left > 0 {
-            // On a device whose bits depend on the number of rows, the chunks of a prompt must not depend on other
-            // prompts.
+            // On a GPU the bits of a result depend on the number of rows of a matrix product, so the chunks of a
+            // prompt must not depend on other prompts.
             let most = if packs { left.min(self.context.chunk_tokens) } else { self.context.chunk_tokens };
             let chunks = self.scheduler.next_chunks(most, packs);
             if chunks.is_empty() {
@@ -142,10 +142,11 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
             match self.forward(&chunks) {
                 Ok(first_tokens) => self.finish_chunks(&chunks, first_tokens, on_token)?,
                 Err(EngineError::Interrupted) => return Err(EngineError::Interrupted),
-                // The other processes of a divided model have no such error, and would continue with the request.
+                // Only this process of a tensor-parallel model has the error. The other processes would continue with
+                // the request, so this process cannot drop it.
                 Err(e) if self.context.model().text.is_tensor_parallel() && !e.is_same_on_all_ranks() => return Err(e),
                 Err(e) if chunks.len() == 1 => self.fail_job(chunks[0].job, e)?,
-                // The error does not say which prompt caused it, so each prompt is computed alone.
+                // The error does not say which prompt caused it, so each prompt is computed again alone.
                 Err(_) => chunks.chunks(1).try_for_each(|chunk| match self.forward(chunk) {
                     Ok(first_tokens) => self.finish_chunks(chunk, first_tokens, on_token),
                     Err(e) if self.context.model().text.is_tensor_parallel() && !e.is_same_on_all_ranks() => Err(e),
@@ -168,11 +169,11 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
                 let vision = model.prompt_vision_tokens(&self.context.cx, &prompt)?;
                 let grids = [prompt.image_grid_thw, prompt.video_grid_thw].concat();
                 let flops = ForwardFlops::for_grids(&model.config, &grids).total();
-                self.scheduler.set_vision(chunk.job, vision, flops);
+                self.scheduler.set_vision_tokens(chunk.job, vision, flops);
             }
         }
         let (mut inputs, mut ends, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut needed, mut places) = (NeededRows::default(), ChunkRowPairs::default());
+        let (mut needed, mut places) = (NeededHiddenStates::default(), ChunkRowPairs::default());
         let mut model = self.context.model();
         // A preempted sequence whose blocks are all in the prefix cache has nothing to compute.
         for chunk in chunks.iter().filter(|chunk| !chunk.range.is_empty()) {
@@ -206,7 +207,7 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
         for (rows, chunk) in needed.of_chunks.iter().zip(chunks.iter().filter(|chunk| !chunk.range.is_empty())) {
             let Some((_, sequence)) = self.scheduler.prefill_job(chunk.job) else { continue };
             let Some(top) = sequence.wanted_prompt_log_probs() else { continue };
-            // Each row predicts the token after it; no token of the prompt follows the prompt's last row.
+            // Each row predicts the next token. The next token of the prompt's last row is not part of the prompt.
             let ids = &sequence.request.prompt.ids;
             let tokens = &ids[chunk.range.start + 1..ids.len().min(chunk.range.end + 1)];
             let rows = hidden.rows(rows.start, rows.len())?;
@@ -229,7 +230,7 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
         sequence.request.adapter.and_then(|id| self.adapters.model(id)).unwrap_or_else(|| self.context.model())
     }
 
-    /// Records that chunks are computed, and makes the sequences of complete jobs ready to decode.
+    /// Records that chunks are computed. The sequences of complete jobs become ready to decode.
     fn finish_chunks(
         &mut self,
         chunks: &[ChunkPlan],
@@ -291,26 +292,26 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
         loop {
             let (growths, are_enough) = self.scheduler.grow_block_tables();
             for growth in growths {
-                // A slot that was assigned in this step gets its whole block table in `write_slots`.
+                // The whole block table of a slot that was assigned in this step is written by `write_slots`.
                 if !assigned.contains(&growth.slot) {
                     self.batch.set_blocks(growth.slot, growth.index, &growth.blocks)?;
                 }
             }
-            // A sequence that ends in a step in flight may free blocks.
+            // Reading the tokens of a step in flight may end a sequence, which then releases its blocks.
             if are_enough || self.postprocess(on_token)? {
                 match are_enough {
                     true => return Ok(()),
                     false => continue,
                 }
             }
-            if let Some(slot) = self.scheduler.preempt_last() {
+            if let Some(slot) = self.scheduler.preempt_last_ranked() {
                 self.batch.clear_slots(slot, 1)?;
             }
         }
     }
 
     /// Writes the state of the sequences in the slots `assigned` to the device. If the sequences need more device
-    /// memory than is allocated (wider block tables, a new sampling feature), all slots are written again.
+    /// memory than is allocated (longer block tables, a new sampling feature), writes all slots again.
     fn write_slots(&mut self, assigned: &[usize], on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         let needs = self.scheduler.step_needs();
         let grows = self.batch.must_grow_for(needs);
@@ -371,7 +372,7 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
         Ok(true)
     }
 
-    /// Moves the running sequences to the first slots if this makes the batch size smaller and no sequence waits for a
+    /// Moves the running sequences to the first slots if the batch size becomes smaller and no sequence waits for a
     /// slot.
     fn shrink(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         if self.options.fixed_batch_size {
@@ -392,9 +393,9 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
         Ok(())
     }
 
-    /// Loads an adapter: requests can name it from now on. `model` is the engine's model with the adapter.
+    /// Loads an adapter, which later requests can name. `model` is the engine's model with the adapter.
     pub(crate) fn load_adapter(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<AdapterId> {
-        // A layer can have only one adapter.
+        // A model can have only one attached adapter, so its own adapter excludes loaded ones.
         if self.context.model().has_adapter() {
             let what = "cannot be loaded, because the served model already has an adapter of its own";
             let help = "serve the base model, or merge its adapter (reel merge)";
@@ -409,7 +410,7 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
     /// Refuses new requests with the adapter, and drops the adapter now if no request uses it; otherwise a later call
     /// that loads or unloads an adapter drops it.
     pub(crate) fn unload_adapter(&mut self, id: AdapterId, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
-        self.adapters.retire(id);
+        self.adapters.make_unavailable(id);
         self.drop_unused_adapters(on_token)
     }
 
@@ -423,7 +424,7 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
         }
     }
 
-    /// Replaces the adapters. No step may be in flight. If this fails, the former adapters stay.
+    /// Replaces the list of adapters. No step may be in flight. If an error occurs, the former list stays.
     fn set_adapters(&mut self, adapters: Adapters) -> Result<()> {
         let decoder = adapters.decoder(&self.context.model(), &self.context.cx)?;
         self.batch.set_decoder(decoder, adapters.len() > 0)?;
@@ -438,11 +439,11 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
     pub(crate) fn recompute_after_weights_changed(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         while self.postprocess(on_token)? {}
         while self.scheduler.has_started_sequences() {
-            if let Some(slot) = self.scheduler.preempt_last() {
+            if let Some(slot) = self.scheduler.preempt_last_ranked() {
                 self.batch.clear_slots(slot, 1)?;
             }
         }
-        self.scheduler.forget_prefixes();
+        self.scheduler.clear_prefix_cache();
         Ok(())
     }
 
@@ -465,9 +466,9 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
         let model = Qwen25Vl { features: self.context.model().features.clone(), ..model };
         let adapters = self.adapters.attached_to(&model);
         let decoder = adapters.decoder(&model, &self.context.cx)?;
-        // Reads the tokens of the steps in flight first, because they may end requests.
+        // Reads the tokens of the steps in flight before anything else, because these tokens may end requests.
         while self.postprocess(on_token)? {}
-        let begun = self.scheduler.started_requests();
+        let begun = self.scheduler.started_request_count();
         self.recompute_after_weights_changed(on_token)?;
         self.batch.set_decoder(decoder, adapters.len() > 0)?;
         self.adapters = adapters;

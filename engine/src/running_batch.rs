@@ -40,7 +40,7 @@ pub(crate) struct BatchCapacity {
 }
 
 impl BatchCapacity {
-    /// The capacity that is needed for a further request beside this capacity.
+    /// Returns this capacity enlarged by what a further request needs.
     pub(crate) fn with_request(self, request: &GenerationRequest) -> BatchCapacity {
         let (completions, tokens) = (request.stop_conditions.len(), request.max_sequence_tokens());
         BatchCapacity {
@@ -50,13 +50,13 @@ impl BatchCapacity {
         }
     }
 
-    /// This capacity, limited to 1 to `max` slots and with at least one block per slot.
+    /// Returns this capacity with 1 to `max` slots and at least one block per slot.
     pub(crate) fn with_max_slots(self, max: usize) -> BatchCapacity {
         BatchCapacity { slots: self.slots.clamp(1, max), blocks_per_slot: self.blocks_per_slot.max(1), ..self }
     }
 
-    /// Whether a batch of this capacity can serve requests that need `other`.
-    pub(crate) fn covers(&self, other: &BatchCapacity) -> bool {
+    /// Whether a batch of this capacity can serve requests that need the capacity `other`.
+    pub(crate) fn is_at_least(&self, other: &BatchCapacity) -> bool {
         self.slots >= other.slots && self.blocks_per_slot >= other.blocks_per_slot && self.blocks >= other.blocks
     }
 
@@ -70,13 +70,13 @@ impl BatchCapacity {
 
 /// The sampling features and the block table length that the sequences in the slots need from a decode step.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct StepNeeds {
+pub(crate) struct DecodeStepNeeds {
     pub(crate) features: SamplingFeatures,
     /// The longest block table that a sequence may get.
     pub(crate) blocks_per_slot: usize,
 }
 
-/// Which of the batch's sampling features a decode step computes. Each variant of the step has its own graphs.
+/// The sampling features that a variant of the decode step computes. Each variant has its own captured graphs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct StepVariant {
     history: bool,
@@ -95,7 +95,8 @@ struct StepState {
     cache: Arc<KvCache>,
     rotary_frequencies: RotaryFrequencies,
     suppressed: Tensor, // i32 [n]: ids that are never sampled
-    /// Where the outputs of matrix products are stored: the memory, and the row in it for each slot, i32 `[slots]`.
+    /// Where the outputs of matrix products are stored: the memory, and the row of the memory for each slot, i32
+    /// `[slots]`.
     kept: Option<(Arc<StoredOutputs>, Tensor)>,
 }
 
@@ -111,7 +112,7 @@ impl StepState {
         Ok(rows.advance(cx, &sampled.ids)?)
     }
 
-    /// The state without the features that the variant does not compute.
+    /// Returns the step state without the features that the variant does not compute.
     fn variant(&self, variant: StepVariant) -> Result<StepState> {
         let mut state = self.clone();
         if !variant.history {
@@ -129,7 +130,7 @@ impl StepState {
         Ok(state)
     }
 
-    /// The state of the first `slots` slots, in the same memory.
+    /// Returns the step state of the first `slots` slots, in the same memory.
     fn first_slots(&self, slots: usize) -> Result<StepState> {
         Ok(StepState {
             rows: self.rows.row_range(0, slots)?,
@@ -178,8 +179,8 @@ impl PendingStep {
     }
 }
 
-/// The log-probability of each row's token, and the row's most likely tokens. A negative id from the kernel marks an
-/// unused entry.
+/// Returns, for each row, the log-probability of its sampled token, and its most likely tokens. A negative id from
+/// the kernel marks an unused entry.
 fn likeliest_tokens(raw: &[f32], ids: &[i32], log_probs: &[f32]) -> Vec<Option<TokenLogProbs>> {
     let per_row = ids.len() / raw.len().max(1);
     let row = |(i, &log_prob): (usize, &f32)| {
@@ -200,12 +201,13 @@ struct DecodeStep {
 /// The decode slots and the KV cache on the device.
 #[derive(Debug)]
 pub(crate) struct RunningBatch {
-    // The first field, because fields are dropped in order: graphs must be dropped before the memory that they use.
+    // This field is the first one, because fields are dropped in order: graphs must be dropped before the memory that
+    // they use.
     steps: BTreeMap<StepVariant, DecodeStep>,
     cx: Cx,
     capacity: BatchCapacity,
     capture: bool,
-    /// The state with every feature that any sequence has needed so far.
+    /// The step state with every feature that any sequence has needed so far.
     state: StepState,
     features: SamplingFeatures,
     /// The sampling features that at least one sequence in the slots needs.
@@ -249,8 +251,8 @@ impl RunningBatch {
         })
     }
 
-    pub(crate) fn covers(&self, needed: &BatchCapacity) -> bool {
-        self.capacity.covers(needed)
+    pub(crate) fn has_capacity_for(&self, needed: &BatchCapacity) -> bool {
+        self.capacity.is_at_least(needed)
     }
 
     pub(crate) fn capacity(&self) -> BatchCapacity {
@@ -313,14 +315,14 @@ impl RunningBatch {
         Ok(())
     }
 
-    /// Whether [`Self::grow_for`] would allocate memory. If so, no step may be in flight at that call, and all slots
-    /// must be assigned again afterwards.
-    pub(crate) fn must_grow_for(&self, needs: StepNeeds) -> bool {
+    /// Whether [`Self::grow_for`] would allocate memory. In this case no step may be in flight when it is called, and
+    /// all slots must be assigned again afterwards.
+    pub(crate) fn must_grow_for(&self, needs: DecodeStepNeeds) -> bool {
         self.features.union(needs.features) != self.features || needs.blocks_per_slot > self.capacity.blocks_per_slot
     }
 
-    /// Makes the next steps compute the sampling features that the sequences need, with long enough block tables.
-    pub(crate) fn grow_for(&mut self, needs: StepNeeds) -> Result<()> {
+    /// Allocates what the next steps need: the sequences' sampling features and long enough block tables.
+    pub(crate) fn grow_for(&mut self, needs: DecodeStepNeeds) -> Result<()> {
         self.needed = needs.features;
         let mut grown = self.features.union(needs.features);
         let is_wider = needs.blocks_per_slot > self.capacity.blocks_per_slot;

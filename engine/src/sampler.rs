@@ -12,7 +12,7 @@ use crate::error::{EngineError, Result};
 /// NaN.
 const REPETITION_PENALTIES: RangeInclusive<f32> = 1e-3..=1e3;
 
-/// Lower temperatures count as 0.
+/// Minimum temperature for sampling. A lower temperature counts as 0 (greedy).
 const MIN_TEMPERATURE: f32 = 1e-20;
 
 /// How the tokens of a completion are sampled. The fields have the names and meanings of transformers'
@@ -26,9 +26,11 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Samples only from the `top_k` most likely tokens; 0 keeps all tokens.
     pub top_k: u32,
-    /// Samples only from tokens of at least this share of the most likely token's probability; 0 keeps all tokens.
+    /// Samples only from tokens whose probability is at least `min_p` times that of the most likely token; 0 keeps
+    /// all tokens.
     pub min_p: f32,
-    /// Values above 1 make tokens of the prompt and of the completion so far less likely; 0.001 to 1000.
+    /// Values above 1 make tokens less likely that occur in the prompt or in the completion so far. Range: 0.001 to
+    /// 1000.
     pub repetition_penalty: f32,
     /// Subtracted from the logits of tokens that occur in the completion.
     pub presence_penalty: f32,
@@ -58,8 +60,9 @@ impl SamplingParams {
         seed: 0,
     };
 
-    /// The parameters of a request. Parameters that the request leaves out come from generation_config.json. As in
-    /// transformers, decoding is greedy unless the request sets a temperature or the file has `do_sample`.
+    /// Returns the sampling parameters of a request. Parameters that the request leaves out come from
+    /// generation_config.json. As in transformers, decoding is greedy unless the request sets a temperature or the
+    /// file has `do_sample`.
     pub fn from_settings(settings: &RequestSettings, config: &GenerationConfig) -> SamplingParams {
         let samples = config.do_sample == Some(true);
         let own = |value: Option<f64>| value.filter(|_| samples).map(|v| v as f32);
@@ -109,13 +112,13 @@ impl SamplingParams {
         Ok(())
     }
 
-    /// The temperature that the kernel divides logits by. Below 1e-20 it is 0 (greedy), because the division would
-    /// overflow; at 1e-20 sampling is practically greedy already.
+    /// The temperature by which the kernel divides logits. A value below 1e-20 becomes 0 (greedy), because the
+    /// division would overflow; sampling at 1e-20 is practically greedy already.
     pub(crate) fn kernel_temperature(&self) -> f32 {
         if self.temperature < MIN_TEMPERATURE { 0.0 } else { self.temperature }
     }
 
-    /// Whether sampling depends on the tokens before, because a penalty is set.
+    /// Whether sampling depends on the preceding tokens, because a penalty is set.
     pub(crate) fn has_penalty(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
@@ -125,18 +128,18 @@ impl SamplingParams {
 /// computes only features that at least one of its sequences needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SamplingFeatures {
-    /// Penalties, which read the tokens before.
+    /// Whether a penalty is set, so that sampling reads the preceding tokens.
     pub(crate) history: bool,
-    /// The number of tokens whose logits are changed.
+    /// The number of tokens whose logits are changed by a bias.
     pub(crate) biased_tokens: usize,
-    /// A grammar, which allows some tokens only.
+    /// Whether a grammar restricts the allowed tokens.
     pub(crate) grammar: bool,
-    /// The most likely tokens with their log-probabilities.
+    /// Whether the most likely tokens are listed with their log-probabilities.
     pub(crate) likeliest: bool,
 }
 
 impl SamplingFeatures {
-    /// The features that `self` or `other` needs.
+    /// Returns the features that `self` or `other` needs.
     pub(crate) fn union(self, other: SamplingFeatures) -> SamplingFeatures {
         SamplingFeatures {
             history: self.history || other.history,

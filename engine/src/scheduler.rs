@@ -8,13 +8,12 @@
 //! ```
 //!
 //! The rank of a sequence is its priority, then its arrival. Jobs start in the order of rank, and no job overtakes a
-//! job that waits for blocks, so no request starves within its priority. A running sequence gets its blocks one by one;
-//! if none is left, the sequence with the last rank gives up its blocks and is computed again later. The sequence with
-//! the first rank is never preempted for another one, so the engine always makes progress.
+//! job that waits for blocks, so no request starves within its priority. A running sequence gets its blocks one by
+//! one. If no block is left, the sequence with the last rank releases its blocks and is computed again later. The
+//! sequence with the first rank is never preempted, so the engine always makes progress.
 //!
-//! On an asynchronous device the host enqueues further steps before it has read a sequence's last token. Tokens that
-//! such steps compute for a sequence that has ended meanwhile are dropped, so completions do not depend on the
-//! lookahead.
+//! On an asynchronous device the host enqueues further steps before it has read a sequence's last token. The tokens
+//! that these steps compute for an ended sequence are dropped, so completions do not depend on the lookahead.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -26,23 +25,23 @@ use reel_runtime::ops::KvPages;
 
 use crate::adapters::AdapterId;
 use crate::block_allocator::BlockAllocator;
-use crate::error::{EngineError, KV_CACHE, Result};
+use crate::error::{EngineError, KV_CACHE_LOCATION, Result};
 use crate::prefill::PrefillJob;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::request::{Completion, TokenEvent};
-use crate::running_batch::{BatchCapacity, StepNeeds};
+use crate::running_batch::{BatchCapacity, DecodeStepNeeds};
 use crate::sampler::SamplingFeatures;
 use crate::sequence::{SampledToken, SequenceState};
 use crate::stats::EngineStats;
 
-/// The order in which sequences get slots and blocks: priority, then key. Keys number the sequences in order of
-/// arrival.
+/// The order in which sequences get slots and blocks: priority, then key. Sequences have ascending keys in the order
+/// of arrival.
 pub(crate) type SequenceRank = (i32, usize);
 
-/// The scheduling options of a run.
+/// The scheduling options of an engine loop.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct RunOptions {
-    /// Maximum number of slots that the run uses.
+pub(crate) struct SchedulerOptions {
+    /// Maximum number of slots that the scheduler uses.
     pub(crate) max_slots: usize,
     /// Whether each step computes all slots, including free ones. All steps then have the same batch size, so the bits
     /// of a sequence do not depend on the number of other running sequences, even on a device where the bits of matrix
@@ -68,24 +67,24 @@ pub(crate) struct SlotMove {
     pub(crate) to: usize,
 }
 
-/// Blocks to write into the block table of a slot, from entry `index` on.
-pub(crate) struct TableGrowth {
+/// KV blocks that are appended to the block table of a slot, from entry `index` on.
+pub(crate) struct BlockTableGrowth {
     pub(crate) slot: usize,
     pub(crate) index: usize,
     pub(crate) blocks: Vec<i32>,
 }
 
-/// All sequences of a run of the engine, the decode slots, and the blocks of the KV cache.
+/// All sequences of an engine loop, the decode slots, and the blocks of the KV cache.
 pub(crate) struct Scheduler<'r> {
     /// The sequences by their key.
     sequences: BTreeMap<usize, SequenceState<'r>>,
     next_key: usize,
     queue: BTreeMap<SequenceRank, PrefillJob>,
-    /// Sequences whose prompt is computed and that wait for a slot.
+    /// Sequences that wait for a slot and whose prompt is computed.
     ready: BTreeSet<SequenceRank>,
     /// For each slot, the key of the sequence that holds it.
     slots: Vec<Option<usize>>,
-    /// The keys of finished sequences whose completions were not taken yet.
+    /// The keys of finished sequences whose completions have not been returned yet.
     finished: Vec<usize>,
     blocks: BlockAllocator,
     prefix_cache: bool,
@@ -93,8 +92,8 @@ pub(crate) struct Scheduler<'r> {
 }
 
 impl<'r> Scheduler<'r> {
-    /// A scheduler without sequences.
-    pub(crate) fn new(capacity: BatchCapacity, options: RunOptions) -> Scheduler<'r> {
+    /// Creates a scheduler without sequences.
+    pub(crate) fn new(capacity: BatchCapacity, options: SchedulerOptions) -> Scheduler<'r> {
         Scheduler {
             sequences: BTreeMap::new(),
             next_key: 0,
@@ -123,8 +122,8 @@ impl<'r> Scheduler<'r> {
         !self.ready.is_empty() || self.slots.iter().any(Option::is_some) || self.queue.values().any(has_begun)
     }
 
-    /// The number of requests with a sequence or a job that holds KV blocks.
-    pub(crate) fn started_requests(&self) -> usize {
+    /// The number of requests that hold KV blocks, with a sequence or a prefill job.
+    pub(crate) fn started_request_count(&self) -> usize {
         let of_jobs = self.queue.values().filter(|job| job.block_table.is_some()).flat_map(|job| &job.keys);
         let started = of_jobs.chain(self.slots.iter().flatten()).chain(self.ready.iter().map(|(_, key)| key));
         let requests = started.filter_map(|key| Some(self.sequences.get(key)?.request.index));
@@ -132,18 +131,18 @@ impl<'r> Scheduler<'r> {
     }
 
     /// The number of sequences that are not finished.
-    pub(crate) fn unfinished_sequences(&self) -> usize {
+    pub(crate) fn unfinished_sequence_count(&self) -> usize {
         self.sequences.len() - self.finished.len()
     }
 
-    /// The counters of the run so far, and the current number of sequences and blocks in use.
+    /// The counters since the start, and the current number of sequences and blocks in use.
     pub(crate) fn stats(&self) -> EngineStats {
         let running = self.slots.iter().flatten().count();
         EngineStats {
             running,
-            waiting: self.unfinished_sequences() - running,
+            waiting: self.unfinished_sequence_count() - running,
             blocks: self.blocks.block_count(),
-            blocks_in_use: self.blocks.block_count() - self.blocks.available_blocks(),
+            blocks_in_use: self.blocks.block_count() - self.blocks.available_block_count(),
             ..self.stats
         }
     }
@@ -158,13 +157,13 @@ impl<'r> Scheduler<'r> {
         if is_computed && needed > most {
             let what = format!("has room for {} tokens, but prompt and completion need {max_tokens}", most * BLOCK);
             let help = "shorten the prompt, lower the number of new tokens, or give the KV cache more memory";
-            return Err(EngineError::Request(Diagnostic::new(KV_CACHE, what, help)));
+            return Err(EngineError::Request(Diagnostic::new(KV_CACHE_LOCATION, what, help)));
         }
         let first = self.next_key;
         let keys: Vec<usize> = (first..first + sequences.len()).collect();
         self.next_key += sequences.len();
         if let Some(sequence) = sequences.first().filter(|_| is_computed) {
-            let job = PrefillJob::new(keys.clone(), sequence.prefill_tokens());
+            let job = PrefillJob::new(keys.clone(), sequence.prefill_token_count());
             self.queue.insert((sequence.request.priority, first), job);
         } else {
             self.finished.extend(&keys);
@@ -173,7 +172,7 @@ impl<'r> Scheduler<'r> {
         Ok(())
     }
 
-    /// Plans the next forward pass over at most `max_tokens` tokens of queued jobs; jobs without blocks get blocks as
+    /// Plans the next forward pass over at most `max_tokens` tokens of queued jobs. Jobs without blocks get blocks as
     /// long as there are enough. With `pack`, the pass may compute several jobs.
     pub(crate) fn next_chunks(&mut self, max_tokens: usize, pack: bool) -> Vec<ChunkPlan> {
         let (mut chunks, mut left, mut has_vision, mut is_blocked) = (Vec::new(), max_tokens, false, false);
@@ -182,8 +181,8 @@ impl<'r> Scheduler<'r> {
             if left == 0 || !pack && !chunks.is_empty() {
                 break;
             }
-            // No job overtakes a job that waits for blocks. A job that has begun continues, because it will release its
-            // blocks.
+            // No job overtakes a job that waits for blocks. A partly computed job continues, because it will release
+            // its blocks.
             is_blocked = is_blocked || !self.admit(rank);
             let job = &self.queue[&rank];
             if job.block_table.is_none() {
@@ -203,7 +202,7 @@ impl<'r> Scheduler<'r> {
         chunks
     }
 
-    /// Gives a job its KV blocks: blocks found in the prefix cache, and new ones. Returns false if there are too few
+    /// Allocates the KV blocks of a job, or finds them in the prefix cache. Returns false if there are too few
     /// blocks, or if none of the job's sequences would get a slot.
     fn admit(&mut self, rank: SequenceRank) -> bool {
         let Some(job) = self.queue.get(&rank) else { return false };
@@ -217,8 +216,8 @@ impl<'r> Scheduler<'r> {
         if self.slots.len() - running.len() <= claimed.len() {
             return false;
         }
-        // Blocks are reserved: one for each started sequence that may still grow, and one for each completion after the
-        // first, which needs its own copy of the prompt's last block.
+        // Some blocks are reserved: one for each started sequence that may still grow, and one for each completion
+        // after the first, which needs its own copy of the prompt's last block.
         let grow = running.iter().chain(self.ready.iter().map(|(_, key)| key));
         let growing = grow.map(|key| &self.sequences[key]).filter(|s| s.max_blocks() > s.block_table.len()).count();
         let jobs = self.queue.values().filter_map(|job| Some((job, job.block_table.as_ref()?.len())));
@@ -244,7 +243,7 @@ impl<'r> Scheduler<'r> {
         let known = &hashes[..hashes.len().min(skippable / BLOCK)];
         let (unused, found) = self.blocks.matching_block_counts(known);
         let new = BlockAllocator::blocks_for_tokens(job.tokens) - found;
-        if self.blocks.available_blocks() - unused < new + reserved {
+        if self.blocks.available_block_count() - unused < new + reserved {
             return false;
         }
         let mut table = self.blocks.find_and_reference(known);
@@ -261,14 +260,14 @@ impl<'r> Scheduler<'r> {
         true
     }
 
-    /// The job with this rank and the first of its sequences.
+    /// Returns the job with this rank, and the first of the job's sequences.
     pub(crate) fn prefill_job(&self, rank: SequenceRank) -> Option<(&PrefillJob, &SequenceState<'r>)> {
         let job = self.queue.get(&rank)?;
         Some((job, self.sequences.get(job.keys.first()?)?))
     }
 
     /// Gives a job the vision tokens of its prompt, which took `flops` floating-point operations.
-    pub(crate) fn set_vision(&mut self, rank: SequenceRank, vision: Option<Tensor>, flops: f64) {
+    pub(crate) fn set_vision_tokens(&mut self, rank: SequenceRank, vision: Option<Tensor>, flops: f64) {
         self.stats.vision_flops += flops as u64;
         if let Some(job) = self.queue.get_mut(&rank) {
             job.vision = vision;
@@ -305,7 +304,7 @@ impl<'r> Scheduler<'r> {
         Some(job)
     }
 
-    /// Appends the first token of each sequence. Returns the requests that failed.
+    /// Appends the first generated token to each sequence. Returns the requests that failed.
     pub(crate) fn push_first_tokens(
         &mut self,
         tokens: Vec<(usize, SampledToken)>,
@@ -325,9 +324,9 @@ impl<'r> Scheduler<'r> {
         self.sequences.get(&key)
     }
 
-    /// Makes the sequences of a complete job ready for a slot, or finished if their first token has ended them. The
-    /// sequences share the full blocks. Returns the blocks to copy as (from, to): every sequence but one gets its own
-    /// copy of the last, partly filled block. A sequence for which no block is left is queued again.
+    /// Makes the sequences of a complete job ready for a slot. A sequence that its first token has ended is finished
+    /// instead. The sequences share the full blocks. Returns the blocks to copy as (from, to): every sequence except
+    /// one gets its own copy of the last, partly filled block. A sequence for which no block is left is queued again.
     pub(crate) fn start_sequences(&mut self, job: PrefillJob) -> Vec<(i32, i32)> {
         let PrefillJob { keys, tokens, block_table, hashes, .. } = job;
         let (mut table, full) = (block_table.unwrap_or_default(), tokens / BLOCK);
@@ -345,7 +344,7 @@ impl<'r> Scheduler<'r> {
                 sequence.block_table = table.clone();
             } else {
                 let Some(own) = self.blocks.allocate(table.len() - full) else {
-                    let tokens = sequence.prefill_tokens();
+                    let tokens = sequence.prefill_token_count();
                     sequence.hashes.clear();
                     self.queue.insert(rank, PrefillJob::new(vec![key], tokens));
                     continue;
@@ -373,9 +372,9 @@ impl<'r> Scheduler<'r> {
         assigned
     }
 
-    /// Gives each running sequence the blocks that its next step needs, in the order of rank. The returned flag says
-    /// whether there were enough blocks.
-    pub(crate) fn grow_block_tables(&mut self) -> (Vec<TableGrowth>, bool) {
+    /// Gives each running sequence the KV blocks that its next step needs, in the order of rank. The returned flag is
+    /// true if there were enough blocks.
+    pub(crate) fn grow_block_tables(&mut self) -> (Vec<BlockTableGrowth>, bool) {
         let mut growths = Vec::new();
         let holders = self.slots.iter().enumerate().filter_map(|(slot, holder)| Some((slot, (*holder)?)));
         let mut ranked: Vec<(SequenceRank, usize)> =
@@ -383,21 +382,21 @@ impl<'r> Scheduler<'r> {
         ranked.sort_unstable();
         for ((_, key), slot) in ranked {
             let Some(sequence) = self.sequences.get_mut(&key).filter(|s| s.needs_another_step()) else { continue };
-            let needed = BlockAllocator::blocks_for_tokens(sequence.keys_after_next_step());
+            let needed = BlockAllocator::blocks_for_tokens(sequence.key_capacity_for_next_step());
             let index = sequence.block_table.len();
             if needed <= index {
                 continue;
             }
             let Some(blocks) = self.blocks.allocate(needed - index) else { return (growths, false) };
             sequence.block_table.extend(&blocks);
-            growths.push(TableGrowth { slot, index, blocks });
+            growths.push(BlockTableGrowth { slot, index, blocks });
         }
         (growths, true)
     }
 
     /// Preempts the sequence with the last rank: releases its blocks and queues it again. Returns its slot, if it had
     /// one. No step may be in flight.
-    pub(crate) fn preempt_last(&mut self) -> Option<usize> {
+    pub(crate) fn preempt_last_ranked(&mut self) -> Option<usize> {
         let rank = |key: usize| (self.sequences[&key].request.priority, key);
         let running = self.slots.iter().flatten().map(|&key| rank(key)).max();
         let ready = self.ready.last().copied();
@@ -418,7 +417,7 @@ impl<'r> Scheduler<'r> {
             self.slots[slot] = None;
         }
         self.release_blocks(key);
-        let tokens = self.sequences[&key].prefill_tokens();
+        let tokens = self.sequences[&key].prefill_token_count();
         self.queue.insert(last, PrefillJob::new(vec![key], tokens));
         slot
     }
@@ -429,7 +428,7 @@ impl<'r> Scheduler<'r> {
         let mut hashes = std::mem::take(&mut sequence.hashes);
         let mut table = std::mem::take(&mut sequence.block_table);
         if self.prefix_cache {
-            let tokens = sequence.cached_tokens().min(table.len() * BLOCK);
+            let tokens = sequence.cached_token_count().min(table.len() * BLOCK);
             sequence.tokens().extend_block_hashes(&mut hashes, tokens);
             let full = tokens / BLOCK;
             self.blocks.register_hashes(&table[..full], &hashes[..full]);
@@ -463,7 +462,7 @@ impl<'r> Scheduler<'r> {
         freed
     }
 
-    /// The unfinished requests whose deadline has passed.
+    /// The unfinished requests with a deadline in the past.
     pub(crate) fn requests_past_deadline(&self) -> Vec<usize> {
         let late = self.sequences.values().filter(|s| !s.is_finished()).filter_map(|s| {
             let deadline = s.request.deadline?;
@@ -489,11 +488,11 @@ impl<'r> Scheduler<'r> {
     }
 
     /// The sampling features and block table length that the sequences in the slots need.
-    pub(crate) fn step_needs(&self) -> StepNeeds {
+    pub(crate) fn step_needs(&self) -> DecodeStepNeeds {
         let sequences = || self.occupied_slots().map(|(_, sequence)| sequence);
         let features = sequences().map(SequenceState::sampling_features).reduce(SamplingFeatures::union);
         let blocks_per_slot = sequences().map(SequenceState::max_blocks).max().unwrap_or(0);
-        StepNeeds { features: features.unwrap_or_default(), blocks_per_slot }
+        DecodeStepNeeds { features: features.unwrap_or_default(), blocks_per_slot }
     }
 
     /// The adapters of the unfinished sequences.
@@ -511,7 +510,7 @@ impl<'r> Scheduler<'r> {
     }
 
     /// Records that a step over the first `batch_size` slots is in flight. Returns, for each of these slots, the key
-    /// of the sequence that gets the slot's token.
+    /// of the sequence that receives the slot's token.
     pub(crate) fn start_step_and_list_receivers(&mut self, batch_size: usize) -> Vec<Option<usize>> {
         let mut receivers = self.slots.clone();
         receivers.resize(batch_size, None);
@@ -535,8 +534,8 @@ impl<'r> Scheduler<'r> {
     ) -> (Vec<usize>, Vec<(usize, EngineError)>) {
         let (mut freed, mut failed) = (Vec::new(), Vec::new());
         for (slot, (receiver, token)) in receivers.iter().zip(tokens).enumerate() {
-            // The step may have been enqueued before the host knew that a sequence had ended, and the sequence's
-            // completion may already have been returned.
+            // The step may have been enqueued before the host knew that the sequence had ended, and the completion
+            // may already have been returned.
             let Some((key, sequence)) = receiver.and_then(|key| Some((key, self.sequences.get_mut(&key)?))) else {
                 continue;
             };
@@ -544,7 +543,7 @@ impl<'r> Scheduler<'r> {
             if sequence.is_finished() {
                 continue;
             }
-            self.stats.attended_keys += sequence.cached_tokens() as u64 + 1;
+            self.stats.attended_keys += sequence.cached_token_count() as u64 + 1;
             self.stats.sampled_positions += 1;
             if let Err(e) = sequence.push_token(token, on_token) {
                 failed.push((sequence.request.index, e));
@@ -561,8 +560,8 @@ impl<'r> Scheduler<'r> {
         (freed, failed)
     }
 
-    /// Moves sequences from the last slots to free slots before them, so that a step computes fewer slots. Returns
-    /// the moves. No step may be in flight, because its tokens would reach the wrong sequences.
+    /// Moves sequences from the last slots to free slots with lower indices, so that a step computes fewer slots.
+    /// Returns the moves. No step may be in flight, because its tokens would reach the wrong sequences.
     pub(crate) fn compact_slots(&mut self) -> Vec<SlotMove> {
         let mut moves = Vec::new();
         while let (Some(to), Some(from)) =
@@ -576,7 +575,7 @@ impl<'r> Scheduler<'r> {
     }
 
     /// Removes the finished sequences and returns their completions, in the order in which they were added.
-    pub(crate) fn take_finished(&mut self) -> Vec<Completion> {
+    pub(crate) fn take_finished_completions(&mut self) -> Vec<Completion> {
         let mut keys = std::mem::take(&mut self.finished);
         keys.sort_unstable();
         let sequences = keys.into_iter().filter_map(|key| self.sequences.remove(&key));
@@ -584,10 +583,10 @@ impl<'r> Scheduler<'r> {
     }
 
     /// Empties the prefix cache, because the weights have changed. No sequence may hold blocks.
-    pub(crate) fn forget_prefixes(&mut self) {
+    pub(crate) fn clear_prefix_cache(&mut self) {
         self.blocks.clear_prefix_cache();
     }
 }
 
-/// Tokens of a KV block.
+/// Number of tokens of a KV block.
 const BLOCK: usize = KvPages::BLOCK_TOKENS;

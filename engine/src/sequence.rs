@@ -24,7 +24,7 @@ use crate::stop::StopCondition;
 /// The part of a request that all its completions share.
 #[derive(Debug)]
 pub(crate) struct RequestState<'r> {
-    /// The index of the request in the call of the engine.
+    /// The index of the request among the requests of the call.
     pub(crate) index: usize,
     pub(crate) input: PromptInput<'r>,
     pub(crate) prompt: PromptTokens,
@@ -37,8 +37,8 @@ pub(crate) struct RequestState<'r> {
     eos_token_ids: Vec<TokenId>,
     logit_bias: Vec<(i32, f32)>,
     top_log_probs: Option<usize>,
-    /// The number of most likely tokens to list for each token of the prompt; `None`: the request asks for no
-    /// log-probabilities of its prompt.
+    /// The number of most likely tokens to list for each token of the prompt; `None` if the request does not ask for
+    /// its prompt's log-probabilities.
     top_prompt_log_probs: Option<usize>,
     /// The log-probabilities of the prompt's tokens, once they are computed.
     prompt_log_probs: OnceCell<Arc<[PromptTokenLogProbs]>>,
@@ -47,14 +47,14 @@ pub(crate) struct RequestState<'r> {
 /// A sampled token, as downloaded from the device.
 #[derive(Debug)]
 pub(crate) struct SampledToken {
-    /// -1 if the logits were not numbers.
+    /// The token's id; -1 if the logits were NaN.
     pub(crate) id: i32,
     pub(crate) log_prob: f32,
     /// The log-probability under softmax(logits) and the most likely tokens, if the step computed them.
     pub(crate) likeliest: Option<TokenLogProbs>,
 }
 
-/// A completion that is being generated, with its prompt.
+/// A completion that is being generated, together with its prompt.
 #[derive(Debug)]
 pub(crate) struct SequenceState<'r> {
     pub(crate) request: Rc<RequestState<'r>>,
@@ -68,20 +68,20 @@ pub(crate) struct SequenceState<'r> {
     token_log_probs: Vec<TokenLogProbs>,
     /// The KV blocks of the sequence, in the order of its tokens.
     pub(crate) block_table: Vec<i32>,
-    /// The hashes of the first full blocks.
+    /// The hashes of the sequence's full blocks, from the first one on.
     pub(crate) hashes: Vec<BlockHash>,
-    /// The number of enqueued decode steps whose token for this sequence the host has not read yet.
+    /// The number of decode steps in flight that compute a token for this sequence.
     pub(crate) in_flight: usize,
     finish_reason: Option<FinishReason>,
 }
 
 impl<'r> SequenceState<'r> {
-    /// Creates a sequence for each completion of the request with this index, without KV blocks. `with_hashes`: the
-    /// content of the prompt's media is hashed for the prefix cache.
+    /// Creates one sequence for each completion of a request; the sequences have no KV blocks. `index` is the index
+    /// of the request. With `with_hashes`, the content of the prompt's media is hashed for the prefix cache.
     ///
     /// # Errors
     /// The prompt does not fit the model; a parameter is out of range.
-    pub(crate) fn for_request(
+    pub(crate) fn sequences_of_request(
         index: usize,
         request: GenerationRequest<'r>,
         config: &ModelConfig,
@@ -130,7 +130,7 @@ impl<'r> SequenceState<'r> {
         Ok(stop_conditions.into_iter().enumerate().map(sequence).collect())
     }
 
-    /// All tokens so far.
+    /// Returns all tokens of the sequence so far: the prompt and the generated tokens.
     pub(crate) fn tokens(&self) -> SequenceTokens<'_> {
         let RequestState { prompt, input, adapter, .. } = &*self.request;
         SequenceTokens { prompt, ids: &self.ids, rope_delta: input.rope_delta, adapter: *adapter }
@@ -149,27 +149,28 @@ impl<'r> SequenceState<'r> {
         self.ids.len() - self.prompt_tokens()
     }
 
-    /// The number of tokens whose keys and values a prefill must compute before the sequence can decode: all tokens of
-    /// the prompt; after a preemption, all tokens but the last, whose key and value the next decode step writes.
-    pub(crate) fn prefill_tokens(&self) -> usize {
+    /// The number of tokens whose keys and values a prefill must compute before the sequence can decode: all tokens
+    /// of the prompt. After a preemption, it is the number of all tokens except the last, because the next decode
+    /// step writes the last token's key and value.
+    pub(crate) fn prefill_token_count(&self) -> usize {
         if self.generated_token_count() == 0 { self.ids.len() } else { self.ids.len() - 1 }
     }
 
-    /// The number of most likely tokens to list for each token of the prompt, if the request asks for log-probabilities
-    /// of its prompt and they are not computed yet.
+    /// The number of most likely tokens to list for each token of the prompt. `None` if the request does not ask for
+    /// its prompt's log-probabilities or they are already computed.
     pub(crate) fn wanted_prompt_log_probs(&self) -> Option<usize> {
         let is_known = self.request.prompt_log_probs.get().is_some();
         self.request.top_prompt_log_probs.filter(|_| !is_known)
     }
 
-    /// Stores the log-probabilities of the prompt's tokens for all completions of the request.
+    /// Stores the log-probabilities of the prompt's tokens. All completions of the request share them.
     pub(crate) fn set_prompt_log_probs(&self, log_probs: Vec<PromptTokenLogProbs>) {
         self.request.prompt_log_probs.get_or_init(|| log_probs.into());
     }
 
-    /// The number of tokens whose keys and values are in the cache while the sequence decodes: all tokens that the host
-    /// has read but the last.
-    pub(crate) fn cached_tokens(&self) -> usize {
+    /// The number of tokens whose keys and values are in the cache while the sequence decodes: all tokens that the
+    /// host has read, except the last.
+    pub(crate) fn cached_token_count(&self) -> usize {
         self.ids.len() - 1
     }
 
@@ -183,9 +184,9 @@ impl<'r> SequenceState<'r> {
         BlockAllocator::blocks_for_tokens(self.max_keys())
     }
 
-    /// The number of keys for which the next decode step needs blocks: the step writes the key of its input token, and
-    /// computes the cache slot of the key after that.
-    pub(crate) fn keys_after_next_step(&self) -> usize {
+    /// The number of keys that the KV blocks must have room for before the next decode step. The step writes the key
+    /// of its input token, and computes the cache slot of the following key.
+    pub(crate) fn key_capacity_for_next_step(&self) -> usize {
         (self.ids.len() + self.in_flight + 1).min(self.max_keys())
     }
 
@@ -210,7 +211,7 @@ impl<'r> SequenceState<'r> {
     /// minimum number of tokens.
     pub(crate) fn logit_biases(&self) -> Vec<(i32, f32)> {
         let request = &self.request;
-        // A complete grammar allows end tokens only.
+        // A complete grammar allows only end tokens.
         let must_end = self.grammar.as_ref().is_some_and(Grammar::is_complete);
         if self.generated_token_count() + self.in_flight >= request.min_new_tokens || must_end {
             return request.logit_bias.clone();
@@ -263,14 +264,15 @@ impl<'r> SequenceState<'r> {
         enqueued > 0 && enqueued == self.request.min_new_tokens
     }
 
-    /// The ids of prompt and completion so far, which penalties read. Empty without a penalty, so that no ids are
+    /// The ids of the prompt and of the completion so far, for penalties. Empty without a penalty, so that no ids are
     /// copied to the device.
     pub(crate) fn penalty_history(&self) -> &[i32] {
         if self.sampling.has_penalty() { &self.ids } else { &[] }
     }
 
-    /// The counter of the sequence's next random number under its seed: the index of the next token in the sequence.
-    pub(crate) fn next_draw_number(&self) -> i32 {
+    /// The index of the sequence's next random number under its seed, which is the index of the next token in the
+    /// sequence.
+    pub(crate) fn next_random_index(&self) -> i32 {
         self.ids.len() as i32
     }
 
@@ -284,7 +286,7 @@ impl<'r> SequenceState<'r> {
             keys,
             limit: self.max_keys(),
             blocks: &self.block_table,
-            draw: self.next_draw_number(),
+            draw: self.next_random_index(),
             history: self.penalty_history(),
             adapter,
         }

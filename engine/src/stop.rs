@@ -1,12 +1,12 @@
 //! Stop strings, which end a completion. They are searched in the decoded text, because a stop string may span
 //! several tokens.
 
-/// Decodes ids to text one by one, like a tokenizer's streaming decoder.
+/// Decodes token ids to text one by one, like a tokenizer's streaming decoder.
 pub trait Detokenizer {
     /// Returns the text that `id` adds; empty while the bytes of a character are incomplete.
     fn push(&mut self, id: u32) -> String;
 
-    /// Ends the text. Returns the text that was held back; an incomplete character becomes U+FFFD.
+    /// Ends the text. Returns the held-back text; an incomplete character becomes U+FFFD.
     fn finish(&mut self) -> String;
 }
 
@@ -24,13 +24,14 @@ impl std::fmt::Debug for StopCondition {
 }
 
 impl StopCondition {
-    /// No stop strings: only an end-of-sequence token or the maximum number of tokens ends the completion.
+    /// A condition without stop strings: only an end-of-sequence token or the maximum number of tokens ends the
+    /// completion.
     pub fn none() -> StopCondition {
         StopCondition { strings: Vec::new(), text: String::new(), detokenizer: None }
     }
 
-    /// Ends the completion when one of `strings` appears in the text to which `detokenizer` decodes the ids. Empty
-    /// strings are ignored.
+    /// Ends the completion when one of `strings` appears in its text. `detokenizer` decodes the ids to this text.
+    /// Empty strings are ignored.
     pub fn with_strings(strings: &[String], detokenizer: Box<dyn Detokenizer>) -> StopCondition {
         let strings: Vec<String> = strings.iter().filter(|s| !s.is_empty()).cloned().collect();
         let detokenizer = if strings.is_empty() { None } else { Some(detokenizer) };

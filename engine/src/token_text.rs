@@ -11,23 +11,23 @@ use crate::stop::{Detokenizer, StopCondition};
 /// Decodes token ids to text one at a time, so that stop strings can be found. Holds back the bytes of an incomplete
 /// UTF-8 character. A clone shares the table of tokens.
 #[derive(Clone, Debug)]
-pub struct TokenText {
+pub struct TokenDecoder {
     /// The bytes of each token; `None` for special tokens, which have no text.
     pieces: Arc<Vec<Option<Vec<u8>>>>,
     pending: Vec<u8>,
 }
 
-impl TokenText {
-    /// A decoder for the vocabulary of a model.
-    pub fn new(folder: &ModelFolder) -> TokenText {
+impl TokenDecoder {
+    /// Creates a decoder for the vocabulary of a model.
+    pub fn new(folder: &ModelFolder) -> TokenDecoder {
         let t = &folder.tokenizer;
         let piece = |id: u32| if t.is_special(id) { None } else { Some(t.token_bytes(id)) };
         let pieces = (0..folder.config.text.vocab_size as u32).map(piece).collect();
-        TokenText { pieces: Arc::new(pieces), pending: Vec::new() }
+        TokenDecoder { pieces: Arc::new(pieces), pending: Vec::new() }
     }
 }
 
-impl Detokenizer for TokenText {
+impl Detokenizer for TokenDecoder {
     fn push(&mut self, id: u32) -> String {
         if let Some(Some(bytes)) = self.pieces.get(id as usize) {
             self.pending.extend(bytes);
@@ -61,7 +61,7 @@ pub struct CompletionStream<D> {
 }
 
 impl<D: Detokenizer> CompletionStream<D> {
-    /// An empty text that ends before the first of the strings `stop`.
+    /// Creates an empty text that will be cut before the first of the strings `stop`.
     pub fn new(tokens: D, stop: &[String]) -> CompletionStream<D> {
         let stop = stop.iter().filter(|s| !s.is_empty()).cloned().collect();
         CompletionStream { tokens, stop, held: String::new(), is_cut: false }
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn text_after_an_invalid_byte_comes_with_its_own_token() {
         let pieces = Arc::new(vec![Some(vec![0xc9]), Some(b"c".to_vec())]);
-        let tokens = TokenText { pieces, pending: Vec::new() };
+        let tokens = TokenDecoder { pieces, pending: Vec::new() };
         let mut text = tokens.clone();
         assert_eq!([0, 1, 0].map(|id| text.push(id)), ["", "\u{fffd}c", ""]);
         assert_eq!(text.finish(), "\u{fffd}");
@@ -157,7 +157,7 @@ mod tests {
             stop in prop::collection::vec("[ab\u{e9}]{0,4}", 0..3),
         ) {
             let mut stream = CompletionStream::new(Bytes::default(), &stop);
-            // The stop string that is complete first ends the text.
+            // The text ends at the stop string that is complete first.
             let prefixes = text.char_indices().map(|(at, c)| &text[..at + c.len_utf8()]);
             let at = prefixes.into_iter().find_map(|t| StopCondition::first_match(t, &stop)).unwrap_or(text.len());
             let mut streamed = String::new();

@@ -3,7 +3,7 @@
 use reel_input::grammar::{AnswerWithoutCalls, ToolCallGrammar};
 use serde_json::{Value, json};
 
-/// A grammar for calls of the functions, whose arguments follow the functions' schemas:
+/// A grammar for calls of the given functions. The arguments follow the functions' schemas:
 /// ```text
 /// start: call ("\n" call)*                          # or, where text is allowed: (text_before call)* TEXT
 /// call: call_0 | call_1
@@ -66,7 +66,7 @@ mod tests {
         results[0]
     }
 
-    /// The text as tokens of one byte each.
+    /// Returns the text as tokens of one byte each.
     fn single_bytes(folder: &ModelFolder, text: &str) -> Vec<u32> {
         let vocab = 0..folder.config.text.vocab_size as u32;
         let id = |byte: u8| vocab.clone().find(|&id| folder.tokenizer.token_bytes(id) == [byte]).unwrap();
@@ -100,7 +100,7 @@ mod tests {
                 (call.replace('3', "30"), false),
                 (call.replace("speed", "other"), false),
                 ("<tool_call> text".into(), false),
-                // The answer must not end inside of a call.
+                // The answer must not end inside a call.
                 (call[..call.len() - 1].into(), false),
             ] {
                 assert_eq!(accepts(&folder, &grammar, &text), is_accepted, "{several} {otherwise:?} {text:?}");

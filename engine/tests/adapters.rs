@@ -19,7 +19,8 @@ use support::{
     TestAdapter, image_prompt, model, random_model, run_until_idle, simulated_device, unrelated_requests, with_adapter,
 };
 
-/// Bytes of a KV block of the test model in f32: keys and values, 2 layers, 64 tokens, 1 head of 128.
+/// Bytes of a KV block of the test model in f32: keys and values, 2 layers, 64 tokens, 1 head of dimension 128, 4
+/// bytes.
 const BLOCK_BYTES: u64 = 2 * 2 * 64 * 128 * 4;
 
 /// Adapters of different ranks, on different layers.
@@ -37,7 +38,8 @@ fn models(device: &Device, dtype: DType) -> Vec<Qwen25Vl> {
     [vec![base], adapted].concat()
 }
 
-/// The completions of the test requests [`unrelated_requests`] with `is_wanted`, each generated alone with a model.
+/// Returns the completions of those [`unrelated_requests`] for which `is_wanted` is true, each generated alone with a
+/// model.
 fn alone(model: &Qwen25Vl, cx: &Cx, is_wanted: impl Fn(usize) -> bool) -> Vec<Completion> {
     let engine = Engine::new(model, cx).unwrap();
     let of_request = |(i, request): (usize, GenerationRequest<'static>)| {
@@ -75,7 +77,7 @@ fn requests_with_different_adapters_have_the_bits_of_each_alone() {
             let engine = Engine::new(&models[0], &cx).unwrap().chunk_tokens(chunk).max_slots(slots);
             let mut batch = engine.continuous_batch(blocks * block).unwrap();
             let ids = load(&mut batch, &models);
-            // The second round finds the blocks of the first round in the prefix cache.
+            // The second iteration finds the blocks of the first iteration in the prefix cache.
             for round in 0..2 {
                 for (i, request) in unrelated_requests().into_iter().enumerate() {
                     batch.add(i, GenerationRequest { adapter: ids[i % 4], ..request }).unwrap();
@@ -144,7 +146,7 @@ fn an_unloaded_adapter_serves_its_requests_to_the_end() {
     batch.unload_adapter(ids[1].unwrap(), &mut |_| {}).unwrap();
     let refused = batch.add(5, request(5, ids[1])).unwrap_err().to_string();
     assert!(refused.starts_with("adapter: is not loaded"), "{refused}");
-    // A newly loaded adapter gets a number while the request of an unloaded adapter still runs.
+    // The newly loaded adapter gets a number while the request of the unloaded adapter still runs.
     let again = batch.load_adapter(models[1].clone(), &mut |_| {}).unwrap();
     batch.unload_adapter(ids[2].unwrap(), &mut |_| {}).unwrap();
     batch.add(5, request(5, Some(again))).unwrap();
@@ -179,8 +181,8 @@ fn adapters_stay_when_the_weights_are_replaced() {
     assert_eq!(run_until_idle(&mut batch), want(&new));
 }
 
-/// The completions of test request `stranger` alone with model `number`, on one thread in f32. They are computed once
-/// for all cases of the test below.
+/// Returns the completions of test request `stranger`, generated alone with model `number`, on one thread in f32.
+/// They are computed once for all cases of a test.
 fn alone_once(models: &[Qwen25Vl], cx: &Cx, number: usize, stranger: usize) -> Vec<Completion> {
     static ALONE: Mutex<BTreeMap<(usize, usize), Vec<Completion>>> = Mutex::new(BTreeMap::new());
     let mut known = ALONE.lock().unwrap();
@@ -191,7 +193,7 @@ fn alone_once(models: &[Qwen25Vl], cx: &Cx, number: usize, stranger: usize) -> V
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
-    /// Requests, loads and unloads come in any order: each request gets the same completions as alone.
+    /// Requests, adapter loads and unloads come in any order. Each request gets the same completions as alone.
     #[test]
     fn any_order_of_loads_and_requests(
         events in prop::collection::vec((0usize..16, 0usize..4, 0u8..6), 1..30),
@@ -251,7 +253,7 @@ fn on_a_gpu_other_adapters_change_nothing() {
                 run_until_idle(&mut batch)
             })
             .collect();
-        // The second run has the same results, although the prefix cache has the blocks now.
+        // The second run has the same results, although it finds blocks in the prefix cache.
         (0..4).for_each(|i| batch.add(i, request(i)).unwrap());
         assert_eq!(run_until_idle(&mut batch), alone, "{device:?}");
         alone

@@ -40,7 +40,7 @@ fn test_requests() -> Vec<TestRequest> {
     ]
 }
 
-/// [`compare_runs`] with the model opened on `device`.
+/// Calls [`compare_runs`] with the model opened on `device`.
 fn open_and_compare_runs(
     device: &Device,
     dtype: DType,
@@ -78,8 +78,8 @@ fn compare_runs(
         let engine = engine().max_slots(rows).lookahead(ahead);
         assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: {rows} slots, lookahead {ahead}");
         assert!(engine.graph_capture_count() > 0);
-        // A batch size is captured when it occurs for the second time, at the latest in this second run. Except on a
-        // CPU, the third run captures nothing new.
+        // A batch size is captured when it occurs for the second time, so at the latest in the second run. Except on
+        // a CPU, the third run captures no further graph.
         assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: the second run with this engine");
         if device.name() != "cpu" {
             let made = engine.graph_capture_count();
@@ -113,7 +113,7 @@ fn completions_do_not_depend_on_other_requests() {
     }
 }
 
-/// A finished sequence makes room for the next request; completions do not depend on it.
+/// Checks that a finished sequence frees its slot for the next request, and that completions do not depend on it.
 #[test]
 fn continuous_batch_gives_the_completions_of_requests_alone() {
     let device = Device::cpu(2);
@@ -176,9 +176,9 @@ fn cuda_graphs_keep_driver_rules_and_equal_sim() {
     }
 }
 
-/// 16 decode steps on a Hopper GPU of the fake driver, in captured graphs with programmatic dependent launches. The
-/// sequences grow from the first KV block (64 tokens) into the second. Each sequence alone has the same bits. Device
-/// `sim` sums matrix products in another order, so its log-probabilities are only close.
+/// Runs 16 decode steps on a Hopper GPU of the fake driver, in captured graphs with programmatic dependent launches.
+/// The sequences grow from the first KV block (64 tokens) into the second. Each sequence alone has the same bits.
+/// Device `sim` sums matrix products in another order, so its log-probabilities are only close.
 #[test]
 fn sixteen_steps_in_graphs_on_hopper_equal_sequences_alone() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
@@ -216,18 +216,18 @@ fn sixteen_steps_in_graphs_on_hopper_equal_sequences_alone() {
     assert!(got.iter().all(|c| c.ids.len() == 17));
     assert!(few.iter().zip(&got).all(|(few, got)| few.ids[..] == got.ids[..3]));
     assert!(engine.graph_capture_count() > 0);
-    // Launches of a step: before the layers, the rotary table and the embeddings; 5 per layer, all programmatic
-    // (attention needs no second launch without a workspace); after the layers norm, logits, sample and advance. Not
-    // programmatic are the first two, the first launch of the first layer, which must wait for the embeddings, and the
-    // norm.
+    // Launches of a step. Before the layers: the rotary table and the embeddings. Per layer: 5, because attention
+    // needs no second launch without a workspace. After the layers: norm, logits, sample and advance. All launches
+    // are programmatic except the first two, the first launch of the first layer, which must wait for the embeddings,
+    // and the norm.
     let layers = on_gpu.config.text.num_hidden_layers as u64;
     assert_eq!((launches - launches_of_few, early - early_of_few), (14 * (5 * layers + 6), 14 * (5 * layers + 2)));
     drop((engine, on_gpu, cx, device));
     assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
 }
 
-/// Decode steps on a Hopper GPU by the driver of each CUDA version. Before 12.3, captured launches do not overlap; the
-/// bits are the same.
+/// Runs decode steps on a Hopper GPU with the driver of each CUDA version. Before 12.3, captured launches do not
+/// overlap; the bits are the same.
 #[test]
 fn decode_steps_on_the_drivers_of_cuda_12_and_13_have_the_same_bits() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
@@ -257,7 +257,7 @@ fn decode_steps_on_the_drivers_of_cuda_12_and_13_have_the_same_bits() {
     }
 }
 
-/// The model with a LoRA adapter on every layer.
+/// Returns the model with a LoRA adapter on every layer.
 fn adapted(device: &Device, dtype: DType) -> Qwen25Vl {
     with_adapter(&model(device, dtype), device, dtype, &TestAdapter { rank: 3, targets: &[lora::ALL_LINEAR], seed: 7 })
 }

@@ -107,8 +107,9 @@ fn completions_do_not_depend_on_batch_or_threads() {
     }
 }
 
-/// An engine with packed copies of trained weights gives the same completions as an engine without copies. The copies
-/// have the weights of the first call; after `release_memory`, new copies have the changed weights.
+/// Checks that an engine with packed copies of trained weights gives the same completions as an engine without
+/// copies. The copies hold the weights of the first call; after `release_memory`, new copies hold the changed
+/// weights.
 #[test]
 fn packed_copies_of_trained_weights_change_no_completion() {
     let case = open(&golden().join("mixed_stop"));

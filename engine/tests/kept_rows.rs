@@ -14,8 +14,8 @@ use reel_runtime::Cx;
 
 use support::{TestRequest, image_prompt, int8_model, model, unrelated_requests};
 
-/// The number of stored outputs of a layer, and how many of them the last layer computes for all tokens (q, k and v,
-/// attention, log-sum-exps).
+/// Returns the number of stored outputs of a layer, and how many of them the last layer computes for all tokens (q, k
+/// and v, attention, log-sum-exps).
 fn outputs_per_layer(grouping: MatmulGrouping) -> (usize, usize) {
     match grouping {
         MatmulGrouping::Joined => (6, 3),
@@ -23,7 +23,8 @@ fn outputs_per_layer(grouping: MatmulGrouping) -> (usize, usize) {
     }
 }
 
-/// Requests with the rows for their outputs. Every third request stores no outputs.
+/// Returns requests that name the rows for their outputs, and the number of rows. Every third request stores no
+/// outputs.
 fn requests(model: &Qwen25Vl) -> (Vec<GenerationRequest<'static>>, usize) {
     let sampling = support::SAMPLED;
     let (max_new_tokens, prompt_tokens) = (9, 1);
@@ -36,13 +37,14 @@ fn requests(model: &Qwen25Vl) -> (Vec<GenerationRequest<'static>>, usize) {
         let rows = StoredRequestRows::new(end, request.prompt.input_ids.len(), request.max_new_tokens);
         end = rows.end_row(request.stop_conditions.len());
         request.kept = Some(rows);
-        // Some completions end early.
+        // These end tokens make some completions end early.
         request.eos_token_ids = (0..40).collect();
     }
     (requests, end)
 }
 
-/// The completions, and for each output of each layer the bits of all rows that the completions must have filled.
+/// Returns the completions, and for each output of each layer the bits of all rows that the completions must have
+/// filled.
 fn generate(engine: &Engine, model: &Qwen25Vl, grouping: MatmulGrouping, cx: &Cx) -> (Vec<Completion>, Vec<Vec<u32>>) {
     let (requests, rows) = requests(model);
     let kept: Vec<Option<StoredRequestRows>> = requests.iter().map(|request| request.kept).collect();
@@ -82,7 +84,7 @@ fn kept_rows_do_not_depend_on_chunks_slots_threads_or_graphs() {
             let engine = Engine::new(&model, &cx).unwrap().chunk_tokens(chunk).max_slots(slots);
             let engine = if captures { engine } else { engine.without_captured_graphs() };
             let got = generate(&engine, &model, grouping, &cx);
-            // A call without memory for outputs stores none, even if its requests have rows.
+            // A call without memory for outputs stores none, even if its requests name rows.
             let plain = engine.generate(requests(&model).0, |_| {}).unwrap().0;
             assert_eq!(got.0, plain, "{dtype}: keeping changes completions");
             let want = want.get_or_insert_with(|| got.clone());

@@ -42,7 +42,7 @@ fn with_grammar(spec: &GrammarSpec, sampling: SamplingParams) -> GenerationReque
     GenerationRequest { grammar: Some(COMPILER.compile(spec).unwrap()), ..request(sampling, 200) }
 }
 
-/// The completions of the requests, all together, on device `cpu`.
+/// Generates the completions of all requests together on device `cpu`.
 fn complete(requests: Vec<GenerationRequest<'static>>) -> Vec<Completion> {
     let device = Device::cpu(1);
     let model = Qwen25Vl::open(&device, &Checkpoint::open(&path()).unwrap(), &FOLDER.config, DType::F32).unwrap();
@@ -92,7 +92,7 @@ fn a_json_schema_is_followed_alone_and_beside_others() {
         let alone = complete(vec![with_grammar(&schema(), sampled(seed))]);
         assert_eq!(alone[0].ids, together.iter().find(|c| c.request == 1 + seed as usize).unwrap().ids);
     }
-    // Requests without a grammar get the same completions beside requests with one.
+    // A request without a grammar gets the same completion when other requests of the batch have a grammar.
     let plain = complete(vec![request(SAMPLED, 30)]);
     assert_eq!((&plain[0].ids, &plain[0].log_probs), (&together[0].ids, &together[0].log_probs));
 }
@@ -108,7 +108,7 @@ fn regular_expressions_and_lark_grammars_are_followed() {
     assert!(got.starts_with("<think>") && got.ends_with("</answer>"), "{got:?}");
 }
 
-/// Functions `speed` and `stop`, with schemas that small models can follow to the end.
+/// Two functions, `speed` and `stop`, with schemas that small models can follow to the end.
 fn functions() -> Vec<(String, Value)> {
     let speed = json!({
         "type": "object",
@@ -249,8 +249,8 @@ fn penalties_count_the_completion_only() {
         let free = complete(vec![request(SamplingParams::GREEDY, 1)]);
         assert_eq!(ids[0], free[0].ids[0], "no token of the completion was there before");
     }
-    // The presence penalty is the same however often a token has occurred, the frequency penalty grows each time, so
-    // long completions differ.
+    // The presence penalty does not depend on how often a token has occurred, but the frequency penalty grows with
+    // each occurrence. So the two penalties give different long completions.
     let with = |presence_penalty, frequency_penalty| {
         let sampling = SamplingParams { presence_penalty, frequency_penalty, ..SamplingParams::GREEDY };
         complete(vec![GenerationRequest { eos_token_ids: Vec::new(), ..request(sampling, 60) }])[0].ids.clone()
@@ -282,7 +282,7 @@ fn log_probabilities_come_with_each_token() {
         }
     }
     assert_eq!(all[3].token_log_probs[0].top[..5], all[0].token_log_probs[0].top[..]);
-    // At temperature 2 the completion's log-probability differs from the one under softmax(logits).
+    // At temperature 2 the completion's log-probability differs from the log-probability under softmax(logits).
     assert_ne!(all[2].log_probs[0], all[2].token_log_probs[0].log_prob);
     assert_eq!(all[0].log_probs[0], all[0].token_log_probs[0].log_prob);
 }

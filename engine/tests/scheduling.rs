@@ -23,13 +23,14 @@ use support::{
     simulated_device, text_prompt, unrelated_requests,
 };
 
-/// Bytes of a KV block of the test model in f32: keys and values, 2 layers, 64 tokens, 1 head of 128.
+/// Bytes of a KV block of the test model in f32: keys and values, 2 layers, 64 tokens, 1 head of dimension 128, 4
+/// bytes.
 const BLOCK_BYTES: u64 = 2 * 2 * 64 * 128 * 4;
 
-/// Opens the test model on a device.
+/// A function that opens the test model on a device.
 type Model = fn(&Device, DType) -> Qwen25Vl;
 
-/// The completions of all requests together in a batch, added `per_step` at a time, and the engine's counters.
+/// Adds all requests to one batch, `per_step` at a time. Returns their completions and the engine's counters.
 fn together(engine: &Engine, kv_bytes: u64, per_step: usize) -> (Vec<Completion>, EngineStats) {
     let mut batch = engine.continuous_batch(kv_bytes).unwrap();
     let (mut completions, mut requests) = (Vec::new(), unrelated_requests().into_iter().enumerate().peekable());
@@ -43,7 +44,7 @@ fn together(engine: &Engine, kv_bytes: u64, per_step: usize) -> (Vec<Completion>
     (completions, batch.stats())
 }
 
-/// The completions of each request alone.
+/// Returns the completions of each request when it runs alone.
 fn alone(engine: &Engine) -> Vec<Completion> {
     let of_request = |(i, request): (usize, GenerationRequest<'static>)| {
         let completions = engine.generate(vec![request], |_| {}).unwrap().0;
@@ -180,7 +181,7 @@ fn replaced_weights_continue_running_requests() {
     assert_ne!(completions[0].ids, restarted.ids);
     batch.add(0, request(0, &[], 30)).unwrap();
     assert_eq!(run_until_idle(&mut batch).remove(0).ids, restarted.ids);
-    // `Engine::generate`, which reuses a batch of an earlier call, also uses the new weights.
+    // `Engine::generate` also uses the new weights, although it reuses the batch of an earlier call.
     assert!(generated(0) == restarted.ids && before_all != restarted.ids);
 }
 
@@ -251,7 +252,7 @@ fn a_batch_takes_the_same_memory_on_device_dry() {
     assert_eq!(use_of(&Device::cpu(1)), use_of(&Device::dry(Kernels::Cpu)));
 }
 
-/// The next turn of a conversation finds the blocks of the earlier answer in the prefix cache.
+/// The next turn of a conversation finds the blocks of the previous answer in the prefix cache.
 #[test]
 fn generated_tokens_are_found_as_part_of_a_later_prompt() {
     let device = Device::cpu(1);
@@ -367,7 +368,7 @@ fn cancelled_and_late_requests_free_their_blocks_at_once() {
         deadline,
         ..GenerationRequest::new(text_prompt(vec![4; tokens]))
     };
-    // Three requests: one decodes, one has a prompt that is being computed, one waits.
+    // The batch has three requests: one decodes, one has a prompt that is being computed, one waits.
     for (i, tokens) in [10, 300, 20].into_iter().enumerate() {
         batch.add(i, request(tokens, None)).unwrap();
     }
@@ -416,8 +417,8 @@ fn arrival() -> impl Strategy<Value = Arrival> {
     ]
 }
 
-/// The tokens of a greedy completion have the same log-probabilities as part of a later prompt, for all chunk sizes,
-/// with and without the prefix cache and other requests.
+/// The tokens of a greedy completion have the same log-probabilities when they are part of a later prompt. This holds
+/// for all chunk sizes, with and without the prefix cache and other requests.
 #[test]
 fn log_probabilities_of_a_prompt_are_those_of_its_generation() {
     let device = Device::cpu(2);
@@ -464,7 +465,7 @@ fn log_probabilities_of_a_prompt_are_those_of_its_generation() {
     }
 }
 
-/// The completions of each request alone on one thread in f32: the same for all cases of the test below.
+/// The completions of each request alone on one thread in f32, computed once for all cases of a test.
 static ALONE: LazyLock<Vec<Completion>> = LazyLock::new(|| {
     let device = Device::cpu(1);
     alone(&Engine::new(&model(&device, DType::F32), &Cx::inference(&device, DType::F32)).unwrap())
@@ -474,7 +475,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     /// Requests and cancellations arrive in any order, with any limits. Each request that is not cancelled gets the
-    /// completions that it gets alone, with the same bits, and all blocks are free in the end.
+    /// same bits as when it runs alone, and all blocks are free in the end.
     #[test]
     fn any_order_of_events_gives_the_completions_of_requests_alone(
         arrivals in prop::collection::vec(arrival(), 1..40),

@@ -14,9 +14,9 @@ use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 
 /// Number of resamples of the data.
-pub const RESAMPLES: usize = 10_000;
+pub const RESAMPLE_COUNT: usize = 10_000;
 
-/// A row with a score.
+/// The score of a row, with the group and the cluster of the row.
 #[derive(Clone, Debug)]
 pub struct ScoredRow<'a> {
     /// Name of the cluster, such as the video: rows of one cluster are drawn together. `None` for a row that is drawn
@@ -24,16 +24,16 @@ pub struct ScoredRow<'a> {
     pub cluster: Option<&'a str>,
     /// Index of the row's group, such as its category; scores are summed per group.
     pub group: usize,
-    /// The score.
+    /// The score of the row.
     pub score: f64,
 }
 
 /// Sum and number of the drawn scores of a group.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ScoreTotal {
-    /// Sum of the scores.
+    /// Sum of the scores of the group.
     pub sum: f64,
-    /// Number of scores.
+    /// Number of scores in the group.
     pub count: f64,
 }
 
@@ -44,12 +44,12 @@ impl ScoreTotal {
     }
 }
 
-/// The sum of several totals.
+/// Returns the sum of several totals.
 pub fn sum_of_totals(totals: &[ScoreTotal]) -> ScoreTotal {
     totals.iter().fold(ScoreTotal::default(), |a, b| ScoreTotal { sum: a.sum + b.sum, count: a.count + b.count })
 }
 
-/// The rows of one video: the total of each group, as (group, total).
+/// The rows of one video: pairs of a group and the total of its scores.
 type Cluster = Vec<(usize, ScoreTotal)>;
 
 /// Returns the 95 % interval of each statistic. `statistics` computes all statistics from the totals of the groups `0
@@ -64,7 +64,7 @@ pub fn bootstrap_intervals(
     let mut random = ChaCha8Rng::seed_from_u64(0);
     let mut drawn: Vec<Vec<f64>> = Vec::new();
     let mut totals = vec![ScoreTotal::default(); groups];
-    for _ in 0..if clusters.is_empty() { 0 } else { RESAMPLES } {
+    for _ in 0..if clusters.is_empty() { 0 } else { RESAMPLE_COUNT } {
         totals.fill(ScoreTotal::default());
         for _ in 0..clusters.len() {
             for (group, part) in &clusters[random.random_range(0..clusters.len())] {
@@ -125,7 +125,8 @@ mod tests {
         scores.map(|score| ScoredRow { cluster: None, group: 0, score }).collect()
     }
 
-    /// For many independent rows, the bootstrap interval is close to the interval of the normal distribution.
+    /// Checks that the bootstrap interval of many independent rows is close to the interval of the normal
+    /// distribution.
     #[test]
     fn agrees_with_the_normal_interval() {
         let rows = rows((0..1000).map(|i| f64::from(i % 10 < 3)));

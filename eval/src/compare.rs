@@ -31,8 +31,8 @@ pub struct Comparison {
     pub score: ScoreDifference,
     /// Scores by category.
     pub by_category: BTreeMap<String, ScoreDifference>,
-    /// Number of rows that both runs answer correctly. Only rows whose score is 0 or 1 count, here and in the next
-    /// fields.
+    /// Number of rows that both runs answer correctly. This count and the next ones include only rows whose score is
+    /// 0 or 1.
     pub both_right: usize,
     /// Number of rows that only run A answers correctly.
     pub only_a_right: usize,
@@ -43,27 +43,27 @@ pub struct Comparison {
     /// p-value of McNemar's exact test: the probability of a split of the disagreements at least as uneven as observed
     /// if both runs were equally good.
     pub mcnemar_p: f64,
-    /// The names of the rows on which the runs disagree.
+    /// The ids of the rows on which the runs disagree.
     pub disagreements: Vec<String>,
 }
 
 /// A score of both runs, and the difference of the two values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct ScoreDifference {
-    /// Number of rows.
+    /// Number of rows that the score covers.
     pub n: usize,
     /// The score of run A, from 0 to 1.
     pub a: f64,
-    /// The score of run B.
+    /// The score of run B, from 0 to 1.
     pub b: f64,
-    /// B minus A.
+    /// The score of run B minus the score of run A.
     pub difference: f64,
     /// 95 % interval of the difference.
     pub ci95: [f64; 2],
 }
 
-/// A row that both runs have, with the scores of run A and run B.
-struct Pair<'a> {
+/// A row that both runs have, with its score in run A and in run B.
+struct RowPair<'a> {
     row: &'a Prediction,
     scores: [f64; 2],
 }
@@ -81,14 +81,15 @@ pub fn compare_runs(task: &Task, runs: [&[Prediction]; 2], extraction: Extractio
     }
     let rows: Vec<Prediction> = pairs.iter().map(|pair| pair.row.clone()).collect();
     let groups = ScoreGroups::new(task, &rows);
-    let scored = |score: &dyn Fn(&Pair<'_>) -> f64| -> Vec<ScoredRow<'_>> {
-        let row = |(pair, row): (&Pair<'_>, _)| (score(pair), row);
+    let scored = |score: &dyn Fn(&RowPair<'_>) -> f64| -> Vec<ScoredRow<'_>> {
+        let row = |(pair, row): (&RowPair<'_>, _)| (score(pair), row);
         let rows = pairs.iter().zip(&rows).map(row);
-        rows.map(|(score, row)| ScoredRow { cluster: row.path.as_deref(), group: groups.index(row), score }).collect()
+        rows.map(|(score, row)| ScoredRow { cluster: row.path.as_deref(), group: groups.group_index(row), score })
+            .collect()
     };
-    let [a, b] = [0, 1].map(|run| groups.totals(&scored(&|pair| pair.scores[run])));
+    let [a, b] = [0, 1].map(|run| groups.group_totals(&scored(&|pair| pair.scores[run])));
     let differences = scored(&|pair| pair.scores[1] - pair.scores[0]);
-    let intervals = bootstrap_intervals(&differences, groups.count(), |totals| groups.statistics(totals));
+    let intervals = bootstrap_intervals(&differences, groups.group_count(), |totals| groups.statistics(totals));
     let (means_a, means_b) = (groups.statistics(&a), groups.statistics(&b));
     let difference = |i: usize, n: usize| {
         let (a, b) = (means_a[i].unwrap_or_default(), means_b[i].unwrap_or_default());
@@ -99,7 +100,7 @@ pub fn compare_runs(task: &Task, runs: [&[Prediction]; 2], extraction: Extractio
         let n = groups.category_total(&a, i).count as usize;
         (name.to_string(), difference(FIRST_CATEGORY_INDEX + i, n))
     });
-    let right: Vec<[bool; 2]> = pairs.iter().filter_map(Pair::right).collect();
+    let right: Vec<[bool; 2]> = pairs.iter().filter_map(RowPair::right).collect();
     let count = |want: [bool; 2]| right.iter().filter(|right| **right == want).count();
     let (only_a_right, only_b_right) = (count([true, false]), count([false, true]));
     let disagreeing = pairs.iter().filter(|pair| pair.scores[0] != pair.scores[1]);
@@ -119,15 +120,16 @@ pub fn compare_runs(task: &Task, runs: [&[Prediction]; 2], extraction: Extractio
     })
 }
 
-impl Pair<'_> {
-    /// Whether run A and run B are right; `None` for a row whose score may be between 0 and 1.
+impl RowPair<'_> {
+    /// Whether run A and run B answer the row correctly; `None` for a row whose score may be between 0 and 1.
     fn right(&self) -> Option<[bool; 2]> {
         (!self.row.has_partial_score()).then(|| self.scores.map(|score| score == 1.0))
     }
 }
 
-fn pairs<'a>([a, b]: [&'a [Prediction]; 2], extraction: Extraction) -> Result<Vec<Pair<'a>>> {
-    // The n-th row of a name in one run is paired with the n-th row of this name in the other run.
+fn pairs<'a>([a, b]: [&'a [Prediction]; 2], extraction: Extraction) -> Result<Vec<RowPair<'a>>> {
+    // Numbers the rows of each name. The n-th row of a name in one run is paired with the n-th row of this name in
+    // the other run.
     fn named(rows: &[Prediction]) -> impl Iterator<Item = ((&str, usize), &Prediction)> {
         let mut seen: HashMap<&str, usize> = HashMap::new();
         rows.iter().map(move |row| {
@@ -145,7 +147,7 @@ fn pairs<'a>([a, b]: [&'a [Prediction]; 2], extraction: Extraction) -> Result<Ve
             let what = format!("have different questions or solutions in row `{name}`");
             return Err(EvalError::Data(Diagnostic::new("the two runs", what, "compare runs over the same data")));
         }
-        pairs.push(Pair { row, scores: [row, other].map(|row| f64::from(row.score(extraction))) });
+        pairs.push(RowPair { row, scores: [row, other].map(|row| f64::from(row.score(extraction))) });
     }
     Ok(pairs)
 }

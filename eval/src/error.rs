@@ -11,10 +11,10 @@ pub enum EvalError {
     /// A row of predictions is malformed.
     #[error("{0}")]
     Row(Diagnostic),
-    /// A task file is wrong or cannot be read.
+    /// A task file is invalid or cannot be read.
     #[error("{0}")]
     Task(Diagnostic),
-    /// A data file of a benchmark is wrong or cannot be read.
+    /// A data file of a benchmark is invalid or cannot be read.
     #[error("{0}")]
     Data(Diagnostic),
 }
@@ -28,7 +28,7 @@ impl EvalError {
         Self::Row(Diagnostic::new(location, what, help))
     }
 
-    /// Whether a wrong command line caused the error; the program then exits with code 2.
+    /// Whether an invalid command line caused the error; the program then exits with code 2.
     pub fn is_usage_error(&self) -> bool {
         matches!(self, Self::Option(_))
     }

@@ -18,7 +18,7 @@ pub enum Extraction {
 }
 
 impl Extraction {
-    /// The name on the command line.
+    /// The name of this kind of extraction on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tags => "tags",
@@ -26,8 +26,8 @@ impl Extraction {
         }
     }
 
-    /// Returns the answer in `output`, in the form that is compared with the solution. `options` are the options of a
-    /// multiple-choice question.
+    /// Returns the answer in `output`, in a form that can be compared with the solution. `options` are the options of
+    /// a multiple-choice question.
     pub fn answer<'o>(self, output: &'o str, kind: Option<ProblemType>, options: &'o [String]) -> &'o str {
         let tagged = extract_answer(output);
         let whole = if tagged.is_empty() { strip_white_space(output) } else { tagged };
@@ -73,8 +73,8 @@ fn letter<'o>(text: &'o str, options: &'o [String]) -> Option<&'o str> {
     })
 }
 
-/// Returns the text in the last `\boxed{…}`, the form in which models trained on mathematics answer, without a command
-/// around the text such as `\text{…}`. A box that is not closed, as in an answer that was cut off, does not count.
+/// Returns the text in the last `\boxed{…}`, the form in which models trained on mathematics answer. A command around
+/// the text, such as `\text{…}`, is removed. A box that is not closed, as in a truncated answer, is ignored.
 fn boxed(text: &str) -> Option<&str> {
     const BOX: &str = "\\boxed{";
     let mut inner = &text[text.rfind(BOX)? + BOX.len()..];

@@ -25,8 +25,8 @@ pub struct WeightedMean {
     pub score_count: usize,
 }
 
-/// Returns the 95 % normal interval of a weighted sum of independent means. The variance of each mean is that of A.
-/// Agresti and B. Coull (1998), which is above 0 even if all scores are equal.
+/// Returns the 95 % normal interval of a weighted sum of independent means. The variance of each mean follows A.
+/// Agresti and B. Coull (1998), so it is above 0 even if all scores are equal.
 pub fn weighted_sum_interval(means: &[WeightedMean]) -> [f64; 2] {
     let sum: f64 = means.iter().map(|m| m.weight * m.mean).sum();
     let variance: f64 = means.iter().map(|m| m.weight * m.weight * adjusted(m.mean, m.score_count).1).sum();

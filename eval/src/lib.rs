@@ -1,5 +1,5 @@
 //! Benchmarks of video reasoning: reads the published files of a benchmark as questions, and turns the answers of a
-//! model into scores. Input and output are texts and numbers; no device, model or media are needed.
+//! model into scores. Input and output are texts and numbers. No device, model or media files are needed.
 //!
 //! ```text
 //! task file + data files -> rows (question, options, answer, video) -> prompts           load_benchmark
@@ -24,9 +24,9 @@ mod task;
 pub use compare::{Comparison, ScoreDifference, compare_runs};
 pub use error::{EvalError, Result};
 pub use extraction::Extraction;
-pub use lm_eval::{LmEvalRun, lm_eval_results};
+pub use lm_eval::{LmEvalSettings, lm_eval_results};
 pub use load::{DataFile, LoadedBenchmark, load_benchmark};
 pub use prediction::Prediction;
-pub use row::{BenchmarkRow, Clip};
+pub use row::{BenchmarkRow, VideoClip};
 pub use score::{BenchmarkReport, CategoryScore, HeadlineScore, score_benchmark};
 pub use task::{Headline, PublishedScore, Task};

@@ -7,23 +7,23 @@ use crate::score::BenchmarkReport;
 
 /// The settings of an evaluation run that are recorded with its scores.
 #[derive(Clone, Debug)]
-pub struct LmEvalRun<'a> {
-    /// The model folder or address.
+pub struct LmEvalSettings<'a> {
+    /// The model folder, or the address of a server.
     pub model: &'a str,
-    /// The options of generation (`temperature`, …).
+    /// The sampling options of generation (`temperature`, …).
     pub generation: &'a Map<String, Value>,
-    /// The device.
+    /// The name of the device that computed the answers.
     pub device: &'a str,
     /// The maximum number of rows of a benchmark; `None` if all rows are used.
     pub limit: Option<usize>,
-    /// Seconds since 1970.
+    /// Time of the evaluation, in seconds since 1970.
     pub date: f64,
 }
 
 /// Returns the results of benchmarks in lm-evaluation-harness's schema. A benchmark is a group; each of its categories
 /// is a task, named `BENCHMARK_CATEGORY`. A benchmark with regression rows and other rows has the scores of both kinds,
 /// `mra` and `acc`, in addition to its headline figure.
-pub fn lm_eval_results(reports: &[BenchmarkReport], run: &LmEvalRun<'_>) -> Value {
+pub fn lm_eval_results(reports: &[BenchmarkReport], run: &LmEvalSettings<'_>) -> Value {
     let mut results = Map::new();
     let mut subtasks = Map::new();
     let (mut configs, mut versions, mut shots) = (Map::new(), Map::new(), Map::new());
@@ -75,7 +75,7 @@ pub fn lm_eval_results(reports: &[BenchmarkReport], run: &LmEvalRun<'_>) -> Valu
         "n-samples": samples,
         "config": {
             "model": "reel", "model_args": format!("pretrained={}", run.model), "device": run.device,
-            "limit": run.limit, "bootstrap_iters": crate::bootstrap::RESAMPLES, "gen_kwargs": run.generation,
+            "limit": run.limit, "bootstrap_iters": crate::bootstrap::RESAMPLE_COUNT, "gen_kwargs": run.generation,
         },
         "date": run.date,
         "model_source": "reel",
@@ -120,7 +120,7 @@ mod tests {
         let rows = std::fs::read_to_string(path).unwrap();
         let rows: Vec<_> = rows.lines().map(|row| Prediction::from_json_line(row).unwrap()).filter(keep).collect();
         let report = score_benchmark(&task, &rows, Extraction::Tags).unwrap();
-        let run = LmEvalRun { model: "m", generation: &Map::new(), device: "cpu", limit: None, date: 0.0 };
+        let run = LmEvalSettings { model: "m", generation: &Map::new(), device: "cpu", limit: None, date: 0.0 };
         let mut all = lm_eval_results(&[report], &run);
         json!([all["results"][name].take(), all["configs"][name]["metric_list"][0]["metric"].take()])
     }

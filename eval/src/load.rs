@@ -18,15 +18,16 @@ use crate::{BenchmarkRow, EvalError, Result};
 /// The rows of a benchmark.
 #[derive(Clone, Debug)]
 pub struct LoadedBenchmark {
-    /// The name of the files' layout: who published the files in this form.
+    /// The name of the files' layout, which tells who published the files in this form.
     pub layout: String,
-    /// The files.
+    /// The data files that were read.
     pub files: Vec<DataFile>,
     /// The questions, in the order of the files.
     pub rows: Vec<BenchmarkRow>,
-    /// Number of rows that are not part of the benchmark's score, by reason.
+    /// Number of rows that do not count in the benchmark's score, by reason.
     pub left_out: BTreeMap<String, usize>,
-    /// Number of questions whose options the model does not see: neither the task's template nor the question has them.
+    /// Number of questions whose options the model does not see, because neither the task's template nor the question
+    /// lists them.
     pub without_options: usize,
     /// The folder that the paths of videos are relative to.
     pub media_root: PathBuf,
@@ -60,7 +61,7 @@ pub fn load_benchmark(
     media_root: Option<&Path>,
     skip_bad_rows: bool,
 ) -> Result<LoadedBenchmark> {
-    let Found { layout, files, folder, first } = find_files(task, data)?;
+    let FoundLayout { layout, files, folder, first } = find_files(task, data)?;
     let media_root = media_root.map_or(folder, Path::to_path_buf);
     let mut loaded = LoadedBenchmark {
         layout: layout.name.clone(),
@@ -90,7 +91,7 @@ pub fn load_benchmark(
             let parsed = row.and_then(|mut columns| {
                 add_file_columns(&mut columns, &path);
                 layout.add_derived_columns(&mut columns, index, count);
-                layout.remove_found(&mut unseen, &columns);
+                layout.remove_found_columns(&mut unseen, &columns);
                 if !unseen.is_empty() && known_columns.len() < MAX_NAMED_COLUMNS {
                     known_columns.extend(columns.keys().cloned());
                 }
@@ -127,10 +128,10 @@ pub fn load_benchmark(
     Ok(loaded)
 }
 
-/// Maximum number of columns that an error lists, approximately.
+/// Approximate maximum number of columns that an error lists.
 const MAX_NAMED_COLUMNS: usize = 64;
 
-/// The error for a rule whose columns no row has.
+/// The error for a rule that names only columns that no row has.
 fn unknown_column(
     task: &Task,
     layout: &Layout,
@@ -161,8 +162,8 @@ fn data_error(location: String, what: String, help: &str) -> EvalError {
     EvalError::Data(Diagnostic::new(location, what, help))
 }
 
-/// The files of a benchmark.
-struct Found<'t> {
+/// The files of a benchmark, and the layout that fits them.
+struct FoundLayout<'t> {
     layout: &'t Layout,
     files: Vec<PathBuf>,
     /// The folder in which the files were found.
@@ -171,13 +172,13 @@ struct Found<'t> {
     first: SourceFile,
 }
 
-fn find_files<'t>(task: &'t Task, data: &Path) -> Result<Found<'t>> {
+fn find_files<'t>(task: &'t Task, data: &Path) -> Result<FoundLayout<'t>> {
     if data.is_file() {
         let first = SourceFile::open(data)?;
         let columns = first_row_columns(&first, task)?;
         let folder = data.parent().unwrap_or(Path::new("")).to_path_buf();
         return match task.layouts.iter().find(|layout| columns.iter().any(|columns| fits(layout, columns))) {
-            Some(layout) => Ok(Found { layout, files: vec![data.to_path_buf()], folder, first }),
+            Some(layout) => Ok(FoundLayout { layout, files: vec![data.to_path_buf()], folder, first }),
             None => Err(other_columns(task, data, &columns)),
         };
     }
@@ -187,7 +188,7 @@ fn find_files<'t>(task: &'t Task, data: &Path) -> Result<Found<'t>> {
     }
     let mut looked_for = Vec::new();
     let mut other = None;
-    // Files that stay open for the next layout, because several layouts may have the same file names.
+    // Files that stay open while the next layout is tried, because several layouts may have the same file names.
     let mut opened: BTreeMap<PathBuf, SourceFile> = BTreeMap::new();
     for folder in [data.join(&task.name), data.to_path_buf()].into_iter().filter(|folder| folder.is_dir()) {
         for layout in &task.layouts {
@@ -203,7 +204,7 @@ fn find_files<'t>(task: &'t Task, data: &Path) -> Result<Found<'t>> {
                 };
                 let columns = first_row_columns(&source, task)?;
                 if columns.iter().any(|columns| fits(layout, columns)) {
-                    return Ok(Found { layout, files, folder, first: source });
+                    return Ok(FoundLayout { layout, files, folder, first: source });
                 }
                 other.get_or_insert((first.clone(), columns));
                 opened.insert(first.clone(), source);
@@ -229,8 +230,7 @@ fn matches(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Returns the columns of the first row of a file, once for each kind of nesting (`nested`) that the task's layouts
-/// have.
+/// Returns the columns of the first row of a file, once for each nesting (`nested`) that the task's layouts have.
 fn first_row_columns(file: &SourceFile, task: &Task) -> Result<Vec<Map<String, Value>>> {
     let mut depths: Vec<&[String]> = task.layouts.iter().map(|layout| &layout.nested[..]).collect();
     depths.sort_unstable();
@@ -264,13 +264,13 @@ fn other_columns(task: &Task, file: &Path, columns: &[Map<String, Value>]) -> Ev
     let location = file.display().to_string();
     let found = columns.first().cloned().unwrap_or_default();
     let names: Vec<&str> = found.keys().map(String::as_str).filter(|name| !name.contains("file.")).collect();
-    // A file in a folder has the layout that its name stands for.
+    // The name of a file in a folder determines the file's layout.
     if let Some(own) = task.layouts.iter().find(|layout| columns.iter().any(|columns| fits(layout, columns))) {
         let what = format!("has the columns of layout {} of {}, whose files have other names", own.name, task.title);
         let help = format!("rename the file to {}, or give the file itself as --data", own.files.join(" or "));
         return data_error(location, what, &help);
     }
-    let other = Task::built_in()
+    let other = Task::built_in_tasks()
         .into_iter()
         .filter(|other| other.name != task.name)
         .find(|other| other.layouts.iter().any(|layout| columns.iter().any(|columns| fits(layout, columns))));
@@ -304,7 +304,7 @@ fn refuse_other_benchmark(task: &Task, columns: &Map<String, Value>) -> Result<(
     }
     let is_row_of = |name: &str, other: &Task| text(name) == other.name || text(name) == other.title;
     let names = |other: &&Task| is_row_of("benchmark", other) || is_row_of("data_source", other) || is_in(other);
-    match Task::built_in_cached().iter().filter(|other| other.name != task.name).find(names) {
+    match Task::cached_built_in_tasks().iter().filter(|other| other.name != task.name).find(names) {
         Some(other) => {
             let name = ["benchmark", "data_source"].into_iter().find(|name| is_row_of(name, other)).unwrap_or("path");
             let what = format!("shows that the row belongs to {}, not to {}", other.title, task.title);
@@ -321,7 +321,7 @@ type SourceRow = (String, Result<Map<String, Value>, Diagnostic>);
 struct SourceFile {
     path: PathBuf,
     table: Table,
-    /// The file's text as one JSON value. The text is parsed when a layout with nested objects needs the value.
+    /// The file's text as one JSON value. It is parsed when a layout with nested objects first needs it.
     nested: OnceCell<Result<Value, Diagnostic>>,
 }
 
@@ -349,7 +349,7 @@ impl SourceFile {
         Ok(rows)
     }
 
-    /// The first of [`Self::rows`].
+    /// Returns the first row of [`Self::rows`].
     fn first_row(&self, nested: &[String]) -> Result<Option<SourceRow>> {
         if nested.is_empty() {
             return Ok((!self.table.is_empty()).then(|| self.row(0)));

@@ -1,7 +1,7 @@
-//! A prediction is a row of a benchmark with the output of a model; this module parses predictions and computes their
-//! scores.
+//! Predictions: a prediction is a row of a benchmark together with the output of a model. Parses predictions and
+//! computes their scores.
 //!
-//! The scoring rules are those of the evaluation scripts of VideoRFT and Video-R1 ([`Extraction::Tags`]).
+//! Scores follow the evaluation scripts of VideoRFT and Video-R1 ([`Extraction::Tags`]).
 
 use reel_diagnostic::Diagnostic;
 use reel_rewards::{
@@ -27,11 +27,11 @@ pub struct Prediction {
     pub category: Option<String>,
     /// The name of the benchmark, which `reel eval` writes into the row.
     pub benchmark: Option<String>,
-    /// The row's name within the benchmark (`problem_id`).
+    /// The row's id within the benchmark (`problem_id`).
     pub id: Option<String>,
-    /// The question (`problem`).
+    /// The question (column `problem`).
     pub question: Option<String>,
-    /// The video (`path`).
+    /// The path of the video (column `path`).
     pub path: Option<String>,
     /// The output of the model.
     pub output: String,
@@ -49,7 +49,7 @@ impl Prediction {
     pub fn from_json_line(line: &str) -> Result<Self> {
         let fields = parse_json_object(line).map_err(EvalError::Row)?;
         let text = |name: &str| string_field(&fields, name).map_err(EvalError::Row);
-        // These columns are not needed for the score, so they may have any type.
+        // Columns that are only shown may have any type, because the score does not need them.
         let shown = |name: &str| match fields.get(name) {
             Some(Value::String(text)) => Some(text.clone()),
             Some(Value::Number(number)) => Some(number.to_string()),
@@ -173,7 +173,8 @@ mod tests {
             [score("free-form", "green", "red"), score("OCR", "green", "red"), score("essay", "B", "B")],
             [0.0; 3]
         );
-        // Free-form: the mean of ROUGE-1 (1/2), ROUGE-2 (0) and ROUGE-L (1/2). OCR: one of two words is wrong.
+        // Free-form answers score the weighted mean of ROUGE-1 (1/2), ROUGE-2 (0) and ROUGE-L (1/2). In the OCR case,
+        // one of two words is wrong.
         assert!((score("free-form", "a car", "a dog") - 1.0 / 3.0).abs() < 1e-6);
         assert_eq!(score("OCR", "a car", "a dog"), 0.5);
     }

@@ -1,5 +1,5 @@
-//! A row of a benchmark: the question, its options, the answer and the video. The type is the same for every form in
-//! which a benchmark is published.
+//! A row of a benchmark: the question, its options, the answer and the video. All published layouts of a benchmark
+//! are converted to this type.
 
 use std::path::Path;
 
@@ -7,14 +7,14 @@ use reel_diagnostic::Diagnostic;
 use reel_rewards::{ProblemType, Recipe, check_solution, extract_answer};
 use serde_json::{Map, Value, json};
 
-use crate::task::{AnswerForm, Layout, Options, RowRules, Task, Template, column, option_error};
+use crate::task::{AnswerForm, AnswerOptions, Layout, RowRules, Task, Template, column, option_error};
 
 /// A question of a benchmark with its answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BenchmarkRow {
-    /// Where the row was read, as `FILE:LINE` or similar, for error messages.
+    /// The place where the row was read, as `FILE:LINE` or similar, for error messages.
     pub location: String,
-    /// The row's name; unique within a benchmark.
+    /// The row's id, unique within a benchmark.
     pub id: String,
     /// The question.
     pub question: String,
@@ -27,21 +27,21 @@ pub struct BenchmarkRow {
     /// The category of the question. Scores are also reported for each category.
     pub category: Option<String>,
     /// The video.
-    pub video: Option<Clip>,
+    pub video: Option<VideoClip>,
     /// Images (paths or data URIs) of the question. The prompt shows them after the video.
     pub images: Vec<String>,
 }
 
 /// A video or a part of it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Clip {
-    /// The file, or the folder with the frames, relative to the media folder.
+pub struct VideoClip {
+    /// The video file, or the folder with its frames, relative to the media folder.
     pub path: String,
     /// The image files of the frames, relative to the media folder; empty if `path` is a video file.
     pub frames: Vec<String>,
-    /// Second at which the part of the video begins.
+    /// The second at which the shown part of the video begins.
     pub start: Option<f64>,
-    /// Second at which the part ends.
+    /// The second at which the shown part of the video ends.
     pub end: Option<f64>,
     /// Frames per second of `frames`.
     pub fps: Option<f64>,
@@ -57,7 +57,7 @@ pub enum ParsedRow {
 }
 
 impl BenchmarkRow {
-    /// Reads the columns of a row by the rules of its layout. Videos are looked for in the folder `media_root`.
+    /// Parses the columns of a row by the rules of the layout. Looks for videos in the folder `media_root`.
     ///
     /// # Errors
     /// A column is missing or wrong; the answer is not among the options. The diagnostic's location is the column.
@@ -115,7 +115,7 @@ impl BenchmarkRow {
         let video = match &rules.video {
             None => None,
             Some(candidates) => {
-                Clip::find(columns, candidates, media_root)?.map(|clip| Clip { start, end, fps, ..clip })
+                VideoClip::find(columns, candidates, media_root)?.map(|clip| VideoClip { start, end, fps, ..clip })
             }
         };
         let image = |name: &String| match column(columns, name) {
@@ -137,13 +137,14 @@ impl BenchmarkRow {
         })))
     }
 
-    /// Removes the video and the images, so that a model is asked with the text alone.
+    /// Removes the video and the images, so that a model sees only the text.
     pub fn remove_media(&mut self) {
         self.video = None;
         self.images.clear();
     }
 
-    /// The row as JSON: VideoRFT's columns, which are copied into the row's prediction, and the messages in `prompt`.
+    /// Converts the row to JSON: VideoRFT's columns, which are copied into the row's prediction, and the messages in
+    /// `prompt`.
     pub fn to_json(&self, task: &Task, recipe: Recipe) -> Map<String, Value> {
         let media = match (&self.video, &self.images[..]) {
             (Some(_), _) => "video",
@@ -173,7 +174,7 @@ impl BenchmarkRow {
     }
 
     fn messages(&self, task: &Task, recipe: Recipe) -> Vec<Value> {
-        let video = self.video.iter().map(Clip::content_part);
+        let video = self.video.iter().map(VideoClip::content_part);
         let images = self.images.iter().map(|image| json!({"type": "image", "image": image}));
         let options = (self.kind == ProblemType::MultipleChoice).then_some(&self.options[..]);
         let text = task.question_text(&self.question, options, self.kind.name(), recipe);
@@ -183,8 +184,8 @@ impl BenchmarkRow {
     }
 }
 
-impl Clip {
-    /// The first candidate path that exists; if none exists, the first candidate.
+impl VideoClip {
+    /// Returns the first candidate path that exists; if none exists, the first candidate.
     fn find(
         columns: &Map<String, Value>,
         candidates: &[Template],
@@ -220,8 +221,9 @@ impl Clip {
         json!({"type": "video", "video": self.frames, "fps": self.fps.unwrap_or(1.0)})
     }
 
-    /// Keeps those frames of a clip that a model sees, if the clip's frames are image files. `select` gets the number
-    /// of frames between start and end and their rate; it returns the indices of the kept frames and their rate.
+    /// Keeps only the frames of a clip that a model sees, if the clip's frames are image files. `select` gets the
+    /// number of frames between start and end and their rate; it returns the indices of the kept frames and their
+    /// rate.
     ///
     /// # Errors
     /// `select` returns an error.
@@ -243,7 +245,8 @@ impl Clip {
     }
 }
 
-/// The paths of the image files in a folder, sorted by name (names have leading zeros). Each path begins with `path`.
+/// Returns the paths of the image files in a folder, sorted by name (names have leading zeros). Each path begins with
+/// `path`.
 fn frames_in(folder: &Path, path: &str) -> Result<Vec<String>, Diagnostic> {
     let failed = |e| Diagnostic::cannot_read(folder, &e);
     let mut frames = Vec::new();
@@ -261,8 +264,8 @@ fn frames_in(folder: &Path, path: &str) -> Result<Vec<String>, Diagnostic> {
     }
 }
 
-/// The columns that a rule reads, for error messages: the rule `answer` with the template `{ground_truth}` gives
-/// `ground_truth`. A rule without columns gives its own name.
+/// Names the columns that a rule reads, for error messages: the rule `answer` with the template `{ground_truth}`
+/// gives `ground_truth`. A rule without columns gives its own name.
 fn source(rule: &str, template: &Option<Template>) -> String {
     let columns: Vec<&str> = template.iter().flat_map(Template::columns).collect();
     if columns.is_empty() { rule.to_string() } else { columns.join(", ") }
@@ -283,9 +286,10 @@ fn options(
     rules: &RowRules,
     kind: ProblemType,
     question: &mut String,
-) -> Result<Options, Diagnostic> {
+) -> Result<AnswerOptions, Diagnostic> {
     let marks = rules.option_marks.unwrap_or_default();
-    let list = |list: &[String]| Options::parse(&json!(list), marks).map_err(|what| option_error("options", what));
+    let list =
+        |list: &[String]| AnswerOptions::parse(&json!(list), marks).map_err(|what| option_error("options", what));
     let found = match (&rules.options, &rules.option_list) {
         (_, Some(options)) => Some(list(options)?),
         (None, None) if rules.options_in_question == Some(true) => {
@@ -296,7 +300,7 @@ fn options(
         (None, None) => None,
         (Some(name), None) => match column(columns, name) {
             None | Some(Value::Null) => None,
-            Some(value) => Some(Options::parse(value, marks).map_err(|what| option_error(name, what))?),
+            Some(value) => Some(AnswerOptions::parse(value, marks).map_err(|what| option_error(name, what))?),
         },
     };
     let found = found.unwrap_or_default();
@@ -314,8 +318,8 @@ fn options(
     Ok(found)
 }
 
-/// Splits a question into its text and the options that are its last lines: lines with the marks `A.`, `B.`, …, or
-/// else all lines after the first.
+/// Splits a question into its text and the options in its last lines. Options are lines with the marks `A.`, `B.`, …;
+/// without such lines, all lines after the first are options.
 fn split_options(question: &str) -> (String, Vec<String>) {
     let lines: Vec<&str> = question.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let is_first = |line: &&str| ["A.", "A)", "A:", "(A)"].iter().any(|mark| line.starts_with(mark));
@@ -323,9 +327,9 @@ fn split_options(question: &str) -> (String, Vec<String>) {
     (lines[..first].join("\n"), lines[first..].iter().map(|line| line.to_string()).collect())
 }
 
-/// The correct answer in the form that outputs are compared with: the letter of an option, or the text or number
-/// itself.
-fn answer(text: String, rules: &RowRules, kind: ProblemType, options: &Options) -> Result<String, Diagnostic> {
+/// Returns the correct answer in the form that outputs are compared with: the letter of an option, or the text or
+/// number itself.
+fn answer(text: String, rules: &RowRules, kind: ProblemType, options: &AnswerOptions) -> Result<String, Diagnostic> {
     let name = source("answer", &rules.answer);
     let form = rules.answer_form.unwrap_or(AnswerForm::Plain);
     let plain = match form {

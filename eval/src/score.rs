@@ -21,7 +21,7 @@ pub struct BenchmarkReport {
     pub task_version: u32,
     /// How the answer is extracted from an output.
     pub extraction: Extraction,
-    /// Number of rows.
+    /// Number of scored rows.
     pub n: usize,
     /// Number of rows whose solution cannot be compared with outputs ([`Prediction::check_solution`]). These rows count
     /// in all means, as in the papers' evaluation scripts.
@@ -32,7 +32,7 @@ pub struct BenchmarkReport {
     pub truncated: usize,
     /// Mean score of all rows.
     pub overall: f64,
-    /// Interval of `overall`.
+    /// 95 % confidence interval of `overall`.
     pub overall_ci95: [f64; 2],
     /// Mean score of the rows whose problem is not a regression; 0 if there are no such rows.
     pub mean_acc: f64,
@@ -41,37 +41,37 @@ pub struct BenchmarkReport {
     /// Number of rows whose problem is a regression.
     #[serde(default)]
     pub regressions: usize,
-    /// The benchmark's headline figure: the one score that the papers' tables list.
+    /// The benchmark's headline figure: the score that the papers' tables list.
     pub headline: HeadlineScore,
-    /// Mean over tasks of each task's score: the official score of VSI-Bench.
+    /// The mean of the scores of the benchmark's tasks: the official score of VSI-Bench.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_mean: Option<f64>,
-    /// Interval of `task_mean`.
+    /// 95 % confidence interval of `task_mean`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_mean_ci95: Option<[f64; 2]>,
     /// Scores by category; rows without a category are left out.
     pub by_category: BTreeMap<String, CategoryScore>,
 }
 
-/// The headline figure of a benchmark: the one score in a table of results.
+/// The headline figure of a benchmark: the score that tables of results list.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeadlineScore {
-    /// Which figure `score` is.
+    /// Which of the benchmark's scores is the headline figure.
     pub metric: Headline,
-    /// The score.
+    /// The value of the headline figure, from 0 to 1.
     pub score: f64,
-    /// Interval of `score`.
+    /// 95 % confidence interval of `score`.
     pub ci95: [f64; 2],
 }
 
 /// The mean score of the rows of one category.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CategoryScore {
-    /// Number of rows.
+    /// Number of rows of the category.
     pub n: usize,
-    /// Mean score.
+    /// Mean score of the category's rows.
     pub score: f64,
-    /// Interval of `score`.
+    /// 95 % confidence interval of `score`.
     pub ci95: [f64; 2],
     /// Number of rows whose problem is a regression.
     #[serde(default)]
@@ -96,9 +96,9 @@ pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extr
     let rows: Vec<ScoredRow<'_>> = predictions
         .iter()
         .zip(&scores)
-        .map(|(p, &score)| ScoredRow { cluster: p.path.as_deref(), group: groups.index(p), score })
+        .map(|(p, &score)| ScoredRow { cluster: p.path.as_deref(), group: groups.group_index(p), score })
         .collect();
-    let totals = groups.totals(&rows);
+    let totals = groups.group_totals(&rows);
     let means = groups.statistics(&totals);
     let intervals = bootstrap_intervals(&rows, totals.len(), |totals| groups.statistics(totals));
     let mean_of = |i: usize| means[i].unwrap_or_default();
@@ -173,20 +173,20 @@ impl<'a> ScoreGroups<'a> {
 
     /// The number of groups: two per category (regression rows and other rows), counting rows without a category as one
     /// more category.
-    pub(crate) fn count(&self) -> usize {
+    pub(crate) fn group_count(&self) -> usize {
         2 * (self.names.len() + 1)
     }
 
-    /// The index of the group of a row.
-    pub(crate) fn index(&self, prediction: &Prediction) -> usize {
+    /// Returns the index of the group of a row.
+    pub(crate) fn group_index(&self, prediction: &Prediction) -> usize {
         let position = |category: &String| self.names.binary_search(&&category[..]).ok();
         let category = prediction.category.as_ref().and_then(position).unwrap_or(self.names.len());
         2 * category + usize::from(prediction.is_regression())
     }
 
-    /// The total of the scores of each group.
-    pub(crate) fn totals(&self, rows: &[ScoredRow<'_>]) -> Vec<ScoreTotal> {
-        let mut totals = vec![ScoreTotal::default(); self.count()];
+    /// Returns the total of the scores of each group.
+    pub(crate) fn group_totals(&self, rows: &[ScoredRow<'_>]) -> Vec<ScoreTotal> {
+        let mut totals = vec![ScoreTotal::default(); self.group_count()];
         for row in rows {
             totals[row.group] = sum_of_totals(&[totals[row.group], ScoreTotal { sum: row.score, count: 1.0 }]);
         }
@@ -202,8 +202,8 @@ impl<'a> ScoreGroups<'a> {
         totals[2 * category + 1].count as usize
     }
 
-    /// All statistics, computed from the totals of all groups: the three fixed ones, then the mean of each category. A
-    /// mean without rows is `None`.
+    /// Returns all statistics, computed from the totals of all groups: first the three at fixed indices, then the
+    /// mean of each category. A mean without rows is `None`.
     pub(crate) fn statistics(&self, totals: &[ScoreTotal]) -> Vec<Option<f64>> {
         let categories = (0..self.names.len()).map(|i| self.category_total(totals, i).mean());
         let of_kind = |regression: usize| {

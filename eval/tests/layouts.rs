@@ -1,4 +1,4 @@
-//! Each benchmark is read in each form in which it is published. The rows are made up; their columns, spellings and
+//! Reads each benchmark in each layout in which it is published. The rows are made up; their columns, spellings and
 //! folders are those of the publications that `eval/tasks/*.toml` name.
 
 use std::fs;
@@ -17,7 +17,7 @@ fn write(folder: &Path, file: &str, content: impl AsRef<[u8]>) {
     fs::write(path, content).unwrap();
 }
 
-/// Loads a benchmark from files with this content, given as (name, content).
+/// Loads a benchmark from files that are given as (name, content).
 fn load(benchmark: &str, files: &[(&str, String)], videos: &[&str]) -> Result<LoadedBenchmark> {
     let folder = tempfile::tempdir().unwrap();
     files.iter().for_each(|(file, content)| write(folder.path(), file, content));
@@ -29,7 +29,7 @@ fn list(rows: &[Value]) -> String {
     Value::Array(rows.to_vec()).to_string()
 }
 
-/// Kind, answer, category and video of a row.
+/// Returns the kind, answer, category and video of a row.
 fn facts(row: &BenchmarkRow) -> (&str, &str, &str, &str) {
     let video = row.video.as_ref().map_or("", |clip| &clip.path);
     (row.kind.name(), &row.answer, row.category.as_deref().unwrap_or_default(), video)
@@ -52,7 +52,7 @@ fn preprocessed_files_of_the_papers_have_one_layout() {
     let loaded =
         load("mmvu", &[("eval_mmvu.json", list(&[row.clone()]))], &["videos/Civil_Engineering/7.mp4"]).unwrap();
     assert_eq!(facts(&loaded.rows[0]).3, "videos/Civil_Engineering/7.mp4");
-    // MVBench's file has the same columns as MMVU's; the row's path shows that the row belongs to MMVU.
+    // MVBench's file has the same columns as MMVU's. The path in the row shows that the row belongs to MMVU.
     let e = load("mvbench", &[("eval_mvbench.json", list(&[row.clone()]))], &[]).unwrap_err().to_string();
     let wanted = "eval_mvbench.json:1: path: shows that the row belongs to MMVU (multiple choice), not to MVBench";
     assert!(e.contains(wanted), "{e}");
@@ -247,7 +247,7 @@ fn parquet_files_are_read() {
     assert_eq!(tracks.iter().map(|row| facts(row).2).collect::<Vec<_>>(), ["Adaptation", "Perception"]);
     assert_eq!(facts(&tracks[1]).3, "Art/test_Music_1.mp4");
     assert_eq!(facts(&rows("tempcompass")[0]), ("multiple choice", "A", "order", "videos/7.mp4"));
-    // A file that is cut short.
+    // The file is truncated.
     let file = folder.path().join("videomme/videomme/test-00000-of-00001.parquet");
     let whole = fs::read(&file).unwrap();
     fs::write(&file, &whole[..whole.len() / 2]).unwrap();
@@ -255,8 +255,8 @@ fn parquet_files_are_read() {
     assert!(e.contains("test-00000-of-00001.parquet: ") && !e.contains('\n'), "{e}");
 }
 
-/// Inputs: a folder without the files, another benchmark's file, wrong JSON, and rows whose columns are missing or
-/// wrong.
+/// The invalid inputs are: a folder without the files, another benchmark's file, wrong JSON, and rows whose columns
+/// are missing or wrong.
 #[test]
 fn wrong_data_names_file_row_and_column() {
     let holmes = json!({"video ID": "xyz", "Question ID": 1, "Question Type": "TA", "Question": "Q?",
@@ -291,7 +291,7 @@ fn wrong_data_names_file_row_and_column() {
     }
     let e = error("other.json", list(std::slice::from_ref(&holmes)));
     assert!(e.contains("has no data file of Video-Holmes; put one of ") && e.contains("test_Video-Holmes.json"), "{e}");
-    // The columns of one layout in a file with the name of another.
+    // The file has the columns of one layout and the name of another layout's file.
     let e = load("videomme", &[("videomme.json", list(&[mme]))], &[]).unwrap_err().to_string();
     assert!(e.contains("has the columns of layout authors of Video-MME, whose files have other names"), "{e}");
     // With `skip_bad_rows` bad rows are counted instead of being an error.
@@ -301,7 +301,7 @@ fn wrong_data_names_file_row_and_column() {
     assert_eq!((loaded.rows.len(), loaded.left_out["bad row"]), (1, 1));
     let e = load_benchmark(&task("videoholmes"), Path::new("no/such"), None, true).unwrap_err().to_string();
     assert!(e.contains("no/such"), "{e}");
-    // Rows of a nested file.
+    // The file has nested objects around its rows.
     let rows = json!({"10": {"speed": [{"question": "Is it?", "answer": "no"}, 1]}});
     let e = load("tempcompass", &[("questions/yes_no.json", rows.to_string())], &[]).unwrap_err().to_string();
     assert!(e.contains("yes_no.json: 10: speed[1]: is not an object"), "{e}");

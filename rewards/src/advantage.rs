@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::torch_stats::{mean, std};
 
-/// Added to the standard deviation, so groups with nearly equal rewards do not get huge advantages.
+/// Added to the standard deviation, so that groups with nearly equal rewards do not get huge advantages.
 const EPSILON: f32 = 1e-4;
 
-/// Which standard deviation rewards are divided by to give advantages (TRL's `scale_rewards`).
+/// The standard deviation by which rewards are divided to get advantages (TRL's `scale_rewards`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScaleRewards {
@@ -21,8 +21,8 @@ pub enum ScaleRewards {
     None,
 }
 
-/// Advantages `(reward - group mean) / (std + 1e-4)` in f32 with torch's order of operations. The standard deviation
-/// has the divisor n - 1.
+/// Returns the advantages `(reward - group mean) / (std + 1e-4)` in f32 with torch's order of operations. The
+/// standard deviation has the divisor n - 1.
 ///
 /// `rewards` holds groups of `group_size` completions one after the other. In a group of 1 the advantage is 0.
 pub fn group_advantages(rewards: &[f32], group_size: usize, scale: ScaleRewards) -> Vec<f32> {

@@ -2,12 +2,12 @@
 
 use crate::python_text::strip_white_space;
 
-/// The answer in `<answer>` tags without surrounding white space; "" if there is none.
+/// Returns the answer in `<answer>` tags without surrounding white space; "" without such tags.
 pub fn extract_answer(text: &str) -> &str {
     strip_white_space(text_between(text, "<answer>", "</answer>").unwrap_or_default())
 }
 
-/// The text between the first `open` and the next `close`.
+/// Returns the text between the first `open` and the next `close`.
 pub(crate) fn text_between<'a>(text: &'a str, open: &str, close: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(open)?;
     Some(rest.split_once(close)?.0)

@@ -2,7 +2,7 @@
 
 use reel_diagnostic::Diagnostic;
 
-/// An error on the way from a completion to its reward.
+/// An error that occurs while completions are scored.
 #[derive(Debug, thiserror::Error)]
 pub enum RewardError {
     /// A row to be scored is malformed.

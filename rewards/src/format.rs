@@ -5,7 +5,8 @@ use crate::python_text::is_space;
 /// Whether the whole text matches `<think>.*?</think>\s*<answer>.*?</answer>`, where `.` matches newlines too.
 pub fn matches_format(text: &str) -> bool {
     let Some(mut rest) = text.strip_prefix("<think>") else { return false };
-    // Any `</think>` can end the first `.*?`, because the whole text must match: `.*?` may extend over further tags.
+    // The first `.*?` may extend over further tags, because the whole text must match. So each `</think>` is tried as
+    // its end.
     while let Some((_, after)) = rest.split_once("</think>") {
         if let Some(answer) = after.trim_start_matches(is_space).strip_prefix("<answer>") {
             return answer.ends_with("</answer>");
@@ -51,7 +52,7 @@ mod tests {
         }
     }
 
-    /// A direct implementation of the format's regular expression, which tries every `</think>`.
+    /// A direct implementation of the regular expression of the format, which tries every `</think>`.
     fn matches_by_search(text: &str) -> bool {
         let Some(body) = text.strip_prefix("<think>") else { return false };
         let mut starts = body.match_indices("</think>").map(|(i, close)| &body[i + close.len()..]);

@@ -10,25 +10,26 @@ use crate::length::length_reward;
 use crate::temporal::temporal_reward;
 use crate::{ProblemType, Recipe, RewardWeights, ScaleRewards};
 
-/// Completions of one prompt with everything that the reward functions need.
+/// Completions of one prompt with all data that the reward functions need.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ScoringGroup {
     /// The kind of problem; `None` for an unknown kind, whose accuracy is 0.
     pub problem_type: Option<ProblemType>,
-    /// The correct answer in `<answer>` tags. `None`: only custom rewards apply, neither accuracy nor format.
+    /// The correct answer in `<answer>` tags. If `None`, only custom rewards apply, not the built-in ones such as
+    /// accuracy and format.
     pub solution: Option<String>,
-    /// The completions.
+    /// The texts of the completions.
     pub completions: Vec<String>,
     /// Number of tokens of each completion, including the end token. If empty, there is no length reward.
     pub lengths: Vec<usize>,
     /// Completions that the model generated from the same frames in shuffled order. If `None`, there is no temporal
     /// reward.
     pub shuffled: Option<Vec<String>>,
-    /// The semantic reward of each completion ([`crate::semantic_reward`]), including wrong answers, for which scoring
-    /// sets it to 0. If `None`, there is no semantic reward.
+    /// The semantic reward of each completion ([`crate::semantic_reward`]). Values for wrong answers are included;
+    /// scoring sets them to 0. If `None`, there is no semantic reward.
     pub semantic: Option<Vec<f32>>,
-    /// Custom rewards by name, one number per completion; NaN if the reward does not apply to the completion. If there
-    /// are any, the length reward is off.
+    /// Custom rewards by name, with one number per completion; NaN if the reward does not apply to the completion. If
+    /// there are any custom rewards, the length reward is off.
     pub custom: Vec<(String, Vec<f32>)>,
 }
 
@@ -39,7 +40,7 @@ pub struct RewardRules {
     pub recipe: Recipe,
     /// Weight of each reward function.
     pub weights: RewardWeights,
-    /// Which standard deviation rewards are divided by to give advantages. `Batch` needs all groups of a step, so
+    /// The standard deviation by which rewards are divided to get advantages. `Batch` needs all groups of a step, so
     /// scoring a single group uses `Group` instead.
     pub scale: ScaleRewards,
 }
@@ -52,14 +53,14 @@ pub struct Scores {
     pub accuracy: Vec<f32>,
     /// 1 if the completion has the required format, else 0.
     pub format: Vec<f32>,
-    /// 0.3 for correct answers if the group's mean accuracy with ordered frames is at least about that with shuffled
-    /// frames ([`crate::temporal`]), else 0.
+    /// 0.3 for correct answers if the group's mean accuracy with ordered frames is high enough relative to that with
+    /// shuffled frames ([`crate::temporal`]), else 0.
     pub temporal: Vec<f32>,
     /// Similarity of a correct answer's reasoning to the frames, from 0 to 1; 0 for a wrong answer.
     pub semantic: Vec<f32>,
     /// 0.2 for correct answers of 320 to 512 tokens, else 0.
     pub length: Vec<f32>,
-    /// Custom rewards by name.
+    /// Custom rewards by name, with one number per completion.
     pub custom: Vec<(String, Vec<f32>)>,
     /// Weighted sum of the rewards that apply.
     pub reward: Vec<f32>,
@@ -116,8 +117,8 @@ impl ScoringGroup {
 }
 
 impl Scores {
-    /// The reward functions that apply, by name. Their order is the order of addition in Video-R1's code, on which
-    /// the last bit of the sum depends.
+    /// Returns the lists of the reward functions that apply, with their names. They are in the order in which
+    /// Video-R1's code adds them, because the last bit of the sum depends on this order.
     pub fn named_rewards(&self) -> impl Iterator<Item = (&str, &[f32])> {
         let fixed = [
             ("accuracy", &self.accuracy[..]),
@@ -140,13 +141,13 @@ impl Scores {
         sums
     }
 
-    /// The names and values of all lists that are not empty, in the order of output files.
+    /// Returns the names and values of all lists that are not empty, in the order of output files.
     fn lists(&self) -> impl Iterator<Item = (&str, &[f32])> {
         let ends = [("reward", &self.reward[..]), ("advantage", &self.advantage)];
         self.named_rewards().chain(ends.into_iter().filter(|(_, values)| !values.is_empty()))
     }
 
-    /// The scores of a single completion, which serialize as numbers instead of lists.
+    /// Returns the scores of a single completion, which serialize as numbers instead of lists.
     pub fn first_completion_scores(&self) -> FirstCompletionScores<'_> {
         FirstCompletionScores(self)
     }
@@ -161,7 +162,7 @@ impl Serialize for Scores {
     }
 }
 
-/// The scores of the first completion; serializes as an object of numbers.
+/// The scores of the first completion. They serialize as an object of numbers.
 #[derive(Clone, Copy, Debug)]
 pub struct FirstCompletionScores<'a>(&'a Scores);
 
@@ -242,8 +243,8 @@ mod tests {
 
     proptest! {
         /// If the rewards of a group take only two different values, the temporal reward does not change advantages
-        /// that are scaled by the group; unscaled advantages become 1.3 times as large (docs/parity.md, "Effect of
-        /// the temporal reward").
+        /// that are divided by the group's standard deviation. Unscaled advantages become 1.3 times as large
+        /// (docs/parity.md, "Effect of the temporal reward").
         #[test]
         fn temporal_reward_cancels_when_advantages_are_scaled_by_group(
             answers in prop::collection::vec(prop::sample::select(vec!["A", "B"]), 2..12),
@@ -257,8 +258,8 @@ mod tests {
             let is_scaled_by = |factor: f32, [without, with]: [Scores; 2], tolerance: f32| {
                 without.advantage.iter().zip(&with.advantage).all(|(a, b)| (factor * a - b).abs() < tolerance)
             };
-            // If all rewards are equal, the f32 mean may be off by some 2^-22, which is divided by a standard deviation
-            // of about 0 plus 1e-4, as in torch. 11 rewards of 2.3 each have advantages of 2e-3.
+            // If all rewards are equal, the f32 mean may be off by some 2^-22. As in torch, this error is divided by
+            // a standard deviation of about 0 plus 1e-4. 11 rewards of 2.3 each have advantages of 2e-3.
             prop_assert!(is_scaled_by(1.0, score_both(ScaleRewards::Group), 1e-2));
             let unscaled = score_both(ScaleRewards::None);
             let paid = unscaled[1].temporal.iter().any(|&r| r > 0.0);

@@ -3,14 +3,14 @@
 /// The reward of a correct answer whose number of tokens is in [`REWARDED_TOKEN_COUNTS`].
 pub const LENGTH_REWARD: f32 = 0.2;
 
-/// Numbers of tokens of a completion that are rewarded, including the end token.
+/// The numbers of tokens, including the end token, for which a completion gets the length reward.
 pub const REWARDED_TOKEN_COUNTS: std::ops::RangeInclusive<usize> = 320..=512;
 
 /// The length and the temporal reward count an answer as correct if its accuracy is above this threshold.
 pub const CORRECT_ACCURACY_THRESHOLD: f32 = 0.1;
 
-/// The reward of each completion of a group: [`LENGTH_REWARD`] for correct answers with a length in
-/// [`REWARDED_TOKEN_COUNTS`], if more than one answer of the group is correct.
+/// Returns the length reward of each completion of a group: [`LENGTH_REWARD`] for a correct answer with a length in
+/// [`REWARDED_TOKEN_COUNTS`], if more than one answer of the group is correct; else 0.
 pub fn length_reward(accuracy: &[f32], lengths: &[usize]) -> Vec<f32> {
     let several = accuracy.iter().filter(|a| **a > CORRECT_ACCURACY_THRESHOLD).count() > 1;
     let paid = |(accuracy, tokens): (&f32, &usize)| {

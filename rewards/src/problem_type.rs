@@ -2,7 +2,7 @@
 
 use crate::{Result, RewardError};
 
-/// A known `problem_type`, which selects the rule for accuracy.
+/// A known `problem_type`, which selects the rule by which accuracy is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ProblemType {
     /// The answer is the letter of an option.

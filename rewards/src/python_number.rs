@@ -16,17 +16,19 @@ pub fn parse_number(text: &str) -> Option<f64> {
 }
 
 /// Python's `float(text)`: accepts signs, exponents, `inf`, `nan`, underscores between digits, digits of any script
-/// and surrounding white space. Numbers that are too large become infinite. `None` where Python raises ValueError.
+/// and surrounding white space. Numbers that are too large become infinite. Returns `None` where Python raises
+/// ValueError.
 fn parse_python_float(text: &str) -> Option<f64> {
     let ascii: String =
         if text.is_ascii() { text.to_string() } else { text.chars().map(to_ascii).collect::<Option<_>>()? };
-    // The white space of C's isspace, which is ASCII. `to_ascii` has replaced all other white space by spaces.
+    // The characters are the white space of C's isspace. `to_ascii` has already replaced all other white space by
+    // spaces.
     let number = ascii.trim_matches([' ', '\t', '\n', '\r', '\u{b}', '\u{c}']);
     without_underscores(number)?.parse().ok()
 }
 
-/// Maps a character of a number to ASCII: white space to a space, a decimal digit of any script to 0-9. `None` for
-/// characters that no number contains.
+/// Maps a character of a number to ASCII: white space to a space, and a decimal digit of any script to 0-9. Returns
+/// `None` for characters that no number contains.
 fn to_ascii(c: char) -> Option<char> {
     if c.is_ascii() {
         return Some(c);
@@ -38,7 +40,7 @@ fn to_ascii(c: char) -> Option<char> {
     char::from_digit(c as u32 - zero, 10)
 }
 
-/// Removes underscores; `None` if an underscore is not between two digits.
+/// Removes underscores from a number. Returns `None` if an underscore is not between two digits.
 fn without_underscores(number: &str) -> Option<String> {
     let bytes = number.as_bytes();
     let is_digit = |i: Option<usize>| i.and_then(|i| bytes.get(i)).is_some_and(u8::is_ascii_digit);
@@ -46,7 +48,8 @@ fn without_underscores(number: &str) -> Option<String> {
     underscores.all(|i| is_digit(i.checked_sub(1)) && is_digit(Some(i + 1))).then(|| number.replace('_', ""))
 }
 
-/// Python's `round(x, 2)`: the number with two decimals nearest to the exact value of `x`; ties go to the even one.
+/// Python's `round(x, 2)`: the number with two decimals that is nearest to the exact value of `x`; ties go to the
+/// even one.
 pub(crate) fn round_to_2_decimals(x: f64) -> f64 {
     // Formatting is exact and rounds ties to even; the result is parsed to the nearest f64, as in Python.
     if x.is_finite() { format!("{x:.2}").parse().unwrap_or(x) } else { x }
@@ -82,7 +85,7 @@ mod tests {
         assert!(ZEROS.windows(2).all(|pair| pair[0] + 10 <= pair[1]));
     }
 
-    /// `m / 2^k` in hundredths, rounded half to even, computed with integers only.
+    /// Returns `m / 2^k` in hundredths, rounded half to even, computed with integers only.
     fn exact_hundredths(m: i128, k: u32) -> i128 {
         let (scaled, unit) = (m * 100, 1i128 << k);
         let (below, rest) = (scaled.div_euclid(unit), scaled.rem_euclid(unit));
@@ -94,8 +97,8 @@ mod tests {
     }
 
     proptest! {
-        /// Numbers are `m / 2^k`. Half of the cases have k = 3, because every tie in rounding to hundredths is a
-        /// multiple of 1/8.
+        /// The tested numbers are `m / 2^k`. Half of the cases have k = 3, because every tie in rounding to
+        /// hundredths is a multiple of 1/8.
         #[test]
         fn rounding_equals_integer_arithmetic(m in -(1i64 << 52)..(1i64 << 52), k in prop_oneof![Just(3u32), 0u32..60]) {
             let x = m as f64 / (1u64 << k) as f64;

@@ -1,6 +1,6 @@
 //! Functions on white space as Python's `str` defines it: Unicode white space and the separators U+001C to U+001F.
 
-/// Python's `str.isspace` for one character, which also is `\s` of its module `re`.
+/// Python's `str.isspace` for one character. The class `\s` of Python's module `re` is the same.
 pub(crate) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }

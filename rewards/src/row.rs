@@ -23,13 +23,13 @@ use crate::{
 /// One row to be scored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RewardRow {
-    /// The completions with everything that is needed to score them.
+    /// The completions with all data that is needed to score them.
     pub group: ScoringGroup,
     /// Whether the row has `completion` instead of `completions`, so that its scores are numbers instead of lists.
     pub is_single: bool,
     /// Whether `frames` are frames of a video (`data_type` is `video`).
     pub is_video: bool,
-    /// Image files that completions are compared with, for the semantic reward; may be empty.
+    /// Image files with which completions are compared for the semantic reward; may be empty.
     pub frames: Vec<PathBuf>,
 }
 
@@ -39,7 +39,7 @@ impl RewardRow {
     /// # Errors
     /// The line is not a JSON object, or a field is missing or has a wrong type; the error names the field.
     pub fn parse(line: &str) -> Result<Self> {
-        let fields = Fields(parse_json_object(line).map_err(RewardError::Row)?);
+        let fields = RowFields(parse_json_object(line).map_err(RewardError::Row)?);
         let (completions, is_single) = match (fields.get("completion"), fields.get("completions")) {
             (Some(_), None) => (vec![fields.text("completion")?], true),
             (None, Some(_)) => (fields.texts("completions")?, false),
@@ -66,7 +66,7 @@ impl RewardRow {
         Ok(Self { group, is_single, is_video, frames: frames.into_iter().map(PathBuf::from).collect() })
     }
 
-    /// Checks that the row's solution can be compared with answers, see [`check_solution`].
+    /// Checks that answers can be compared with the row's solution, see [`check_solution`].
     ///
     /// # Errors
     /// The solution cannot be compared with answers.
@@ -105,7 +105,7 @@ pub fn parse_json_object(line: &str) -> Result<Map<String, Value>, Diagnostic> {
     }
 }
 
-/// The string in the field `name` of a JSON object.
+/// Returns the string in the field `name` of a JSON object.
 ///
 /// # Errors
 /// The field is missing or not a string.
@@ -118,9 +118,9 @@ pub fn string_field(fields: &Map<String, Value>, name: &str) -> Result<String, D
 }
 
 /// The fields of a row, with typed accessors whose errors name the field.
-struct Fields(Map<String, Value>);
+struct RowFields(Map<String, Value>);
 
-impl Fields {
+impl RowFields {
     fn get(&self, name: &str) -> Option<&Value> {
         self.0.get(name).filter(|value| !value.is_null())
     }
@@ -129,7 +129,7 @@ impl Fields {
         string_field(&self.0, name).map_err(RewardError::Row)
     }
 
-    /// The field `name`: a list of at least one string.
+    /// Returns the field `name`, a list of at least one string.
     fn texts(&self, name: &str) -> Result<Vec<String>> {
         let error = |what: &str| Err(RewardError::bad_row(name, what, "give a list of strings"));
         let Some(Value::Array(list)) = self.get(name) else { return error("is not a list") };
@@ -160,7 +160,7 @@ impl Fields {
         }
     }
 
-    /// The field `data_type`: `video`, `image` or `text`.
+    /// Returns the field `data_type`: `video`, `image` or `text`.
     fn data_type(&self) -> Result<Option<&str>> {
         match self.get("data_type") {
             None => Ok(None),
@@ -243,8 +243,8 @@ mod tests {
         }
     }
 
-    /// A model that records its last call: the texts, and the flag `negative`. The third field is the number of first
-    /// frames that its result leaves out.
+    /// A model that records its last call: the texts, and the flag `negative`. Its third field is a number of frames:
+    /// the result leaves out that many frames at the start.
     struct RecordingModel(Vec<String>, bool, usize);
 
     impl SemanticModel for RecordingModel {

@@ -10,24 +10,25 @@ use crate::python_text::is_space;
 
 /// A model that compares texts with images.
 pub trait SemanticModel {
-    /// Cosine similarity of each text with each frame: one list per text, in the order of `frames`. Each frame is
-    /// embedded once. With `negative` every pixel value `v` is replaced by `(256 - v) % 256`.
+    /// Returns the cosine similarity of each text with each frame: one list per text, in the order of `frames`. Each
+    /// frame is embedded once. With `negative`, every pixel value `v` is replaced by `(256 - v) % 256`.
     ///
     /// # Errors
     /// A frame cannot be read, or the model fails.
     fn similarities(&mut self, texts: &[&str], frames: &[PathBuf], negative: bool) -> Result<Vec<Vec<f32>>>;
 }
 
-/// The part of a completion that is compared with the frames: the text between the first `<think>` and `</think>`
-/// without its first sentence (up to the first full stop), or all of it if it has no full stop. A completion without
-/// this pair of tags is used whole: the reference code looks for the full stop only inside the tags.
+/// Returns the part of a completion that is compared with the frames: the text between the first `<think>` and
+/// `</think>` without its first sentence (up to the first full stop). Without a full stop, the whole text between the
+/// tags is used. A completion without both tags is used whole, because the reference code removes the first sentence
+/// only inside the tags.
 pub fn reasoning_text(completion: &str) -> &str {
     let Some(thought) = text_between(completion, "<think>", "</think>") else { return completion };
     thought.split_once('.').map_or(thought, |(_, rest)| rest.trim_start_matches(is_space))
 }
 
-/// The semantic reward from a text's cosine similarity with each frame: the mean of `min(1, 2 max(cos, 0))`; 0 without
-/// frames.
+/// Computes the semantic reward from a text's cosine similarity with each frame: the mean of `min(1, 2 max(cos, 0))`;
+/// 0 without frames.
 pub fn semantic_reward(cosines: &[f32]) -> f32 {
     crate::torch_stats::mean(&cosines.iter().map(|cos| (2.0 * cos.max(0.0)).min(1.0)).collect::<Vec<_>>())
 }

@@ -1,5 +1,5 @@
-//! Finds solutions that no answer can be compared with. The reference code gives such rows a reward (often 0) without a
-//! warning, and so does this crate; programs use this check to warn their user.
+//! Finds solutions with which no answer can be compared. The reference code gives such rows a reward (often 0)
+//! without a warning, and this crate does the same. Programs use this check to warn their user.
 
 use reel_diagnostic::Diagnostic;
 
@@ -7,7 +7,8 @@ use crate::ProblemType;
 use crate::answer::extract_answer;
 use crate::python_number::parse_number;
 
-/// Checks that the solution of a problem has an answer that the accuracy rule of its kind can compare with.
+/// Checks that the solution of a problem has an answer that can be compared with a completion's answer, by the
+/// accuracy rule of the kind of problem.
 ///
 /// # Errors
 /// The kind of problem is unknown (`None`); the solution has no text in `<answer>` tags; the problem asks for a number
@@ -72,8 +73,9 @@ mod tests {
     }
 
     proptest! {
-        /// Multiple-choice, numerical and OCR answers are compared as a whole: an accepted solution, given back as the
-        /// answer, gets accuracy 1. A solution that is refused because it is not a number never does.
+        /// Multiple-choice, numerical and OCR answers are compared as a whole, so an accepted solution that is given
+        /// back as the answer gets accuracy 1. A solution that is refused because it is not a number never gets
+        /// accuracy 1.
         #[test]
         fn accepted_solutions_can_be_matched(
             kind in prop::sample::select(vec![ProblemType::MultipleChoice, ProblemType::Numerical, ProblemType::Ocr]),

@@ -1,5 +1,5 @@
-//! Sum, mean and standard deviation of f32 with torch's order of additions on a CPU, so rewards and advantages have
-//! equal bits.
+//! Sum, mean and standard deviation of f32 values with torch's order of additions on a CPU, so that rewards and
+//! advantages have the same bits as in torch.
 //!
 //! ```text
 //! sum of n >= 8 values: split into rows of 8 lanes and a rest of less than 8 values
@@ -13,7 +13,7 @@ const LANES: usize = 8;
 /// Number of partial sums. Torch adds rows to several partial sums to hide the latency of additions.
 const PARTIAL_SUMS: usize = 4;
 
-/// The sum in torch's order of additions.
+/// Returns the sum, added in torch's order.
 pub fn sum(values: &[f32]) -> f32 {
     if values.len() < LANES {
         let rows: Vec<[f32; 1]> = values.iter().map(|&x| [x]).collect();
@@ -37,12 +37,13 @@ fn sum_rows<const N: usize>(rows: &[[f32; N]]) -> [f32; N] {
     sums[1..].iter().fold(sums[0], add)
 }
 
-/// The mean; 0 for an empty slice.
+/// Returns the mean; 0 for an empty slice.
 pub fn mean(values: &[f32]) -> f32 {
     if values.is_empty() { 0.0 } else { sum(values) / values.len() as f32 }
 }
 
-/// The standard deviation with divisor n - 1, computed in f64 as torch's `std`; 0 for fewer than two values.
+/// Returns the standard deviation with divisor n - 1, computed in f64 as in torch's `std`; 0 for fewer than two
+/// values.
 pub fn std(values: &[f32]) -> f32 {
     if values.len() < 2 {
         return 0.0;
@@ -77,7 +78,8 @@ mod tests {
             prop_assert!((f64::from(sum(&values)) - exact).abs() <= size * 1e-5);
         }
 
-        /// Every value is added once: sums of small integers are exact in any order, so they equal the integer sum.
+        /// Checks that every value is added once. Sums of small integers are exact in any order, so they must equal
+        /// the integer sum.
         #[test]
         fn every_value_is_added_once(values in prop::collection::vec(-99i16..99, 0..130)) {
             let floats: Vec<f32> = values.iter().map(|&x| f32::from(x)).collect();

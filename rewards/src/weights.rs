@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{Result, RewardError};
 
-/// Names of the built-in reward functions that can have a weight. Custom rewards can have one too.
+/// Names of the built-in reward functions that can have a weight. Custom rewards can also have a weight.
 const REWARD_NAMES: [&str; 5] = ["accuracy", "format", "temporal", "semantic", "length"];
 
 const FLAG: &str = "--reward-weights";
@@ -14,8 +14,8 @@ const FLAG: &str = "--reward-weights";
 pub struct RewardWeights(BTreeMap<String, f32>);
 
 impl RewardWeights {
-    /// Parses `NAME=WEIGHT,…`, or TRL's form `WEIGHT,…`: one number for each custom reward in turn. `custom` are the
-    /// names of the custom rewards, and of the rewards that `--reward-funcs` names.
+    /// Parses `NAME=WEIGHT,…`, or TRL's form `WEIGHT,…` with one number for each custom reward in turn. `custom`
+    /// lists the names of the custom rewards, including those that `--reward-funcs` names.
     ///
     /// # Errors
     /// An item has another form, an unknown or repeated name, or a weight that is not a finite number; TRL's form has
@@ -70,16 +70,16 @@ impl RewardWeights {
         }
     }
 
-    /// Gives the rewards `names` the weight 0, except for those that were given a weight.
+    /// Gives the rewards `names` the weight 0, unless the user has given them a weight.
     #[must_use]
-    pub fn with_default_zero<'a>(mut self, names: impl Iterator<Item = &'a str>) -> Self {
+    pub fn with_default_weight_zero<'a>(mut self, names: impl Iterator<Item = &'a str>) -> Self {
         for name in names {
             self.0.entry(name.into()).or_insert(0.0);
         }
         self
     }
 
-    /// The weight of a reward function; 1 if none was given.
+    /// Returns the weight of a reward function; 1 if none was given.
     pub fn weight(&self, name: &str) -> f32 {
         self.0.get(name).copied().unwrap_or(1.0)
     }

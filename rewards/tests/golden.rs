@@ -1,4 +1,5 @@
-//! Compares rewards of given completions with those of the reference code (`tests/golden/rewards/rewards.jsonl`).
+//! Compares the rewards of golden completions with those of the reference code
+//! (`tests/golden/rewards/rewards.jsonl`).
 
 use clap::ValueEnum;
 use reel_rewards::{Recipe, RewardRow, RewardRules};
@@ -24,13 +25,13 @@ fn rewards_equal_golden_rows_bit_for_bit() {
             assert_eq!(got.len(), want.len(), "{} {key}", row["id"]);
             for (got, want) in got.iter().zip(&want) {
                 let (got, want) = (got.as_f64().unwrap(), want.as_f64().unwrap());
-                // Equal bits in f32, also for advantages.
+                // The values must have equal bits in f32, also the advantages.
                 assert_eq!(got as f32, want as f32, "{} ({}) {key}", row["id"], row["why"]);
                 numbers += 1;
             }
         }
-        // No score may be written that the golden file does not list. For a single completion the file lists all scores
-        // except `reward`, for a group all scores.
+        // The output must have only scores that the golden file lists. For a single completion the file lists all
+        // scores except `reward`, for a group all scores.
         let written = got.as_object().unwrap().keys().filter(|key| !(single && *key == "reward"));
         assert!(written.clone().all(|key| expected.contains_key(key)), "{} {got}", row["id"]);
     }

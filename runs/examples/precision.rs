@@ -37,7 +37,7 @@ const HELD_OUT: usize = 64;
 const LEARNING_RATE: f64 = 1e-6;
 
 /// A way of storing the weights and the optimizer's moments.
-struct Storage {
+struct WeightStorage {
     name: &'static str,
     dtype: DType,
     optim: Optim,
@@ -47,30 +47,30 @@ struct Storage {
     colour: &'static str,
 }
 
-const STORAGES: [Storage; 5] = [
-    Storage { name: "f32", dtype: DType::F32, optim: Optim::Adamw, master: true, colour: "#4c4c4c" },
-    Storage {
+const STORAGES: [WeightStorage; 5] = [
+    WeightStorage { name: "f32", dtype: DType::F32, optim: Optim::Adamw, master: true, colour: "#4c4c4c" },
+    WeightStorage {
         name: "bf16 + master, f32 moments",
         dtype: DType::BF16,
         optim: Optim::Adamw,
         master: true,
         colour: "#1f77b4",
     },
-    Storage {
+    WeightStorage {
         name: "bf16 + master, bf16 moments",
         dtype: DType::BF16,
         optim: Optim::AdamwBf16,
         master: true,
         colour: "#2ca02c",
     },
-    Storage {
+    WeightStorage {
         name: "bf16 + master, 8-bit moments",
         dtype: DType::BF16,
         optim: Optim::Adamw8bit,
         master: true,
         colour: "#9467bd",
     },
-    Storage {
+    WeightStorage {
         name: "bf16 alone, f32 moments",
         dtype: DType::BF16,
         optim: Optim::Adamw,
@@ -80,7 +80,7 @@ const STORAGES: [Storage; 5] = [
 ];
 
 /// The training result of one way of storing weights.
-struct Curve {
+struct LossCurve {
     /// Pairs (step, loss on the held-out rows after that step): step 0, then every [`EVERY`] steps.
     loss: Vec<(u64, f64)>,
     /// L2 distance between the weights before and after the run, over all weights.
@@ -130,7 +130,7 @@ fn rows() -> String {
 }
 
 /// Trains with one way of storing weights. All ways start from the same weights and use the same rows.
-fn train(way: &Storage, model: &Path, data: &Path) -> std::result::Result<Curve, Box<dyn Error>> {
+fn train(way: &WeightStorage, model: &Path, data: &Path) -> std::result::Result<LossCurve, Box<dyn Error>> {
     let run = RunOptions {
         model: model.display().to_string(),
         data: data.to_path_buf(),
@@ -181,7 +181,7 @@ fn train(way: &Storage, model: &Path, data: &Path) -> std::result::Result<Curve,
     }
     let after = weights(&trainer)?;
     let differences = || before.iter().zip(&after).map(|(b, a)| f64::from(a - b));
-    Ok(Curve {
+    Ok(LossCurve {
         loss: curve,
         distance: differences().map(|d| d * d).sum::<f64>().sqrt(),
         moved: differences().filter(|d| *d != 0.0).count() as f64 / before.len() as f64,
@@ -209,7 +209,7 @@ fn weights(t: &Trainer) -> Result<Vec<f32>> {
     Ok(all.concat())
 }
 
-fn record(curves: &[Curve]) -> Value {
+fn record(curves: &[LossCurve]) -> Value {
     let ways = STORAGES.iter().zip(curves).map(|(way, curve)| {
         json!({"name": way.name, "weights_moved": curve.moved, "distance": curve.distance, "loss": curve.loss})
     });
@@ -222,7 +222,7 @@ fn record(curves: &[Curve]) -> Value {
     })
 }
 
-fn chart(curves: &[Curve]) -> String {
+fn chart(curves: &[LossCurve]) -> String {
     let (width, height, left, bottom) = (760.0, 340.0, 54.0, 30.0);
     let losses = || curves.iter().flat_map(|c| &c.loss).map(|p| p.1);
     let (low, high) = (losses().fold(f64::INFINITY, f64::min), losses().fold(0.0, f64::max));

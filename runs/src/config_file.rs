@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::option_names;
 
-/// The options of a configuration file that say how the command starts, and what it prints and traces. These options do
+/// The options of a configuration file that determine how the command starts and what it prints and traces. They do
 /// not describe the run, so they are not written to `run.json`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -25,7 +25,7 @@ pub struct StartFlags {
     pub resume_from_checkpoint: Option<String>,
     /// Number of processes to start on this machine.
     pub gpus: Option<u32>,
-    /// The steps to trace.
+    /// The range of steps to trace.
     pub profile_steps: Option<StepRange>,
     /// Whether to print the result as JSON.
     pub json: bool,
@@ -33,15 +33,15 @@ pub struct StartFlags {
     pub quiet: bool,
     /// Whether to print more details.
     pub verbose: bool,
-    /// Whether to download nothing.
+    /// Whether to work without downloads.
     pub offline: bool,
-    /// File for a trace of the run.
+    /// File to which a trace of the run is written.
     pub trace: Option<PathBuf>,
     /// File for the folded stacks of a trace of the run.
     pub folded: Option<PathBuf>,
 }
 
-/// The keys of the fields of [`StartFlags`], which [`ConfigFile::apply`] ignores.
+/// The option names of the fields of [`StartFlags`], which [`ConfigFile::apply`] ignores.
 const START: [&str; 10] = [
     "overwrite",
     "resume_from_checkpoint",
@@ -59,15 +59,15 @@ const START: [&str; 10] = [
 #[derive(Clone, Debug)]
 pub struct ConfigFile {
     path: String,
-    entries: Vec<Entry>,
+    entries: Vec<ConfigEntry>,
 }
 
 /// One key of a configuration file with its value.
 #[derive(Clone, Debug)]
-struct Entry {
-    /// The key as the file has it.
+struct ConfigEntry {
+    /// The key as it is written in the file.
     key: String,
-    /// The key as a field name: `learning_rate` for `learning-rate`.
+    /// The key in the form of a field name: `learning_rate` for `learning-rate`.
     field: String,
     value: Value,
 }
@@ -109,16 +109,17 @@ impl ConfigFile {
         }?;
         // A key with the value null counts as absent, as in the configuration files of other trainers.
         let entries = options.into_iter().filter(|(_, value)| !value.is_null());
-        let entries = entries.map(|(key, value)| Entry { field: option_names::field_name(&key), key, value }).collect();
+        let entries =
+            entries.map(|(key, value)| ConfigEntry { field: option_names::field_name(&key), key, value }).collect();
         Ok(Self { path: path.to_string(), entries })
     }
 
-    /// The keys and values of the file, in its order. Nested objects are values.
+    /// Returns the keys and values of the file, in its order. Nested objects are values.
     pub fn entries(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.entries.iter().map(|entry| (entry.key.as_str(), &entry.value))
     }
 
-    /// The options of the file that say how the command starts.
+    /// Returns the options of the file that determine how the command starts.
     ///
     /// # Errors
     /// The value of one of these options has a wrong type.
@@ -134,8 +135,8 @@ impl ConfigFile {
         serde_json::from_value(Value::Object(options)).map_err(|e| self.defect(e.to_string()))
     }
 
-    /// Returns the options of the command line, with the values of this file for the options that the command line
-    /// leaves unset.
+    /// Returns the options of the command line. Options that the command line leaves unset get their values from this
+    /// file.
     ///
     /// `parsed` has the options of the command line; `on_command_line(name)` is true if the command line sets the
     /// option `name`, such as `learning_rate`. Keys in the file may be written with `-` or `_`, or as an alias of an
@@ -179,22 +180,22 @@ impl ConfigFile {
         serde_json::from_value(Value::Object(options)).map_err(|e| self.defect(e.to_string()))
     }
 
-    /// The error for a key that is not an option. The error suggests the option that is probably meant.
-    fn unknown_key(&self, entry: &Entry, options: &Map<String, Value>) -> TrainError {
+    /// The error for a key that is not an option. It suggests the most similar option.
+    fn unknown_key(&self, entry: &ConfigEntry, options: &Map<String, Value>) -> TrainError {
         let spelled = |field: &str| if entry.key.contains('_') { field.to_string() } else { field.replace('_', "-") };
-        let similar = option_names::most_similar(&entry.field, options.keys().map(String::as_str).chain(START));
+        let similar = option_names::most_similar_option(&entry.field, options.keys().map(String::as_str).chain(START));
         let help =
             similar.map_or("see --help for the options".into(), |name| format!("did you mean {}?", spelled(name)));
         self.error(entry, "is not an option of this command", help)
     }
 
-    /// Returns the value of a key in a type that the option accepts. Tests a type by deserializing the options with
-    /// only this value changed, so that an error is about this key. As on the command line, a text may stand for a
-    /// list, number or boolean if the option needs one, and `true` for the text "true".
+    /// Returns the value of a key in a type that the option accepts. A type is tested by deserializing the options
+    /// with only this value changed, so that an error is about this key. As on the command line, a text may stand for
+    /// a list, number or boolean if the option needs one, and `true` for the text "true".
     fn fitting_value<T: DeserializeOwned>(
         &self,
         options: &Map<String, Value>,
-        entry: &Entry,
+        entry: &ConfigEntry,
         field: &str,
     ) -> Result<Value> {
         let fits = |value: &Value| {
@@ -219,7 +220,7 @@ impl ConfigFile {
         })
     }
 
-    fn error(&self, entry: &Entry, what: impl Into<String>, help: impl Into<String>) -> TrainError {
+    fn error(&self, entry: &ConfigEntry, what: impl Into<String>, help: impl Into<String>) -> TrainError {
         TrainError::option(format!("{}: {}", self.path, entry.key), what, help)
     }
 
@@ -239,14 +240,14 @@ fn defect(path: &str, what: String) -> TrainError {
 }
 
 /// The keys and values of a configuration file, in the order of the file.
-type Options = Vec<(String, Value)>;
+type KeysAndValues = Vec<(String, Value)>;
 
-fn toml_options(path: &str, text: &str) -> Result<Options> {
+fn toml_options(path: &str, text: &str) -> Result<KeysAndValues> {
     let table: toml::Table = toml::from_str(text).map_err(|e| {
         let line = e.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
         not_of_format(path, Some(line), "TOML", e.message(), "write one option per line: name = value")
     })?;
-    // NaN and infinity are refused: JSON has no such numbers, and null would mean that the option is not set.
+    // NaN and infinity are refused. JSON has no such numbers, and null would mean that the option is not set.
     let is_finite = |value: &toml::Value| value.as_float().is_none_or(f64::is_finite);
     let json = |key: &str, value: toml::Value| {
         let all_finite = is_finite(&value) && value.as_array().is_none_or(|values| values.iter().all(is_finite));
@@ -258,7 +259,7 @@ fn toml_options(path: &str, text: &str) -> Result<Options> {
     table.into_iter().map(|(key, value)| Ok((key.clone(), json(&key, value)?))).collect()
 }
 
-fn json_options(path: &str, text: &str) -> Result<Options> {
+fn json_options(path: &str, text: &str) -> Result<KeysAndValues> {
     let error =
         |line, what: &str| not_of_format(path, line, "a JSON object of options", what, "write {\"name\": value, …}");
     let ObjectEntries(options) = serde_json::from_str(text).map_err(|e| error(Some(e.line()), &e.to_string()))?;
@@ -269,8 +270,8 @@ fn json_options(path: &str, text: &str) -> Result<Options> {
     }
 }
 
-/// The entries of a JSON object in file order, including entries with a repeated key.
-struct ObjectEntries(Options);
+/// The entries of a JSON object in file order. A repeated key gives several entries.
+struct ObjectEntries(KeysAndValues);
 
 impl<'de> Deserialize<'de> for ObjectEntries {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
@@ -294,7 +295,7 @@ impl<'de> Deserialize<'de> for ObjectEntries {
     }
 }
 
-fn yaml_options(path: &str, text: &str) -> Result<Options> {
+fn yaml_options(path: &str, text: &str) -> Result<KeysAndValues> {
     let error =
         |line, what: &str| not_of_format(path, line, "YAML with one option per line", what, "write name: value");
     match serde_saphyr::from_str_with_options(text, serde_saphyr::options! { with_snippet: false }) {
@@ -411,7 +412,7 @@ mod tests {
         assert_eq!((found.trace, found.folded), (Some("t".into()), Some("f".into())));
         assert_eq!((found.gpus, found.profile_steps), (Some(2), Some(StepRange { first: 3, last: 3 })));
         merged(output, &[]).unwrap();
-        // `overwrite` and `resume_from_checkpoint` of the file are not merged into the options of the run.
+        // The keys `overwrite` and `resume_from_checkpoint` of the file are not merged into the options of the run.
         let o = merged(text, &[]).unwrap();
         assert_eq!((o.max_steps, o.overwrite, o.resume_from_checkpoint.as_deref()), (Some(3), false, None));
         for (text, start) in [

@@ -2,7 +2,7 @@
 
 use crate::foreign_options;
 
-/// Converts an option's name, as a user may write it, to its field name: `--learning-rate` to `learning_rate`.
+/// Converts an option's name from a user's spelling to its field name: `--learning-rate` to `learning_rate`.
 pub fn field_name(written: &str) -> String {
     written.trim_start_matches('-').replace('-', "_").to_ascii_lowercase()
 }
@@ -16,21 +16,21 @@ pub fn option_of_alias<'a>(name: &'a str, command: &str, is_option: impl Fn(&str
     let is_alias = |row: &foreign_options::OptionRow, value: Option<&str>| {
         value.is_none()
             && matches!(row.becomes[..], [becomes] if becomes.ends_with("=$"))
-            && row.targets().all(&is_option)
+            && row.target_option_names().all(&is_option)
     };
     let row = foreign_options::find_row(name, None, command, is_alias);
-    row.and_then(|row| row.targets().next()).filter(|target| !target.ends_with('?')).unwrap_or(name)
+    row.and_then(|row| row.target_option_names().next()).filter(|target| !target.ends_with('?')).unwrap_or(name)
 }
 
-/// The most edits (characters inserted, left out, changed or exchanged with a neighbour) between a name and a name that
-/// is suggested for it: one, and one more for each six characters.
+/// Maximum number of edits between a name and a suggested name: 1, plus 1 for each six characters. An edit inserts,
+/// removes or changes a character, or swaps two neighbours.
 fn max_edits(name: &str) -> usize {
     1 + name.len() / 6
 }
 
-/// Returns the option in `options` whose name differs from the field name `name` by few typing errors; `None` if none
-/// does.
-pub fn most_similar<'a>(name: &str, options: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+/// Returns the option in `options` that is most similar to the field name `name`; `None` if each differs by too many
+/// typing errors.
+pub fn most_similar_option<'a>(name: &str, options: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let scored = options.map(|option| (strsim::damerau_levenshtein(name, option), option));
     scored.filter(|(edits, _)| *edits <= max_edits(name)).min().map(|(_, option)| option)
 }
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn only_near_names_are_suggested() {
-        let similar = |name: &str, options: &[&'static str]| most_similar(name, options.iter().copied());
+        let similar = |name: &str, options: &[&'static str]| most_similar_option(name, options.iter().copied());
         assert_eq!(similar("learning_rat", &["model", "learning_rate"]), Some("learning_rate"));
         assert_eq!(similar("gird", &["grid"]), Some("grid"));
         for (name, other) in [

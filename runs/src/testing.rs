@@ -11,13 +11,13 @@ use reel_train::metrics::StepMetrics;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 
-/// The path of `tests/golden/train/NAME`.
+/// Returns the path of `tests/golden/train/NAME`.
 pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train").join(name)
 }
 
-/// Asserts that the changes of the weights from the folder `model` to the folder `out` are those that a golden case
-/// expects (`expected.safetensors`). `limits` gives the allowed relative error of the change by weight name.
+/// Asserts that the weights changed from the folder `model` to the folder `out` as a golden case expects
+/// (`expected.safetensors`). `limits` gives the allowed relative error of the change by weight name.
 pub(crate) fn assert_weight_changes(
     name: &str,
     case: &Path,
@@ -69,13 +69,13 @@ fn f32s(bytes: &[u8]) -> Vec<f32> {
     bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
-/// The parsed lines of metrics.jsonl.
+/// Returns the parsed lines of metrics.jsonl.
 pub(crate) fn read_metrics(out: &Path) -> Vec<StepMetrics> {
     let text = fs::read_to_string(out.join(METRICS_FILE)).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The parsed lines of metrics.jsonl, without the values that depend on the clock.
+/// Returns the parsed lines of metrics.jsonl, without the values that depend on the clock.
 pub(crate) fn metrics_without_times(out: &Path) -> Vec<StepMetrics> {
     let without_times = |mut m: StepMetrics| {
         (m.grpo.rollout_seconds, m.grpo.train_seconds) = (None, None);

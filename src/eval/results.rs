@@ -14,7 +14,7 @@ use std::time::SystemTime;
 
 use anyhow::Result;
 use reel_diagnostic::{escape_controls, input};
-use reel_eval::{BenchmarkReport, Extraction, LmEvalRun, Prediction, Task, lm_eval_results, score_benchmark};
+use reel_eval::{BenchmarkReport, Extraction, LmEvalSettings, Prediction, Task, lm_eval_results, score_benchmark};
 use serde_json::{Map, Value, json};
 
 use crate::common::CommonOptions;
@@ -128,7 +128,7 @@ pub fn write_lm_eval_results(out: &Path, scored: &[ScoredBenchmark]) -> Result<(
     let empty = Map::new();
     let protocol = scored.first().map_or(&Value::Null, |scored| &scored.protocol);
     let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    let run = LmEvalRun {
+    let run = LmEvalSettings {
         model: protocol["model"]["path"].as_str().unwrap_or_default(),
         generation: protocol["options"].as_object().unwrap_or(&empty),
         device: protocol["device"].as_str().unwrap_or_default(),
@@ -213,7 +213,7 @@ pub fn tasks_of_output_folder(out: &Path, benchmark: Option<&str>) -> Result<Vec
         names.iter().any(of_task)
     };
     let own = names.iter().filter(|name| name.strip_suffix(".toml").is_some_and(has_answers));
-    let built_in = Task::built_in();
+    let built_in = Task::built_in_tasks();
     let is_built_in = |name: &str| built_in.iter().any(|task| task.name == name);
     if let Some(given) = benchmark {
         // A name that is neither a built-in task nor a `.toml` file refers to `NAME.toml` in the folder.

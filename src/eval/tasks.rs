@@ -24,7 +24,7 @@ pub struct TasksArgs {
 
 impl TasksArgs {
     pub(super) fn run(&self, common: &CommonOptions) -> Result<()> {
-        let tasks = Task::built_in();
+        let tasks = Task::built_in_tasks();
         if let Some(name) = &self.name {
             let known: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
             let Some(task) = tasks.iter().find(|task| task.name == *name) else {

@@ -56,7 +56,7 @@ pub fn read_config_file(t: &mut CommandTranslation) {
     for given in &entries {
         let same_name: Vec<_> = above.iter().filter(|(name, _)| *name == given.name).collect();
         let is_same = |value: &Option<String>| match value.as_deref().zip(given.joined_values().as_deref()) {
-            Some((above, below)) => foreign_options::mean_the_same(above, below),
+            Some((above, below)) => foreign_options::are_equal_option_values(above, below),
             None => *value == given.joined_values(),
         };
         match same_name.is_empty() {

@@ -35,7 +35,7 @@ mod published_tests;
 mod tests;
 
 use clap::Command;
-use reel_runs::foreign_options::command_of;
+use reel_runs::foreign_options::command_of_subcommand;
 
 pub use explain::{explain_defaults, with_explain_option};
 use translation::CommandTranslation;
@@ -82,7 +82,7 @@ pub fn translate_command(root: &Command, words: &[String], surroundings: &Comman
     if path.starts_with("bench") && path != "bench serve" {
         return TranslationOutcome::Unchanged;
     }
-    let mut translation = CommandTranslation::new(line, command_of(&path).to_string(), surroundings);
+    let mut translation = CommandTranslation::new(line, command_of_subcommand(&path).to_string(), surroundings);
     translation.read_options();
     let is_plain = !translation.is_foreign && translation.problems.len() < 2;
     let trains = ["sft", "grpo"].contains(&translation.command.as_str()) && !path.starts_with("plan");

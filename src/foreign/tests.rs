@@ -401,7 +401,7 @@ fn the_table_names_rules_and_options_that_exist() {
                 let parser = path.split(' ').fold(root, |parser, name| parser.find_subcommand(name).expect(path));
                 words::reel_argument(parser, option).is_some()
             };
-            for target in row.targets() {
+            for target in row.target_option_names() {
                 assert!(paths.iter().any(|path| has(path, target)), "{:?}: {target}", row.names);
             }
         }

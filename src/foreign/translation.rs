@@ -275,7 +275,7 @@ impl<'a> CommandTranslation<'a> {
         let name = given.name.clone();
         let usable = |row: &OptionRow, wanted: Option<&str>| {
             let has_rule = row.becomes.first().is_some_and(|becomes| becomes.starts_with('@'));
-            let fits = row.targets().all(|target| self.has_option(target));
+            let fits = row.target_option_names().all(|target| self.has_option(target));
             fits && (!is_own || wanted.is_some() || has_rule)
         };
         let row = foreign_options::find_row(&name, value.as_deref(), &self.command, usable);
@@ -404,7 +404,7 @@ impl<'a> CommandTranslation<'a> {
         let fits = |argument: &&clap::Arg| is_of_kind(argument, value.as_deref());
         let longs = self.line.command.get_arguments().filter(fits).filter_map(clap::Arg::get_long);
         let names: Vec<String> = longs.map(|long| long.replace('-', "_")).collect();
-        let similar = option_names::most_similar(&given.name, names.iter().map(String::as_str));
+        let similar = option_names::most_similar_option(&given.name, names.iter().map(String::as_str));
         match similar {
             Some(similar) => {
                 self.refuse_option(

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 use reel_engine::{
-    Completion, CompletionStream, Engine, GenerationRequest, GrammarCompiler, PromptTokenLogProbs, TokenLogProbs,
-    TokenText, TooLongReason, completion_text, new_tokens_within_positions,
+    Completion, CompletionStream, Engine, GenerationRequest, GrammarCompiler, PromptTokenLogProbs, TokenDecoder,
+    TokenLogProbs, TooLongReason, completion_text, new_tokens_within_positions,
 };
 use reel_input::encode::ModelFolder;
 use reel_input::request::RequestSettings;
@@ -131,7 +131,7 @@ fn complete(
     is_interruptible: bool,
     mut on_token: impl FnMut(u32),
 ) -> Result<(Vec<Completion>, Timing)> {
-    let (bundle, text) = (&prompt.bundle, TokenText::new(&prompt.bundle));
+    let (bundle, text) = (&prompt.bundle, TokenDecoder::new(&prompt.bundle));
     let (config, eos) = (&bundle.generation, bundle.stop_token_ids());
     let request = GenerationRequest::from_settings(&prompt.tokens, settings, config, eos, MAX_NEW_TOKENS, &text);
     let grammar = match &settings.grammar {

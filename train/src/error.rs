@@ -10,7 +10,7 @@ use reel_input::InputError;
 use reel_model::ModelError;
 use reel_samples::{SampleError, SkipCause};
 
-/// An error on the way from a data file to a trained model folder.
+/// An error of training, from reading the data to writing the trained model folder.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     /// An option on the command line or in a configuration file is invalid.
@@ -68,7 +68,7 @@ pub enum TrainError {
     /// An error of a reward function, a reward model, or their options.
     #[error(transparent)]
     Reward(#[from] reel_rewards::RewardError),
-    /// An error while completions were sampled.
+    /// An error that occurs while completions are sampled.
     #[error(transparent)]
     Engine(#[from] reel_engine::EngineError),
     /// An error of the device, a tensor or the tape.
@@ -79,11 +79,11 @@ pub enum TrainError {
     Ranks(#[from] reel_ranks::RankError),
 }
 
-/// The crate's result.
+/// The result of a function of this crate.
 pub type Result<T, E = TrainError> = std::result::Result<T, E>;
 
-/// Defines a constructor for each variant that holds a diagnostic. It takes the diagnostic's three texts: location,
-/// problem and help.
+/// Defines a constructor for each variant that holds a diagnostic. A constructor takes the diagnostic's three texts:
+/// location, problem and help.
 macro_rules! constructors {
     ($($(#[$doc:meta])* $name:ident => $variant:ident),* $(,)?) => {
         impl TrainError {
@@ -96,23 +96,23 @@ macro_rules! constructors {
 }
 
 constructors! {
-    /// A [`TrainError::Option`] from location, problem and help.
+    /// Makes a [`TrainError::Option`] from location, problem and help.
     option => Option,
-    /// A [`TrainError::Data`] from location, problem and help.
+    /// Makes a [`TrainError::Data`] from location, problem and help.
     data => Data,
-    /// A [`TrainError::Row`] from location, problem and help.
+    /// Makes a [`TrainError::Row`] from location, problem and help.
     row => Row,
-    /// A [`TrainError::Output`] from location, problem and help.
+    /// Makes a [`TrainError::Output`] from location, problem and help.
     output => Output,
 }
 
 impl TrainError {
-    /// The error of a file or folder that could not be read.
+    /// The error for a file or folder that could not be read.
     pub fn cannot_read(path: impl AsRef<Path>, source: io::Error) -> Self {
         FileError::cannot_read(path, &source).into()
     }
 
-    /// The error of a file or folder that could not be written.
+    /// The error for a file or folder that could not be written.
     pub fn cannot_write(path: impl AsRef<Path>, source: io::Error) -> Self {
         FileError::cannot_write(path, &source).into()
     }
@@ -122,7 +122,7 @@ impl TrainError {
         SampleError::cannot_lock(e, flag, path).into()
     }
 
-    /// The error of a model folder or adapter folder that could not be written.
+    /// The error for a model folder or adapter folder that could not be written.
     pub fn cannot_save(e: ModelError) -> Self {
         match e {
             ModelError::Input(InputError::NoRoom { diagnostic, remedy }) => Self::NoRoom { diagnostic, remedy },
@@ -171,8 +171,8 @@ impl TrainError {
         matches!(self, Self::Data(_) | Self::Row(_) | Self::TooLong(_) | Self::Media { .. })
     }
 
-    /// The error that an operation interrupted by Ctrl-C returns. The training loop replaces this error by one that
-    /// names the last finished step and says how to resume.
+    /// The error of an operation that Ctrl-C has interrupted. The training loop replaces it by an error that names
+    /// the last finished step and says how to resume.
     pub fn interrupted() -> Self {
         Self::Stopped(Diagnostic::new("", "interrupted", "run the command again"))
     }

@@ -6,8 +6,8 @@ use reel_ranks::Ranks;
 use crate::Result;
 
 /// Gathers one list for each micro-batch of a step, in the order of the micro-batches. `own` has the lists of this
-/// rank's micro-batches, in order; without `ranks`, it has the lists of all micro-batches and is returned.
-/// `rank_of(i)` is the rank of micro-batch i. `name` names the call in messages. All ranks call it together.
+/// rank's micro-batches, in order. Without `ranks`, `own` has the lists of all micro-batches and is returned.
+/// `rank_of(i)` is the rank of micro-batch i. `name` is the name of the call in messages. All ranks call it together.
 ///
 /// # Errors
 /// Another rank has failed.

@@ -6,9 +6,10 @@ use reel_device::gpu_sensor::GpuReading;
 use serde::{Deserialize, Serialize};
 
 /// The state of the machine during a step. Values that the machine does not report are absent from the JSON line. All
-/// of them differ between equal runs.
+/// values may differ between equal runs.
 ///
-/// A GPU's values are those of rank 0: means over the readings of the step, which a thread makes at a fixed interval.
+/// The values of a GPU are those of rank 0: means over readings that a thread makes at a fixed interval during the
+/// step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HardwareMetrics {
     /// Model FLOPs utilization, from 0 to 1: operations of the model ([`reel_model::flops`]) per second and GPU,
@@ -43,8 +44,8 @@ pub struct HardwareMetrics {
 }
 
 impl HardwareMetrics {
-    /// Summarizes the readings of a GPU during a step. `gpu_idle` is not a reason for throttling: it is what a GPU
-    /// reports that has nothing to do.
+    /// Summarizes the readings of a GPU during a step. The reason `gpu_idle` is left out, because it is not
+    /// throttling: an idle GPU reports it.
     pub fn from_gpu_readings(readings: &[GpuReading]) -> Self {
         let values = |value: fn(&GpuReading) -> Option<f64>| readings.iter().filter_map(value).collect::<Vec<f64>>();
         let mean = |value: fn(&GpuReading) -> Option<f64>| {

@@ -7,8 +7,8 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 
 use crate::Result;
 
-/// Maximum number of requests that the server decodes together. It is small, because the run waits during each decode
-/// step of the server.
+/// Maximum number of requests that the server decodes together. It is small, because the training run waits during
+/// each decode step of the server.
 pub const SERVED_BATCH_SIZE: usize = 16;
 
 /// A server that answers requests with the model in training. The server has its own thread, which uses the device only
@@ -23,7 +23,7 @@ pub trait LiveServer: std::fmt::Debug {
     fn lend_device(&self);
     /// Lets the server use the device until `end_host_work`.
     fn begin_host_work(&self);
-    /// Takes the device back from the server.
+    /// Takes the device back from the server after `begin_host_work`.
     fn end_host_work(&self);
     /// Tells the server that the run has updated the weights in place; they are now those after step `step`.
     fn weights_changed(&self, step: u64);
@@ -34,7 +34,8 @@ pub trait LiveServer: std::fmt::Debug {
 pub struct DeviceLender<'a>(pub Option<&'a dyn LiveServer>);
 
 impl DeviceLender<'_> {
-    /// Lets the server use the device for the server's share of the time. Called where the run holds no activations.
+    /// Lets the server use the device for the server's share of the time. Must be called where the run holds no
+    /// activations.
     pub fn lend_to_server(&self) {
         if let Some(server) = self.0 {
             let _range = range(RangeName::Phase("serving"));
@@ -42,8 +43,8 @@ impl DeviceLender<'_> {
         }
     }
 
-    /// Runs `host_work`, which needs no device, and lets the server use the device meanwhile.
-    pub fn lend_during<T>(&self, host_work: impl FnOnce() -> T) -> T {
+    /// Runs `host_work`, which needs no device. The server can use the device during this time.
+    pub fn lend_device_during<T>(&self, host_work: impl FnOnce() -> T) -> T {
         let Some(server) = self.0 else { return host_work() };
         server.begin_host_work();
         let done = host_work();

@@ -45,14 +45,14 @@ pub struct GrpoMetrics {
     /// of the JSON line.
     #[serde(flatten, with = "rewards_by_name")]
     pub rewards: Vec<(String, f64)>,
-    /// Frames that SigLIP encoded for this step. The value depends on which frames are still in the cache of each
-    /// process, so a resumed run or another number of processes gives another one.
+    /// Number of frames that SigLIP encoded for this step. Only frames that are not in the cache of a process are
+    /// encoded, so the number differs in a resumed run or with another number of processes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frames_encoded: Option<u64>,
     /// Number of groups that dynamic sampling left out because all their completions had the same reward.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropped_groups: Option<u64>,
-    /// Seconds of sampling completions and of waiting for their rewards; 0 in a further step on the same completions.
+    /// Seconds of sampling completions and of waiting for their rewards. 0 in further steps on the same completions.
     /// The value depends on the clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout_seconds: Option<f64>,
@@ -65,7 +65,7 @@ pub struct GrpoMetrics {
     /// Mean over tokens of the k3 estimate of the KL divergence between policy and reference model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl: Option<f64>,
-    /// Mean tokens of a completion, the end token included.
+    /// Mean number of tokens of a completion, including the end token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_length: Option<f64>,
     /// Share of tokens whose importance ratio was clipped.
@@ -74,12 +74,11 @@ pub struct GrpoMetrics {
     /// Mean entropy of the next-token distribution in nats.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy: Option<f64>,
-    /// Largest difference between the log-probability of a token when it was sampled and in the training forward
-    /// pass.
+    /// Largest difference between the log-probabilities of a token in sampling and in the forward pass of training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout_drift: Option<f64>,
-    /// Seconds of the forward passes (the reference model's included), the backward passes and the weight update. The
-    /// value depends on the clock.
+    /// Seconds of the forward passes (including the reference model's), the backward passes and the weight update.
+    /// The value depends on the clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_seconds: Option<f64>,
 }
@@ -89,11 +88,11 @@ pub struct GrpoMetrics {
 pub struct ValidationLoss {
     /// The mean negative log-probability of all learned tokens of all rows.
     pub eval_loss: f64,
-    /// Number of learned tokens.
+    /// Number of learned tokens in the validation rows.
     pub eval_tokens: u64,
-    /// Number of rows.
+    /// Number of validation rows whose loss was computed.
     pub eval_rows: usize,
-    /// Number of further rows that could not be used.
+    /// Number of rows that could not be used, in addition to the rows of the loss.
     pub eval_skipped: usize,
     /// Fingerprint of the set of rows. Losses of different sets are not comparable.
     pub eval_data_hash: String,
@@ -118,9 +117,9 @@ mod rewards_by_name {
 }
 
 impl StepMetrics {
-    /// Returns the numbers that are reported to TensorBoard and Weights & Biases, each with its name `train/KEY`: all
-    /// numbers of the JSON line except `step`, `tokens`, `step_seconds` and those of an evaluation, which have names of
-    /// their own.
+    /// Returns the numbers that are reported to TensorBoard and Weights & Biases, each with its name `train/KEY`.
+    /// These are all numbers of the JSON line except `step`, `tokens`, `step_seconds` and the numbers of an
+    /// evaluation, which have other names.
     pub fn named_metric_values(&self) -> Vec<(String, f64)> {
         const NOT_SHOWN: [&str; 3] = ["step", "tokens", "step_seconds"];
         let Ok(Value::Object(line)) = serde_json::to_value(self) else { return Vec::new() };
@@ -133,7 +132,7 @@ impl StepMetrics {
 /// Some of the rollouts of a step, to show in TensorBoard and Weights & Biases.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RolloutPreview {
-    /// Rewards of all completions.
+    /// The rewards of all completions of the step.
     pub rewards: Vec<f32>,
     /// The first prompt's completions with their rewards, as Markdown.
     pub text: String,

@@ -23,36 +23,37 @@ use crate::{Result, TrainError};
 pub struct RunSetup<'a, O> {
     /// The options of the command.
     pub options: &'a O,
-    /// The local folder of the model that `options.model` names.
+    /// The local folder of the model in `options.model`.
     pub model: &'a Path,
-    /// The device that computes.
+    /// The device on which the run computes.
     pub device: &'a Device,
     /// Dtype of weights and activations, F32 or BF16.
     pub dtype: DType,
     /// Seed of the row order and of all random numbers.
     pub seed: u64,
-    /// Options for reading images and videos, such as pixel limits. Exception: `options.parity` decides whether M-RoPE
-    /// uses the true seconds between frames.
+    /// Options for reading images and videos, such as pixel limits. One of them is replaced: `options.parity` decides
+    /// whether M-RoPE uses the true seconds between frames.
     pub media: &'a MediaOptions,
     /// All options as a JSON object, for `run.json`.
     pub resolved: &'a Value,
     /// Whether only errors are printed.
     pub quiet: bool,
-    /// Whether the output of reward programs is printed, too.
+    /// Whether the output of reward programs is also printed.
     pub verbose: bool,
     /// Set to true, by Ctrl-C, when the run must stop.
     pub stop: &'a AtomicBool,
-    /// Set to true, by SIGUSR1, when the run must write a checkpoint after the current step and go on.
+    /// Set to true, by SIGUSR1, when the run must write a checkpoint after the current step and continue.
     pub save: Option<&'a AtomicBool>,
     /// The server that answers requests with the model in training (`--serve`), if any.
     pub server: Option<&'a dyn LiveServer>,
     /// The evaluator of the model in training (`--eval-steps`), if any.
     pub evaluator: Option<&'a dyn PolicyEvaluator>,
-    /// Profiles some of the steps (`--profile-steps`), if wanted.
+    /// The profiler of some of the steps (`--profile-steps`), if any.
     pub profiler: Option<&'a dyn StepProfiler>,
     /// The other processes of the run, if there are several.
     pub ranks: Option<RunRanks<'a>>,
-    /// Operations per second of the device for `dtype` by its data sheet, if known: MFU is measured against it.
+    /// Peak operations per second of the device for `dtype` by its data sheet, if known. MFU is relative to this
+    /// rate.
     pub peak_flops_per_second: Option<f64>,
 }
 
@@ -63,21 +64,22 @@ pub trait StepProfiler: std::fmt::Debug {
     /// # Errors
     /// A launch in flight has failed.
     fn before_step(&self, n: u64) -> Result<()>;
-    /// Called when step `n` is done, with its evaluation and its checkpoint.
+    /// Called after step `n`, its evaluation and its checkpoint.
     ///
     /// # Errors
     /// A launch in flight has failed; the profile cannot be written.
     fn after_step(&self, n: u64) -> Result<()>;
 }
 
-/// The processes (ranks) of a run, of which rank 0 writes OUT.
+/// The processes (ranks) of a run. Rank 0 writes OUT.
 #[derive(Clone, Copy, Debug)]
 pub struct RunRanks<'a> {
-    /// All ranks.
+    /// The communication with all ranks of the run.
     pub ranks: &'a Arc<Ranks>,
     /// The output folder of rank 0, in which all ranks write checkpoints together.
     pub out: &'a Path,
-    /// Set to true, by Ctrl-C, on this rank. All ranks stop before the same step: they agree on [`RunSetup::stop`].
+    /// Set to true, by Ctrl-C, on this rank. The ranks then agree on [`RunSetup::stop`], so that all stop before the
+    /// same step.
     pub interrupted: &'a AtomicBool,
 }
 
@@ -87,14 +89,14 @@ impl RunRanks<'_> {
         self.ranks.rank() == 0
     }
 
-    /// Returns the value of rank 0 on all ranks. Rank 0 passes `Some`, the others `None`.
+    /// Returns the value of rank 0 on all ranks. Rank 0 passes `Some`, the other ranks pass `None`.
     ///
     /// # Errors
     /// Another rank has failed, or rank 0 runs another version of the program.
     pub fn broadcast<T: Serialize + DeserializeOwned>(&self, name: &str, value: Option<T>) -> Result<T> {
         let bytes = value.as_ref().map(|value| serde_json::to_vec(value).unwrap_or_default());
         let bytes = self.ranks.broadcast(name, 0, bytes)?;
-        // Rank 0 keeps its own value, because a number may change in its last bit when it is written and read.
+        // Rank 0 returns its own value, because the last bit of a number may change when it is written and read.
         value.map_or_else(|| Self::parse_message_of_rank(0, &bytes), Ok)
     }
 
@@ -128,10 +130,10 @@ pub type GrpoSetup<'a> = RunSetup<'a, GrpoOptions>;
 pub trait PolicyEvaluator: std::fmt::Debug {
     /// The names of the benchmarks.
     fn benchmarks(&self) -> Vec<String>;
-    /// Answers and scores the questions of all benchmarks. Writes answers and scores into `folder`, which is created if
-    /// it does not exist. Continues an unfinished evaluation in `folder` if it is of the same weights and options, else
-    /// replaces it. Returns the scores by benchmark. All ranks call it together: each answers its share of the
-    /// questions, and rank 0 writes the files.
+    /// Answers and scores the questions of all benchmarks. Writes answers and scores into `folder`, which is created
+    /// if it does not exist. An unfinished evaluation in `folder` is continued if it has the same weights and
+    /// options, else replaced. Returns the scores by benchmark. All ranks call it together: each answers its share of
+    /// the questions, and rank 0 writes the files.
     ///
     /// # Errors
     /// [`TrainError::Stopped`] when `policy.stop` becomes true; a file cannot be written; a logit is NaN.
@@ -141,17 +143,17 @@ pub trait PolicyEvaluator: std::fmt::Debug {
 /// The score of one benchmark, from 0 to 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BenchmarkScore {
-    /// Number of rows.
+    /// Number of rows of the benchmark.
     pub n: usize,
     /// Mean score of all rows.
     pub score: f64,
     /// 95 % confidence interval of `score`.
     pub ci95: [f64; 2],
-    /// Number of rows with an error instead of an answer; they score 0.
+    /// Number of rows with an error instead of an answer. These rows score 0.
     pub errors: usize,
-    /// Number of rows whose answer was cut at `--eval-max-new-tokens`.
+    /// Number of rows whose answer was truncated at `--eval-max-new-tokens`.
     pub truncated: usize,
-    /// Number of generated tokens.
+    /// Number of generated tokens of all answers.
     pub completion_tokens: u64,
 }
 
@@ -160,7 +162,7 @@ pub struct BenchmarkScore {
 pub struct EvaluatedPolicy<'a> {
     /// The model, with its adapter if one is trained.
     pub model: &'a Qwen25Vl,
-    /// The device of the weights.
+    /// The device on which the weights are.
     pub device: &'a Device,
     /// Dtype of weights and activations.
     pub dtype: DType,

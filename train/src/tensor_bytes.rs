@@ -2,8 +2,8 @@
 
 use reel_runtime::Tensor;
 
-/// Iterates over the bytes of a tensor without padding, in parts of about 1 MiB (at least one row each), so that a
-/// large tensor is never copied as a whole.
+/// Iterates over the bytes of a tensor without padding. Each part has about 1 MiB (at least one row), so that a large
+/// tensor is never copied as a whole.
 pub fn tensor_byte_parts(t: &Tensor) -> impl Iterator<Item = reel_runtime::Result<Vec<u8>>> + '_ {
     let total = t.unpadded_shape().first().copied().unwrap_or(0);
     let rows = ((1 << 20) * total / t.unpadded_bytes().max(1)).max(1);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use reel_diagnostic::Diagnostic;
 use reel_engine::{
     Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, SamplingParams, StepOutput, StopCondition,
-    TokenText, completion_text, new_tokens_within_positions,
+    TokenDecoder, completion_text, new_tokens_within_positions,
 };
 use reel_input::ModelInput;
 use reel_runs::reporting::progress::Progress;
@@ -223,7 +223,7 @@ impl PredictionRun<'_> {
             held: VecDeque::new(),
             alone: None,
             unfinished: BTreeMap::new(),
-            stop_strings: (!self.sampling.stop.is_empty()).then(|| TokenText::new(self.prompts.model_folder())),
+            stop_strings: (!self.sampling.stop.is_empty()).then(|| TokenDecoder::new(self.prompts.model_folder())),
             tokens: 0,
         };
         while rows.next < rows.own.len() || !rows.unfinished.is_empty() || !rows.held.is_empty() {
@@ -246,7 +246,7 @@ impl PredictionRun<'_> {
         &self,
         prompt: Arc<ModelInput>,
         row: usize,
-        stop: Option<&TokenText>,
+        stop: Option<&TokenDecoder>,
     ) -> Result<GenerationRequest<'static>, Diagnostic> {
         let SamplingSettings { params, max_new_tokens, n, stop: strings } = &self.sampling;
         let (tokens, positions) = (prompt.len(), self.prompts.model_folder().config.text.max_position_embeddings);
@@ -291,7 +291,7 @@ struct RowsInProgress<'r, 'a> {
     alone: Option<usize>,
     unfinished: BTreeMap<usize, UnfinishedRow>,
     /// Decodes tokens to find stop strings; `None` without stop strings.
-    stop_strings: Option<TokenText>,
+    stop_strings: Option<TokenDecoder>,
     tokens: u64,
 }
 

@@ -242,7 +242,7 @@ impl PredictionSettings {
     /// settings `earlier`.
     pub(super) fn bit_difference_warning(&self, earlier: &Self, device: &reel_device::Device) -> Option<String> {
         let described = serde_json::to_value(earlier).unwrap_or_default();
-        if let Some(said) = reel_runs::run::difference_in_bits(&described, device) {
+        if let Some(said) = reel_runs::run::device_change_warning(&described, device) {
             return Some(said);
         }
         let (now, then) = (self.batch_size?, earlier.batch_size?);

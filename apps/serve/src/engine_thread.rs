@@ -22,8 +22,8 @@ use std::time::Instant;
 use reel_device::{DType, Device};
 use reel_diagnostic::Diagnostic;
 use reel_engine::{
-    AdapterId, Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, Grammar, StepOutput, TokenEvent,
-    TokenLogProbs, TokenText,
+    AdapterId, Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, Grammar, StepOutput, TokenDecoder,
+    TokenEvent, TokenLogProbs,
 };
 use reel_input::request::RequestSettings;
 use reel_input::{ModelInput, TokenId};
@@ -172,7 +172,7 @@ impl Drop for AliveFlag {
 pub(crate) fn start(
     model: Arc<ServedModel>,
     weights: Qwen25Vl,
-    text: TokenText,
+    text: TokenDecoder,
     limits: ServerLimits,
     gauges: Arc<EngineGauges>,
     turns: Option<DeviceBorrower>,
@@ -206,7 +206,7 @@ struct Channels {
 fn run(
     model: &ServedModel,
     weights: Qwen25Vl,
-    text: &TokenText,
+    text: &TokenDecoder,
     limits: ServerLimits,
     gauges: &EngineGauges,
     channels: Channels,
@@ -298,7 +298,7 @@ struct Running {
 /// The requests of the batch, and the channels that receive their results.
 pub(crate) struct ServedRequests<'e> {
     model: &'e ServedModel,
-    text: &'e TokenText,
+    text: &'e TokenDecoder,
     batch: ContinuousBatch<'e, 'e, 'static>,
     /// The requests, by their number in the batch.
     running: BTreeMap<usize, Running>,
@@ -306,7 +306,7 @@ pub(crate) struct ServedRequests<'e> {
 }
 
 impl<'e> ServedRequests<'e> {
-    pub(crate) fn new(model: &'e ServedModel, text: &'e TokenText, batch: ContinuousBatch<'e, 'e, 'static>) -> Self {
+    pub(crate) fn new(model: &'e ServedModel, text: &'e TokenDecoder, batch: ContinuousBatch<'e, 'e, 'static>) -> Self {
         ServedRequests { model, text, batch, running: BTreeMap::new(), next: 0 }
     }
 

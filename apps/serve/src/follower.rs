@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use reel_diagnostic::Diagnostic;
-use reel_engine::{Engine, EngineError, GrammarCompiler, TokenText};
+use reel_engine::{Engine, EngineError, GrammarCompiler, TokenDecoder};
 use reel_model::ModelError;
 use reel_model::lora::Adapter;
 use reel_model::qwen2_5_vl::Qwen25Vl;
@@ -27,7 +27,7 @@ pub fn follow_rank_0(
     limits: ServerLimits,
 ) -> Result<(), EngineError> {
     let model = Arc::new(model);
-    let text = TokenText::new(&model.folder);
+    let text = TokenDecoder::new(&model.folder);
     let cx = Cx::inference(&model.device, model.dtype);
     let engine = Engine::new(&weights, &cx)?.max_slots(limits.batch);
     drop(weights);

@@ -12,7 +12,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use reel_diagnostic::Diagnostic;
-use reel_engine::TokenText;
+use reel_engine::TokenDecoder;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
@@ -61,7 +61,7 @@ pub(crate) fn serve_with_turns(
     on_listening: impl FnOnce(SocketAddr, &Arc<ServerState>),
 ) -> Result<(), ServeError> {
     let model = Arc::new(model);
-    let text = TokenText::new(&model.folder);
+    let text = TokenDecoder::new(&model.folder);
     let positions = model.folder.config.text.max_position_embeddings;
     let metrics =
         Arc::new(Metrics::new(&model.name, positions, HardwareGauges::new(&model, options.peak_flops_per_second)));

@@ -78,7 +78,7 @@ impl StepWriter {
         bytes.write_number(GENERATE);
         bytes.write_list(&serde_json::to_vec(&settings)?);
         bytes.write_list(&biases);
-        bytes.write_list(&adapter.map(AdapterId::number).into_iter().collect::<Vec<_>>());
+        bytes.write_list(&adapter.map(AdapterId::as_u64).into_iter().collect::<Vec<_>>());
         bytes.write_prompt(prompt);
         Ok(())
     }
@@ -98,7 +98,7 @@ impl StepWriter {
     /// Adds the unloading of an adapter.
     pub(crate) fn add_adapter_unload(&mut self, id: AdapterId) {
         self.0.write_number(UNLOAD_ADAPTER);
-        self.0.write_number(id.number());
+        self.0.write_number(id.as_u64());
     }
 
     /// The bytes of the message; not empty.
@@ -125,13 +125,13 @@ fn change(bytes: &mut ByteReader) -> Option<StepChange> {
             let settings: RequestSettings = serde_json::from_slice(&bytes.read_list::<u8>()?).ok()?;
             let logit_bias: Vec<(TokenId, f32)> =
                 bytes.read_list::<[u32; 2]>()?.into_iter().map(|[id, bits]| (id, f32::from_bits(bits))).collect();
-            let adapter = bytes.read_list::<u64>()?.first().map(|&number| AdapterId::from_number(number));
+            let adapter = bytes.read_list::<u64>()?.first().map(|&number| AdapterId::from_u64(number));
             let settings = RequestSettings { logit_bias, ..settings };
             StepChange::Generate(Box::new(NewRequest { prompt: bytes.read_prompt()?, settings, adapter }))
         }
         REPLACE_WEIGHTS => StepChange::ReplaceWeights(folder(bytes)?),
         LOAD_ADAPTER => StepChange::LoadAdapter(folder(bytes)?),
-        UNLOAD_ADAPTER => StepChange::UnloadAdapter(AdapterId::from_number(bytes.read_number()?)),
+        UNLOAD_ADAPTER => StepChange::UnloadAdapter(AdapterId::from_u64(bytes.read_number()?)),
         _ => return None,
     })
 }
@@ -161,7 +161,7 @@ mod tests {
             grammar: Some(GrammarSpec::JsonSchema(json!({"b": 1, "a": [0.1, null]}))),
             ..RequestSettings::default()
         };
-        NewRequest { prompt, settings, adapter: Some(AdapterId::from_number(4)) }
+        NewRequest { prompt, settings, adapter: Some(AdapterId::from_u64(4)) }
     }
 
     #[test]
@@ -171,13 +171,13 @@ mod tests {
         writer.add_request(&of.prompt, &of.settings, of.adapter).unwrap();
         writer.add_weight_replacement(Path::new("a/ b"));
         writer.add_adapter_load(Path::new(OsStr::from_bytes(b"\xff")));
-        writer.add_adapter_unload(AdapterId::from_number(9));
+        writer.add_adapter_unload(AdapterId::from_u64(9));
         let bytes = writer.into_bytes();
         let changes = vec![
             StepChange::Generate(Box::new(of)),
             StepChange::ReplaceWeights("a/ b".into()),
             StepChange::LoadAdapter(OsStr::from_bytes(b"\xff").into()),
-            StepChange::UnloadAdapter(AdapterId::from_number(9)),
+            StepChange::UnloadAdapter(AdapterId::from_u64(9)),
         ];
         assert_eq!(StepMessage::parse(&bytes), Some(StepMessage { changes, dropped: vec![3, 8] }));
         for end in 0..bytes.len() {

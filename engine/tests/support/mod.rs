@@ -28,7 +28,7 @@ pub fn model(device: &Device, dtype: DType) -> Qwen25Vl {
     Qwen25Vl::open(device, &Checkpoint::open(&folder).unwrap(), &config, dtype).unwrap()
 }
 
-/// [`model`] with int8 weights.
+/// Returns the model of [`model`] with int8 weights.
 pub fn int8_model(device: &Device, dtype: DType) -> Qwen25Vl {
     let (folder, config) = (model_folder(), ModelConfig::open(&model_folder()).unwrap());
     let files = Checkpoint::open(&folder).unwrap();
@@ -39,12 +39,12 @@ pub fn int8_model(device: &Device, dtype: DType) -> Qwen25Vl {
 #[derive(Clone, Copy, Debug)]
 pub struct TestAdapter {
     pub rank: usize,
-    /// The target layers, or [`lora::ALL_LINEAR`].
+    /// The names of the target layers, or [`lora::ALL_LINEAR`].
     pub targets: &'static [&'static str],
     pub seed: u32,
 }
 
-/// The model with a random adapter, which is written to a folder and read back.
+/// Returns the model with a random adapter, which is written to a folder and read back.
 pub fn with_adapter(base: &Qwen25Vl, device: &Device, dtype: DType, adapter: &TestAdapter) -> Qwen25Vl {
     let TestAdapter { rank, targets, seed } = *adapter;
     let targets = targets.iter().map(|target| target.to_string()).collect();
@@ -78,7 +78,7 @@ pub fn with_adapter(base: &Qwen25Vl, device: &Device, dtype: DType, adapter: &Te
     base.clone().with_adapter(device, dtype, AdapterSource::Files(&adapter), false).unwrap()
 }
 
-/// A request: the length of its prompt, and how its completions are generated.
+/// A test request: the length of its prompt, and how its completions are generated.
 #[derive(Clone, Copy, Debug)]
 pub struct TestRequest {
     pub prompt_tokens: usize,
@@ -93,7 +93,7 @@ pub const SAMPLED: SamplingParams =
 pub const PENALISED: SamplingParams = SamplingParams { repetition_penalty: 1.3, seed: 11, ..SAMPLED };
 
 impl TestRequest {
-    /// The request for the engine, with `eos` as end tokens.
+    /// Converts to a request for the engine, with `eos` as end tokens.
     pub fn request(&self, eos: &[u32]) -> GenerationRequest<'static> {
         let at: Vec<i64> = (0..self.prompt_tokens as i64).collect();
         let prompt = ModelInput {
@@ -118,7 +118,7 @@ pub fn run(engine: &Engine, requests: &[TestRequest], eos: &[u32]) -> Vec<Comple
     engine.generate(requests.iter().map(|request| request.request(eos)).collect(), |_| {}).unwrap().0
 }
 
-/// The completions of requests that are added to a continuous batch one after the other, whenever a slot is free.
+/// Returns the completions of requests that are added to a continuous batch one by one, whenever a slot is free.
 pub fn run_continuously(engine: &Engine, kv_bytes: u64, requests: &[TestRequest], eos: &[u32]) -> Vec<Completion> {
     let mut batch = engine.continuous_batch(kv_bytes).unwrap();
     let (mut completions, mut next) = (Vec::new(), 0);
@@ -177,7 +177,7 @@ pub fn run_until_idle(batch: &mut ContinuousBatch) -> Vec<Completion> {
     completions
 }
 
-/// A model of a preset size with random weights.
+/// Returns a model of a preset size with random weights.
 pub fn random_model(device: &Device, seed: u64) -> Qwen25Vl {
     let folder = tempfile::tempdir().unwrap();
     let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed };

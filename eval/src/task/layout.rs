@@ -13,27 +13,27 @@ use super::template::{Template, column};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Layout {
-    /// Who publishes this form: `videorft`, `authors`, …
+    /// Name of the layout: who publishes the files in this form (`videorft`, `authors`, …).
     pub name: String,
-    /// Patterns of file names, relative to the data folder. All files are read that match the first pattern for which
-    /// there is a file.
+    /// Patterns of file names, relative to the data folder. Only the first pattern that matches a file is used; all
+    /// files that match this pattern are read.
     pub files: Vec<String>,
-    /// Columns by which the layout is recognised: each row of the layout has all of these columns.
+    /// Columns by which the layout is recognised. Each row of the layout has all of these columns.
     pub columns: Vec<String>,
-    /// The names of the levels if the file is an object of objects instead of a list of rows: the keys of each level
-    /// become columns of these names, and the values of the last level are rows or lists of rows.
+    /// If the file is an object of objects instead of a list of rows: the names of the nesting levels. The keys of
+    /// each level become columns with these names. The values of the last level are rows or lists of rows.
     #[serde(default)]
     pub nested: Vec<String>,
-    /// Rules that make new columns out of parts of other columns. The columns `file.stem`, `file.folder` and
-    /// `row.number` (from 1) always exist.
+    /// Rules that compute new columns from other columns. The columns `file.stem`, `file.folder` and `row.number`
+    /// (from 1) always exist.
     #[serde(default)]
     pub derive: Vec<DerivedColumns>,
-    /// The parts of a file that no column names, so that only the row number tells the part of a row.
+    /// Names the parts of a file whose rows have no column for their part: the row number determines the part.
     pub blocks: Option<FileBlocks>,
     /// The rules for every row.
     pub row: RowRules,
-    /// Rules for some of the rows. A rule of a case replaces the rule of the same name in `row`; if several cases apply
-    /// to a row, the last one wins.
+    /// Rules for some of the rows. If a case applies to a row, its rules replace the rules of the same names in
+    /// `row`. If several cases apply, the last one wins.
     #[serde(default)]
     pub case: Vec<RowCase>,
 }
@@ -42,7 +42,7 @@ pub struct Layout {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct DerivedColumns {
-    /// The column that is read.
+    /// The column whose text the rule reads.
     pub column: String,
     /// A regular expression; each of its named groups becomes a column. If the text does not match, no column is added.
     #[serde(deserialize_with = "regex")]
@@ -51,17 +51,17 @@ pub struct DerivedColumns {
 
 fn regex<'de, D: Deserializer<'de>>(from: D) -> Result<Regex, D::Error> {
     Regex::new(&String::deserialize(from)?).map_err(|e| {
-        // The last line of the regex error says what is wrong; the lines before show the position.
+        // The last line of the regex error says what is wrong; the preceding lines show the position.
         serde::de::Error::custom(e.to_string().lines().last().unwrap_or_default().trim())
     })
 }
 
-/// Names of the equally long parts of a file whose part is in no column. The column `block` gets the name of a row's
-/// part, if the file has `rows` rows for each name.
+/// Names the equally long parts of a file that has no column for the part of a row. If the file has `rows` rows for
+/// each name, the column `block` is added with the name of the row's part.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct FileBlocks {
-    /// Number of rows of a part.
+    /// Number of rows of each part.
     pub rows: usize,
     /// The names of the parts, in order.
     pub names: Vec<String>,
@@ -74,18 +74,18 @@ pub struct RowCase {
     /// Column names with the values that select the case. A row belongs to the case if each of these columns has one of
     /// the values listed for it.
     pub when: BTreeMap<String, Vec<String>>,
-    /// The rules.
+    /// The rules for the rows of this case.
     pub row: RowRules,
 }
 
-/// How the columns of a row become a question with its answer. Each [`Template`] is a text with placeholders for
-/// columns.
+/// The rules by which the columns of a row become a question with its answer. Each [`Template`] is a text with
+/// placeholders for columns.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct RowRules {
-    /// The row's name, unique within the benchmark.
+    /// The row's id, unique within the benchmark.
     pub id: Option<Template>,
-    /// The question.
+    /// The text of the question.
     pub question: Option<Template>,
     /// The kind of problem: `multiple choice`, `numerical`, `regression`, `OCR`, `free-form`.
     pub kind: Option<Template>,
@@ -98,9 +98,9 @@ pub struct RowRules {
     pub option_list: Option<Vec<String>>,
     /// Whether the options are the last lines of the question.
     pub options_in_question: Option<bool>,
-    /// How the options are shown.
+    /// How the options are shown to the model.
     pub option_marks: Option<OptionMarks>,
-    /// The correct answer.
+    /// The text that names the correct answer; `answer_form` says how.
     pub answer: Option<Template>,
     /// How the answer text names the answer: letter, number or text of an option, or the answer itself.
     pub answer_form: Option<AnswerForm>,
@@ -109,9 +109,9 @@ pub struct RowRules {
     /// Paths of the video relative to the media folder; the first path that exists is taken. A folder is a video whose
     /// frames are image files.
     pub video: Option<Vec<Template>>,
-    /// Second at which the part of the video that the question is about begins.
+    /// The second at which the part of the video that is asked about begins.
     pub start: Option<Template>,
-    /// Second at which that part of the video ends.
+    /// The second at which the part of the video that is asked about ends.
     pub end: Option<Template>,
     /// Frames per second of a video whose frames are image files.
     pub fps: Option<Template>,
@@ -121,14 +121,14 @@ pub struct RowRules {
     pub leave_out: Option<String>,
 }
 
-/// How options are shown.
+/// How the options of a question are shown to the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OptionMarks {
-    /// `A. text`, whatever marks the options have in the file.
+    /// Options are shown as `A. text`, whatever marks they have in the file.
     #[default]
     Letters,
-    /// The options as they are in the file.
+    /// Options are shown as they are in the file.
     AsIs,
 }
 
@@ -136,19 +136,19 @@ pub enum OptionMarks {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AnswerForm {
-    /// The letter of an option, alone or before its text: `B`, `(B)`, `B. red`.
+    /// The answer is the letter of an option, alone or before its text: `B`, `(B)`, `B. red`.
     Letter,
-    /// The number of an option, from 0.
+    /// The answer is the number of an option, counted from 0.
     Index,
-    /// The text of an option.
+    /// The answer is the text of an option.
     OptionText,
-    /// A text or a number: the answer itself.
+    /// The text or number is itself the answer.
     Plain,
-    /// A text in which the answer is in `<answer>` tags.
+    /// The answer is in `<answer>` tags within the text.
     Tagged,
 }
 
-/// Columns that a rule reads if a row has them.
+/// A rule without effect on rows that lack the columns that it reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OptionalColumns<'l> {
     /// The name of the rule.
@@ -158,14 +158,14 @@ pub struct OptionalColumns<'l> {
 }
 
 impl RowRules {
-    /// Returns these rules, with the rules that `more` sets in place of the rules of the same names.
+    /// Returns these rules, in which each rule that `more` sets replaces the rule of the same name.
     fn replaced_by(mut self, more: &Self) -> Self {
         fn replace<T: Clone>(rule: &mut Option<T>, more: &Option<T>) {
             if more.is_some() {
                 rule.clone_from(more);
             }
         }
-        // The pattern names every field, so that a new field without a line below is a compile error.
+        // The pattern names every field, so the compiler refuses a new field that the lines below do not handle.
         let Self {
             id,
             question,
@@ -217,8 +217,8 @@ impl Layout {
         self.columns.iter().map(String::as_str).find(|name| column(row, name).is_none())
     }
 
-    /// The columns without which a rule would have no effect on any row, so that a misspelled name would go unnoticed.
-    /// Other rules are errors for a row without their columns.
+    /// Returns the columns without which a rule would have no effect on any row, so that a misspelled column name
+    /// would go unnoticed. For other rules, a row without their columns is an error anyway.
     pub fn optional_columns(&self) -> Vec<OptionalColumns<'_>> {
         fn columns(template: &Template) -> Vec<&str> {
             template.columns().collect()
@@ -242,7 +242,7 @@ impl Layout {
         all
     }
 
-    /// Whether the rules of this layout themselves make the column `name`, for some rows at least.
+    /// Whether a rule of this layout makes the column `name`, at least for some rows.
     fn makes_column(&self, name: &str) -> bool {
         let is_derived = |derived: &DerivedColumns| derived.regex.capture_names().flatten().any(|group| group == name);
         self.derive.iter().any(is_derived)
@@ -250,9 +250,9 @@ impl Layout {
             || (self.blocks.is_some() && name == "block")
     }
 
-    /// Removes from `wanted` what the row shows to exist: the row, or a rule of this layout, has all columns of one of
-    /// the alternatives.
-    pub fn remove_found(&self, wanted: &mut Vec<OptionalColumns<'_>>, row: &Map<String, Value>) {
+    /// Removes from `wanted` each entry whose columns exist: the row or the layout's rules provide all columns of one
+    /// of its alternatives.
+    pub fn remove_found_columns(&self, wanted: &mut Vec<OptionalColumns<'_>>, row: &Map<String, Value>) {
         let has = |name: &&str| column(row, name).is_some() || self.makes_column(name);
         wanted.retain(|columns| !columns.alternatives.iter().any(|names| names.iter().all(has)));
     }
@@ -273,7 +273,7 @@ impl Layout {
         }
     }
 
-    /// The rules for a row.
+    /// Returns the rules for a row: the layout's rules, with the replacements by cases that apply to the row.
     pub fn rules(&self, row: &Map<String, Value>) -> RowRules {
         let applies = |case: &&RowCase| {
             case.when
@@ -371,7 +371,7 @@ mod tests {
         );
         let mut left = layout.optional_columns();
         let mut see = |row: Value| {
-            layout.remove_found(&mut left, row.as_object().unwrap());
+            layout.remove_found_columns(&mut left, row.as_object().unwrap());
             left.iter().map(|columns| columns.rule).collect::<Vec<_>>()
         };
         let first = json!({"id": 1, "file.stem": "f", "pic": null, "meta": {"kind": 1}});

@@ -24,13 +24,13 @@ use reel_rewards::Recipe;
 use serde::{Deserialize, Serialize};
 
 pub use layout::{AnswerForm, Layout, OptionalColumns, RowRules};
-pub use options::{Options, option_error};
+pub use options::{AnswerOptions, option_error};
 pub use template::{Template, column};
 
 use self::options::text_without_letter;
 use crate::{EvalError, Result};
 
-/// A benchmark task.
+/// A benchmark task: a benchmark and the protocol by which it is evaluated.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Task {
@@ -42,7 +42,7 @@ pub struct Task {
     pub version: u32,
     /// Where the benchmark is published.
     pub source: String,
-    /// Number of questions behind the published scores; the report notes a run with another number.
+    /// Number of questions on which the published scores are based. The report notes if a run has another number.
     pub rows: Option<usize>,
     /// The folder of the benchmark's videos as it is written in the paths of VideoRFT's and Video-R1's files.
     pub media_folder: Option<String>,
@@ -55,7 +55,7 @@ pub struct Task {
     /// The forms in which the benchmark is published. The first layout that fits the data is used.
     #[serde(rename = "layout")]
     pub layouts: Vec<Layout>,
-    /// Published scores.
+    /// Published scores of the benchmark.
     #[serde(default)]
     pub published: Vec<PublishedScore>,
     /// The text of the file, for a task that is not built in.
@@ -75,7 +75,7 @@ pub struct PromptRules {
     pub system: Option<String>,
 }
 
-/// How the scores of rows become the score of a benchmark.
+/// How the score of a benchmark is computed from the scores of its rows.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ScoreRules {
@@ -92,30 +92,30 @@ pub struct ScoreRules {
     pub merged_categories: Vec<String>,
 }
 
-/// Which score of a benchmark is its headline figure: the one score in a table of results.
+/// Selects the headline figure of a benchmark: the score that tables of results list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Headline {
-    /// The mean score of all rows.
+    /// The mean score of all rows of the benchmark.
     #[default]
     Overall,
-    /// The mean over tasks.
+    /// The mean of the scores of the benchmark's tasks.
     TaskMean,
-    /// The mean of two means: the mean over regression rows and the mean over the other rows.
+    /// The mean of two values: the mean over regression rows and the mean over the other rows.
     MeanOfAccuracyAndMra,
 }
 
-/// A published score.
+/// A published score of a model on the benchmark.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct PublishedScore {
-    /// The model.
+    /// The name of the model.
     pub model: String,
     /// The score in percent.
     pub score: f64,
-    /// Frames of each video.
+    /// Number of frames that the model saw of each video.
     pub frames: u32,
-    /// The publication.
+    /// The publication that reports the score.
     pub source: String,
 }
 
@@ -130,29 +130,29 @@ const BUILT_IN: [(&str, &str); 7] = [
     ("videoholmes.toml", include_str!("../../tasks/videoholmes.toml")),
 ];
 
-/// `--benchmark all` runs this many built-in tasks, the first ones in `BUILT_IN`: the six of the two papers.
+/// Number of built-in tasks, from the start of `BUILT_IN`, that `--benchmark all` runs: the six of the two papers.
 const ALL: usize = 6;
 
 impl Task {
-    /// All built-in tasks.
-    pub fn built_in() -> Vec<Self> {
+    /// Returns all built-in tasks.
+    pub fn built_in_tasks() -> Vec<Self> {
         let parse = |(name, text)| Self::parse(name, text).expect("the task files are part of the program, and tested");
         BUILT_IN.into_iter().map(parse).collect()
     }
 
-    /// All built-in tasks, parsed once per process.
-    pub(crate) fn built_in_cached() -> &'static [Self] {
-        static TASKS: LazyLock<Vec<Task>> = LazyLock::new(Task::built_in);
+    /// Returns all built-in tasks, which are parsed once per process.
+    pub(crate) fn cached_built_in_tasks() -> &'static [Self] {
+        static TASKS: LazyLock<Vec<Task>> = LazyLock::new(Task::built_in_tasks);
         &TASKS
     }
 
-    /// The tasks that `--benchmark` names: names of built-in tasks and task files (`.toml`), separated by commas; `all`
-    /// stands for the six tasks of the papers.
+    /// Returns the tasks that `--benchmark` names: names of built-in tasks and task files (`.toml`), separated by
+    /// commas; `all` stands for the six tasks of the papers.
     ///
     /// # Errors
     /// A name is unknown; a file cannot be read or is not a task; two tasks have the same name.
     pub fn from_names(names: &str) -> Result<Vec<Self>> {
-        let built_in = Self::built_in();
+        let built_in = Self::built_in_tasks();
         let mut tasks: Vec<Self> = Vec::new();
         for name in names.split(',').map(str::trim) {
             match name {
@@ -225,7 +225,8 @@ impl Task {
         BUILT_IN.into_iter().find(|(name, _)| name.strip_suffix(".toml") == Some(&self.name)).map(|(_, text)| text)
     }
 
-    /// The text of the user's message: question and options in the task's template, or in the recipe's.
+    /// Returns the text of the user's message: question and options in the task's template or, without one, in the
+    /// recipe's template.
     pub fn question_text(&self, question: &str, options: Option<&[String]>, kind: &str, recipe: Recipe) -> String {
         match &self.prompt.template {
             None => {
@@ -234,15 +235,16 @@ impl Task {
             }
             Some(template) => {
                 let lines: String = options.unwrap_or_default().iter().map(|option| format!("{option}\n")).collect();
-                // Only the template's own `{options}` is replaced: a question that contains `{options}` stays as it is.
+                // Only the placeholder `{options}` of the template is replaced. A question that contains the text
+                // `{options}` stays as it is.
                 let (before, after) = template.split_once("{question}").unwrap_or((template, ""));
                 [&before.replace("{options}", &lines), question, &after.replace("{options}", &lines)].concat()
             }
         }
     }
 
-    /// Whether the model sees every option of a question: the template has `{options}`, or the texts around the
-    /// question or the question itself contain the text of each option.
+    /// Whether the model sees every option of a question. It does if the template has `{options}`, or if the question
+    /// or the text around it contains the text of each option.
     pub fn shows_options(&self, question: &str, options: &[String]) -> bool {
         let Some(template) = self.prompt.template.as_ref().filter(|template| !template.contains("{options}")) else {
             return true;
@@ -252,8 +254,8 @@ impl Task {
         options.iter().all(|option| shown.contains(&text_without_letter(option).to_lowercase()))
     }
 
-    /// The task (part of the benchmark) to which a row category belongs, for benchmarks whose official score is a mean
-    /// over tasks; `None` for the others.
+    /// Returns the task (part of the benchmark) to which the category of a row belongs, if the benchmark's official
+    /// score is a mean over tasks; else `None`.
     pub fn subtask_of_category<'c>(&'c self, category: &'c str) -> Option<&'c str> {
         let is_part = |name: &&String| category.strip_prefix(&name[..]).is_some_and(|rest| rest.starts_with('_'));
         let merged = self.score.merged_categories.iter().find(is_part).map(String::as_str);
@@ -271,7 +273,7 @@ mod tests {
 
     #[test]
     fn built_in_tasks_are_valid_and_named_as_their_files() {
-        let tasks = Task::built_in();
+        let tasks = Task::built_in_tasks();
         for (task, (file, _)) in tasks.iter().zip(BUILT_IN) {
             assert_eq!(format!("{}.toml", task.name), file);
             assert!(task.source.starts_with("https://"), "{file}");

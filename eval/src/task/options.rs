@@ -5,21 +5,21 @@ use serde_json::Value;
 
 use super::layout::{AnswerForm, OptionMarks};
 
-/// The letters of options: A to Z.
+/// The letters that mark options: A to Z.
 fn letters() -> impl Iterator<Item = char> {
     'A'..='Z'
 }
 
-/// The options of a question.
+/// The answer options of a multiple-choice question.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Options {
+pub struct AnswerOptions {
     /// The options as the model sees them: `A. red`.
     pub shown: Vec<String>,
     /// The options without their letters: `red`.
     texts: Vec<String>,
 }
 
-impl Options {
+impl AnswerOptions {
     /// Reads the value of a column: a list of texts, an object whose keys are the letters, a text that holds such a
     /// list or object as JSON, or a text with a line for each option. Letters before options (`A.`, `A:`, `A)` or
     /// `(A)`) are taken off if every option has the letter of its position.
@@ -57,7 +57,7 @@ impl Options {
         Ok(Self { shown, texts })
     }
 
-    /// The letter of the correct option, which `answer` names in the form `form`.
+    /// Returns the letter of the correct option, which `answer` names in the form `form`.
     ///
     /// # Errors
     /// There are no options, or `answer` names none of the options.
@@ -94,8 +94,8 @@ impl Options {
         index.and_then(|index| letters().nth(index)).ok_or_else(|| not_among(what))
     }
 
-    /// The index of the option with this text. If no option is exactly equal, case and a full stop at the end are
-    /// ignored, provided that exactly one option then matches.
+    /// Returns the index of the option with this text. If no option is exactly equal, case and a full stop at the end
+    /// are ignored; exactly one option must then match.
     fn index_of_text(&self, answer: &str) -> Option<usize> {
         let exact = self.texts.iter().position(|text| text.trim() == answer);
         exact.or_else(|| {
@@ -105,7 +105,7 @@ impl Options {
     }
 }
 
-/// The options in a list of texts, or in an object whose keys are the letters.
+/// Returns the options in a list of texts, or in an object whose keys are the letters.
 fn listed(value: &Value) -> Result<Vec<String>, String> {
     match value {
         Value::Array(list) => list.iter().map(text_of).collect(),
@@ -116,7 +116,7 @@ fn listed(value: &Value) -> Result<Vec<String>, String> {
             if !in_order {
                 return Err("is an object whose keys are not A, B, C, …".into());
             }
-            // A benchmark with up to five options may fill the keys of missing options with empty texts.
+            // A benchmark with up to five options may have empty texts under the keys of missing options.
             let used = entries.iter().rposition(|(_, text)| text.as_str() != Some("")).map_or(0, |last| last + 1);
             entries.iter().take(used).map(|(_, text)| text_of(text)).collect()
         }
@@ -124,14 +124,14 @@ fn listed(value: &Value) -> Result<Vec<String>, String> {
     }
 }
 
-/// Whether a text is a list or an object, in JSON or in another notation such as Python's: tables (CSV) have such
-/// texts.
+/// Whether a text is a list or an object, in JSON or in another notation such as Python's. Cells of CSV tables have
+/// such texts.
 fn is_list_or_object(text: &str) -> bool {
     let text = text.trim();
     [('[', ']'), ('{', '}')].iter().any(|&(open, close)| text.starts_with(open) && text.ends_with(close))
 }
 
-/// The text of an option without its letter: `red` of `A. red`.
+/// Returns the text of an option without its letter: `red` for `A. red`.
 pub(super) fn text_without_letter(option: &str) -> &str {
     mark(option).map_or(option, |(_, text)| text)
 }
@@ -150,7 +150,7 @@ fn text_of(value: &Value) -> Result<String, String> {
     }
 }
 
-/// The letter before an option, and the option's text: `(B) red`, `B. red`, `B: red` and `B) red` are B and `red`.
+/// Splits an option into its letter and its text: `(B) red`, `B. red`, `B: red` and `B) red` give B and `red`.
 fn mark(text: &str) -> Option<(char, &str)> {
     let text = text.trim();
     let (inner, ends): (&str, &[char]) = match text.strip_prefix('(') {
@@ -161,7 +161,7 @@ fn mark(text: &str) -> Option<(char, &str)> {
     Some((letter, inner[1..].strip_prefix(ends)?.trim()))
 }
 
-/// An error about a column with options or an answer, as a diagnostic whose location is the column.
+/// Makes a diagnostic about a column with options or an answer. Its location is the column.
 pub fn option_error(column: &str, what: String) -> Diagnostic {
     Diagnostic::new(column, what, "correct the row, or leave such rows out with --skip-bad-rows")
 }
@@ -173,8 +173,8 @@ mod tests {
 
     use super::*;
 
-    fn options(value: Value) -> Options {
-        Options::parse(&value, OptionMarks::Letters).unwrap()
+    fn options(value: Value) -> AnswerOptions {
+        AnswerOptions::parse(&value, OptionMarks::Letters).unwrap()
     }
 
     #[test]
@@ -194,13 +194,13 @@ mod tests {
         }
         assert_eq!(options(json!(["A. Smith", "A. Jones"])).shown, ["A. A. Smith", "B. A. Jones"]);
         assert_eq!(options(json!([1, 2.5])).shown, ["A. 1", "B. 2.5"]);
-        let as_is = Options::parse(&json!(["A.red", "B.blue"]), OptionMarks::AsIs).unwrap();
+        let as_is = AnswerOptions::parse(&json!(["A.red", "B.blue"]), OptionMarks::AsIs).unwrap();
         assert_eq!((as_is.shown[0].as_str(), as_is.letter_of("B", AnswerForm::Letter)), ("A.red", Ok('B')));
         for bad in [json!("['red', 'blue']"), json!("[red\nblue]"), json!("[[1]]"), json!("{'A': 'x'}")] {
-            assert!(Options::parse(&bad, OptionMarks::Letters).is_err(), "{bad}");
+            assert!(AnswerOptions::parse(&bad, OptionMarks::Letters).is_err(), "{bad}");
         }
         for bad in [json!(7), json!([["a"]]), json!({"A": "x", "C": "y"}), json!({"1": "x"}), json!(vec!["x"; 27])] {
-            assert!(Options::parse(&bad, OptionMarks::Letters).is_err(), "{bad}");
+            assert!(AnswerOptions::parse(&bad, OptionMarks::Letters).is_err(), "{bad}");
         }
     }
 
@@ -224,11 +224,12 @@ mod tests {
         ] {
             assert_eq!(options.letter_of(answer, form).ok(), want, "{answer} as {form:?}");
         }
-        assert!(Options::default().letter_of("A", AnswerForm::Letter).is_err());
+        assert!(AnswerOptions::default().letter_of("A", AnswerForm::Letter).is_err());
     }
 
     proptest! {
-        /// Letter, index and text of each option lead back to the option, in every form in which options are published.
+        /// Checks that the letter, index and text of each option lead back to the option, in every form in which
+        /// options are published.
         #[test]
         fn each_option_is_the_answer_to_its_letter_number_and_text(
             texts in prop::collection::btree_set("[a-z]{1,6}( [a-z]{1,4})?", 1..6),

@@ -42,8 +42,8 @@ impl Template {
         Ok(Self { parts })
     }
 
-    /// The template's text with the values of a row. `None` if the text is one placeholder and its column is absent,
-    /// null, or an empty text.
+    /// Fills the template with the values of a row. Returns `None` if the template is a single placeholder and its
+    /// column is absent, null, or an empty text.
     ///
     /// # Errors
     /// A column is a list or an object; a column beside other text is absent or null. The error names the column.
@@ -68,7 +68,7 @@ impl Template {
         Ok((!text.is_empty()).then_some(text))
     }
 
-    /// The names of the columns.
+    /// Returns the names of the columns that the template reads.
     pub fn columns(&self) -> impl Iterator<Item = &str> {
         self.parts.iter().filter_map(|part| match part {
             Part::Column(name) => Some(&name[..]),

@@ -22,8 +22,8 @@ fn rouge_words(text: &str) -> Vec<String> {
     words.map(|word| if word.len() > 3 { porter_stem(word) } else { word.to_string() }).collect()
 }
 
-/// ROUGE-N: the F1 value of the n-grams (runs of `n` words) that both texts contain; an n-gram counts as often as it
-/// occurs in both.
+/// ROUGE-N: the F1 value of the n-grams (runs of `n` words) that both texts contain. An n-gram that occurs several
+/// times counts as often as it occurs in both texts.
 fn rouge_n(answer: &[String], truth: &[String], n: usize) -> f64 {
     let mut remaining: HashMap<&[String], usize> = HashMap::new();
     for gram in truth.windows(n) {
@@ -71,8 +71,8 @@ mod tests {
             rouge_words("It's the DOG's snake_case, 3.5!"),
             ["it", "s", "the", "dog", "s", "snake", "case", "3", "5"]
         );
-        // The Kelvin sign becomes k; the long s is not ASCII, so it separates words; the dotted I becomes i and a
-        // combining dot.
+        // In lower case the Kelvin sign becomes k, and the dotted I becomes i and a combining dot. The long s is not
+        // ASCII, so it separates words.
         assert_eq!(rouge_words("\u{212a}elvin \u{17f}top \u{130}x"), ["kelvin", "top", "i", "x"]);
         assert!(rouge_words("一只狗 ...").is_empty());
         assert_eq!(rouge_words("playing happily dies"), ["play", "happili", "die"]);
@@ -109,7 +109,7 @@ mod tests {
             prop_assert!((free_form_accuracy(&a, &a) - same).abs() < 1e-12);
         }
 
-        /// ROUGE-L is at most ROUGE-1, and a common pair of words implies a common subsequence.
+        /// ROUGE-L is at most ROUGE-1. A common pair of neighbouring words implies a common subsequence.
         #[test]
         fn rouge_1_bounds_rouge_l_and_rouge_2_implies_rouge_l(a in sentence(), b in sentence()) {
             let (a, b) = (rouge_words(&a), rouge_words(&b));

@@ -17,12 +17,12 @@ use regression::regression_accuracy;
 use crate::ProblemType;
 use crate::answer::extract_answer;
 
-/// Maximum number of words of each text, answer and truth, that are compared word by word: the time grows with the
-/// product of both lengths. Texts in a file can be longer; a model's completions are shorter.
+/// Maximum number of words of each text, answer and truth, that are compared word by word, because the time grows
+/// with the product of both lengths. Texts in a file can be longer; a model's completions are shorter.
 const MAX_COMPARED_WORDS: usize = 2048;
 
-/// The accuracy of a completion compared with the solution. Both texts have their answer in `<answer>` tags; without
-/// tags the answer is "". An unknown kind of problem (`None`) scores 0.
+/// Returns the accuracy of a completion compared with the solution. Both texts have their answer in `<answer>` tags;
+/// without tags the answer is "". An unknown kind of problem (`None`) scores 0.
 pub fn accuracy_reward(kind: Option<ProblemType>, completion: &str, solution: &str) -> f32 {
     let (answer, truth) = (extract_answer(completion), extract_answer(solution));
     let accuracy = match kind {
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Comparing these texts in full, word by word, would take hours.
+    /// Comparing the full texts word by word would take hours.
     #[test]
     fn very_long_texts_are_compared_in_part() {
         let long = format!("<answer>{}</answer>", "the dog ".repeat(20_000));

@@ -1,6 +1,6 @@
 //! Accuracy of multiple choice answers: exact text comparison.
 
-/// 1 if both answers are the same text, else 0.
+/// Returns 1 if both answers are the same text, else 0.
 pub fn multiple_choice_accuracy(answer: &str, truth: &str) -> f64 {
     f64::from(answer == truth)
 }

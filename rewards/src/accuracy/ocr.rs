@@ -11,8 +11,8 @@ pub fn ocr_accuracy(answer: &str, truth: &str) -> f64 {
     answer.truncate(MAX_COMPARED_WORDS);
     truth.truncate(MAX_COMPARED_WORDS);
     let max_errors = truth.len().max(1);
-    // The distance is at least the difference in length. This shortcut keeps very long answers from taking time
-    // proportional to the product of both lengths.
+    // The distance is at least the difference in length. Very long answers return here, because the full comparison
+    // takes time proportional to the product of both lengths.
     if answer.len().abs_diff(truth.len()) >= max_errors {
         return 0.0;
     }
@@ -21,7 +21,7 @@ pub fn ocr_accuracy(answer: &str, truth: &str) -> f64 {
 
 /// The minimum number of insertions, deletions and substitutions that turn `a` into `b` (Levenshtein distance).
 fn edit_distance(a: &[&str], b: &[&str]) -> usize {
-    // One row of the table: distances between the words of `a` processed so far and each prefix of `b`.
+    // One row of the distance table: the distances between the processed words of `a` and each prefix of `b`.
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, word) in a.iter().enumerate() {
         let mut diagonal = std::mem::replace(&mut row[0], i + 1);

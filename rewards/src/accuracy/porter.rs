@@ -28,7 +28,7 @@ const IRREGULAR: [(&str, &str); 16] = [
     ("succeed", "succeed"),
 ];
 
-/// The stem of a word of lower-case ASCII letters and digits.
+/// Returns the stem of a word of lower-case ASCII letters and digits.
 pub(super) fn porter_stem(word: &str) -> String {
     if let Some((_, stem)) = IRREGULAR.iter().find(|(irregular, _)| *irregular == word) {
         return (*stem).to_string();
@@ -44,8 +44,8 @@ pub(super) fn porter_stem(word: &str) -> String {
 fn is_consonant(word: &[u8], i: usize) -> bool {
     match word[i] {
         b'a' | b'e' | b'i' | b'o' | b'u' => false,
-        // A y after a consonant is a vowel. In a run of y, consonants and vowels alternate; the run is counted in a
-        // loop, not by recursion, because a word can be as long as a text.
+        // A y after a consonant is a vowel. In a run of y, consonants and vowels alternate. The run is counted in a
+        // loop, not by recursion, because a word can be as long as a whole text.
         b'y' => {
             let run = word[..i].iter().rev().take_while(|&&c| c == b'y').count();
             let first = i - run;
@@ -56,7 +56,7 @@ fn is_consonant(word: &[u8], i: usize) -> bool {
     }
 }
 
-/// Porter's measure m: the number of vowel runs that are followed by a consonant run.
+/// Porter's measure m of a word: the number of vowel runs that are followed by a consonant run.
 fn measure(stem: &str) -> usize {
     consonants(stem).windows(2).filter(|pair| !pair[0] && pair[1]).count()
 }
@@ -85,8 +85,8 @@ fn ends_double_consonant(word: &str) -> bool {
     w.len() >= 2 && w[w.len() - 1] == w[w.len() - 2] && is_consonant(w, w.len() - 1)
 }
 
-/// Porter's condition *o: the word ends with consonant, vowel, consonant, and the last one is not w, x or y. NLTK
-/// also accepts words of one vowel and one consonant.
+/// Porter's condition *o: the word ends with consonant, vowel, consonant, and the final consonant is not w, x or y.
+/// NLTK also accepts words of one vowel and one consonant.
 fn ends_cvc(word: &str) -> bool {
     let w = word.as_bytes();
     let n = w.len();
@@ -95,8 +95,8 @@ fn ends_cvc(word: &str) -> bool {
         || n == 2 && !consonant(0) && consonant(1)
 }
 
-/// Applies the first rule whose suffix the word has: replaces the suffix if the part before it meets the condition.
-/// Later rules are not tried.
+/// Applies the first rule whose suffix the word has. Replaces this suffix if the part before it meets the condition.
+/// Later rules are not tried, even if the condition fails.
 fn first_rule(word: &str, rules: &[(&str, &str)], condition: impl Fn(&str) -> bool) -> String {
     let found = rules.iter().find_map(|(suffix, new)| word.strip_suffix(suffix).map(|stem| (stem, new)));
     match found {
@@ -153,7 +153,7 @@ fn step2(word: &str) -> String {
         ("enci", "ence"),
         ("anci", "ance"),
         ("izer", "ize"),
-        // NLTK's suffix; Porter's rule has -abli.
+        // This suffix is NLTK's; Porter's rule has -abli.
         ("bli", "ble"),
         ("alli", "al"),
         ("entli", "ent"),
@@ -169,10 +169,10 @@ fn step2(word: &str) -> String {
         ("aliti", "al"),
         ("iviti", "ive"),
         ("biliti", "ble"),
-        // An additional rule of NLTK.
+        // This rule is an addition of NLTK.
         ("fulli", "ful"),
     ];
-    // NLTK: the l counts as part of the stem when its measure is computed, so "geologi" becomes "geolog".
+    // In NLTK the l counts as part of the stem when the measure is computed, so "geologi" becomes "geolog".
     if word.ends_with("logi") {
         return first_rule(word, &[("logi", "log")], |stem| measure(&format!("{stem}l")) > 0);
     }

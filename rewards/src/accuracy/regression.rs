@@ -4,8 +4,8 @@ use crate::python_number::parse_number;
 
 /// `1 - clamp((|answer - truth| + 1e-9) / (|truth| + 1e-9), 0, 1)`; 0 if the answer or the truth is not a number.
 ///
-/// The clamp is Python's `min(1, max(0, x))`, which turns NaN into 0: a NaN answer scores 1, as does any answer to an
-/// infinite truth.
+/// The clamp is Python's `min(1, max(0, x))`, which turns NaN into 0. So a NaN answer scores 1, and any answer to an
+/// infinite truth also scores 1.
 pub fn regression_accuracy(answer: &str, truth: &str) -> f64 {
     let (Some(answer), Some(truth)) = (parse_number(answer), parse_number(truth)) else { return 0.0 };
     let error = ((answer - truth).abs() + 1e-9) / (truth.abs() + 1e-9);

@@ -18,22 +18,22 @@ const FLAG: &str = "--reward-url";
 /// Maximum length of a response in bytes.
 const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 
-/// A request that ends so much after its time limit was not slow: this process was stopped (SIGSTOP, Ctrl-Z), and the
-/// reply may have come meanwhile.
+/// A request that ends this long after its time limit was not slow: this process was stopped (SIGSTOP, Ctrl-Z), and
+/// the reply may have arrived while it was stopped.
 const STOPPED_FOR: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct HttpReward {
     client: Client,
     /// The batch that is being scored.
-    batch: Option<Batch>,
+    batch: Option<SentBatch>,
 }
 
 /// A batch that was sent to the server.
 #[derive(Debug)]
-struct Batch {
+struct SentBatch {
     rows: usize,
-    /// Receives the text of the response from the thread that makes the request. The thread ends the request at its
+    /// Receives the text of the response from the thread that makes the request. The thread gives up at the request's
     /// time limit.
     response: mpsc::Receiver<Result<String>>,
 }
@@ -53,8 +53,8 @@ impl HttpReward {
         Ok(Self { client, batch: None })
     }
 
-    /// Sends a batch of rows, on another thread, so that a stop can end the wait.
-    pub(super) fn begin(&mut self, rows: &[Value]) -> Result<()> {
+    /// Sends a batch of rows on another thread, so that a stop flag can end the wait for the response.
+    pub(super) fn send_batch(&mut self, rows: &[Value]) -> Result<()> {
         let (sender, response) = mpsc::sync_channel(1);
         let (client, body) = (self.client.clone(), json!({"rows": rows}).to_string());
         thread::Builder::new()
@@ -63,13 +63,13 @@ impl HttpReward {
             .map_err(|e| {
                 self.client.error(format!("cannot be requested: {e}"), "free some memory, or end other processes")
             })?;
-        self.batch = Some(Batch { rows: rows.len(), response });
+        self.batch = Some(SentBatch { rows: rows.len(), response });
         Ok(())
     }
 
     /// Waits for the rewards of the batch, at most until `until` if it is given. Returns `None` if the rewards have not
     /// arrived by then.
-    pub(super) fn wait(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
+    pub(super) fn wait_for_rewards(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
         let batch = self.batch.take()?;
         let client = &self.client;
         Some(match receive_until(&batch.response, until, stop) {
@@ -85,7 +85,7 @@ impl HttpReward {
 }
 
 impl Client {
-    /// The rewards in the text of a response to a batch of `rows` rows.
+    /// Parses the rewards in the text of a response to a batch of `rows` rows.
     fn rewards(&self, text: &str, rows: usize) -> Result<Vec<f64>> {
         let help = "reply with {\"rewards\": [...]}, one number per row";
         let response: Value = serde_json::from_str(text)
@@ -105,8 +105,8 @@ impl Client {
         self.error(what, "check that the server runs, raise --reward-timeout, or make the server faster")
     }
 
-    /// Sends a batch and reads the response. After a timeout the batch is sent again only if this process was stopped
-    /// (SIGSTOP) in between.
+    /// Sends a batch and reads the response. After a timeout, the batch is sent again only if this process was
+    /// stopped (SIGSTOP) during the request.
     fn post(&self, body: &str) -> Result<String> {
         loop {
             let begun = Instant::now();
@@ -159,7 +159,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(30);
 
-    /// Starts a server that replies to each request with `answer(body)`; returns its URL.
+    /// Starts a server that replies to each request with `answer(body)`. Returns the server's URL.
     fn server(answer: impl Fn(&Value) -> String + Send + 'static) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}/reward", listener.local_addr().unwrap());
@@ -173,7 +173,7 @@ mod tests {
         address
     }
 
-    /// Reads the body of one request.
+    /// Reads the body of one HTTP request.
     fn request(stream: &TcpStream) -> Value {
         let mut reader = BufReader::new(stream);
         let mut length = 0;
@@ -288,8 +288,8 @@ mod tests {
         assert!(e.to_string().contains("was stopped before") && began.elapsed() < LONG / 2, "{e}");
     }
 
-    /// Error messages never contain passwords and queries of the URL, even if the message is cut or the server repeats
-    /// the URL.
+    /// Error messages never contain passwords and queries of the URL, even if the message is truncated or the server
+    /// repeats the URL.
     #[test]
     fn messages_have_no_secret_of_the_url() {
         let url = server(|_| response(500, "no such key in http://user:SECRET@x/y?key=SECRET"));

@@ -46,15 +46,15 @@ use crate::{Result, RewardError};
 /// The option that names Python functions.
 const FUNCTION_FLAG: &str = "--reward-funcs";
 
-/// The environment variables that a command always gets, if they are set: few programs run without them.
+/// The environment variables that a command always gets if they are set. Few programs run without them.
 pub const BASIC_ENVIRONMENT: [&str; 7] = ["PATH", "HOME", "USER", "SHELL", "LANG", "LC_ALL", "TMPDIR"];
 
-/// Gets the lines that reward programs write to standard error.
+/// A log for the lines that reward programs write to standard error.
 #[derive(Clone)]
 pub struct ProgramLog(Arc<dyn Fn(&str) + Send + Sync>);
 
 impl ProgramLog {
-    /// A log that passes each line to `write`.
+    /// Creates a log that passes each line to `write`.
     pub fn new(write: impl Fn(&str) + Send + Sync + 'static) -> Self {
         Self(Arc::new(write))
     }
@@ -70,7 +70,7 @@ impl std::fmt::Debug for ProgramLog {
     }
 }
 
-/// The name of the function that `FILE.py:NAME` or `MODULE:NAME` names.
+/// Returns the function's name in `FILE.py:NAME` or `MODULE:NAME`.
 ///
 /// # Errors
 /// The text has another form.
@@ -96,8 +96,8 @@ enum Source {
 }
 
 impl CustomReward {
-    /// A reward computed by a shell command, which is started with the first batch. `timeout` is the deadline of each
-    /// batch.
+    /// Creates a reward that a shell command computes. The command is started with the first batch. `timeout` is the
+    /// deadline of each batch.
     ///
     /// # Errors
     /// The command is empty or contains a zero byte.
@@ -106,14 +106,15 @@ impl CustomReward {
         Ok(Self { name: "command".into(), source: Source::Command(command) })
     }
 
-    /// A reward computed by the Python function that `FILE.py:NAME` or `MODULE:NAME` names, as TRL takes it. The
-    /// reward has the name of the function. `timeout` is the deadline of each batch.
+    /// Creates a reward that a Python function computes, given as `FILE.py:NAME` or `MODULE:NAME`. The function has
+    /// the signature of TRL's reward functions. The reward has the name of the function. `timeout` is the deadline of
+    /// each batch.
     ///
     /// # Errors
     /// `function` has another form; the file does not exist; `python3` is not on the path.
     pub fn from_function(function: &str, timeout: Duration) -> Result<Self> {
         let name = function_name(function)?.to_string();
-        let command = command::CommandReward::of_function(function, timeout)?;
+        let command = command::CommandReward::from_python_function(function, timeout)?;
         Ok(Self { name, source: Source::Command(command) })
     }
 
@@ -136,7 +137,7 @@ impl CustomReward {
         self
     }
 
-    /// A reward computed by the HTTP server at `url`. `timeout` is the deadline of each batch.
+    /// Creates a reward that the HTTP server at `url` computes. `timeout` is the deadline of each batch.
     ///
     /// # Errors
     /// `url` is not a valid `http:` or `https:` URL.
@@ -173,7 +174,7 @@ impl CustomReward {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        self.begin(rows)?;
+        self.send_batch(rows)?;
         self.finish(stop)
     }
 
@@ -182,20 +183,20 @@ impl CustomReward {
     /// # Errors
     /// The command or the request cannot be started; the command has ended or wrote an unexpected line; a row is not an
     /// object or has a column `_batch`.
-    pub fn begin(&mut self, rows: &[Value]) -> Result<()> {
+    pub fn send_batch(&mut self, rows: &[Value]) -> Result<()> {
         match &mut self.source {
-            Source::Command(command) => command.begin(rows),
-            Source::Http(http) => http.begin(rows),
+            Source::Command(command) => command.send_batch(rows),
+            Source::Http(http) => http.send_batch(rows),
         }
     }
 
-    /// Waits for the rewards of the last batch sent, at most until `until`. Returns `None` if the rewards have not
-    /// arrived by then. The batch's own deadline also ends the wait, with an error.
+    /// Waits for the rewards of the batch that was sent last, at most until `until`. Returns `None` if the rewards
+    /// have not arrived by then. The batch's own deadline also ends the wait, with an error.
     ///
     /// # Errors
     /// Scoring fails as in [`CustomReward::finish`].
     pub fn finish_by(&mut self, until: Instant, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
-        self.wait(Some(until), stop)
+        self.wait_for_rewards(Some(until), stop)
     }
 
     /// Waits for the rewards of the batch that was sent last.
@@ -204,13 +205,13 @@ impl CustomReward {
     /// Scoring fails as in [`CustomReward::score_or_stop`], or no batch was sent since the last rewards.
     pub fn finish(&mut self, stop: &AtomicBool) -> Result<Vec<f64>> {
         let none = || Err(RewardError::bad_row("batch", "was not sent", "send it before waiting for its rewards"));
-        self.wait(None, stop).unwrap_or_else(none)
+        self.wait_for_rewards(None, stop).unwrap_or_else(none)
     }
 
-    fn wait(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
+    fn wait_for_rewards(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
         match &mut self.source {
-            Source::Command(command) => command.wait(until, stop),
-            Source::Http(http) => http.wait(until, stop),
+            Source::Command(command) => command.wait_for_rewards(until, stop),
+            Source::Http(http) => http.wait_for_rewards(until, stop),
         }
     }
 }

@@ -10,7 +10,8 @@ use crate::RewardError;
 /// Largest absolute value of a reward: the squares of a group's rewards must not overflow f32.
 const MAX_REWARD: f64 = 1e18;
 
-/// Parses a reward; NaN for null, which means that the reward does not apply. The error says what the value is instead.
+/// Parses a reward. A null gives NaN, which means that the reward does not apply. The error text says what the value
+/// is instead of a number.
 pub(super) fn parse_reward(value: &Value) -> Result<f64, String> {
     if value.is_null() {
         return Ok(f64::NAN);
@@ -20,9 +21,9 @@ pub(super) fn parse_reward(value: &Value) -> Result<f64, String> {
     if number.abs() <= MAX_REWARD { Ok(number) } else { Err(format!("is {number:e}, but the largest reward is 1e18")) }
 }
 
-/// Shortens a text to one line of at most 120 characters for an error message. Removes control characters, which could
-/// change the terminal. Passwords and queries of URLs are removed before the cut, which could make a URL
-/// unrecognisable.
+/// Shortens a text to one line of at most 120 characters for an error message. Removes control characters, which
+/// could change the terminal. Passwords and queries of URLs are removed first, because they might not be recognised
+/// in a shortened URL.
 pub(super) fn shorten_for_message(text: &str) -> String {
     let line = redact_urls(text);
     let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -31,7 +32,7 @@ pub(super) fn shorten_for_message(text: &str) -> String {
     if short.len() < line.len() { short + "…" } else { short }
 }
 
-/// A duration in seconds for an error message.
+/// Formats a duration in seconds for an error message.
 pub(super) fn format_seconds(duration: Duration) -> String {
     format!("{} s", duration.as_secs_f64())
 }

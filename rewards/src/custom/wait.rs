@@ -14,9 +14,9 @@ pub(super) enum NoMessageReason {
 /// Interval at which a wait checks the stop flag.
 pub(super) const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The text of a reward's error if the wait for the reward was stopped.
+/// The error text of a reward if the wait for the reward was stopped.
 pub(super) const STOPPED_PROBLEM: &str = "was stopped before it gave its rewards";
-/// The help of the error with [`STOPPED_PROBLEM`].
+/// The help text of an error with [`STOPPED_PROBLEM`].
 pub(super) const STOPPED_HELP: &str = "start the run again";
 
 /// Receives the next message, unless the deadline passes or `stop` is set first. Without a deadline the wait lasts

@@ -15,36 +15,36 @@ use serde_json::json;
 use crate::folder::checkpoint;
 use crate::folder::evaluations::EvaluationLine;
 
-/// The name of the metric if checkpoints are compared by their mean reward.
+/// The name of the metric when checkpoints are compared by their mean reward.
 const REWARD: &str = "reward";
 
-/// The name of the metric if checkpoints are compared by their validation loss.
+/// The name of the metric when checkpoints are compared by their validation loss.
 const EVAL_LOSS: &str = "eval_loss";
 
-/// The best checkpoint: its step, and the value by which checkpoints are compared.
+/// The best checkpoint: its step, and its value of the metric by which checkpoints are compared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BestCheckpoint {
     /// Step of the checkpoint.
     pub step: u64,
-    /// Mean score or validation loss of the checkpoint's evaluation, or mean reward over the steps since the previous
-    /// checkpoint.
+    /// The mean score or validation loss of the checkpoint's evaluation, or the mean reward over the steps since the
+    /// previous checkpoint.
     #[serde(alias = "reward")]
     pub value: f64,
-    /// The name of the metric of `value`: `reward`, `eval_loss`, or a name of benchmarks
+    /// The name of the metric in `value`: `reward`, `eval_loss`, or a name that lists the benchmarks
     /// ([`EvaluationLine::metric_name`]).
     #[serde(default = "reward_metric")]
     pub metric: String,
-    /// Fingerprint of the validation rows, if `value` is their loss.
+    /// Fingerprint of the validation rows, if `value` is the loss on these rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<String>,
 }
 
-/// The default of `metric`, for files of earlier versions, which compared checkpoints by reward only.
+/// The default value of the field `metric`, for files of earlier versions, which compared checkpoints only by reward.
 fn reward_metric() -> String {
     REWARD.into()
 }
 
-/// Sums up the rewards since the last scheduled checkpoint, and remembers the best checkpoint by reward or score.
+/// Adds up the rewards since the last scheduled checkpoint, and remembers the best checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BestCheckpointTracker {
     sum: f64,
@@ -143,8 +143,8 @@ mod tests {
     }
 
     proptest! {
-        /// The best checkpoint is the first one with the highest mean reward, even if the tracker is stored and loaded
-        /// again during the run.
+        /// The best checkpoint is the first one with the highest mean reward. Storing and loading the tracker during
+        /// the run does not change this.
         #[test]
         fn best_checkpoint_is_the_first_with_the_highest_mean(
             rewards in prop::collection::vec(-2i32..3, 1..40),

@@ -26,7 +26,7 @@ use serde_json::Value;
 
 use crate::folder::{checkpoint, resume};
 
-/// The fingerprints of the files that a resume from one checkpoint reads.
+/// Digests of the files that a resume from one checkpoint reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointDigests {
     /// Fingerprint by path in the checkpoint folder.
@@ -145,11 +145,11 @@ pub(crate) fn damaged_file_error(folder: &Path, name: &str, what: &str) -> Train
     TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help(folder, "the checkpoint")))
 }
 
-/// The help text for a checkpoint `folder` that cannot be used: restore it, or resume from the checkpoint before it, if
-/// any.
+/// Makes the help text for a checkpoint `folder` that cannot be used: restore it, or resume from the checkpoint
+/// before it, if any.
 fn help(folder: &Path, thing: &str) -> String {
     let out = folder.parent().unwrap_or(Path::new(""));
-    let step = checkpoint::step_of(folder).unwrap_or(0);
+    let step = checkpoint::step_of_checkpoint_folder(folder).unwrap_or(0);
     let earlier = checkpoint::checkpoints_by_step(out)
         .ok()
         .and_then(|found| found.range(..step).next_back().map(|f| f.1.clone()));
@@ -232,8 +232,8 @@ mod tests {
             prop_assert!(e.starts_with(&format!("{}: is damaged: ", path.display())), "{}", e);
         }
 
-        /// A log may grow, but its recorded first bytes must not change. The digest of a log is the same whether its
-        /// bytes are added in pieces or at once.
+        /// A log may grow, but the bytes that were recorded must not change. The digest of a log is the same whether
+        /// its bytes are added in pieces or at once.
         #[test]
         fn log_is_checked_up_to_the_checkpoint(
             pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 1..9),

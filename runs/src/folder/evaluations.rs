@@ -29,7 +29,7 @@ const STEP_FOLDER: &str = "step-";
 pub struct EvaluationLine {
     /// The step after which the model was evaluated; 0 is before the first step.
     pub step: u64,
-    /// The loss of the validation rows; its fields are absent in a run without validation rows.
+    /// The validation loss. Its fields are absent in a run without validation rows.
     #[serde(flatten)]
     pub validation: Option<ValidationLoss>,
     /// Mean of the scores of the benchmarks; absent without benchmarks.
@@ -74,7 +74,8 @@ impl EvaluationLine {
         format!("eval/{}", names.join(","))
     }
 
-    /// The text for a line of progress: the validation loss, and the scores in percent with their confidence intervals.
+    /// Makes the text of a progress line: the validation loss, and the scores in percent with their confidence
+    /// intervals.
     pub fn summary(&self) -> String {
         let percent = |score: f64| format!("{:.1}", 100.0 * score);
         let loss = |v: &ValidationLoss| {

@@ -1,6 +1,6 @@
-//! Writes and reads `OUT/hashes.bin`: for each step, the low 32 bits of the hash of every trained tensor, sorted by
-//! name, little-endian, without header. `reel replay` uses this file to name the first tensor that differs;
-//! `metrics.jsonl` has only one fingerprint of all tensors.
+//! Writes and reads `OUT/hashes.bin`. The file has the low 32 bits of the hash of every trained tensor for each step,
+//! sorted by tensor name, little-endian, without header. `reel replay` uses this file to name the first tensor that
+//! differs; `metrics.jsonl` has only one fingerprint of all tensors.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -39,7 +39,7 @@ impl TensorHashLog {
         Ok(Self { file, path, digest: LogHasher::from_bytes(&kept) })
     }
 
-    /// Appends the hashes of a step.
+    /// Appends the hashes of all trained tensors after a step.
     pub fn append(&mut self, hashes: &[u64]) -> Result<()> {
         let bytes: Vec<u8> = hashes.iter().flat_map(|&h| low_32_bits(h).to_le_bytes()).collect();
         self.file.write_all(&bytes).map_err(|e| TrainError::cannot_write(&self.path, e))?;
@@ -47,7 +47,7 @@ impl TensorHashLog {
         Ok(())
     }
 
-    /// Returns length and fingerprint of the file so far.
+    /// Returns the length and fingerprint of the file's present contents.
     pub fn digest(&self) -> LogDigest {
         self.digest.digest()
     }
@@ -79,7 +79,7 @@ pub fn read_step_hashes(out: &Path, step: u64, tensor_count: usize) -> Result<Op
         Err(e) => return Err(TrainError::cannot_read(&path, e)),
     }
     let words: Vec<u32> = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
-    // All zeros mean that the hashes of this step were missing (see [`TensorHashLog::open`]).
+    // If all words are zero, the hashes of this step are missing (see [`TensorHashLog::open`]).
     Ok(words.iter().any(|&w| w != 0).then_some(words))
 }
 

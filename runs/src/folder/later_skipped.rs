@@ -1,5 +1,5 @@
-//! Reads and writes `OUT/.skipped-later.jsonl`: the rows that a stopped run skipped after the checkpoint from which it
-//! is resumed.
+//! Reads and writes `OUT/.skipped-later.jsonl`. The file lists the rows that a stopped run skipped after the
+//! checkpoint from which the run is resumed.
 //!
 //! A row can fail by accident, for example when a busy machine kills the row's decoder. The resumed run skips the same
 //! rows when it reaches them, so the set of skipped rows does not depend on how often the run was stopped. The file is

@@ -19,20 +19,21 @@ use crate::folder::{checkpoint, evaluations, later_skipped};
 /// The open logs of a run.
 #[derive(Debug)]
 pub struct RunLogs {
-    /// One line per step.
+    /// The log `metrics.jsonl`: one line per step.
     pub metrics: JsonlLog,
-    /// One line per row that cannot be used.
+    /// The log `skipped.jsonl`: one line per row that cannot be used.
     pub skipped: JsonlLog,
     /// The hashes of all tensors after each step.
     pub hashes: TensorHashLog,
-    /// One line per evaluation; `None` in a run without evaluations, now and before its checkpoint.
+    /// The log with one line per evaluation; `None` in a run that has no evaluations, neither now nor before its
+    /// checkpoint.
     pub evaluations: Option<JsonlLog>,
 }
 
 impl RunLogs {
-    /// Opens the logs of a new run. First moves the files of an earlier run in OUT aside; this earlier run is returned,
-    /// too. The rows in `unusable`, which are known to be unusable, are logged as skipped. `tensors` is the number of
-    /// trained tensors.
+    /// Opens the logs of a new run. First moves the files of an earlier run in OUT aside; this earlier run is also
+    /// returned. The rows in `unusable`, which are known to be unusable, are logged as skipped. `tensors` is the
+    /// number of trained tensors.
     ///
     /// # Errors
     /// The model to train is in OUT, or a file cannot be moved or written.
@@ -54,9 +55,9 @@ impl RunLogs {
         Ok((Self { metrics, skipped, hashes, evaluations }, previous))
     }
 
-    /// Opens the logs of a run that resumes from the checkpoint in `folder`, and keeps their lines up to the
-    /// checkpoint. `later_skipped` are the rows that the run skipped after the checkpoint. If the checkpoint is not in
-    /// OUT, the files of an earlier run in OUT are moved aside, and that run is returned, too.
+    /// Opens the logs of a run that resumes from the checkpoint in `folder`, and keeps the lines up to the
+    /// checkpoint. `later_skipped` lists the rows that the run skipped after the checkpoint. If the checkpoint is not
+    /// in OUT, the files of an earlier run in OUT are moved aside, and this earlier run is also returned.
     ///
     /// # Errors
     /// The logs cannot be written.
@@ -99,7 +100,7 @@ impl RunLogs {
         self.evaluations.as_ref().map_or(Ok(()), |log| Ok(log.sync()?))
     }
 
-    /// Returns length and fingerprint of each log so far, by file name.
+    /// Returns the present length and fingerprint of each log, by file name.
     pub fn digests(&self) -> LogDigests {
         let logs = [
             (METRICS_FILE, self.metrics.digest()),

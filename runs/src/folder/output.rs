@@ -28,7 +28,7 @@ pub enum RunStart {
 }
 
 impl RunStart {
-    /// The folder of the checkpoint that the run resumes from; `None` for a fresh run.
+    /// The checkpoint folder from which the run resumes; `None` for a fresh run.
     pub fn checkpoint(&self) -> Option<&Path> {
         match self {
             Self::Fresh => None,
@@ -42,14 +42,14 @@ impl RunStart {
 ///
 /// # Errors
 /// Another process writes OUT, or OUT cannot be created.
-pub fn lock(out: &Path) -> Result<FolderLock> {
+pub fn lock_output_folder(out: &Path) -> Result<FolderLock> {
     let lock = FolderLock::acquire(out).map_err(|e| TrainError::cannot_lock(e, "--out", out))?;
     PreviousRun::recover(out)?;
     Ok(lock)
 }
 
-/// Adds to a disk-full error how to continue the run in `out`, which depends on whether the run has a checkpoint. Other
-/// errors are returned unchanged.
+/// If an error says that the disk is full, adds how to continue the run in `out`, which depends on whether the run
+/// has a checkpoint. Other errors are returned unchanged.
 pub(crate) fn with_help_to_continue(e: TrainError, out: &Path) -> TrainError {
     let TrainError::NoRoom { diagnostic, remedy } = e else { return e };
     let has_checkpoint = checkpoint::checkpoints_by_step(out).is_ok_and(|found| !found.is_empty());
@@ -65,8 +65,8 @@ pub(crate) fn with_help_to_continue(e: TrainError, out: &Path) -> TrainError {
 pub fn find_run_start(options: &RunOptions) -> Result<RunStart> {
     let out = &options.out;
     let entries = match fs::read_dir(out) {
-        // The lock, the file by which ranks meet and the files of an earlier --check-data do not make OUT count as
-        // non-empty.
+        // OUT counts as empty if it has only the lock, the rendezvous file of the ranks, or the files of an earlier
+        // `--check-data`.
         Ok(entries) => entries.filter(|entry| !entry.as_ref().is_ok_and(|entry| is_check_file(&entry.path()))).count(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
@@ -110,8 +110,8 @@ pub fn find_run_start(options: &RunOptions) -> Result<RunStart> {
     }
 }
 
-/// Whether the run resumes in OUT although `--overwrite` is given, too: the option then replaces nothing. Scripts for
-/// TRL give both.
+/// Whether the run resumes in OUT and `--overwrite` is also given. The option then replaces nothing. Scripts for TRL
+/// give both options.
 pub fn is_overwrite_without_effect(options: &RunOptions, start: &RunStart) -> bool {
     let resumes_in_out = |folder: &Path| folder.exists() && is_directly_in(folder, &options.out);
     options.overwrite && start.checkpoint().is_some_and(resumes_in_out)
@@ -137,7 +137,7 @@ fn not_empty(out: &Path, what: &str, help: &str) -> TrainError {
     TrainError::output(format!("--out {}", out.display()), what, help)
 }
 
-/// Refuses a run whose model, or whose checkpoint to resume from, is in OUT, because the run would replace it.
+/// Refuses a run if its model, or the checkpoint from which it resumes, is in OUT, because the run would replace it.
 pub(super) fn refuse_model_inside(out: &Path, model: &Path) -> Result<()> {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     match real(model).starts_with(real(out)) {
@@ -191,7 +191,7 @@ pub fn read_run_json(out: &Path) -> Result<Value> {
     let damaged =
         |what: String, help: &str| TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help));
     let restore = "restore it from a copy, or remove it: a resume works without it, a replay does not";
-    // A folder that has a `metrics.jsonl` is the output folder of a run.
+    // A folder with a `metrics.jsonl` is the output folder of a run.
     let help = if out.join(METRICS_FILE).exists() { restore } else { "give the output folder of a run" };
     let run: Value = serde_json::from_slice(&text).map_err(|e| damaged(format!("is not JSON: {e}"), help))?;
     if !run.is_object() {

@@ -42,7 +42,7 @@ pub struct PreviousRun {
 }
 
 impl PreviousRun {
-    /// A value for a run that continues the run in OUT, so that no earlier run is replaced.
+    /// Creates a value without an earlier run, for a run that continues the run in OUT.
     pub fn none(out: &Path) -> Self {
         Self { out: out.to_path_buf(), is_aside: false }
     }
@@ -128,8 +128,8 @@ fn put_back(out: &Path) -> Result<()> {
 fn move_back(out: &Path) -> Result<()> {
     let moving = out.join(MOVING);
     for path in names_in(&moving)? {
-        // Weights & Biases' folder and the evaluations' folder are moved run by run and step by step, because the same
-        // folders in OUT may also hold files of the user.
+        // The folders of Weights & Biases and of evaluations may also hold files of the user. So only the entries
+        // that belong to runs or steps are moved, one by one.
         let parts = match path.to_str() {
             Some(wandb::FOLDER) => wandb::run_folders(&moving)?,
             Some(EVALUATIONS_FOLDER) => evaluations::step_folders(&moving)?,
@@ -229,7 +229,7 @@ mod tests {
         found
     }
 
-    /// Copies a folder in its present state, the state that a killed process would leave.
+    /// Copies a folder in its present state, which is the state that a killed process would leave.
     fn copy(from: &Path, to: &Path) {
         fs::create_dir_all(to).unwrap();
         for entry in fs::read_dir(from).unwrap() {

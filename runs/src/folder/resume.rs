@@ -1,5 +1,5 @@
-//! Defines the run state that a checkpoint stores, and checks that a command's options, model and data match this state
-//! before a run resumes.
+//! Defines the run state that a checkpoint stores. Before a run resumes, checks that the command's options, model and
+//! data match this state.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,8 +23,8 @@ use serde_json::{Map, Value, json};
 use crate::folder::best::BestCheckpointTracker;
 use crate::folder::{checkpoint, output};
 
-/// The number of steps that a run planned, and the step after which this plan applies. A resumed run may plan another
-/// number of steps, which changes the learning rates.
+/// A planned total number of steps, and the step after which this plan applies. A resumed run may plan another number
+/// of steps, which changes the learning rates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedStepCount {
     /// The plan applies to the steps after this step.
@@ -33,8 +33,8 @@ pub struct PlannedStepCount {
     pub steps: u64,
 }
 
-/// Returns all numbers of steps that a run has planned so far, for a run that resumes with `state` from the checkpoint
-/// in `folder`. `home` is the output folder of the run that wrote the checkpoint.
+/// Returns all total numbers of steps that a run has planned so far, for a run that resumes with `state` from the
+/// checkpoint in `folder`. `home` is the output folder of the run that wrote the checkpoint.
 ///
 /// # Errors
 /// `run.json` is damaged.
@@ -53,7 +53,7 @@ pub fn planned_step_counts(folder: &Path, home: &Path, state: &RunState) -> Resu
     Ok(lengths)
 }
 
-/// The number of steps that the run had planned when it did step `n`.
+/// Returns the total number of steps that the run had planned when it did step `n`.
 pub fn planned_steps_at(lengths: &[PlannedStepCount], n: u64) -> Option<u64> {
     lengths.iter().rfind(|length| length.after < n).map(|length| length.steps)
 }
@@ -71,9 +71,9 @@ pub struct RunState {
     pub position: DataPosition,
     /// Largest number of bytes in the device's buffers so far.
     pub peak_bytes: u64,
-    /// Fingerprint of the model that the run started from.
+    /// Fingerprint of the model from which the run started.
     pub model_hash: String,
-    /// Fingerprints of the files of the model that the run started from; empty in checkpoints of earlier versions.
+    /// Fingerprints of the files of the model from which the run started; empty in checkpoints of earlier versions.
     #[serde(default)]
     pub model_files: ModelFiles,
     /// Fingerprint of the data file.
@@ -83,8 +83,7 @@ pub struct RunState {
     pub data_files: Vec<DataFile>,
     /// The options that influence the resulting weights.
     pub options: Map<String, Value>,
-    /// Maps a parameter name to its number of optimizer steps. Only parameters whose number differs from `step` are
-    /// listed.
+    /// The number of optimizer steps by parameter name. Only parameters whose number differs from `step` are listed.
     pub parameter_steps: BTreeMap<String, u64>,
     /// The rewards since the last checkpoint, and the best checkpoint.
     #[serde(default)]
@@ -97,8 +96,8 @@ pub struct RunState {
     pub hash: String,
 }
 
-/// Options that a resumed run may change: options that do not influence the resulting weights, and paths of files whose
-/// fingerprints are compared instead.
+/// Options that a resumed run may change. They do not influence the resulting weights, or they are paths of files
+/// whose fingerprints are compared instead.
 const NOT_COMPARED: [&str; 34] = [
     "model",
     "data",
@@ -136,11 +135,10 @@ const NOT_COMPARED: [&str; 34] = [
     "metric_for_best_model",
 ];
 
-/// Options that set the number of steps. A resumed run may change these options, too, because the finished steps stay
-/// valid.
+/// Options that set the number of steps. A resumed run may also change them, because the finished steps stay valid.
 const LENGTH_OPTIONS: [&str; 2] = ["num_train_epochs", "max_steps"];
 
-/// The options of a command that influence the resulting weights.
+/// Returns the options of a command that influence the resulting weights.
 fn result_options<O: TrainingOptions>(setup: &RunSetup<O>) -> Map<String, Value> {
     let mut all = setup.options.resolved();
     NOT_COMPARED.iter().for_each(|name| drop(all.shift_remove(*name)));
@@ -164,8 +162,8 @@ fn stored_options<O: TrainingOptions>(stored: &Map<String, Value>, now: &Map<Str
     all
 }
 
-/// The fingerprint of everything that decides whether a row can be used: data, options and tokenizer. A journal of
-/// `--check-data` is continued only if it has the same fingerprint.
+/// Returns the fingerprint of everything that decides whether a row can be used: data, options and tokenizer. A
+/// `--check-data` continues the journal of an earlier one only if both have this fingerprint.
 pub fn data_check_fingerprint<O: TrainingOptions>(setup: &RunSetup<O>, rows: &impl DataSource) -> Result<String> {
     let all = json!([
         result_options(setup),
@@ -177,7 +175,7 @@ pub fn data_check_fingerprint<O: TrainingOptions>(setup: &RunSetup<O>, rows: &im
     Ok(bytes_fingerprint(all.to_string().as_bytes()))
 }
 
-/// The state of a fresh run.
+/// Returns the state of a run before its first step.
 pub fn fresh_run_state<O: TrainingOptions>(
     setup: &RunSetup<O>,
     rows: &impl DataSource,
@@ -203,8 +201,8 @@ pub fn fresh_run_state<O: TrainingOptions>(
     })
 }
 
-/// Reads the state of the checkpoint in `folder` and checks that model, data and options are the same as in the run
-/// that wrote the checkpoint. If the options change the number of steps, `measure_steps` computes the new number.
+/// Reads the state of the checkpoint in `folder`, and checks that model, data and options are the same as in the run
+/// that wrote it. If the options change the number of steps, `measure_steps` computes the new number.
 pub fn resumed_run_state<O: TrainingOptions>(
     setup: &RunSetup<O>,
     rows: &impl DataSource,
@@ -248,7 +246,8 @@ pub fn resumed_run_state<O: TrainingOptions>(
     }
     if let Some(name) = different.first() {
         let (mut name, mut values) = (*name, [now.get(*name), then.get(*name)]);
-        // The media options are stored as one JSON object; the error names the single option in it that differs.
+        // The media options are stored as one JSON object. The error names only the option of this object that
+        // differs.
         if let [Some(Value::Object(now)), Some(Value::Object(then))] = values
             && let Some(key) = now.keys().chain(then.keys()).find(|key| now.get(*key) != then.get(*key))
         {
@@ -274,12 +273,12 @@ pub fn resumed_run_state<O: TrainingOptions>(
     Ok(state)
 }
 
-/// The error for a checkpoint that does not exist. It names the checkpoints that are there.
+/// The error for a checkpoint that does not exist. It names the checkpoints that exist.
 fn missing_checkpoint_error(folder: &Path) -> TrainError {
     let out = folder.parent().unwrap_or(Path::new(""));
     let found = checkpoint::checkpoints_by_step(out).unwrap_or_default();
     let names = found.values().rev().filter_map(|path| path.file_name()).map(|name| name.to_string_lossy());
-    // The newest ones, because a run may have hundreds.
+    // Only the newest checkpoints are named, because a run may have hundreds.
     let names: Vec<_> = names.take(4).collect();
     let help = match names.is_empty() {
         true => "give an OUT/checkpoint-N folder, or `last`".to_string(),

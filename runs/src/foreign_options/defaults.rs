@@ -1,23 +1,23 @@
-//! The defaults of other programs that differ from reel's (`defaults.txt`).
+//! The defaults of other programs that differ from reel's defaults (`defaults.txt`).
 
 use std::sync::LazyLock;
 
-/// A default of another program.
+/// A default value of another program that differs from reel's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignDefault {
-    /// The program, as in `options.txt`.
+    /// The program's name as in `options.txt`.
     pub program: &'static str,
     /// The command of reel: `sft`, `grpo` or `serve`.
     pub command: &'static str,
     /// The name of reel's option, as a field name.
     pub option: &'static str,
-    /// The program's default as a value of reel's option.
+    /// The program's default, converted to a value of reel's option.
     pub value: &'static str,
-    /// The default in the program's own words.
+    /// The default as the program itself writes it.
     pub words: &'static str,
 }
 
-/// The programs with defaults in the table, each with its full name and version.
+/// The programs in the table of defaults, each with its full name and version.
 pub static PROGRAMS: LazyLock<Vec<(&'static str, &'static str)>> =
     LazyLock::new(|| lines().filter_map(|line| line.split_once(" := ")).collect());
 
@@ -30,7 +30,7 @@ static DEFAULTS: LazyLock<Vec<ForeignDefault>> = LazyLock::new(|| {
     lines().filter_map(default).collect()
 });
 
-/// All rows of the table, program by program.
+/// Returns all rows of the table of defaults, program by program.
 pub fn foreign_defaults() -> &'static [ForeignDefault] {
     &DEFAULTS
 }

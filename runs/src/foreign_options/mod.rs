@@ -1,9 +1,10 @@
 //! The options of other programs: TRL, ms-swift, LLaMA-Factory, Axolotl, verl, EasyR1, the scripts of VideoRFT,
 //! Video-R1 and Qwen, vLLM, SGLang, LMDeploy, lmms-eval and VLMEvalKit.
 //!
-//! `options.txt` says for each name (and, where it matters, value) which programs have it, and what it is in reel: an
-//! option with the same meaning, no effect on the result, a change of the result, or something that is off.
-//! `defaults.txt` has the defaults of these programs that differ from reel's. Both files describe their own format.
+//! `options.txt` lists the programs' options by name and, where it matters, by value. For each it says which programs
+//! have it, and what it is in reel: an option with the same meaning, an option without effect on the result, an
+//! option that changes the result, or something that is off. `defaults.txt` has the defaults of these programs that
+//! differ from reel's. Both files describe their own format.
 
 mod defaults;
 
@@ -12,21 +13,21 @@ use std::sync::LazyLock;
 
 pub use defaults::{ForeignDefault, PROGRAMS, foreign_defaults};
 
-/// What an option of another program is in reel.
+/// What an option of another program corresponds to in reel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OptionClass {
-    /// It has the same meaning as an option of reel.
+    /// The option has the same meaning as an option of reel.
     Same,
-    /// It has no effect on the result.
+    /// The option has no effect on the result.
     Harmless,
-    /// It changes the result, and reel has no option with the same meaning.
+    /// The option changes the result, and reel has no option with the same meaning.
     Result,
-    /// It switches something off that reel does not do either.
+    /// The option switches off a feature that reel does not have.
     Off,
 }
 
 impl OptionClass {
-    /// The name of this class in `options.txt` and in the documentation.
+    /// The name of this class of options in `options.txt` and in the documentation.
     pub fn name(self) -> &'static str {
         match self {
             Self::Same => "same",
@@ -37,26 +38,28 @@ impl OptionClass {
     }
 }
 
-/// One row of `options.txt`: names with the same facts.
+/// One row of `options.txt`: option names that reel handles in the same way.
 #[derive(Clone, Debug)]
 pub struct OptionRow {
-    /// Names (`*` stands for any characters), each with the value that the row is for; `None` is every value.
+    /// Option names (`*` stands for any characters), each with the value to which the row applies; `None` stands for
+    /// every value.
     pub names: Vec<(&'static str, Option<&'static str>)>,
     /// The programs that have these options.
     pub programs: Vec<&'static str>,
-    /// The commands of reel that the row is for.
+    /// The commands of reel to which the row applies.
     pub commands: Vec<&'static str>,
-    /// What the options are in reel.
+    /// What these options correspond to in reel.
     pub class: OptionClass,
-    /// The options of reel that stand for them: `name=$`, `name=value`, `name?=value`, `name`, or `@rule`.
+    /// The options of reel that replace these options: `name=$`, `name=value`, `name?=value`, `name`, or `@rule`.
     pub becomes: Vec<&'static str>,
-    /// Why: for class `Harmless` a group of options, for class `Result` what is wrong and what to do, divided by "; ".
+    /// The reason: for class `Harmless`, a group of options; for class `Result`, what is wrong and what to do,
+    /// separated by "; ".
     pub reason: &'static str,
 }
 
 static ROWS: LazyLock<Vec<OptionRow>> = LazyLock::new(|| parse_rows(include_str!("options.txt")));
 
-/// The options that are other names for an option of reel with the same values, by the name of reel's option.
+/// For each option of reel, the options of other programs that are just other names with the same values.
 static ALIASES: LazyLock<HashMap<&'static str, Vec<(&'static str, usize)>>> = LazyLock::new(|| {
     let mut aliases: HashMap<_, Vec<_>> = HashMap::new();
     for (index, row) in ROWS.iter().enumerate() {
@@ -73,34 +76,35 @@ pub fn option_rows() -> &'static [OptionRow] {
     &ROWS
 }
 
-/// The command, as the table names it, whose options the subcommand `path` takes: `reel plan sft` takes those of
-/// `reel sft`.
-pub fn command_of(path: &str) -> &str {
+/// Returns the command whose options the subcommand `path` takes, as the table names it: `reel plan sft` takes the
+/// options of `reel sft`.
+pub fn command_of_subcommand(path: &str) -> &str {
     match path {
         "bench serve" => "bench",
         _ => path.strip_prefix("plan ").unwrap_or(path),
     }
 }
 
-/// The other names of an option in the command `command` (such as `sft`), as field names.
+/// Returns the other names of an option in the command `command` (such as `sft`), as field names.
 pub fn aliases_of(option: &str, command: &str) -> impl Iterator<Item = &'static str> {
     let named = ALIASES.get(option).map_or(&[][..], Vec::as_slice).iter();
     let command = command.to_string();
-    named.filter(move |(_, row)| ROWS[*row].is_for(&command)).map(|(name, _)| *name)
+    named.filter(move |(_, row)| ROWS[*row].applies_to_command(&command)).map(|(name, _)| *name)
 }
 
 /// Finds the row for an option of another program. `name` is a field name, `value` its value if it has one; `accepts`
-/// tells whether a row can be used. A row for the exact name stands before a row with a pattern, and a row for the
-/// value before a row for all values.
+/// tells whether a row can be used. A row for the exact name is preferred to a row with a pattern, and a row for the
+/// value to a row for all values.
 pub fn find_row(
     name: &str,
     value: Option<&str>,
     command: &str,
     accepts: impl Fn(&OptionRow, Option<&str>) -> bool,
 ) -> Option<&'static OptionRow> {
-    let fits_value = |wanted: Option<&str>| wanted.is_none_or(|wanted| mean_the_same(wanted, value.unwrap_or("true")));
+    let fits_value =
+        |wanted: Option<&str>| wanted.is_none_or(|wanted| are_equal_option_values(wanted, value.unwrap_or("true")));
     let mut best: Option<(u8, &'static OptionRow)> = None;
-    for row in ROWS.iter().filter(|row| row.is_for(command)) {
+    for row in ROWS.iter().filter(|row| row.applies_to_command(command)) {
         for (pattern, wanted) in &row.names {
             let is_exact = *pattern == name;
             let rank = 2 * u8::from(is_exact) + u8::from(wanted.is_some());
@@ -115,13 +119,15 @@ pub fn find_row(
 
 /// Whether the table of other programs' options has the option `name` for the command `command`, whatever its value.
 pub fn is_foreign_option(name: &str, command: &str) -> bool {
-    ROWS.iter().any(|row| row.is_for(command) && row.names.iter().any(|(pattern, _)| matches(pattern, name)))
+    ROWS.iter()
+        .any(|row| row.applies_to_command(command) && row.names.iter().any(|(pattern, _)| matches(pattern, name)))
 }
 
 /// Returns another command than `command` whose options in the table include exactly this name; `None` if no other
 /// command has it.
 pub fn other_command_with(name: &str, command: &str) -> Option<&'static str> {
-    let row = ROWS.iter().find(|row| !row.is_for(command) && row.names.iter().any(|(own, _)| *own == name))?;
+    let row =
+        ROWS.iter().find(|row| !row.applies_to_command(command) && row.names.iter().any(|(own, _)| *own == name))?;
     match *row.commands.first()? {
         "train" => Some("sft"),
         "bench" => Some("bench serve"),
@@ -130,26 +136,26 @@ pub fn other_command_with(name: &str, command: &str) -> Option<&'static str> {
 }
 
 impl OptionRow {
-    /// Whether the row is for this command.
-    pub fn is_for(&self, command: &str) -> bool {
+    /// Whether the row applies to this command.
+    pub fn applies_to_command(&self, command: &str) -> bool {
         let trains = ["sft", "grpo"].contains(&command);
         self.commands.iter().any(|own| *own == command || *own == "all" || (*own == "train" && trains))
     }
 
-    /// The names of reel's options that the row sets; none for a rule.
-    pub fn targets(&self) -> impl Iterator<Item = &'static str> {
+    /// Returns the names of reel's options that the row sets; none for a rule.
+    pub fn target_option_names(&self) -> impl Iterator<Item = &'static str> {
         let set = self.becomes.iter().filter(|becomes| !becomes.starts_with('@'));
         set.map(|becomes| becomes.split(['=', '?']).next().unwrap_or(becomes))
     }
 
-    /// What is wrong with an option of class `Result`, and what to do.
+    /// Returns what is wrong with an option of class `Result`, and what to do.
     pub fn problem_and_help(&self) -> (&'static str, &'static str) {
         self.reason.split_once("; ").unwrap_or((self.reason, "leave it out"))
     }
 }
 
-/// Whether two values mean the same: letters in upper or lower case, and numbers by their value.
-pub fn mean_the_same(wanted: &str, value: &str) -> bool {
+/// Whether two values mean the same: letter case is ignored, and numbers are compared by their value.
+pub fn are_equal_option_values(wanted: &str, value: &str) -> bool {
     let number = |text: &str| text.parse::<f64>().ok();
     match number(wanted).zip(number(value)) {
         Some((a, b)) => a == b,
@@ -157,7 +163,7 @@ pub fn mean_the_same(wanted: &str, value: &str) -> bool {
     }
 }
 
-/// Whether `text` has the form `pattern`, in which `*` stands for any characters.
+/// Whether `text` matches `pattern`, in which `*` stands for any characters.
 fn matches(pattern: &str, text: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else { return pattern == text };
     let Some(text) = text.strip_prefix(start) else { return false };
@@ -214,7 +220,7 @@ mod tests {
         }
     }
 
-    /// The same name and value never has two rows for one command: the second would have no effect.
+    /// Checks that no name and value has two rows for one command, because the second row would have no effect.
     #[test]
     fn no_row_is_hidden_by_another() {
         let mut seen: HashMap<(&str, Option<&str>, &str), &OptionRow> = HashMap::new();
@@ -254,6 +260,10 @@ mod tests {
         {
             assert_eq!(matches(pattern, text), wanted, "{pattern} {text}");
         }
-        assert!(mean_the_same("0", "0.0") && mean_the_same("true", "True") && !mean_the_same("0", "0.1"));
+        assert!(
+            are_equal_option_values("0", "0.0")
+                && are_equal_option_values("true", "True")
+                && !are_equal_option_values("0", "0.1")
+        );
     }
 }

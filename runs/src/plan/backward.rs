@@ -1,4 +1,4 @@
-//! The launches of a backward pass and when it finishes gradients, recorded on device `dry`.
+//! The launches of a backward pass, recorded on device `dry`, and the times at which its gradients are finished.
 
 use reel_device::{LaunchEvent, OpTotals};
 use reel_train::step::GradientOrder;
@@ -9,14 +9,14 @@ use reel_train::step::trainer::Trainer;
 pub struct BackwardPass {
     /// The op and the costs of each launch.
     pub launches: Vec<(&'static str, OpTotals)>,
-    /// When the gradients are finished, counted in these launches.
+    /// The launches after which each gradient is finished.
     pub gradients: GradientOrder,
 }
 
 impl BackwardPass {
-    /// The first backward pass of a step whose launches are `events`. Takes the gradients that `trainer` has recorded
-    /// in this step.
-    pub(super) fn of_step(trainer: &mut Trainer, events: &[LaunchEvent]) -> Self {
+    /// Returns the first backward pass of a step whose launches are `events`. Takes the order of gradients that
+    /// `trainer` has recorded in this step.
+    pub(super) fn of_step_launches(trainer: &mut Trainer, events: &[LaunchEvent]) -> Self {
         let is_backward = |event: &LaunchEvent| event.part == "backward";
         let first = events.iter().position(is_backward).unwrap_or(events.len());
         let launch = |event: &LaunchEvent| {

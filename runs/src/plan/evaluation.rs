@@ -15,10 +15,11 @@ use reel_train::options::RunOptions;
 
 use super::{Plan, keep_highest_peak};
 
-/// Returns the plan with the memory of an evaluation among the parts of the run that need all weights at a time. If an
-/// evaluation needs more memory than a step, it is also the plan's memory. `prompt` is the longest row of the plan,
-/// which stands for the evaluation's question. Weights and optimizer state must be allocated on the dry device.
-pub(super) fn with_evaluation(
+/// Returns the plan with the memory of an evaluation, which is one of the parts of a run that need all weights at a
+/// time. If an evaluation needs more memory than a step, the plan's memory becomes that of the evaluation. `prompt`
+/// is the longest row of the plan, which stands for the evaluation's question. Weights and optimizer state must be
+/// allocated on the dry device.
+pub(super) fn add_evaluation_memory(
     mut plan: Plan,
     options: &RunOptions,
     model: &Qwen25Vl,

@@ -37,51 +37,51 @@ use reel_train::{Result, TrainError};
 
 use crate::folder::checkpoint::checkpoint_bytes;
 use crate::run::sft::{self, SftLoop, SftSetup};
-use crate::run::{self, TrainLoop, Validation};
+use crate::run::{self, TrainLoop, ValidationRows};
 pub use backward::BackwardPass;
-use evaluation::with_evaluation;
-use validation::with_validation;
+use evaluation::add_evaluation_memory;
+use validation::add_validation_memory;
 
 /// The predicted memory and the costs of a training run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// Bytes by category at the moment of the highest memory use of the device. A run reports their sum as
+    /// Bytes by category at the moment of the device's highest memory use. A run reports the sum of these bytes as
     /// `peak_bytes`.
     pub memory: MemoryUse,
     /// Costs of the ops of all planned steps, by phase.
     pub phases: PhaseCosts,
-    /// The same costs by part of the work, such as `backward` and `optimizer`. For `sft` these are the costs of the
-    /// first step only.
+    /// Costs of the ops of all planned steps, by part of the work, such as `backward` and `optimizer`. For `sft` they
+    /// cover only the first step.
     pub parts: PhaseCosts,
-    /// The first backward pass.
+    /// The launches of the first backward pass.
     pub backward: BackwardPass,
-    /// The size of what is trained.
+    /// Number and size of the trained parameters.
     pub trained: TrainedParameterSize,
-    /// The weights that ranks divide with ZeRO-3.
+    /// The weights that the ranks divide with ZeRO-3.
     pub divided: ShardedWeights,
     /// Number of planned steps: all steps of the run, or only the first ones if there are too many to plan.
     pub steps: u64,
-    /// Tokens of the planned steps.
+    /// Number of tokens of the planned steps.
     pub tokens: u64,
-    /// Largest number of rows in a planned micro-batch; for `grpo`, of prompts in a planned step. The number is below
-    /// that of the options if the data has fewer rows.
+    /// Largest number of rows in a planned micro-batch; for `grpo`, largest number of prompts in a planned step. The
+    /// number is below that of the options if the data has fewer rows.
     pub rows: usize,
-    /// What the backward pass of the last micro-batch recomputes; with `--gradient-checkpointing auto` it depends on
-    /// the memory limit of the device.
+    /// Which activations the backward pass of the last micro-batch recomputes. With `--gradient-checkpointing auto`
+    /// this depends on the memory limit of the device.
     pub checkpointing: Option<Checkpointing>,
-    /// Bytes of the weights and optimizer state in a checkpoint: the checkpoint's size on disk, and the host memory for
-    /// its copy while it is written in the background.
+    /// Bytes of the weights and optimizer state in a checkpoint. This is the checkpoint's size on disk, and the host
+    /// memory for a copy that is written in the background.
     pub checkpoint: u64,
 }
 
-/// Number and size of the trained parameters: the model's own weights or those of an adapter.
+/// Number and size of the trained parameters: the model's own weights, or the weights of an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrainedParameterSize {
-    /// Elements of all trained parameters, with the zeros that pad them for kernels of a GPU.
+    /// Number of elements of all trained parameters, including zeros that pad them for GPU kernels.
     pub parameters: u64,
-    /// Bytes of these elements.
+    /// Number of bytes of all trained parameters.
     pub bytes: u64,
-    /// Elements of the largest parameter.
+    /// Number of elements of the largest parameter.
     pub largest: u64,
 }
 
@@ -101,32 +101,33 @@ impl TrainedParameterSize {
     }
 }
 
-/// The weights that several ranks divide with ZeRO-3, in bytes.
+/// Sizes of the weights that several ranks divide with ZeRO-3, in bytes, and the memory for them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ShardedWeights {
-    /// All divided weights: without adapters and without a vision tower that is not trained.
+    /// Bytes of all divided weights, without adapters and without an untrained vision tower.
     pub all: u64,
-    /// The two largest units, such as layers: the most weights that the passes of a step gather at a time.
+    /// Bytes of the two largest units, such as layers. A step's passes gather at most two units at a time.
     pub two_units: u64,
-    /// What is gathered in a round: once for the forward pass and once for the backward pass.
+    /// Bytes that are gathered in a round: once for the forward pass and once for the backward pass.
     pub gathered: u64,
-    /// What is gathered in a step beside its rounds, because rollouts, and the pass of a reference model that is the
-    /// policy without its adapter, need all weights at a time. A mean if several steps use the same rollouts.
+    /// Bytes that are gathered in a step in addition to its rounds. Rollouts need all weights at a time, and so does
+    /// the pass of a reference model that is the policy without its adapter. A mean if several steps use the same
+    /// rollouts.
     pub gathered_beside_rounds: u64,
-    /// Whether evaluations, which need all weights at a time, are part of the run.
+    /// Whether the run has evaluations, which need all weights at a time.
     pub are_evaluated: bool,
-    /// Whether these are the trained weights, not those that an adapter leaves frozen.
+    /// Whether the divided weights are trained. If not, they are the frozen weights under an adapter.
     pub are_trained: bool,
-    /// The memory of one process at its peak among the passes that gather the weights by units.
+    /// The peak memory of one process during the passes that gather the weights unit by unit.
     pub memory_by_units: MemoryUse,
-    /// The memory of one process at its peak among the parts of the run that need all weights at a time: rollouts,
-    /// such a reference model, and evaluations. `None` if the run has no such part.
+    /// The peak memory of one process during the parts of the run that need all weights at a time: rollouts,
+    /// evaluations, and a reference model that is the policy without its adapter. `None` if the run has no such part.
     pub memory_with_all: Option<MemoryUse>,
 }
 
 impl ShardedWeights {
-    /// The divided weights of a run that needs all of them at a time in evaluations only, if at all. `memory` is the
-    /// peak of its steps.
+    /// Returns the sizes for a run in which at most evaluations need all weights at a time. `memory` is the peak of
+    /// the run's steps.
     fn of(trainer: &Trainer, memory: MemoryUse) -> Self {
         let config = &trainer.model.config;
         let with_vision = trainer.hyperparameters.trains_vision(config);
@@ -157,7 +158,7 @@ impl ShardedWeights {
     }
 }
 
-/// Replaces `highest` by the device's memory at the peak since the last call, if that is higher.
+/// Replaces `highest` by the device's peak memory since the last call, if that is higher.
 fn keep_highest_peak(highest: &mut Option<MemoryUse>, device: &Device) {
     let memory = device.memory();
     device.reset_peak();
@@ -166,7 +167,7 @@ fn keep_highest_peak(highest: &mut Option<MemoryUse>, device: &Device) {
     }
 }
 
-/// Launches and costs by op name.
+/// The launches and costs of ops, by op name.
 pub type OpCosts = BTreeMap<&'static str, OpTotals>;
 
 /// Costs by phase (forward, backward, prefill, …), in execution order.
@@ -193,7 +194,7 @@ impl PhaseCosts {
         }
     }
 
-    /// Adds `times` launches that are equal to `launch`.
+    /// Adds the costs of `times` launches that are equal to `launch`.
     fn add_launch(&mut self, launch: &LaunchEvent, times: u64) {
         let total = self.phase_mut(launch.part).entry(launch.name).or_default();
         let Cost { flops, bytes } = launch.cost;
@@ -203,7 +204,7 @@ impl PhaseCosts {
     }
 }
 
-/// Subtracts the costs in `before` from `all`, a later total of the same counters.
+/// Subtracts from `all` the costs in `before`, an earlier reading of the same counters.
 pub fn subtract_costs(all: &mut OpCosts, before: &OpCosts) {
     for (name, before) in before {
         if let Some(op) = all.get_mut(name) {
@@ -219,7 +220,7 @@ pub fn subtract_costs(all: &mut OpCosts, before: &OpCosts) {
 /// The size of a row: its tokens and the patches of its videos.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowShape {
-    /// Number of tokens, vision tokens included.
+    /// Number of tokens, including vision tokens.
     pub tokens: usize,
     /// Patch grid `[t, h, w]` of each video.
     pub video_grid_thw: Vec<GridThw>,
@@ -234,9 +235,9 @@ const MAX_ROWS: u64 = 256;
 const MAX_ROW_SIZE: usize = 1 << 20;
 
 impl RowShape {
-    /// Makes the shape of a row of `tokens` tokens, which include the vision tokens of one video of `patches` patches.
-    /// The video has 16 frames if the patches can be divided evenly among them, else 2 frames. The frames are as square
-    /// as possible.
+    /// Makes the shape of a row of `tokens` tokens, which include the vision tokens of one video of `patches`
+    /// patches. The video has 16 frames if the patches can be divided evenly among them, else 2 frames. The frames
+    /// are as close to square as possible.
     pub fn new(tokens: usize, patches: usize, config: &ModelConfig) -> Result<Self> {
         for (option, n, least) in [("--tokens", tokens, 1), ("--vision-patches", patches, 0)] {
             if !(least..=MAX_ROW_SIZE).contains(&n) {
@@ -302,8 +303,8 @@ impl RowShape {
     }
 }
 
-/// Returns the dtype in which a model folder stores its weights: that of its weight files or, without weight files,
-/// that of config.json.
+/// Returns the dtype in which a model folder stores its weights: the dtype of its weight files or, without weight
+/// files, the dtype in config.json.
 pub fn stored_weight_dtype(folder: &Path, config: &ModelConfig) -> StoredDType {
     let stored = Checkpoint::open(folder)
         .ok()
@@ -330,11 +331,11 @@ pub fn plan_rows_of_one_size(
         Trainer::new(device, config, Weights::Uninitialised(stored), dtype, Hyperparameters::new(options, 1))?;
     let batch = vec![shape.sample(config); rows];
     let model = trainer.model.clone();
-    with_server(options, &model, device, dtype, || {
+    plan_with_server(options, &model, device, dtype, || {
         let plan = count(&mut trainer, 1, || Ok(Some(batch.clone())))?;
         let mut validated = options.has_validation_rows().then(|| batch.clone());
-        let plan = with_validation(plan, &trainer, || Ok(validated.take()))?;
-        with_evaluation(plan, options, &model, batch.first().map(|row| &row.tokens), device, dtype)
+        let plan = add_validation_memory(plan, &trainer, || Ok(validated.take()))?;
+        add_evaluation_memory(plan, options, &model, batch.first().map(|row| &row.tokens), device, dtype)
     })
 }
 
@@ -362,21 +363,21 @@ pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
     let mut trainer = Trainer::new(&device, &config, Weights::Uninitialised(stored), setup.dtype, hyperparameters)?;
     let model = trainer.model.clone();
     let mut longest: Option<ModelInput> = None;
-    with_server(options, &model, &device, setup.dtype, || {
+    plan_with_server(options, &model, &device, setup.dtype, || {
         let plan = count(&mut trainer, steps, || {
             let batch = cursor.next_micro_batch(&mut feed, &never)?.map(|batch| batch.samples);
             keep_longest(&mut longest, batch.iter().flatten().map(|row| &row.tokens));
             Ok(batch)
         })?;
-        let mut feed = validation.as_ref().map(Validation::feed);
+        let mut feed = validation.as_ref().map(ValidationRows::feed);
         let mut left = MAX_ROWS;
-        let plan = with_validation(plan, &trainer, || {
+        let plan = add_validation_memory(plan, &trainer, || {
             let Some(feed) = feed.as_mut().filter(|_| left > 0) else { return Ok(None) };
             let Some(batch) = feed.next_micro_batch()? else { return Ok(None) };
             left = left.saturating_sub(batch.rows.len() as u64);
             Ok(Some(batch.samples).filter(|samples| !samples.is_empty()))
         })?;
-        with_evaluation(plan, options, &model, longest.as_ref(), &device, setup.dtype)
+        add_evaluation_memory(plan, options, &model, longest.as_ref(), &device, setup.dtype)
     })
 }
 
@@ -389,10 +390,10 @@ fn keep_longest<'r>(longest: &mut Option<ModelInput>, rows: impl Iterator<Item =
     }
 }
 
-/// Calls `plan`. If the run has `--serve`, the server's KV cache is allocated meanwhile, so that the plan counts it.
-/// Activations of requests are not counted: requests run while the run holds no activations, and a step's peak is
-/// higher.
-pub(super) fn with_server(
+/// Calls `plan`. If the run has `--serve`, the server's KV cache is allocated during the call, so that the plan
+/// counts it. Activations of requests are not counted: requests run while the run holds no activations, and a step's
+/// peak is higher.
+pub(super) fn plan_with_server(
     options: &RunOptions,
     model: &Qwen25Vl,
     device: &Device,
@@ -426,7 +427,7 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
         if done == 0 {
             let events = device.profiler().launch_events()?;
             events.iter().for_each(|event| parts.add_launch(event, 1));
-            backward = BackwardPass::of_step(trainer, &events);
+            backward = BackwardPass::of_step_launches(trainer, &events);
         }
         done += 1;
         tokens += result.tokens as u64;

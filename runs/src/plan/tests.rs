@@ -10,7 +10,8 @@ fn config() -> ModelConfig {
     ModelConfig::open(&golden("model_a")).unwrap()
 }
 
-/// Plans a run, does the run, and returns the plan and the run's summary. The tests compare the two peaks of memory.
+/// Plans a run and does the run. Returns the plan and the run's summary, so that tests can compare the two memory
+/// peaks.
 fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummary) {
     let dir = tempfile::tempdir().unwrap();
     let run = RunOptions {
@@ -73,7 +74,8 @@ fn a_run_needs_what_its_plan_says() {
     }
 }
 
-/// If an evaluation needs more memory than a step, as with long answers, the plan's peak is that of the evaluation.
+/// Checks that the plan's peak is that of the evaluation if an evaluation needs more memory than a step, as with long
+/// answers.
 #[test]
 fn an_evaluation_that_needs_more_than_a_step_is_counted() {
     const TOKENS: usize = 100_000;
@@ -135,8 +137,8 @@ fn operations_follow_the_tokens() {
     let per_token =
         |checkpointing| (products(&plan(400, 0, checkpointing)) - products(&plan(200, 0, checkpointing))) / 200.0;
     // Per weight and token, the forward pass does 2 operations and the backward pass 4. Full gradient checkpointing
-    // adds a second forward pass of the layers, so they do 8 in all. The output head always does 6, because the CPU
-    // keeps few logits.
+    // repeats the forward pass of the layers, which then do 8 in total. The output head always does 6, because the
+    // CPU keeps few logits.
     let layers = 2.0 * (64.0 * (64.0 + 2.0 * 32.0) + 64.0 * 64.0 + 3.0 * 64.0 * 96.0);
     let head = 64.0 * 432.0;
     let (kept, again) = (6.0 * (layers + head), 8.0 * layers + 6.0 * head);

@@ -8,8 +8,8 @@ use reel_train::step::validation::ValidationLossPass;
 use super::Plan;
 
 /// Returns the plan. If the validation loss of the micro-batches that `next` returns needs more memory than a step,
-/// replaces the plan's memory by that of the validation. The trainer is on the dry device.
-pub(super) fn with_validation(
+/// the plan's memory becomes that of the validation. The trainer is on the dry device.
+pub(super) fn add_validation_memory(
     mut plan: Plan,
     trainer: &Trainer,
     mut next: impl FnMut() -> Result<Option<Vec<Sample>>>,
@@ -21,7 +21,7 @@ pub(super) fn with_validation(
         pass.end_round()?;
     }
     let memory = trainer.device.memory();
-    // With ZeRO-3 a validation gathers the weights of one unit after the other, as a step does.
+    // With ZeRO-3 a validation gathers the weights unit by unit, as a step does.
     if memory.peak > plan.divided.memory_by_units.peak {
         plan.divided.memory_by_units = memory.clone();
     }

@@ -1,9 +1,9 @@
 //! `--report-command`: a shell command that gets the metrics of each reported step on its standard input, one JSON
-//! object a line, such as `{"step": 3, "train/loss": 1.25}`. With a few lines it sends them to MLflow, SwanLab, trackio
-//! or any other service (`examples/report.py`).
+//! object per line, such as `{"step": 3, "train/loss": 1.25}`. A short script can send these lines to MLflow,
+//! SwanLab, trackio or any other service (`examples/report.py`).
 //!
-//! The command cannot delay or end the training: a thread writes the lines, and a command that exits early or cannot be
-//! started is told once in a note.
+//! The command cannot delay or end the training: a thread writes the lines. If the command cannot be started or exits
+//! early, a note says so once.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -18,23 +18,23 @@ use reel_train::{Result, TrainError};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Map, Value, json};
 
-/// How long the command may run on after the last line.
+/// Maximum time that the command may take to exit after the last line.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How often the end of the command is looked for.
+/// Interval at which the end of the command is polled.
 const EXIT_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A running command.
+/// The running command of `--report-command`.
 #[derive(Debug)]
 pub struct ReportCommand {
     child: Child,
-    /// Lines to write; the thread ends when this is dropped.
+    /// Lines for the writer thread, which ends when this sender is dropped.
     lines: Option<Sender<String>>,
     writer: Option<JoinHandle<()>>,
 }
 
 impl ReportCommand {
-    /// Starts `sh -c command`. What it prints goes to the standard error of this process.
+    /// Starts `sh -c command`. The command's output goes to the standard error of this process.
     ///
     /// # Errors
     /// The shell cannot be started.
@@ -45,11 +45,13 @@ impl ReportCommand {
         };
         let output = io::stderr().as_fd().try_clone_to_owned().map_err(failed)?;
         let mut child = Command::new("sh")
-            // Slurm sends SIGUSR1 to all processes of a job step; the programs inherit that it is ignored.
+            // Slurm sends SIGUSR1 to all processes of a job step. Programs that the command starts inherit that the
+            // signal is ignored.
             .args(["-c", &format!("trap '' USR1; {command}")])
             .stdin(Stdio::piped())
             .stdout(output)
-            // A process group of its own: Ctrl-C ends the training, and then the command gets its last lines.
+            // The command has its own process group, so that Ctrl-C ends only the training, and the command still
+            // gets its last lines.
             .process_group(0)
             .spawn()
             .map_err(failed)?;
@@ -65,12 +67,12 @@ impl ReportCommand {
         Ok(Self { child, lines: Some(sender), writer })
     }
 
-    /// Sends the numbers of a step.
+    /// Sends the named numbers of a step to the command.
     pub fn report_step(&self, step: u64, values: &[(String, f64)]) {
         let mut line = Map::from_iter([("step".to_string(), json!(step))]);
         line.extend(values.iter().map(|(name, value)| (name.clone(), json!(value))));
         if let Some(lines) = &self.lines {
-            // The thread has ended and told why if the line cannot be sent.
+            // If the line cannot be sent, the writer thread has already ended and printed the reason.
             let _ = lines.send(format!("{}\n", Value::Object(line)));
         }
     }
@@ -93,7 +95,8 @@ impl ReportCommand {
                 Ok(None) if begun.elapsed() < timeout => thread::sleep(EXIT_INTERVAL),
                 Ok(None) | Err(_) => {
                     note!("--report-command: was ended, because it ran for {timeout:?} after its last line");
-                    // With its children, which could hold the standard error of this process open.
+                    // The children of the command are also killed, because they could keep the standard error of this
+                    // process open.
                     if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
                         let _ = kill_process_group(group, Signal::KILL);
                     }
@@ -111,7 +114,7 @@ impl ReportCommand {
 
 impl Drop for ReportCommand {
     fn drop(&mut self) {
-        // Only a run that failed before its end comes here with a command that runs.
+        // `lines` is still set only if the run failed before its end while the command was running.
         if self.lines.is_some() {
             self.end(Duration::from_secs(1));
         }
@@ -154,7 +157,8 @@ mod tests {
         mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
         let line = format!("exec 3> '{}'; (sleep 5; echo alive >&3) & wait", fifo.display());
         let mut command = ReportCommand::start(&line).unwrap();
-        // Opening waits until the command has opened it; the file ends when no process has it open.
+        // Opening the FIFO waits until the command has opened it. Reading ends when no process has it open for
+        // writing.
         let mut from_child = File::open(&fifo).unwrap();
         command.end(Duration::from_millis(10));
         let mut text = String::new();
@@ -167,7 +171,7 @@ mod tests {
         for command in ["exit 3", "head -n 1 > /dev/null", "exec sleep 100"] {
             let mut command = ReportCommand::start(command).unwrap();
             let begun = Instant::now();
-            // More than a pipe holds.
+            // These lines are more than a pipe can buffer.
             for step in 0..20_000 {
                 command.report_step(step, &[("train/loss".to_string(), 0.5)]);
             }

@@ -17,7 +17,7 @@ use reel_train::{Result, TrainError};
 use crate::reporting::protobuf::ProtoMessage;
 use crate::reporting::watch::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TAG};
 
-/// An open event file.
+/// An open TensorBoard event file.
 #[derive(Debug)]
 pub struct TensorboardEventFile {
     path: PathBuf,
@@ -25,7 +25,8 @@ pub struct TensorboardEventFile {
 }
 
 impl TensorboardEventFile {
-    /// Creates an event file in `dir`, under a name that TensorBoard finds. Each process of a run has its own file.
+    /// Creates an event file in `dir`, with a file name that TensorBoard recognises. Each process of a run has its
+    /// own file.
     pub fn create(dir: &Path) -> Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let name = format!("events.out.tfevents.{}.{:06}.{}", now.as_secs(), now.subsec_micros(), std::process::id());
@@ -36,7 +37,7 @@ impl TensorboardEventFile {
         Ok(events)
     }
 
-    /// Adds the scalars of a step.
+    /// Adds the named numbers of a step.
     pub fn write_scalars(&mut self, step: u64, values: &[(impl AsRef<str>, f64)]) -> Result<()> {
         self.record(&event(now(), step, &scalars(values)))
     }
@@ -75,7 +76,7 @@ fn scalars(values: &[(impl AsRef<str>, f64)]) -> ProtoMessage {
     })
 }
 
-/// Makes the protobuf message of one summary value: its tag, and `message` in the field with number `field`.
+/// Makes the protobuf message of one summary value, with the tag `tag`, and `message` in field number `field`.
 fn tagged(tag: &str, field: u32, message: ProtoMessage) -> ProtoMessage {
     ProtoMessage::default().bytes(1, tag).bytes(field, message)
 }
@@ -99,7 +100,7 @@ fn text(tag: &str, text: &str) -> ProtoMessage {
     tagged(tag, 8, tensor).bytes(9, ProtoMessage::default().bytes(1, plugin))
 }
 
-/// An RGB image in PNG format.
+/// Makes the protobuf message of an RGB image in PNG format.
 fn image_message(png: &PngImage) -> ProtoMessage {
     ProtoMessage::default().varint(1, png.height as u64).varint(2, png.width as u64).varint(3, 3).bytes(4, &png.bytes)
 }
@@ -109,8 +110,8 @@ fn framed(message: &[u8]) -> Vec<u8> {
     [&length[..], &masked(&length), message, &masked(message)].concat()
 }
 
-/// Computes the checksum of the TFRecord format: a CRC-32C that is masked (rotated, plus a constant), because a plain
-/// CRC of data that contains CRCs is a weak check.
+/// Computes the checksum of the TFRecord format: a CRC-32C that is masked (rotated, then increased by a constant),
+/// because a plain CRC of data that contains CRCs is a weak check.
 fn masked(bytes: &[u8]) -> [u8; 4] {
     crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
@@ -128,7 +129,7 @@ mod tests {
 
     #[test]
     fn crc32c_matches_the_rfc() {
-        // Test vectors of RFC 3720, B.4, and the usual check value of CRC-32C.
+        // Test vectors of RFC 3720, B.4, and the standard check value of CRC-32C for "123456789".
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
         assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
@@ -136,8 +137,8 @@ mod tests {
 
     #[test]
     fn scalar_event_matches_tensorflow_bytes() {
-        // The bytes that TensorFlow writes for Event(wall_time=1.0, step=300, summary=Summary(value=[Value(tag="loss",
-        // simple_value=0.5)])).
+        // These are the bytes that TensorFlow writes for Event(wall_time=1.0, step=300,
+        // summary=Summary(value=[Value(tag="loss", simple_value=0.5)])).
         let want = [
             &[0x09][..],
             &1.0f64.to_le_bytes(),

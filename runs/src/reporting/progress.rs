@@ -10,34 +10,34 @@ use reel_device::format_bytes;
 use reel_diagnostic::escape_controls;
 use reel_train::metrics::StepMetrics;
 
-/// How a run shows its finished steps, or its finished rows, on stderr.
+/// The progress display of a run on stderr. It counts finished steps or finished rows.
 #[derive(Debug)]
 pub enum Progress {
-    /// `--quiet`: no output.
+    /// Nothing is shown (`--quiet`).
     Quiet,
-    /// Output is not a terminal: a line every few steps or seconds.
+    /// stderr is not a terminal: a line is printed every few steps or seconds.
     Lines {
-        /// Number of steps, or rows, of the whole run.
+        /// Number of steps or rows of the whole run.
         total: u64,
-        /// When a line is printed.
+        /// Determines when a progress line is printed.
         cadence: PrintInterval,
         /// Estimates the remaining time.
         pace: TimeEstimate,
     },
-    /// Output is a terminal: a progress bar.
+    /// stderr is a terminal: a progress bar is shown.
     Bar(ProgressBar),
 }
 
-/// When lines of progress are printed.
+/// Determines when progress lines are printed.
 #[derive(Clone, Debug)]
 pub enum PrintInterval {
     /// A line is printed after every multiple of this number of steps.
     Steps(u64),
-    /// A line is printed if [`ROW_INTERVAL`] has passed since the last line; holds the time of the last line.
+    /// A line is printed if [`ROW_INTERVAL`] has passed since the last line. Holds the time of the last line.
     Since(Cell<Instant>),
 }
 
-/// Time between two lines of progress about rows.
+/// Time between two progress lines about rows.
 const ROW_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Estimates the remaining time from the mean seconds per step since this process began.
@@ -48,8 +48,8 @@ pub struct TimeEstimate {
 }
 
 impl TimeEstimate {
-    /// Returns the estimated remaining time after step `step` of `steps`. `elapsed` is the time since this process
-    /// began.
+    /// Returns the estimated remaining time after step `step` of `steps`. `elapsed` is the time since the start of
+    /// this process.
     fn left(&self, elapsed: Duration, step: u64, steps: u64) -> Duration {
         let made = step.saturating_sub(self.done).max(1) as f64;
         Duration::from_secs_f64(elapsed.as_secs_f64() / made * steps.saturating_sub(step) as f64)
@@ -101,7 +101,7 @@ impl Progress {
         }
     }
 
-    /// Displays that the first `done` rows are written; `errors` of these rows have an error instead of an output.
+    /// Shows that the first `done` rows are written; `errors` of these rows have an error instead of an output.
     pub fn show_rows(&self, done: u64, tokens_per_second: f64, errors: usize) {
         let text = |rows_per_second: f64| {
             let failed = if errors == 0 { String::new() } else { format!("  {errors} with errors") };
@@ -130,7 +130,7 @@ impl Progress {
         }
     }
 
-    /// Prints a line of text between steps.
+    /// Prints a line of text between two updates of the display.
     pub fn print_line(&self, text: &str) {
         match self {
             Self::Quiet => {}
@@ -147,7 +147,7 @@ impl Progress {
     }
 }
 
-/// Returns a line about a step. A GRPO step's line begins with reward, KL and completion length.
+/// Returns a text line about a step. For GRPO, the line begins with reward, KL and completion length.
 fn summary(m: &StepMetrics) -> String {
     let mut parts = Vec::new();
     parts.extend(m.grpo.reward.map(|x| format!("reward {x:.3}")));
@@ -191,7 +191,7 @@ mod tests {
         let message: Vec<String> = [0, 7, 185, 3720, 100_000].map(Duration::from_secs).map(time).into();
         assert_eq!(message, ["0s", "7s", "3m 05s", "1h 02m", "27h 46m"]);
         let pace = TimeEstimate { since: Instant::now(), done: 10 };
-        // The process resumed after step 10 and did 5 steps in 10 seconds: the remaining 25 steps take 50 seconds.
+        // The process resumed after step 10 and did 5 steps in 10 seconds, so the remaining 25 steps take 50 seconds.
         assert_eq!(pace.left(Duration::from_secs(10), 15, 40), Duration::from_secs(50));
         assert_eq!(pace.left(Duration::from_secs(10), 40, 40), Duration::ZERO);
     }

@@ -14,14 +14,14 @@ impl ProtoMessage {
         self
     }
 
-    /// Adds a double.
+    /// Adds a field of type double.
     pub fn double(mut self, field: u32, x: f64) -> Self {
         self.tag(field, 1);
         self.0.extend(x.to_le_bytes());
         self
     }
 
-    /// Adds a float.
+    /// Adds a field of type float.
     pub fn float(mut self, field: u32, x: f32) -> Self {
         self.tag(field, 5);
         self.0.extend(x.to_le_bytes());
@@ -121,7 +121,7 @@ mod tests {
             prop_assert_eq!(length_delimited_fields(message.as_ref()).collect::<Vec<_>>(), want);
         }
 
-        /// No input makes the reader panic.
+        /// Checks that no input makes the reader panic.
         #[test]
         fn damaged_message_ends_the_iteration(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             prop_assert!(length_delimited_fields(&bytes).map(|(_, value)| value.len()).sum::<usize>() <= bytes.len());

@@ -1,5 +1,5 @@
-//! Sends the metrics and rollout previews of each step to the reporters that `--report-to` names, TensorBoard and
-//! Weights & Biases, and the metrics to the command of `--report-command`.
+//! Reports each step: sends its metrics and rollout preview to TensorBoard and Weights & Biases (`--report-to`), and
+//! its metrics to the command of `--report-command`.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::reporting::command::ReportCommand;
 use crate::reporting::events::TensorboardEventFile;
 use crate::reporting::wandb::environment::{WandbEnvironment, WandbMode};
-use crate::reporting::wandb::{Wandb, WandbStart};
+use crate::reporting::wandb::{WandbRunWriter, WandbStart};
 
 /// The TensorBoard and W&B name of the histogram of a step's rewards.
 pub const REWARDS_TAG: &str = "rollouts/rewards";
@@ -24,12 +24,12 @@ pub const COMPLETIONS_TAG: &str = "rollouts/completions";
 /// The TensorBoard and W&B name of the image of a step's frames.
 pub const FRAMES_TAG: &str = "rollouts/frames";
 
-/// The reporters of a run.
+/// The reporters of a run: TensorBoard, Weights & Biases and a command.
 #[derive(Debug)]
 pub struct Reporters {
     events: Option<TensorboardEventFile>,
-    wandb: Option<Wandb>,
-    /// Whether `wandb sync` uploads the folder of `wandb` at the end.
+    wandb: Option<WandbRunWriter>,
+    /// Whether `wandb sync` uploads the W&B folder at the end of the run.
     uploads: bool,
     command: Option<ReportCommand>,
 }
@@ -37,7 +37,7 @@ pub struct Reporters {
 impl Reporters {
     /// Starts the reporters for a run that continues after step `step` of the run in the output folder `home`. `run` is
     /// the content of run.json.
-    pub fn begin(options: &RunOptions, home: &Path, step: u64, run: &Value) -> Result<Self> {
+    pub fn start(options: &RunOptions, home: &Path, step: u64, run: &Value) -> Result<Self> {
         let events = options
             .reports_to(ReportTo::Tensorboard)
             .then(|| TensorboardEventFile::create(&options.out))
@@ -65,12 +65,12 @@ impl Reporters {
             run,
         };
         let uploads = environment.mode == WandbMode::Online;
-        Ok(Self { events, wandb: Some(Wandb::begin(&begin)?), uploads, command })
+        Ok(Self { events, wandb: Some(WandbRunWriter::create(&begin)?), uploads, command })
     }
 
     /// The folder that `wandb sync` uploads; `None` without `--report-to wandb`.
     pub fn wandb_folder(&self) -> Option<&Path> {
-        self.wandb.as_ref().map(Wandb::folder)
+        self.wandb.as_ref().map(WandbRunWriter::folder)
     }
 
     /// Reports a step: its named numbers `values`, and its rollout preview if there is one.
@@ -85,7 +85,7 @@ impl Reporters {
         self.wandb.as_mut().map_or(Ok(()), |wandb| wandb.log_step(step, values, preview))
     }
 
-    /// Reports how the run ended.
+    /// Reports the outcome of the run, and closes the reporters.
     pub fn finish(&mut self, outcome: &Result<()>) -> Result<()> {
         // The exit codes of the W&B client (`sdk/lib/exit_hooks.py`): 255 if the run was interrupted, 1 after another
         // error.
@@ -107,8 +107,8 @@ impl Reporters {
     }
 }
 
-/// Uploads the folder of a run by the W&B client, which reads `WANDB_API_KEY`, `WANDB_BASE_URL` and its login. A run is
-/// complete without it, so a failed upload is told in a note.
+/// Uploads a run folder with the W&B client, which reads `WANDB_API_KEY`, `WANDB_BASE_URL` and its stored login. The
+/// run is complete without the upload, so a failed upload only prints a note.
 fn upload(folder: &Path) {
     let shown = folder.display();
     let status = Command::new("wandb").arg("sync").arg(folder).stdin(Stdio::null()).stdout(Stdio::null()).status();
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Every value is counted in a bin whose limits contain it, up to rounding.
+        /// Checks that every value is counted in a bin whose limits contain it, up to rounding.
         #[test]
         fn histogram_counts_every_value(values in prop::collection::vec(-100f32..100.0, 1..60)) {
             let bins = Histogram::new(&values);

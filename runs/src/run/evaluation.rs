@@ -1,6 +1,6 @@
-//! Evaluates the model in training (`--eval-steps`). [`Validation`](super::Validation) computes the loss of validation
-//! rows; [`PolicyEvaluator`] answers and scores the questions of benchmarks. This file decides when to evaluate, writes
-//! `OUT/eval.jsonl`, and passes the results to reports and checkpoints.
+//! Evaluates the model in training (`--eval-steps`). [`ValidationRows`](super::ValidationRows) computes the loss of
+//! validation rows; [`PolicyEvaluator`] answers and scores the questions of benchmarks. This file decides when to
+//! evaluate, writes `OUT/eval.jsonl`, and passes the results to reports and checkpoints.
 //!
 //! ```text
 //! step N is done: compute the validation loss, log the step with it
@@ -64,8 +64,9 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         Ok(Some((loss, begun.elapsed().as_secs_f64())))
     }
 
-    /// Evaluates the model after the last finished step if an evaluation is due and not yet done. `steps` is the number
-    /// of steps of the run, `validation` the result of [`Self::validate_if_due`]. Returns the line of the evaluation.
+    /// Evaluates the model after the last finished step if an evaluation is due and not yet done. `steps` is the
+    /// number of steps of the run. `validation` is the result of [`Self::validate_if_due`]. Returns the line of the
+    /// evaluation in `eval.jsonl`.
     ///
     /// # Errors
     /// [`TrainError::Stopped`] when the run was interrupted. Before any other error is returned, a checkpoint of the
@@ -93,8 +94,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         Ok(Some(line))
     }
 
-    /// Returns the evaluation line of the last finished step: from `eval.jsonl` if it has one, else from a new
-    /// evaluation.
+    /// Returns the line of `eval.jsonl` for the last finished step. Evaluates the model if the file does not have the
+    /// line yet.
     fn evaluate(&mut self, validation: Option<(ValidationLoss, f64)>) -> Result<EvaluationLine> {
         let (step, hash) = (self.state.step, self.weights_hash()?);
         let (validation, seconds) = validation.unzip();
@@ -122,7 +123,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         }
     }
 
-    /// Evaluates the model on benchmarks. Returns the scores by name of the benchmark.
+    /// Evaluates the model on benchmarks. Returns the scores by benchmark name.
     fn benchmark_scores(
         &self,
         evaluator: &dyn PolicyEvaluator,
@@ -130,7 +131,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     ) -> Result<BTreeMap<String, BenchmarkScore>> {
         let (out, step) = (&self.setup.options.out, self.state.step);
         self.reports.progress.print_line(&format!("step {step}: evaluating on {}", evaluator.benchmarks().join(", ")));
-        // If each rank keeps a part of the weights, it has all of them during the evaluation.
+        // If each rank keeps only a part of the weights, all weights are gathered for the evaluation.
         let _all_weights = self.trainer.gather_all_weights()?;
         let policy = EvaluatedPolicy {
             model: &self.trainer.model,
@@ -145,8 +146,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         evaluator.evaluate(&policy, &evaluations::step_folder(out, step))
     }
 
-    /// Returns the line of `eval.jsonl` that is about the last finished step and weights with the fingerprint `hash`,
-    /// if there is one and `is_wanted` returns true for it. Rank 0 reads the file for all ranks.
+    /// Returns the line of `eval.jsonl` for the last finished step and the weights with the fingerprint `hash`, if
+    /// the file has such a line and `is_wanted` returns true for it. Rank 0 reads the file for all ranks.
     fn recorded_evaluation(
         &self,
         hash: &str,
@@ -179,8 +180,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.save()
     }
 
-    /// Reports step `step`: its metrics if the step is a reported one (`--logging-steps`), and its evaluation if there
-    /// is one.
+    /// Reports step `step`: its metrics if they are due (`--logging-steps`), and its evaluation if there is one.
     pub(super) fn report_step(
         &mut self,
         step: u64,
@@ -201,7 +201,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.reports.reporters.report_step(step, &values, preview.as_ref())
     }
 
-    /// Whether a checkpoint of step `step` is due by `--save-steps`, as opposed to one after an interruption.
+    /// Whether a checkpoint of step `step` is due by `--save-steps`. A checkpoint after an interruption is not.
     pub(super) fn is_scheduled_checkpoint(&self, step: u64) -> bool {
         let every = self.setup.options.save_steps;
         every > 0 && (step.is_multiple_of(every) || step == self.state.steps)

@@ -8,22 +8,22 @@ use reel_train::hardware_metrics::HardwareMetrics;
 use reel_train::setup::RunSetup;
 use reel_train::step::trainer::StepResult;
 
-/// Time between two readings of the GPU. A reading at the end of each step would see the GPU after its work, so the
-/// interval is fixed. NVML refreshes power and utilization a few times per second at most.
+/// Time between two readings of the GPU. The interval is fixed, because a reading at the end of each step would
+/// always find the GPU idle. NVML refreshes power and utilization at most a few times per second.
 const READING_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Makes the [`HardwareMetrics`] of each step.
+/// Measures the [`HardwareMetrics`] of each step.
 #[derive(Debug)]
-pub(super) struct HardwareWatch {
-    /// `None` on a CPU, and on a GPU that NVML cannot read.
+pub(super) struct HardwareMonitor {
+    /// The sampler of GPU readings; `None` on a CPU, and on a GPU that NVML cannot read.
     gpu: Option<GpuSampler>,
-    /// Operations per second of all GPUs of the run by their data sheet, if known.
+    /// Peak operations per second of all GPUs of the run together, by their data sheet, if known.
     peak_flops_per_second: Option<f64>,
 }
 
-impl HardwareWatch {
-    /// Begins to watch the device of a run. Only rank 0, which writes the metrics, reads its GPU. Without NVML the
-    /// values of the GPU are absent: `reel doctor` says why.
+impl HardwareMonitor {
+    /// Starts to watch the device of a run. Only rank 0, which writes the metrics, reads its GPU. Without NVML the
+    /// values of the GPU are absent; `reel doctor` explains why.
     pub(super) fn start<O>(setup: &RunSetup<O>) -> Self {
         let ranks = setup.ranks.map_or(1, |run| run.ranks.size());
         let bus_id = setup.device.hardware().bus_id.filter(|_| setup.ranks.is_none_or(|run| run.is_rank_0()));
@@ -34,14 +34,15 @@ impl HardwareWatch {
         }
     }
 
-    /// Begins a step: readings of the time before it, such as those of an evaluation, are none of its own.
+    /// Begins a step. Earlier readings, such as those of an evaluation, are dropped, because they do not belong to
+    /// the step.
     pub(super) fn begin_step(&mut self) {
         if let Some(gpu) = &mut self.gpu {
             gpu.take_readings();
         }
     }
 
-    /// The metrics of a finished step that took `step_seconds`.
+    /// Returns the metrics of a finished step that took `step_seconds` seconds.
     pub(super) fn metrics_of_step(&mut self, result: &StepResult, step_seconds: f64) -> HardwareMetrics {
         let seconds = result.grpo.train_seconds.unwrap_or(step_seconds);
         let mfu = self.peak_flops_per_second.map(|peak| result.model_flops / (seconds.max(1e-9) * peak));

@@ -46,23 +46,23 @@ use crate::folder::resume::{self, PlannedStepCount, RunState};
 use crate::reporting::progress::Progress;
 use crate::reporting::wandb::environment::WandbEnvironment;
 use crate::reporting::watch::Reporters;
-use hardware::HardwareWatch;
+use hardware::HardwareMonitor;
 use record::RunJsonExtras;
-pub use record::difference_in_bits;
+pub use record::device_change_warning;
 pub use train_loop::TrainLoop;
 pub(crate) use validate::unusable_rows;
 pub use validate::{DataCheckResult, ValidationCheckResult, check_data};
-pub(crate) use validation::Validation;
+pub(crate) use validation::ValidationRows;
 
 /// The result of a training run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunSummary {
-    /// Number of finished steps of the whole run, earlier processes included.
+    /// Number of finished steps of the whole run, including those of earlier processes.
     pub steps: u64,
     /// Planned number of steps of the whole run. Fewer steps are finished if the data ended early because rows were
     /// skipped.
     pub planned_steps: u64,
-    /// The step of the checkpoint that this process resumed from; 0 for a fresh run.
+    /// The step of the checkpoint from which this process resumed; 0 for a fresh run.
     pub resumed_after: u64,
     /// Metrics of the last step, if this process did any step.
     pub last: Option<StepMetrics>,
@@ -77,30 +77,30 @@ pub struct RunSummary {
 pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<RunSummary> {
     setup.options.validate()?;
     if setup.options.reports_to(ReportTo::Wandb) {
-        // Wrong variables are an error before OUT is changed.
+        // Invalid variables are refused before OUT is changed.
         WandbEnvironment::read()?;
     }
     let out = &setup.options.out;
-    let lock = Arc::new(output::lock(out)?);
+    let lock = Arc::new(output::lock_output_folder(out)?);
     train::<W>(setup, &lock).map_err(|e| output::with_help_to_continue(e, out))
 }
 
 fn train<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>, lock: &Arc<FolderLock>) -> Result<RunSummary> {
     let inputs = start::read_inputs::<W>(setup)?;
-    let loaded = start::load::<W>(setup, &inputs)?;
-    // Rank 0 changes OUT when all ranks have read the checkpoint that they resume from.
+    let loaded = start::load_run::<W>(setup, &inputs)?;
+    // Rank 0 may change OUT only after all ranks have read the checkpoint from which they resume.
     setup.ranks.map_or(Ok(()), |run| run.ranks.barrier("start of the run"))?;
-    let mut run = start::begin(setup, inputs, loaded, Some(lock.clone()))?;
+    let mut run = start::begin_run(setup, inputs, loaded, Some(lock.clone()))?;
     let done = run.steps();
     run.reports.progress.finish();
     let done = done.and_then(|()| run.finish_folder());
-    // All ranks leave together, because NCCL reports a rank that leaves early as an error to the others.
+    // All ranks leave together, because NCCL on the other ranks reports an early leave as an error.
     let end = || setup.ranks.map_or(Ok(()), |run| Ok(run.ranks.barrier("end of the run")?));
     let done = done.and_then(|()| end());
     let reported = run.reports.reporters.finish(&done);
     if let Err(e) = done.and(reported) {
-        // If the run failed before the end of its first step, OUT is restored to its earlier state. The run's threads
-        // and files are closed first.
+        // If the run failed before the end of its first step, OUT is restored to its earlier state. Before that, the
+        // run's threads and files are closed.
         let mut previous = std::mem::replace(&mut run.folder.previous, PreviousRun::none(&setup.options.out));
         drop(run);
         // If restoring fails, the next process that starts in this folder tries again. The error that ended the run is
@@ -129,8 +129,8 @@ fn skipped_by_cause(out: &Path) -> Result<BTreeMap<SkipCause, usize>> {
 }
 
 /// Repeats the steps of a recorded run up to `step` and returns the trainer with the resulting weights. `recorded` is
-/// the run's run.json, which has the fingerprints of model and data, and the numbers of steps that the run had planned.
-/// The learning rate of a step depends on the number that was planned at that step.
+/// the run's run.json, which has the fingerprints of model and data, and the total numbers of steps that the run had
+/// planned. A step's learning rate depends on the number that was planned at that step.
 pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     step: u64,
@@ -138,8 +138,8 @@ pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
 ) -> Result<Trainer> {
     let lengths: Vec<PlannedStepCount> = serde_json::from_value(recorded["lengths"].clone()).unwrap_or_default();
     let inputs = start::read_inputs::<W>(setup)?;
-    let loaded = start::load::<W>(setup, &inputs)?;
-    let mut run = start::begin(setup, inputs, loaded, None)?;
+    let loaded = start::load_run::<W>(setup, &inputs)?;
+    let mut run = start::begin_run(setup, inputs, loaded, None)?;
     check_inputs(setup, &run.state.data_hash, recorded)?;
     while run.state.step < step {
         if let Some(steps) = resume::planned_steps_at(&lengths, run.state.step + 1) {
@@ -181,10 +181,10 @@ struct Run<'a, W: TrainLoop<'a>> {
     last: Option<StepMetrics>,
     recorded: RunJsonExtras,
     logs: RunLogs,
-    hardware: HardwareWatch,
+    hardware: HardwareMonitor,
     reports: Reports,
-    checkpoints: Checkpoints,
-    /// Must be the last field, so that the run's files are closed before an earlier run is put back.
+    checkpoints: CheckpointWriting,
+    /// This field must be the last one, so that the run's files are closed before an earlier run is put back.
     folder: OutFolder,
 }
 
@@ -192,24 +192,25 @@ struct Run<'a, W: TrainLoop<'a>> {
 struct Reports {
     reporters: Reporters,
     progress: Progress,
-    /// The latest rollout preview that was not reported yet, possibly from a step that is not a reported one.
+    /// The latest rollout preview that has not been reported yet. It may come from a step whose metrics are not
+    /// reported.
     preview: Option<RolloutPreview>,
-    /// Metrics of the step of the checkpoint from which the run resumes, if that step still lacks its evaluation. The
-    /// step is reported when it has been evaluated.
+    /// Metrics of the checkpoint's step from which the run resumes, if that step still lacks its evaluation. They are
+    /// reported after the evaluation.
     unreported: Option<StepMetrics>,
 }
 
 /// State for writing the checkpoints and the final model of a run.
-struct Checkpoints {
-    /// The model that the run started from. In a resumed run, the weight files in it are those of the checkpoint.
+struct CheckpointWriting {
+    /// The model from which the run started. In a resumed run, its weight files are those of the checkpoint.
     base: BaseModel,
     writer: CheckpointWriter,
-    /// The step of the checkpoint that was last written or resumed from; a checkpoint of this step is not written
-    /// again.
+    /// The step of the checkpoint that was last written or from which the run resumed. A checkpoint of this step is
+    /// not written again.
     saved: Option<u64>,
 }
 
-/// The folder OUT while a run writes it.
+/// The folder OUT while a run writes to it.
 struct OutFolder {
     /// The lock on OUT; `None` in a replay.
     lock: Option<Arc<FolderLock>>,
@@ -222,8 +223,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         match self.steps_and_evaluations() {
             Ok(()) => {}
             Err(TrainError::Stopped(_)) => return Err(self.stopped()?),
-            // If a custom reward fails, media are unavailable, or a row cannot be used, the finished steps are saved
-            // before the run ends.
+            // The finished steps are saved before the run ends, if a custom reward fails, media are unavailable, or a
+            // row cannot be used.
             Err(e) if matches!(e, TrainError::Reward(_) | TrainError::MediaUnavailable(_)) || e.is_row_error() => {
                 self.save_before_error()?;
                 let saved = checkpoint::checkpoints_by_step(&self.setup.options.out)?;
@@ -241,7 +242,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.recorded.update_matmul_algorithms(&self.setup, &self.state)
     }
 
-    /// Does all remaining steps, with the evaluations between the steps.
+    /// Does all remaining steps, and the evaluations between them.
     fn steps_and_evaluations(&mut self) -> Result<()> {
         self.evaluate_before_steps()?;
         while self.state.step < self.state.steps && self.one_step()? {}
@@ -255,7 +256,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         if self.is_scheduled_checkpoint(line.step) {
             self.record_checkpoint(Some(&line));
         }
-        // A checkpoint of the step that was already written does not contain the evaluation, so it is written again.
+        // A checkpoint of the last step may already be written, but without the evaluation, so it is written again.
         self.checkpoints.saved = None;
         Ok(())
     }
@@ -287,7 +288,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         Ok(is_done)
     }
 
-    /// Does step `n` as [`Self::one_step`] says, as one range of a profile.
+    /// Does step `n` for [`Self::one_step`], within a range of the profile.
     fn one_step_in_range(&mut self, n: u64) -> Result<bool> {
         let _step = range(RangeName::Step(n));
         let begun = Instant::now();
@@ -309,8 +310,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         Ok(true)
     }
 
-    /// Writes a checkpoint if a process has received SIGUSR1, and makes all ranks stop before the same step if one of
-    /// them was interrupted. The ranks exchange both flags, so that all do the same.
+    /// Writes a checkpoint if a process has received SIGUSR1. If one rank was interrupted, makes all ranks stop
+    /// before the same step. The ranks exchange both flags, so that all of them do the same.
     fn save_or_stop_if_asked(&mut self) -> Result<()> {
         let mut save = self.setup.save.is_some_and(|save| save.swap(false, Ordering::Relaxed));
         if let Some(RunRanks { ranks, interrupted, .. }) = self.setup.ranks {
@@ -322,7 +323,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             }
             save = any(1);
         }
-        // A replay writes no checkpoint.
+        // A replay does not write checkpoints.
         if save && self.state.step > 0 && self.folder.lock.is_some() {
             self.reports.progress.print_line(&format!("SIGUSR1: saving a checkpoint of step {}", self.state.step));
             self.save()?;
@@ -330,7 +331,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         Ok(())
     }
 
-    /// Compares the weights of all ranks after step `n`; `hash` is the fingerprint of this rank's.
+    /// Compares the weights of all ranks after step `n`. `hash` is the fingerprint of this rank's weights.
     fn check_ranks_have_the_same_weights(&self, n: u64, hash: &str) -> Result<()> {
         let Some(RunRanks { ranks, .. }) = self.setup.ranks else { return Ok(()) };
         let hashes = ranks.all_gather("fingerprints of the weights", hash.as_bytes())?;
@@ -373,8 +374,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.warn_of_no_gradient(&line);
         drop(logging);
         let validating = range(RangeName::Phase("validation"));
-        // The line of the step has its validation loss. If that cannot be computed, the line is written without it, so
-        // that a checkpoint of the step can be written.
+        // The step's line in `metrics.jsonl` includes its validation loss. If the loss cannot be computed, the line
+        // is written without it, so that a checkpoint of the step can be written.
         let validation = self.validate_if_due(self.state.steps);
         line.validation = validation.as_ref().ok().and_then(|done| Some(done.as_ref()?.0.clone()));
         drop(validating);
@@ -399,8 +400,9 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.save()
     }
 
-    /// Says once that the first step of SFT has no gradient, as with rows without media while only the vision tower is
-    /// trained. In GRPO a step without gradient is usual: all answers of a prompt had the same reward.
+    /// Prints a warning, once, if the first step of SFT has no gradient, for example if rows have no media and only
+    /// the vision tower is trained. In GRPO a step without gradient is common: all answers of a prompt had the same
+    /// reward.
     fn warn_of_no_gradient(&self, line: &StepMetrics) {
         if line.step == self.resumed_after + 1 && line.grad_norm == 0.0 && line.grpo.reward.is_none() {
             self.reports.progress.print_line(&format!(
@@ -441,16 +443,16 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             if ranks.rank() > 0 {
                 snapshot.write_cells(shared, &barrier)?;
             } else {
-                snapshot.write_with(&out, &barrier)?;
+                snapshot.write_with_barrier(&out, &barrier)?;
                 finish()?;
             }
-            // If a rank ended before the checkpoint is complete, rank 0 would end with it.
+            // If another rank ended before the checkpoint is complete, rank 0 would fail too, so all ranks wait here.
             return barrier("complete checkpoint");
         }
         let bytes = checkpoint::checkpoint_bytes(&self.trainer);
         let copied = checkpoint::host_memory_has_room_for(&self.trainer.device, bytes) && snapshot.copy_tensors()?;
         let job = move || {
-            // On the thread of the writer this is a range of its own, beside the next steps.
+            // On the writer's thread this is a separate range, parallel to the next steps.
             let _range = range(RangeName::Phase("checkpoint files"));
             snapshot.write(&out)?;
             finish()
@@ -458,8 +460,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         if copied { self.checkpoints.writer.start(job) } else { job() }
     }
 
-    /// Saves the finished steps before the run ends with an error. If this rank alone has the error, nothing is saved,
-    /// because several ranks save together: the others do something else, and the job fails.
+    /// Saves the finished steps before the run ends with an error. Several ranks can only save together. So nothing
+    /// is saved if only this rank has the error; the job then fails.
     fn save_before_error(&mut self) -> Result<()> {
         match self.save() {
             Err(_) if self.setup.ranks.is_some() => Ok(()),
@@ -467,7 +469,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         }
     }
 
-    /// Checks that OUT is still the folder that the run has locked and in which its logs are.
+    /// Checks that OUT is still the folder that the run has locked and that contains the run's logs.
     fn check_out_is_the_same(&self) -> Result<()> {
         if self.folder.lock.as_ref().is_none_or(|lock| lock.still_protects_folder()) {
             return Ok(());

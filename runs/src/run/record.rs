@@ -1,4 +1,5 @@
-//! Writes `run.json`, in which a run records its options, data and device, and compares it with a later process.
+//! Writes `run.json`, in which a run records its options, data and device. Compares `run.json` with the settings of a
+//! later process.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,9 +15,9 @@ use serde_json::{Value, json};
 use crate::folder::output;
 use crate::folder::resume::{PlannedStepCount, RunState};
 
-/// The data in `run.json` that come neither from the run's setup nor from its state.
+/// The data in `run.json` that come neither from the run's options nor from its state.
 pub(super) struct RunJsonExtras {
-    /// The numbers of steps that the run has planned so far.
+    /// The total numbers of steps that the run has planned so far.
     lengths: Vec<PlannedStepCount>,
     /// The matrix-product library and its chosen algorithms.
     products: Option<MatmulLibrary>,
@@ -42,8 +43,8 @@ impl RunJsonExtras {
         self.products.is_some()
     }
 
-    /// Updates `run.json` if the device has chosen new matrix-product algorithms. It chooses an algorithm for each new
-    /// shape.
+    /// Updates `run.json` if the device has chosen new matrix-product algorithms. The device chooses an algorithm for
+    /// each new shape.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -92,7 +93,8 @@ impl RunJsonExtras {
     }
 }
 
-/// The fingerprint of each file with program code that the run uses ([`TrainingOptions::code_files`]), by path.
+/// Returns the fingerprint of each file with program code that the run uses ([`TrainingOptions::code_files`]), by
+/// path.
 fn code_fingerprints(options: &impl TrainingOptions) -> BTreeMap<String, String> {
     let files = options.code_files().into_iter();
     let fingerprint =
@@ -100,18 +102,18 @@ fn code_fingerprints(options: &impl TrainingOptions) -> BTreeMap<String, String>
     files.filter_map(fingerprint).collect()
 }
 
-/// Returns a warning if a file with program code is not as it was in `run`, an earlier `run.json`. A run may go on with
-/// changed code, because a reward function that failed has to be corrected.
-pub(super) fn difference_in_code(run: &Value, options: &impl TrainingOptions) -> Option<String> {
+/// Returns a warning if a file with program code has changed since `run`, an earlier `run.json`. A run may continue
+/// with changed code, because a failed reward function has to be corrected.
+pub(super) fn code_change_warning(run: &Value, options: &impl TrainingOptions) -> Option<String> {
     let then: BTreeMap<String, String> = serde_json::from_value(run.get("code_files")?.clone()).ok()?;
     let now = code_fingerprints(options);
     let (path, _) = now.iter().find(|(path, hash)| then.get(*path).is_some_and(|then| then != *hash))?;
     Some(format!("{path} has changed since the run began, so rewards may differ"))
 }
 
-/// Returns a warning if the device or its instruction set differs from the one that `run`, an earlier `run.json`,
-/// names. The steps of this process may then give other bits than the earlier process would.
-pub fn difference_in_bits(run: &Value, device: &reel_device::Device) -> Option<String> {
+/// Returns a warning if the device or its instruction set differs from that in `run`, an earlier `run.json`. The
+/// steps of this process may then give other bits than the earlier process would.
+pub fn device_change_warning(run: &Value, device: &reel_device::Device) -> Option<String> {
     let now = [("device", Some(device.name())), ("instruction_set", device.instruction_set())];
     let then = |key: &str| run.get(key).and_then(Value::as_str);
     let (key, now) = now.into_iter().find(|(key, now)| then(key).is_some_and(|then| Some(then) != *now))?;
@@ -140,11 +142,11 @@ mod tests {
     fn other_device_or_instruction_set_is_named() {
         let device = Device::cpu(1);
         let own = device.instruction_set().unwrap();
-        assert_eq!(difference_in_bits(&json!({"device": "cpu", "instruction_set": own}), &device), None);
-        assert_eq!(difference_in_bits(&json!({}), &device), None, "earlier versions did not record the device");
-        let said = difference_in_bits(&json!({"device": "cpu", "instruction_set": "neon"}), &device).unwrap();
+        assert_eq!(device_change_warning(&json!({"device": "cpu", "instruction_set": own}), &device), None);
+        assert_eq!(device_change_warning(&json!({}), &device), None, "earlier versions did not record the device");
+        let said = device_change_warning(&json!({"device": "cpu", "instruction_set": "neon"}), &device).unwrap();
         assert!(said.contains("neon") && said.contains(own) && said.contains("REEL_CPU=neon"), "{said}");
-        let said = difference_in_bits(&json!({"device": "cuda"}), &device).unwrap();
+        let said = device_change_warning(&json!({"device": "cuda"}), &device).unwrap();
         assert!(said.contains("device cuda") && said.contains("cpu"), "{said}");
     }
 }

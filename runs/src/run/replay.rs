@@ -14,10 +14,10 @@ use serde_json::Value;
 use crate::folder::{checkpoint, hashes, output};
 use crate::run::{self, TrainLoop};
 
-/// The start of a replay, and the fingerprint of the weights at which the replay must arrive.
+/// The start of a replay, and the fingerprint of the weights that the replay must reproduce.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReplayStart {
-    /// The step of the checkpoint that the replay starts from; 0 if it starts at the beginning of the run.
+    /// The step of the checkpoint from which the replay starts; 0 if it starts at the beginning of the run.
     pub step: u64,
     /// The newest checkpoint before the replayed step; `None` if the replay starts at the beginning of the run.
     pub checkpoint: Option<PathBuf>,
@@ -52,9 +52,9 @@ pub fn find_replay_start(out: &Path, step: u64) -> Result<ReplayStart> {
     Ok(ReplayStart { step: nearest.as_ref().map_or(0, |n| n.0), checkpoint: nearest.map(|n| n.1), hash: recorded.hash })
 }
 
-/// Repeats the steps up to `step` and compares the weights with those of the run in `recorded`; `want` is the recorded
-/// fingerprint of the weights. `setup` has the options of that run, except for a separate output folder, the checkpoint
-/// to resume from, and no checkpoints to write.
+/// Repeats the steps up to `step` and compares the weights with those of the run in `recorded`. `want` is the
+/// recorded fingerprint of the weights. `setup` has the options of that run, with three changes: a separate output
+/// folder, a checkpoint from which to resume, and no checkpoints to write.
 pub(crate) fn replay<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     recorded: &Path,
@@ -81,7 +81,7 @@ pub(crate) fn replay<'a, W: TrainLoop<'a>>(
     Ok(ReplayReport { same: false, first })
 }
 
-/// Adds to the error for a damaged checkpoint how to repeat the step without that checkpoint.
+/// Adds help to the error for a damaged checkpoint: how to repeat the step without that checkpoint.
 fn help_of_replay(e: TrainError, options: &RunOptions) -> TrainError {
     match (e, &options.resume_from_checkpoint) {
         (TrainError::Damaged(d), Some(folder)) if d.location.starts_with(folder.as_str()) => {
@@ -102,8 +102,8 @@ pub fn recorded_command_and_options(out: &Path) -> Result<(String, Value)> {
     }
 }
 
-/// Returns the working directory in which a run was started; relative paths in its options are relative to this folder.
-/// `None` if the run's `run.json` does not record it.
+/// Returns the working directory in which a run was started, to which paths in its options are relative. `None` if
+/// the run's `run.json` does not record it.
 pub fn recorded_working_directory(out: &Path) -> Result<Option<PathBuf>> {
     Ok(output::read_run_json(out)?["working_directory"].as_str().map(PathBuf::from))
 }

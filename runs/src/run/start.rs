@@ -28,8 +28,8 @@ use reel_train::step::trainer::Trainer;
 use reel_train::{Result, TrainError};
 use serde_json::Value;
 
-use super::hardware::HardwareWatch;
-use super::record::{RunJsonExtras, difference_in_bits, difference_in_code};
+use super::hardware::HardwareMonitor;
+use super::record::{RunJsonExtras, code_change_warning, device_change_warning};
 use super::validate::{ScannedRows, scan_rows, unusable_rows};
 use super::{Checkpoints, OutFolder, Reports, Run, TrainLoop};
 use crate::folder::checkpoint::{self, BaseModel, CheckpointWriter};
@@ -43,32 +43,32 @@ use crate::reporting::watch::Reporters;
 /// The inputs of a run that are read from disk.
 pub(super) struct RunInputs<S> {
     rows: Arc<S>,
-    /// The numbers of tokens, by row, that are known before the rows are prepared.
+    /// The known numbers of tokens, by row, before the rows are prepared.
     row_lengths: BTreeMap<usize, usize>,
     order: RowOrder,
-    /// The state before the first step of this process.
+    /// The run state before the first step of this process.
     state: RunState,
-    /// The numbers of steps that the run has planned so far.
+    /// The total numbers of steps that the run has planned so far.
     lengths: Vec<PlannedStepCount>,
     /// Rows that are known to be unusable before the first step of a fresh run.
     unusable: Vec<SkippedRow>,
-    /// The checkpoint that the run resumes from; `None` for a fresh run.
-    resumed: Option<Resumed>,
+    /// The checkpoint from which the run resumes; `None` for a fresh run.
+    resumed: Option<ResumedCheckpoint>,
 }
 
-/// The checkpoint that a run resumes from, with the logs up to this checkpoint.
-struct Resumed {
+/// The checkpoint from which a run resumes, with the logs up to this checkpoint.
+struct ResumedCheckpoint {
     folder: PathBuf,
     /// Whether the checkpoint lists the fingerprints of its files; checkpoints of earlier versions do not.
     has_digests: bool,
     logs: RecordedLogs,
     /// Rows that the run skipped after the checkpoint.
     later_skipped: Vec<SkippedRow>,
-    /// The `run.json` of the run, if it can be read.
+    /// The content of the run's `run.json`, if it can be read.
     run: Option<Value>,
 }
 
-impl Resumed {
+impl ResumedCheckpoint {
     /// The output folder of the run that wrote the checkpoint.
     fn home(&self) -> &Path {
         logs::output_folder_of(&self.folder)
@@ -151,7 +151,7 @@ fn inputs_of_resumed_run<'a, W: TrainLoop<'a>>(
     };
     let lengths = resume::planned_step_counts(&folder, home, &state)?;
     let (run, has_digests) = (output::read_run_json(home).ok(), digests.is_some());
-    let resumed = Some(Resumed { folder, has_digests, logs, later_skipped, run });
+    let resumed = Some(ResumedCheckpoint { folder, has_digests, logs, later_skipped, run });
     Ok(RunInputs { rows, row_lengths, order, state, lengths, unusable: Vec::new(), resumed })
 }
 
@@ -162,11 +162,12 @@ pub(super) struct LoadedRun<W> {
     base: BaseModel,
 }
 
-/// Loads model and optimizer, starts to prepare rows and, if the run serves its model, to answer requests.
+/// Loads the model and the optimizer, and starts to prepare rows. If the run serves its model, also starts to answer
+/// requests.
 ///
 /// # Errors
 /// A file of the model or of the checkpoint is damaged; the device is out of memory; the server cannot be started.
-pub(super) fn load<'a, W: TrainLoop<'a>>(
+pub(super) fn load_run<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     inputs: &RunInputs<W::DataSource>,
 ) -> Result<LoadedRun<W>> {
@@ -205,8 +206,9 @@ pub(super) fn load<'a, W: TrainLoop<'a>>(
     Ok(LoadedRun { trainer, train_loop, base })
 }
 
-/// Number of threads of this process that load images and videos, at least one. The processes on this machine share its
-/// CPU cores and its memory, so memory limits the number, too: each thread may need `--media-memory` for a file.
+/// Number of threads of this process that load images and videos, at least one. The processes on this machine share
+/// its CPU cores and its memory. Memory also limits the number, because each thread may need `--media-memory` for a
+/// file.
 pub(super) fn media_threads<O>(setup: &RunSetup<O>) -> usize {
     let processes = setup.ranks.map_or(1, |run| run.ranks.world().local_size);
     let free_mib = reel_device::free_host_bytes().map_or(u64::MAX, |bytes| bytes >> 20);
@@ -218,7 +220,7 @@ pub(super) fn media_threads<O>(setup: &RunSetup<O>) -> usize {
 ///
 /// # Errors
 /// A file in OUT cannot be moved or written.
-pub(super) fn begin<'a, W: TrainLoop<'a>>(
+pub(super) fn begin_run<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     inputs: RunInputs<W::DataSource>,
     loaded: LoadedRun<W>,
@@ -231,26 +233,26 @@ pub(super) fn begin<'a, W: TrainLoop<'a>>(
     let tensors = trainer.optimizer.parameter_states().count();
     let (logs, previous) = match &resumed {
         None => RunLogs::create(out, setup.model, &unusable, tensors, evaluates)?,
-        Some(Resumed { folder, logs, later_skipped, .. }) => {
+        Some(ResumedCheckpoint { folder, logs, later_skipped, .. }) => {
             RunLogs::resume(out, folder, logs, later_skipped, tensors, evaluates)?
         }
     };
     let folder = OutFolder { lock, previous };
     let recorded = RunJsonExtras::write(setup, &state, lengths)?;
-    // If the checkpoint's step still lacks its evaluation, that step is reported after the evaluation.
+    // If the checkpoint's step still lacks its evaluation, the step is reported after the evaluation.
     let lacks_evaluation =
         evaluates && options.is_evaluation_due(state.step, state.steps) && state.evaluated != Some(state.step);
     let last_step = resumed.as_ref().and_then(|resumed| resumed.logs.last.clone());
     let unreported = last_step.filter(|_| lacks_evaluation);
     let reported = state.step - u64::from(unreported.is_some());
-    let home = resumed.as_ref().map_or(out.as_path(), Resumed::home);
-    let reporters = Reporters::begin(options, home, reported, &recorded.run_json(setup, &state))?;
+    let home = resumed.as_ref().map_or(out.as_path(), ResumedCheckpoint::home);
+    let reporters = Reporters::start(options, home, reported, &recorded.run_json(setup, &state))?;
     best::write_trainer_state(out, state.rewards.best.as_ref(), state.step, state.steps)?;
     let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
     if let Some(resumed) = &resumed {
         let run = resumed.run.as_ref();
-        let in_bits = run.and_then(|run| difference_in_bits(run, setup.device));
-        let in_code = run.and_then(|run| difference_in_code(run, options));
+        let in_bits = run.and_then(|run| device_change_warning(run, setup.device));
+        let in_code = run.and_then(|run| code_change_warning(run, options));
         print_resumption(&progress, resumed, &state, in_bits.into_iter().chain(in_code));
     }
     if let Some(folder) = reporters.wandb_folder() {
@@ -265,7 +267,7 @@ pub(super) fn begin<'a, W: TrainLoop<'a>>(
         last: None,
         recorded,
         logs,
-        hardware: HardwareWatch::start(setup),
+        hardware: HardwareMonitor::start(setup),
         reports: Reports { reporters, progress, preview: None, unreported },
         checkpoints: Checkpoints { base, writer: CheckpointWriter::default(), saved: Some(state.step) },
         state,
@@ -273,8 +275,8 @@ pub(super) fn begin<'a, W: TrainLoop<'a>>(
     })
 }
 
-/// Checks that the trainer's weights are those that the run had after the checkpoint's step, then loads the optimizer
-/// state from the checkpoint. `last` is the last step in the run's log of metrics.
+/// Checks that the trainer has the weights that the run had after the checkpoint's step, then loads the optimizer
+/// state from the checkpoint. `last` is the last step in the run's metrics.
 ///
 /// # Errors
 /// The weights are not those that the run had after step `state.step`; the optimizer's file cannot be read.
@@ -284,8 +286,8 @@ fn restore_optimizer_state(
     state: &RunState,
     last: Option<&StepMetrics>,
 ) -> Result<()> {
-    // A checkpoint of an earlier version lacks the hash of the weights; the hash is then taken from the last line of
-    // the metrics.
+    // A checkpoint of an earlier version lacks the hash of the weights. The last line of the metrics then gives the
+    // hash.
     let hash = Some(&state.hash).filter(|hash| !hash.is_empty()).or(last.map(|last| &last.hash));
     let now = trainer.weights_fingerprint()?;
     if hash.is_some_and(|hash| now != *hash) {
@@ -296,10 +298,10 @@ fn restore_optimizer_state(
 }
 
 /// Prints at which step a run resumes, with warnings. `differences` are warnings that the device, the instruction set
-/// or code have changed, so that bits may differ from the earlier process.
+/// or code has changed, so that bits may differ from those of the earlier process.
 fn print_resumption(
     progress: &Progress,
-    resumed: &Resumed,
+    resumed: &ResumedCheckpoint,
     state: &RunState,
     differences: impl Iterator<Item = String>,
 ) {

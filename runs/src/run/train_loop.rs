@@ -11,7 +11,7 @@ use reel_train::options::TrainingOptions;
 use reel_train::setup::RunSetup;
 use reel_train::step::trainer::{StepResult, Trainer};
 
-use super::validation::Validation;
+use super::validation::ValidationRows;
 
 /// The part of a run that differs between the training commands `sft` and `grpo`: the data, and what one step does.
 pub trait TrainLoop<'a>: Sized {
@@ -22,13 +22,13 @@ pub trait TrainLoop<'a>: Sized {
 
     /// Opens the data source of the run.
     fn open_rows(setup: &RunSetup<'a, Self::Options>) -> Result<Self::DataSource>;
-    /// Returns how the rows are grouped into micro-batches, for data of `rows` rows.
+    /// Returns how rows are grouped into micro-batches, for data with `rows` rows.
     fn batching(options: &Self::Options, rows: usize) -> MicroBatchOptions;
     /// Number of training steps of a run whose data gives `batches` micro-batches.
     fn step_count(options: &Self::Options, batches: u64) -> u64;
-    /// Number of rows that a process prepares ahead, one of `processes`.
+    /// Number of rows that a process prepares ahead, if the run has `processes` processes.
     fn rows_ahead(options: &Self::Options, processes: usize) -> usize;
-    /// How the processes of a run share the rows of a step's micro-batches.
+    /// Returns how the processes of a run share the rows of a step's micro-batches.
     fn shared_feed(options: &Self::Options, ranks: &Arc<Ranks>) -> FeedRanks;
     /// Whether every row must be read with its media before the first step.
     fn must_scan_all_rows(options: &Self::Options) -> bool;
@@ -43,10 +43,10 @@ pub trait TrainLoop<'a>: Sized {
     /// Does step `n`, counted from 1. Returns `None` if the data has ended.
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>>;
     /// The validation rows; `None` if the run has none.
-    fn validation(&self) -> Option<&Validation<'a>> {
+    fn validation(&self) -> Option<&ValidationRows<'a>> {
         None
     }
-    /// The files that this loop needs in a checkpoint in addition to weights and optimizer state, as (path in the
-    /// checkpoint folder, contents).
+    /// The files that this loop needs in a checkpoint in addition to weights and optimizer state, as pairs of the
+    /// path in the checkpoint folder and the contents.
     fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>>;
 }

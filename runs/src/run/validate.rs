@@ -23,7 +23,7 @@ use crate::folder::resume;
 /// The result of `--check-data`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataCheckResult {
-    /// Number of rows.
+    /// Number of rows of the data.
     pub rows: usize,
     /// Number of rows that cannot be used.
     pub bad: usize,
@@ -36,7 +36,7 @@ pub struct DataCheckResult {
 /// The result of `--check-data` for the rows of `--eval-file`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ValidationCheckResult {
-    /// Number of rows.
+    /// Number of validation rows.
     pub rows: usize,
     /// The rows that cannot be used, in file order.
     pub unusable: Vec<SkippedRow>,
@@ -61,8 +61,8 @@ pub fn check_data<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Res
     Ok(DataCheckResult { rows: rows.row_count(), bad: unusable.len(), list, validation: None })
 }
 
-/// Returns, in file order, the rows that are found to be unusable without loading media: rows in the `--quarantine`
-/// list, and rows with wrong fields.
+/// Returns, in file order, the rows that are known to be unusable before media are loaded: rows in the `--quarantine`
+/// list, and rows with invalid fields.
 ///
 /// # Errors
 /// No row is left for training; in a strict run, a row has wrong fields.
@@ -80,8 +80,8 @@ pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Re
     }
 }
 
-/// Returns the rows of `among`, ascending row numbers, that are in the list `quarantine` or have wrong fields. In a
-/// strict run, the first row with wrong fields is an error.
+/// Returns those rows of `among` (ascending row numbers) that are in the list `quarantine` or have invalid fields. In
+/// a strict run, the first row with invalid fields is an error.
 pub(super) fn unusable_rows_among<R: DataSource>(
     options: &RunOptions,
     rows: &R,
@@ -109,9 +109,9 @@ pub(super) fn unusable_rows_among<R: DataSource>(
     }
 }
 
-/// What a run knows about its data before the first step.
+/// What a run finds out about its data before the first step.
 pub(super) struct ScannedRows {
-    /// The run's number of steps: `--max-steps`, else counted from the data.
+    /// The run's number of steps: `--max-steps` or, without it, the number computed from the data.
     pub steps: u64,
     /// All unusable rows if the command reads every row before the first step, else the rows in `known` of
     /// [`scan_rows`].
@@ -120,8 +120,8 @@ pub(super) struct ScannedRows {
     pub lengths: BTreeMap<usize, usize>,
 }
 
-/// Counts the run's steps, and reads every row before the first step if the command does so. `known` are the rows that
-/// are known to be unusable.
+/// Computes the run's number of steps. Reads every row before the first step if the command requires it. `known` are
+/// the rows that are known to be unusable.
 pub(super) fn scan_rows<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     rows: &Arc<W::DataSource>,
@@ -137,7 +137,7 @@ pub(super) fn scan_rows<'a, W: TrainLoop<'a>>(
     }
     let scan = match every {
         true if options.check_data => {
-            // Rank 0 writes the list.
+            // Only rank 0 writes the list of unusable rows.
             let journal = match setup.ranks.is_none_or(|run| run.is_rank_0()) {
                 true => {
                     let fingerprint = resume::data_check_fingerprint(setup, &**rows)?;
@@ -151,7 +151,7 @@ pub(super) fn scan_rows<'a, W: TrainLoop<'a>>(
         true => RowsToScan::AllBut(&known),
         false => RowsToScan::None,
     };
-    // Several ranks agree on `setup.stop` only between two steps.
+    // Several ranks can agree on `setup.stop` only between two steps.
     let (stop, ranks) = setup.ranks.map_or((setup.stop, None), |run| (run.interrupted, Some(&**run.ranks)));
     let scan = || length::scan_and_count_batches(&batching, fixed.is_none(), scan, rows, order, stop, ranks);
     let found = match ranks.and_then(|ranks| thread_pool_of_one(ranks.world().local_size)) {
@@ -163,8 +163,8 @@ pub(super) fn scan_rows<'a, W: TrainLoop<'a>>(
     Ok(ScannedRows { steps, unusable, lengths: found.lengths })
 }
 
-/// A thread pool with the share of this machine's cores that one of `processes` processes has; `None` if its threads
-/// cannot be started.
+/// Returns a thread pool for one of the `processes` processes on this machine, with its share of the CPU cores;
+/// `None` if the threads cannot be started.
 fn thread_pool_of_one(processes: usize) -> Option<ThreadPool> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     ThreadPoolBuilder::new().num_threads((cores / processes).max(1)).build().ok()

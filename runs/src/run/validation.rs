@@ -25,15 +25,15 @@ use reel_train::{Result, TrainError};
 
 use super::validate::{ValidationCheckResult, unusable_rows_among};
 
-/// Time between two lines of progress.
+/// Time between two progress lines.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The validation rows of a run.
 #[derive(Clone)]
-pub struct Validation<'a> {
+pub struct ValidationRows<'a> {
     setup: SftSetup<'a>,
     source: Arc<SftSampleSource>,
-    /// The row numbers in `source`, ascending.
+    /// The row numbers in `source`, in ascending order.
     rows: Vec<usize>,
     /// Rows that are known to be unusable without loading media.
     unusable: Vec<SkippedRow>,
@@ -45,8 +45,9 @@ pub struct Validation<'a> {
     fingerprint: String,
 }
 
-impl<'a> Validation<'a> {
-    /// Makes the validation rows of the `rows` of a source. `batching` says how they are grouped into micro-batches.
+impl<'a> ValidationRows<'a> {
+    /// Makes validation rows from the rows `rows` of a source. `batching` says how they are grouped into
+    /// micro-batches.
     ///
     /// # Errors
     /// The fields of all rows or, in a strict run, of one row cannot be used.
@@ -66,8 +67,8 @@ impl<'a> Validation<'a> {
         Ok(Self { setup: *setup, source, rows, unusable, batching, threads, window, fingerprint })
     }
 
-    /// Reads every row, including its media, and returns what is found. All ranks call it together, and all return the
-    /// same result.
+    /// Reads every row, including its media, and returns which rows are unusable. All ranks call it together and get
+    /// the same result.
     ///
     /// # Errors
     /// No row or, in a strict run, one row cannot be used; the check was interrupted.
@@ -81,18 +82,18 @@ impl<'a> Validation<'a> {
         Ok(ValidationCheckResult { rows: self.rows.len(), unusable: found.skipped })
     }
 
-    /// Fingerprint of the set of rows.
+    /// Fingerprint of the set of validation rows.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
-    /// The rows in micro-batches.
+    /// Returns a feed of the rows in micro-batches.
     pub fn feed(&self) -> MicroBatchFeed<SftSampleSource> {
         let order = RowOrder::file_order(self.rows.len()).restricted_to(self.rows.iter().copied());
         let from = DataPosition { slot: 0, skipped: self.unusable.iter().map(|row| row.row).collect() };
         let ranks = self.setup.ranks.map(|run| FeedRanks {
             ranks: run.ranks.clone(),
-            // All rows belong to one step.
+            // All validation rows belong to a single step.
             per_step: usize::MAX,
             assignment: RankAssignment::InTurn,
         });
@@ -100,8 +101,8 @@ impl<'a> Validation<'a> {
             .share_among(ranks)
     }
 
-    /// Computes the loss of all rows with the weights of `trainer`. `print` gets lines of progress. All ranks call it
-    /// together, and all return the same result.
+    /// Computes the loss of all rows with the weights of `trainer`. `print` gets progress lines. All ranks call it
+    /// together and get the same result.
     ///
     /// # Errors
     /// [`TrainError::Stopped`] when the run was interrupted; no row can be used or has a learned token; in a strict
@@ -119,7 +120,7 @@ impl<'a> Validation<'a> {
             }
             let mut micro_batches = 0;
             while micro_batches < size {
-                let next = lender.lend_during(|| feed.next_micro_batch_or_stop(Some(self.setup.stop)));
+                let next = lender.lend_device_during(|| feed.next_micro_batch_or_stop(Some(self.setup.stop)));
                 let next = next.map_err(|e| with_flag(e.into(), flag_of_rows(&self.setup)))?;
                 let Some(mut batch) = next else { break };
                 micro_batches += 1;
@@ -151,7 +152,7 @@ impl<'a> Validation<'a> {
         validation_loss(&losses, skipped_rows.len(), &self.fingerprint).ok_or_else(|| self.no_learned_token())
     }
 
-    /// Whether a rank was interrupted. All ranks call it together and return the same.
+    /// Whether any rank was interrupted. All ranks call it together and get the same result.
     fn is_interrupted(&self) -> Result<bool> {
         let Some(run) = self.setup.ranks else { return Ok(self.setup.stop.load(Ordering::Relaxed)) };
         let own = [u8::from(run.interrupted.load(Ordering::Relaxed))];
@@ -177,13 +178,13 @@ impl<'a> Validation<'a> {
     }
 }
 
-/// The flag that gives the validation rows of a run that has some.
+/// The command line flag that gives a run its validation rows.
 fn flag_of_rows(setup: &SftSetup) -> &'static str {
     if setup.options.eval_file.is_some() { "--eval-file" } else { "--val-size" }
 }
 
-/// Puts `flag` before the location of an error about the data, which otherwise looks like an error about the training
-/// rows. Other errors are returned unchanged.
+/// Puts `flag` before the location of an error about the data. Without `flag`, the error would look like an error
+/// about the training rows. Other errors are returned unchanged.
 fn with_flag(e: TrainError, flag: &str) -> TrainError {
     match e {
         TrainError::Data(mut diagnostic) => {

@@ -77,8 +77,8 @@ impl EvaluationOptions {
         self.eval_steps > 0 && self.eval_benchmark.is_some()
     }
 
-    /// The metric by which checkpoints are compared: `--metric-for-best-model`, or its default. `validates` says
-    /// whether the run has validation rows.
+    /// Returns the metric by which checkpoints are compared: `--metric-for-best-model`, or its default. `validates`
+    /// says whether the run has validation rows.
     pub(super) fn best_metric(&self, validates: bool) -> BestMetric {
         let default = match (self.has_benchmarks(), validates) {
             (true, _) => BestMetric::Eval,

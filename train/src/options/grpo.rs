@@ -36,7 +36,7 @@ pub enum ImportanceSamplingLevel {
     Sequence,
 }
 
-/// The value of `--reward-env` that names no variable.
+/// The special value of `--reward-env` that stands for no variables.
 const NO_VARIABLE: &str = "none";
 
 /// The options of `reel grpo`, including those of all training commands.
@@ -147,7 +147,8 @@ pub struct GrpoOptions {
     /// Train on given completions instead of sampling: a JSON line per group with row, completions, rewards
     #[arg(long, value_name = "FILE")]
     pub rollouts: Option<PathBuf>,
-    /// Folder of a run's recorded rollouts, which `reel replay` uses instead of sampling. It has no flag.
+    /// Folder with the recorded rollouts of a run, which `reel replay` uses instead of sampling. This option has no
+    /// flag.
     #[arg(skip)]
     #[serde(skip)]
     pub recorded: Option<PathBuf>,
@@ -187,15 +188,15 @@ mod text_or_list {
     }
 }
 
-/// Reads `top_k`; -1 stands for all tokens in vLLM, as 0 does.
+/// Reads `top_k`. The value -1 stands for all tokens in vLLM, like 0 here.
 fn top_k<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     let number = i64::deserialize(deserializer)?;
     let unsigned = u32::try_from(if number == -1 { 0 } else { number });
     unsigned.map_err(|_| serde::de::Error::custom("give 0 or more, or -1 for all tokens"))
 }
 
-/// Reads reward weights: a text, or a list of numbers as in TRL's configuration files, which becomes a text such as
-/// `1,0.5`.
+/// Reads reward weights: a text, or a list of numbers as in TRL's configuration files. The list is converted to a
+/// text such as `1,0.5`.
 fn numbers_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "not a text or a list of numbers")]
@@ -210,7 +211,7 @@ fn numbers_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
 }
 
 impl GrpoOptions {
-    /// Prompts per step, each with a group of completions.
+    /// Number of prompts per step. Each prompt has a group of completions.
     pub fn groups_per_step(&self) -> usize {
         self.per_device_train_batch_size * self.gradient_accumulation_steps / self.num_generations.max(1)
     }
@@ -220,7 +221,7 @@ impl GrpoOptions {
         self.per_device_train_batch_size / self.num_generations.max(1)
     }
 
-    /// The weight of each reward. The weight of the length reward is 0 with `--len-control false`.
+    /// Returns the weight of each reward. The weight of the length reward is 0 with `--len-control false`.
     ///
     /// # Errors
     /// A name is not a reward or is given twice, a weight is not a number, or the count of numbers differs from the
@@ -231,7 +232,7 @@ impl GrpoOptions {
         let mut weights = given.transpose()?.unwrap_or_default();
         if !self.reward_funcs.is_empty() {
             let is_named = |name: &&str| self.reward_funcs.iter().any(|named| named == *name);
-            weights = weights.with_default_zero(OWN_FUNCTIONS.into_iter().filter(|name| !is_named(name)));
+            weights = weights.with_default_weight_zero(OWN_FUNCTIONS.into_iter().filter(|name| !is_named(name)));
         }
         Ok(if self.len_control == Some(false) { weights.without_length_reward()? } else { weights })
     }
@@ -241,7 +242,7 @@ impl GrpoOptions {
         !self.reward_command.is_empty() || self.python_reward_functions().next().is_some() || self.reward_url.is_some()
     }
 
-    /// The Python functions in `--reward-funcs`, without the rewards of this program.
+    /// The Python functions in `--reward-funcs`, without the names of built-in rewards.
     pub fn python_reward_functions(&self) -> impl Iterator<Item = &str> {
         self.reward_funcs.iter().map(String::as_str).filter(|name| !OWN_FUNCTIONS.contains(name))
     }
@@ -267,13 +268,14 @@ impl GrpoOptions {
         commands.into_iter().chain(functions).chain(url).collect()
     }
 
-    /// The environment variables that the reward command gets besides the basic ones; `None`: all.
+    /// The environment variables that the reward command gets in addition to the basic ones; `None` stands for all
+    /// variables.
     pub fn reward_environment(&self) -> Option<Vec<String>> {
         let names = self.reward_env.as_ref()?;
         Some(names.iter().filter(|name| *name != NO_VARIABLE).cloned().collect())
     }
 
-    /// Checks that each Python function has a name of its own among the rewards of the run.
+    /// Checks that each Python function has a different name from all other rewards of the run.
     fn validate_functions(&self) -> Result<()> {
         let own = [
             ("accuracy", true),
@@ -292,13 +294,13 @@ impl GrpoOptions {
         Ok(())
     }
 
-    /// The upper clipping range of importance ratios: `--epsilon-high`, or `--epsilon` if that is not given.
+    /// The upper clipping range of importance ratios: `--epsilon-high` or, without it, `--epsilon`.
     pub fn epsilon_high(&self) -> f64 {
         self.epsilon_high.unwrap_or(self.epsilon)
     }
 }
 
-/// The rewards of this program that `--reward-funcs` may name, as TRL's and ms-swift's options do.
+/// The built-in rewards that `--reward-funcs` may name, as the options of TRL and ms-swift do.
 const OWN_FUNCTIONS: [&str; 2] = ["accuracy", "format"];
 
 impl TrainingOptions for GrpoOptions {
@@ -457,8 +459,8 @@ mod tests {
         }
     }
 
-    /// In `run.json` and configuration files, no reward command is null, one is a string and several are a list.
-    /// Earlier versions wrote only null or a string.
+    /// In `run.json` and configuration files, `reward_command` is null for no command, a string for one and a list
+    /// for several. Earlier versions wrote only null or a string.
     #[test]
     fn functions_have_names_and_weights() {
         let o = parse(&["--reward-funcs", "my.py:brevity", "lib.rewards:tone", "--reward-weights", "2,0.5"]);

@@ -111,7 +111,7 @@ impl std::fmt::Display for GradientCheckpointing {
     }
 }
 
-/// The values of [`GradientCheckpointing`] in configuration files. TRL's files have a boolean instead: true means
+/// The form of [`GradientCheckpointing`] in configuration files. TRL's files have a boolean instead: true means
 /// `full`, false means `none`.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -42,8 +42,8 @@ pub trait TrainingOptions: Default + Serialize + Deref<Target = RunOptions> {
         false
     }
 
-    /// The number of steps between two evaluations of the model in training: `--eval-steps`, or `--save-steps` with
-    /// validation rows alone. 0 if the run does not evaluate the model.
+    /// The number of steps between two evaluations of the model in training: `--eval-steps`, or `--save-steps` if the
+    /// run has validation rows but no `--eval-steps`. 0 if the run does not evaluate the model.
     fn evaluation_interval(&self) -> u64 {
         match (self.evaluation.eval_steps, self.has_validation_rows()) {
             (0, true) if self.save_steps == 0 => u64::MAX,
@@ -290,7 +290,7 @@ pub(super) fn default_options<T: Args>() -> T {
     matches.and_then(|m| T::from_arg_matches(&m)).expect("every option has a default, which a test checks")
 }
 
-/// Implements two traits for the options of a training command: `Deref` to the shared options in its field `run`, and
+/// Implements two traits for the options of a training command: `Deref` to the shared options in the field `run`, and
 /// `Default` with the values of an empty command line.
 macro_rules! extends_run_options {
     ($options:ty) => {
@@ -323,12 +323,12 @@ impl Default for RunOptions {
     }
 }
 
-/// Maximum number of rows per micro-batch, and of micro-batches per step. There is a limit because all rows of a step
+/// Maximum number of rows per micro-batch, and of micro-batches per step. It is limited because all rows of a step
 /// are in memory.
 const MAX_ROWS: usize = 1 << 16;
 
 impl RunOptions {
-    /// The folder that media paths in the data are relative to.
+    /// The folder to which media paths in the data are relative.
     pub fn media_root(&self) -> PathBuf {
         match &self.media_root {
             Some(root) => root.clone(),
@@ -341,7 +341,7 @@ impl RunOptions {
         self.report_to.contains(&reporter)
     }
 
-    /// The project in Weights & Biases, found as the W&B client finds it: `--wandb-project`, else the environment
+    /// The project in Weights & Biases, by the rule of the W&B client: `--wandb-project`, else the environment
     /// variable `WANDB_PROJECT`, else `uncategorized`.
     pub fn wandb_project(&self) -> String {
         let given = self.wandb_project.clone().or_else(|| std::env::var("WANDB_PROJECT").ok());
@@ -364,14 +364,14 @@ impl RunOptions {
         self.max_steps.and_then(|n| u64::try_from(n).ok()).filter(|&n| n > 0)
     }
 
-    /// The largest norm of all gradients, to which they are clipped. `f32::MAX`, which clips nothing, if
-    /// `--max-grad-norm` is 0, as in transformers.
+    /// The maximum norm of all gradients together, to which they are clipped. If `--max-grad-norm` is 0, it is
+    /// `f32::MAX`, which clips nothing, as in transformers.
     pub fn gradient_norm_limit(&self) -> f32 {
         if self.max_grad_norm == 0.0 { f32::MAX } else { self.max_grad_norm as f32 }
     }
 
-    /// The number of newest checkpoints to keep. `None`, for all of them, if `--save-total-limit` is not given, 0 or
-    /// negative, as in transformers.
+    /// The number of newest checkpoints to keep. `None` keeps all, as in transformers: if `--save-total-limit` is not
+    /// given, 0 or negative.
     pub fn checkpoint_limit(&self) -> Option<usize> {
         self.save_total_limit.and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0)
     }

@@ -57,7 +57,7 @@ pub struct SftOptions {
 run::extends_run_options!(SftOptions);
 
 impl SftOptions {
-    /// The label rule: `--labels`, or the default of `--parity`.
+    /// The rule that selects the learned tokens: `--labels`, or the default of `--parity`.
     pub fn label_rule(&self) -> LabelRule {
         self.labels.unwrap_or(match self.parity {
             Recipe::Paper => LabelRule::Assistant,
@@ -65,14 +65,14 @@ impl SftOptions {
         })
     }
 
-    /// The rows of `--data` that are held back from training: a share below 1, or a number. `None` if there are none,
-    /// as with the value 0.
+    /// The size of the validation set that is held back from `--data`: a share below 1, or a number of rows. `None`
+    /// if no rows are held back, as with the value 0.
     pub fn held_out_size(&self) -> Option<f64> {
         self.val_size.filter(|&size| size > 0.0)
     }
 
-    /// The folder that media paths in the rows of `--eval-file` are relative to: `--media-root`, or the folder of the
-    /// first file.
+    /// The folder to which media paths in the rows of `--eval-file` are relative: `--media-root`, or the folder of
+    /// the first file.
     pub fn validation_media_root(&self) -> PathBuf {
         match (&self.media_root, &self.eval_file) {
             (None, Some(file)) => reel_data::media_root(file),

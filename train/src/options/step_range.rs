@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
-/// The steps `first` to `last`, counted from 1. Both belong to the range.
+/// The steps `first` to `last`, both inclusive, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct StepRange {

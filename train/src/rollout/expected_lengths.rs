@@ -1,38 +1,39 @@
-//! The expected numbers of tokens of rows, by which the ranks of a run share the prompts of a step.
+//! The expected numbers of tokens of rows. By these numbers the prompts of a step are divided among the ranks of a
+//! run.
 
 use std::collections::HashMap;
 
-/// The numbers of tokens that are known of each row of the data file.
+/// The known numbers of tokens of each row of the data file.
 #[derive(Debug, Default)]
 pub(super) struct ExpectedLengths {
-    /// The prompts: the number in the row's last rollout, else an estimate.
+    /// The number of tokens of each row's prompt: from the row's last rollout, else an estimate.
     prompts: HashMap<usize, u64>,
-    /// All completions of the row's last rollout together.
+    /// The number of tokens of all completions in each row's last rollout together.
     completions: HashMap<usize, u64>,
-    /// The sum of the completions of all rollouts so far, and the number of rollouts.
+    /// The number of tokens of the completions of all rollouts so far, and the number of rollouts.
     total: u64,
     count: u64,
 }
 
 impl ExpectedLengths {
-    /// The number of tokens of the prompt of `row`, if it is known or was estimated.
+    /// The number of tokens of the prompt of `row`, if it is known or has been estimated.
     pub fn prompt_tokens(&self, row: usize) -> Option<u64> {
         self.prompts.get(&row).copied()
     }
 
-    /// Keeps the estimate of a prompt, so that it is made once.
+    /// Stores the estimated number of tokens of a prompt, so that it is computed only once.
     pub fn set_estimated_prompt_tokens(&mut self, row: usize, tokens: u64) {
         self.prompts.insert(row, tokens);
     }
 
-    /// The expected number of tokens of all completions of `row` together: that of its last rollout, else the mean of
-    /// all rollouts, else 0. In the first step this counts the same for all rows.
+    /// The expected number of tokens of all completions of `row` together: the number in its last rollout, else the
+    /// mean over all rollouts, else 0. In the first step all rows have the same expectation.
     pub fn completion_tokens(&self, row: usize) -> u64 {
         let mean = || self.total.checked_div(self.count).unwrap_or(0);
         self.completions.get(&row).copied().unwrap_or_else(mean)
     }
 
-    /// Records a rollout of `row`.
+    /// Records the numbers of tokens of a rollout of `row`: of its prompt, and of all its completions together.
     pub fn record_rollout(&mut self, row: usize, prompt: u64, completions: u64) {
         self.prompts.insert(row, prompt);
         self.completions.insert(row, completions);

@@ -34,7 +34,7 @@ pub struct RolloutFile {
     lines: Vec<(usize, RolloutLine)>,
 }
 
-/// The help text of errors about a line; shows the format of a line.
+/// Help text of errors about a line. It shows the format of a line.
 const FORM: &str = "write one {\"row\": 0, \"completions\": [[ids], …], \"rewards\": [numbers]} per line";
 
 impl RolloutFile {
@@ -55,12 +55,12 @@ impl RolloutFile {
         Ok(Self { path: path.to_path_buf(), hash: bytes_fingerprint(text.as_bytes()), lines })
     }
 
-    /// Number of groups.
+    /// The number of groups in the file.
     pub fn group_count(&self) -> usize {
         self.lines.len()
     }
 
-    /// The group at `index`.
+    /// Returns the line of the group at `index`.
     pub fn line(&self, index: usize) -> &RolloutLine {
         &self.lines[index].1
     }
@@ -70,7 +70,7 @@ impl RolloutFile {
         self.lines[index].0
     }
 
-    /// File and line of the group at `index`, for messages.
+    /// File and line number of the group at `index`, for messages.
     pub fn location(&self, index: usize) -> String {
         format!("{}:{}", self.path.display(), self.line_number(index))
     }

@@ -1,4 +1,4 @@
-//! Groups of completions in the form that the loss needs, and the set of groups that one or more steps train on.
+//! Groups of completions in the form that the loss needs, and the set of groups on which one or more steps train.
 //!
 //! [`RolloutWorker`](super::worker::RolloutWorker) makes groups by sampling, [`groups_from_file`] from `--rollouts`;
 //! [`crate::step::grpo::step`] trains on a [`RolloutSet`].
@@ -14,19 +14,19 @@ use serde::{Deserialize, Serialize};
 
 use super::products::StoredRolloutOutputs;
 use super::prompts::{Prompt, PromptSource};
-use super::spread::GroupSpread;
+use super::spread::GroupAssignment;
 use crate::file_names::ROLLOUT_SET_FILE;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
 use crate::{Result, TrainError};
 
-/// The tokens of one completion, and how many of them the loss counts.
+/// The tokens of one completion, and how many of them count in the loss.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CompletionTokens {
-    /// All token ids, the end token included.
+    /// All token ids of the completion, including the end token.
     pub ids: Vec<TokenId>,
-    /// Number of tokens, from the first, that the loss counts: up to and including the first `<|im_end|>`; 0 if
-    /// `--mask-truncated-completions` excludes the completion.
+    /// Number of tokens at the start of the completion that count in the loss: up to and including the first
+    /// `<|im_end|>`; 0 if `--mask-truncated-completions` excludes the completion.
     #[serde(rename = "counted")]
     pub learned_len: usize,
     /// Log-probability of each token under the weights that sampled it; empty for completions of a `--rollouts` file.
@@ -43,8 +43,9 @@ pub struct EndTokens {
 }
 
 impl CompletionTokens {
-    /// Makes a completion whose tokens count in the loss up to the first `<|im_end|>`, or all if it has none. With
-    /// `mask_truncated`, a completion that has no `<|im_end|>` and does not end with a stop token counts no token.
+    /// Makes a completion whose tokens count in the loss up to the first `<|im_end|>`; without one, all tokens count.
+    /// With `mask_truncated`, no token counts if the completion has no `<|im_end|>` and does not end with a stop
+    /// token.
     pub fn new(ids: Vec<TokenId>, log_probs: Vec<f32>, ends: &EndTokens, mask_truncated: bool) -> Self {
         let is_stopped = ids.last().is_some_and(|id| ends.stop.contains(id));
         let learned_len = match ids.iter().position(|&id| Some(id) == ends.turn) {
@@ -55,16 +56,16 @@ impl CompletionTokens {
         Self { ids, learned_len, log_probs }
     }
 
-    /// The tokens that the loss counts.
+    /// The tokens that count in the loss.
     pub fn learned_tokens(&self) -> &[TokenId] {
         &self.ids[..self.learned_len]
     }
 }
 
-/// A GRPO group: the completions of one prompt. Their rewards are compared with each other to give advantages.
+/// A GRPO group: the completions of one prompt. Advantages come from comparing their rewards with each other.
 #[derive(Clone, Debug)]
 pub struct RolloutGroup {
-    /// The prompt.
+    /// The prompt of the group.
     pub prompt: Arc<Prompt>,
     /// The completions of the prompt.
     pub completions: Vec<CompletionTokens>,
@@ -74,13 +75,13 @@ pub struct RolloutGroup {
     pub advantages: Vec<f32>,
 }
 
-/// The groups that `--num-iterations` training steps use, and the log-probabilities that the first of these steps
-/// computed.
+/// The groups on which `--num-iterations` training steps train, and the log-probabilities that the first of these
+/// steps computed.
 #[derive(Clone, Debug, Default)]
 pub struct RolloutSet {
-    /// The groups.
+    /// The groups of completions on which the steps train.
     pub groups: Vec<RolloutGroup>,
-    /// The rank that computes each micro-batch of groups, and has prepared their prompts; empty in a single process.
+    /// The rank that computes each micro-batch of groups and has prepared its prompts; empty in a single process.
     pub ranks_of_micro_batches: Vec<usize>,
     /// Number of training steps that have used this set.
     pub uses: u64,
@@ -89,19 +90,18 @@ pub struct RolloutSet {
     pub old_log_probs: Vec<Vec<f32>>,
     /// For each micro-batch, f32 `[L]`: log-probabilities of its L learned tokens under the reference weights.
     pub ref_log_probs: Vec<Vec<f32>>,
-    /// The `ref_log_probs` of this process's micro-batches only, if they were computed while custom rewards were
-    /// computed. The first step on the set takes them and gathers `ref_log_probs` from all processes.
+    /// The `ref_log_probs` of this process's micro-batches only, if they were computed at the same time as custom
+    /// rewards. The first step on the set takes them and gathers `ref_log_probs` from all processes.
     pub own_ref_log_probs: Option<Vec<Vec<f32>>>,
     /// Metrics of sampling and scoring.
     pub metrics: GrpoMetrics,
-    /// Time that the reference model computed while custom rewards were computed. The first step on this
-    /// rollout set adds this time to `train_seconds`.
+    /// Time that the reference model took while custom rewards were computed. The first step on this rollout set adds
+    /// it to `train_seconds`.
     pub while_scoring: Duration,
     /// A preview of some rollouts for TensorBoard and Weights & Biases. The first step on this rollout set takes the
     /// preview out and reports it.
     pub preview: Option<RolloutPreview>,
-    /// Outputs of matrix products that sampling kept. The first step on the set reuses the outputs and frees their
-    /// memory.
+    /// Outputs of matrix products that sampling kept. The first step on the set reuses them and frees their memory.
     pub products: Option<Arc<StoredRolloutOutputs>>,
 }
 
@@ -126,9 +126,9 @@ impl RolloutSet {
         (old.map(Vec::as_slice), self.ref_log_probs.get(micro_batch).map(Vec::as_slice))
     }
 
-    /// Reads the rollout set of a checkpoint. Spreads its micro-batches over the ranks, and prepares the prompts of
+    /// Reads the rollout set of a checkpoint. Assigns its micro-batches to the ranks, and prepares the prompts of
     /// this rank's micro-batches again.
-    pub fn read(path: &Path, prompts: &PromptSource, spread: &GroupSpread) -> Result<Self> {
+    pub fn read(path: &Path, prompts: &PromptSource, spread: &GroupAssignment) -> Result<Self> {
         let damaged =
             |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
         let text = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(path, e))?;
@@ -153,7 +153,7 @@ impl RolloutSet {
                 advantages: g.advantages,
             });
         }
-        let ranks_of_micro_batches = spread.spread_groups(&mut groups, prompts)?;
+        let ranks_of_micro_batches = spread.assign_groups_to_ranks(&mut groups, prompts)?;
         Ok(Self {
             groups,
             ranks_of_micro_batches,
@@ -168,7 +168,7 @@ impl RolloutSet {
         })
     }
 
-    /// The rollout set as JSON, which [`Self::read`] reads.
+    /// Converts the rollout set to JSON, which [`Self::read`] reads.
     pub fn to_checkpoint_json(&self) -> Result<Vec<u8>> {
         let groups = self.groups.iter().cloned().map(|g| StoredGroup {
             row: g.prompt.row,
@@ -189,7 +189,7 @@ impl RolloutSet {
     }
 }
 
-/// A [`RolloutSet`] as a checkpoint stores it: only the row number of each prompt is stored.
+/// The form in which a checkpoint stores a [`RolloutSet`]. Only the row number of each prompt is stored.
 #[derive(Serialize, Deserialize)]
 struct StoredSet {
     uses: u64,
@@ -202,7 +202,7 @@ struct StoredSet {
     metrics: GrpoMetrics,
 }
 
-/// A [`RolloutGroup`] as a checkpoint stores it.
+/// The form in which a checkpoint stores a [`RolloutGroup`].
 #[derive(Serialize, Deserialize)]
 struct StoredGroup {
     row: usize,
@@ -211,7 +211,7 @@ struct StoredGroup {
     advantages: Vec<f32>,
 }
 
-/// Makes a group of each prompt, with the prompt's completions and rewards from the `--rollouts` file.
+/// Makes a group for each prompt, with the prompt's completions and rewards from the `--rollouts` file.
 pub fn groups_from_file(options: &GrpoOptions, prompts: Vec<Prompt>, ends: &EndTokens) -> Vec<RolloutGroup> {
     let group = |mut prompt: Prompt| {
         let line = prompt.given.take().unwrap_or_default();
@@ -236,7 +236,7 @@ mod tests {
         let learned = |ids: &[TokenId], mask| CompletionTokens::new(ids.to_vec(), Vec::new(), &ends, mask).learned_len;
         for mask in [false, true] {
             assert_eq!(learned(&[1, 9, 2, 9], mask), 2);
-            // A stop token other than `<|im_end|>` (here 8) does not end the learned tokens if further tokens follow.
+            // A stop token other than `<|im_end|>` (here 8) does not end the learned tokens if more tokens follow it.
             assert_eq!(learned(&[1, 8, 2, 9], mask), 4);
             assert_eq!(learned(&[1, 2, 8], mask), 3);
         }

@@ -1,5 +1,5 @@
-//! Keeps the outputs of the policy's matrix products during a rollout, so that the training step on this rollout need
-//! not compute them again.
+//! Keeps the outputs of the policy's matrix products during a rollout, so that the training step on this rollout does
+//! not have to compute them again.
 //!
 //! On device `cpu`, the policy's forward pass in a training step computes the same products as the preceding rollout,
 //! with the same bits, because weights and tokens are the same. If the outputs fit into memory, the rollout keeps them
@@ -30,22 +30,22 @@ pub struct RolloutOutputStore {
     dtype: DType,
     /// Number of processes of the run on this machine, which share its memory.
     processes: u64,
-    /// Maximum number of bytes for the outputs of one rollout: this process's part of a quarter of the memory that is
-    /// free at the first rollout.
+    /// Maximum number of bytes for the outputs of one rollout: a quarter of the memory that is free at the first
+    /// rollout, divided by the number of processes on the machine.
     limit: OnceLock<u64>,
 }
 
 /// The kept outputs of a rollout's matrix products.
 #[derive(Debug)]
 pub struct StoredRolloutOutputs {
-    /// The kept outputs.
+    /// The memory with the kept outputs of all groups.
     pub products: Arc<StoredOutputs>,
-    /// The rows in `products` of each group, by the index of its prompt among all prompts of the rollout. Prompts that
-    /// another process samples have no rows.
+    /// The rows of `products` that each group uses, by the index of its prompt among all prompts of the rollout.
+    /// Prompts that another process samples have no rows.
     groups: BTreeMap<usize, GroupRows>,
 }
 
-/// The rows of a prompt's tokens, without its last one, and of each of its completions.
+/// The rows for the tokens of a prompt (without its last token) and of each of its completions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct GroupRows {
     prompt: Range<usize>,
@@ -53,19 +53,19 @@ struct GroupRows {
 }
 
 impl GroupRows {
-    /// The rows that sampling fills if no completion ends early.
+    /// Returns the rows that sampling fills if no completion ends early.
     fn of_request(rows: &StoredRequestRows, completions: usize, max_new_tokens: usize) -> GroupRows {
         let completions = (0..completions).map(|index| rows.completion_rows(index, max_new_tokens)).collect();
         GroupRows { prompt: rows.prompt_rows(), completions }
     }
 
-    /// The rows of the prompt and of the first tokens of each completion, `lengths[i]` of completion i.
+    /// Returns the used rows: those of the prompt, and those of the first `lengths[i]` tokens of each completion i.
     fn used_rows(&self, lengths: &[usize]) -> impl Iterator<Item = usize> {
         let of_completions = self.completions.iter().zip(lengths).flat_map(|(rows, n)| rows.start..rows.start + n);
         self.prompt.clone().chain(of_completions)
     }
 
-    /// The rows from `first` on that hold as many rows as [`Self::used_rows`] returns.
+    /// Returns consecutive rows from `first` on, as many as [`Self::used_rows`] returns.
     fn moved_to(&self, first: usize, lengths: &[usize]) -> GroupRows {
         let prompt = first..first + self.prompt.len();
         let mut end = prompt.end;
@@ -78,7 +78,7 @@ impl GroupRows {
 }
 
 impl RolloutOutputStore {
-    /// Creates a keeper for the rollouts of a run. Returns `None` if the training step cannot use kept outputs: on a
+    /// Creates a store for the rollouts of a run. Returns `None` if the training step cannot use kept outputs: on a
     /// GPU, where training and generation do not give the same bits; with full recompute; without a shared prefix; or
     /// with dynamic sampling.
     pub fn new(trainer: &Trainer, options: &GrpoOptions) -> Option<Self> {
@@ -98,8 +98,9 @@ impl RolloutOutputStore {
         })
     }
 
-    /// Allocates memory for the outputs of a rollout of `requests`, and sets in each request the rows to write them to.
-    /// `indices` are the indices of the requests' prompts in the rollout. Returns `None` if there is too little memory.
+    /// Allocates memory for the outputs of a rollout of `requests`, and sets in each request the rows to which they
+    /// are written. `indices` are the indices of the requests' prompts in the rollout. Returns `None` if there is too
+    /// little memory.
     pub fn allocate_for_requests(
         &self,
         requests: &mut [GenerationRequest],
@@ -131,8 +132,9 @@ impl RolloutOutputStore {
 }
 
 impl StoredRolloutOutputs {
-    /// Moves the rows of all `groups` of the rollout together. A completion that ends before the maximum length leaves
-    /// rows unused, and a micro-batch whose rows have gaps would copy them, which takes more memory than a plan counts.
+    /// Moves the rows of all `groups` of the rollout together. A completion that ends before the maximum length
+    /// leaves unused rows. Without the move, a micro-batch would have to copy its rows because of these gaps, which
+    /// takes more memory than a plan counts.
     ///
     /// # Errors
     /// Out of memory.

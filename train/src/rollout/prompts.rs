@@ -32,20 +32,20 @@ use crate::setup::GrpoSetup;
 pub struct Prompt {
     /// The row of the data file, counted from 0.
     pub row: usize,
-    /// File and line, for messages.
+    /// File and line of the row, for messages.
     pub location: String,
     /// The model's inputs, P tokens; no tokens if another process prepares this prompt.
     pub tokens: ModelInput,
     /// The `prompt` of the row: chat messages or a text.
     pub content: Value,
-    /// The columns of the row, which the rewards read to score completions: `solution`, `problem_type`, …
+    /// The other columns of the row. Rewards read them to score completions: `solution`, `problem_type`, …
     pub columns: Map<String, Value>,
     /// The line of the `--rollouts` file with this prompt's completions and rewards; `None` without such a file.
     pub given: Option<RolloutLine>,
 }
 
 impl Prompt {
-    /// Makes a prompt with model inputs only, without row, text and columns.
+    /// Makes a prompt that has only model inputs, without row, text and columns.
     pub fn from_model_input(tokens: ModelInput) -> Self {
         Self { row: 0, location: String::new(), tokens, content: Value::Null, columns: Map::new(), given: None }
     }
@@ -61,8 +61,8 @@ impl Prompt {
     }
 }
 
-/// The data source of GRPO: makes prompts of the rows of the data file. With `--rollouts`, makes prompts only of the
-/// rows that the lines of that file name.
+/// The data source of GRPO, which makes prompts from the rows of the data file. With `--rollouts`, it makes prompts
+/// only from the rows that the lines of that file name.
 #[derive(Debug)]
 pub struct PromptSource {
     data: Dataset,
@@ -72,7 +72,7 @@ pub struct PromptSource {
     /// The media files read so far.
     files: ReadMediaFiles,
     parity: Recipe,
-    /// Whether the options name a reward command or a reward URL.
+    /// Whether the options specify a reward command or a reward URL.
     custom_reward: bool,
     /// The `--rollouts` file. If it is given, the run goes through the lines of this file instead of the data rows.
     given: Option<RolloutFile>,
@@ -156,7 +156,7 @@ impl PromptSource {
     }
 
     /// The expected number of tokens of the prompt of row `row` of the data file: the number in an earlier rollout,
-    /// else an estimate by [`expected_tokens`].
+    /// else an estimate from [`expected_tokens`].
     pub fn expected_prompt_length(&self, row: usize) -> u64 {
         if let Some(tokens) = self.lengths().prompt_tokens(row) {
             return tokens;
@@ -244,9 +244,9 @@ impl SampleSource for PromptSource {
         }
     }
 
-    /// The expected number of tokens of a group: its prompt and all its completions. The completions of a `--rollouts`
-    /// file are counted; those that are sampled are as long as those of the row's last rollout, else as the mean of all
-    /// rollouts so far.
+    /// The expected number of tokens of a group: its prompt and all its completions. The tokens of given completions
+    /// (`--rollouts`) are counted. Completions that will be sampled are assumed to be as long as those of the row's
+    /// last rollout, else as the mean of all rollouts so far.
     fn expected_length(&self, row: usize) -> u64 {
         match &self.given {
             Some(given) => {

@@ -29,8 +29,8 @@ const MAX_STRIPS: u64 = 24;
 /// Decides for which steps a frame strip (a PNG image of a prompt's frames) is written.
 #[derive(Clone, Copy, Debug)]
 pub struct FrameStripSchedule {
-    /// Number of steps from one strip to the next: a multiple of `--logging-steps`, so that each step with a strip is
-    /// also reported to TensorBoard and Weights & Biases.
+    /// Number of steps from one strip to the next. It is a multiple of `--logging-steps`, so that each step with a
+    /// strip is also reported to TensorBoard and Weights & Biases.
     every: u64,
     /// Number of steps that train on the rollouts of one step (`--num-iterations`).
     iterations: u64,
@@ -46,15 +46,15 @@ impl FrameStripSchedule {
         Self { every, iterations: iterations.max(1), steps }
     }
 
-    /// Whether the rollouts sampled in step `step` get a strip: true for step 1, and if a strip is due at a step that
-    /// trains on these rollouts.
+    /// Whether the rollouts sampled in step `step` get a strip. True for step 1, and if a strip is due at any step
+    /// that trains on these rollouts.
     pub fn has_strip(self, step: u64) -> bool {
         let last = step + self.iterations - 1;
         step == 1 || last / self.every > (step - 1) / self.every || (step..=last).contains(&self.steps)
     }
 }
 
-/// Draws the strip of a prompt: some of its frames side by side. `None` if the prompt has no media.
+/// Draws the frame strip of a prompt: some of its frames side by side. `None` if the prompt has no media.
 pub fn frame_strip_of(frames: &MediaFrames) -> Result<Option<PngImage>> {
     let Some(seen) = frames.videos.first().or(frames.images.first()) else { return Ok(None) };
     Ok(Some(frame_strip(seen, 8, 96).map_err(reel_input::InputError::from)?))
@@ -63,7 +63,7 @@ pub fn frame_strip_of(frames: &MediaFrames) -> Result<Option<PngImage>> {
 /// Writes the rollouts of each step to a file.
 pub struct RolloutRecorder {
     folder: PathBuf,
-    /// The step that is being recorded; `text` holds the lines of this step so far.
+    /// The step that is being recorded. `text` holds its lines so far.
     step: u64,
     text: String,
     /// The path of the file that a background thread is writing, and the thread.
@@ -84,15 +84,15 @@ impl RolloutRecorder {
         Self { folder: out.join(ROLLOUTS_FOLDER), step: 0, text: String::new(), writing: None }
     }
 
-    /// Writes the strip of a step, which `reel report` shows.
+    /// Writes the frame strip of a step, which `reel report` shows.
     pub fn write_frame_strip(&self, step: u64, strip: &PngImage) -> Result<()> {
         let path = self.folder.join(FRAME_STRIPS_FOLDER).join(format!("{step:06}.png"));
         write_synced(&path, &strip.bytes).map_err(|e| TrainError::cannot_write(&path, e))
     }
 
-    /// Records the groups of one sampling round of a step; `used(scores)` tells whether the step trains on the group. A
-    /// background thread writes the file under another name and renames it, so the file never ends in half a line.
-    /// [`Self::wait_until_written`] waits for this thread.
+    /// Records the groups of one sampling round of a step. `used(scores)` tells whether the step trains on the group.
+    /// A background thread writes the file under another name and renames it, so that the file never ends with an
+    /// incomplete line. [`Self::wait_until_written`] waits for this thread.
     pub fn record_groups(
         &mut self,
         step: u64,
@@ -123,7 +123,7 @@ impl RolloutRecorder {
         Ok(())
     }
 
-    /// Waits until the records added so far are on the disk.
+    /// Waits until all records that were added are on the disk.
     pub fn wait_until_written(&mut self) -> Result<()> {
         let Some((path, writing)) = self.writing.take() else { return Ok(()) };
         let done = writing.join().unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")));
@@ -141,7 +141,7 @@ struct Recorded {
     log_probs: Vec<Vec<f32>>,
 }
 
-/// Reads the groups that a run trained on in step `step`.
+/// Reads the groups on which a run trained in step `step`.
 pub fn read_recorded_groups(
     folder: &Path,
     step: u64,
@@ -186,7 +186,7 @@ pub fn read_recorded_groups(
     Ok(groups)
 }
 
-/// The path of a step's file.
+/// Returns the path of the file with the rollouts of step `step`.
 pub fn rollouts_file_path(folder: &Path, step: u64) -> PathBuf {
     folder.join(format!("{step:06}.jsonl"))
 }
@@ -239,7 +239,7 @@ mod tests {
             let sampled = (1..=steps).step_by(iterations as usize);
             let sampled: Vec<u64> = sampled.filter(|&n| schedule.has_strip(n)).collect();
             prop_assert!(sampled[0] == 1 && sampled.len() as u64 <= MAX_STRIPS + 2, "{:?}", sampled);
-            // A preview is reported at the first reported step that trains on the preview's rollouts.
+            // A preview is reported at the first reported step that trains on its rollouts.
             let reported = |n: u64| n.next_multiple_of(logging_steps).min(steps) < n + iterations;
             let shown = sampled.iter().filter(|&&n| reported(n)).count();
             prop_assert!(shown > 0 && shown + 1 >= sampled.len(), "{:?}", sampled);

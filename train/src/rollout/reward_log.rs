@@ -1,5 +1,5 @@
-//! Logs what reward programs (`--reward-command`, `--reward-funcs`) write to standard error: in `OUT/reward.log`, and
-//! with `-v` on the terminal.
+//! Logs the lines that reward programs (`--reward-command`, `--reward-funcs`) write to standard error: in
+//! `OUT/reward.log`, and with `-v` also on the terminal.
 
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
@@ -14,9 +14,10 @@ use crate::setup::GrpoSetup;
 /// Clears the line of a progress bar on a terminal, which is drawn again at the next step.
 const CLEAR_LINE: &str = "\r\x1b[K";
 
-/// The log of a run. The file is created by the first line; a run that fails in its first step leaves it in OUT,
-/// because it may say why, and a later run appends to it. All ranks append to that of rank 0, and each line names its
-/// rank. A line that cannot be written is lost, because a full disk ends the run at its next checkpoint anyway.
+/// Returns the reward log of a run. The first line creates the file. If a run fails in its first step, the file stays
+/// in OUT, because it may contain the reason; a later run appends to it. All ranks append to the file of rank 0, and
+/// each line names its rank. A line that cannot be written is dropped, because a full disk ends the run at its next
+/// checkpoint anyway.
 pub fn reward_log(setup: &GrpoSetup) -> ProgramLog {
     let (out, rank) = match setup.ranks {
         None => (&*setup.options.out, None),
@@ -30,7 +31,7 @@ pub fn reward_log(setup: &GrpoSetup) -> ProgramLog {
         if file.is_none() {
             *file = OpenOptions::new().create(true).append(true).open(&path).ok();
         }
-        // One call writes the whole line, so that lines of several ranks do not mix.
+        // The whole line is written with one call, so that lines of several ranks do not mix.
         let _ = file.iter_mut().try_for_each(|file| file.write_all(format!("{line}\n").as_bytes()));
         if verbose {
             let clear = if std::io::stderr().is_terminal() { CLEAR_LINE } else { "" };

@@ -1,8 +1,8 @@
 //! Samples the completions of a step's prompts with the generation engine.
 //!
-//! All completions of a step decode in one batch, including those for shuffled videos. The random numbers of a
-//! completion are a function of the run's seed, the step, the sampling round and the index of prompt and completion,
-//! so any step can be sampled again alone.
+//! All completions of a step decode in one batch, including the completions for shuffled videos. The random numbers
+//! of a completion depend only on the run's seed, the step, the sampling round, and the indices of prompt and
+//! completion. So any step can be sampled again alone.
 
 use reel_engine::{Completion, Engine, EngineError, GenerationRequest, SamplingParams, StopCondition};
 use reel_input::ModelInput;
@@ -23,7 +23,8 @@ pub struct CompletionSampler<'a> {
     stop_token_ids: Vec<u32>,
     seed: u64,
     lender: DeviceLender<'a>,
-    /// Keeps outputs of matrix products for the training step; `None` if the training step cannot use them.
+    /// The store that keeps outputs of matrix products for the training step; `None` if the training step cannot use
+    /// them.
     keeper: Option<RolloutOutputStore>,
 }
 
@@ -69,9 +70,9 @@ impl<'a> CompletionSampler<'a> {
         Self { engine, options, stop_token_ids: stop_token_ids.to_vec(), seed, lender, keeper }
     }
 
-    /// Samples completions for the prompts of step `n` in round `round` of dynamic sampling (0 without it). Each prompt
-    /// comes with its index among all prompts of the round, some of which other processes sample. Calls `prefilled`
-    /// once, when every completion has its first token.
+    /// Samples completions for the prompts of step `n` in round `round` of dynamic sampling (0 without it). Each
+    /// prompt comes with its index among all prompts of the round, because other processes sample some of these
+    /// prompts. Calls `prefilled` once, when every completion has its first token.
     ///
     /// # Errors
     /// A prompt does not fit into the KV cache, a logit is NaN, the run is interrupted, or the device fails.
@@ -165,7 +166,7 @@ impl<'a> CompletionSampler<'a> {
     }
 }
 
-/// Copies a prompt and shuffles the frames of each of its videos, in an order that follows from `seed`.
+/// Copies a prompt and shuffles the frames of each of its videos, in an order that depends on `seed`.
 pub fn with_shuffled_frames(tokens: &ModelInput, seed: u64) -> ModelInput {
     let mut tokens = tokens.clone();
     for (video, frames) in (0u32..).zip(&mut tokens.frames.videos) {
@@ -177,7 +178,7 @@ pub fn with_shuffled_frames(tokens: &ModelInput, seed: u64) -> ModelInput {
     tokens
 }
 
-/// A random permutation of `0..n`: Fisher–Yates shuffle with Philox numbers.
+/// Returns a random permutation of `0..n`: Fisher–Yates shuffle with Philox numbers.
 fn permutation(n: usize, seed: u64, stream: u32) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {

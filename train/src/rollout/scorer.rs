@@ -20,9 +20,9 @@ use crate::rollout::siglip::SiglipScorer;
 use crate::setup::GrpoSetup;
 use crate::{Result, TrainError};
 
-/// Time that a step waits for custom rewards before it starts other work beside them. Starting other work during fast
-/// rewards gains nothing: on a machine with few cores, the reward program and this process would slow each other down.
-const PATIENCE: Duration = Duration::from_millis(2);
+/// Time that a step waits for custom rewards before it starts other work. Starting other work during fast rewards
+/// gains nothing: on a machine with few cores, the reward program and this process would slow each other down.
+const CUSTOM_REWARD_WAIT: Duration = Duration::from_millis(2);
 
 /// Scores groups of completions with the rewards that the options name.
 pub struct CompletionScorer<'a> {
@@ -67,8 +67,8 @@ impl<'a> CompletionScorer<'a> {
         Ok(Self { stop, rules, custom, siglip, lender })
     }
 
-    /// Scores the completions of `rollouts`. Custom rewards are computed outside of this process. If they take longer
-    /// than [`PATIENCE`], `meanwhile` is called while they are computed.
+    /// Scores the completions of `rollouts`. Custom rewards are computed by other processes. If they take longer than
+    /// [`CUSTOM_REWARD_WAIT`], `meanwhile` is called during their computation.
     pub fn score(&mut self, rollouts: &[Rollout], meanwhile: impl FnOnce() -> Result<()>) -> Result<Vec<Scores>> {
         let custom = match self.custom.is_empty() {
             true => Vec::new(),
@@ -111,7 +111,7 @@ impl<'a> CompletionScorer<'a> {
     }
 
     /// Sends one JSON row per completion to each custom reward and collects the scores. Calls `meanwhile` if the custom
-    /// rewards take longer than [`PATIENCE`].
+    /// rewards take longer than [`CUSTOM_REWARD_WAIT`].
     fn custom_scores(
         &mut self,
         rollouts: &[Rollout],
@@ -120,11 +120,11 @@ impl<'a> CompletionScorer<'a> {
         let rows = custom_reward_rows(rollouts);
         let (stop, lender, custom) = (self.stop, self.lender, &mut self.custom);
         for reward in custom.iter_mut() {
-            reward.begin(&rows)?;
+            reward.send_batch(&rows)?;
         }
-        let patience = Instant::now() + PATIENCE;
+        let patience = Instant::now() + CUSTOM_REWARD_WAIT;
         let early: Vec<_> =
-            lender.lend_during(|| custom.iter_mut().map(|reward| reward.finish_by(patience, stop)).collect());
+            lender.lend_device_during(|| custom.iter_mut().map(|reward| reward.finish_by(patience, stop)).collect());
         let is_slow = early.iter().any(Option::is_none);
         let finish = || -> Vec<_> {
             let all = custom.iter_mut().zip(early);
@@ -139,12 +139,12 @@ impl<'a> CompletionScorer<'a> {
                     Err(e) => return (Err(TrainError::cannot_start_thread("rewards", &e)), Vec::new()),
                 };
                 let done = meanwhile();
-                (done, lender.lend_during(|| waiting.join()).unwrap_or_else(|panic| resume_unwind(panic)))
+                (done, lender.lend_device_during(|| waiting.join()).unwrap_or_else(|panic| resume_unwind(panic)))
             }),
         };
         let scores = |(reward, flat): (&CustomReward, Result<Vec<f64>, RewardError>)| {
-            // If the run was interrupted, returns the error of the interruption, not that of the reward that was cut
-            // off.
+            // If the run was interrupted, returns the interruption as the error, not the failure of the unfinished
+            // reward.
             let flat = flat.or_else(|e| error_if_stopped(stop).map_err(TrainError::from).and(Err(e.into())))?;
             let mut rest = flat.iter().map(|&r| r as f32);
             let by_group = rollouts.iter().map(|r| rest.by_ref().take(r.completions.len()).collect()).collect();
@@ -178,7 +178,7 @@ mod tests {
     use crate::TrainError;
     use crate::rollout::prompts::Prompt;
 
-    /// A rollout of two completions without text.
+    /// Returns a rollout of two completions without text.
     fn rollout() -> Rollout {
         let prompt = Prompt {
             row: 0,

@@ -19,7 +19,7 @@ use twox_hash::XxHash3_128;
 const MAX_CACHED_FRAMES: usize = 16 * 1024;
 
 /// A frame embedding, shared between the cache and callers.
-type Vector = Arc<[f32]>;
+type FrameEmbedding = Arc<[f32]>;
 
 /// A SigLIP model with a cache of frame embeddings.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ impl SiglipScorer {
         &mut self,
         frames: impl Iterator<Item = Result<Frame<'a>, ModelError>>,
         negative: bool,
-    ) -> Result<Vec<Vector>, ModelError> {
+    ) -> Result<Vec<FrameEmbedding>, ModelError> {
         let at_once = self.model.images_per_pass();
         let (mut keys, mut known) = (Vec::new(), HashMap::new());
         let mut waiting: Vec<(u128, Frame)> = Vec::new();
@@ -119,13 +119,13 @@ impl SiglipScorer {
         &mut self,
         waiting: &mut Vec<(u128, Frame)>,
         negative: bool,
-        known: &mut HashMap<u128, Vector>,
+        known: &mut HashMap<u128, FrameEmbedding>,
     ) -> Result<(), ModelError> {
         let views = waiting.iter().map(|(_, frame)| frame.view()).collect::<Result<Vec<_>, _>>()?;
         let vectors = self.model.embed_frames(&views, negative)?;
         self.encoded += vectors.len() as u64;
         for ((key, _), vector) in waiting.drain(..).zip(vectors) {
-            let vector = Vector::from(vector);
+            let vector = FrameEmbedding::from(vector);
             self.cache.put(key, vector.clone());
             known.insert(key, vector);
         }
@@ -133,7 +133,7 @@ impl SiglipScorer {
     }
 }
 
-/// Compares texts with image files, which are opened one after the other.
+/// Compares texts with image files, which are opened one by one.
 impl SemanticModel for SiglipScorer {
     fn similarities(
         &mut self,
@@ -167,20 +167,20 @@ fn product(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Cache of frame embeddings by cache key; the embedding that was added first is dropped first.
+/// Cache of frame embeddings by cache key. When it is full, the oldest embedding is dropped first.
 #[derive(Debug, Default)]
 struct Cache {
-    vectors: HashMap<u128, Vector>,
+    vectors: HashMap<u128, FrameEmbedding>,
     order: VecDeque<u128>,
 }
 
 impl Cache {
-    fn get(&self, key: u128) -> Option<Vector> {
+    fn get(&self, key: u128) -> Option<FrameEmbedding> {
         self.vectors.get(&key).cloned()
     }
 
     /// Adds an embedding whose key is not in the cache.
-    fn put(&mut self, key: u128, vector: Vector) {
+    fn put(&mut self, key: u128, vector: FrameEmbedding) {
         if self.order.len() == MAX_CACHED_FRAMES
             && let Some(oldest) = self.order.pop_front()
         {
@@ -205,7 +205,7 @@ mod tests {
         SiglipScorer::open(&Device::cpu(2), &golden("model"), DType::F32).unwrap()
     }
 
-    /// A video of random-looking frames that all differ.
+    /// Returns a video of random-looking frames that all differ.
     fn test_video(frames: usize, height: usize, width: usize, seed: usize) -> FrameBuf {
         let level = |i: usize| ((i + seed * 7_919).wrapping_mul(2_654_435_761) >> 13) as u8;
         FrameBuf { data: (0..frames * height * width * 3).map(level).collect(), frames, height, width }
@@ -281,7 +281,7 @@ mod tests {
     fn cache_drops_the_oldest_embedding() {
         let mut cache = Cache::default();
         for key in 0..MAX_CACHED_FRAMES as u128 + 3 {
-            cache.put(key, Vector::from([key as f32]));
+            cache.put(key, FrameEmbedding::from([key as f32]));
         }
         assert_eq!((cache.vectors.len(), cache.order.len()), (MAX_CACHED_FRAMES, MAX_CACHED_FRAMES));
         assert!(cache.get(2).is_none() && cache.get(3).is_some() && cache.get(MAX_CACHED_FRAMES as u128 + 2).is_some());

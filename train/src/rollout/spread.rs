@@ -1,10 +1,11 @@
-//! Spreads the prompts of a step over the processes (ranks) of a run.
+//! Divides the prompts of a step among the processes (ranks) of a run.
 //!
-//! A rank prepares, samples and scores the prompts whose groups it trains on; the feed of micro-batches assigns them by
-//! their expected length ([`RankLoads`](reel_samples::feed::RankLoads)). Then the ranks exchange completions and
-//! scores, so that every rank has those of all groups. Every rank needs them, because the choice of dynamic sampling,
-//! the advantages and the weights of the loss depend on all groups. Each rank computes these from the same numbers and
-//! in the same order as one process does. Rank 0 writes the rollout files.
+//! A rank prepares, samples and scores the prompts of the groups on which it trains. The feed of micro-batches
+//! assigns prompts to ranks by their expected length ([`RankLoads`](reel_samples::feed::RankLoads)). Then the ranks
+//! exchange completions and scores, so that every rank has the completions and scores of all groups. Every rank needs
+//! them, because the choice of dynamic sampling, the advantages and the weights of the loss depend on all groups.
+//! Each rank computes these from the same numbers and in the same order as a single process. Rank 0 writes the
+//! rollout files.
 //!
 //! Example: 6 prompts, 2 groups per micro-batch, 2 ranks. If the prompts 2 and 3 are longer than the prompts 0 and 1,
 //! rank 0 has the prompts 2 and 3 (micro-batch 1), rank 1 the prompts 0 and 1, and also 4 and 5 (micro-batch 2),
@@ -31,10 +32,10 @@ use crate::{Result, TrainError};
 /// Rollouts, each with the scores of its completions.
 pub type ScoredRollouts = Vec<(Rollout, Scores)>;
 
-/// How the groups of a step are spread over the ranks.
+/// How the groups of a step are divided among the ranks.
 #[derive(Clone, Copy, Debug)]
-pub struct GroupSpread<'a> {
-    /// All ranks; `None` in a single process, which has all groups.
+pub struct GroupAssignment<'a> {
+    /// All ranks; `None` in a single process, which computes all groups.
     pub ranks: Option<&'a Ranks>,
     /// Number of groups in a micro-batch, at least 1.
     pub groups_per_micro_batch: usize,
@@ -44,14 +45,14 @@ pub struct GroupSpread<'a> {
 
 /// The prompts of a sampling round, in the order of the data.
 pub struct RoundPrompts<P> {
-    /// The prompts. Those of other ranks are not prepared.
+    /// The prompts. Only the prompts of this rank are prepared.
     pub prompts: Vec<P>,
-    /// The rank that each micro-batch of prompts belongs to.
+    /// The rank that computes each micro-batch of prompts.
     pub ranks_of_micro_batches: Vec<usize>,
 }
 
-impl<'a> GroupSpread<'a> {
-    /// The spread of a run with `options`.
+impl<'a> GroupAssignment<'a> {
+    /// Creates the division of groups for a run with `options`.
     pub fn new(options: &GrpoOptions, ranks: Option<&'a Ranks>) -> Self {
         Self {
             ranks: ranks.filter(|ranks| ranks.size() > 1),
@@ -69,8 +70,8 @@ impl<'a> GroupSpread<'a> {
         self.rank() == 0
     }
 
-    /// Takes the prompts of a round from `next`, which returns the next micro-batch of rows; none at the end of the
-    /// data.
+    /// Takes the prompts of a round from `next`. Each call of `next` returns one micro-batch of rows, or none at the
+    /// end of the data.
     ///
     /// # Errors
     /// The errors of `next`.
@@ -95,18 +96,18 @@ impl<'a> GroupSpread<'a> {
         Ok(RoundPrompts { prompts, ranks_of_micro_batches })
     }
 
-    /// The prompts of this rank with their indices.
+    /// Returns the prompts of this rank with their indices.
     pub fn prompts_of_this_rank<'r, P>(&'r self, round: &'r RoundPrompts<P>) -> impl Iterator<Item = (usize, &'r P)> {
         let rank_of = |index: usize| round.ranks_of_micro_batches.get(index / self.groups_per_micro_batch).copied();
         round.prompts.iter().enumerate().filter(move |(index, _)| rank_of(*index) == Some(self.rank()))
     }
 
-    /// Spreads `groups`, whose completions are known, over the ranks by their numbers of tokens. Prepares the prompts
-    /// of this rank that are not prepared yet. Returns the rank of each micro-batch.
+    /// Divides `groups`, whose completions are known, among the ranks by their numbers of tokens. Prepares the
+    /// prompts of this rank that are not yet prepared. Returns the rank of each micro-batch.
     ///
     /// # Errors
     /// A prompt cannot be prepared.
-    pub fn spread_groups(&self, groups: &mut [RolloutGroup], source: &PromptSource) -> Result<Vec<usize>> {
+    pub fn assign_groups_to_ranks(&self, groups: &mut [RolloutGroup], source: &PromptSource) -> Result<Vec<usize>> {
         let length = |group: &RolloutGroup| {
             let completions: usize = group.completions.iter().map(|completion| completion.ids.len()).sum();
             source.expected_prompt_length(group.prompt.row) + completions as u64
@@ -134,7 +135,7 @@ impl<'a> GroupSpread<'a> {
     ///
     /// # Errors
     /// The error of `own`; a reward has failed on another rank; another rank has failed.
-    pub fn gather(
+    pub fn gather_rollouts(
         &self,
         round: &RoundPrompts<Arc<Prompt>>,
         own: Result<ScoredRollouts>,
@@ -155,8 +156,8 @@ impl<'a> GroupSpread<'a> {
         Ok(all.into_iter().zip(&round.prompts).map(|(sent, prompt)| sent.with_prompt(prompt.clone())).collect())
     }
 
-    /// Returns an image that the rank of the round's first prompt makes by `make`; `None` if it makes none. All ranks
-    /// call it together.
+    /// Returns on all ranks the image that `make` draws on the rank that has the round's first prompt; `None` if it
+    /// draws none. All ranks call it together.
     ///
     /// # Errors
     /// The error of `make`; another rank has failed.
@@ -184,13 +185,13 @@ impl<'a> GroupSpread<'a> {
     }
 }
 
-/// Width and height as u64 each, then the PNG file.
+/// Encodes an image: width and height as u64 each, then the PNG file.
 fn image_to_bytes(image: &PngImage) -> Vec<u8> {
     let size = [image.width as u64, image.height as u64].map(u64::to_le_bytes);
     [size.as_flattened(), &image.bytes].concat()
 }
 
-/// Reads what [`image_to_bytes`] returns; `None` if there is no image.
+/// Decodes the bytes that [`image_to_bytes`] returns; `None` if there is no image.
 fn image_from_bytes(bytes: &[u8]) -> Option<PngImage> {
     let (size, png) = bytes.split_first_chunk::<16>()?;
     let (width, height) = size.split_at(8);
@@ -221,7 +222,7 @@ fn share_reward_error<T>(ranks: &Ranks, own: Result<T>) -> Result<T> {
     own
 }
 
-/// The error of rollouts that cannot be exchanged.
+/// Makes the error for rollouts that a rank cannot encode or decode as JSON.
 fn invalid(e: &serde_json::Error) -> TrainError {
     let (what, help) = (format!("cannot be read: {e}"), "start all ranks with the same version of the program");
     TrainError::Ranks(RankError::from(Diagnostic::new("rollouts of the ranks", what, help)))
@@ -236,7 +237,7 @@ struct SentRollout {
     shuffled_texts: Vec<String>,
     /// The names of the custom rewards.
     custom: Vec<String>,
-    /// The lists of [`lists_of`].
+    /// The score lists in the order of [`lists_of`], each number as the bits of an f32.
     scores: Vec<Vec<u32>>,
 }
 
@@ -244,7 +245,7 @@ struct SentRollout {
 struct SentCompletion {
     ids: Vec<TokenId>,
     log_probs: Vec<u32>,
-    /// Whether it ended with an end token.
+    /// Whether the completion ended with an end token.
     is_stopped: bool,
 }
 
@@ -283,7 +284,7 @@ impl SentRollout {
     }
 }
 
-/// All lists of numbers of a group's scores, in a fixed order.
+/// Returns all lists of numbers in a group's scores, in a fixed order.
 fn lists_of(scores: &mut Scores) -> impl Iterator<Item = &mut Vec<f32>> {
     let Scores { accuracy, format, temporal, semantic, length, custom, reward, advantage } = scores;
     let rules = [accuracy, format, temporal, semantic, length, reward, advantage];

@@ -29,7 +29,7 @@ use super::prompts::{Prompt, PromptSource};
 use super::records::{self, FrameStripSchedule, RolloutRecorder};
 use super::sampler::{CompletionSampler, SampledPrompts};
 use super::scorer::CompletionScorer;
-use super::spread::{GroupSpread, RoundPrompts, ScoredRollouts};
+use super::spread::{GroupAssignment, RoundPrompts, ScoredRollouts};
 use crate::live_server::DeviceLender;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
@@ -44,9 +44,9 @@ pub struct RolloutWorker<'a> {
     options: &'a GrpoOptions,
     prompts: Arc<PromptSource>,
     scorer: CompletionScorer<'a>,
-    spread: GroupSpread<'a>,
+    spread: GroupAssignment<'a>,
     strips: FrameStripSchedule,
-    /// `None` if another process records the rollouts.
+    /// Records rollouts; `None` if another process records them.
     recorder: Option<RolloutRecorder>,
     stop: &'a AtomicBool,
     lender: DeviceLender<'a>,
@@ -54,7 +54,7 @@ pub struct RolloutWorker<'a> {
 
 /// A prompt with the completions that were sampled for it.
 pub struct Rollout {
-    /// The prompt.
+    /// The prompt of which completions were sampled.
     pub prompt: Arc<Prompt>,
     /// The completions of the prompt.
     pub completions: Vec<Completion>,
@@ -66,13 +66,13 @@ pub struct Rollout {
 
 /// The result of sampling for one step.
 pub struct RolloutBatch {
-    /// The groups to train on. Those of other ranks have prompts that are not prepared.
+    /// The groups on which the step trains. Groups of other ranks have prompts that are not prepared.
     pub groups: Vec<RolloutGroup>,
     /// The rank that computes each micro-batch of groups.
     pub ranks_of_micro_batches: Vec<usize>,
-    /// The metrics of sampling.
+    /// The metrics of sampling and scoring.
     pub metrics: GrpoMetrics,
-    /// Time that the work done during scoring took (the `while_scoring` of [`RolloutWorker::next_groups`]).
+    /// Time that the `while_scoring` function of [`RolloutWorker::next_groups`] took.
     pub while_scoring: Duration,
     /// A preview of some rollouts for reports.
     pub preview: RolloutPreview,
@@ -92,7 +92,7 @@ impl<'a> RolloutWorker<'a> {
         let cx = Cx::inference(&trainer.device, trainer.dtype);
         let engine = Engine::new(&trainer.model, &cx)?.interrupt_flag(setup.stop);
         let lender = DeviceLender(setup.server);
-        let spread = GroupSpread::new(setup.options, setup.ranks.map(|run| &**run.ranks));
+        let spread = GroupAssignment::new(setup.options, setup.ranks.map(|run| &**run.ranks));
         let strips = FrameStripSchedule::new(
             trainer.hyperparameters.schedule.max_steps,
             setup.options.logging_steps,
@@ -119,8 +119,9 @@ impl<'a> RolloutWorker<'a> {
     }
 
     /// Samples the groups of step `n` from the next rows; `None` at the end of the data. If custom rewards are slow,
-    /// calls `while_scoring` during their computation with the groups that this process samples, which have no rewards
-    /// yet. With `--dynamic-sampling`, `while_scoring` is not called, because the rewards decide which groups are used.
+    /// `while_scoring` is called during their computation, with the groups that this process samples; these groups
+    /// have no rewards yet. With `--dynamic-sampling`, `while_scoring` is not called, because the rewards decide
+    /// which groups are used.
     pub fn next_groups(
         &mut self,
         n: u64,
@@ -138,7 +139,7 @@ impl<'a> RolloutWorker<'a> {
             let next = || Ok(cursor.next_micro_batch(feed, self.stop)?);
             let taken = {
                 let _range = range(RangeName::Phase("data loading"));
-                self.lender.lend_during(|| self.spread.take_prompts(&self.prompts, next))?
+                self.lender.lend_device_during(|| self.spread.take_prompts(&self.prompts, next))?
             };
             if taken.prompts.is_empty() {
                 data_ended = true;
@@ -160,7 +161,7 @@ impl<'a> RolloutWorker<'a> {
             });
             let _recording = range(RangeName::Phase("rollout records"));
             let (rollouts, scores): (Vec<Rollout>, Vec<Scores>) =
-                self.spread.gather(&prompts, own, &self.prompts)?.into_iter().unzip();
+                self.spread.gather_rollouts(&prompts, own, &self.prompts)?.into_iter().unzip();
             preview.rewards.extend(scores.iter().flat_map(|s| &s.reward));
             if round == 0 && self.strips.has_strip(n) {
                 let frames = prompts.prompts.first().map(|prompt| &prompt.tokens.frames);
@@ -194,8 +195,9 @@ impl<'a> RolloutWorker<'a> {
         }
         kept.truncate(self.options.groups_per_step());
         if dynamic {
-            // The kept groups make other micro-batches than the prompts.
-            ranks_of_micro_batches = self.lender.lend_during(|| self.spread.spread_groups(&mut kept, &self.prompts))?;
+            // The remaining groups form other micro-batches than the prompts did.
+            ranks_of_micro_batches =
+                self.lender.lend_device_during(|| self.spread.assign_groups_to_ranks(&mut kept, &self.prompts))?;
         }
         let encoded =
             self.scorer.frames_encoded().map(|frames| self.spread.sum_over_ranks("frames", frames - encoded_before));
@@ -229,8 +231,8 @@ impl<'a> RolloutWorker<'a> {
     }
 
     /// Samples and scores completions for this process's share of `prompts`, the prompts of sampling round `round` of
-    /// step `n`. Calls `while_scoring` as [`Self::next_groups`] does. Also returns the outputs of matrix products that
-    /// were kept.
+    /// step `n`. Calls `while_scoring` as [`Self::next_groups`] does. Also returns the kept outputs of matrix
+    /// products.
     fn sample_and_score(
         &mut self,
         prompts: &RoundPrompts<Arc<Prompt>>,
@@ -258,8 +260,7 @@ impl<'a> RolloutWorker<'a> {
         Ok((rollouts.into_iter().zip(scores).collect(), products))
     }
 
-    /// Samples completions for this process's share of `prompts`. Also returns the outputs of matrix products that were
-    /// kept.
+    /// Samples completions for this process's share of `prompts`. Also returns the kept outputs of matrix products.
     fn sample(
         &self,
         prompts: &RoundPrompts<Arc<Prompt>>,
@@ -284,8 +285,8 @@ impl<'a> RolloutWorker<'a> {
     }
 }
 
-/// The error of a step in which the rewards of every group are all equal: every advantage is 0, so nothing can be
-/// learned. After a reward error such as this one, the run saves its finished steps.
+/// The error of a step in which the rewards of each group are all equal. Every advantage is then 0, so nothing can be
+/// learned. After this error, as after other reward errors, the run saves its finished steps.
 fn equal_rewards(step: u64, groups: u64) -> TrainError {
     TrainError::Reward(RewardError::custom_reward_failed(
         "--dynamic-sampling",
@@ -307,7 +308,7 @@ fn preview_text(rollout: &Rollout, scores: &Scores) -> String {
     page
 }
 
-/// Returns the name and the mean of each reward, over the completions that have this reward.
+/// Returns the name and mean of each reward. The mean is over the completions to which the reward applies.
 fn mean_rewards(all: &[Scores]) -> Vec<(String, f64)> {
     let mut sums: Vec<(String, f64, usize)> = Vec::new();
     for (name, values) in all.iter().flat_map(Scores::named_rewards) {

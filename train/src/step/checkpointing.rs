@@ -17,9 +17,9 @@ use reel_runtime::{BackwardEvent, Checkpointing, Cx, Grads, RuntimeError, Tensor
 use crate::options::GradientCheckpointing;
 use crate::{Result, TrainError};
 
-/// The share of the free memory that a run may fill. In host memory (0.5), media workers and the copy of a checkpoint
-/// that is being written need the rest. In GPU memory (0.94), the driver and libraries need the rest, and gaps between
-/// allocated blocks are lost.
+/// The share of the free memory that a run may fill. In host memory it is 0.5, because media workers and the copy of
+/// a checkpoint that is being written need the rest. In GPU memory it is 0.94, because the driver and libraries need
+/// the rest, and some memory is lost in gaps between allocated blocks.
 pub fn usable_memory_share(device: &Device) -> f64 {
     if device.capabilities().own_memory { 0.94 } else { 0.5 }
 }
@@ -27,7 +27,7 @@ pub fn usable_memory_share(device: &Device) -> f64 {
 /// A micro-batch, and the tokens from which its loss is computed.
 #[derive(Debug)]
 pub struct BatchWithLearnedTokens {
-    /// The packed batch.
+    /// The packed batch of the micro-batch.
     pub batch: Batch,
     /// i32 `[L]`: indices in the batch of the tokens whose next token is learned.
     pub positions: Tensor,
@@ -39,9 +39,9 @@ pub struct BatchWithLearnedTokens {
 #[derive(Debug)]
 pub struct CheckpointingPolicy {
     setting: GradientCheckpointing,
-    /// The data for choosing by memory; `None` if the choice does not depend on memory.
+    /// The data for a choice by memory; `None` if the choice does not depend on memory.
     memory: Option<MemoryPlan>,
-    /// The last choice.
+    /// The choice for the last micro-batch; `None` before the first one.
     pub last: Option<Checkpointing>,
 }
 
@@ -53,19 +53,20 @@ struct MemoryPlan {
     model: Qwen25Vl,
     dtype: DType,
     grads: Grads,
-    /// With several ranks, the largest number of bytes of finished gradients, which are freed when their bucket was
-    /// exchanged, and of gathered weights. `None` if all gradients stay in memory, as in a single process.
+    /// With several ranks, the largest number of bytes of finished gradients and gathered weights; finished gradients
+    /// are freed when their bucket has been exchanged. `None` if all gradients stay in memory, as in a single
+    /// process.
     finished_bytes: Option<u64>,
-    /// Micro-batches planned so far: (numbers of tokens, patches and learned tokens; what is recomputed; bytes of the
-    /// activations).
+    /// Micro-batches planned so far, as (numbers of tokens, patches and learned tokens; which activations are
+    /// recomputed; bytes of the activations).
     planned: Vec<([usize; 3], Checkpointing, u64)>,
 }
 
 impl CheckpointingPolicy {
-    /// Creates a choice for a device with `free` bytes of free memory before the model was loaded. With `None`
-    /// (unknown), `auto` recomputes every layer. With `finished_bytes`, the plan frees gradients during the backward
-    /// pass and counts that many bytes for them instead. `on_dry_device` makes the model of the run on the given
-    /// device.
+    /// Creates a choice for a device that had `free` bytes of free memory before the model was loaded. If `free` is
+    /// `None` (unknown), `auto` recomputes every layer. With `finished_bytes`, the plan frees gradients during the
+    /// backward pass and counts that many bytes for them instead. `on_dry_device` makes the model of the run on the
+    /// given device.
     pub fn new(
         setting: GradientCheckpointing,
         device: &Device,
@@ -97,8 +98,8 @@ impl CheckpointingPolicy {
         }
     }
 
-    /// Chooses which activations the micro-batch `batch` with `learned` learned tokens keeps. `pack_on` packs the
-    /// micro-batch on another device.
+    /// Chooses which activations are kept for the micro-batch `batch` with `learned` learned tokens. `pack_on` packs
+    /// the micro-batch on another device.
     pub fn choose_kept_activations(
         &mut self,
         device: &Device,
@@ -119,7 +120,7 @@ impl CheckpointingPolicy {
 }
 
 impl MemoryPlan {
-    /// Chooses for a micro-batch of `size`: the numbers of tokens, patches and learned tokens.
+    /// Chooses for a micro-batch with the size `size`: the numbers of tokens, patches and learned tokens.
     fn choose(
         &mut self,
         device: &Device,
@@ -151,10 +152,10 @@ impl MemoryPlan {
         Ok(Checkpointing::Full)
     }
 
-    /// Whether the activations of a micro-batch fit into `left` bytes, judged by earlier plans; `None` if they do not
-    /// tell. It fits if a planned micro-batch that is at least as large in all three sizes fits with a tenth to spare.
-    /// It does not fit if a planned one that is at most as large does not. The tenth is for attention: its workspace
-    /// depends on the sequence lengths.
+    /// Decides by earlier plans whether the activations of a micro-batch fit into `left` bytes; `None` if earlier
+    /// plans are not enough. The micro-batch fits if a planned one that is at least as large in all three sizes fits
+    /// with a tenth to spare. It does not fit if a planned one that is at most as large does not fit. The tenth is
+    /// for the workspace of attention, which depends on the sequence lengths.
     fn known_to_fit(&self, size: [usize; 3], checkpointing: Checkpointing, left: u64) -> Option<bool> {
         let within = |a: [usize; 3], b: [usize; 3]| a.iter().zip(b).all(|(a, b)| *a <= b);
         let of_kind = || self.planned.iter().filter(|(_, kind, _)| *kind == checkpointing);
@@ -164,9 +165,9 @@ impl MemoryPlan {
         of_kind().any(|(planned, _, bytes)| within(*planned, size) && *bytes > left).then_some(false)
     }
 
-    /// Returns the peak number of bytes that the forward and backward pass of a micro-batch hold, counted on device
-    /// `dry`. Gradients that stay in memory are not counted; of gradients that are freed, those of the pending exchange
-    /// are counted.
+    /// Returns the peak number of bytes in the forward and backward pass of a micro-batch, counted on device `dry`.
+    /// Gradients that stay in memory are not counted. If gradients are freed during the pass, the gradients of the
+    /// pending exchange are counted.
     fn activation_bytes(
         &mut self,
         micro_batch: &BatchWithLearnedTokens,
@@ -193,7 +194,7 @@ impl MemoryPlan {
             Ok::<(), TrainError>(())
         });
         match done {
-            // A micro-batch without media trains nothing if only the vision tower is trained.
+            // If only the vision tower is trained, a micro-batch without media trains nothing.
             Err(TrainError::Runtime(RuntimeError::NothingToTrain)) if self.model.parameters().next().is_some() => {}
             done => done?,
         }

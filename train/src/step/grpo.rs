@@ -1,9 +1,9 @@
 //! Does one training step of GRPO. [`sft`](super::sft) has the same structure with other data and another loss.
 //!
-//! With several processes (ranks), each has the completions of all groups and computes some of the micro-batches, whose
-//! prompts it has prepared. The ranks exchange what
-//! a step needs from the other micro-batches: gradients, statistics and, for further steps on the same groups, the
-//! log-probabilities of the tokens.
+//! With several processes (ranks), each rank has the completions of all groups and computes some of the
+//! micro-batches, whose prompts it has prepared. The ranks exchange everything that a step needs from other ranks'
+//! micro-batches: gradients, statistics and, for further steps on the same groups, the log-probabilities of the
+//! tokens.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -39,7 +39,7 @@ pub fn step(
     let (first, begun) = (set.uses == 0, Instant::now());
     let reference_to_run = reference.filter(|_| first && set.ref_log_probs.is_empty());
     if let Some(model) = reference_to_run {
-        // With an adapter, the reference model has the policy's base weights, of which a rank may have a part only.
+        // With an adapter, the reference model uses the policy's base weights. A rank may have only a part of them.
         let _all_weights = if t.hyperparameters.lora.is_some() { t.gather_all_weights()? } else { None };
         let own = match set.own_ref_log_probs.take() {
             Some(own) => own,
@@ -100,7 +100,7 @@ pub fn step(
 
 /// Adds the gradients of micro-batch `i` of the step to the trainer's gradients. Returns the statistics of the
 /// micro-batch and, in the first step on the set, the log-probabilities of its L learned tokens under the current
-/// weights, f32 `[L]`. `is_last` tells whether this process computes no later micro-batch of the step.
+/// weights, f32 `[L]`. `is_last` tells whether this is the last micro-batch that this process computes in the step.
 fn forward_and_backward(
     t: &mut Trainer,
     options: &GrpoOptions,
@@ -122,7 +122,7 @@ fn forward_and_backward(
     };
     let mut kept = choose()?;
     if kept == Checkpointing::Full && set.products.take().is_some() {
-        // Without the kept outputs of matrix products, which have just been freed, activations may fit into memory.
+        // The kept outputs of matrix products have just been freed, so activations may now fit into memory.
         kept = choose()?;
     }
     let cx = t.training_cx(kept);
@@ -211,7 +211,7 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
-/// Makes the inputs of one micro-batch's loss other than the policy's log-probabilities.
+/// Makes the inputs of one micro-batch's loss, without the policy's log-probabilities.
 fn grpo_inputs(
     device: &Device,
     options: &GrpoOptions,
@@ -234,8 +234,8 @@ fn grpo_inputs(
         epsilon_low: options.epsilon as f32,
         epsilon_high: options.epsilon_high() as f32,
         beta: options.beta as f32,
-        // The code of VideoRFT and of Video-R1 limits the log ratio between reference and policy to ±10 in the KL term;
-        // TRL's code does not.
+        // The code of VideoRFT and of Video-R1 limits the log ratio between reference and policy to ±10 in the KL
+        // term. TRL's code has no limit.
         kl_limit: if options.parity == Recipe::Paper { f32::INFINITY } else { 10.0 },
     })
 }
@@ -245,7 +245,7 @@ fn learned_lens(groups: &[RolloutGroup]) -> impl Iterator<Item = usize> + '_ {
     groups.iter().flat_map(|g| g.completions.iter().map(|c| c.learned_len))
 }
 
-/// The weight that each completion's sum over its learned tokens has in the loss of the step.
+/// The weight of each completion in the loss of the step. It multiplies the sum over the completion's learned tokens.
 ///
 /// With M micro-batches of C completions each in a step, T tokens in the micro-batch and N tokens in the step, the
 /// weight of a completion of n learned tokens is
@@ -265,7 +265,7 @@ struct LossWeights {
     micro_batches: f64,
     /// N, the number of learned tokens in the step.
     tokens: f64,
-    /// `--max-completion-length`.
+    /// The value of `--max-completion-length`, in tokens.
     max_length: f64,
 }
 
@@ -279,7 +279,7 @@ impl LossWeights {
         }
     }
 
-    /// The weights of the completions of one micro-batch. A completion without learned tokens gets 0.
+    /// Returns the weights of the completions of one micro-batch. A completion without learned tokens gets 0.
     fn of_micro_batch(&self, groups: &[RolloutGroup]) -> Vec<f32> {
         let count = learned_lens(groups).count() as f64;
         let tokens = learned_lens(groups).sum::<usize>() as f64;
@@ -294,17 +294,18 @@ impl LossWeights {
     }
 }
 
-/// Statistics of a micro-batch.
+/// Statistics of the loss of a micro-batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 struct MicroBatchStats {
     /// Mean KL term of the learned tokens.
     kl: f64,
-    /// Share of the learned tokens, or with importance ratios per sequence of the completions, whose ratio was clipped.
+    /// Share of the learned tokens whose importance ratio was clipped. With importance ratios per sequence, the share
+    /// of the completions.
     clipped: f64,
     /// Mean entropy of the learned tokens, in nats.
     entropy: f64,
-    /// Floating-point operations of the model in the forward and the backward pass, and in the forward pass of the
+    /// Floating-point operations of the model in the forward and backward pass. Includes the forward pass of the
     /// reference model if this step has run it.
     model_flops: f64,
     /// Floating-point operations of the model in a forward pass.
@@ -312,19 +313,20 @@ struct MicroBatchStats {
     loss: f32,
     /// Number of tokens in the forward and backward pass.
     tokens: u32,
-    /// Number of tokens that the loss counts.
+    /// Number of tokens that count in the loss.
     learned: u32,
-    /// 1 if `drift` is known, else 0. It is unknown if the completions come from a `--rollouts` file, or if an earlier
-    /// step has trained on them.
+    /// 1 if `drift` is known, else 0. The drift is unknown if the completions come from a `--rollouts` file, or if an
+    /// earlier step has trained on them.
     has_drift: u32,
     /// Largest absolute difference between a token's log-probability during sampling and during training.
     drift: f32,
-    /// Always 0; fills the size of the struct up to a multiple of 8 bytes.
+    /// Always 0. Makes the size of the struct a multiple of 8 bytes.
     padding: u32,
 }
 
 impl MicroBatchStats {
-    /// Makes the statistics of the loss. `loss_stats` is the second result of [`ops::grpo_loss`], `[completions, 4]`.
+    /// Makes the statistics of a micro-batch from its loss. `loss_stats` is the second result of [`ops::grpo_loss`],
+    /// `[completions, 4]`.
     fn new(loss: f32, loss_stats: &[f32], level: ImportanceSamplingLevel) -> Self {
         let rows: &[[f32; 4]] = loss_stats.as_chunks().0;
         let sum = |column: usize| rows.iter().map(|row| f64::from(row[column])).sum::<f64>();
@@ -338,8 +340,8 @@ impl MicroBatchStats {
         Self { loss, kl: sum(1) / tokens.max(1.0), clipped, learned: tokens as u32, ..Self::default() }
     }
 
-    /// Compares the log-probabilities of the learned tokens in training (`now`, all completions concatenated) with
-    /// those recorded when the tokens were sampled.
+    /// Computes the drift: compares the log-probabilities of the learned tokens in training (`now`, all completions
+    /// concatenated) with those recorded when the tokens were sampled.
     fn set_drift(&mut self, groups: &[RolloutGroup], now: &[f32]) {
         let sampled = groups.iter().flat_map(|g| &g.completions).filter(|c| !c.log_probs.is_empty());
         let sampled: Vec<f32> = sampled.flat_map(|c| &c.log_probs[..c.learned_len]).copied().collect();
@@ -366,7 +368,7 @@ fn metrics(stats: &[MicroBatchStats], set: &RolloutSet, level: ImportanceSamplin
         (squares / (g.rewards.len() - 1).max(1) as f64).sqrt()
     };
     let drifts = stats.iter().filter(|batch| batch.has_drift != 0).map(|batch| batch.drift);
-    // The sampling time is counted in the first step on the set only.
+    // The sampling time is counted only in the first step on the set.
     let rollout_seconds = set.metrics.rollout_seconds.filter(|_| set.uses == 0).unwrap_or(0.0);
     GrpoMetrics {
         rollout_seconds: Some(rollout_seconds),
@@ -391,7 +393,7 @@ mod tests {
         let of = |level| metrics(&[batch, MicroBatchStats::default()], &RolloutSet::default(), level, true);
         let token = of(ImportanceSamplingLevel::Token);
         assert_eq!((token.entropy, token.kl, token.clip_ratio), (Some(2.0), Some(0.5), Some(0.25)));
-        // A sequence without learned tokens counts as one whose ratio was not clipped.
+        // A completion without learned tokens counts as not clipped.
         assert_eq!(of(ImportanceSamplingLevel::Sequence).clip_ratio, Some(0.125));
         assert_eq!(token.rollout_drift, None);
     }

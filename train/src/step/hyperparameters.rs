@@ -14,7 +14,7 @@ pub struct Hyperparameters {
     /// Schedule of the decoder's learning rate. The vision tower and its merger have the same schedule with their own
     /// peak rates.
     pub schedule: LearningRateSchedule,
-    /// Micro-batches per step.
+    /// Number of micro-batches per step.
     pub gradient_accumulation_steps: usize,
     /// Maximum L2 norm of all gradients together; larger gradients are scaled down to it.
     pub max_grad_norm: f32,
@@ -43,7 +43,7 @@ pub struct Hyperparameters {
 }
 
 impl Hyperparameters {
-    /// The hyperparameters that the options give for a run of `steps` steps, with seed 0.
+    /// Returns the hyperparameters by the options, for a run of `steps` steps, with seed 0.
     pub fn new(options: &RunOptions, steps: u64) -> Self {
         let kind = match options.lr_scheduler_type {
             LrScheduler::Linear => ScheduleKind::Linear,
@@ -78,13 +78,13 @@ impl Hyperparameters {
         }
     }
 
-    /// Replaces the seed.
+    /// Returns the hyperparameters with another seed.
     pub fn with_seed(self, seed: u64) -> Self {
         Self { seed, ..self }
     }
 
-    /// Whether the model weight `name` is trained; with LoRA no model weight is. Names have the form used before
-    /// transformers 4.52 (`visual.…`, `model.…`).
+    /// Whether the model weight `name` is trained. With LoRA, no model weight is trained. Names have the form used
+    /// before transformers 4.52 (`visual.…`, `model.…`).
     pub fn is_trained(&self, name: &str) -> bool {
         let is_frozen = if name.starts_with("visual.merger.") {
             self.freeze_merger
@@ -96,7 +96,7 @@ impl Hyperparameters {
         self.lora.is_none() && !is_frozen
     }
 
-    /// Whether a weight of the vision tower or its merger, or an adapter of one, is trained.
+    /// Whether any weight of the vision tower or its merger is trained, or an adapter on such a weight.
     pub fn trains_vision(&self, config: &ModelConfig) -> bool {
         match &self.lora {
             Some(spec) => {
@@ -117,8 +117,8 @@ impl Hyperparameters {
         }
     }
 
-    /// Whether weights may be padded with zeros on a GPU. 8-bit moments have one scale per block of weights; with
-    /// padding, these blocks would differ from the blocks of the unpadded weights in files.
+    /// Whether weights may be padded with zeros on a GPU. False for 8-bit moments, which have one scale per block of
+    /// weights: with padding, these blocks would differ from the blocks of the unpadded weights in files.
     pub fn may_pad_weights(&self) -> bool {
         self.moments != MomentFormat::Int8
     }
@@ -146,9 +146,9 @@ impl Hyperparameters {
         }
     }
 
-    /// Whether weight decay applies to the weight `name`. transformers' Trainer excludes names with bias, layernorm
-    /// or rmsnorm; some norm weights of this model have other names and are decayed. `no_decay_norms` excludes all
-    /// norms.
+    /// Whether weight decay applies to the weight `name`. transformers' Trainer excludes names that contain bias,
+    /// layernorm or rmsnorm. Some norm weights of this model have other names, so they are decayed unless
+    /// `no_decay_norms` excludes all norms.
     fn has_weight_decay(&self, name: &str) -> bool {
         let name = name.to_lowercase();
         let spared = ["bias", "layernorm", "rmsnorm"].iter().any(|part| name.contains(part));

@@ -29,9 +29,9 @@ use crate::step::checkpointing::BatchWithLearnedTokens;
 /// A packed micro-batch of groups on the device: S input tokens, L of which predict a learned token.
 #[derive(Debug)]
 pub struct PackedGroups {
-    /// The tokens, packed.
+    /// The packed batch of all input tokens.
     pub batch: Batch,
-    /// i32 `[L]`: indices of the tokens that predict a learned token.
+    /// i32 `[L]`: indices of the input tokens that predict a learned token.
     pub positions: Tensor,
     /// i32 `[L]`: ids of the learned tokens.
     pub targets: Tensor,
@@ -78,8 +78,8 @@ impl TokenRun {
 /// The sequences of a packed batch that belong to one group.
 struct GroupSequences<'a> {
     tokens: &'a ModelInput,
-    /// The prompt without its last token, as a prefix that all completions share; `None` with `--shared-prefix
-    /// false`.
+    /// The prompt without its last token, as a prefix that all completions share. `None` with
+    /// `--shared-prefix false`.
     prompt: Option<TokenRun>,
     completions: Vec<TokenRun>,
 }

@@ -1,4 +1,4 @@
-//! For tests: several ranks that are threads of one process, and a small model with samples that they train on.
+//! Helpers for tests: several ranks that are threads of one process, and a small model with samples to train on.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ pub fn model_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train/model_a")
 }
 
-/// A sample of text, different for each micro-batch.
+/// Returns a text sample, which differs between micro-batches.
 pub fn text_sample(step: u64, micro_batch: usize) -> Sample {
     let tokens = 5 + 2 * micro_batch;
     let positions: Vec<i64> = (0..tokens as i64).collect();
@@ -26,12 +26,12 @@ pub fn text_sample(step: u64, micro_batch: usize) -> Sample {
     Sample { tokens: inputs, targets }
 }
 
-/// The bytes of a category of memory.
+/// Returns the bytes of one category of memory.
 pub fn bytes_of_category(category: MemoryCategory, bytes: &[(&str, usize)]) -> usize {
     bytes.iter().find(|(name, _)| *name == category.name()).map_or(0, |(_, bytes)| *bytes)
 }
 
-/// Calls `f` for each rank on a thread of its own. Returns the results by rank.
+/// Calls `f` for each rank on a separate thread. Returns the results in the order of the ranks.
 pub fn run_on_rank_threads<T: Send>(size: usize, f: impl Fn(Arc<Ranks>) -> T + Sync) -> Vec<T> {
     let folder = tempfile::tempdir().unwrap();
     let timeouts = Timeouts { join: Duration::from_secs(60), ..Timeouts::default() };

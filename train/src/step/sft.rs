@@ -24,7 +24,7 @@ pub fn step(
     let device = t.device.clone();
     let (mut own, mut count) = (Vec::new(), 0);
     while count < t.hyperparameters.gradient_accumulation_steps {
-        // With several ranks, each computes one micro-batch of the round.
+        // With several ranks, each rank computes one micro-batch of the round.
         let Some((in_round, samples)) = next_round(t, count, &mut next)? else { break };
         let mut computed = None;
         if let Some(samples) = samples {
@@ -50,8 +50,8 @@ pub fn step(
             computed = Some((loss, packed.batch.token_count() as u32, model_flops));
         }
         t.end_round()?; // several ranks: adds the gradients of the round to the sums
-        // The loss is read only now. If another rank hangs, `end_round` returns an error after its time limit, but a
-        // read before it would wait for the device forever.
+        // The loss is read only after `end_round`. If another rank hangs, `end_round` returns an error after its time
+        // limit; an earlier read would wait for the device forever.
         if let Some((loss, tokens, model_flops)) = computed {
             let _range = range(RangeName::Phase("read the loss"));
             own.push(vec![ComputedMicroBatch { model_flops, loss: loss.to_f32()?[0], tokens }]);
@@ -66,7 +66,7 @@ pub fn step(
     drop(gathering);
     let _optimizer = device.profiler().phase("optimizer");
     // Each gradient was divided by the number of micro-batches of a full step. The run's last step may have fewer
-    // micro-batches; then this factor makes up for it.
+    // micro-batches; this factor then corrects the division.
     let clip = t.norm_and_clip_factor(t.hyperparameters.gradient_accumulation_steps as f32 / count as f32)?; // [norm, factor]
     let loss = all.iter().map(|batch| f64::from(batch.loss)).sum::<f64>() / count as f64;
     let tokens = all.iter().map(|batch| batch.tokens as usize).sum();
@@ -79,8 +79,8 @@ pub fn step(
     Ok(Some(result))
 }
 
-/// Takes the micro-batches of the round that begins with micro-batch `first` of the step. Returns their number, and the
-/// samples of the one that this rank computes, if any; `None` if `next` returns no micro-batch.
+/// Takes the micro-batches of the round that begins with micro-batch `first` of the step. Returns their number, and
+/// the samples of this rank's micro-batch, if it has one. `None` if `next` returns no micro-batch.
 fn next_round(
     t: &Trainer,
     first: usize,

@@ -1,4 +1,5 @@
-//! Exchanges of the processes that compute one model together ([`reel_model::tensor_parallel`]), by NCCL or by sockets.
+//! Exchanges between the processes of a tensor-parallel model ([`reel_model::tensor_parallel`]), by NCCL or by
+//! sockets.
 
 use std::slice;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +13,7 @@ use reel_runtime::Tensor;
 use super::tensor_exchange::{self, TensorExchange};
 use crate::{Result, TrainError};
 
-/// Connects the ranks that compute a model together on `device`. All ranks call it together.
+/// Connects the ranks that compute a tensor-parallel model on `device`. All ranks call it together.
 ///
 /// # Errors
 /// NCCL is missing, or a rank does not join in time; another rank has failed.

@@ -1,4 +1,4 @@
-//! Exchanges tensors between the ranks of a job: by NCCL if they are in the memory of GPUs, else through host memory
+//! Exchanges tensors between the ranks of a job: by NCCL if the tensors are in GPU memory, else through host memory
 //! and sockets.
 
 use std::cell::RefCell;
@@ -13,17 +13,17 @@ use reel_runtime::Tensor;
 
 use crate::Result;
 
-/// How long an exchange of GPU memory may take, with the time of waiting for the other ranks, of which one may decode
-/// long videos. It is PyTorch's default for NCCL.
+/// Time limit of an exchange of GPU memory. It includes the time of waiting for the other ranks, which may have to
+/// decode long videos. The value is PyTorch's default for NCCL.
 const TIME_LIMIT: Duration = Duration::from_secs(600);
 
 /// Exchanges tensors between the ranks of a job. All ranks call the same functions with the same names in the same
-/// order. If one rank sends a list of tensors to another rank, that rank receives it in a list of tensors of the same
-/// sizes. In [`TensorExchange::start_all_to_all`] a rank sends nothing to itself: the lists at its own index are empty.
+/// order. The sender's list of tensors and the receiver's list have the same sizes. In
+/// [`TensorExchange::start_all_to_all`] a rank sends nothing to itself: the lists at its own index are empty.
 pub trait TensorExchange: Debug + Send {
-    /// Starts to send the tensors `send[to]` to rank `to`, and to fill the tensors `receive[from]` with what rank
-    /// `from` sends. Until [`PendingExchange::wait`], launches must neither write the sent tensors nor use the received
-    /// ones.
+    /// Starts to send the tensors `send[to]` to rank `to`, and to receive the tensors of rank `from` in
+    /// `receive[from]`. Until [`PendingExchange::wait`], launches must neither write the sent tensors nor use the
+    /// received ones.
     ///
     /// # Errors
     /// Another rank has failed; a device error.
@@ -34,22 +34,23 @@ pub trait TensorExchange: Debug + Send {
         receive: &[Vec<Tensor>],
     ) -> Result<PendingExchange>;
 
-    /// Starts to send the tensors `send` to every other rank, and to fill the tensors `receive[from]` with what rank
-    /// `from` sends, as [`TensorExchange::start_all_to_all`] does. The list at the rank's own index may be empty;
-    /// otherwise it is filled, too.
+    /// Starts to send the tensors `send` to every other rank, and to receive the tensors of rank `from` in
+    /// `receive[from]`, as [`TensorExchange::start_all_to_all`] does. The list at the rank's own index may be empty;
+    /// otherwise it is also filled.
     ///
     /// # Errors
     /// Another rank has failed; a device error.
     fn start_all_gather(&mut self, name: &str, send: &[Tensor], receive: &[Vec<Tensor>]) -> Result<PendingExchange>;
 
-    /// Waits until all exchanges are done, so that an exchange that hangs becomes an error that names it.
+    /// Waits until all exchanges are done. An exchange that hangs becomes an error that names the exchange.
     ///
     /// # Errors
     /// An exchange has failed or takes too long.
     fn wait_for_all(&self) -> Result<()>;
 }
 
-/// The exchange of a rank, which gradients and weights share: all ranks must start their exchanges in the same order.
+/// The exchange of a rank, which is used for both gradients and weights. All ranks must start their exchanges in the
+/// same order.
 pub type SharedExchange = Rc<RefCell<Box<dyn TensorExchange>>>;
 
 /// Connects the ranks. All ranks call it together.
@@ -63,7 +64,8 @@ pub fn connect(ranks: &Arc<Ranks>, device: &Device) -> Result<Box<dyn TensorExch
     let (rank, size) = (ranks.rank(), ranks.size());
     let id = if rank == 0 { Some(device.create_nccl_id()?.to_vec()) } else { None };
     let id = ranks.broadcast("id of NCCL", 0, id)?;
-    // NCCL waits for less time than a rank may take to load its model.
+    // All ranks must have loaded their models before, because NCCL waits for less time than a rank may take to load
+    // its model.
     ranks.barrier("start of NCCL")?;
     let mut bytes = [0; 128];
     bytes.iter_mut().zip(id).for_each(|(to, from)| *to = from);
@@ -113,7 +115,7 @@ impl TensorExchange for NcclExchange {
 #[derive(Debug)]
 struct HostExchange {
     ranks: Arc<Ranks>,
-    /// The bytes for and from each rank. The buffers keep their memory between calls.
+    /// The bytes for each rank and from each rank. The buffers keep their memory between calls.
     sent: Vec<Vec<u8>>,
     received: Vec<Vec<u8>>,
 }

@@ -26,44 +26,45 @@ use crate::step::gradient_sum::GradientSum;
 use crate::step::gradient_sum::order::FinishedGradients;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::tensor_exchange;
-use crate::step::weight_shards::{AllWeights, WeightShards};
+use crate::step::weight_shards::{AllWeightsGuard, WeightShards};
 use crate::{Result, TrainError};
 
 /// Model, gradients and optimizer of a run.
 #[derive(Debug)]
 pub struct Trainer {
-    /// The device that computes.
+    /// The device on which the run computes.
     pub device: Device,
     /// Dtype of weights and activations.
     pub dtype: DType,
-    /// The weights.
+    /// The model with the weights that are trained.
     pub model: Qwen25Vl,
     /// AdamW moments and, for bf16 weights, the low 16 bits of the master weights.
     pub optimizer: AdamW,
     /// Gradients of the current step.
     pub grads: Grads,
-    /// Learning rates, weight decay, clipping.
+    /// Learning rates, weight decay and gradient clipping.
     pub hyperparameters: Hyperparameters,
     /// Which activations each micro-batch keeps.
     pub checkpointing: CheckpointingPolicy,
     /// The sum of the gradients of all ranks' micro-batches; `None` in a single process, which adds them in `grads`.
     pub gradient_sum: Option<GradientSum>,
-    /// The weights of which this rank keeps a part; `None` if it has all weights.
+    /// The weights that are divided among the ranks, of which this rank keeps a part; `None` if this rank has all
+    /// weights.
     pub weight_shards: Option<Rc<WeightShards>>,
-    /// If `Some`, a single process adds the gradients of each backward pass as they are finished, with the number of
-    /// launches in the profiler's totals. A plan of several ranks needs this order.
+    /// If `Some`, records the names of the gradients that each backward pass of a single process finishes, with the
+    /// number of launches in the profiler's totals at that time. A plan for several ranks needs this order.
     pub finished_gradients: Option<FinishedGradients>,
 }
 
-/// A micro-batch that this rank has computed.
+/// The loss and the counters of a micro-batch that this rank has computed.
 #[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct ComputedMicroBatch {
     /// Floating-point operations of the model, see [`reel_model::flops`].
     pub model_flops: f64,
-    /// Its loss.
+    /// The loss of the micro-batch.
     pub loss: f32,
-    /// Number of tokens in its forward and backward pass.
+    /// Number of tokens in the forward and backward pass of the micro-batch.
     pub tokens: u32,
 }
 
@@ -78,7 +79,7 @@ pub struct StepResult {
     pub learning_rate: f64,
     /// Number of tokens in the forward and backward passes of the step.
     pub tokens: usize,
-    /// Floating-point operations of the model in the step, of all ranks together (see [`reel_model::flops`]).
+    /// Floating-point operations of the model in the step, added over all ranks (see [`reel_model::flops`]).
     pub model_flops: f64,
     /// The metrics that only a GRPO step has.
     pub grpo: GrpoMetrics,
@@ -112,10 +113,11 @@ impl Trainer {
         Self::build(device, config, weights, None, dtype, hyperparameters, None)
     }
 
-    /// Like [`Self::new`]. With LoRA, loads the weights of `adapter` (from a checkpoint) if it is given, else makes a
-    /// new adapter. If there are several `ranks`, each has the optimizer state of its cells only. With
-    /// [`Hyperparameters::shards_weights`], it also has only its cells of the weights, except for adapters and a vision
-    /// tower that is not trained: ranks need that tower at different times, so it cannot be gathered from all of them.
+    /// Does the work of [`Self::new`]. With LoRA, loads the weights of `adapter` (from a checkpoint) if it is given,
+    /// else makes a new adapter. If there are several `ranks`, each rank has only the optimizer state of its cells.
+    /// With [`Hyperparameters::shards_weights`], it also has only its cells of the weights, except for adapters and
+    /// an untrained vision tower. Ranks need this tower at different times, so it cannot be gathered from all of
+    /// them.
     fn build(
         device: &Device,
         config: &ModelConfig,
@@ -126,7 +128,7 @@ impl Trainer {
         ranks: Option<Arc<Ranks>>,
     ) -> Result<Self> {
         let ranks = ranks.filter(|ranks| ranks.size() > 1);
-        // The ranks of a machine share its host memory.
+        // The ranks on one machine share its host memory.
         let sharing = match &ranks {
             Some(ranks) if !device.capabilities().own_memory => ranks.world().local_size as u64,
             _ => 1,
@@ -177,7 +179,7 @@ impl Trainer {
             grads.reserve(&parameters)?;
         }
         let setting = hyperparameters.gradient_checkpointing;
-        let gathered_bytes = weight_shards.as_ref().map_or(0, |shards| shards.most_gathered_bytes());
+        let gathered_bytes = weight_shards.as_ref().map_or(0, |shards| shards.max_gathered_bytes());
         let finished_bytes = gradient_sum.as_ref().map(|sum| sum.max_finished_gradient_bytes() + gathered_bytes);
         let checkpointing = CheckpointingPolicy::new(setting, device, dtype, free, finished_bytes, |dry| {
             let source = WeightSource::Uninitialised(weights.dtype());
@@ -200,18 +202,18 @@ impl Trainer {
         })
     }
 
-    /// The context of the forward pass of a micro-batch.
+    /// Returns the context of the forward pass of a micro-batch.
     pub fn training_cx(&self, checkpointing: Checkpointing) -> Cx {
         let shards = self.weight_shards.clone().map(|shards| shards as Rc<dyn GatheredWeights>);
         Cx::training(&self.device, self.dtype).with_checkpointing(checkpointing).with_gathered_weights(shards)
     }
 
-    /// Gathers all weights of which this rank keeps a part, until the result is dropped, for work other than training
-    /// steps. All ranks call it together.
+    /// Gathers all weights of which this rank keeps only a part, for work other than training steps. The weights are
+    /// freed when the result is dropped. All ranks call it together.
     ///
     /// # Errors
     /// The device has no memory for all weights; another rank has failed.
-    pub fn gather_all_weights(&self) -> Result<Option<AllWeights>> {
+    pub fn gather_all_weights(&self) -> Result<Option<AllWeightsGuard>> {
         self.weight_shards.as_ref().map(|shards| shards.gather_all()).transpose()
     }
 
@@ -220,7 +222,7 @@ impl Trainer {
         self.gradient_sum.as_ref().map(GradientSum::ranks)
     }
 
-    /// Begins a step: there is no gradient yet.
+    /// Begins a step without gradients.
     pub fn begin_step(&mut self) {
         self.grads.clear();
         self.gradient_sum.iter_mut().for_each(GradientSum::clear);
@@ -267,7 +269,7 @@ impl Trainer {
     pub fn backward(&mut self, cx: &Cx, loss: &Tensor, scale: f32) -> Result<()> {
         let (sum, log, device) = (&mut self.gradient_sum, &mut self.finished_gradients, &self.device);
         let mut observe = |event: BackwardEvent, grads: &mut Grads| match (&mut *sum, &mut *log, event) {
-            (Some(sum), _, BackwardEvent::Finished(names)) => sum.add_finished(&names, grads),
+            (Some(sum), _, BackwardEvent::Finished(names)) => sum.add_finished_gradients(&names, grads),
             (Some(sum), _, BackwardEvent::Begins(unit)) => sum.begin_unit(unit, grads),
             (None, Some(log), BackwardEvent::Finished(names)) => {
                 let launches: u64 = device.profiler().totals()?.values().map(|totals| totals.launches).sum();
@@ -284,7 +286,7 @@ impl Trainer {
         }
     }
 
-    /// Like [`Self::new`], with the weight files in `folder`. Also returns these files, opened.
+    /// Does the work of [`Self::new`], with the weight files in `folder`. Also returns these files, opened.
     pub fn open(
         device: &Device,
         config: &ModelConfig,
@@ -322,7 +324,7 @@ impl Trainer {
         Ok((trainer, files))
     }
 
-    /// What the backward pass of the last micro-batch recomputed; `None` before the first micro-batch.
+    /// Which activations the backward pass of the last micro-batch recomputed; `None` before the first micro-batch.
     pub fn last_checkpointing(&self) -> Option<Checkpointing> {
         self.checkpointing.last
     }
@@ -362,7 +364,7 @@ impl Trainer {
         }
     }
 
-    /// The name and the 64-bit hash of each trained tensor, sorted by name. All ranks call it together.
+    /// Returns the name and the 64-bit hash of each trained tensor, sorted by name. All ranks call it together.
     ///
     /// # Errors
     /// Another rank has failed; the device fails.
@@ -428,7 +430,7 @@ fn check_adapter(folder: &Path, adapter: &Adapter, spec: &LoraSpec, config: &Mod
 /// A packed micro-batch of supervised fine-tuning on the device: S input tokens, L of which predict a learned token.
 #[derive(Debug)]
 pub struct MicroBatchInput {
-    /// The packed batch.
+    /// The packed batch of all input tokens.
     pub batch: Batch,
     /// i32 `[L]`: indices in the batch of the tokens whose next token is learned.
     pub positions: Tensor,

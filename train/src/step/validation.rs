@@ -1,6 +1,7 @@
-//! Computes the loss of validation rows: forward passes that keep no activations. The loss of a row has the same bits
-//! in any micro-batch, and the sums over rows are made in the order of the rows, so the validation loss depends neither
-//! on the number of processes (ranks) nor, where the bits of a row do not (docs/design.md), on the micro-batches.
+//! Computes the loss of validation rows with forward passes that keep no activations. The loss of a row has the same
+//! bits in any micro-batch, except on devices where the bits of a row depend on its batch (docs/design.md). Sums over
+//! rows are made in the order of the rows. So the validation loss does not depend on the number of processes (ranks)
+//! and, apart from this exception, not on the micro-batches.
 
 use std::rc::Rc;
 
@@ -12,20 +13,21 @@ use crate::Result;
 use crate::exchange::gather_in_order;
 use crate::metrics::ValidationLoss;
 use crate::step::trainer::{MicroBatchInput, Trainer};
-use crate::step::weight_shards::ForwardRounds;
+use crate::step::weight_shards::ForwardRoundsGuard;
 
-/// The loss of a validation row.
+/// The loss of a validation row: a sum and the number of its terms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct RowLoss {
-    /// The sum of the negative log-probabilities of the learned tokens, added in their order.
+    /// The negative log-probabilities of the learned tokens, added in the order of the tokens.
     pub sum: f64,
-    /// The number of learned tokens.
+    /// The number of learned tokens of the row.
     pub tokens: u64,
 }
 
-/// The loss of the rows `rows`, in their order. `skipped` is the number of rows that could not be used, and `hash` the
-/// fingerprint of the set of rows. `None` if the rows have no learned token, because there is then no mean.
+/// Computes the validation loss from the losses `rows` of the rows, in their order. `skipped` is the number of rows
+/// that could not be used, and `hash` is the fingerprint of the set of rows. `None` if the rows have no learned
+/// token, because their mean is then undefined.
 pub fn validation_loss(rows: &[RowLoss], skipped: usize, hash: &str) -> Option<ValidationLoss> {
     let tokens: u64 = rows.iter().map(|row| row.tokens).sum();
     let sum: f64 = rows.iter().map(|row| row.sum).sum();
@@ -44,13 +46,13 @@ pub fn validation_loss(rows: &[RowLoss], skipped: usize, hash: &str) -> Option<V
 pub struct ValidationLossPass<'t> {
     trainer: &'t Trainer,
     cx: Cx,
-    rounds: Option<ForwardRounds>,
+    rounds: Option<ForwardRoundsGuard>,
     /// The losses of this rank's micro-batches.
     own: Vec<Vec<RowLoss>>,
 }
 
 impl<'t> ValidationLossPass<'t> {
-    /// Begins a pass over validation rows. With several ranks, all of them begin it together.
+    /// Begins a pass over validation rows. With several ranks, all ranks begin it together.
     pub fn new(trainer: &'t Trainer) -> Self {
         let shards = trainer.weight_shards.clone();
         let rounds = shards.as_ref().map(|shards| shards.forward_rounds());
@@ -59,7 +61,7 @@ impl<'t> ValidationLossPass<'t> {
         Self { trainer, cx, rounds, own: Vec::new() }
     }
 
-    /// Computes the losses of a micro-batch that belongs to this rank; at most one in a round.
+    /// Computes the losses of a micro-batch that belongs to this rank. Must be called at most once in a round.
     ///
     /// # Errors
     /// The device fails; another rank has failed.
@@ -67,8 +69,9 @@ impl<'t> ValidationLossPass<'t> {
         let (model, cx) = (&self.trainer.model, &self.cx);
         cx.device().profiler().set_work_part("validation");
         let packed = MicroBatchInput::new(cx.device(), &model.config, samples)?; // S tokens, L of them learned
-        // Without a tape, the model takes a vision tower whose weights are always in memory. With ZeRO-3, those of a
-        // trained tower are gathered, so it runs with a tape, which keeps the inputs of its blocks until it is dropped.
+        // Without a tape, a forward pass requires that the vision tower's weights are always in memory. With ZeRO-3,
+        // the weights of a trained tower are gathered during the pass. So the pass then has a tape, which keeps the
+        // inputs of the tower's blocks until it is dropped.
         let gathers_vision = self.rounds.is_some() && self.trainer.hyperparameters.trains_vision(&model.config);
         let media = packed.batch.vision.as_ref().filter(|_| gathers_vision);
         let taped = media.map(|media| (media, self.trainer.training_cx(Checkpointing::Full)));
@@ -88,12 +91,12 @@ impl<'t> ValidationLossPass<'t> {
         Ok(())
     }
 
-    /// Ends a round. All ranks call it together, also those without a micro-batch in the round.
+    /// Ends a round. All ranks call it together, also ranks without a micro-batch in the round.
     ///
     /// # Errors
     /// Another rank has failed.
     pub fn end_round(&self) -> Result<()> {
-        self.rounds.as_ref().map_or(Ok(()), ForwardRounds::end_round)
+        self.rounds.as_ref().map_or(Ok(()), ForwardRoundsGuard::end_round)
     }
 
     /// Ends the pass. Returns the losses of the rows of each micro-batch, in the order of the micro-batches, on all

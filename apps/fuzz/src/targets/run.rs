@@ -11,7 +11,7 @@ use reel_runs::folder::logs::recorded_logs;
 use reel_runs::folder::output::{find_run_start, read_run_json};
 use reel_runs::folder::{hashes, later_skipped, resume};
 use reel_runs::reporting::wandb::environment::WandbEnvironment;
-use reel_runs::reporting::wandb::{Wandb, WandbStart};
+use reel_runs::reporting::wandb::{WandbRunWriter, WandbStart};
 use reel_runs::run::replay::{find_replay_start, recorded_command_and_options, recorded_working_directory};
 use reel_train::options::RunOptions;
 use serde_json::{Value, json};
@@ -196,7 +196,7 @@ pub const WANDB: FuzzTarget = FuzzTarget {
 
 /// Starts the W&B folder of a run that continues an earlier one. Returns the size of the new log in bytes.
 fn copy_steps(start: &WandbStart) -> Result<u64> {
-    let wandb = Wandb::begin(start)?;
+    let wandb = WandbRunWriter::create(start)?;
     let logs: Vec<PathBuf> = fs::read_dir(wandb.folder())?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     let is_log = |path: &&PathBuf| path.extension().is_some_and(|end| end == "wandb");
     let bytes = logs.iter().find(is_log).map_or(0, |path: &PathBuf| fs::metadata::<&Path>(path).map_or(0, |m| m.len()));

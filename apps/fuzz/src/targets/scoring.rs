@@ -101,7 +101,7 @@ pub const PREDICTIONS: FuzzTarget = FuzzTarget {
                 let score = prediction.score(Extraction::Tags).max(prediction.score(Extraction::Lenient));
                 require((0.0..=1.0).contains(&score), || format!("the score is {score}"))?;
             }
-            for task in Task::built_in() {
+            for task in Task::built_in_tasks() {
                 if let Some(report) = value_if_accepted(score_benchmark(&task, &predictions, Extraction::Tags))? {
                     let bounds = [report.overall_ci95[0], report.overall, report.overall_ci95[1]];
                     require(bounds.is_sorted() && bounds[2].is_finite(), || {

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use axum::http::HeaderName;
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use reel_engine::{CompletionStream, TokenLogProbs, TokenText};
+use reel_engine::{CompletionStream, TokenDecoder, TokenLogProbs};
 use reel_input::TokenId;
 use serde_json::Value;
 use tokio_stream::Stream;
@@ -56,7 +56,7 @@ pub(crate) fn stream_answer(
 /// The state of one choice while its tokens are generated.
 struct StreamedChoice {
     /// Decodes the choice's tokens to text and finds stop strings. `None` once the choice is finished.
-    text: Option<CompletionStream<TokenText>>,
+    text: Option<CompletionStream<TokenDecoder>>,
     /// The parser that finds the reasoning, and whether the reasoning is part of the answer; `None` if reasoning stays
     /// in the text.
     reasoning: Option<(ReasoningParser, bool)>,

@@ -1,8 +1,8 @@
-//! A custom reward by shell command or Python function: the process is started once and gets rows in batches, each with
-//! a deadline.
+//! A custom reward by shell command or Python function. The process is started once and gets rows in batches; each
+//! batch has a deadline.
 //!
-//! [`Pipes`] writes batches and reads lines; a thread reads standard error and keeps its last line. A guard process
-//! kills the command's process group when this process ends, even if this process is killed itself.
+//! [`CommandPipes`] writes batches and reads lines. A thread reads standard error and keeps its last line. A guard
+//! process kills the command's process group when this process ends, even if this process is killed itself.
 
 mod pipes;
 mod program;
@@ -23,8 +23,8 @@ use super::reply::{custom_reward_error, format_seconds, parse_reward, shorten_fo
 use super::wait::{NoMessageReason, STOPPED_HELP, STOPPED_PROBLEM};
 use super::{BASIC_ENVIRONMENT, ProgramLog};
 use crate::{Result, RewardError};
-use pipes::Pipes;
-use program::Program;
+use pipes::CommandPipes;
+use program::RewardProgram;
 
 /// Maximum length of a line of standard error in bytes.
 const MAX_STDERR_LINE_BYTES: u64 = 1 << 20;
@@ -32,55 +32,55 @@ const MAX_STDERR_LINE_BYTES: u64 = 1 << 20;
 /// Time that the program has to exit after its input is closed.
 const EXIT_GRACE: Duration = Duration::from_secs(1);
 
-/// How often a wait for a reward checks whether the process has exited. The check is needed because a child of the
-/// process may hold its output open.
+/// Interval at which a wait for a reward checks whether the process has exited. A closed output does not show this,
+/// because a child of the process may hold the output open.
 const EXIT_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Time to wait for the rest of standard error after the process has exited.
 const STDERR_GRACE: Duration = Duration::from_millis(500);
 
 /// Time to wait for an extra output line after the first batch. Programs that print other text usually do so from the
-/// start. Later extra lines are detected before the next batch is sent.
+/// start. Extra lines that come later are detected before the next batch is sent.
 const EXTRA_LINE_WAIT: Duration = Duration::from_millis(5);
 
 /// The field that is added to each row: the row's index in the batch and the batch's number of rows.
 const BATCH_FIELD: &str = "_batch";
 
-/// A shell command or function, and its process once the first batch has started it.
+/// A shell command or function, and its process, which the first batch starts.
 #[derive(Debug)]
 pub(super) struct CommandReward {
-    program: Program,
+    program: RewardProgram,
     timeout: Duration,
     /// The environment variables that the command gets in addition to [`BASIC_ENVIRONMENT`]; `None` passes on the whole
     /// environment.
     environment: Option<Vec<String>>,
-    /// Gets the lines that the command writes to standard error.
+    /// The log for the lines that the command writes to standard error.
     log: Option<ProgramLog>,
-    running: Option<Running>,
+    running: Option<RunningCommand>,
     /// The batch that is being scored.
-    batch: Option<Batch>,
+    batch: Option<SentBatch>,
 }
 
 /// A batch that was sent to the command.
 #[derive(Debug)]
-struct Batch {
+struct SentBatch {
     rows: usize,
     deadline: Instant,
-    /// The rewards so far.
+    /// The rewards of the batch that were received so far.
     rewards: Vec<f64>,
 }
 
 impl CommandReward {
     pub(super) fn new(command_line: &str, timeout: Duration) -> Result<Self> {
-        Ok(Self::of(Program::shell(command_line)?, timeout))
+        Ok(Self::of(RewardProgram::from_shell_command(command_line)?, timeout))
     }
 
-    /// A Python function, `FILE.py:NAME` or `MODULE:NAME`.
-    pub(super) fn of_function(function: &str, timeout: Duration) -> Result<Self> {
-        Ok(Self::of(Program::function(function)?, timeout))
+    /// Creates the reward for a Python function, `FILE.py:NAME` or `MODULE:NAME`.
+    pub(super) fn from_python_function(function: &str, timeout: Duration) -> Result<Self> {
+        Ok(Self::of(RewardProgram::from_python_function(function)?, timeout))
     }
 
-    fn of(program: Program, timeout: Duration) -> Self {
+    fn of(program: RewardProgram, timeout: Duration) -> Self {
         Self { program, timeout, environment: None, log: None, running: None, batch: None }
     }
 
@@ -94,31 +94,31 @@ impl CommandReward {
         self.environment = Some(names);
     }
 
-    /// Sends a batch of rows to the command, which is started if it does not run.
-    pub(super) fn begin(&mut self, rows: &[Value]) -> Result<()> {
+    /// Sends a batch of rows to the command. Starts the command if it does not run.
+    pub(super) fn send_batch(&mut self, rows: &[Value]) -> Result<()> {
         let deadline = Instant::now() + self.timeout;
         let lines = batch_lines(rows)?;
         if self.batch.take().is_some() {
-            // Rewards of an earlier batch were not read and the command may still be writing them, so the command is
+            // Rewards of an earlier batch were not read, and the command may still be writing them. So the command is
             // ended.
             self.running = None;
         }
         let mut running = match self.running.take() {
             Some(running) => running,
-            None => Running::start(&self.program, self.environment.as_deref(), self.log.clone())
+            None => RunningCommand::start(&self.program, self.environment.as_deref(), self.log.clone())
                 .map_err(|e| self.error(format!("cannot be started: {e}"), "check that the shell `sh` is installed"))?,
         };
         if let Err(failure) = running.send(&lines) {
             return Err(self.explain(&failure, rows.len(), &mut running));
         }
         self.running = Some(running);
-        self.batch = Some(Batch { rows: rows.len(), deadline, rewards: Vec::with_capacity(rows.len()) });
+        self.batch = Some(SentBatch { rows: rows.len(), deadline, rewards: Vec::with_capacity(rows.len()) });
         Ok(())
     }
 
     /// Waits for the rewards of the batch, at most until `until` if it is given. Returns `None` if some rewards are
     /// still missing by then. After an error the process is killed.
-    pub(super) fn wait(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
+    pub(super) fn wait_for_rewards(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
         let (mut running, mut batch) = (self.running.take()?, self.batch.take()?);
         match running.receive(&mut batch, until, stop) {
             Ok(true) => {
@@ -134,10 +134,10 @@ impl CommandReward {
     }
 
     fn error(&self, what: impl std::fmt::Display, help: &str) -> RewardError {
-        custom_reward_error(self.program.flag(), self.program.text(), what, help)
+        custom_reward_error(self.program.flag(), self.program.command_or_function(), what, help)
     }
 
-    fn explain(&self, failure: &BatchFailure, rows: usize, running: &mut Running) -> RewardError {
+    fn explain(&self, failure: &BatchFailure, rows: usize, running: &mut RunningCommand) -> RewardError {
         match failure {
             BatchFailure::Timeout(got) => {
                 let what = format!("timed out after {} with {got} of {rows} rewards", format_seconds(self.timeout));
@@ -167,7 +167,7 @@ impl CommandReward {
     }
 }
 
-/// The lines that the command reads for a batch: one JSON object per row.
+/// Returns the lines that the command reads for a batch: one JSON object per row.
 fn batch_lines(rows: &[Value]) -> Result<Vec<u8>> {
     let mut lines = Vec::new();
     for (index, row) in rows.iter().enumerate() {
@@ -195,7 +195,7 @@ fn batch_lines(rows: &[Value]) -> Result<Vec<u8>> {
     Ok(lines)
 }
 
-/// Why a batch failed.
+/// Why the scoring of a batch failed.
 #[derive(Debug)]
 enum BatchFailure {
     /// The deadline passed when this many rewards of the batch had been received.
@@ -211,18 +211,18 @@ enum BatchFailure {
     BadLine(usize, String),
 }
 
-/// Shell script of the guard process: waits for the end of its standard input, which only this process holds open,
-/// then kills the process group `$0`.
+/// Shell script of the guard process. It waits for the end of its standard input, which only this process holds open,
+/// and then kills the process group `$0`.
 const GUARD_SCRIPT: &str = "trap '' USR1; read -r _; kill -s KILL -- -\"$0\"";
 
-/// The running process. When `Running` is dropped, the process's input is closed and it has [`EXIT_GRACE`] to exit
-/// before it is killed.
+/// A running command. When this value is dropped, the command's input is closed, and the command has [`EXIT_GRACE`] to
+/// exit before it is killed.
 #[derive(Debug)]
-struct Running {
+struct RunningCommand {
     child: Child,
     /// The guard process, which kills the process group if this process ends first; `None` until the guard is started.
     guard: Option<Child>,
-    pipes: Pipes,
+    pipes: CommandPipes,
     /// Whether the command has answered at least one batch with exactly one line per row.
     has_replied_correctly: bool,
     /// The last line of standard error that is not blank.
@@ -231,8 +231,12 @@ struct Running {
     stderr_end: Receiver<()>,
 }
 
-impl Running {
-    fn start(program: &Program, environment: Option<&[String]>, log: Option<ProgramLog>) -> std::io::Result<Self> {
+impl RunningCommand {
+    fn start(
+        program: &RewardProgram,
+        environment: Option<&[String]>,
+        log: Option<ProgramLog>,
+    ) -> std::io::Result<Self> {
         let mut command = program.command();
         if let Some(names) = environment {
             let given = BASIC_ENVIRONMENT.into_iter().chain(names.iter().map(String::as_str));
@@ -245,7 +249,7 @@ impl Running {
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let last_line = Arc::clone(&last_stderr_line);
         let (stderr_open, stderr_end) = mpsc::channel::<()>();
-        let pipes = Pipes::new(stdin, stdout).inspect_err(|_| drop(child.kill()))?;
+        let pipes = CommandPipes::new(stdin, stdout).inspect_err(|_| drop(child.kill()))?;
         // From here on, an early return drops `running`, and its destructor ends the process.
         let mut running =
             Self { child, guard: None, pipes, has_replied_correctly: false, last_stderr_line, stderr_end };
@@ -257,7 +261,7 @@ impl Running {
         Ok(running)
     }
 
-    /// Sends the lines of a batch.
+    /// Sends the lines of a batch to the command.
     fn send(&mut self, lines: &[u8]) -> Result<(), BatchFailure> {
         match self.pipes.next_line(Instant::now(), &AtomicBool::new(false)) {
             Ok(_) => return Err(BatchFailure::UnexpectedLine),
@@ -268,11 +272,16 @@ impl Running {
         Ok(())
     }
 
-    /// Reads one reward per row, at most until `until` if it is given. Returns whether all rewards of the batch have
+    /// Reads one reward per row, at most until `until` if it is given. Returns true if all rewards of the batch have
     /// been read.
-    fn receive(&mut self, batch: &mut Batch, until: Option<Instant>, stop: &AtomicBool) -> Result<bool, BatchFailure> {
+    fn receive(
+        &mut self,
+        batch: &mut SentBatch,
+        until: Option<Instant>,
+        stop: &AtomicBool,
+    ) -> Result<bool, BatchFailure> {
         let end = until.unwrap_or(batch.deadline).min(batch.deadline);
-        // When the process was first seen to have exited; its output may still be in the pipe.
+        // The time at which the process was first seen to have exited. Its output may still be in the pipe.
         let mut exited_at = None;
         while batch.rewards.len() < batch.rows {
             let index = batch.rewards.len();
@@ -304,10 +313,11 @@ impl Running {
         Ok(true)
     }
 
-    /// How the process ended, with its last line of standard error.
+    /// Describes how the process ended, with its last line of standard error.
     fn describe_exit(&mut self) -> String {
         let status = self.wait(Instant::now() + EXIT_GRACE);
-        // The rest of standard error may still be in the pipe. A child process that keeps it open is not waited for.
+        // The rest of standard error may still be in the pipe. The wait is short, because a child process may keep
+        // the pipe open.
         let _ = self.stderr_end.recv_timeout(STDERR_GRACE);
         let message = self.last_stderr_line.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let how = match status {
@@ -321,8 +331,8 @@ impl Running {
         if message.is_empty() { how } else { format!("{how} ({message})") }
     }
 
-    /// The exit status, if the process exits before `deadline`. The process is not reaped (`WNOWAIT`), so the kernel
-    /// does not reuse its id, which is also the id of its process group.
+    /// Waits for the process and returns its exit status; `None` if it does not exit before `deadline`. The process
+    /// is not reaped (`WNOWAIT`), so the kernel does not reuse its id, which is also the id of its process group.
     fn wait(&mut self, deadline: Instant) -> Option<ExitStatus> {
         let mut pause = Duration::from_micros(200);
         loop {
@@ -345,12 +355,12 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningCommand {
     fn drop(&mut self) {
         self.pipes.close_input();
         self.wait(Instant::now() + EXIT_GRACE);
-        // The guard is ended before the process is reaped: until then no other process group can get the id that the
-        // guard would kill.
+        // The guard is ended before the process is reaped. Until the process is reaped, no other process group can
+        // get the id that the guard would kill.
         if let Some(mut guard) = self.guard.take() {
             let _ = guard.kill().and_then(|()| guard.wait());
         }
@@ -359,10 +369,10 @@ impl Drop for Running {
             let _ = kill_process_group(group, Signal::KILL);
         }
         // A killed process that does not exit within `EXIT_GRACE` hangs in the kernel, for example on a broken disk.
-        // Init reaps it later.
+        // The init process reaps it later.
         self.wait(Instant::now() + EXIT_GRACE);
         let _ = self.child.try_wait();
-        // The log gets the last lines of standard error, too.
+        // The wait gives the log also the last lines of standard error.
         let _ = self.stderr_end.recv_timeout(STDERR_GRACE);
     }
 }
@@ -397,7 +407,7 @@ fn read_stderr(pipe: ChildStderr, last: &Mutex<String>, log: Option<&ProgramLog>
     }
 }
 
-/// Parses the reward in a line of output. The error says what the line holds instead.
+/// Parses the reward in a line of output. The error text says what the line holds instead of a number.
 fn reward_of_line(line: &str) -> Result<f64, String> {
     let value: Value =
         serde_json::from_str(line).map_err(|_| format!("is `{}`, not a JSON number", shorten_for_message(line)))?;

@@ -1,6 +1,6 @@
-//! Standard input and output of the command, both non-blocking: while one pipe is full, the other one is read, so a
-//! command that answers before it has read its whole batch cannot cause a deadlock. There are no threads: a batch is
-//! answered within one or two hundred microseconds, and waking a few threads would take as long.
+//! Standard input and output of the command, both non-blocking. While one pipe is full, the other one is read, so a
+//! command that answers before it has read its whole batch cannot cause a deadlock. Threads are not used: a batch is
+//! answered within 100 to 200 microseconds, and waking a few threads would take as long.
 
 use std::process::{ChildStdin, ChildStdout};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,12 +14,12 @@ use super::super::wait::{NoMessageReason, STOP_CHECK_INTERVAL};
 /// Maximum length of an output line in bytes.
 const MAX_LINE_BYTES: usize = 1 << 20;
 
-/// Bytes that are read at a time.
+/// Maximum number of bytes of one read.
 const READ_BYTES: usize = 1 << 16;
 
 /// The pipes to the command's standard input and from its standard output.
 #[derive(Debug)]
-pub(super) struct Pipes {
+pub(super) struct CommandPipes {
     /// The pipe to the command's standard input; `None` once either side has closed it.
     input: Option<ChildStdin>,
     /// Bytes for the command; the bytes before index `sent` have been written to the pipe.
@@ -27,14 +27,14 @@ pub(super) struct Pipes {
     sent: usize,
     /// The pipe from the command's standard output; `None` once the command has closed it.
     output: Option<ChildStdout>,
-    /// Bytes read from the command. Bytes before index `taken` were returned as lines; bytes from `taken` to `searched`
-    /// contain no line end.
+    /// Bytes read from the command. Bytes before index `taken` were returned as lines; bytes from index `taken` to
+    /// `searched` contain no line end.
     received: Vec<u8>,
     taken: usize,
     searched: usize,
 }
 
-impl Pipes {
+impl CommandPipes {
     pub(super) fn new(input: Option<ChildStdin>, output: Option<ChildStdout>) -> std::io::Result<Self> {
         input.as_ref().map_or(Ok(()), |pipe| ioctl_fionbio(pipe, true))?;
         output.as_ref().map_or(Ok(()), |pipe| ioctl_fionbio(pipe, true))?;
@@ -42,8 +42,9 @@ impl Pipes {
         Ok(Self { input, batch, sent: 0, output, received, taken: 0, searched: 0 })
     }
 
-    /// Sends lines to the command. Lines for which the pipe has no room are written later, by [`Self::next_line`]. If
-    /// the command has closed its input, nothing is sent; its output then ends too, which [`Self::next_line`] reports.
+    /// Sends lines to the command. If the pipe has no room for all lines, [`Self::next_line`] writes the rest later.
+    /// If the command has closed its input, nothing is sent; its output then also ends, which [`Self::next_line`]
+    /// reports.
     pub(super) fn send(&mut self, lines: &[u8]) {
         self.batch.drain(..self.sent);
         self.sent = 0;
@@ -56,8 +57,8 @@ impl Pipes {
         self.input = None;
     }
 
-    /// Waits for the next complete line of output and returns it, or why the line cannot be used. Returns a
-    /// `NoMessageReason` if the output ends, `until` passes or `stop` is set first.
+    /// Waits for the next complete line of output and returns it, or the reason why the line cannot be used. Returns
+    /// a `NoMessageReason` if the output ends, `until` passes or `stop` is set first.
     pub(super) fn next_line(
         &mut self,
         until: Instant,
@@ -81,8 +82,8 @@ impl Pipes {
         }
     }
 
-    /// Waits until a pipe can be written or read, at most `most`, then writes and reads. Returns false if nothing could
-    /// be done in this time.
+    /// Waits at most `most` until a pipe can be written or read, then writes and reads. Returns false if neither was
+    /// possible in this time.
     fn wait_for_pipes(&mut self, most: Duration) -> bool {
         let Some(output) = &self.output else { return false };
         let mut pipes = vec![PollFd::new(output, PollFlags::IN)];
@@ -131,8 +132,8 @@ impl Pipes {
         self.received.truncate(end + count);
     }
 
-    /// Takes the next complete line from the received bytes; once the output has ended, also a last line without a line
-    /// end.
+    /// Removes and returns the next complete line of the received bytes. Once the output has ended, a last line
+    /// without a line end is also complete.
     fn take_line(&mut self) -> Option<Result<String, String>> {
         let found = self.received[self.searched..].iter().position(|&b| b == b'\n').map(|i| self.searched + i + 1);
         let rest = (self.output.is_none() && self.taken < self.received.len()).then_some(self.received.len());

@@ -1,4 +1,4 @@
-//! What computes a custom reward: a shell command, or a Python function run by an embedded script.
+//! The program that computes a custom reward: a shell command, or a Python function run by an embedded script.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,28 +8,28 @@ use crate::{Result, RewardError};
 
 const COMMAND_FLAG: &str = "--reward-command";
 
-/// The script that runs a Python function with the protocol of commands.
+/// The Python script that runs a function. It uses the same line protocol as commands.
 const SCRIPT: &str = include_str!("../rewards.py");
 
-/// Begins the shell script of a command. Slurm sends SIGUSR1 to all processes of a job step, also to those that the
-/// command starts; they inherit that the signal is ignored.
+/// Shell code that begins the script of each command. Slurm sends SIGUSR1 to all processes of a job step. The command
+/// and all processes that it starts inherit that the signal is ignored.
 const IGNORE_SIGUSR1: &str = "trap '' USR1; ";
 
 /// A program that computes rewards.
 #[derive(Debug)]
-pub(super) enum Program {
+pub(super) enum RewardProgram {
     /// A command for `sh -c`.
     Shell(String),
     /// The name of a Python function, `FILE.py:NAME` or `MODULE:NAME`.
     Function(String),
 }
 
-impl Program {
-    /// A shell command.
+impl RewardProgram {
+    /// Creates a program from a shell command.
     ///
     /// # Errors
     /// It is empty or contains a zero byte.
-    pub fn shell(command_line: &str) -> Result<Self> {
+    pub fn from_shell_command(command_line: &str) -> Result<Self> {
         if command_line.trim().is_empty() || command_line.contains('\0') {
             let what = "is empty or contains a zero byte";
             return Err(RewardError::bad_option(COMMAND_FLAG, what, "give a command for `sh -c`"));
@@ -37,11 +37,11 @@ impl Program {
         Ok(Self::Shell(command_line.to_string()))
     }
 
-    /// A Python function.
+    /// Creates a program from a Python function.
     ///
     /// # Errors
     /// Its file does not exist, or `python3` is not on the path.
-    pub fn function(function: &str) -> Result<Self> {
+    pub fn from_python_function(function: &str) -> Result<Self> {
         let file = function.rsplit_once(':').map(|(file, _)| Path::new(file));
         if let Some(file) = file.filter(|file| file.extension().is_some_and(|end| end == "py") && !file.is_file()) {
             let what = format!("there is no file {}", file.display());
@@ -55,7 +55,7 @@ impl Program {
         Ok(Self::Function(function.to_string()))
     }
 
-    /// The option that names the program.
+    /// The command line option that specifies the program.
     pub fn flag(&self) -> &'static str {
         match self {
             Self::Shell(_) => COMMAND_FLAG,
@@ -63,14 +63,14 @@ impl Program {
         }
     }
 
-    /// The value of the option.
-    pub fn text(&self) -> &str {
+    /// The shell command, or the name of the Python function, as the option gives it.
+    pub fn command_or_function(&self) -> &str {
         match self {
             Self::Shell(text) | Self::Function(text) => text,
         }
     }
 
-    /// What to do if the program has ended.
+    /// Help text of the error if the program has ended.
     pub fn help_after_exit(&self) -> &'static str {
         match self {
             Self::Shell(_) => "run the command by hand with one row on its standard input",
@@ -78,7 +78,7 @@ impl Program {
         }
     }
 
-    /// The command that runs the program.
+    /// Returns the command that starts the program.
     pub fn command(&self) -> Command {
         let mut command = Command::new("sh");
         match self {

@@ -14,7 +14,7 @@ fn command_reward(shell: &str) -> CustomReward {
     CustomReward::from_command(shell, Duration::from_secs(30)).unwrap()
 }
 
-/// The error of a custom reward `shell` that scores a batch of 3 rows.
+/// Returns the error of the shell command `shell` that scores a batch of 3 rows.
 fn error_of(shell: &str) -> String {
     let e = command_reward(shell).score(&rows(3)).unwrap_err().to_string();
     assert!(e.starts_with("--reward-command `") && e.contains("; ") && !e.contains('\n'), "{e}");
@@ -23,7 +23,7 @@ fn error_of(shell: &str) -> String {
 
 #[test]
 fn process_is_kept_between_batches() {
-    // The reply to each line is the number of lines that were read so far.
+    // The reply to each line is the number of lines that the command has read so far.
     let mut own = command_reward("n=0; while read -r line; do n=$((n + 1)); echo $n; done");
     assert_eq!(own.score(&rows(3)).unwrap(), [1.0, 2.0, 3.0]);
     assert_eq!(own.score(&[]).unwrap(), [0.0; 0]);
@@ -50,7 +50,7 @@ fn command_receives_rows_unchanged_with_batch_field() {
 
 #[test]
 fn command_gets_the_environment_or_the_named_variables() {
-    // Picks any variable of this process that is not in `BASIC_ENVIRONMENT`; cargo sets some.
+    // Picks any variable of this process that is not in `BASIC_ENVIRONMENT`; cargo always sets some variables.
     let is_name = |name: &str| name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
     let mut others = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
     let Some((name, value)) = others
@@ -68,8 +68,8 @@ fn command_gets_the_environment_or_the_named_variables() {
 
 #[test]
 fn batch_larger_than_a_pipe_does_not_deadlock() {
-    // Program and test each write more than a pipe buffers; if either wrote everything before reading, both would
-    // block forever.
+    // Program and test each write more bytes than a pipe buffers. If either wrote everything before reading, both
+    // would block forever.
     let wide: Vec<Value> = (0..2000).map(|i| json!({"completion": "y".repeat(500), "i": i})).collect();
     let mut own = command_reward("while read -r line; do printf '%100s\\n' 1; done");
     assert_eq!(own.score(&wide).unwrap(), vec![1.0; 2000]);
@@ -208,7 +208,7 @@ const HELD: &str = "REEL_TEST_HELD_COMMAND";
 fn killing_this_process_kills_the_command() {
     if let Some(mark) = std::env::var_os(HELD) {
         let mark = mark.into_string().unwrap();
-        // The shell and its child ignore their input and all signals that can be ignored.
+        // The shell and its child ignore all signals that can be ignored, and do not read their input.
         let stubborn = "trap '' HUP INT PIPE TERM; sh -c 'echo $$; exec sleep 1000 >&-' > MARK & echo $$ >> MARK.sh; read -r l; echo 1; sleep 1000; true";
         let mut own = command_reward(&stubborn.replace("MARK", &mark));
         own.score(&rows(1)).unwrap();
@@ -238,8 +238,8 @@ fn killing_this_process_kills_the_command() {
     pids.iter().for_each(|pid| wait_until_exited(pid.trim()));
 }
 
-/// Slurm sends SIGUSR1 to all processes of a job step. It ends neither the command, nor a program that the command has
-/// started, nor the guard.
+/// Slurm sends SIGUSR1 to all processes of a job step. The signal must not end the command, programs that the command
+/// has started, or the guard.
 #[test]
 fn sigusr1_does_not_disturb_the_command() {
     let folder = tempfile::tempdir().unwrap();
@@ -276,7 +276,7 @@ fn a_wait_may_end_before_the_batch_and_be_resumed() {
     let wait = format!("until test -e '{}'; do sleep 0.01; done", mark.display());
     let mut own = command_reward(&format!("while read -r line; do echo 1; {wait}; done"));
     let never = AtomicBool::new(false);
-    own.begin(&rows(3)).unwrap();
+    own.send_batch(&rows(3)).unwrap();
     assert!(own.finish_by(Instant::now() + Duration::from_millis(50), &never).is_none());
     std::fs::write(&mark, "").unwrap();
     assert_eq!(own.finish(&never).unwrap(), vec![1.0; 3]);
@@ -288,7 +288,7 @@ fn a_wait_may_end_before_the_batch_and_be_resumed() {
 #[test]
 fn a_batch_whose_rewards_were_not_read_does_not_mix_with_the_next_one() {
     let mut own = command_reward("n=0; while read -r line; do n=$((n + 1)); echo $n; done");
-    own.begin(&rows(3)).unwrap();
+    own.send_batch(&rows(3)).unwrap();
     // The command is started again.
     assert_eq!(own.score(&rows(2)).unwrap(), [1.0, 2.0]);
 }

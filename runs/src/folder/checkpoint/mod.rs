@@ -28,13 +28,13 @@ pub use snapshot::{BaseModel, CheckpointSnapshot, TrainedWeights, checkpoint_byt
 
 const PREFIX: &str = "checkpoint-";
 
-/// The name of the folder of a checkpoint: `checkpoint-STEP`.
+/// Returns the name of the folder of a checkpoint: `checkpoint-STEP`.
 pub fn checkpoint_folder_name(step: u64) -> String {
     format!("{PREFIX}{step}")
 }
 
 /// Returns the step in the name of a checkpoint folder; `None` if the name is not `checkpoint-STEP`.
-pub fn step_of(folder: &Path) -> Option<u64> {
+pub fn step_of_checkpoint_folder(folder: &Path) -> Option<u64> {
     folder.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok()
 }
 
@@ -48,7 +48,7 @@ pub fn checkpoints_by_step(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     };
     for entry in entries {
         let path = entry.map_err(|e| TrainError::cannot_read(out, e))?.path();
-        if let Some(step) = step_of(&path)
+        if let Some(step) = step_of_checkpoint_folder(&path)
             && path.join(RUN_STATE_FILE).is_file()
         {
             found.insert(step, path);

@@ -1,6 +1,7 @@
-//! The file of a checkpoint with the optimizer state, `training/optimizer.safetensors`: moments, their scales, and low
-//! bits of the master weights. For any number of ranks, its tensors have the shapes of whole parameters, without
-//! padding: each rank writes the bytes of its cells at their offsets. So any number of ranks can resume from the file.
+//! The file of a checkpoint with the optimizer state, `training/optimizer.safetensors`: moments, their scales, and
+//! low bits of the master weights. Its tensors have the shapes of whole parameters, without padding, for any number
+//! of ranks: each rank writes the bytes of its cells at their offsets. So any number of ranks can resume from the
+//! file.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -16,13 +17,13 @@ use reel_train::step::trainer::Trainer;
 use reel_train::{Result, TrainError};
 use safetensors::SafeTensors;
 
-use super::parts::{Contents, FilePart, TensorBytes, write_parts};
+use super::parts::{FilePart, PartContents, TensorBytes, write_parts};
 use crate::folder::resume::RunState;
 
-/// The path of the file in a checkpoint folder.
-pub(super) const OPTIMIZER: &str = "training/optimizer.safetensors";
+/// The path of the optimizer file in a checkpoint folder.
+pub(super) const OPTIMIZER_FILE: &str = "training/optimizer.safetensors";
 
-/// A tensor of the file, without its bytes.
+/// The description of a tensor in the optimizer file, without its bytes.
 #[derive(Debug)]
 struct StateTensor {
     name: String,
@@ -40,16 +41,16 @@ impl StateTensor {
 /// Consecutive bytes of the file that this rank writes: one cell of one tensor.
 #[derive(Debug)]
 struct CellBytes {
-    /// The position of the first byte in the file.
+    /// The position of the first byte of the cell in the file.
     offset: u64,
     held: TensorBytes,
 }
 
-/// The optimizer file of a checkpoint, of which this rank has the bytes of its cells.
+/// The optimizer file of a checkpoint. This rank holds the bytes of its own cells.
 #[derive(Debug)]
 pub(super) struct OptimizerFile {
     header: Vec<u8>,
-    /// Bytes of the whole file.
+    /// Number of bytes of the whole file.
     len: u64,
     cells: Vec<CellBytes>,
 }
@@ -83,7 +84,7 @@ impl OptimizerFile {
         Ok(Self { header, len, cells: written })
     }
 
-    /// The parts of the file that this rank writes.
+    /// Returns the tensors of which this rank writes bytes.
     pub fn tensors_of_this_rank(&mut self) -> impl Iterator<Item = &mut TensorBytes> {
         self.cells.iter_mut().map(|cell| &mut cell.held)
     }
@@ -99,25 +100,25 @@ impl OptimizerFile {
         let parts = self.cells.iter().map(|CellBytes { offset, held }| FilePart {
             offset: *offset,
             bytes: held.len() as u64,
-            contents: Contents::Held(held),
+            contents: PartContents::Held(held),
         });
         write_parts(path, parts)
     }
 }
 
-/// The kind of a tensor of the file.
+/// A kind of tensor in the optimizer file.
 #[derive(Clone, Copy, Debug)]
-enum Kind {
+enum StateTensorKind {
     FirstMoment,
     SecondMoment,
     Scales,
     LowBits,
 }
 
-impl Kind {
+impl StateTensorKind {
     const ALL: [Self; 4] = [Self::FirstMoment, Self::SecondMoment, Self::Scales, Self::LowBits];
 
-    /// The prefix of the tensor's name; the parameter's name follows.
+    /// The prefix of the tensor's name. The parameter's name follows it.
     fn prefix(self) -> &'static str {
         match self {
             Self::FirstMoment => "m/",
@@ -127,7 +128,7 @@ impl Kind {
         }
     }
 
-    /// The tensor of this kind in the state of a cell; `None` if the optimizer has none of this kind.
+    /// Returns the tensor of this kind in the state of a cell; `None` if the optimizer has none of this kind.
     fn of(self, cell: &CellState) -> Option<&Tensor> {
         match self {
             Self::FirstMoment => Some(&cell.m),
@@ -137,7 +138,8 @@ impl Kind {
         }
     }
 
-    /// The element type in the file and its size in bytes; `None` if the optimizer has no tensor of this kind.
+    /// Returns the element type in the file and its size in bytes; `None` if the optimizer has no tensor of this
+    /// kind.
     fn dtype(self, moments: MomentFormat, weights: DType) -> Option<(&'static str, usize)> {
         match (self, moments) {
             (Self::FirstMoment | Self::SecondMoment, MomentFormat::F32) => Some(("F32", 4)),
@@ -150,7 +152,7 @@ impl Kind {
         }
     }
 
-    /// The range of bytes of a cell in the tensor of its parameter.
+    /// Returns the range of bytes that a cell has in the tensor of its parameter.
     fn bytes_of(self, cell: &CellState, tensor: &StateTensor) -> Range<usize> {
         let start = match self {
             Self::Scales => cell.range.start / WEIGHTS_PER_SCALE * 2 * tensor.element_bytes,
@@ -160,16 +162,16 @@ impl Kind {
     }
 }
 
-/// The tensors of the file, in the order of the parameters' names.
-fn state_tensors(t: &Trainer) -> Vec<(Kind, StateTensor)> {
+/// Lists the tensors of the optimizer file, in the order of the parameters' names.
+fn state_tensors(t: &Trainer) -> Vec<(StateTensorKind, StateTensor)> {
     let mut tensors = Vec::new();
     for (name, parameter, _) in t.optimizer.parameter_states() {
-        for kind in Kind::ALL {
+        for kind in StateTensorKind::ALL {
             let Some((dtype, element_bytes)) = kind.dtype(t.optimizer.moment_format(), parameter.dtype()) else {
                 continue;
             };
             let shape = match kind {
-                Kind::Scales => vec![parameter.count().div_ceil(WEIGHTS_PER_SCALE), 2],
+                StateTensorKind::Scales => vec![parameter.count().div_ceil(WEIGHTS_PER_SCALE), 2],
                 _ => parameter.unpadded_shape().to_vec(),
             };
             tensors.push((kind, StateTensor { name: format!("{}{name}", kind.prefix()), dtype, element_bytes, shape }));
@@ -178,20 +180,20 @@ fn state_tensors(t: &Trainer) -> Vec<(Kind, StateTensor)> {
     tensors
 }
 
-/// Number of bytes of the optimizer state that this rank has: the memory that a copy of it for a checkpoint takes.
-pub(super) fn state_bytes(t: &Trainer) -> u64 {
+/// Number of bytes of the optimizer state on this rank, which is the memory that a copy for a checkpoint needs.
+pub(super) fn optimizer_state_bytes(t: &Trainer) -> u64 {
     let cells = t.optimizer.parameter_states().flat_map(|(_, _, state)| &state.cells);
-    let tensors = cells.flat_map(|cell| Kind::ALL.iter().filter_map(move |kind| kind.of(cell)));
+    let tensors = cells.flat_map(|cell| StateTensorKind::ALL.iter().filter_map(move |kind| kind.of(cell)));
     tensors.map(|tensor| tensor.unpadded_bytes() as u64).sum()
 }
 
 /// Loads the optimizer state of a checkpoint into `t`: moments, low bits of the master weights and step counts. The
-/// weights of `t` must already have been loaded from the same checkpoint.
+/// weights of the same checkpoint must already have been loaded into `t`.
 ///
 /// # Errors
 /// The file cannot be read, or has other tensors than this run.
 pub fn load_optimizer_state(folder: &Path, t: &mut Trainer, state: &RunState) -> Result<()> {
-    let path = folder.join(OPTIMIZER);
+    let path = folder.join(OPTIMIZER_FILE);
     let damaged = |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
     let mapped = reel_device::MappedFile::open(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
     let stored = SafeTensors::deserialize(mapped.as_bytes()).map_err(|e| damaged(format!("is damaged: {e}")))?;

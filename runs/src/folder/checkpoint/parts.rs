@@ -1,4 +1,4 @@
-//! Parts of files that have their full length: each rank writes the parts that it has, at their positions.
+//! Writes parts of files. The file has its full length from the start; each rank writes its parts at their positions.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
@@ -12,22 +12,22 @@ use reel_runtime::Tensor;
 use reel_train::Result;
 use reel_train::tensor_bytes::tensor_byte_parts;
 
-/// Tests whether `bytes` bytes can be allocated. Elsewhere a failed allocation would end the process.
+/// Tests whether `bytes` bytes can be allocated. Without this test a failed allocation would end the process.
 pub(super) fn has_memory_for(bytes: usize) -> bool {
     Vec::<u8>::new().try_reserve_exact(bytes).is_ok()
 }
 
-/// The bytes of a tensor without padding: a copy of the bytes, or the tensor to read them from.
+/// The bytes of a tensor without padding: either a copy, or the tensor from which they are read later.
 #[derive(Debug)]
 pub(super) enum TensorBytes {
-    /// Copied bytes.
+    /// A copy of the bytes.
     Copy(Vec<u8>),
-    /// The tensor, whose bytes are read when the checkpoint is written.
+    /// A tensor. Its bytes are read when the checkpoint is written.
     Tensor(Tensor),
 }
 
 impl TensorBytes {
-    /// Copies the bytes of `t`. Returns `None` if `has_memory_for` says that there is no memory for them.
+    /// Copies the bytes of `t`. Returns `None` if `has_memory_for` returns false.
     pub fn copy(t: &Tensor, has_memory_for: &dyn Fn(usize) -> bool) -> Result<Option<Self>> {
         // Copying a padded tensor takes more memory, because the tensor is read with its padding first.
         let padded = if t.bytes() == t.unpadded_bytes() { 0 } else { t.bytes() };
@@ -37,7 +37,7 @@ impl TensorBytes {
         }
     }
 
-    /// Number of bytes.
+    /// Number of bytes without padding.
     pub fn len(&self) -> usize {
         match self {
             Self::Copy(bytes) => bytes.len(),
@@ -53,30 +53,30 @@ impl TensorBytes {
     }
 }
 
-/// Consecutive bytes of a file.
+/// A part of a file: consecutive bytes, and their position.
 pub(super) struct FilePart<'a> {
-    /// The position of the first byte in the file.
+    /// The position of the first byte of the part in the file.
     pub offset: u64,
     /// The number of bytes.
     pub bytes: u64,
-    pub contents: Contents<'a>,
+    pub contents: PartContents<'a>,
 }
 
 /// The contents of a part of a file.
-pub(super) enum Contents<'a> {
+pub(super) enum PartContents<'a> {
     /// A trained weight or optimizer state.
     Held(&'a TensorBytes),
-    /// A weight that is not trained, from the files of the model that the run started from.
+    /// A weight that is not trained, read from the files of the model from which the run started.
     Original(&'a Checkpoint, &'a TensorSpec),
 }
 
-/// Counts the bytes that are written.
-struct Counted<W> {
+/// Counts the bytes that pass through to a writer.
+struct CountingWriter<W> {
     to: W,
     bytes: u64,
 }
 
-impl<W: Write> Write for Counted<W> {
+impl<W: Write> Write for CountingWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.to.write(bytes)?;
         self.bytes += written as u64;
@@ -99,10 +99,10 @@ pub(super) fn write_parts<'a>(path: &Path, parts: impl IntoIterator<Item = FileP
         if position != offset {
             file.seek(SeekFrom::Start(offset))?;
         }
-        let mut to = Counted { to: &mut file, bytes: 0 };
+        let mut to = CountingWriter { to: &mut file, bytes: 0 };
         match contents {
-            Contents::Held(held) => held.write(&mut to)?,
-            Contents::Original(files, spec) => write_untrained(files, spec, &mut to)?,
+            PartContents::Held(held) => held.write(&mut to)?,
+            PartContents::Original(files, spec) => write_untrained(files, spec, &mut to)?,
         }
         if to.bytes != bytes {
             return Err(io::Error::other(format!("{} bytes were written for a tensor of {bytes} bytes", to.bytes)));

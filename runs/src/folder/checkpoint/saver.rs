@@ -47,9 +47,9 @@ impl Drop for CheckpointWriter {
     }
 }
 
-/// Whether `bytes` is at most half of the free host memory (the machine's, and the cgroup's if it has a limit). If not,
-/// the device returns the memory that it keeps for the next step, and the check is repeated. False if the free memory
-/// is unknown.
+/// Whether `bytes` is at most half of the free host memory (of the machine, and of the cgroup if it has a limit). If
+/// not, the device frees the memory that it keeps for the next step, and the check is repeated. False if the free
+/// memory is unknown.
 pub fn host_memory_has_room_for(device: &Device, bytes: u64) -> bool {
     let has_room = || free_host_bytes().is_some_and(|free| bytes <= free / 2);
     has_room() || {

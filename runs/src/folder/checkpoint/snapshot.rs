@@ -1,5 +1,5 @@
-//! A snapshot of what a checkpoint contains, captured after one step. A snapshot holds copies of the tensors, or the
-//! tensors themselves if the checkpoint is written before the next step changes them.
+//! A snapshot of the data that a checkpoint stores, captured after one step. A snapshot holds copies of the tensors,
+//! or the tensors themselves if the checkpoint is written before the next step changes them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,36 +24,37 @@ use reel_train::step::trainer::Trainer;
 use reel_train::{Result, TrainError};
 use serde_json::Value;
 
-use super::optimizer::{self, OPTIMIZER, OptimizerFile};
-use super::parts::{Contents, FilePart, TensorBytes, has_memory_for, write_parts};
+use super::optimizer::{self, OPTIMIZER_FILE, OptimizerFile};
+use super::parts::{FilePart, PartContents, TensorBytes, has_memory_for, write_parts};
 use super::{FolderDraft, PREFIX, checkpoint_folder_name};
 use crate::folder::digests::{self, LogDigests};
 use crate::folder::resume::RunState;
 
-/// The model that a run started from. A saved model gets its untrained weights and its small files (config, tokenizer)
-/// from this model.
+/// The model from which a run started. A saved model gets its untrained weights and its small files (config,
+/// tokenizer) from this model.
 #[derive(Clone, Debug)]
 pub struct BaseModel {
-    /// Config, tokenizer and templates of the model folder that the run started from.
+    /// Config, tokenizer and templates of the model folder from which the run started.
     pub small_files: Arc<ConfigAndTokenizerFiles>,
-    /// The weight files of the model folder that the run started from.
+    /// The weight files of the model folder from which the run started.
     pub files: Arc<Checkpoint>,
     /// The base model's name as an adapter's config states it: an absolute path, or a Hugging Face id.
     pub name: String,
 }
 
-/// The names, in messages, of the two barriers of ranks that write files together: after rank 0 has created the files,
-/// and after all ranks have written their cells.
+/// The names, in messages, of the two barriers for ranks that write files together. Ranks wait at the first one until
+/// rank 0 has created the files, and at the second one until all ranks have written their cells.
 const BEGUN: &str = "start of a checkpoint";
 const WRITTEN: &str = "end of a checkpoint";
 
 /// The hidden folder in OUT in which the final model is written.
 const MODEL_DRAFT: &str = ".model.part";
 
-/// Number of bytes of the trained weights and optimizer state of `t`: the memory that a copy for a checkpoint takes.
+/// Number of bytes of the trained weights and optimizer state of `t`, which is the memory that a copy for a
+/// checkpoint needs.
 pub fn checkpoint_bytes(t: &Trainer) -> u64 {
     let weights: usize = t.optimizer.parameter_states().map(|(_, weights, _)| weights.unpadded_bytes()).sum();
-    weights as u64 + optimizer::state_bytes(t)
+    weights as u64 + optimizer::optimizer_state_bytes(t)
 }
 
 /// The trained weights of a run, ready to be written as a model folder or an adapter folder. Each of several ranks
@@ -65,7 +66,7 @@ pub struct TrainedWeights {
     lora: Option<LoraSpec>,
     trained: BTreeMap<String, StoredTensor>,
     origin: BaseModel,
-    /// This rank, and the number of ranks.
+    /// The index of this rank, and the number of ranks.
     rank: (usize, usize),
 }
 
@@ -78,7 +79,8 @@ struct StoredTensor {
 }
 
 impl TrainedWeights {
-    /// Captures the weights of `t` without copying them: they must be written before the next step changes them.
+    /// Captures the weights of `t` without copying them. The snapshot must be written before the next step changes
+    /// the weights.
     pub fn capture(t: &Trainer, origin: BaseModel) -> Self {
         let lora = t.hyperparameters.lora.clone();
         let stored = |(name, weights, state): (&str, &Tensor, &ParameterState)| {
@@ -107,7 +109,7 @@ impl TrainedWeights {
         self.trained.values_mut().flat_map(|stored| &mut stored.parts).map(|(_, held)| held)
     }
 
-    /// The weights of a model folder, in the dtype of training.
+    /// Lists the weights of a model folder, in the dtype of training.
     fn specs(&self) -> Vec<TensorSpec> {
         let spec = |(name, shape)| TensorSpec { name, dtype: self.dtype, shape };
         expected_tensors(&self.config).into_iter().map(spec).collect()
@@ -147,7 +149,7 @@ impl TrainedWeights {
             .map_err(TrainError::cannot_save)
     }
 
-    /// Writes what this rank writes of the weights into the created folder: its cells of the trained weights, and every
+    /// Writes this rank's share of the weights into the created folder: its cells of the trained weights, and every
     /// N-th of the other weights. Rank 0 writes the folder of an adapter.
     fn write_cells(&self, folder: &Path) -> Result<()> {
         let (rank, ranks) = self.rank;
@@ -164,10 +166,10 @@ impl TrainedWeights {
                 Some(stored) => parts.extend(stored.parts.iter().map(|(first, held)| FilePart {
                     offset: start + first,
                     bytes: held.len() as u64,
-                    contents: Contents::Held(held),
+                    contents: PartContents::Held(held),
                 })),
                 None if index % ranks == rank => {
-                    let contents = Contents::Original(&self.origin.files, spec);
+                    let contents = PartContents::Original(&self.origin.files, spec);
                     parts.push(FilePart { offset: *start, bytes: spec.bytes(), contents });
                 }
                 None => {}
@@ -204,9 +206,10 @@ pub struct CheckpointSnapshot {
     weights: TrainedWeights,
     optimizer: OptimizerFile,
     state: RunState,
-    /// Further files that the training loop needs to resume, as (path in the checkpoint folder, contents).
+    /// Further files that the training loop needs to resume: pairs of the path in the checkpoint folder and the
+    /// contents.
     files: Vec<(&'static str, Vec<u8>)>,
-    /// Digests of the logs in OUT after the step.
+    /// Digests of the logs in OUT after the captured step.
     logs: LogDigests,
 }
 
@@ -228,7 +231,7 @@ impl CheckpointSnapshot {
             .filter(|(_, _, s)| s.steps != state.step)
             .map(|(name, _, s)| (name.to_string(), s.steps))
             .collect();
-        let optimizer = OptimizerFile::capture(t).map_err(|e| TrainError::cannot_write(OPTIMIZER, e))?;
+        let optimizer = OptimizerFile::capture(t).map_err(|e| TrainError::cannot_write(OPTIMIZER_FILE, e))?;
         let weights = TrainedWeights::capture(t, origin);
         Ok(Self { weights, optimizer, state, files, logs: LogDigests::new() })
     }
@@ -258,7 +261,7 @@ impl CheckpointSnapshot {
         self.weights.tensors_of_this_rank().chain(self.optimizer.tensors_of_this_rank())
     }
 
-    /// Adds the digests of the logs in OUT after the step, which a resume compares with the logs.
+    /// Adds the digests of the logs in OUT after the captured step. A resume compares the logs with these digests.
     #[must_use]
     pub fn with_logs(self, logs: LogDigests) -> Self {
         Self { logs, ..self }
@@ -269,23 +272,23 @@ impl CheckpointSnapshot {
     /// # Errors
     /// A file cannot be written; the incomplete checkpoint is removed.
     pub fn write(&self, out: &Path) -> Result<()> {
-        self.write_with(out, &|_| Ok(()))
+        self.write_with_barrier(out, &|_| Ok(()))
     }
 
-    /// [`Self::write`] on rank 0 of several, while the other ranks call [`Self::write_cells`]. `barrier` waits for
-    /// all ranks; its argument names it in messages.
+    /// Does the work of [`Self::write`] on rank 0 of several ranks, while the other ranks call [`Self::write_cells`].
+    /// `barrier` waits for all ranks; its argument names it in messages.
     ///
     /// # Errors
     /// A file cannot be written; the incomplete checkpoint is removed. Another rank has failed.
-    pub fn write_with(&self, out: &Path, barrier: &dyn Fn(&str) -> Result<()>) -> Result<()> {
+    pub fn write_with_barrier(&self, out: &Path, barrier: &dyn Fn(&str) -> Result<()>) -> Result<()> {
         let target = out.join(checkpoint_folder_name(self.state.step));
         // Errors name the final path, because the user does not know the hidden path.
         let name = self.draft_name();
         self.write_draft(out, &name, &target, barrier).map_err(|e| e.with_path_renamed(&out.join(&name), &target))
     }
 
-    /// Writes what this rank, which is not rank 0, writes of weights and optimizer state into the checkpoint that rank
-    /// 0 writes in `out` by [`Self::write_with`].
+    /// Writes this rank's share of the weights and the optimizer state, on all ranks except rank 0. Rank 0 creates
+    /// the checkpoint in `out` with [`Self::write_with_barrier`].
     ///
     /// # Errors
     /// A file cannot be written; another rank has failed.
@@ -293,8 +296,8 @@ impl CheckpointSnapshot {
         barrier(BEGUN)?;
         let (draft, target) = (out.join(self.draft_name()), out.join(checkpoint_folder_name(self.state.step)));
         self.weights.write_cells(&draft).map_err(|e| e.with_path_renamed(&draft, &target))?;
-        let written = self.optimizer.write_cells(&draft.join(OPTIMIZER));
-        written.map_err(|e| TrainError::cannot_write(target.join(OPTIMIZER), e))?;
+        let written = self.optimizer.write_cells(&draft.join(OPTIMIZER_FILE));
+        written.map_err(|e| TrainError::cannot_write(target.join(OPTIMIZER_FILE), e))?;
         barrier(WRITTEN)
     }
 
@@ -308,12 +311,12 @@ impl CheckpointSnapshot {
         let training = draft.0.join("training");
         fs::create_dir(&training).map_err(|e| TrainError::cannot_write(&training, e))?;
         let failed = |file: &str, e| TrainError::cannot_write(target.join(file), e);
-        let optimizer = draft.0.join(OPTIMIZER);
-        self.optimizer.create(&optimizer).map_err(|e| failed(OPTIMIZER, e))?;
+        let optimizer = draft.0.join(OPTIMIZER_FILE);
+        self.optimizer.create(&optimizer).map_err(|e| failed(OPTIMIZER_FILE, e))?;
         self.weights.create(&draft.0)?;
         barrier(BEGUN)?;
         self.weights.write_cells(&draft.0)?;
-        self.optimizer.write_cells(&optimizer).map_err(|e| failed(OPTIMIZER, e))?;
+        self.optimizer.write_cells(&optimizer).map_err(|e| failed(OPTIMIZER_FILE, e))?;
         let text = serde_json::to_vec_pretty(&self.state).map_err(|e| failed(RUN_STATE_FILE, e.into()))?;
         let private = contains_commands(&Value::Object(self.state.options.clone()));
         write_synced_with_mode(&draft.0.join(RUN_STATE_FILE), &text, private).map_err(|e| failed(RUN_STATE_FILE, e))?;

@@ -12,7 +12,7 @@ use reel_train::options::RunOptions;
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::Trainer;
 
-use super::optimizer::OPTIMIZER;
+use super::optimizer::OPTIMIZER_FILE;
 use super::*;
 use crate::folder::resume::RunState;
 use crate::testing::{assert_same_files, golden};
@@ -50,13 +50,14 @@ fn copied_snapshot_is_independent_of_later_steps() {
         }
         copy.write(&later).unwrap();
         assert_same_files(&now, &later);
-        // `live` was captured without a copy, so it writes the weights as the further step left them.
+        // The snapshot `live` was captured without a copy, so it writes the weights that the further step has
+        // changed.
         live.write(&later).unwrap();
         let weights = |step| fs::read(later.join(checkpoint_folder_name(step)).join("model.safetensors")).unwrap();
         assert!(weights(3) != weights(4));
         // `checkpoint_bytes` is the size of both files without their headers. The headers are smaller than 256 KiB.
         let size = |file: &str| fs::metadata(later.join("checkpoint-3").join(file)).unwrap().len();
-        let files = size(OPTIMIZER) + size("model.safetensors");
+        let files = size(OPTIMIZER_FILE) + size("model.safetensors");
         assert!(checkpoint_bytes(&trainer) < files && files < checkpoint_bytes(&trainer) + (1 << 18), "{files}");
     }
 }
@@ -140,7 +141,7 @@ fn errors_name_the_final_path_of_a_checkpoint() {
     assert!(
         matches!(e, TrainError::NoRoom { .. }) && e.to_string().starts_with("out/checkpoint-6/model.safetensors: ")
     );
-    // Checks the same for a complete `write` whose draft folder cannot be created.
+    // The same must hold for a complete `write` when its draft folder cannot be created.
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
     let (trainer, origin) = trainer(DType::F32);

@@ -27,7 +27,7 @@ use reel_train::step::grpo::{reference_log_probs, step};
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::Trainer;
 
-use super::evaluation::with_evaluation;
+use super::evaluation::add_evaluation_memory;
 use super::{
     BackwardPass, OpCosts, PhaseCosts, Plan, RowShape, ShardedWeights, TrainedParameterSize, keep_highest_peak,
 };
@@ -40,7 +40,7 @@ use crate::run::{self, TrainLoop};
 const MAX_ROWS: u64 = 64;
 
 /// Maximum number of training steps per rollout set that run on the dry device. A set is used for `--num-iterations`
-/// steps. All steps after the first cost the same, so the cost of the second step is multiplied.
+/// steps. All steps after the first cost the same, so the cost of the second step is multiplied instead.
 const MAX_USES: u64 = 2;
 
 /// Plans the training steps on one rollout set. All prompts have the size `shape`. `device` is a dry device.
@@ -56,13 +56,12 @@ pub fn plan_rows_of_one_size(
     check_token_count(|| "--tokens".into(), shape.tokens, "--max-prompt-length", options.max_prompt_length)?;
     let prompt = |i: usize| {
         let mut tokens = shape.sample(config).tokens;
-        // Each prompt gets a different video: otherwise the feature cache would encode one video and use it for all
-        // prompts.
+        // Each prompt gets a different video. With equal videos, the feature cache would encode only the first one.
         tokens.frames.videos.iter_mut().for_each(|video| video.data.fill(i as u8));
         Prompt::from_model_input(tokens)
     };
-    let mut counter = Counter::new(options, config, stored, dtype, device, EndTokens::default())?;
-    super::with_server(options, &counter.trainer.model.clone(), device, dtype, || {
+    let mut counter = PlanCostCounter::new(options, config, stored, dtype, device, EndTokens::default())?;
+    super::plan_with_server(options, &counter.trainer.model.clone(), device, dtype, || {
         counter.count_set((0..options.groups_per_step()).map(prompt).collect())?;
         counter.plan(dtype)
     })
@@ -81,15 +80,15 @@ pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> 
     let mut batching = MicroBatchOptions { rows: options.groups_per_step(), ..of_micro_batches };
     let sets = MAX_ROWS.div_ceil(batching.rows as u64);
     let sets = options.requested_step_count().map_or(sets, |steps| sets.min(steps.div_ceil(options.num_iterations)));
-    // Plans at least one whole step.
+    // A plan covers at least one whole step.
     batching.end = batching.end.map(|end| end.min(MAX_ROWS.max(batching.rows as u64)));
     let position = DataPosition { slot: 0, skipped };
     let mut feed = MicroBatchFeed::new(prompts.clone(), order, batching, &position, 1, 2);
     let device = setup.device.dry_like();
     let config = prompts.config().clone();
-    let mut counter = Counter::new(options, &config, stored, setup.dtype, &device, prompts.end_tokens())?;
+    let mut counter = PlanCostCounter::new(options, &config, stored, setup.dtype, &device, prompts.end_tokens())?;
     let (never, mut cursor) = (AtomicBool::new(false), StepRowCursor::default());
-    super::with_server(options, &counter.trainer.model.clone(), &device, setup.dtype, || {
+    super::plan_with_server(options, &counter.trainer.model.clone(), &device, setup.dtype, || {
         for _ in 0..sets {
             let Some(batch) = cursor.next_micro_batch(&mut feed, &never)? else { break };
             counter.count_set(batch.samples)?;
@@ -99,18 +98,19 @@ pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> 
 }
 
 /// Runs sampling and training steps on the dry device and sums up their costs.
-struct Counter<'a> {
+struct PlanCostCounter<'a> {
     options: &'a GrpoOptions,
     trainer: Trainer,
     reference: Option<Qwen25Vl>,
-    /// Samples completions; `None` with `--rollouts`, where the completions come from a file.
+    /// Samples completions; `None` with `--rollouts`, because the completions then come from a file.
     sampler: Option<CompletionSampler<'a>>,
     siglip: Option<SiglipScorer>,
     ends: EndTokens,
     phases: PhaseCosts,
-    /// The first backward pass, when it was computed.
+    /// The first backward pass; `None` until it is computed.
     backward: Option<BackwardPass>,
-    /// The highest memory use of rollouts and of the reference model, if a rank with ZeRO-3 needs all weights for them.
+    /// The highest memory use of rollouts and of the reference model, if they need all weights of a model that is
+    /// sharded with ZeRO-3.
     with_all_weights: Option<MemoryUse>,
     /// The highest memory use of the other parts of steps.
     of_steps: Option<MemoryUse>,
@@ -122,7 +122,7 @@ struct Counter<'a> {
     longest: Option<ModelInput>,
 }
 
-impl<'a> Counter<'a> {
+impl<'a> PlanCostCounter<'a> {
     fn new(
         options: &'a GrpoOptions,
         config: &ModelConfig,
@@ -199,7 +199,8 @@ impl<'a> Counter<'a> {
             let (options, reference) = (self.options, self.reference.as_ref());
             self.trainer.finished_gradients = self.backward.is_none().then(Vec::new);
             if let Some(model) = reference.filter(|_| use_ == 1 && self.shares_base_with_reference()) {
-                // As in a run whose rewards are slow: before the step, with the same launches and the same memory.
+                // The reference model's log-probabilities are computed before the step, as in a run with slow
+                // rewards. Launches and memory are the same in both cases.
                 self.trainer.grads.clear();
                 let micro_batches = set.groups.chunks(options.groups_per_micro_batch());
                 let lender = DeviceLender::default();
@@ -210,12 +211,12 @@ impl<'a> Counter<'a> {
             let result = step(&mut self.trainer, options, reference, &mut set, 1, DeviceLender::default())?;
             device.profiler().record_timeline(false);
             keep_highest_peak(&mut self.of_steps, &device);
-            // The last step that is computed here stands for itself and for all remaining steps on this rollout set.
+            // The last step that runs on the dry device also counts for all remaining steps on this rollout set.
             let times = if use_ == MAX_USES { self.options.num_iterations - use_ + 1 } else { 1 };
             let events = device.profiler().launch_events()?;
             events.iter().for_each(|event| self.phases.add_launch(event, times));
             if self.backward.is_none() {
-                self.backward = Some(BackwardPass::of_step(&mut self.trainer, &events));
+                self.backward = Some(BackwardPass::of_step_launches(&mut self.trainer, &events));
             }
             self.steps += times;
             self.tokens += times * result.tokens as u64;
@@ -236,7 +237,8 @@ impl<'a> Counter<'a> {
         super::subtract_costs(&mut decode, &prefill);
         self.phases.add_costs("prefill", &prefill);
         self.phases.add_costs("decode", &decode);
-        // Frees the engine's memory as a run does. With dynamic sampling, further sampling rounds need this memory.
+        // Frees the engine's memory, as a run does. With dynamic sampling it stays allocated, because further
+        // sampling rounds need it.
         if !self.options.dynamic_sampling {
             sampler.release_memory();
         }
@@ -269,7 +271,8 @@ impl<'a> Counter<'a> {
         }
     }
 
-    /// Whether the reference model is the policy without its adapter, of whose weights a rank with ZeRO-3 has a part.
+    /// Whether the reference model is the policy without its adapter. With ZeRO-3, a rank has only a part of its
+    /// weights.
     fn shares_base_with_reference(&self) -> bool {
         self.reference.is_some() && self.trainer.hyperparameters.lora.is_some()
     }
@@ -297,7 +300,7 @@ impl<'a> Counter<'a> {
             checkpointing: trainer.last_checkpointing(),
             checkpoint: checkpoint_bytes(&trainer),
         };
-        with_evaluation(plan, options, &trainer.model, longest.as_ref(), &trainer.device, dtype)
+        add_evaluation_memory(plan, options, &trainer.model, longest.as_ref(), &trainer.device, dtype)
     }
 }
 

@@ -10,8 +10,8 @@ use super::*;
 use crate::plan::stored_weight_dtype;
 use crate::testing::golden;
 
-/// Options of a run on three rows: one with text only, one with a video, one with an image. All completions have the
-/// maximum length.
+/// Returns the options of a run on three rows: one with text only, one with a video, one with an image. All
+/// completions have the maximum length.
 fn options(dir: &Path) -> GrpoOptions {
     let frames =
         "[\"media/frames/000.png\", \"media/frames/001.png\", \"media/frames/002.png\", \"media/frames/003.png\"]";
@@ -135,7 +135,7 @@ fn phases_are_those_of_the_work() {
     let ratio = flops(&more, "decode") / flops(&plan, "decode");
     assert!((1.9..2.3).contains(&ratio), "{ratio}");
     assert_eq!(flops(&more, "prefill"), flops(&plan, "prefill"));
-    // With `--beta 0` there is no reference model: the plan has neither its memory nor its forward pass.
+    // With `--beta 0` there is no reference model, so the plan has neither its memory nor its forward pass.
     let alone = shaped(100, 64, |o| o.beta = 0.0).unwrap();
     assert!(!alone.phases.0.iter().any(|p| p.0 == "reference"));
     let weights = |plan: &Plan| plan.memory.at_peak[0].1;

@@ -10,21 +10,22 @@ use reel_train::{Result, TrainError};
 use serde_json::{Map, Value};
 
 use super::log;
-use super::record::Record;
+use super::record::WandbRecord;
 
 const PREFIX: &str = "offline-run-";
 const TIME: &str = "%Y%m%d_%H%M%S";
 
-/// Identifies a part of a W&B run (what one process of the run wrote): the start time and run id in its folder's name.
+/// Identifies a part of a W&B run by the start time and run id in its folder's name. A part is the data that one
+/// process of the run wrote.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct RunPart {
-    /// Start time, in whole seconds.
+pub(super) struct WandbRunPart {
+    /// Start time of the part, in whole seconds.
     pub start: DateTime<Utc>,
-    /// The run id.
+    /// The id of the W&B run.
     pub id: String,
 }
 
-/// The contents of a log about one step: values and media files.
+/// What a log contains about one step: values and media files.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct LoggedStep {
     /// Media files of the step: paths below `files/`.
@@ -33,8 +34,8 @@ pub(super) struct LoggedStep {
     pub values: Map<String, Value>,
 }
 
-impl RunPart {
-    /// The folder name, in the client's format; the time is UTC.
+impl WandbRunPart {
+    /// The folder name in the W&B client's format. The time is UTC.
     pub fn folder_name(&self) -> String {
         format!("{PREFIX}{}-{}", self.start.format(TIME), self.id)
     }
@@ -51,9 +52,9 @@ impl RunPart {
         format!("run-{}.wandb", self.id)
     }
 
-    /// Whether `wandb sync` has uploaded this part's folder or begun to upload it. Old clients create a file `.synced`
-    /// when they have finished, newer clients a file `.syncstate` when they begin. `wandb` is the folder that contains
-    /// the part's folder.
+    /// Whether `wandb sync` has uploaded this part's folder or begun to upload it. Old clients create a file
+    /// `.synced` after an upload, newer clients create a file `.syncstate` when an upload begins. `wandb` is the
+    /// folder that contains the part's folder.
     pub fn is_uploaded(&self, wandb: &Path) -> bool {
         ["synced", "syncstate"].iter().any(|mark| self.mark(wandb, mark).exists())
     }
@@ -62,8 +63,8 @@ impl RunPart {
         wandb.join(self.folder_name()).join(format!("{}.{mark}", self.log_file_name()))
     }
 
-    /// The folder's name while the steps of earlier parts are copied into the folder. The name is hidden, so that
-    /// `wandb sync` ignores the folder.
+    /// The folder's hidden name while the steps of earlier parts are copied into it. `wandb sync` ignores hidden
+    /// folders.
     pub fn hidden_folder_name(&self) -> String {
         format!(".{}.part", self.folder_name())
     }
@@ -80,21 +81,21 @@ fn names(wandb: &Path) -> Result<Vec<String>> {
     entries.map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned())).collect()
 }
 
-/// Returns the part in the folder `wandb` that started last, if any.
-pub(super) fn newest_run_part(wandb: &Path) -> Result<Option<RunPart>> {
-    Ok(names(wandb)?.iter().filter_map(|name| RunPart::of(name)).max())
+/// Returns the part with the latest start time in the folder `wandb`, if any.
+pub(super) fn newest_run_part(wandb: &Path) -> Result<Option<WandbRunPart>> {
+    Ok(names(wandb)?.iter().filter_map(|name| WandbRunPart::of(name)).max())
 }
 
 /// Returns the folder names of all parts in the folder `wandb`, including incomplete parts.
 pub(super) fn part_folder_names(wandb: &Path) -> Result<Vec<String>> {
     let mut names = names(wandb)?;
-    names.retain(|name| RunPart::of(name).is_some() || is_incomplete(name));
+    names.retain(|name| WandbRunPart::of(name).is_some() || is_incomplete(name));
     Ok(names)
 }
 
 /// Whether `name` is the hidden folder of a part that a killed process did not complete.
 fn is_incomplete(name: &str) -> bool {
-    name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")).and_then(RunPart::of).is_some()
+    name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")).and_then(WandbRunPart::of).is_some()
 }
 
 /// Removes the incomplete parts of killed processes.
@@ -106,10 +107,10 @@ pub(super) fn remove_incomplete_part_folders(wandb: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Marks all older parts with the run id of `current` as uploaded, so that `wandb sync` skips them. `current` contains
-/// the steps of these parts, too.
-pub(super) fn mark_older_parts_as_uploaded(wandb: &Path, current: &RunPart) -> Result<()> {
-    let others = names(wandb)?.into_iter().filter_map(|name| RunPart::of(&name));
+/// Marks all older parts with the run id of `current` as uploaded, so that `wandb sync` skips them. Their steps are
+/// also in `current`.
+pub(super) fn mark_older_parts_as_uploaded(wandb: &Path, current: &WandbRunPart) -> Result<()> {
+    let others = names(wandb)?.into_iter().filter_map(|name| WandbRunPart::of(&name));
     for part in others.filter(|part| part.id == current.id && part.folder_name() != current.folder_name()) {
         let mark = part.mark(wandb, "synced");
         fs::File::create(&mark).map_err(|e| TrainError::cannot_write(&mark, e))?;
@@ -117,10 +118,10 @@ pub(super) fn mark_older_parts_as_uploaded(wandb: &Path, current: &RunPart) -> R
     Ok(())
 }
 
-/// Reads the steps up to `last_step` from a log; returns them by step number.
+/// Reads the steps up to `last_step` from a log. Returns them by step number.
 pub(super) fn read_logged_steps(log: &Path, last_step: u64) -> Result<BTreeMap<u64, LoggedStep>> {
     let (mut steps, mut media) = (BTreeMap::new(), Vec::new());
-    for record in log::read_records(log)?.iter().filter_map(|bytes| Record::parse(bytes)) {
+    for record in log::read_records(log)?.iter().filter_map(|bytes| WandbRecord::parse(bytes)) {
         // The records of a step's files precede the step's history record in the log.
         media.extend(record.media_paths());
         let Some(values) = record.history_values() else { continue };

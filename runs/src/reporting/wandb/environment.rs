@@ -1,48 +1,48 @@
-//! The variables of the environment with which users of the W&B client set up a run.
+//! The environment variables by which users of the W&B client set up a run.
 
 use reel_diagnostic::Diagnostic;
 use reel_train::{Result, TrainError};
 
-/// The longest run id, and the longest tag, that the client accepts (`wandb_settings.py`).
+/// Maximum length in characters of a run id, and of a tag, that the W&B client accepts (`wandb_settings.py`).
 const LONGEST_ID: usize = 128;
 const LONGEST_TAG: usize = 64;
 
-/// What `WANDB_MODE` says.
+/// The values of `WANDB_MODE`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WandbMode {
-    /// The folder is written, and the user uploads it. Unlike the client's, this is the default, because this program
-    /// uploads nothing by itself.
+    /// The run folder is written, and the user uploads it. This mode is the default, unlike in the W&B client,
+    /// because this program uploads nothing by itself.
     #[default]
     Offline,
-    /// At the end of the run `wandb sync` uploads the folder.
+    /// The run folder is uploaded by `wandb sync` at the end of the run.
     Online,
-    /// Nothing is written.
+    /// No run folder is written.
     Disabled,
 }
 
-/// What the variables say about a run.
+/// The settings of a run in the W&B environment variables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WandbEnvironment {
-    /// `WANDB_MODE`.
+    /// `WANDB_MODE`: whether the run folder is written and uploaded.
     pub mode: WandbMode,
-    /// `WANDB_RUN_ID`: the run that the steps belong to.
+    /// `WANDB_RUN_ID`: the id of the run to which the steps belong.
     pub run_id: Option<String>,
-    /// `WANDB_ENTITY`: the user or the team.
+    /// `WANDB_ENTITY`: the user or team that owns the run.
     pub entity: Option<String>,
-    /// `WANDB_NAME`: the displayed name.
+    /// `WANDB_NAME`: the displayed name of the run.
     pub name: Option<String>,
-    /// `WANDB_RUN_GROUP`.
+    /// `WANDB_RUN_GROUP`: the group of runs.
     pub group: Option<String>,
-    /// `WANDB_JOB_TYPE`.
+    /// `WANDB_JOB_TYPE`: the type of the job.
     pub job_type: Option<String>,
-    /// `WANDB_NOTES`.
+    /// `WANDB_NOTES`: notes on the run.
     pub notes: Option<String>,
-    /// `WANDB_TAGS`: texts with commas between them.
+    /// `WANDB_TAGS`: the tags, which are separated by commas.
     pub tags: Vec<String>,
 }
 
 impl WandbEnvironment {
-    /// Reads the variables of this process.
+    /// Reads the environment variables of this process.
     ///
     /// # Errors
     /// A variable has a value that the client refuses.

@@ -17,25 +17,25 @@ use reel_train::{Result, TrainError};
 
 const HEADER: [u8; 7] = *b":W&B\xe1\xbe\x00";
 const BLOCK: usize = 32768;
-/// Bytes of a chunk header.
+/// Number of bytes of a chunk's header.
 const CHUNK: usize = 7;
 const WHOLE: u8 = 1;
 const FIRST: u8 = 2;
 const MIDDLE: u8 = 3;
 const LAST: u8 = 4;
 
-/// An open log file.
+/// An open `.wandb` log file.
 #[derive(Debug)]
 pub struct WandbLogFile {
     path: PathBuf,
     file: File,
-    /// Length of the file in bytes after `pending` is written.
+    /// Length in bytes that the file will have after `pending` is written.
     at: usize,
     pending: Vec<u8>,
 }
 
 impl WandbLogFile {
-    /// Creates the file. An existing file is an error.
+    /// Creates the file. It is an error if the file exists.
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create_new(path).map_err(|e| TrainError::cannot_write(path, e))?;
         Ok(Self { path: path.to_path_buf(), file, at: HEADER.len(), pending: HEADER.to_vec() })
@@ -61,8 +61,8 @@ impl WandbLogFile {
     }
 }
 
-/// Splits `record` into chunks and appends the chunks to `out`. `at` is the position in the file at which the first
-/// chunk begins, from which the ends of blocks follow.
+/// Splits `record` into chunks and appends the chunks to `out`. `at` is the position of the first chunk in the file,
+/// which determines where blocks end.
 fn frame(mut at: usize, record: &[u8], out: &mut Vec<u8>) {
     let mut rest = record;
     let mut first = true;
@@ -149,7 +149,7 @@ mod tests {
         !bytes.iter().fold(!0u32, |crc, &b| (0..8).fold(crc ^ u32::from(b), |c, _| bit(c)))
     }
 
-    /// Reads a log independently of [`read_records`]: block by block, with an assertion for every rule of the format.
+    /// Reads a log independently of [`read_records`]: block by block, with an assertion for each rule of the format.
     fn strictly(file: &[u8]) -> Vec<Vec<u8>> {
         assert_eq!(&file[..4], b":W&B");
         assert_eq!(file[4..7], [0xe1, 0xbe, 0]);
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn records_at_block_boundaries_are_read_back() {
-        // After the first record, 0 to 16 bytes are left in the block. The second record is empty, short, or spans
+        // After the first record, 0 to 16 bytes of the block are left. The second record is empty, short, or spans
         // several blocks.
         for left in 0..=16 {
             for next in [0, 1, 10, 32761, 32762, 3 * 32768] {
@@ -218,7 +218,7 @@ mod tests {
             prop_assert_eq!(strictly(&file_of(&records)), records);
         }
 
-        /// From a file that is truncated or damaged at any byte, the records before that byte are read.
+        /// If a file is truncated or damaged at any byte, the records before that byte can still be read.
         #[test]
         fn a_prefix_is_readable(lengths in prop::collection::vec(0usize..40_000, 1..6), share in 0.0..1.0f64, damage in 1u8..=255) {
             let records: Vec<Vec<u8>> = lengths.into_iter().map(some).collect();

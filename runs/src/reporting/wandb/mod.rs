@@ -28,10 +28,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use chrono::{SecondsFormat, TimeDelta, Utc};
-use earlier::{LoggedStep, RunPart};
+use earlier::{LoggedStep, WandbRunPart};
 use environment::WandbEnvironment;
 use log::WandbLogFile;
-use record::{Record, UploadedFileKind};
+use record::{UploadedFileKind, WandbRecord};
 use reel_media::strip::PngImage;
 use reel_train::metrics::{RolloutPreview, StepMetrics};
 use reel_train::{Result, TrainError};
@@ -40,18 +40,18 @@ use sha2::{Digest, Sha256};
 
 use crate::reporting::watch::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TAG};
 
-/// The folder in OUT with one folder for each part of the run.
+/// The folder in OUT that has one folder for each part of the W&B run.
 pub(crate) const FOLDER: &str = "wandb";
 
-/// The inputs for creating the W&B folder of a new process: output folder, the run to continue, and the metrics up to
-/// the checkpoint.
+/// The inputs for creating the W&B folder of a new process: the output folder, the run to continue, and the metrics
+/// up to the checkpoint.
 #[derive(Debug)]
 pub struct WandbStart<'a> {
     /// The output folder OUT.
     pub out: &'a Path,
     /// The output folder of the run that is resumed, whose W&B steps are copied; OUT for a fresh run.
     pub home: &'a Path,
-    /// The step of the checkpoint that the run resumes from; 0 for a fresh run.
+    /// The step of the checkpoint from which the run resumes; 0 for a fresh run.
     pub step: u64,
     /// Metrics of the reported steps (every `--logging-steps`) up to the checkpoint.
     pub done: &'a [StepMetrics],
@@ -59,7 +59,7 @@ pub struct WandbStart<'a> {
     pub project: &'a str,
     /// The run name; with `None`, `WANDB_NAME` or else the name of OUT is used.
     pub name: Option<&'a str>,
-    /// What the environment says about the run.
+    /// The settings of the run in environment variables.
     pub environment: &'a WandbEnvironment,
     /// The content of run.json.
     pub run: &'a Value,
@@ -67,10 +67,10 @@ pub struct WandbStart<'a> {
 
 /// Writes the W&B folder of one process of a run (a part of the run).
 #[derive(Debug)]
-pub struct Wandb {
+pub struct WandbRunWriter {
     folder: PathBuf,
     log: WandbLogFile,
-    /// Number of records written.
+    /// Number of records that were written.
     records: u64,
     begun: Instant,
     /// Seconds that the earlier processes of the run took.
@@ -94,10 +94,10 @@ pub(crate) fn remove_empty_folder(out: &Path) -> Result<()> {
     }
 }
 
-impl Wandb {
-    /// Creates the folder of a new part and copies the steps of the earlier parts into it. The folder gets its final
-    /// name last.
-    pub fn begin(begin: &WandbStart) -> Result<Self> {
+impl WandbRunWriter {
+    /// Creates the folder of a new part, and copies the steps of the earlier parts into it. The folder gets its final
+    /// name when it is complete.
+    pub fn create(begin: &WandbStart) -> Result<Self> {
         let (here, there) = (begin.out.join(FOLDER), begin.home.join(FOLDER));
         create_all(&here)?;
         earlier::remove_incomplete_part_folders(&here)?;
@@ -106,10 +106,10 @@ impl Wandb {
         let same = newest.as_ref().filter(|part| begin.step > 0 && !part.is_uploaded(&here));
         let given = begin.environment.run_id.clone();
         let id = given.or_else(|| same.map(|part| part.id.clone())).unwrap_or_else(new_id);
-        // `wandb sync` uploads folders in the order of the start times in their names, which are whole seconds. So a
-        // part starts at least one second after the part before it.
+        // `wandb sync` uploads folders in the order of the start times in their names, which are whole seconds. So
+        // each part starts at least one second after the previous part.
         let start = newest.map_or_else(Utc::now, |part| Utc::now().max(part.start + TimeDelta::seconds(1)));
-        let part = RunPart { start, id };
+        let part = WandbRunPart { start, id };
 
         let draft = here.join(part.hidden_folder_name());
         create_all(&draft.join("files"))?;
@@ -126,20 +126,20 @@ impl Wandb {
         Ok(wandb)
     }
 
-    /// The folder that `wandb sync` uploads.
+    /// The folder of this part, which `wandb sync` uploads.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
     /// Writes the header, the run record and the metadata.
-    fn write_header(&mut self, begin: &WandbStart, part: &RunPart) -> Result<()> {
+    fn write_header(&mut self, begin: &WandbStart, part: &WandbRunPart) -> Result<()> {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
         let host = host.as_deref().map(str::trim).filter(|host| !host.is_empty());
         let command = begin.run["command"].as_str().unwrap_or_default();
         let out = begin.out.canonicalize().unwrap_or_else(|_| begin.out.to_path_buf());
         let name = out.file_name().unwrap_or_default().to_string_lossy();
-        self.add(&Record::header());
-        self.add(&Record::run(&record::RunInfo {
+        self.add(&WandbRecord::header());
+        self.add(&WandbRecord::run(&record::RunInfo {
             id: &part.id,
             project: begin.project,
             name: begin.name.or(begin.environment.name.as_deref()).unwrap_or(&name),
@@ -159,7 +159,7 @@ impl Wandb {
             "startedAt": part.start.to_rfc3339_opts(SecondsFormat::Micros, true),
         });
         self.file("wandb-metadata.json", metadata.to_string().as_bytes())?;
-        self.add(&Record::file("wandb-metadata.json", UploadedFileKind::Own));
+        self.add(&WandbRecord::file("wandb-metadata.json", UploadedFileKind::Own));
         Ok(())
     }
 
@@ -209,17 +209,17 @@ impl Wandb {
     /// Writes the exit code of the run: 0 on success.
     pub fn finish(mut self, exit_code: u8) -> Result<()> {
         let seconds = self.before + self.begun.elapsed().as_secs_f64();
-        self.add(&Record::exit(exit_code, seconds as u64));
+        self.add(&WandbRecord::exit(exit_code, seconds as u64));
         self.log.flush()
     }
 
     fn step_records(&mut self, step: u64, seen: &LoggedStep) {
-        seen.media.iter().for_each(|path| self.add(&Record::file(path, UploadedFileKind::Media)));
-        self.add(&Record::history(step, &seen.values));
-        self.add(&Record::summary(&seen.values));
+        seen.media.iter().for_each(|path| self.add(&WandbRecord::file(path, UploadedFileKind::Media)));
+        self.add(&WandbRecord::history(step, &seen.values));
+        self.add(&WandbRecord::summary(&seen.values));
     }
 
-    fn add(&mut self, record: &Record) {
+    fn add(&mut self, record: &WandbRecord) {
         self.records += 1;
         self.log.append(record.with_sequence_number(self.records).as_ref());
     }
@@ -273,7 +273,7 @@ impl Wandb {
     }
 
     /// Copies a media file of an earlier part into this part, by a hard link if possible. Returns false if the file
-    /// no longer exists.
+    /// is missing.
     fn copy(&self, from: &Path, path: &str) -> Result<bool> {
         let (from, to) = (from.join("files").join(path), self.folder.join("files").join(path));
         create_all(to.parent().unwrap_or(&to))?;
@@ -289,18 +289,18 @@ fn create_all(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))
 }
 
-/// The values of a step by name; `_step` is the step number.
+/// The values of a step by name. `_step` is the step number.
 fn values(step: u64, points: &[(String, f64)]) -> Map<String, Value> {
     let own = [("_step".to_string(), json!(step))];
     own.into_iter().chain(points.iter().map(|(name, x)| (name.clone(), json!(x)))).collect()
 }
 
-/// Returns the W&B config: the content of run.json without the reward command, which may hold secrets. The options are
-/// moved to the top level, where W&B users look for names such as `learning_rate`.
+/// Returns the W&B config: the content of run.json without the commands for rewards and reports, which may hold
+/// secrets. The options are moved to the top level, where W&B users look for names such as `learning_rate`.
 fn config(run: &Value) -> Map<String, Value> {
     let map = |value: &Value| value.as_object().cloned().unwrap_or_default();
     let mut config = map(&run["options"]);
-    // Commands may hold secrets.
+    // The commands are left out, because they may hold secrets.
     for command in ["reward_command", "report_command"] {
         if config.get(command).is_some_and(|command| !command.is_null()) {
             config.shift_remove(command);
@@ -310,7 +310,7 @@ fn config(run: &Value) -> Map<String, Value> {
     config
 }
 
-/// An HTML page that shows `text` literally.
+/// Makes an HTML page that shows `text` literally.
 fn page(text: &str) -> String {
     let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     format!("<!doctype html>\n<meta charset=\"utf-8\">\n<pre style=\"white-space: pre-wrap\">{text}</pre>\n")

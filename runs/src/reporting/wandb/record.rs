@@ -22,7 +22,7 @@ use crate::reporting::protobuf::{ProtoMessage, length_delimited_fields};
 /// A `Record` message without its sequence number: a field number, which determines the kind of record, and the message
 /// in that field.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct WandbRecord {
     kind: u32,
     body: Vec<u8>,
 }
@@ -34,28 +34,28 @@ const RUN: u32 = 17;
 const EXIT: u32 = 18;
 const HEADER: u32 = 21;
 
-/// The fields of the run record.
+/// The contents of the run record.
 #[derive(Debug)]
 pub struct RunInfo<'a> {
     /// The run id: 8 letters and digits.
     pub id: &'a str,
     /// The W&B project.
     pub project: &'a str,
-    /// The displayed name.
+    /// The displayed name of the run.
     pub name: &'a str,
-    /// The user or the team; `None` is the one that the client has as its default.
+    /// The user or team that owns the run; `None` selects the W&B client's default.
     pub entity: Option<&'a str>,
     /// The group of runs.
     pub group: Option<&'a str>,
-    /// Notes of the user.
+    /// Notes of the user on the run.
     pub notes: Option<&'a str>,
-    /// Tags.
+    /// Tags of the run.
     pub tags: &'a [String],
-    /// The job type: the command, unless the user names another.
+    /// The job type: the command, unless the user sets another name.
     pub job: &'a str,
     /// The host name, if known.
     pub host: Option<&'a str>,
-    /// Start time of this part.
+    /// Start time of this part of the run.
     pub start: DateTime<Utc>,
     /// The W&B config: options, device, fingerprints.
     pub config: &'a Map<String, Value>,
@@ -63,24 +63,24 @@ pub struct RunInfo<'a> {
 
 #[derive(Clone, Copy, Debug)]
 pub enum UploadedFileKind {
-    /// A file of the run itself, not of a step, such as `wandb-metadata.json`.
+    /// A file of the run as a whole, not of a step, such as `wandb-metadata.json`.
     Own = 1,
     /// An image or an HTML page.
     Media = 2,
 }
 
-impl Record {
+impl WandbRecord {
     fn new(kind: u32, body: ProtoMessage) -> Self {
         Self { kind, body: body.as_ref().to_vec() }
     }
 
-    /// The header record, with the producer's version.
+    /// Makes the header record, with the producer's version.
     pub fn header() -> Self {
         let producer = concat!("reel ", env!("CARGO_PKG_VERSION"));
         Self::new(HEADER, ProtoMessage::default().bytes(1, ProtoMessage::default().bytes(1, producer)))
     }
 
-    /// The run record.
+    /// Makes the run record.
     pub fn run(run: &RunInfo) -> Self {
         let config = run.config.iter().fold(ProtoMessage::default(), |all, (key, value)| {
             all.bytes(1, ProtoMessage::default().bytes(1, key).bytes(16, value.to_string()))
@@ -88,7 +88,7 @@ impl Record {
         let start = ProtoMessage::default()
             .varint(1, run.start.timestamp().max(0) as u64)
             .varint(2, u64::from(run.start.timestamp_subsec_nanos()));
-        // An optional text is a field of its own; a repeated one is a field for each text.
+        // An optional text becomes one field. A list of texts becomes one field per text, all with the same number.
         let texts = |body: ProtoMessage, number: u32, texts: &[&str]| {
             texts.iter().fold(body, |body, text| body.bytes(number, text))
         };
@@ -100,7 +100,7 @@ impl Record {
         Self::new(RUN, body.bytes(17, start))
     }
 
-    /// The record that lists a file below `files/`, so that `wandb sync` uploads it.
+    /// Makes the record that lists a file below `files/`, so that `wandb sync` uploads the file.
     pub fn file(path: &str, kind: UploadedFileKind) -> Self {
         Self::new(
             FILES,
@@ -108,22 +108,22 @@ impl Record {
         )
     }
 
-    /// The history record: the values of one step. `values` contains `_step`.
+    /// Makes the history record with the values of one step. `values` contains `_step`.
     pub fn history(step: u64, values: &Map<String, Value>) -> Self {
         Self::new(HISTORY, items(values).bytes(2, ProtoMessage::default().varint(1, step)))
     }
 
-    /// The summary record: the latest value of each name, which W&B shows as the run's summary.
+    /// Makes the summary record with the latest value of each name, which W&B shows as the run's summary.
     pub fn summary(values: &Map<String, Value>) -> Self {
         Self::new(SUMMARY, items(values))
     }
 
-    /// The exit record: the run's exit code and its duration in seconds.
+    /// Makes the exit record with the run's exit code and its duration in seconds.
     pub fn exit(code: u8, seconds: u64) -> Self {
         Self::new(EXIT, ProtoMessage::default().varint(1, u64::from(code)).varint(2, seconds))
     }
 
-    /// The complete message, with sequence number `num`, as the log stores it.
+    /// The complete message with sequence number `num`, as it is stored in the log.
     pub fn with_sequence_number(&self, num: u64) -> ProtoMessage {
         ProtoMessage::default().varint(1, num).bytes(self.kind, &self.body)
     }
@@ -173,24 +173,24 @@ mod tests {
     fn records_match_the_clients_bytes() {
         // Expected hex: `wandb_internal_pb2.Record(...).SerializeToString().hex()` of wandb 0.31.0 for the same
         // values.
-        let hex = |record: Record| {
+        let hex = |record: WandbRecord| {
             record.with_sequence_number(7).as_ref().iter().map(|b| format!("{b:02x}")).collect::<String>()
         };
         let values = map(json!({"train/loss": 0.5, "_step": 300}));
-        assert_eq!(hex(Record::history(300, &values)), HISTORY_HEX);
-        assert_eq!(hex(Record::summary(&values)), SUMMARY_HEX);
-        assert_eq!(hex(Record::file("media/a.png", UploadedFileKind::Media)), FILES_HEX);
-        assert_eq!(hex(Record::exit(255, 9)), EXIT_HEX);
+        assert_eq!(hex(WandbRecord::history(300, &values)), HISTORY_HEX);
+        assert_eq!(hex(WandbRecord::summary(&values)), SUMMARY_HEX);
+        assert_eq!(hex(WandbRecord::file("media/a.png", UploadedFileKind::Media)), FILES_HEX);
+        assert_eq!(hex(WandbRecord::exit(255, 9)), EXIT_HEX);
         let config = map(json!({"a": [1, "x"]}));
         let start = DateTime::from_timestamp(1_700_000_000, 5).unwrap();
         let (entity, group, notes, tags) = (None, None, None, &[][..]);
         let (id, project, name, job, host, config) = ("abcd1234", "p", "n", "sft", Some("h"), &config);
         let run = RunInfo { id, project, name, job, host, start, config, entity, group, notes, tags };
-        assert_eq!(hex(Record::run(&run)), RUN_HEX);
+        assert_eq!(hex(WandbRecord::run(&run)), RUN_HEX);
         let tags = &["t".to_string(), "u".to_string()][..];
         let run = RunInfo { entity: Some("e"), group: Some("g"), notes: Some("o"), tags, ..run };
-        let with_texts = hex(Record::run(&run));
-        // Each is the field's number and type in one byte, the length, and the text.
+        let with_texts = hex(WandbRecord::run(&run));
+        // Each expected text is a field: one byte with its number and type, the length, and the value.
         for text in ["120165", "320167", "4a016f", "520174520175"] {
             assert!(with_texts.contains(text) && !RUN_HEX.contains(text), "{text} in {with_texts}");
         }
@@ -206,14 +206,14 @@ mod tests {
     #[test]
     fn records_round_trip() {
         let values = map(json!({"_step": 3, "train/loss": 0.1, "h": {"_type": "histogram", "values": [1]}}));
-        let parse = |record: &Record| Record::parse(record.with_sequence_number(9).as_ref()).unwrap();
-        let history = Record::history(3, &values);
+        let parse = |record: &WandbRecord| WandbRecord::parse(record.with_sequence_number(9).as_ref()).unwrap();
+        let history = WandbRecord::history(3, &values);
         assert_eq!(parse(&history), history);
         assert_eq!(history.history_values(), Some(values.clone()));
-        assert_eq!(Record::summary(&values).history_values(), None);
-        assert_eq!(parse(&Record::file("media/x.png", UploadedFileKind::Media)).media_paths(), ["media/x.png"]);
-        assert!(Record::file("media/../../x", UploadedFileKind::Media).media_paths().is_empty());
-        assert!(Record::file("wandb-metadata.json", UploadedFileKind::Own).media_paths().is_empty());
+        assert_eq!(WandbRecord::summary(&values).history_values(), None);
+        assert_eq!(parse(&WandbRecord::file("media/x.png", UploadedFileKind::Media)).media_paths(), ["media/x.png"]);
+        assert!(WandbRecord::file("media/../../x", UploadedFileKind::Media).media_paths().is_empty());
+        assert!(WandbRecord::file("wandb-metadata.json", UploadedFileKind::Own).media_paths().is_empty());
         assert!(history.media_paths().is_empty());
     }
 }

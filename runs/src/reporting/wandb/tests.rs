@@ -30,32 +30,32 @@ fn preview(step: u64) -> RolloutPreview {
     RolloutPreview { rewards: vec![0.0, step as f32, 0.5], text: format!("<b>{step}</b> & so on"), strip }
 }
 
-/// Writes what one process logs: it resumes after `step` of the run in `home`, does the steps up to `last` and writes
-/// to `out`. With `pictures` each step has a preview image.
-fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> Wandb {
+/// Writes the W&B part of one process, which resumes after `step` of the run in `home`, does the steps up to `last`
+/// and writes to `out`. With `pictures` each step has a preview image.
+fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> WandbRunWriter {
     let run = json!({"command": "grpo", "steps": 9, "options": {"learning_rate": 0.5}});
     let done: Vec<StepMetrics> = (1..=step).map(line).collect();
     let environment = WandbEnvironment::default();
     let begin =
         WandbStart { out, home, step, done: &done, project: "p", name: None, environment: &environment, run: &run };
-    let mut wandb = Wandb::begin(&begin).unwrap();
+    let mut wandb = WandbRunWriter::create(&begin).unwrap();
     for n in step + 1..=last {
         wandb.log_step(n, &line(n).named_metric_values(), pictures.then(|| preview(n)).as_ref()).unwrap();
     }
     wandb
 }
 
-/// The records in the log of a run folder.
-fn records(folder: &Path) -> Vec<Record> {
+/// Returns the records in the log of a run folder.
+fn records(folder: &Path) -> Vec<WandbRecord> {
     let id = folder.file_name().unwrap().to_str().unwrap().rsplit('-').next().unwrap();
     let bytes = log::read_records(&folder.join(format!("run-{id}.wandb"))).unwrap();
-    bytes.iter().map(|bytes| Record::parse(bytes).unwrap()).collect()
+    bytes.iter().map(|bytes| WandbRecord::parse(bytes).unwrap()).collect()
 }
 
-/// The logged steps of a run folder as (step, loss, whether it has a preview image). Asserts that the media files
-/// exist.
+/// Returns the logged steps of a run folder as (step, loss, whether the step has a preview image). Asserts that the
+/// media files exist.
 fn steps(folder: &Path) -> Vec<(u64, f64, bool)> {
-    let media: Vec<String> = records(folder).iter().flat_map(Record::media_paths).collect();
+    let media: Vec<String> = records(folder).iter().flat_map(WandbRecord::media_paths).collect();
     for path in &media {
         assert!(fs::metadata(folder.join("files").join(path)).unwrap().len() > 0);
     }
@@ -65,7 +65,7 @@ fn steps(folder: &Path) -> Vec<(u64, f64, bool)> {
         assert!(picture.iter().all(|path| media.contains(path)));
         (values["_step"].as_u64().unwrap(), values["train/loss"].as_f64().unwrap(), picture.is_some())
     };
-    records(folder).iter().filter_map(Record::history_values).map(step).collect()
+    records(folder).iter().filter_map(WandbRecord::history_values).map(step).collect()
 }
 
 fn folders(out: &Path) -> Vec<PathBuf> {
@@ -92,18 +92,18 @@ fn step_is_written_with_its_media() {
     let out = dir.path();
     let wandb = part(out, out, 0, 3, true);
     let folder = wandb.folder().to_path_buf();
-    // The log was not closed, as if the process had been killed, but it contains all steps.
+    // The log was not closed, as if the process had been killed, but it still contains all steps.
     assert_eq!(steps(&folder), losses(|_| true, 3));
     let before = records(&folder).len();
     wandb.finish(0).unwrap();
-    assert_eq!(records(&folder)[before..], [Record::exit(0, 0)]);
+    assert_eq!(records(&folder)[before..], [WandbRecord::exit(0, 0)]);
     let page = fs::read_dir(folder.join("files/media/html/rollouts")).unwrap().next().unwrap().unwrap().path();
     let page = fs::read_to_string(page).unwrap();
     assert!(page.contains("&lt;b&gt;") && page.contains("&amp; so on") && !page.contains("<b>"), "{page}");
-    let values = records(&folder).iter().find_map(Record::history_values).unwrap();
+    let values = records(&folder).iter().find_map(WandbRecord::history_values).unwrap();
     let bins = &values[REWARDS_TAG];
     assert_eq!(bins["bins"].as_array().unwrap().len(), bins["values"].as_array().unwrap().len() + 1);
-    // SHA-256 of 40000 bytes with the value 1, as coreutils computes it.
+    // The SHA-256 of 40000 bytes with the value 1, computed by coreutils.
     assert_eq!(values[FRAMES_TAG]["sha256"], "fb67091504b666f393f1530f351a3fa5ae5168228b9aa06dcce5835be0402356");
     assert_eq!(values[FRAMES_TAG]["width"], 2);
     assert_eq!(
@@ -125,7 +125,7 @@ fn resumed_part_contains_the_whole_run_and_replaces_the_previous_folder() {
     assert_eq!(steps(&all[1]), losses(|n| n <= 4, 6));
     assert_eq!(id(&all[0]), id(&all[1]));
     assert!(marked(&all[0]) && !marked(&all[1]));
-    // The folder was uploaded before the run resumes: it is not marked, and the new folder gets another run id.
+    // If the folder was uploaded before the run resumes, it is not marked, and the new folder gets another run id.
     fs::write(all[1].join(format!("run-{}.wandb.syncstate", id(&all[1]))), "{}").unwrap();
     part(out, out, 5, 7, true).finish(0).unwrap();
     let all = folders(out);
@@ -151,9 +151,9 @@ fn steps_missing_in_the_log_come_from_the_metrics() {
     fs::write(&log, &bytes[..bytes.len() - 10]).unwrap();
     fs::remove_dir_all(folder.join("files/media/images")).unwrap();
     let last = part(out, out, 4, 5, false).folder().to_path_buf();
-    let histories: Vec<_> = records(&last).iter().filter_map(Record::history_values).collect();
+    let histories: Vec<_> = records(&last).iter().filter_map(WandbRecord::history_values).collect();
     assert_eq!(histories.len(), 5);
-    assert_eq!(records(&last).iter().flat_map(Record::media_paths).count(), 1);
+    assert_eq!(records(&last).iter().flat_map(WandbRecord::media_paths).count(), 1);
 }
 
 /// Removes the earlier run in `out`, as a fresh run does.
@@ -184,6 +184,6 @@ fn write_errors_name_the_path() {
     let run = json!({});
     let (home, environment) = (out, &WandbEnvironment::default());
     let begin = WandbStart { out, home, step: 0, done: &[], project: "p", name: None, environment, run: &run };
-    let e = Wandb::begin(&begin).unwrap_err().to_string();
+    let e = WandbRunWriter::create(&begin).unwrap_err().to_string();
     assert!(e.contains("wandb: cannot be written: ") && e.contains("; "), "{e}");
 }

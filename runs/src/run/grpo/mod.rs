@@ -30,7 +30,7 @@ use reel_train::Result;
 use reel_train::file_names::ROLLOUT_SET_FILE;
 use reel_train::live_server::DeviceLender;
 use reel_train::options::GrpoOptions;
-use reel_train::rollout::spread::{GroupSpread, RoundPrompts};
+use reel_train::rollout::spread::{GroupAssignment, RoundPrompts};
 use reel_train::rollout::worker::RolloutWorker;
 use reel_train::rollout::{PromptSource, RolloutSet, group, records};
 use reel_train::step::grpo as step;
@@ -51,7 +51,7 @@ pub fn check_data(setup: &GrpoSetup) -> Result<DataCheckResult> {
     run::check_data::<GrpoLoop>(setup)
 }
 
-/// Repeats step `step` of the run in `recorded` with its recorded completions: see [`replay`].
+/// Repeats step `step` of the run in `recorded` with its recorded completions. See [`replay`].
 pub fn replay_step(setup: &GrpoSetup, recorded: &Path, step: u64, want: &str) -> Result<ReplayReport> {
     replay::replay::<GrpoLoop>(setup, recorded, step, want)
 }
@@ -62,11 +62,11 @@ pub(crate) struct GrpoLoop<'a> {
     feed: MicroBatchFeed<PromptSource>,
     stop: &'a AtomicBool,
     lender: DeviceLender<'a>,
-    /// The reference model of the KL term, with the weights that the run started from; `None` with `--beta 0`.
+    /// The reference model of the KL term, with the weights from which the run started; `None` with `--beta 0`.
     reference: Option<Qwen25Vl>,
-    /// Samples completions; `None` if the completions are given: with `--rollouts`, and in a replay.
+    /// Samples completions; `None` if the completions are given, as with `--rollouts` and in a replay.
     worker: Option<RolloutWorker<'a>>,
-    /// The rollout set in use: `--num-iterations` steps train on it, then the next step replaces it.
+    /// The present rollout set. `--num-iterations` steps train on it, then the next step replaces it.
     set: Option<RolloutSet>,
 }
 
@@ -93,7 +93,7 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
         batches.div_ceil(options.gradient_accumulation_steps as u64) * options.num_iterations
     }
 
-    /// The prompts of the next two sampling rounds.
+    /// The number of prompts of the next two sampling rounds.
     fn rows_ahead(options: &GrpoOptions, processes: usize) -> usize {
         (2 * options.groups_per_step().max(2)).div_ceil(processes)
     }
@@ -115,7 +115,7 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
         from: Option<&Path>,
     ) -> Result<Self> {
         let set = match from.map(|folder| folder.join(ROLLOUT_SET_FILE)).filter(|path| path.exists()) {
-            Some(path) => Some(RolloutSet::read(&path, &rows, &GroupSpread::new(setup.options, trainer.ranks()))?),
+            Some(path) => Some(RolloutSet::read(&path, &rows, &GroupAssignment::new(setup.options, trainer.ranks()))?),
             None => None,
         };
         add_feature_cache(trainer);
@@ -153,18 +153,18 @@ impl GrpoLoop<'_> {
     fn next_set(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<RolloutSet>> {
         if let Some(folder) = &self.options.recorded {
             let mut groups = records::read_recorded_groups(folder, n, self.options, &self.rows)?;
-            // Dynamic sampling may record more usable groups than a step needs; the recorded step trained on the first
-            // groups.
+            // With dynamic sampling, more usable groups may be recorded than a step needs. The recorded step trained
+            // on the first ones.
             groups.truncate(self.options.groups_per_step());
             return Ok(Some(RolloutSet::new(groups, self.options.scale_rewards)));
         }
         let (options, lender) = (self.options, self.lender);
         let Some(worker) = &mut self.worker else {
-            let spread = GroupSpread::new(options, trainer.ranks());
+            let spread = GroupAssignment::new(options, trainer.ranks());
             let next = || Ok(cursor.next_micro_batch(&mut self.feed, self.stop)?);
             let _range = range(RangeName::Phase("data loading"));
             let RoundPrompts { prompts, ranks_of_micro_batches } =
-                lender.lend_during(|| spread.take_prompts(&self.rows, next))?;
+                lender.lend_device_during(|| spread.take_prompts(&self.rows, next))?;
             if prompts.is_empty() {
                 return Ok(None);
             }
@@ -173,7 +173,7 @@ impl GrpoLoop<'_> {
             return Ok(Some(RolloutSet { ranks_of_micro_batches, ..set }));
         };
         let mut own_ref_log_probs = None;
-        // If each rank keeps a part of the weights, it has all of them while it samples.
+        // If each rank keeps only a part of the weights, all weights are gathered for sampling.
         let all_weights = trainer.gather_all_weights()?;
         let batch = worker.next_groups(n, &mut self.feed, cursor, |groups| {
             if let Some(model) = &self.reference {
@@ -201,13 +201,13 @@ impl GrpoLoop<'_> {
     }
 }
 
-/// Loads the reference model with the weights that the run started from.
+/// Loads the reference model with the weights from which the run started.
 fn first_weights(setup: &GrpoSetup, trainer: &Trainer) -> Result<Qwen25Vl> {
     let files = Checkpoint::open(setup.model)?;
     reference_model(trainer, WeightSource::Files(&files))
 }
 
-/// Makes the reference model of the KL term from `weights`, the weights that the run started from. With LoRA, the
+/// Makes the reference model of the KL term from `weights`, the weights from which the run started. With LoRA, the
 /// reference model is the policy without its adapter.
 pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Result<Qwen25Vl> {
     let (policy, config) = (&trainer.model, &trainer.model.config);

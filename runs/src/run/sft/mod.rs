@@ -22,7 +22,7 @@ use reel_train::{Result, TrainError};
 
 use crate::run::replay::{self, ReplayReport};
 use crate::run::start::media_threads;
-use crate::run::{self, TrainLoop, Validation};
+use crate::run::{self, TrainLoop, ValidationRows};
 
 pub use crate::run::{DataCheckResult, RunSummary};
 pub use reel_train::setup::SftSetup;
@@ -40,7 +40,7 @@ pub fn check_data(setup: &SftSetup) -> Result<DataCheckResult> {
     Ok(DataCheckResult { validation: Some(validation), ..of_data })
 }
 
-/// Repeats step `step` of the run in `recorded` and compares the weights: see [`replay`].
+/// Repeats step `step` of the run in `recorded` and compares the weights. See [`replay`].
 pub fn replay_step(setup: &SftSetup, recorded: &Path, step: u64, want: &str) -> Result<ReplayReport> {
     replay::replay::<SftLoop>(setup, recorded, step, want)
 }
@@ -50,7 +50,7 @@ pub(crate) struct SftLoop<'a> {
     feed: MicroBatchFeed<SftSampleSource>,
     stop: &'a AtomicBool,
     lender: DeviceLender<'a>,
-    validation: Option<Validation<'a>>,
+    validation: Option<ValidationRows<'a>>,
 }
 
 impl<'a> TrainLoop<'a> for SftLoop<'a> {
@@ -105,14 +105,14 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
         Ok(Self { feed, stop: setup.stop, lender: DeviceLender(setup.server), validation })
     }
 
-    fn validation(&self) -> Option<&Validation<'a>> {
+    fn validation(&self) -> Option<&ValidationRows<'a>> {
         self.validation.as_ref()
     }
 
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>> {
         step(trainer, n, || {
             self.lender.lend_to_server();
-            let batch = self.lender.lend_during(|| cursor.next_micro_batch(&mut self.feed, self.stop))?;
+            let batch = self.lender.lend_device_during(|| cursor.next_micro_batch(&mut self.feed, self.stop))?;
             Ok(batch.map(|batch| batch.samples))
         })
     }
@@ -123,12 +123,12 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
     }
 }
 
-/// Opens the validation rows of a run: those of `--eval-file`, or those that `training`, the rows of `--data`, holds
-/// back. `None` if the run has none.
+/// Opens the validation rows of a run: the rows of `--eval-file`, or the rows of `--data` that `training` holds back.
+/// `None` if the run has no validation rows.
 ///
 /// # Errors
 /// The file cannot be opened; in a strict run, the fields of a row cannot be used.
-pub fn open_validation<'a>(setup: &SftSetup<'a>, training: &Arc<SftSampleSource>) -> Result<Option<Validation<'a>>> {
+pub fn open_validation<'a>(setup: &SftSetup<'a>, training: &Arc<SftSampleSource>) -> Result<Option<ValidationRows<'a>>> {
     match &setup.options.eval_file {
         Some(file) => validation_of_file(setup, file).map(Some),
         None if setup.options.held_out_size().is_some() => {
@@ -139,19 +139,19 @@ pub fn open_validation<'a>(setup: &SftSetup<'a>, training: &Arc<SftSampleSource>
 }
 
 /// Opens the validation rows in `file`, the value of `--eval-file`.
-fn validation_of_file<'a>(setup: &SftSetup<'a>, file: &Path) -> Result<Validation<'a>> {
+fn validation_of_file<'a>(setup: &SftSetup<'a>, file: &Path) -> Result<ValidationRows<'a>> {
     let data = Dataset::open_for_option("--eval-file", file, None)?;
     data.refuse_weights_for_option("--eval-file")?;
     let (media_root, rows) = (setup.options.validation_media_root(), (0..data.len()).collect());
     validation_of(setup, Arc::new(open_samples_of(setup, data, media_root)?), rows)
 }
 
-/// Makes validation rows of the `rows` of `source`.
-fn validation_of<'a>(setup: &SftSetup<'a>, source: Arc<SftSampleSource>, rows: Vec<usize>) -> Result<Validation<'a>> {
+/// Makes validation rows from the rows `rows` of `source`.
+fn validation_of<'a>(setup: &SftSetup<'a>, source: Arc<SftSampleSource>, rows: Vec<usize>) -> Result<ValidationRows<'a>> {
     let batching = SftLoop::batching(setup.options, rows.len());
     let processes = setup.ranks.map_or(1, |run| run.ranks.size());
     let ahead = SftLoop::rows_ahead(setup.options, processes);
-    Validation::new(setup, source, rows, batching, (media_threads(setup), ahead))
+    ValidationRows::new(setup, source, rows, batching, (media_threads(setup), ahead))
 }
 
 /// Opens the data file as supervised training samples.
@@ -164,7 +164,7 @@ pub fn open_samples(setup: &SftSetup) -> Result<SftSampleSource> {
     open_samples_of(setup, data, options.media_root())
 }
 
-/// Makes training samples of the rows `data`, whose relative media paths refer to `media_root`.
+/// Makes training samples from the rows `data`. Relative paths of media refer to `media_root`.
 fn open_samples_of(setup: &SftSetup, data: Dataset, media_root: PathBuf) -> Result<SftSampleSource> {
     let options = setup.options;
     let bundle = Arc::new(ModelFolder::open(setup.model)?);
@@ -176,7 +176,7 @@ fn open_samples_of(setup: &SftSetup, data: Dataset, media_root: PathBuf) -> Resu
         )
     })?;
     let second_per_grid = if options.parity == Recipe::Paper { SecondPerGrid::True } else { SecondPerGrid::One };
-    // The decoder needs no cache of frames, because the sample cache already holds the frames.
+    // The decoder needs no frame cache, because the sample cache already holds the frames.
     let decoder = DecodeWorker { cache: None, ..setup.media.decoder.clone() };
     let confined_to = setup.media.access.confined_to.as_ref().map(|_| media_root.clone());
     let access = MediaAccess { confined_to, ..setup.media.access.clone() };

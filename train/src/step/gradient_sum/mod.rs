@@ -1,4 +1,5 @@
-//! The gradient of a step whose micro-batches are computed by several processes (ranks), and the exchanges around it.
+//! The gradient of a step whose micro-batches are computed by several processes (ranks), and the exchanges between
+//! the ranks.
 //!
 //! N micro-batches make a round, in which every rank computes one: micro-batch i of a step, counted from 0, belongs to
 //! rank `i mod N`, unless [`GradientSum::assign_micro_batches`] sets another order of the ranks in each round. The
@@ -13,14 +14,15 @@
 //! ```
 //!
 //! The ranks exchange the cells in buckets. A bucket is exchanged as soon as the backward pass has finished the
-//! gradients of all its cells, and these gradients are freed. On GPUs the exchange runs beside the backward pass, which
-//! waits for a bucket when the second one after it begins. The buckets are in the reverse order of the model, because a
-//! backward pass finishes the gradients of the last layers first. So a rank has the gradients of a few buckets in
-//! memory, not the gradients of the whole model.
+//! gradients of all its cells; then these gradients are freed. On GPUs the exchange runs in parallel with the
+//! backward pass: at most two exchanges are pending, and the start of a further one waits for the oldest. The buckets
+//! are in the reverse order of the model, because a backward pass finishes the gradients of the last layers first. So
+//! a rank has the gradients of a few buckets in memory, not the gradients of the whole model.
 //!
-//! The owner clips the sum, updates the weights of its cells ([`AdamW`] has the state of these only) and sends the new
-//! weights to all ranks. A sum has the same bits as in one process, because one process also adds whole gradients of
-//! micro-batches in this order ([`reel_runtime::Grads`]). So the trained weights do not depend on the number of ranks.
+//! The owner clips the sum, updates the weights of its cells ([`AdamW`] has the state of only these cells) and sends
+//! the new weights to all ranks. A sum has the same bits as in a single process, which also adds the gradients of
+//! whole micro-batches in this order ([`reel_runtime::Grads`]). So the trained weights do not depend on the number of
+//! ranks.
 //!
 //! With a gradient of G bytes and trained weights of W bytes, each rank sends in a step of R rounds, and receives about
 //! as many bytes:
@@ -52,15 +54,15 @@ use crate::Result;
 use crate::step::tensor_exchange::SharedExchange;
 use crate::step::weight_shards::{NextExchange, WeightShards};
 
-/// The largest number of weights of a bucket, that is, of the cells whose gradients the ranks exchange at a time. A
+/// Maximum number of weights in a bucket. A bucket is the cells whose gradients the ranks exchange at a time. A
 /// single cell with more weights is a bucket of its own.
 pub const MAX_WEIGHTS_PER_BUCKET: usize = 32 << 20;
 
-/// The largest number of buckets whose exchange is pending. A parameter that is larger than a bucket finishes several
+/// Maximum number of buckets whose exchange is pending. A parameter that is larger than a bucket finishes several
 /// buckets at once; the launches after it wait for all but this number of them.
 pub const MAX_PENDING_BUCKETS: usize = 2;
 
-/// The sum of the gradients of a step's micro-batches, of which this rank has the cells that it owns.
+/// The sum of the gradients of a step's micro-batches. This rank has the sums of the cells that it owns.
 #[derive(Debug)]
 pub struct GradientSum {
     ranks: Arc<Ranks>,
@@ -68,17 +70,17 @@ pub struct GradientSum {
     /// The weights that are gathered between the exchanges of buckets; `None` if each rank has all weights.
     shards: Option<Rc<WeightShards>>,
     partition: Partition,
-    /// The trained parameters, by index in the partition.
+    /// The trained parameters, by their index in the partition.
     parameters: Vec<(String, Tensor)>,
     /// The cells in buckets, in the order in which the buckets are exchanged.
     buckets: Vec<Vec<ParameterCell>>,
     /// f32 `[n]`: the sums of the owned cells, one after the other.
     sums: Tensor,
-    /// By name of each parameter with owned cells: the parameter's index, and the position in `sums` at which the sum
-    /// of each cell begins, by the cell's first weight.
+    /// Where the sums of each parameter's owned cells begin, by the parameter's name: the parameter's index, and a
+    /// map from a cell's first weight to the position of the cell's sum in `sums`.
     starts: BTreeMap<String, (usize, BTreeMap<usize, usize>)>,
-    /// For each pending bucket, and then for each other rank, f32: its gradients of the owned cells in the bucket.
-    /// Empty for this rank. Buckets take turns.
+    /// For each pending bucket and each other rank, f32: that rank's gradients of the owned cells in the bucket.
+    /// Empty for this rank. The buckets use these buffers in turn.
     received: Vec<Vec<Tensor>>,
     /// For each parameter, whether it had a gradient in an earlier round of the step, on any rank.
     reached: Vec<bool>,
@@ -86,16 +88,16 @@ pub struct GradientSum {
     assigned: Vec<usize>,
     /// The number of rounds of the step that have ended.
     ended_rounds: usize,
-    round: Round,
+    round: GradientRound,
 }
 
-/// The state of a round.
+/// The state of the exchanges in the current round.
 #[derive(Debug, Default)]
-struct Round {
+struct GradientRound {
     /// The number of buckets whose exchange was started.
     exchanged: usize,
-    /// The last of these buckets, until their gradients are added to the sums. On GPUs their exchange runs beside the
-    /// backward pass.
+    /// The buckets whose exchange was started last, until their gradients are added to the sums. On GPUs their
+    /// exchange runs in parallel with the backward pass.
     pending: VecDeque<PendingBucket>,
     /// For each parameter, whether this rank's gradient is finished.
     finished: Vec<bool>,
@@ -107,8 +109,8 @@ struct Round {
 #[derive(Debug)]
 struct PendingBucket {
     exchange: PendingExchange,
-    /// The gradients of the owned cells, of all ranks in the order of their micro-batches: (gradient, sum to which it
-    /// is added, whether the sum has a value before).
+    /// The gradients of the owned cells from all ranks, in the order of their micro-batches: (gradient, sum to which
+    /// it is added, whether the sum already has a value).
     added: Vec<(Tensor, Tensor, bool)>,
 }
 
@@ -119,7 +121,7 @@ impl PendingBucket {
     }
 }
 
-impl Round {
+impl GradientRound {
     fn new(parameters: usize) -> Self {
         Self {
             exchanged: 0,
@@ -132,7 +134,8 @@ impl Round {
 
 impl GradientSum {
     /// Creates the sum for the parameters of `optimizer`, the optimizer of this rank. `model_order` has all trained
-    /// parameters of the model, roughly in the order in which a forward pass uses them. `config` is the model's.
+    /// parameters of the model, roughly in the order in which a forward pass uses them. `config` is the config of the
+    /// model.
     ///
     /// # Errors
     /// The device is out of memory.
@@ -192,7 +195,7 @@ impl GradientSum {
             reached: vec![false; parameters.len()],
             assigned: Vec::new(),
             ended_rounds: 0,
-            round: Round::new(parameters.len()),
+            round: GradientRound::new(parameters.len()),
             exchange,
             shards,
             ranks,
@@ -208,8 +211,8 @@ impl GradientSum {
         &self.ranks
     }
 
-    /// The largest number of bytes of finished gradients that a backward pass has in memory: those of a bucket that is
-    /// not complete, and those of the buckets whose exchange is pending, which keep their parameters' gradients whole.
+    /// The largest number of bytes of finished gradients that a backward pass has in memory: the gradients of an
+    /// incomplete bucket, and the whole gradients of all parameters in the buckets whose exchange is pending.
     pub fn max_finished_gradient_bytes(&self) -> u64 {
         let weights = |bucket: &Vec<ParameterCell>| bucket.iter().map(|cell| cell.range.len()).sum::<usize>();
         let bucket = self.buckets.iter().map(weights).max().unwrap_or(0);
@@ -223,7 +226,7 @@ impl GradientSum {
         self.assigned.get(index).copied().unwrap_or(index % self.ranks.size())
     }
 
-    /// Begins a step: no micro-batch has been added, and the ranks take turns.
+    /// Begins a step: no micro-batch has been added, and the ranks compute micro-batches in turn.
     pub fn clear(&mut self) {
         self.reached.fill(false);
         self.assigned.clear();
@@ -245,13 +248,13 @@ impl GradientSum {
         }
     }
 
-    /// Takes note that this rank's backward pass has finished the gradients of the parameters `names`. Exchanges the
-    /// buckets that are then complete, and frees their gradients in `own`. All ranks exchange the same buckets in the
+    /// Records that this rank's backward pass has finished the gradients of the parameters `names`. Exchanges the
+    /// buckets that are complete now, and frees their gradients in `own`. All ranks exchange the same buckets in the
     /// same order.
     ///
     /// # Errors
     /// A parameter is finished twice in a round; another rank has failed; the device fails.
-    pub fn add_finished(&mut self, names: &[Arc<str>], own: &mut Grads) -> Result<()> {
+    pub fn add_finished_gradients(&mut self, names: &[Arc<str>], own: &mut Grads) -> Result<()> {
         for name in names {
             let found = self.parameters.binary_search_by_key(&&**name, |(name, _)| name);
             let Ok(index) = found else { continue };
@@ -266,15 +269,15 @@ impl GradientSum {
         Ok(())
     }
 
-    /// Whether the gradients of the next bucket are finished, and its exchange is the next one of the round.
+    /// Whether the gradients of the next bucket are finished, and the round's next exchange is that of the bucket.
     fn may_exchange_bucket(&self) -> bool {
         let is_complete = |bucket: &Vec<ParameterCell>| bucket.iter().all(|cell| self.round.finished[cell.parameter]);
         self.buckets.get(self.round.exchanged).is_some_and(is_complete)
             && self.shards.as_ref().is_none_or(|shards| shards.is_bucket_next())
     }
 
-    /// Gathers the weights of `unit`, whose ops the backward pass reaches next. Exchanges the buckets whose turn is
-    /// before, also if the micro-batch has no gradient for some of their parameters.
+    /// Gathers the weights of `unit`, which the backward pass reaches next. First exchanges the buckets that come
+    /// earlier in the round, even if the micro-batch has no gradient for some of their parameters.
     ///
     /// # Errors
     /// Another rank has failed; the device fails.
@@ -302,19 +305,19 @@ impl GradientSum {
         }
         self.round.pending.drain(..).try_for_each(PendingBucket::add)?;
         self.exchange.borrow().wait_for_all()?;
-        let round = std::mem::replace(&mut self.round, Round::new(self.parameters.len()));
+        let round = std::mem::replace(&mut self.round, GradientRound::new(self.parameters.len()));
         self.reached.iter_mut().zip(round.reached).for_each(|(reached, now)| *reached |= now);
         self.ended_rounds += 1;
         own.clear();
         Ok(())
     }
 
-    /// Starts to exchange the next bucket. If [`MAX_PENDING_BUCKETS`] are pending, adds the gradients of the first of
-    /// them to the sums before. Removes the bucket's gradients from `own`; their memory is freed when they are sent and
-    /// added.
+    /// Starts to exchange the next bucket. If [`MAX_PENDING_BUCKETS`] are already pending, first adds the gradients
+    /// of the oldest one to the sums. Removes the bucket's gradients from `own`; their memory is freed after they are
+    /// sent and added.
     fn exchange_bucket(&mut self, own: &mut Grads) -> Result<()> {
         if self.round.pending.len() == MAX_PENDING_BUCKETS {
-            // The next bucket gets its buffers of received gradients.
+            // The next bucket reuses the receive buffers of the oldest pending bucket.
             self.round.pending.pop_front().map_or(Ok(()), PendingBucket::add)?;
         }
         let received = &self.received[self.round.exchanged % self.received.len()];
@@ -363,7 +366,7 @@ impl GradientSum {
         Ok(())
     }
 
-    /// The sum of an owned cell.
+    /// Returns the sum of the gradients of an owned cell.
     fn sum_of(&self, cell: &ParameterCell) -> Result<Tensor> {
         let starts = self.starts.get(&self.parameters[cell.parameter].0);
         let start = starts.and_then(|(_, starts)| starts.get(&cell.range.start)).copied().unwrap_or(0);
@@ -389,8 +392,8 @@ impl GradientSum {
         Ok(Tensor::from_slice(own.device(), &shape, DType::F32, &all, MemoryCategory::Workspace)?)
     }
 
-    /// Sends the weights of this rank's cells to all ranks, and receives the weights of their cells. Does nothing for
-    /// parameters of which each rank keeps only its cells. All ranks call it together after a step of the optimizer.
+    /// Sends the weights of this rank's cells to all ranks, and receives the weights of their cells. Skips parameters
+    /// of which each rank keeps only its own cells. All ranks call it together after a step of the optimizer.
     ///
     /// # Errors
     /// Another rank has failed; the device fails.
@@ -427,8 +430,8 @@ impl GradientSource for GradientSum {
     }
 }
 
-/// Divides the cells into buckets of at most `weights` weights, in the order of `order`, a list of parameter indices.
-/// The buckets are the same on every rank.
+/// Divides the cells into buckets of at most `weights` weights. `order` is a list of parameter indices; the buckets
+/// follow this order. They are the same on every rank.
 fn buckets(partition: &Partition, order: &[usize], weights: usize) -> Vec<Vec<ParameterCell>> {
     let (mut buckets, mut in_last) = (Vec::<Vec<ParameterCell>>::new(), 0);
     for cell in order.iter().flat_map(|&parameter| partition.cells_of(parameter)) {
@@ -444,7 +447,8 @@ fn buckets(partition: &Partition, order: &[usize], weights: usize) -> Vec<Vec<Pa
     buckets
 }
 
-/// Adds a gradient to a sum. Copies it if the sum has no value before, because `0.0 + -0.0` would change its sign.
+/// Adds a gradient to a sum. If the sum has no value yet, copies the gradient instead, because `0.0 + -0.0` would
+/// change its sign.
 fn add(gradient: &Tensor, sum: &Tensor, has_sum: bool) -> Result<()> {
     let (src, dst, count) = (gradient.addr(), sum.addr(), sum.count() as u64);
     let launch = match has_sum {

@@ -1,5 +1,5 @@
-//! In which order a backward pass finishes gradients, from which follows when a job of any number of ranks exchanges
-//! its buckets. `reel plan` records this order on device `dry`.
+//! The order in which a backward pass finishes gradients. It determines when the ranks of a job exchange each bucket,
+//! for any number of ranks. `reel plan` records this order on device `dry`.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use reel_runtime::optim::{AdamW, ParameterSize, Partition};
 
 use super::{MAX_WEIGHTS_PER_BUCKET, buckets};
 
-/// The gradients of a backward pass in the order in which they are finished: the number of launches before, and the
-/// names of parameters.
+/// The gradients of a backward pass in the order in which they are finished: the number of preceding launches, and
+/// the names of the parameters.
 pub type FinishedGradients = Vec<(usize, Vec<Arc<str>>)>;
 
-/// When a backward pass has finished the gradient of each trained parameter.
+/// For each trained parameter, when a backward pass has finished its gradient.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GradientOrder {
     /// The sizes of the parameters, in the order of their names.
@@ -33,9 +33,9 @@ pub struct ExchangedBucket {
 }
 
 impl GradientOrder {
-    /// The order of a backward pass of `launches` launches. `finished` has its gradients; gradients that it has twice
-    /// are those of a later pass. Parameters without a gradient are exchanged at the end. `model_order` are the
-    /// parameters of the model, of which `optimizer` has the trained ones.
+    /// Creates the order for a backward pass of `launches` launches. `finished` has the finished gradients; a second
+    /// entry for a parameter belongs to a later pass. Parameters without a gradient are exchanged at the end.
+    /// `model_order` are all parameters of the model; `optimizer` has the trained ones.
     pub fn new<'a>(
         optimizer: &AdamW,
         model_order: impl DoubleEndedIterator<Item = &'a Tensor>,
@@ -60,8 +60,8 @@ impl GradientOrder {
         Self { sizes, order, finished_after }
     }
 
-    /// The buckets that `ranks` ranks exchange, in order. A bucket waits for its gradients, and for the start of the
-    /// bucket before.
+    /// Returns the buckets that `ranks` ranks exchange, in order. The exchange of a bucket waits for the bucket's
+    /// gradients and for the start of the previous exchange.
     pub fn buckets(&self, ranks: usize) -> Vec<ExchangedBucket> {
         let partition = Partition::new(&self.sizes, 0, ranks);
         let mut latest = 0;
@@ -80,14 +80,15 @@ mod tests {
     #[test]
     fn a_bucket_starts_when_its_last_gradient_is_finished_and_never_before_an_earlier_bucket() {
         let size = |weights| ParameterSize { weights, divisible: true };
-        // Parameters 0, 1 and 2 of the model; the last is exchanged first. Parameter 1 is finished before it.
+        // Parameters 0, 1 and 2 of the model. Parameter 2 is exchanged first, but parameter 1 is finished before it.
         let order = GradientOrder {
             sizes: vec![size(5 << 20), size(40 << 20), size(3 << 20)],
             order: vec![2, 1, 0],
             finished_after: vec![90, 20, 30],
         };
         let bucket = |weights: u64, after| ExchangedBucket { weights: weights << 20, after };
-        // The first bucket is full after 29 of the 40 Mi weights of parameter 1; the rest waits for parameter 0.
+        // The first bucket is full after 29 of the 40 Mi weights of parameter 1. Its other weights wait for parameter
+        // 0.
         assert_eq!(order.buckets(4), [bucket(32, 30), bucket(16, 90)]);
         let weights: u64 = order.buckets(100).iter().map(|bucket| bucket.weights).sum();
         assert_eq!(weights, 48 << 20);

@@ -1,4 +1,4 @@
-//! Training steps of several ranks, which are threads of the test.
+//! Tests training steps of several ranks, which are threads of the test.
 
 use reel_device::MemoryCategory::{Gradients, Optimizer};
 use reel_device::cuda::Gpu;
@@ -14,28 +14,29 @@ use crate::step::rank_threads::{bytes_of_category, model_folder, run_on_rank_thr
 use crate::step::sft;
 use crate::step::trainer::Trainer;
 
-/// Micro-batches of a step. With 2, 3 and 4 ranks, the last round has fewer micro-batches than the others.
+/// Number of micro-batches of a step. With 2, 3 and 4 ranks, the last round has fewer micro-batches than the other
+/// rounds.
 const MICRO_BATCHES: usize = 5;
 const STEPS: u64 = 3;
 
-/// What a rank has after its steps.
+/// The results of a rank after its steps.
 #[derive(Debug)]
 struct Trained {
     hashes: Vec<(String, u64)>,
     results: Vec<(f64, f64, usize)>,
     /// Bytes of all allocated memory after each step.
     current: Vec<usize>,
-    /// Bytes of gradients at the peak of all memory.
+    /// Bytes of gradients at the moment of the highest memory use.
     gradient_bytes: usize,
-    /// The most bytes that `gradient_bytes` may be: the sums, the buffers for other ranks, and finished gradients.
+    /// Maximum allowed value of `gradient_bytes`: the sums, the buffers for other ranks, and finished gradients.
     gradient_limit: usize,
     optimizer_bytes: usize,
     traffic: Traffic,
-    /// Bytes of the gradient of a micro-batch and of the weights that it changes.
+    /// Number of bytes of the gradient of a micro-batch, and of the weights that the gradient changes.
     exchanged: [u64; 2],
 }
 
-/// The sum of a trainer, with buckets of at most `bucket` weights.
+/// Creates the gradient sum of a trainer, with buckets of at most `bucket` weights.
 fn with_buckets_of(bucket: usize, ranks: Arc<Ranks>, t: &Trainer) -> GradientSum {
     let parameters: Vec<Tensor> = t.model.parameters().cloned().collect();
     let exchange = t.gradient_sum.as_ref().unwrap().exchange.clone();
@@ -94,7 +95,7 @@ fn train(ranks: Option<Arc<Ranks>>, checkpointing: GradientCheckpointing, bucket
             all_gather: volume(after.all_gather, before.all_gather),
             ..Traffic::default()
         },
-        // The model of the test is f32, so gradients have the size of weights.
+        // The test model has f32 weights, so gradients have the size of weights.
         exchanged: [bytes, bytes],
     }
 }
@@ -107,7 +108,7 @@ fn train_on(size: usize, checkpointing: GradientCheckpointing, bucket: usize) ->
 fn any_number_of_ranks_trains_the_same_weights() {
     for checkpointing in [GradientCheckpointing::None, GradientCheckpointing::Full] {
         let one = train(None, checkpointing, 1);
-        // A bucket of one weight has one cell.
+        // With at most one weight per bucket, each bucket has one cell.
         for (size, bucket) in [(2, 1), (2, 1 << 20), (3, 2000), (4, 1 << 20)] {
             for rank in train_on(size, checkpointing, bucket) {
                 assert_eq!(rank.hashes, one.hashes, "{size} ranks, {checkpointing:?}");
@@ -128,10 +129,10 @@ fn a_rank_exchanges_gradients_and_weights_once_and_keeps_its_share_of_memory() {
             let exchanged = rank.traffic.all_to_all.sent + rank.traffic.all_to_all.received;
             let limit = 2.05 * (STEPS * (rounds * gradients + weights)) as f64;
             assert!(exchanged > STEPS * gradients && exchanged as f64 <= limit, "{size} ranks: {rank:?}");
-            // The all-gathers carry flags, losses and sums of squares only.
+            // The all-gathers transfer only flags, losses and sums of squares.
             let small = rank.traffic.all_gather.sent + rank.traffic.all_gather.received;
             assert!(small < exchanged / 10, "{rank:?}");
-            // A step leaves no memory behind.
+            // A step does not leave memory allocated.
             assert!(rank.current.iter().all(|bytes| *bytes == rank.current[0]), "{:?}", rank.current);
             let share = |bytes: usize| bytes / size + bytes / 4;
             assert!(
@@ -152,9 +153,9 @@ fn a_rank_exchanges_gradients_and_weights_once_and_keeps_its_share_of_memory() {
     }
 }
 
-/// A step of two micro-batches of a rank on a fake GPU, with buckets of at most `bucket` weights. Returns the hashes of
-/// the trained weights, the number of launches of the backward pass, and how many of all launches may run at the same
-/// time as an exchange.
+/// Does a step with two micro-batches of a rank on a fake GPU, with buckets of at most `bucket` weights. Returns the
+/// hashes of the trained weights, the number of launches of the backward pass, and how many of all launches may run
+/// at the same time as an exchange.
 fn train_on_fake_gpu(ranks: Option<Arc<Ranks>>, bucket: usize) -> (Vec<(String, u64)>, usize, u64) {
     let fake = FakeDriver::new(Arch::A100, 48 << 20);
     let device = Device::on_gpu(Gpu::from_driver(Arc::new(fake.clone())).unwrap()).unwrap();
@@ -188,7 +189,7 @@ fn simulated_gpus_exchange_buckets_beside_the_backward_pass() {
         println!("of {backward} launches of the backward pass, {beside} run beside an exchange");
         assert!(beside as usize > backward / 2, "{beside} of {backward} launches run beside an exchange");
     }
-    // With a single bucket, which is exchanged after the backward pass, no launch runs beside an exchange.
+    // With a single bucket, which is exchanged after the backward pass, no launch runs in parallel with an exchange.
     for (hashes, _, beside) in run_on_rank_threads(2, |ranks| train_on_fake_gpu(Some(ranks), MAX_WEIGHTS_PER_BUCKET)) {
         assert_eq!((hashes, beside), (alone.clone(), 0));
     }

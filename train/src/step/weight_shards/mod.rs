@@ -1,5 +1,5 @@
-//! The weights of a model of which each rank keeps a part (ZeRO-3). A rank has the weights of its cells
-//! ([`Partition`]); the weights of a unit, such as a layer, are gathered from all ranks before the unit computes and
+//! The weights of a model that is divided among the ranks (ZeRO-3). A rank keeps the weights of its cells
+//! ([`Partition`]). The weights of a unit, such as a layer, are gathered from all ranks before the unit computes, and
 //! are freed after it:
 //!
 //! ```text
@@ -8,11 +8,11 @@
 //! optimizer  the owner of a cell updates its weights; the next forward pass gathers them
 //! ```
 //!
-//! So a rank has 1/N of all weights, and those of two units. It gathers the same units in the same order in every round
-//! (`schedule.rs`), also without a micro-batch, because the other ranks need its cells.
+//! So a rank has 1/N of all weights, and the whole weights of two units. It gathers the same units in the same order
+//! in every round (`schedule.rs`), even if it has no micro-batch, because the other ranks need its cells.
 //!
 //! With weights of W bytes, a rank receives about `W (N - 1) / N` bytes in the forward pass of a round and about as
-//! many in its backward pass, and sends as many.
+//! many in the backward pass. It sends as many bytes as it receives.
 
 mod schedule;
 #[cfg(test)]
@@ -36,10 +36,11 @@ use crate::step::tensor_exchange::SharedExchange;
 use crate::{Result, TrainError};
 use schedule::{ExchangeEvent, ExchangeSchedule};
 
-/// The tensors of a unit begin at multiples of this number of bytes in the unit's memory, as allocations do.
+/// In the memory of a unit, tensors begin at multiples of this number of bytes, like allocations.
 const ALIGNMENT: usize = 256;
 
-/// The weights of this rank's cells, and how the weights of whole units are gathered from all ranks.
+/// The weights of this rank's cells, and the schedule by which the weights of whole units are gathered from all
+/// ranks.
 #[derive(Debug)]
 pub struct WeightShards {
     device: Device,
@@ -50,45 +51,46 @@ pub struct WeightShards {
     units: BTreeMap<WeightUnit, UnitWeights>,
     /// The weights of this rank's cells, by name and first weight.
     own: BTreeMap<(String, usize), Tensor>,
-    round: RefCell<Round>,
+    round: RefCell<GatherRound>,
 }
 
-/// The weights of a unit.
+/// The weights of a unit, such as a layer.
 #[derive(Debug, Default)]
 struct UnitWeights {
-    /// The memory of the unit's tensors, and where each lies in the memory of the unit.
+    /// The memory of each tensor of the unit, and the tensor's offset within the memory of the unit.
     memories: Vec<(OnDemandMemory, usize)>,
-    /// The bytes of all weights together.
+    /// The total number of bytes of the unit's weights.
     bytes: usize,
-    /// All cells: the cell, its weight, and the memory of the cell if it belongs to this rank.
+    /// All cells of the unit: the cell, its weight, and the memory of the cell if it belongs to this rank.
     cells: Vec<(ParameterCell, Tensor, Option<Tensor>)>,
 }
 
-/// The units that have memory, and the exchanges of the round so far.
+/// The units whose weights are in memory, and the exchanges of the round so far.
 #[derive(Debug, Default)]
-struct Round {
+struct GatherRound {
     schedule: ExchangeSchedule,
-    /// The unit that computes, or did so last.
+    /// The unit that computes now or has computed last.
     current: Option<WeightUnit>,
-    /// The unit that is being gathered.
+    /// The unit that is being gathered, and its pending exchange.
     prefetched: Option<(WeightUnit, PendingExchange)>,
-    /// Whether all units have memory ([`WeightShards::gather_all`]).
+    /// Whether the weights of all units are in memory ([`WeightShards::gather_all`]).
     has_all: bool,
-    /// The schedule of training, while rounds are forward passes alone ([`WeightShards::forward_rounds`]).
+    /// The schedule of training, which is put aside while rounds have only forward passes
+    /// ([`WeightShards::forward_rounds`]).
     training: Option<ExchangeSchedule>,
 }
 
-/// What must happen before the weights of a unit can be used.
+/// The next exchange that is needed before the weights of a unit can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NextExchange {
-    /// Nothing: they are in memory.
+    /// No exchange is needed: the weights of the unit are in memory.
     Ready,
     /// The next bucket of gradients must be exchanged.
     Bucket,
 }
 
 impl WeightShards {
-    /// Makes the shards of the `weights`, which are sorted by name. `read` copies a range of a weight's elements into
+    /// Creates the shards of `weights`, which are sorted by name. `read` copies a range of a weight's elements into
     /// the given tensor. [`Self::set_buckets`] must be called before the first round.
     ///
     /// # Errors
@@ -105,7 +107,8 @@ impl WeightShards {
             units.entry(units::unit_of_weight(name, config)).or_default().add_memory(tensor);
         }
         let mut own = BTreeMap::new();
-        // The optimizer divides the trained weights alone, so frozen weights must not change the owners of their cells.
+        // Frozen weights are divided separately: the optimizer divides only the trained weights, so frozen weights
+        // must not change the owners of their cells.
         let is_trained = |weight: &&DeferredWeight| weight.tensor.parameter_name().is_some();
         let (trained, frozen): (Vec<_>, Vec<_>) = weights.iter().partition(is_trained);
         for weights in [trained, frozen] {
@@ -130,7 +133,8 @@ impl WeightShards {
         Ok(Self { device, exchange, ranks, forward, units, own, round: RefCell::default() })
     }
 
-    /// Sets the buckets in which gradients are exchanged between the gathers: the units of the parameters of each.
+    /// Sets the buckets of gradients that are exchanged between the gathers. A bucket is given as the units of its
+    /// parameters.
     pub(super) fn set_buckets(&self, buckets: impl Iterator<Item = Vec<WeightUnit>>) {
         self.round.borrow_mut().schedule = ExchangeSchedule::new(&self.forward, units::is_used_in_backward, buckets);
     }
@@ -140,19 +144,20 @@ impl WeightShards {
         self.own.get(&(name.to_string(), start)).cloned()
     }
 
-    /// The most bytes of gathered weights that a step has in memory: those of two units.
-    pub fn most_gathered_bytes(&self) -> u64 {
+    /// The maximum number of bytes of gathered weights that a step has in memory, which is the size of two units.
+    pub fn max_gathered_bytes(&self) -> u64 {
         let mut bytes: Vec<usize> = self.units.values().map(|unit| unit.bytes).collect();
         bytes.sort_unstable();
         bytes.iter().rev().take(2).sum::<usize>() as u64
     }
 
-    /// Gathers the weights of all units, until the result is dropped. All ranks call it together, between steps.
+    /// Gathers the weights of all units. They are freed when the result is dropped. All ranks call it together,
+    /// between steps.
     ///
     /// # Errors
     /// The device has no memory for all weights; another rank has failed.
-    pub fn gather_all(self: &Rc<Self>) -> Result<AllWeights> {
-        let all = AllWeights(self.clone());
+    pub fn gather_all(self: &Rc<Self>) -> Result<AllWeightsGuard> {
+        let all = AllWeightsGuard(self.clone());
         self.round.borrow_mut().has_all = true;
         for unit in self.units.keys() {
             self.start_gather(*unit)?.wait()?;
@@ -162,16 +167,16 @@ impl WeightShards {
     }
 
     /// Makes each round a forward pass without a backward pass, until the result is dropped. All ranks call it
-    /// together, between steps, and end each round with [`ForwardRounds::end_round`].
-    pub fn forward_rounds(self: &Rc<Self>) -> ForwardRounds {
+    /// together, between steps. They end each round with [`ForwardRoundsGuard::end_round`].
+    pub fn forward_rounds(self: &Rc<Self>) -> ForwardRoundsGuard {
         let mut round = self.round.borrow_mut();
         let forward = ExchangeSchedule::new(&self.forward, |_| false, std::iter::empty());
         round.training = Some(std::mem::replace(&mut round.schedule, forward));
-        ForwardRounds(self.clone())
+        ForwardRoundsGuard(self.clone())
     }
 
-    /// Exchanges what comes before the weights of `unit` in the round, gathers them, and starts to gather the weights
-    /// of the next unit. Frees the weights of other units.
+    /// Does the exchanges that come before `unit` in the round, gathers the unit's weights, and starts to gather the
+    /// weights of the next unit. Frees the weights of other units.
     ///
     /// # Errors
     /// The rest of the round does not gather the unit; the device is out of memory; another rank has failed.
@@ -197,8 +202,8 @@ impl WeightShards {
         Ok(NextExchange::Ready)
     }
 
-    /// Exchanges what is left of the round. After [`NextExchange::Ready`], no weights are gathered and the next round
-    /// begins.
+    /// Does the remaining exchanges of the round. After [`NextExchange::Ready`], no weights are gathered and the next
+    /// round begins.
     ///
     /// # Errors
     /// The device is out of memory; another rank has failed.
@@ -216,19 +221,19 @@ impl WeightShards {
         }
     }
 
-    /// Whether the next exchange of the round is that of a bucket.
+    /// Whether the next exchange of the round is the exchange of a bucket.
     pub(super) fn is_bucket_next(&self) -> bool {
         self.round.borrow().schedule.next() == Some(ExchangeEvent::Bucket)
     }
 
-    /// Takes note that the exchange of the next bucket was started.
+    /// Records that the exchange of the next bucket was started.
     pub(super) fn record_bucket_start(&self) {
         self.round.borrow_mut().schedule.advance();
     }
 
-    /// Frees the weights of the current unit and makes the next unit the current one. Returns what is next in the
-    /// round: if it is a bucket, no unit is current; `None` at the end of the round.
-    fn gather_next(&self, round: &mut Round) -> Result<Option<ExchangeEvent>> {
+    /// Frees the weights of the current unit and makes the next unit the current one. Returns the following event of
+    /// the round; `None` at the end of the round. If the event is a bucket, no unit is current.
+    fn gather_next(&self, round: &mut GatherRound) -> Result<Option<ExchangeEvent>> {
         if let Some(last) = round.current.take() {
             self.release(last);
         }
@@ -250,7 +255,7 @@ impl WeightShards {
         Ok(Some(ExchangeEvent::Gather(next)))
     }
 
-    /// Gives the weights of a unit memory and starts to gather them.
+    /// Allocates memory for the weights of a unit and starts to gather them.
     fn start_gather(&self, unit: WeightUnit) -> Result<PendingExchange> {
         let Some(weights) = self.units.get(&unit) else { return Ok(PendingExchange::done()) };
         let memory = Tensor::empty(&self.device, &[weights.bytes], DType::U8, MemoryCategory::Weights)?;
@@ -292,7 +297,7 @@ impl GatheredWeights for WeightShards {
 }
 
 impl UnitWeights {
-    /// Adds the memory of a weight, which other weights may share.
+    /// Adds the memory of a weight. Other weights may share this memory.
     fn add_memory(&mut self, weight: &Tensor) {
         let Some(memory) = weight.on_demand_memory() else { return };
         if self.memories.iter().any(|(other, _)| other.shares_memory_with(memory)) {
@@ -304,7 +309,7 @@ impl UnitWeights {
     }
 }
 
-/// Allocates memory for a cell of a weight. A cell that is a whole weight has its shape and padding.
+/// Allocates memory for a cell of a weight. A cell that covers a whole weight has the weight's shape and padding.
 fn memory_of(device: &Device, cell: &ParameterCell, weight: &Tensor) -> Result<Tensor> {
     let is_whole = cell.range == (0..weight.count());
     let shape = if is_whole { weight.shape().to_vec() } else { vec![cell.range.len()] };
@@ -312,26 +317,27 @@ fn memory_of(device: &Device, cell: &ParameterCell, weight: &Tensor) -> Result<T
     Ok(if is_whole { memory.with_unpadded_shape(weight.unpadded_shape())? } else { memory })
 }
 
-/// The gathered weights of all units. They are freed when it is dropped.
+/// The gathered weights of all units. Dropping this value frees them.
 #[must_use = "the weights are freed when this value is dropped"]
 #[derive(Debug)]
-pub struct AllWeights(Rc<WeightShards>);
+pub struct AllWeightsGuard(Rc<WeightShards>);
 
-impl Drop for AllWeights {
+impl Drop for AllWeightsGuard {
     fn drop(&mut self) {
         self.0.units.keys().for_each(|unit| self.0.release(*unit));
         self.0.round.borrow_mut().has_all = false;
     }
 }
 
-/// Rounds of forward passes without backward passes. When it is dropped, no weights are gathered, and rounds have
+/// Rounds of forward passes without backward passes. Dropping this value frees gathered weights, and rounds have
 /// backward passes again.
 #[must_use = "rounds have backward passes again when this value is dropped"]
 #[derive(Debug)]
-pub struct ForwardRounds(Rc<WeightShards>);
+pub struct ForwardRoundsGuard(Rc<WeightShards>);
 
-impl ForwardRounds {
-    /// Gathers what is left of the round, also on a rank without a micro-batch, because the other ranks need its cells.
+impl ForwardRoundsGuard {
+    /// Gathers the remaining units of the round, even on a rank without a micro-batch, because the other ranks need
+    /// its cells.
     ///
     /// # Errors
     /// The device is out of memory; another rank has failed.
@@ -341,10 +347,10 @@ impl ForwardRounds {
     }
 }
 
-impl Drop for ForwardRounds {
+impl Drop for ForwardRoundsGuard {
     fn drop(&mut self) {
         let mut round = self.0.round.borrow_mut();
-        // After an error, units may still have memory.
+        // After an error, the weights of some units may still be in memory.
         round.prefetched = None;
         round.current = None;
         self.0.units.keys().for_each(|unit| self.0.release(*unit));

@@ -1,5 +1,5 @@
-//! The order in which all ranks gather weights and exchange gradients in a round. It is the same on every rank and in
-//! every round, also on ranks that compute no micro-batch or one without media.
+//! The order in which all ranks gather weights and exchange gradients in a round. The order is the same on every rank
+//! and in every round, even if a rank computes no micro-batch or one without media.
 //!
 //! ```text
 //! forward    E  L0  L1  O          gather a unit (embedding, layers, output); it is prefetched while the unit before
@@ -13,7 +13,7 @@ use reel_runtime::WeightUnit;
 /// An exchange of a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ExchangeEvent {
-    /// The weights of a unit are gathered.
+    /// The weights of this unit are gathered.
     Gather(WeightUnit),
     /// The next bucket of gradients is exchanged.
     Bucket,
@@ -27,9 +27,9 @@ pub(super) struct ExchangeSchedule {
 }
 
 impl ExchangeSchedule {
-    /// Makes the schedule of a model with the units `forward`, in the order of a forward pass. `is_used_in_backward`
-    /// says whether the backward pass needs the weights of a unit; those of the last unit it always needs. `buckets`
-    /// has for each bucket the units of its parameters.
+    /// Makes the schedule of a model. `forward` are the units in the order of a forward pass. `is_used_in_backward`
+    /// says whether the backward pass needs the weights of a unit; it always needs those of the last unit. `buckets`
+    /// has, for each bucket, the units of its parameters.
     pub fn new(
         forward: &[WeightUnit],
         is_used_in_backward: impl Fn(WeightUnit) -> bool,
@@ -37,7 +37,7 @@ impl ExchangeSchedule {
     ) -> Self {
         let mut events: Vec<ExchangeEvent> = forward.iter().map(|unit| ExchangeEvent::Gather(*unit)).collect();
         let position = |unit: WeightUnit| forward.iter().position(|other| *other == unit).unwrap_or(0);
-        // The position in the forward pass down to which the backward pass must have come before a bucket is complete.
+        // The lowest position in the forward pass that the backward pass must reach before the bucket is complete.
         let mut lowest = usize::MAX;
         let mut buckets = buckets
             .map(|units| {
@@ -59,12 +59,12 @@ impl ExchangeSchedule {
         Self { events, started: 0 }
     }
 
-    /// The next exchange; `None` at the end of the round.
+    /// Returns the next exchange; `None` at the end of the round.
     pub fn next(&self) -> Option<ExchangeEvent> {
         self.events.get(self.started).copied()
     }
 
-    /// Takes note that the next exchange was started.
+    /// Records that the next exchange was started.
     pub fn advance(&mut self) {
         self.started += 1;
     }
@@ -106,7 +106,8 @@ mod tests {
         assert_eq!(events(&[E, L0, L1, O], &[&[O, L1], &[L1, L0, E]]), [&forward[..], &backward].concat());
         let small = [Gather(L1), Bucket, Gather(L0), Bucket, Bucket, Bucket];
         assert_eq!(events(&[E, L0, L1, O], &[&[O], &[L1], &[L0], &[E]]), [&forward[..], &small].concat());
-        // The table of tied embeddings is the output, too. Its gradient is complete at the end of the backward pass.
+        // With tied embeddings, the embedding is also the output layer. Its gradient is complete only at the end of
+        // the backward pass.
         let tied = [Gather(E), Gather(L0), Gather(L1), Gather(E), Gather(L1), Gather(L0), Bucket, Bucket];
         assert_eq!(events(&[E, L0, L1, E], &[&[L1, L0], &[E]]), tied);
         // Buckets keep their order, even if a later one is complete first.
@@ -119,7 +120,7 @@ mod tests {
         let mut schedule = ExchangeSchedule::new(&[E, O], |_| true, std::iter::empty());
         assert!(schedule.will_gather(E) && schedule.will_gather(O));
         schedule.advance();
-        // The embedding is gathered once more, for the backward pass.
+        // The embedding is gathered again for the backward pass.
         assert!(schedule.will_gather(E) && schedule.next() == Some(ExchangeEvent::Gather(O)));
         (0..2).for_each(|_| schedule.advance());
         assert!(!schedule.will_gather(E) && schedule.next().is_none());

@@ -1,4 +1,4 @@
-//! Training steps of ranks that keep a part of the weights. The ranks are threads of the test.
+//! Tests training steps of ranks that keep only a part of the weights. The ranks are threads of the test.
 
 use std::sync::Arc;
 
@@ -14,24 +14,25 @@ use crate::step::rank_threads::{bytes_of_category, model_folder, run_on_rank_thr
 use crate::step::sft;
 use crate::step::trainer::Trainer;
 
-/// Micro-batches of a step. With 2, 3 and 4 ranks, the last round has fewer micro-batches than the others.
+/// Number of micro-batches of a step. With 2, 3 and 4 ranks, the last round has fewer micro-batches than the other
+/// rounds.
 const MICRO_BATCHES: usize = 5;
 const STEPS: u64 = 2;
 
-/// What a rank has after its steps.
+/// The results of a rank after its steps.
 #[derive(Debug)]
 struct Trained {
     hashes: Vec<(String, u64)>,
     results: Vec<(f64, f64, usize)>,
-    /// Bytes of weights that are allocated between steps.
+    /// Number of bytes of weights that are allocated between steps.
     weight_bytes: usize,
-    /// Bytes of weights at the peak of all memory.
+    /// Number of bytes of weights at the moment of the highest memory use.
     weight_bytes_at_peak: usize,
-    /// Bytes of all memory after each step.
+    /// Number of bytes of all allocated memory after each step.
     current: Vec<usize>,
-    /// Bytes of two units, as [`WeightShards::most_gathered_bytes`] says.
-    most_gathered_bytes: usize,
-    /// Bytes of tensors that the rank has sent in its steps.
+    /// Number of bytes of two units, from [`WeightShards::max_gathered_bytes`].
+    max_gathered_bytes: usize,
+    /// Number of bytes of tensors that the rank has sent in its steps.
     sent: u64,
 }
 
@@ -59,7 +60,7 @@ fn train(ranks: Option<Arc<Ranks>>, dtype: DType, options: RunOptions) -> Traine
         weight_bytes: bytes_of_category(Weights, &device.memory().now),
         weight_bytes_at_peak: bytes_of_category(Weights, &device.memory().at_peak),
         current,
-        most_gathered_bytes: t.weight_shards.as_ref().map_or(0, |shards| shards.most_gathered_bytes() as usize),
+        max_gathered_bytes: t.weight_shards.as_ref().map_or(0, |shards| shards.max_gathered_bytes() as usize),
         sent: sent(&ranks) - before,
     }
 }
@@ -68,7 +69,7 @@ fn options(zero_stage: u8) -> RunOptions {
     RunOptions { zero_stage, ..RunOptions::default() }
 }
 
-/// Checks that ranks which keep a part of the weights train what one process trains.
+/// Checks that ranks that keep only a part of the weights get the same trained weights as a single process.
 fn check(dtype: DType, options: RunOptions, sizes: &[usize]) {
     let one = train(None, dtype, options.clone());
     for &size in sizes {
@@ -76,7 +77,7 @@ fn check(dtype: DType, options: RunOptions, sizes: &[usize]) {
         for rank in run_on_rank_threads(size, of_rank) {
             assert_eq!(rank.hashes, one.hashes, "{size} ranks, {options:?}");
             assert_eq!(rank.results, one.results, "{size} ranks, {options:?}");
-            assert!(rank.most_gathered_bytes > 0, "{size} ranks, {options:?}");
+            assert!(rank.max_gathered_bytes > 0, "{size} ranks, {options:?}");
         }
     }
 }
@@ -108,12 +109,13 @@ fn a_rank_has_its_part_of_the_weights_and_those_of_two_units() {
     let whole = train(None, DType::F32, options(2)).weight_bytes;
     for size in [2, 4] {
         for rank in run_on_rank_threads(size, |ranks| train(Some(ranks), DType::F32, options(3))) {
-            // The parts differ by the largest cell, which is the largest weight of this small model.
+            // The parts of the ranks differ by at most the largest cell, which is the largest weight of this small
+            // model.
             let part = whole / size + whole / 8;
             assert!(rank.weight_bytes <= part, "{size} ranks: {} of {whole} bytes", rank.weight_bytes);
-            let most = rank.weight_bytes + rank.most_gathered_bytes;
+            let most = rank.weight_bytes + rank.max_gathered_bytes;
             assert!(rank.weight_bytes_at_peak <= most, "{size} ranks: {} of {most}", rank.weight_bytes_at_peak);
-            assert!(rank.most_gathered_bytes < whole, "{size} ranks: {}", rank.most_gathered_bytes);
+            assert!(rank.max_gathered_bytes < whole, "{size} ranks: {}", rank.max_gathered_bytes);
             assert!(rank.current.iter().all(|bytes| *bytes == rank.current[0]), "{:?}", rank.current);
         }
         for rank in run_on_rank_threads(size, |ranks| train(Some(ranks), DType::F32, options(2))) {
@@ -122,8 +124,8 @@ fn a_rank_has_its_part_of_the_weights_and_those_of_two_units() {
     }
 }
 
-/// In a round, each rank receives the weights of other ranks once for the forward and once for the backward pass.
-/// Without ZeRO-3 it receives them once in a step.
+/// In a round, each rank receives the weights of other ranks once for the forward pass and once for the backward
+/// pass. Without ZeRO-3 it receives them once in a step.
 #[test]
 fn weights_are_gathered_twice_in_a_round() {
     let config = ModelConfig::open(&model_folder()).unwrap();
@@ -171,7 +173,8 @@ fn all_weights_can_be_gathered_between_steps() {
         }
         drop((all, alone));
         assert_eq!(bytes_of_category(Weights, &device.memory().now), before);
-        // A unit out of turn is an error, not wrong weights: a round begins with the vision tower or the embedding.
+        // Requesting a unit out of turn is an error and does not give wrong weights: a round begins with the vision
+        // tower or the embedding.
         let shards = t.weight_shards.as_ref().unwrap();
         let unknown = WeightUnit { stage: 9, index: 0 };
         assert!(shards.advance_to(unknown).unwrap_err().to_string().contains("not their turn"));

@@ -23,7 +23,7 @@ fn rows_that_cannot_be_scored_are_skipped() {
             r#"{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}"#.into(),
             "rows.jsonl:2: ends with an answer of the assistant",
         ),
-        // A number is the text of the number.
+        // A JSON number counts as its text: 4 as "4".
         (GOOD.replace("\"<answer>4</answer>\"", "4"), "rows.jsonl:2: solution: has no answer in <answer> tags"),
         (GOOD.replace("\"<answer>4</answer>\"", "[4]"), "rows.jsonl:2: solution: is not a string"),
         ("{".into(), "rows.jsonl:2: is not JSON"),
@@ -119,7 +119,7 @@ fn failed_reward_program_ends_the_run_with_a_checkpoint() {
         assert!(e.contains(want), "{command}: {e}");
     }
     let dir = tempfile::tempdir().unwrap();
-    // The reward command scores eight completions, which is two batches, then exits.
+    // The reward command scores eight completions, which are two batches, and then exits.
     let command = "i=0; while [ $i -lt 8 ] && read -r x; do echo ${#x}; i=$((i+1)); done";
     let failing =
         case(dir.path(), "out", GOOD).with(|o| (o.reward_command, o.save_steps) = (vec![command.into()], 100));

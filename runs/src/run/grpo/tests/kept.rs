@@ -30,7 +30,8 @@ fn the_forward_pass_computes_no_product_of_the_rollout_again() {
     let dir = tempfile::tempdir().unwrap();
     let layers = reel_input::config::ModelConfig::open(&golden("model_a")).unwrap().text.num_hidden_layers;
     let products = |change: fn(&mut GrpoOptions)| forward_products(dir.path(), change);
-    // With full recompute, each of the two steps computes four matrix products per layer and those of the output layer.
+    // With full recompute, each of the two steps computes four matrix products per layer, and those of the output
+    // layer.
     let all = products(|o| o.gradient_checkpointing = GradientCheckpointing::Full);
     let none = all - 2 * 4 * layers;
     assert_eq!(products(|o| o.gradient_checkpointing = GradientCheckpointing::None), none);
@@ -41,7 +42,7 @@ fn the_forward_pass_computes_no_product_of_the_rollout_again() {
     let of_kind = |kind| forward_products(dir.path(), |o| with_adapters(o, kind));
     let all_with_adapters = of_kind(GradientCheckpointing::Full);
     assert_eq!(of_kind(GradientCheckpointing::None), all_with_adapters - 2 * 2 * 7 * layers);
-    // The second step on a rollout has other weights, so it must compute its products.
+    // The second step on a rollout set has other weights, so it must compute its products.
     assert_eq!(products(|o| o.num_iterations = 2), all - 4 * layers);
     // No output is kept if tokens are packed without a shared prefix, or if groups are chosen by their rewards.
     assert_eq!(products(|o| o.dynamic_sampling = true), all);
@@ -52,7 +53,7 @@ fn the_forward_pass_computes_no_product_of_the_rollout_again() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(8))]
-    /// A run that reuses the products of its rollouts gives the same bits as a run that computes them again.
+    /// A run that reuses the matrix products of its rollouts gives the same bits as a run that computes them again.
     #[test]
     fn runs_have_the_bits_of_computed_products(
         bf16: bool,

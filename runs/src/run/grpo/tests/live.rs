@@ -8,7 +8,7 @@ use super::*;
 use crate::folder::resume;
 use crate::testing::{assert_same_files, metrics_without_times};
 
-/// Three data rows: text alone, an image, and a video of four frames, each with its solution.
+/// Returns three data rows: text alone, an image, and a video of four frames, each with its solution.
 pub(super) fn data_rows() -> String {
     let answer = |row: Value, kind: &str, solution: &str| {
         let mut row = row;
@@ -185,7 +185,7 @@ fn run_ends_normally_when_its_last_groups_have_equal_rewards() {
     assert!(dir.path().join("out/model.safetensors").is_file() && dir.path().join("out/checkpoint-3").is_dir());
 }
 
-/// The frames of a sampling step are reported even if that step itself is not a reported step.
+/// The frames of a sampling step are reported even if that step's metrics are not reported.
 #[test]
 fn event_file_has_frames_although_the_sampling_steps_are_not_reported() {
     let dir = tempfile::tempdir().unwrap();
@@ -233,7 +233,7 @@ fn min_completion_length_and_mask_truncated_completions_work() {
     let masked = live(dir.path(), "masked").with(|o| {
         (o.min_completion_length, o.mask_truncated_completions, o.beta) = (12, true, 0.0);
     });
-    // The minimum length bans end tokens, so every completion reaches the maximum length and is masked: nothing is
+    // The minimum length bans end tokens, so every completion reaches the maximum length and is masked: no token is
     // learned.
     masked.run().unwrap();
     for line in read_metrics(&dir.path().join("masked")) {
@@ -250,7 +250,7 @@ fn text_prompt_is_used_without_chat_template() {
     let recorded = fs::read_to_string(dir.path().join("out/rollouts/000001.jsonl")).unwrap();
     let recorded: Value = serde_json::from_str(recorded.trim()).unwrap();
     assert_eq!(recorded["prompt"], json!("2 + 2 ="));
-    // A text prompt gets no chat template and no system message: the number of trained tokens is that of the plain
+    // A text prompt gets no chat template and no system message, so the number of trained tokens is that of the plain
     // text and its completions.
     let words = reel_input::ModelFolder::open(&golden("model_a")).unwrap().tokenizer.encode("2 + 2 =").unwrap().len();
     let drawn: usize = recorded["completions"].as_array().unwrap().iter().map(|c| c.as_array().unwrap().len()).sum();
@@ -277,15 +277,15 @@ fn simulator_samples_the_log_probs_that_it_trains() {
 }
 
 /// On an H100, prefill, decode steps and training sum in the same order and round the same results, and sampling sums
-/// exponentials exactly. So no bit of a log-probability changes between a rollout and its training step. The test
-/// varies the number of completions, because there are different matrix-product kernels for up to 8, up to 16 and more
-/// rows.
+/// exponentials exactly. So a log-probability has the same bits in a rollout and in its training step. The test
+/// varies the number of completions, because there are different matrix-product kernels for up to 8, up to 16 and
+/// more rows.
 #[test]
 fn hopper_trains_the_log_probs_that_it_sampled() {
     let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
     let dir = tempfile::tempdir().unwrap();
     let frames: Vec<String> = (0..4).map(|i| format!("media/frames/{i:03}.png")).collect();
-    // An adapter adds zeros before its first step, so the run with an adapter has two steps.
+    // An adapter only adds zeros before its first step, so the run with an adapter has two steps.
     for (completions, words, lora, steps) in [(2, 1, 0, 1), (7, 20, 4, 2), (16, 1, 0, 1), (20, 1, 0, 1)] {
         let text = "Where? ".repeat(words);
         let content = json!([{"type": "video", "video": frames}, {"type": "text", "text": text}]);

@@ -6,7 +6,7 @@ use reel_runtime::Cx;
 
 use super::*;
 
-/// Does a run of three steps on one video; returns the number of forward passes of the vision tower.
+/// Does a run of three steps on one video. Returns the number of forward passes of the vision tower.
 fn passes(change: impl FnOnce(&mut GrpoOptions)) -> u64 {
     let dir = tempfile::tempdir().unwrap();
     let video = live::data_rows().lines().nth(1).unwrap().to_string();
@@ -39,7 +39,7 @@ fn frozen_vision_tower_encodes_a_video_once() {
     assert_eq!(passes(|o| (o.freeze_vision, o.temporal) = (true, true)), 1 + 3);
 }
 
-/// Three prompts: one with a video, one without media, one with an image.
+/// Returns three prompts: one with a video, one without media, one with an image.
 fn prompts(dir: &Path) -> Vec<ModelInput> {
     let case = live::case(dir, "out", &live::data_rows());
     let (options, model) = (&case.options, PathBuf::from(&case.options.model));
@@ -76,8 +76,8 @@ fn cached_features_have_the_bits_of_one_pass() {
     for dtype in [DType::F32, DType::BF16] {
         let mut model = Qwen25Vl::open(&device, &files, &config, dtype).unwrap();
         let cx = Cx::inference(&device, dtype);
-        // Four sequences: the prompt with the video, the text prompt, the prompt with the video again, and the prompt
-        // with the image.
+        // The four sequences are: the prompt with the video, the text prompt, the prompt with the video again, and
+        // the prompt with the image.
         let sequences: Vec<_> = [0, 1, 0, 2].iter().map(|&i: &usize| tokens[i].sequence()).collect();
         let batch = reel_model::batch::Batch::new(&device, &config, &sequences, "test").unwrap();
         let input = batch.vision.as_ref().unwrap();

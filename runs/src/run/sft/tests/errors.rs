@@ -36,8 +36,8 @@ fn row_without_its_image_is_skipped_or_stops_a_strict_run() {
     let case = case_with_rows(dir.path(), &rows).with(|o| (o.max_steps, o.num_train_epochs) = (None, 2.0));
     let done = case.run().unwrap();
     let out = dir.path().join("out");
-    // The run has two epochs of three rows. The unusable row is skipped in both, so four of the six rows are left,
-    // one step each.
+    // The run has two epochs of three rows. The unusable row is skipped in both epochs, so four of the six rows are
+    // left, with one step each.
     assert_eq!((read_metrics(&out).len(), done.skipped), (4, 1));
     // The data ended before the planned number of steps.
     assert_eq!((done.steps, done.planned_steps), (4, 6));
@@ -62,7 +62,7 @@ fn row_without_its_image_is_skipped_or_stops_a_strict_run() {
 }
 
 /// Some errors of a row are found only when its sample is made. Such an error makes only its row unusable, and
-/// --check-data finds the error, too.
+/// --check-data also finds it.
 #[test]
 fn rows_without_a_valid_sample_are_skipped() {
     for (row, want) in [
@@ -97,7 +97,7 @@ fn check_data_can_be_interrupted() {
     let case = case_with_rows(dir.path(), GOOD_ROW).with(|o| o.check_data = true);
     case.stop.store(true, Ordering::Relaxed);
     assert!(run_error(&case).contains("rows.jsonl:1: stopped before the first step; run the command again"));
-    // OUT has only the journal of the check and no run, so the next command can start a new run in OUT.
+    // OUT has only the journal of the check and no run, so the next command may start a new run in OUT.
     let left: Vec<_> = fs::read_dir(dir.path().join("out")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["quarantine.jsonl.journal"]);
     case.stop.store(false, Ordering::Relaxed);
@@ -122,7 +122,7 @@ fn resumed_run_skips_the_same_rows() {
     assert_eq!(metrics_without_times(&whole), metrics_without_times(&broken));
 }
 
-/// If a row failed after the checkpoint, the resumed run skips the row, too, even if the row would no longer fail.
+/// If a row failed after the checkpoint, the resumed run also skips the row, even if the row would no longer fail.
 #[test]
 fn resumed_run_keeps_rows_that_failed_by_accident() {
     let dir = tempfile::tempdir().unwrap();

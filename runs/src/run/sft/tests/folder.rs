@@ -11,7 +11,7 @@ fn folder_in_use_is_refused_with_the_process_id() {
     let out = dir.path().join("out");
     case(&out).run().unwrap();
     let before = read_output_files(&out);
-    let lock = output::lock(&out).unwrap();
+    let lock = output::lock_output_folder(&out).unwrap();
     type Change = fn(&mut SftOptions);
     let commands: [Change; 4] = [
         |_| (),

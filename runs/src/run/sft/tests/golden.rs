@@ -4,7 +4,7 @@ use clap::{Args, FromArgMatches};
 
 use super::*;
 
-/// Parses the command line `args` of a golden case, leaving out the options that every `reel` command has.
+/// Parses the command line `args` of a golden case, without the options that every `reel` command has.
 fn options(args: &[&str]) -> SftOptions {
     let mut own = vec!["sft"];
     let mut rest = args.iter();

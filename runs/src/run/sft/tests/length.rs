@@ -1,4 +1,4 @@
-//! Tests the number of steps of a run, which follows from the lengths of its rows.
+//! Tests the number of steps of a run, which depends on the lengths of its rows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,12 +15,12 @@ use crate::run::TrainLoop;
 use crate::run::sft::SftLoop;
 
 /// A sample source that has only the token counts of the rows.
-struct Lengths {
+struct TokenCounts {
     rows: usize,
     tokens: BTreeMap<usize, usize>,
 }
 
-impl SampleSource for Lengths {
+impl SampleSource for TokenCounts {
     type Sample = usize;
 
     fn row_count(&self) -> usize {
@@ -59,7 +59,7 @@ fn steps(lengths: &[Option<usize>], change: impl FnOnce(&mut SftOptions)) -> Res
         &SftLoop::batching(&options, lengths.len()),
         asked.is_none(),
         if SftLoop::must_scan_all_rows(&options) { RowsToScan::AllBut(&[]) } else { RowsToScan::None },
-        &Arc::new(Lengths { rows: lengths.len(), tokens }),
+        &Arc::new(TokenCounts { rows: lengths.len(), tokens }),
         &RowOrder::file_order(lengths.len()),
         &AtomicBool::new(false),
         None,
@@ -103,15 +103,15 @@ fn check_data_finds_unusable_rows_and_the_exact_length() {
 fn packed_micro_batches_are_counted_by_token_counts() {
     let rows = [Some(4), Some(4), Some(3), Some(8), Some(1), Some(1)];
     let packed = |o: &mut SftOptions| (o.packing, o.max_length, o.gradient_accumulation_steps) = (true, Some(8), 1);
-    // The micro-batches have 4 + 4, 3, 8 and 1 + 1 tokens.
+    // The micro-batches have the token counts 4 + 4, 3, 8 and 1 + 1.
     assert_eq!(steps(&rows, packed).unwrap().steps, 4);
 }
 
-/// A row that is held back from training is scanned, too, but training needs a usable row of its own.
+/// A row that is held back from training is also scanned, but it does not count as a usable training row.
 #[test]
 fn usable_held_out_row_does_not_count_as_a_training_row() {
     let options = SftOptions::default();
-    let source = Arc::new(Lengths { rows: 3, tokens: BTreeMap::from([(1, 4)]) });
+    let source = Arc::new(TokenCounts { rows: 3, tokens: BTreeMap::from([(1, 4)]) });
     let scan = |rows: [usize; 2]| {
         scan_and_count_batches(
             &SftLoop::batching(&options, 2),

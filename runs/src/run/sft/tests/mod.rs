@@ -36,7 +36,7 @@ use crate::testing::*;
 struct Case {
     options: SftOptions,
     dtype: DType,
-    /// The device; with `None`, the CPU with `threads` threads is used.
+    /// The device; `None` selects the CPU with `threads` threads.
     device: Option<Device>,
     threads: usize,
     /// The maximum number of pixels of an image; `None` uses the limit of the media profile.

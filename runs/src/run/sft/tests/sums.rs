@@ -1,5 +1,5 @@
-//! The gradient of a step is the f32 sum of the whole gradients of its micro-batches, in their order. So it does not
-//! matter where each micro-batch was computed.
+//! Tests that the gradient of a step is the f32 sum of the whole gradients of its micro-batches, in their order. So
+//! the result does not depend on where each micro-batch is computed.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ fn gradients(t: &Trainer) -> Gradients {
     t.grads.iter().map(|(name, gradient)| (name.to_string(), gradient.to_f32().unwrap())).collect()
 }
 
-/// `sum + next`, where a parameter without a gradient in one of them keeps that of the other.
+/// Returns `sum + next`. If a parameter has a gradient in only one of them, this gradient is kept.
 fn added(mut sum: Gradients, next: Gradients) -> Gradients {
     for (name, next) in next {
         match sum.get_mut(&name) {
@@ -93,7 +93,7 @@ fn the_gradient_of_a_step_is_the_sum_of_its_micro_batches_gradients() {
     let cpu = Device::cpu(2);
     for dtype in [DType::F32, DType::BF16] {
         check("sft_videorft_rows", "model_a", dtype, 0, &cpu);
-        // The output layer of model b is its embedding.
+        // In model b, the output layer shares its weights with the embedding.
         check("sft_all_tokens", "model_b", dtype, 0, &cpu);
         check("sft_videorft_rows", "model_a", dtype, 4, &cpu);
     }
