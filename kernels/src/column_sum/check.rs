@@ -1,6 +1,6 @@
 use reel_device::DType::{BF16, F32};
 
-use super::{Matrix, Params, column_sums, formula, test_shapes};
+use super::{SummedMatrix, Params, column_sums, formula, test_shapes};
 use crate::checks::{TestArray, checks, normal_numbers, run};
 use crate::compare::assert_rounded;
 
@@ -18,7 +18,7 @@ fn equals_the_formula_on_any_number_of_threads() {
             for threads in 1..4 {
                 let sum = TestArray::new(F32, &start);
                 let accumulate = accumulate == 1;
-                let matrix = Matrix { x: x.addr(), sum: sum.addr(), cols: cols as u32, accumulate };
+                let matrix = SummedMatrix { x: x.addr(), sum: sum.addr(), cols: cols as u32, accumulate };
                 run(&column_sums(dtype, &Params::new(rows as u64, &[matrix])), threads);
                 all.push(sum.values());
             }
@@ -52,8 +52,8 @@ fn several_matrices_have_the_bits_of_each_alone() {
             (5..).zip(widths).map(|(seed, cols)| TestArray::new(F32, &normal_numbers(cols, seed, 1.0))).collect()
         };
         let (alone, together) = (sums(), sums());
-        let matrices = |sums: &[TestArray]| -> Vec<Matrix> {
-            let matrix = |i: usize| Matrix {
+        let matrices = |sums: &[TestArray]| -> Vec<SummedMatrix> {
+            let matrix = |i: usize| SummedMatrix {
                 x: x[i].addr(),
                 sum: sums[i].addr(),
                 cols: widths[i] as u32,

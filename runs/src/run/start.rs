@@ -31,7 +31,7 @@ use serde_json::Value;
 use super::hardware::HardwareMonitor;
 use super::record::{RunJsonExtras, code_change_warning, device_change_warning};
 use super::validate::{ScannedRows, scan_rows, unusable_rows};
-use super::{Checkpoints, OutFolder, Reports, Run, TrainLoop};
+use super::{CheckpointWriting, OutFolder, Reports, Run, TrainLoop};
 use crate::folder::checkpoint::{self, BaseModel, CheckpointWriter};
 use crate::folder::logs::{self, RecordedLogs, RunLogs};
 use crate::folder::output::{self, RunStart};
@@ -269,7 +269,7 @@ pub(super) fn begin_run<'a, W: TrainLoop<'a>>(
         logs,
         hardware: HardwareMonitor::start(setup),
         reports: Reports { reporters, progress, preview: None, unreported },
-        checkpoints: Checkpoints { base, writer: CheckpointWriter::default(), saved: Some(state.step) },
+        checkpoints: CheckpointWriting { base, writer: CheckpointWriter::default(), saved: Some(state.step) },
         state,
         folder,
     })

@@ -328,7 +328,7 @@ fn for_each_kind(given: &Given, norm: &TestArray, m: usize, mut f: impl FnMut(&d
     f(&|y| swiglu(BF16, kind, &Params { y, norm: norm.addr(), ..pair }), BF16, count);
     // head_dim is the number of columns of the other products, up to MAX_HEAD_DIM.
     let case = QkvCase::new(BF16, kind, [m, given.k], [2, 1, given.n.next_multiple_of(2).min(MAX_HEAD_DIM)]);
-    f(&|y| super::qkv(BF16, kind, &case.params(y, norm.addr())), BF16, case.count());
+    f(&|y| super::qkv(BF16, kind, &case.params(y, norm.addr())), BF16, case.element_count());
 }
 
 fn variants_of_a_scheme_have_the_same_bits() {

@@ -128,7 +128,10 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
 ///
 /// # Errors
 /// The file cannot be opened; in a strict run, the fields of a row cannot be used.
-pub fn open_validation<'a>(setup: &SftSetup<'a>, training: &Arc<SftSampleSource>) -> Result<Option<ValidationRows<'a>>> {
+pub fn open_validation<'a>(
+    setup: &SftSetup<'a>,
+    training: &Arc<SftSampleSource>,
+) -> Result<Option<ValidationRows<'a>>> {
     match &setup.options.eval_file {
         Some(file) => validation_of_file(setup, file).map(Some),
         None if setup.options.held_out_size().is_some() => {
@@ -147,7 +150,11 @@ fn validation_of_file<'a>(setup: &SftSetup<'a>, file: &Path) -> Result<Validatio
 }
 
 /// Makes validation rows from the rows `rows` of `source`.
-fn validation_of<'a>(setup: &SftSetup<'a>, source: Arc<SftSampleSource>, rows: Vec<usize>) -> Result<ValidationRows<'a>> {
+fn validation_of<'a>(
+    setup: &SftSetup<'a>,
+    source: Arc<SftSampleSource>,
+    rows: Vec<usize>,
+) -> Result<ValidationRows<'a>> {
     let batching = SftLoop::batching(setup.options, rows.len());
     let processes = setup.ranks.map_or(1, |run| run.ranks.size());
     let ahead = SftLoop::rows_ahead(setup.options, processes);
