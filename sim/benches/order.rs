@@ -20,11 +20,11 @@ fn measure(name: &str, calls: u32, mut call: impl FnMut(u32)) {
     println!("{name:<52} {best:8.1} ns");
 }
 
-fn warps(count: u32) -> Vec<WarpClocks> {
-    (0..count).map(|warp| WarpClocks::new(0, warp, u32::MAX, VectorClock::empty(0))).collect()
+fn warps(count: u32) -> Vec<WarpVectorClocks> {
+    (0..count).map(|warp| WarpVectorClocks::new(0, warp, u32::MAX, VectorClock::empty(0))).collect()
 }
 
-fn meet(warps: &mut [WarpClocks]) {
+fn meet(warps: &mut [WarpVectorClocks]) {
     barrier(&mut warps.iter_mut().map(|warp| (warp, u32::MAX, u32::MAX)).collect::<Vec<_>>());
 }
 
@@ -35,8 +35,8 @@ fn offsets(base: u64, bytes: u64) -> [u64; 32] {
 /// Times an access of a warp to its row of 512 bytes in shared memory. Each of eight warps accesses one row, then a
 /// barrier follows; after the barrier, each warp accesses the row that lies `turn` rows after its previous row.
 fn rows(name: &str, access: AccessKind, bytes: u64, turn: usize) {
-    let ops = AsyncOps::new();
-    let cx = CheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
+    let ops = AsyncOperationTable::new();
+    let cx = RaceCheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
     let mut warps = warps(8);
     let mut shadow = ShadowMemory::new(MemorySpace::Shared, 8 * 512, true);
     let mut out = Vec::new();
@@ -65,8 +65,8 @@ fn rows(name: &str, access: AccessKind, bytes: u64, turn: usize) {
 }
 
 fn global_input() {
-    let ops = AsyncOps::new();
-    let cx = CheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
+    let ops = AsyncOperationTable::new();
+    let cx = RaceCheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
     let mut out = Vec::new();
     for bytes in [4u64, 16] {
         let mut shadow = ShadowMemory::new(MemorySpace::Global, 1 << 14, true);
@@ -74,7 +74,7 @@ fn global_input() {
         let rows = (1u64 << 14) / (32 * bytes);
         measure(&format!("global read by a new warp each time, {bytes} bytes/lane"), rows as u32 * 20, |call| {
             block += (call as u64).is_multiple_of(rows) as u32;
-            let warp = WarpClocks::new(block, 0, u32::MAX, VectorClock::empty(block));
+            let warp = WarpVectorClocks::new(block, 0, u32::MAX, VectorClock::empty(block));
             let place = offsets(call as u64 % rows * 32 * bytes, bytes);
             shadow.check_access(
                 AccessKind::Read,
@@ -93,14 +93,14 @@ fn global_input() {
 }
 
 fn histogram() {
-    let ops = AsyncOps::new();
-    let cx = CheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
+    let ops = AsyncOperationTable::new();
+    let cx = RaceCheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
     let mut out = Vec::new();
     let mut shadow = ShadowMemory::new(MemorySpace::Global, 1024, true);
     let mut block = 0;
     measure("atomic operation by a new warp each time, 4 bytes/lane", 4000, |call| {
         block += 1;
-        let warp = WarpClocks::new(block, 0, u32::MAX, VectorClock::empty(block));
+        let warp = WarpVectorClocks::new(block, 0, u32::MAX, VectorClock::empty(block));
         let place = std::array::from_fn(|lane| (lane as u64 * 37 + call as u64 * 11) % 256 * 4);
         shadow.check_access(AccessKind::Atomic, &warp, u32::MAX, &place, 4, AccessStrength::Gpu, 1, &cx, &mut out);
     });
@@ -110,7 +110,7 @@ fn histogram() {
 /// Times a `cp.async` of 512 bytes by a warp, the wait for it, and the read of the copied bytes. A barrier follows
 /// when each of eight warps has done this once.
 fn tile() {
-    let mut ops = AsyncOps::new();
+    let mut ops = AsyncOperationTable::new();
     let mut warps = warps(8);
     let mut shadow = ShadowMemory::new(MemorySpace::Shared, 8 * 512, true);
     let mut out = Vec::new();
@@ -121,11 +121,11 @@ fn tile() {
         }
         let (warp, place) = (&warps[row], offsets(512 * row as u64, 16));
         let op = ops.start(AsyncOpKind::CpAsync, warp, u32::MAX, 2);
-        let cx = CheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
+        let cx = RaceCheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
         shadow.check_cp_async(AccessKind::Write, op, warp, u32::MAX, &place, 16, 2, &cx, &mut out);
         ops.mark_observed_by_lanes(op, warp, u32::MAX);
         warps[row].sync(u32::MAX);
-        let cx = CheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
+        let cx = RaceCheckContext { ops: &ops, clusters: &ClusterLayout::NONE };
         shadow.check_access(
             AccessKind::Read,
             &warps[row],

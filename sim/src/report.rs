@@ -18,14 +18,14 @@ pub struct ExecutedCounts {
 
 /// The counters of a source line or of a whole launch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CountSummary {
+pub struct CounterTotals {
     /// The sum of the counters of all instructions.
     pub count: InstructionCounts,
     /// Executions per instruction class, in the order of [`InstructionClass::ALL`].
     by_class: [ExecutedCounts; InstructionClass::ALL.len()],
 }
 
-impl CountSummary {
+impl CounterTotals {
     /// Returns each instruction class that was executed, with the number of executions.
     pub fn executed_classes(&self) -> impl Iterator<Item = (InstructionClass, ExecutedCounts)> {
         InstructionClass::ALL.into_iter().zip(self.by_class).filter(|(_, e)| e.warps > 0)
@@ -61,14 +61,14 @@ pub struct LineCounts {
     /// The source line.
     pub origin: SourceLine,
     /// The counters of the line's instructions.
-    pub counted: CountSummary,
+    pub counted: CounterTotals,
 }
 
 /// The counters of a launch, in total and by source line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CountReport {
     /// The counters of the whole launch.
-    pub total: CountSummary,
+    pub total: CounterTotals,
     /// The counters of each executed source line, in ascending order of the lines.
     pub lines: Vec<LineCounts>,
     /// Block and cluster barriers that were completed.
@@ -80,8 +80,8 @@ pub struct CountReport {
 impl CountReport {
     /// Sums the counters of a launch by source line.
     pub fn new(program: &Program, kernel: &Kernel, counters: &Counters) -> CountReport {
-        let mut total = CountSummary::default();
-        let mut lines: BTreeMap<SourceLine, CountSummary> = BTreeMap::new();
+        let mut total = CounterTotals::default();
+        let mut lines: BTreeMap<SourceLine, CounterTotals> = BTreeMap::new();
         for (pc, count) in counters.by_instruction.iter().enumerate().filter(|(_, c)| c.warps > 0) {
             let (code, i) = kernel.function_and_instruction_index(pc as u32);
             let Some(instr) = code.instrs.get(i) else { continue };

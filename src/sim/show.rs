@@ -8,7 +8,7 @@ use reel_sim::finding::Finding;
 use reel_sim::finding::FindingKind;
 use reel_sim::finding::SourceLine;
 use reel_sim::program::{Kernel, Program};
-use reel_sim::report::{CountReport, CountSummary, LineCounts};
+use reel_sim::report::{CountReport, CounterTotals, LineCounts};
 use reel_sim::roofline::{ESTIMATED_GPUS, NumberOrigin, Roofline};
 use serde_json::{Map, Value, json};
 
@@ -284,7 +284,7 @@ fn line_json(line: &LineCounts) -> Value {
     fields.into()
 }
 
-fn counted_json(counted: &CountSummary) -> Map<String, Value> {
+fn counted_json(counted: &CounterTotals) -> Map<String, Value> {
     let c = &counted.count;
     let by_class: Map<String, Value> = counted
         .executed_classes()

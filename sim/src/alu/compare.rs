@@ -155,7 +155,7 @@ pub struct SetResultFormat {
 }
 
 /// Returns the mask of the lanes in which the comparison function `scalar` returns 1.
-pub fn lanes_that_hold(scalar: &ScalarOp, r: &Registers, s: &OperandSlots, mask: u32) -> u32 {
+pub fn lanes_where_comparison_holds(scalar: &ScalarOp, r: &Registers, s: &OperandSlots, mask: u32) -> u32 {
     lane_mask(&scalar.lane_results_and_undefined_lanes(r, s, mask).0)
 }
 

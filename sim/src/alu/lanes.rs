@@ -66,7 +66,7 @@ pub fn pack_halves(r: &mut Registers, s: &OperandSlots, mask: u32, halves: [usiz
 /// the lanes in which the result is undefined; it is called only if some registers have one defined and one undefined
 /// half.
 #[inline(always)]
-pub fn run_on_half(
+pub fn run_with_half_definedness(
     r: &mut Registers,
     s: &OperandSlots,
     mask: u32,

@@ -1,16 +1,18 @@
 //! Dispatch tables of the arithmetic unit: every decoded instruction and how a warp executes it.
 //!
 //! There are two tables for speed. [`Op::run`] is inlined into the interpreter's loop and holds the frequent
-//! instructions. [`OutOfLineOp::run`] holds all others and is called as a function, which keeps the machine code of
+//! instructions. [`RareOp::run`] holds all others and is called as a function, which keeps the machine code of
 //! the loop small. The instructions themselves are in one file per class: [`super::integer`], [`super::logic`],
 //! [`super::compare`], [`super::float`], [`super::half`], …
 
 use super::carry::CarryOp;
-use super::compare::{Comparison, PredicateCombination, SetResultFormat, lane_mask, lanes_that_hold, selp};
+use super::compare::{
+    Comparison, PredicateCombination, SetResultFormat, lane_mask, lanes_where_comparison_holds, selp,
+};
 use super::f32_math::{self, exp2, f32_from_operand_bits, f32_to_result_bits};
 use super::half::HalfOp;
 use super::lanes::{
-    map_lanes_binary, map_lanes_ternary, map_lanes_unary, mark_undefined_lanes, pack_halves, run_on_half,
+    map_lanes_binary, map_lanes_ternary, map_lanes_unary, mark_undefined_lanes, pack_halves, run_with_half_definedness,
     set_predicate, undefined_lanes,
 };
 use super::logic::{PredicateLogic, lop3, lop3_value, prmt, run_predicate_logic};
@@ -112,7 +114,7 @@ pub enum Op {
     Unpack32,
     Unpack64,
     /// Any other instruction; it is executed through a function call.
-    OutOfLine(OutOfLineOp),
+    OutOfLine(RareOp),
 }
 
 impl Op {
@@ -140,7 +142,7 @@ impl Op {
             }
             Op::MulHiU32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| ((a as u64 * b as u64) >> 32) as u32),
             Op::Shl32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| if b < 32 { a << (b & 31) } else { 0 }),
-            Op::ShrU32 => run_on_half(
+            Op::ShrU32 => run_with_half_definedness(
                 r,
                 s,
                 mask,
@@ -258,7 +260,7 @@ impl Op {
             Op::CvtS64S32 => map_lanes_unary(r, s, mask, |a: u32| a as i32 as i64 as u64),
             Op::CvtU64U32 => map_lanes_unary(r, s, mask, |a: u32| a as u64),
             Op::CvtLow32 => map_lanes_unary(r, s, mask, |a: u64| a as u32),
-            Op::CvtU16 => run_on_half(
+            Op::CvtU16 => run_with_half_definedness(
                 r,
                 s,
                 mask,
@@ -314,7 +316,7 @@ fn float3(r: &mut Registers, s: &OperandSlots, mask: u32, ftz: bool, f: impl Fn(
 
 /// An instruction that is executed through a function call instead of being inlined.
 #[derive(Clone, Copy, Debug)]
-pub enum OutOfLineOp {
+pub enum RareOp {
     /// A scalar function and the register class of its destination.
     Scalar(ScalarOp, RegisterClass),
     /// `setp` whose comparison is computed by a scalar function, one call per lane.
@@ -335,26 +337,26 @@ pub enum OutOfLineOp {
     Lop3(PredicateCombination, bool),
 }
 
-impl OutOfLineOp {
+impl RareOp {
     /// Executes the instruction for the lanes of `mask`.
     #[inline(never)]
     pub fn run(&self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         match self {
-            OutOfLineOp::Scalar(scalar, to) => scalar.run(r, s, mask, *to),
-            OutOfLineOp::Setp(compare, scalar) => {
-                let holds = lanes_that_hold(scalar, r, s, mask);
+            RareOp::Scalar(scalar, to) => scalar.run(r, s, mask, *to),
+            RareOp::Setp(compare, scalar) => {
+                let holds = lanes_where_comparison_holds(scalar, r, s, mask);
                 compare.write_predicates(r, s, mask, holds);
             }
-            OutOfLineOp::SetpHalves(compare, low, high) => {
+            RareOp::SetpHalves(compare, low, high) => {
                 for (i, scalar) in [low, high].into_iter().enumerate() {
-                    let (p, u) = compare.combine_with_predicate(r, s, lanes_that_hold(scalar, r, s, mask));
+                    let (p, u) = compare.combine_with_predicate(r, s, lanes_where_comparison_holds(scalar, r, s, mask));
                     set_predicate(r, s.dst[i], p, mask, u);
                 }
             }
-            OutOfLineOp::Set(compare, low, high, set) => {
-                let (p, u) = compare.combine_with_predicate(r, s, lanes_that_hold(low, r, s, mask));
+            RareOp::Set(compare, low, high, set) => {
+                let (p, u) = compare.combine_with_predicate(r, s, lanes_where_comparison_holds(low, r, s, mask));
                 let q = if set.halves {
-                    compare.combine_with_predicate(r, s, lanes_that_hold(high, r, s, mask)).0
+                    compare.combine_with_predicate(r, s, lanes_where_comparison_holds(high, r, s, mask)).0
                 } else {
                     0
                 };
@@ -363,7 +365,7 @@ impl OutOfLineOp {
                 r.set(s.dst[0], &out, mask);
                 mark_undefined_lanes(r, s.dst[0], mask, u);
             }
-            OutOfLineOp::Slct(scalar, class) => {
+            RareOp::Slct(scalar, class) => {
                 // A result lane is undefined where the chosen source is undefined, and where the third source, which
                 // decides the choice, is undefined.
                 let (u, c) = ([0, 1].map(|i| r.undefined[s.src[i] as usize]), r.undefined[s.src[2] as usize]);
@@ -371,16 +373,16 @@ impl OutOfLineOp {
                 scalar.run(r, s, mask, *class);
                 mark_undefined_lanes(r, s.dst[0], mask, u[0] & first | u[1] & !first | c);
             }
-            OutOfLineOp::Carry(carry) => carry.run(r, s, mask),
-            OutOfLineOp::Vector(vector) => vector.run(r, s, mask),
-            OutOfLineOp::Half(half) => half.run(r, s, mask),
-            OutOfLineOp::Mov128 => {
+            RareOp::Carry(carry) => carry.run(r, s, mask),
+            RareOp::Vector(vector) => vector.run(r, s, mask),
+            RareOp::Half(half) => half.run(r, s, mask),
+            RareOp::Mov128 => {
                 let lanes = load_128bit_lanes(r, s.src[0]);
                 let u = r.undefined[s.src[0] as usize];
                 store_128bit_lanes(r, s.dst[0], &lanes, mask);
                 mark_undefined_lanes(r, s.dst[0], mask, u);
             }
-            OutOfLineOp::Lop3(combine, not) => {
+            RareOp::Lop3(combine, not) => {
                 let value = lop3_value(r, s);
                 let q = r.predicates[s.src[4] as usize] ^ 0u32.wrapping_sub(*not as u32);
                 let set = (0..32).fold(0, |mask, i| mask | ((value[i] != 0) as u32) << i);

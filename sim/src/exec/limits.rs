@@ -46,7 +46,7 @@ pub const MAX_RECURSION_BYTES: u32 = 64 << 10;
 
 /// Bytes of stack that a call takes besides the local variables of the function: the return address and saved
 /// registers. The value is an assumption, because PTX does not show these bytes.
-pub const CALL_BYTES: u32 = 64;
+pub const STACK_BYTES_PER_CALL: u32 = 64;
 
 /// Why a run ended before the kernel did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

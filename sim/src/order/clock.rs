@@ -270,16 +270,16 @@ fn same(a: &Option<Rc<BlockTree>>, b: &Option<Rc<BlockTree>>) -> bool {
 
 /// The epochs that a vector clock holds for the agents of its own block and of other blocks.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ClockEpochs {
+pub(super) struct EpochsByBlock {
     own: Rc<BlockClock>,
     others: Option<Rc<BlockTree>>,
 }
 
-impl ClockEpochs {
+impl EpochsByBlock {
     #[inline(always)]
     fn lanes_ordered_before_clock(&self, block: u32, key: OwnerKey, epoch: u32) -> u32 {
         if key >> 6 == block {
-            ClockEpochs::of_block(&self.own, key, epoch)
+            EpochsByBlock::of_block(&self.own, key, epoch)
         } else {
             self.ordered_lanes_elsewhere(key, epoch)
         }
@@ -288,7 +288,7 @@ impl ClockEpochs {
     #[cold]
     fn ordered_lanes_elsewhere(&self, key: OwnerKey, epoch: u32) -> u32 {
         let block = self.others.as_ref().and_then(|others| others.get(key >> 6, DEPTH));
-        block.map_or(0, |block| ClockEpochs::of_block(block, key, epoch))
+        block.map_or(0, |block| EpochsByBlock::of_block(block, key, epoch))
     }
 
     #[inline(always)]
@@ -300,7 +300,7 @@ impl ClockEpochs {
         block.ordered_virtual_agents(((warp - LANES) * LANES) as u16, epoch)
     }
 
-    fn join(&mut self, block: u32, other: &ClockEpochs, other_block: u32) {
+    fn join(&mut self, block: u32, other: &EpochsByBlock, other_block: u32) {
         if block == other_block {
             join_blocks(&mut self.own, &other.own);
         } else if let Some(mine) = other.others.as_ref().and_then(|others| others.get(block, DEPTH)) {
@@ -343,7 +343,7 @@ impl ClockEpochs {
         }
     }
 
-    fn is_same_object(&self, other: &ClockEpochs) -> bool {
+    fn is_same_object(&self, other: &EpochsByBlock) -> bool {
         Rc::ptr_eq(&self.own, &other.own) && same(&self.others, &other.others)
     }
 }
@@ -352,32 +352,32 @@ impl ClockEpochs {
 /// access. For each state space, it also holds the last epoch whose generic writes are visible to the async proxy. It
 /// is cheap to clone.
 ///
-/// A thread's own accesses are not in its clock; [`WarpClocks::release`](super::WarpClocks::release) adds them.
+/// A thread's own accesses are not in its clock; [`WarpVectorClocks::release`](super::WarpVectorClocks::release) adds them.
 #[derive(Clone, Debug)]
 pub struct VectorClock {
     pub(super) block: u32,
-    seen: ClockEpochs,
+    seen: EpochsByBlock,
     /// For each state space, the epochs whose writes are visible to the async proxy; never above `seen`. `None` if no
     /// thread has executed a proxy fence whose effect reached this vector clock.
-    fenced: [Option<ClockEpochs>; 2],
+    fenced: [Option<EpochsByBlock>; 2],
     /// The epochs whose mbarrier initialisations are visible to the vector clock's thread. They may be above the
     /// epochs in `seen`: a thread fenced the initialisations with `fence.mbarrier_init`, and a relaxed cluster barrier
     /// or a release passed them on. `None` if there are none.
-    fenced_inits: Option<ClockEpochs>,
+    fenced_inits: Option<EpochsByBlock>,
     /// The epochs whose loads are complete. They may be above the epochs in `seen`, because the loading warp executed
     /// `wgmma.fence` after the loads, or because it executes a store of all lanes together (`stmatrix`). `None` if
     /// there are no such epochs.
-    completed_loads: Option<ClockEpochs>,
+    completed_loads: Option<EpochsByBlock>,
     /// The epochs whose accesses to shared memory happen before the thread's next access. They may be above the epochs
     /// in `seen`, because a fence with `.sync_restrict` passed them on. `None` if there are none.
-    shared_accesses: Option<ClockEpochs>,
+    shared_accesses: Option<EpochsByBlock>,
     /// The epochs whose writes of tensor maps a release fence of the tensormap proxy passed on. They may be above the
     /// epochs in `seen`. An acquire fence of this proxy makes these writes visible. `None` if there are no such
     /// epochs.
-    released_maps: Option<ClockEpochs>,
+    released_maps: Option<EpochsByBlock>,
     /// For each tensor map (by the address of its acquire fence), in ascending order, the epochs whose writes of the
     /// map are visible to the tensormap proxy.
-    visible_maps: Vec<(u64, ClockEpochs)>,
+    visible_maps: Vec<(u64, EpochsByBlock)>,
 }
 
 /// The accesses that a memory fence orders.
@@ -398,7 +398,7 @@ impl VectorClock {
     pub fn empty(block: u32) -> VectorClock {
         VectorClock {
             block,
-            seen: ClockEpochs::default(),
+            seen: EpochsByBlock::default(),
             fenced: [None, None],
             fenced_inits: None,
             completed_loads: None,
@@ -409,8 +409,8 @@ impl VectorClock {
     }
 
     /// Returns the part of this vector clock that a fence with the coverage `covers` passes on to other threads.
-    pub(super) fn limited_to(self, covers: FenceCoverage) -> VectorClock {
-        let joined = |part: Option<ClockEpochs>| {
+    pub(super) fn restricted_to_fence(self, covers: FenceCoverage) -> VectorClock {
+        let joined = |part: Option<EpochsByBlock>| {
             let mut all = self.seen.clone();
             part.iter().for_each(|part| all.join(self.block, part, self.block));
             Some(all)
@@ -440,11 +440,11 @@ impl VectorClock {
         self.join_visible_map(address, &visible, self.block);
     }
 
-    fn join_visible_map(&mut self, address: u64, visible: &ClockEpochs, block: u32) {
+    fn join_visible_map(&mut self, address: u64, visible: &EpochsByBlock, block: u32) {
         match self.visible_maps.binary_search_by_key(&address, |map| map.0) {
             Ok(at) => self.visible_maps[at].1.join(self.block, visible, block),
             Err(at) => {
-                let mut mine = ClockEpochs::default();
+                let mut mine = EpochsByBlock::default();
                 mine.join(self.block, visible, block);
                 self.visible_maps.insert(at, (address, mine));
             }
@@ -472,19 +472,19 @@ impl VectorClock {
     /// Returns true if `agent`'s mbarrier initialisations up to `epoch` are visible to this vector clock's thread
     /// because of `fence.mbarrier_init`.
     pub fn includes_fenced_init(&self, agent: Agent, epoch: u32) -> bool {
-        let lanes = |inits: &ClockEpochs| inits.lanes_ordered_before_clock(self.block, agent.0 >> 5, epoch);
+        let lanes = |inits: &EpochsByBlock| inits.lanes_ordered_before_clock(self.block, agent.0 >> 5, epoch);
         self.fenced_inits.as_ref().is_some_and(|inits| lanes(inits) >> (agent.0 & 31) & 1 != 0)
     }
 
     /// Returns true if `agent`'s loads up to `epoch` happen before this vector clock's point because of `wgmma.fence`
     /// or `stmatrix`.
     pub fn includes_completed_loads(&self, agent: Agent, epoch: u32) -> bool {
-        let lanes = |loads: &ClockEpochs| loads.lanes_ordered_before_clock(self.block, agent.0 >> 5, epoch);
+        let lanes = |loads: &EpochsByBlock| loads.lanes_ordered_before_clock(self.block, agent.0 >> 5, epoch);
         self.completed_loads.as_ref().is_some_and(|loads| lanes(loads) >> (agent.0 & 31) & 1 != 0)
     }
 
     /// Records that `agent`'s accesses up to `epoch` happen before the point of this vector clock.
-    pub fn raise_epoch(&mut self, agent: Agent, epoch: u32) {
+    pub fn record_happens_before(&mut self, agent: Agent, epoch: u32) {
         if agent != Agent::HOST {
             self.raise_epoch_of_lanes(agent.0 >> 5, 1 << (agent.0 & 31), epoch);
         }
@@ -504,7 +504,7 @@ impl VectorClock {
         ];
         for (mine, theirs) in mine.into_iter().zip(other.optional_epochs()) {
             if let Some(theirs) = theirs {
-                mine.get_or_insert_with(ClockEpochs::default).join(self.block, theirs, other.block);
+                mine.get_or_insert_with(EpochsByBlock::default).join(self.block, theirs, other.block);
             }
         }
         for (address, visible) in &other.visible_maps {
@@ -514,7 +514,7 @@ impl VectorClock {
 
     /// Returns the optional epochs of this vector clock: all epochs except `seen` and the epochs of the visible tensor
     /// maps.
-    fn optional_epochs(&self) -> [&Option<ClockEpochs>; 6] {
+    fn optional_epochs(&self) -> [&Option<EpochsByBlock>; 6] {
         let [shared, global] = &self.fenced;
         [shared, global, &self.fenced_inits, &self.completed_loads, &self.shared_accesses, &self.released_maps]
     }
@@ -562,20 +562,20 @@ impl VectorClock {
     }
 
     pub(super) fn raise_lanes_visible_to_async_proxy(&mut self, space: usize, key: OwnerKey, mask: u32, epoch: u32) {
-        self.fenced[space].get_or_insert_with(ClockEpochs::default).raise(self.block, key, mask, epoch);
+        self.fenced[space].get_or_insert_with(EpochsByBlock::default).raise(self.block, key, mask, epoch);
     }
 
     pub(super) fn raise_fenced_inits(&mut self, key: OwnerKey, mask: u32, epoch: u32) {
-        self.fenced_inits.get_or_insert_with(ClockEpochs::default).raise(self.block, key, mask, epoch);
+        self.fenced_inits.get_or_insert_with(EpochsByBlock::default).raise(self.block, key, mask, epoch);
     }
 
     pub(super) fn raise_completed_loads(&mut self, key: OwnerKey, mask: u32, epoch: u32) {
-        self.completed_loads.get_or_insert_with(ClockEpochs::default).raise(self.block, key, mask, epoch);
+        self.completed_loads.get_or_insert_with(EpochsByBlock::default).raise(self.block, key, mask, epoch);
     }
 
     /// Returns true if both vector clocks are the same object. Equal clocks in different objects count as different.
     pub(super) fn is_same_object(&self, other: &VectorClock) -> bool {
-        let same_epochs = |a: &Option<ClockEpochs>, b: &Option<ClockEpochs>| match (a, b) {
+        let same_epochs = |a: &Option<EpochsByBlock>, b: &Option<EpochsByBlock>| match (a, b) {
             (Some(a), Some(b)) => a.is_same_object(b),
             (None, None) => true,
             _ => false,

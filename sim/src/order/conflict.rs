@@ -1,6 +1,6 @@
 //! The result of an access check (a conflict), and what the check needs to know about the launch.
 
-use super::{Agent, AsyncOpId, AsyncOps, ClusterLayout};
+use super::{Agent, AsyncOpId, AsyncOperationTable, ClusterLayout};
 
 /// The kind of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -73,9 +73,9 @@ pub struct Conflict {
 
 /// What an access check needs to know besides the accessing warp.
 #[derive(Clone, Copy, Debug)]
-pub struct CheckContext<'a> {
+pub struct RaceCheckContext<'a> {
     /// The asynchronous operations of the launch.
-    pub ops: &'a AsyncOps,
+    pub ops: &'a AsyncOperationTable,
     /// Which blocks of the grid form clusters.
     pub clusters: &'a ClusterLayout,
 }

@@ -7,7 +7,7 @@ use super::caches_disabled;
 use super::cell::ShadowCell;
 
 /// The contents of two shadow cells before and after an access by one instruction.
-pub(super) struct LaneCache {
+pub(super) struct ShadowCellChangeCache {
     /// Cells before the access, transposed word by word, so that one shadow cell is compared with all entries at once.
     before: [[u64; ENTRIES]; 4],
     after: [[u64; 4]; ENTRIES],
@@ -27,10 +27,10 @@ const COMPARED_BITS: [u64; 4] = {
     [first, second, (all as u64) << reader | (all as u64) << read, u64::MAX]
 };
 
-impl LaneCache {
-    pub(super) fn new() -> LaneCache {
+impl ShadowCellChangeCache {
+    pub(super) fn new() -> ShadowCellChangeCache {
         // No real shadow cell has all bits set, so these entries match no cell.
-        LaneCache { before: [[u64::MAX; ENTRIES]; 4], after: [[0; 4]; ENTRIES], next: 0 }
+        ShadowCellChangeCache { before: [[u64::MAX; ENTRIES]; 4], after: [[0; 4]; ENTRIES], next: 0 }
     }
 
     /// Returns the index of the entry that equals the shadow cell. Always compares both entries, because a branch
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn lookup_ignores_only_the_writers_lane_and_pc() {
         let cell = ShadowCell { writer: 0x1240, older: 7, reader: 9, readers: 5, ..ShadowCell::NEVER_ACCESSED };
-        let mut seen = LaneCache::new();
+        let mut seen = ShadowCellChangeCache::new();
         assert_eq!(seen.find(&ShadowCell::NEVER_ACCESSED), None);
         seen.insert(&cell, &ShadowCell::NEVER_ACCESSED);
         assert_eq!(seen.find(&ShadowCell { writer: 0x125f, write_pc: 3, ..cell }), Some(0));

@@ -2,8 +2,10 @@
 
 use super::access_check::{AccessCheck, ConflictWithoutLane};
 use super::cell::{CHUNK_BYTES, LOG2_CHUNK_BYTES, LOG2_MAX_BYTES_PER_LANE, get_or_create_chunk};
-use super::lane_cache::LaneCache;
-use super::{AccessKind, AccessStamp, AccessStrength, CheckContext, Conflict, LANES, ShadowMemory, WarpClocks};
+use super::lane_cache::ShadowCellChangeCache;
+use super::{
+    AccessKind, AccessStamp, AccessStrength, Conflict, LANES, RaceCheckContext, ShadowMemory, WarpVectorClocks,
+};
 
 impl ShadowMemory {
     /// Checks and records that all lanes of `warp` together read rows of 16 bytes: `offsets` holds the row of each
@@ -12,11 +14,11 @@ impl ShadowMemory {
     #[inline(always)]
     pub fn check_matrix_row_reads(
         &mut self,
-        warp: &WarpClocks,
+        warp: &WarpVectorClocks,
         rows: u32,
         offsets: &[u64; LANES],
         pc: u32,
-        cx: &CheckContext,
+        cx: &RaceCheckContext,
         out: &mut Vec<Conflict>,
     ) {
         let mut parts = warp.lane_groups_with_clocks();
@@ -26,7 +28,7 @@ impl ShadowMemory {
         self.collect_unused_lists();
         let stamp = AccessStamp::new(warp.epoch(), 4, false, AccessStrength::Weak);
         let mut check = AccessCheck::new(self.space, warp, clock, cx, warp.key(), stamp, pc);
-        let mut seen = LaneCache::new();
+        let mut seen = ShadowCellChangeCache::new();
         let mut left = rows;
         while left != 0 {
             let index = (offsets[left.trailing_zeros() as usize] >> LOG2_CHUNK_BYTES) as usize;

@@ -1,8 +1,8 @@
 //! The happens-before check: decides for every memory access whether it is ordered after the earlier accesses to the
 //! same bytes.
 //!
-//! Three parts work together: vector clocks ([`VectorClock`], [`WarpClocks`], [`SyncLocations`]) hold which accesses
-//! happen before the present point of a thread; [`AsyncOps`] holds which threads have observed the completion of an
+//! Three parts work together: vector clocks ([`VectorClock`], [`WarpVectorClocks`], [`ReleasedClocksByLocation`]) hold which accesses
+//! happen before the present point of a thread; [`AsyncOperationTable`] holds which threads have observed the completion of an
 //! asynchronous operation; [`ShadowMemory`] stores the last accesses to every few bytes and compares each new access
 //! with them.
 //!
@@ -39,11 +39,11 @@ mod warp;
 mod wgmma_operand;
 
 pub use clock::{FenceCoverage, VectorClock};
-pub use conflict::{AccessKind, CheckContext, Conflict, ConflictKind, EarlierAccess};
-pub use ops::{AsyncOpId, AsyncOpKind, AsyncOps};
+pub use conflict::{AccessKind, Conflict, ConflictKind, EarlierAccess, RaceCheckContext};
+pub use ops::{AsyncOpId, AsyncOpKind, AsyncOperationTable};
 pub use shadow::ShadowMemory;
-pub use sync::{MemorySemantics, SyncLocations};
-pub use warp::{FenceHandoff, MemoryFence, WarpClocks};
+pub use sync::{MemorySemantics, ReleasedClocksByLocation};
+pub use warp::{BarrierFenceState, MemoryFence, WarpVectorClocks};
 pub use wgmma_operand::OperandWriters;
 
 /// Maximum number of blocks: block indices in an [`Agent`] are below this number.

@@ -13,7 +13,7 @@
 //! Threads observe `cp.async` and `wgmma` by `wait_group`, bulk and tensor loads by a wait on their mbarrier, and
 //! bulk and tensor stores by `bulk.wait_group`.
 
-use super::{Agent, FIRST_OP_KEY, MemorySpace, OwnerKey, VectorClock, WarpClocks};
+use super::{Agent, FIRST_OP_KEY, MemorySpace, OwnerKey, VectorClock, WarpVectorClocks};
 
 /// The id of an asynchronous operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,7 +48,7 @@ pub enum AsyncOpKind {
 
 impl AsyncOpKind {
     /// Returns true if the asynchronous operation accesses memory through the async proxy.
-    pub fn is_async_proxy(self) -> bool {
+    pub fn uses_async_proxy(self) -> bool {
         !matches!(self, AsyncOpKind::CpAsync | AsyncOpKind::StAsync)
     }
 }
@@ -82,20 +82,20 @@ struct Op {
 
 /// The asynchronous operations of a launch.
 #[derive(Clone, Debug, Default)]
-pub struct AsyncOps {
+pub struct AsyncOperationTable {
     all: Vec<Op>,
 }
 
-impl AsyncOps {
+impl AsyncOperationTable {
     /// Creates an empty table of asynchronous operations.
-    pub fn new() -> AsyncOps {
-        AsyncOps::default()
+    pub fn new() -> AsyncOperationTable {
+        AsyncOperationTable::default()
     }
 
     /// Starts an asynchronous operation of the lanes `lanes` of `warp` at instruction `pc`. One operation may stand
     /// for all lanes and for several instructions that complete together (the `cp.async`s between two commits); its
     /// lanes are tracked separately.
-    pub fn start(&mut self, kind: AsyncOpKind, warp: &WarpClocks, lanes: u32, pc: u32) -> AsyncOpId {
+    pub fn start(&mut self, kind: AsyncOpKind, warp: &WarpVectorClocks, lanes: u32, pc: u32) -> AsyncOpId {
         let id = AsyncOpId(self.all.len() as u32);
         let (first, more) = (None, Vec::new());
         self.all.push(Op { kind, issuer: warp.key(), pc, lanes, first, more });
@@ -139,14 +139,14 @@ impl AsyncOps {
     }
 
     /// Records that each of `lanes` of `warp` waited for its own share of `op` (`cp.async.wait_group`).
-    pub fn mark_observed_by_lanes(&mut self, op: AsyncOpId, warp: &WarpClocks, lanes: u32) {
+    pub fn mark_observed_by_lanes(&mut self, op: AsyncOpId, warp: &WarpVectorClocks, lanes: u32) {
         let op = &mut self.all[op.0 as usize];
         op.add(Observation { lanes, key: warp.key(), epoch: warp.epoch(), by: None });
     }
 
     /// Records that every lane of `warp` observes that all of `op` is complete (`wgmma.wait_group`, by any warp of
     /// the warpgroup).
-    pub fn mark_observed_by_warp(&mut self, op: AsyncOpId, warp: &WarpClocks) {
+    pub fn mark_observed_by_warp(&mut self, op: AsyncOpId, warp: &WarpVectorClocks) {
         let (key, epoch, by) = (warp.key(), warp.epoch(), Some(ANY_LANE));
         self.all[op.0 as usize].add(Observation { lanes: u32::MAX, key, epoch, by });
     }
@@ -163,7 +163,7 @@ impl AsyncOps {
     pub(super) fn lanes_known_complete_to(
         &self,
         key: OwnerKey,
-        warp: &WarpClocks,
+        warp: &WarpVectorClocks,
         lane: u32,
         clock: &VectorClock,
         space: MemorySpace,
@@ -192,7 +192,7 @@ impl AsyncOps {
     pub(super) fn lanes_visible_to_async_proxy(
         &self,
         key: OwnerKey,
-        warp: &WarpClocks,
+        warp: &WarpVectorClocks,
         lane: u32,
         clock: &VectorClock,
         space: MemorySpace,

@@ -7,7 +7,7 @@
 //!
 //! Both accesses must be morally strong: each one's scope includes the other's thread.
 
-use super::{AccessStrength, Agent, ClusterLayout, VectorClock, WarpClocks};
+use super::{AccessStrength, Agent, ClusterLayout, VectorClock, WarpVectorClocks};
 use std::collections::HashMap;
 
 /// Memory semantics of a strong access. `.volatile` counts as relaxed at `.sys`.
@@ -58,24 +58,24 @@ struct SyncLocation {
 /// The memory locations to which a launch's release patterns attached vector clocks. The caller gives each location a
 /// unique number and reports every strong access in execution order; a read observes the last write.
 #[derive(Clone, Debug, Default)]
-pub struct SyncLocations {
+pub struct ReleasedClocksByLocation {
     locations: HashMap<u64, SyncLocation>,
 }
 
-impl SyncLocations {
+impl ReleasedClocksByLocation {
     /// Creates an empty table of locations.
-    pub fn new() -> SyncLocations {
-        SyncLocations::default()
+    pub fn new() -> ReleasedClocksByLocation {
+        ReleasedClocksByLocation::default()
     }
 
     /// Reports that `lane` writes location `address` strongly at `scope`. A read-modify-write (`rmw`) keeps the vector
     /// clocks that other threads attached; report its read first, by
-    /// [`on_strong_read`](SyncLocations::on_strong_read). Any other write removes these clocks.
+    /// [`on_strong_read`](ReleasedClocksByLocation::on_strong_read). Any other write removes these clocks.
     #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
     pub fn on_strong_write(
         &mut self,
         address: u64,
-        warp: &mut WarpClocks,
+        warp: &mut WarpVectorClocks,
         lane: u32,
         sem: MemorySemantics,
         scope: AccessStrength,
@@ -103,7 +103,7 @@ impl SyncLocations {
     fn attach_clocks(
         &mut self,
         address: u64,
-        warp: &mut WarpClocks,
+        warp: &mut WarpVectorClocks,
         lane: u32,
         sem: MemorySemantics,
         scope: AccessStrength,
@@ -146,7 +146,7 @@ impl SyncLocations {
     pub fn on_strong_read(
         &mut self,
         address: u64,
-        warp: &mut WarpClocks,
+        warp: &mut WarpVectorClocks,
         lane: u32,
         sem: MemorySemantics,
         scope: AccessStrength,

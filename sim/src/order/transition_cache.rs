@@ -11,15 +11,15 @@ const SIZE: usize = 8;
 
 /// Contents of shadow cells before and after an access, valid for one instruction and for lanes with equal vector
 /// clocks.
-pub(super) struct TransitionCache {
+pub(super) struct AsyncCellChangeCache {
     before: [[u64; 4]; SIZE],
     after: [ShadowCell; SIZE],
 }
 
-impl TransitionCache {
-    pub(super) fn new() -> TransitionCache {
+impl AsyncCellChangeCache {
+    pub(super) fn new() -> AsyncCellChangeCache {
         // No real shadow cell has all bits set, with or without its writer's lane, so these entries match no cell.
-        TransitionCache { before: [[u64::MAX; 4]; SIZE], after: [ShadowCell::NEVER_ACCESSED; SIZE] }
+        AsyncCellChangeCache { before: [[u64::MAX; 4]; SIZE], after: [ShadowCell::NEVER_ACCESSED; SIZE] }
     }
 
     /// Returns the bits of a shadow cell with its writer's lane set to 0.
@@ -53,8 +53,8 @@ impl TransitionCache {
         lane: u32,
         lists: &mut AccessLists,
     ) {
-        let (at, writer) = (TransitionCache::slot(cell), cell.writer);
-        let before = TransitionCache::any_lane(cell);
+        let (at, writer) = (AsyncCellChangeCache::slot(cell), cell.writer);
+        let before = AsyncCellChangeCache::any_lane(cell);
         if self.is(at, &before) {
             *cell = ShadowCell { writer, readers: 1 << lane, ..self.after[at] };
             return;
@@ -66,10 +66,10 @@ impl TransitionCache {
         }
     }
 
-    /// Like [`AccessCheck::check_cell_async`], but uses cached results. All calls with one cache must pass the same
+    /// Like [`AccessCheck::check_cell_of_async_operation`], but uses cached results. All calls with one cache must pass the same
     /// lane.
     #[inline(always)]
-    pub(super) fn check_cell_async<const WRITES: bool>(
+    pub(super) fn check_cell_of_async_operation<const WRITES: bool>(
         &mut self,
         check: &mut AccessCheck,
         cell: &mut ShadowCell,
@@ -81,7 +81,7 @@ impl TransitionCache {
         if self.replace_by_cached_result(cell) {
             return;
         }
-        check.check_cell_async::<WRITES>(cell, offset, lane, lists);
+        check.check_cell_of_async_operation::<WRITES>(cell, offset, lane, lists);
         if check.is_result_offset_independent(&old, WRITES, lane) {
             self.insert_change(&old, cell);
         }
@@ -91,7 +91,7 @@ impl TransitionCache {
     /// returns true; otherwise returns false.
     #[inline(always)]
     pub(super) fn replace_by_cached_result(&self, cell: &mut ShadowCell) -> bool {
-        let at = TransitionCache::slot(cell);
+        let at = AsyncCellChangeCache::slot(cell);
         let known = self.is(at, &bytemuck::cast(*cell));
         if known {
             *cell = self.after[at];
@@ -100,7 +100,7 @@ impl TransitionCache {
     }
 
     pub(super) fn insert_change(&mut self, old: &ShadowCell, new: &ShadowCell) {
-        self.put(TransitionCache::slot(old), bytemuck::cast(*old), new);
+        self.put(AsyncCellChangeCache::slot(old), bytemuck::cast(*old), new);
     }
 
     #[inline(always)]

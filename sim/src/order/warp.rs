@@ -51,17 +51,17 @@ struct Pending {
 }
 
 /// The fences and observed vector clocks that lanes pass on to other threads at a barrier, by scope; see
-/// [`WarpClocks::fence_handoff`].
+/// [`WarpVectorClocks::fences_passed_on_at_barrier`].
 #[derive(Clone, Debug, Default)]
-pub struct FenceHandoff {
+pub struct BarrierFenceState {
     fences: Vec<(AccessStrength, VectorClock)>,
     observed: Vec<(AccessStrength, VectorClock)>,
 }
 
-impl FenceHandoff {
+impl BarrierFenceState {
     /// Merges the fences and observed vector clocks of `other` into this handoff, as several warps arrive at one
     /// barrier.
-    pub fn join(&mut self, other: &FenceHandoff) {
+    pub fn join(&mut self, other: &BarrierFenceState) {
         other.fences.iter().for_each(|(scope, clock)| join_scoped(&mut self.fences, *scope, clock));
         other.observed.iter().for_each(|(scope, clock)| join_scoped(&mut self.observed, *scope, clock));
     }
@@ -75,10 +75,10 @@ fn join_scoped(list: &mut Vec<(AccessStrength, VectorClock)>, scope: AccessStren
 }
 
 /// The vector clocks of one warp's lanes. Accesses of different lanes are not ordered with each other unless
-/// [`sync`](WarpClocks::sync) or another synchronisation orders them; each lane is ordered after its own earlier
+/// [`sync`](WarpVectorClocks::sync) or another synchronisation orders them; each lane is ordered after its own earlier
 /// accesses.
 #[derive(Clone, Debug)]
-pub struct WarpClocks {
+pub struct WarpVectorClocks {
     block: u32,
     key: OwnerKey,
     epoch: u32,
@@ -95,14 +95,14 @@ pub struct WarpClocks {
     pending: Vec<Pending>,
 }
 
-impl WarpClocks {
+impl WarpVectorClocks {
     /// Creates the vector clocks of warp `warp` (below 32) of `block`, whose existing lanes are `lanes`. `clock` is
     /// [`VectorClock::empty`] unless the launch depends on an earlier one.
-    pub fn new(block: u32, warp: u32, lanes: u32, clock: VectorClock) -> WarpClocks {
+    pub fn new(block: u32, warp: u32, lanes: u32, clock: VectorClock) -> WarpVectorClocks {
         let parts = vec![Part { mask: u32::MAX, clock }];
         let (key, epoch) = (block << 6 | warp, 1);
         let (fences, pending) = (Vec::new(), Vec::new());
-        WarpClocks {
+        WarpVectorClocks {
             block,
             key,
             epoch,
@@ -225,7 +225,7 @@ impl WarpClocks {
         if fence.epoch > 0 {
             self.add_own(&mut clock, fence.mask & lanes, fence.epoch);
         }
-        clock.limited_to(fence.covers)
+        clock.restricted_to_fence(fence.covers)
     }
 
     /// Adds to `clock` the accesses of `lanes` up to `epoch`, and which of their writes are visible to the async
@@ -274,10 +274,10 @@ impl WarpClocks {
 
     /// `bar.warp.sync`: every lane in `lanes` acquires what all of them released.
     pub fn sync(&mut self, lanes: u32) {
-        let handoff = self.fence_handoff(lanes);
+        let handoff = self.fences_passed_on_at_barrier(lanes);
         let clock = self.release(lanes);
         self.acquire(lanes, &clock);
-        self.accept_handoff(lanes, &handoff);
+        self.accept_fences_from_barrier(lanes, &handoff);
     }
 
     /// Returns the fences and observed vector clocks that `lanes` pass on at a barrier.
@@ -285,8 +285,8 @@ impl WarpClocks {
     /// In the PTX memory model a fence orders only its own thread's accesses. Programs, however, rely on fences before
     /// a barrier: each thread fences, the block synchronises, one thread sets the flag (and the reverse for reading a
     /// flag). The simulator accepts this pattern.
-    pub fn fence_handoff(&self, lanes: u32) -> FenceHandoff {
-        let mut handoff = FenceHandoff::default();
+    pub fn fences_passed_on_at_barrier(&self, lanes: u32) -> BarrierFenceState {
+        let mut handoff = BarrierFenceState::default();
         for fence in self.fences.iter().filter(|fence| fence.mask & lanes != 0) {
             join_scoped(&mut handoff.fences, fence.scope, &self.clock_of_fence(fence, lanes));
         }
@@ -296,9 +296,9 @@ impl WarpClocks {
         handoff
     }
 
-    /// Gives `lanes` the fences and observed vector clocks that other threads [passed on](WarpClocks::fence_handoff).
+    /// Gives `lanes` the fences and observed vector clocks that other threads [passed on](WarpVectorClocks::fences_passed_on_at_barrier).
     /// Call it after `lanes` acquired the clocks of those threads.
-    pub fn accept_handoff(&mut self, lanes: u32, handoff: &FenceHandoff) {
+    pub fn accept_fences_from_barrier(&mut self, lanes: u32, handoff: &BarrierFenceState) {
         let lanes = self.widen_to_all_lanes(lanes);
         for (scope, clock) in &handoff.fences {
             // Epoch 0 marks a fence that other threads passed on: it does not cover the lanes' own accesses.
@@ -348,7 +348,7 @@ impl WarpClocks {
     ///
     /// PTX ISA, `wgmma.fence`: the instruction waits for all threads of the warp and orders their earlier register
     /// accesses. A load accesses its register when it is performed, and then no later write can change its value.
-    pub fn complete_loads(&mut self) {
+    pub fn order_completed_loads(&mut self) {
         let (key, epoch) = (self.key, self.epoch);
         self.change(u32::MAX, |mine| mine.raise_completed_loads(key, u32::MAX, epoch));
         self.epoch += 1;
@@ -359,7 +359,7 @@ impl WarpClocks {
     ///
     /// The store waits for all lanes, because a row that it writes consists of registers of several lanes. The loads
     /// of a tile have filled these registers before. So a warp may load a tile, change it and store it in place.
-    pub fn with_completed_loads(&self) -> WarpClocks {
+    pub fn with_completed_loads(&self) -> WarpVectorClocks {
         let mut clocks = self.clone();
         clocks.change(u32::MAX, |mine| mine.raise_completed_loads(self.key, u32::MAX, self.epoch));
         clocks
@@ -392,7 +392,7 @@ impl WarpClocks {
         for pending in std::mem::take(&mut self.pending) {
             let reached = if pending.scope <= fence.scope { pending.mask & lanes } else { 0 };
             if reached != 0 {
-                self.acquire(reached, &pending.clock.clone().limited_to(fence.covers));
+                self.acquire(reached, &pending.clock.clone().restricted_to_fence(fence.covers));
             }
             let left = if fence.covers == FenceCoverage::All { pending.mask & !reached } else { pending.mask };
             if left != 0 {
@@ -411,7 +411,7 @@ impl WarpClocks {
             let mut clock = self.clock(lane).clone();
             self.add_own(&mut clock, 1 << lane, self.epoch);
             clock.make_map_visible(address);
-            let visible = clock.limited_to(covers);
+            let visible = clock.restricted_to_fence(covers);
             self.change(1 << lane, |mine| mine.join(&visible));
         }
         self.epoch += 1;

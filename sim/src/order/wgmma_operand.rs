@@ -7,10 +7,10 @@
 use super::access_check::{AccessCheck, ConflictWithoutLane};
 use super::access_lists::AccessRecord;
 use super::cell::{CHUNK_BYTES, InitializedBytes, LOG2_CHUNK_BYTES, chunk_without_row_cells};
-use super::transition_cache::TransitionCache;
+use super::transition_cache::AsyncCellChangeCache;
 use super::{
-    AccessStamp, AccessStrength, AsyncOpId, AsyncOpKind, AsyncOps, CheckContext, Conflict, FIRST_OP_KEY, NO_AGENT,
-    ShadowMemory, WarpClocks,
+    AccessStamp, AccessStrength, AsyncOpId, AsyncOpKind, AsyncOperationTable, Conflict, FIRST_OP_KEY, NO_AGENT,
+    RaceCheckContext, ShadowMemory, WarpVectorClocks,
 };
 
 /// The last writes to an operand's bytes: one record per writing warp and instruction, with the first offset of the
@@ -27,10 +27,10 @@ impl ShadowMemory {
         &mut self,
         runs: &[(u64, u64)],
         op: AsyncOpId,
-        warp: &WarpClocks,
+        warp: &WarpVectorClocks,
         lane: u32,
         pc: u32,
-        cx: &CheckContext,
+        cx: &RaceCheckContext,
         writers: &mut OperandWriters,
         out: &mut Vec<Conflict>,
     ) {
@@ -39,7 +39,7 @@ impl ShadowMemory {
         let key = op.key();
         let mut check = AccessCheck::new(self.space, warp, warp.clock(lane), cx, key, stamp, pc);
         let mut latest = usize::MAX;
-        let (mut unwritten, mut clean_list, mut cache) = (None, 0, TransitionCache::new());
+        let (mut unwritten, mut clean_list, mut cache) = (None, 0, AsyncCellChangeCache::new());
         for &(from, bytes) in runs {
             let whole = matches!(self.init[(from >> LOG2_CHUNK_BYTES) as usize], InitializedBytes::All)
                 && (from ^ (from + bytes - 1)) >> LOG2_CHUNK_BYTES == 0;
@@ -108,10 +108,10 @@ impl ShadowMemory {
         &self,
         writers: &OperandWriters,
         op: AsyncOpId,
-        warp: &WarpClocks,
+        warp: &WarpVectorClocks,
         lane: u32,
         pc: u32,
-        cx: &CheckContext,
+        cx: &RaceCheckContext,
         out: &mut Vec<Conflict>,
     ) {
         let stamp = AccessStamp::new(0, AccessStamp::RANGE, false, AccessStrength::Weak);
@@ -125,7 +125,7 @@ impl ShadowMemory {
 
 impl OperandWriters {
     /// Whether all bytes of the operand that were written were last written by tensor copies.
-    pub fn were_written_by_tensor_copies(&self, ops: &AsyncOps) -> bool {
+    pub fn were_written_by_tensor_copies(&self, ops: &AsyncOperationTable) -> bool {
         let is_tensor_copy = |key| key >= FIRST_OP_KEY && ops.kind(AsyncOpId::from_key(key)) == AsyncOpKind::TensorCopy;
         self.0.iter().all(|(entry, _)| is_tensor_copy(entry.key))
     }

@@ -11,7 +11,7 @@
 //! A bit of a register is demanded if an instruction uses the bit, or computes from it a demanded bit of another
 //! register. The analysis starts with the bits that instructions use and follows copies, conversions, masks, shifts and
 //! sums backwards until nothing is added. It does not follow the order of instructions: all uses of a register in the
-//! function count. Therefore [`with_separate_values`] first gives a register of its own to each value that is replaced
+//! function count. Therefore [`rename_overwritten_registers`] first gives a register of its own to each value that is replaced
 //! within a basic block. A register that one `mov` sets to a constant counts as that constant.
 
 use std::borrow::Cow;
@@ -19,13 +19,13 @@ use std::collections::HashMap;
 
 use super::data_flow::{is_load, is_store};
 use super::uses::{collect_registers, destination_count};
-use super::values::with_separate_values;
+use super::values::rename_overwritten_registers;
 use crate::ptx::ast::{Function, Instruction, Operand, RegisterIndex, Type};
 
 /// Returns, for each load instruction, the mask of the bytes that can change what the function does; all bits are set
 /// for every other instruction, and for a load into a register that nothing reads.
 pub(super) fn used_bytes(function: &Function) -> Vec<u32> {
-    let function = &*with_separate_values(function);
+    let function = &*rename_overwritten_registers(function);
     let mut demanded = vec![0u64; function.registers.len()];
     let mut is_read = vec![false; function.registers.len()];
     let mut rules = Vec::new();

@@ -2,7 +2,7 @@
 //! this with variables in shared and global memory, because the load cannot fault and no thread uses a wrong value:
 //!
 //! ```text
-//! CUDA                          PTX of nvcc                    after `delay_loads`
+//! CUDA                          PTX of nvcc                    after `move_speculative_loads_to_use`
 //! if (warp == 0) v = s;         ld.shared.u32 %r1, [s];        setp.eq.u32 %p, %warp, 0;
 //!                               setp.eq.u32 %p, %warp, 0;      ld.shared.u32 %r1, [s];     used where %p is true
 //!                               selp.b32 %v, %r1, %v0, %p;     selp.b32 %v, %r1, %v0, %p;
@@ -20,7 +20,7 @@ use std::collections::{HashMap, HashSet};
 
 /// The predicate that decides whether the value of a load is used, and whether it is negated (true: the value is used
 /// where the predicate is false).
-pub(super) type UsedWhere = (RegisterIndex, bool);
+pub(super) type UsePredicate = (RegisterIndex, bool);
 
 /// Maximum number of instructions between a load and the instruction that selects its value.
 const MAX_DISTANCE: usize = 64;
@@ -34,7 +34,7 @@ const PURE: [&str; 39] = [
 
 /// Moves each speculative load of a function to the instruction that selects the load's value. Returns the new
 /// function and, by the new index of the load, the predicate that tells where the value is used.
-pub(super) fn delay_loads(function: &Function) -> (Cow<'_, Function>, HashMap<usize, UsedWhere>) {
+pub(super) fn move_speculative_loads_to_use(function: &Function) -> (Cow<'_, Function>, HashMap<usize, UsePredicate>) {
     let (mut result, mut used_where) = (Cow::Borrowed(function), HashMap::new());
     let is_candidate = |i: &Instruction| {
         let variable = matches!(i.operands[..], [Operand::Register(_), Operand::Address(AddressBase::Symbol(_), _)]);
@@ -106,7 +106,7 @@ struct Selection {
     index: usize,
     /// The load and the instructions that compute with its value.
     chain: Vec<usize>,
-    used: UsedWhere,
+    used: UsePredicate,
 }
 
 /// Finds the instruction that selects the value of the load at `at`, or a value computed from it alone.
@@ -136,7 +136,7 @@ fn find_selection(body: &[Instruction], registers: &Registers, at: usize) -> Opt
 
 /// Returns the predicate that decides whether an instruction uses `value`, and whether it is negated (true: the
 /// instruction uses `value` where the predicate is false).
-fn selecting_predicate(i: &Instruction, value: RegisterIndex) -> Option<UsedWhere> {
+fn selecting_predicate(i: &Instruction, value: RegisterIndex) -> Option<UsePredicate> {
     let is_value = |o: &Operand| matches!(o, Operand::Register(r) | Operand::Not(r) if *r == value);
     match &i.operands[..] {
         [_, a, b, Operand::Register(p)] if i.opcode.starts_with("selp.") && *p != value => {
@@ -200,13 +200,13 @@ mod tests {
     use super::*;
 
     /// Returns the opcodes after the loads have moved, and for each moved load its index and the predicate of its use.
-    fn delayed(body: &str) -> (Vec<String>, Vec<(usize, UsedWhere)>) {
+    fn delayed(body: &str) -> (Vec<String>, Vec<(usize, UsePredicate)>) {
         let text = format!(
             ".version 8.0\n.target sm_80\n.address_size 64\n.entry k(.param .u64 p) {{ .reg .pred %p<4>; .reg .b32 %r<9>;
             .shared .b32 s; .shared .b32 t[4]; {body} ret; }}"
         );
         let module = crate::ptx::parse(&text).unwrap();
-        let (function, used) = delay_loads(&module.functions[0]);
+        let (function, used) = move_speculative_loads_to_use(&module.functions[0]);
         let opcodes = function.body.iter().map(|i| i.opcode.split('.').next().unwrap().into()).collect();
         let mut used: Vec<_> = used.into_iter().collect();
         used.sort_unstable();

@@ -16,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 
 /// Returns the function in which each value that is overwritten within its basic block has a register of its own. The
 /// instructions keep their indices, and predicates keep their registers.
-pub(super) fn with_separate_values(function: &Function) -> Cow<'_, Function> {
+pub(super) fn rename_overwritten_registers(function: &Function) -> Cow<'_, Function> {
     let starts = block_starts(function);
     let replaced = replaced_values(function, &starts);
     if replaced.is_empty() {

@@ -4,7 +4,7 @@ use super::ast::{Instruction, Operand, Param, ParseError, RegisterIndex, StateSp
 use super::lexer::Result;
 use super::operand::UndeclaredName;
 use super::parser::{MAX_REGISTERS_PER_FUNCTION, Parser};
-use super::scope::{Label, NamedEntity, PendingLabel, Scope};
+use super::scope::{FunctionSymbol, Label, PendingLabel, Scope};
 
 /// Maximum nesting depth of scopes.
 const MAX_DEPTH: usize = 256;
@@ -31,11 +31,11 @@ impl<'a> Parser<'a> {
     fn formals(&mut self, formals: Vec<Formal<'a>>) -> Result<Vec<Param>> {
         let declare = |(name, mut param, ty): Formal<'a>| {
             let entry = match param.register {
-                None => NamedEntity::Param,
+                None => FunctionSymbol::Param,
                 Some(_) => {
                     let register = self.new_register(name.to_owned(), ty)?;
                     param.register = Some(register);
-                    NamedEntity::Register(register)
+                    FunctionSymbol::Register(register)
                 }
             };
             self.declare(name, entry)?;
@@ -44,7 +44,7 @@ impl<'a> Parser<'a> {
         formals.into_iter().map(declare).collect()
     }
 
-    fn declare(&mut self, name: &'a str, entry: NamedEntity) -> Result<()> {
+    fn declare(&mut self, name: &'a str, entry: FunctionSymbol) -> Result<()> {
         match self.scopes.declare(name, entry) {
             true => Ok(()),
             false => Err(self.cursor.error(format!("{name} is declared twice"))),
@@ -161,9 +161,9 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn register(&mut self, name: &str, ty: Type, vector: u8) -> Result<NamedEntity> {
+    fn register(&mut self, name: &str, ty: Type, vector: u8) -> Result<FunctionSymbol> {
         if vector == 1 {
-            return Ok(NamedEntity::Register(self.new_register(name.to_owned(), ty)?));
+            return Ok(FunctionSymbol::Register(self.new_register(name.to_owned(), ty)?));
         }
         let first = self.function.registers.len() as RegisterIndex;
         for component in 0..usize::from(vector) {
@@ -171,7 +171,7 @@ impl<'a> Parser<'a> {
             let suffix = suffix.ok_or_else(|| self.cursor.error("a vector register has at most 4 components"))?;
             self.new_register(format!("{name}.{suffix}"), ty)?;
         }
-        Ok(NamedEntity::VectorRegister(first, vector))
+        Ok(FunctionSymbol::VectorRegister(first, vector))
     }
 
     /// Parses the rest of `%r<count>`, which declares `%r0` to `%r(count-1)`.
@@ -202,7 +202,7 @@ impl<'a> Parser<'a> {
                 variable.name = format!("{name}.{index}");
             }
             self.function.variables.push(variable);
-            self.declare(name, NamedEntity::Variable(index))?;
+            self.declare(name, FunctionSymbol::Variable(index))?;
         }
         Ok(())
     }
@@ -212,7 +212,7 @@ impl<'a> Parser<'a> {
         self.cursor.expect(b'@')?;
         let negated = self.cursor.eat(b'!');
         let name = self.cursor.parse_identifier()?;
-        let Some(NamedEntity::Register(register)) = self.scopes.lookup(name) else {
+        let Some(FunctionSymbol::Register(register)) = self.scopes.lookup(name) else {
             return Err(self.cursor.error(format!("register {name} is not declared")));
         };
         let head = self.cursor.parse_identifier()?;

@@ -3,7 +3,7 @@
 use super::ast::{AddressBase, Operand};
 use super::lexer::{Literal, Result};
 use super::parser::Parser;
-use super::scope::NamedEntity;
+use super::scope::FunctionSymbol;
 
 /// Maximum nesting depth of vectors and lists.
 const MAX_DEPTH: u32 = 4;
@@ -92,13 +92,13 @@ impl<'a> Parser<'a> {
         let before = self.cursor;
         let name = self.cursor.parse_identifier()?;
         let operand = match self.scopes.lookup(name) {
-            Some(NamedEntity::Register(register)) => Operand::Register(register),
-            Some(NamedEntity::VectorRegister(first, count)) => self.vector_register(name, first, count)?,
-            Some(NamedEntity::Variable(index)) => {
+            Some(FunctionSymbol::Register(register)) => Operand::Register(register),
+            Some(FunctionSymbol::VectorRegister(first, count)) => self.vector_register(name, first, count)?,
+            Some(FunctionSymbol::Variable(index)) => {
                 let name = self.function.variables[index].name.clone();
                 Operand::Symbol(name, self.parse_address_offset()?)
             }
-            Some(NamedEntity::Param) => Operand::Symbol(name.to_owned(), self.parse_address_offset()?),
+            Some(FunctionSymbol::Param) => Operand::Symbol(name.to_owned(), self.parse_address_offset()?),
             None if name == "_" => Operand::Sink,
             None if name == "true" => Operand::Integer(1),
             None if name == "false" => Operand::Integer(0),

@@ -7,7 +7,7 @@ use super::ast::RegisterIndex;
 
 /// The meaning of a name inside a function.
 #[derive(Clone, Copy)]
-pub(super) enum NamedEntity {
+pub(super) enum FunctionSymbol {
     Register(RegisterIndex),
     /// A vector register such as `.v4`: the index of its first component's register, and the number of components.
     VectorRegister(RegisterIndex, u8),
@@ -44,7 +44,7 @@ pub(super) struct PendingLabel<'a> {
 /// The names that one block `{ }` declares.
 #[derive(Default)]
 pub(super) struct Scope<'a> {
-    pub names: HashMap<&'a str, NamedEntity>,
+    pub names: HashMap<&'a str, FunctionSymbol>,
     /// Register ranges such as `%r<20>`. Key: the prefix `%r`; value: the first register's index, the number of
     /// registers, and the components of each.
     ranges: HashMap<&'a str, (RegisterIndex, u32, u8)>,
@@ -56,7 +56,7 @@ pub(super) struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    fn lookup(&self, name: &str, numbered: Option<(&str, u32)>) -> Option<NamedEntity> {
+    fn lookup(&self, name: &str, numbered: Option<(&str, u32)>) -> Option<FunctionSymbol> {
         if let Some(&entry) = self.names.get(name) {
             return Some(entry);
         }
@@ -65,12 +65,12 @@ impl Scope<'_> {
         })
     }
 
-    fn in_range(&self, prefix: &str, number: u32) -> Option<NamedEntity> {
+    fn in_range(&self, prefix: &str, number: u32) -> Option<FunctionSymbol> {
         let &(first, count, vector) = self.ranges.get(prefix)?;
         let register = first + number.checked_mul(u32::from(vector))?;
         (number < count).then_some(match vector {
-            1 => NamedEntity::Register(register),
-            _ => NamedEntity::VectorRegister(register, vector),
+            1 => FunctionSymbol::Register(register),
+            _ => FunctionSymbol::VectorRegister(register, vector),
         })
     }
 }
@@ -95,13 +95,13 @@ pub(super) struct Scopes<'a> {
 }
 
 impl<'a> Scopes<'a> {
-    pub fn lookup(&self, name: &str) -> Option<NamedEntity> {
+    pub fn lookup(&self, name: &str) -> Option<FunctionSymbol> {
         let numbered = numbered(name);
         self.stack.iter().rev().find_map(|scope| scope.lookup(name, numbered))
     }
 
     /// Declares a name in the innermost scope; returns false if it is already declared there.
-    pub fn declare(&mut self, name: &'a str, entry: NamedEntity) -> bool {
+    pub fn declare(&mut self, name: &'a str, entry: FunctionSymbol) -> bool {
         let numbered = numbered(name);
         let Some(scope) = self.stack.last_mut() else { return false };
         scope.lookup(name, numbered).is_none() && scope.names.insert(name, entry).is_none()

@@ -3,7 +3,7 @@
 use super::{DecodedInstruction, InstructionForm, is_float};
 use crate::alu::RegisterClass;
 use crate::alu::compare::{self, Comparison, ComparisonRelation, PredicateCombination, SetResultFormat};
-use crate::alu::op::{Op, OutOfLineOp};
+use crate::alu::op::{Op, RareOp};
 use crate::alu::scalar::{ScalarFlags, ScalarFunction, ScalarOp, type_flags};
 use crate::ptx::ast::Type::{
     self, B16, B32, B64, BF16, BF16x2, F16, F16x2, F32, F64, Pred, S16, S32, S64, U16, U32, U64,
@@ -75,7 +75,7 @@ impl InstructionForm<'_> {
         let src = [ty, ty, by];
         let scalar =
             ScalarOp::new(compare::slct, ScalarFlags { ftz, variant: by == F32, ..ScalarFlags::default() }, &src);
-        f.build_if_complete(Op::OutOfLine(OutOfLineOp::Slct(scalar, RegisterClass::of(ty))), &[ty], &src)
+        f.build_if_complete(Op::OutOfLine(RareOp::Slct(scalar, RegisterClass::of(ty))), &[ty], &src)
     }
 
     fn testp(&self) -> DecodedInstruction {
@@ -144,9 +144,9 @@ impl InstructionForm<'_> {
             S64 => Op::SetpS64(compare),
             U64 | B64 => Op::SetpU64(compare),
             F32 => Op::SetpF32(compare, ftz),
-            F16x2 | BF16x2 if compare.pair => Op::OutOfLine(OutOfLineOp::SetpHalves(whole, low, high)),
+            F16x2 | BF16x2 if compare.pair => Op::OutOfLine(RareOp::SetpHalves(whole, low, high)),
             F16x2 | BF16x2 => return None,
-            _ => Op::OutOfLine(OutOfLineOp::Setp(whole, low)),
+            _ => Op::OutOfLine(RareOp::Setp(whole, low)),
         };
         let src = [ty, ty, Pred];
         f.build_if_complete(
@@ -175,7 +175,7 @@ impl InstructionForm<'_> {
         let (compare, _, [low, high]) = f.comparison(ty)?;
         let whole = Comparison { swap: false, invert: false, ..compare };
         let src = [ty, ty, Pred];
-        let op = Op::OutOfLine(OutOfLineOp::Set(whole, low, high, SetResultFormat { truth, halves }));
+        let op = Op::OutOfLine(RareOp::Set(whole, low, high, SetResultFormat { truth, halves }));
         f.build_if_complete(op, &[to], &src[..2 + (compare.combine != PredicateCombination::None) as usize])
     }
 }

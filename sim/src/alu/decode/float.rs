@@ -3,7 +3,7 @@
 use super::{DecodedInstruction, InstructionForm};
 use crate::alu::float::{self, FloatArithmetic};
 use crate::alu::half::{self, HalfOp};
-use crate::alu::op::{Op, OutOfLineOp};
+use crate::alu::op::{Op, RareOp};
 use crate::alu::scalar::{ScalarFlags, ScalarFunction};
 use crate::alu::soft_float::RoundingMode;
 use crate::alu::{min_max, special};
@@ -151,11 +151,7 @@ impl InstructionForm<'_> {
                 "mul" => FloatArithmetic::Mul,
                 _ => FloatArithmetic::Fma,
             };
-            return self.build_if_complete(
-                Op::OutOfLine(OutOfLineOp::Half(HalfOp { op, bf16, pair: packed })),
-                &[ty],
-                src,
-            );
+            return self.build_if_complete(Op::OutOfLine(RareOp::Half(HalfOp { op, bf16, pair: packed })), &[ty], src);
         }
         self.scalar_op(if packed { pair } else { single }, flags, ty, src)
     }

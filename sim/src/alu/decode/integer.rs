@@ -6,7 +6,7 @@ use crate::alu::scalar::{ScalarFlags, ScalarFunction, type_flags};
 use crate::alu::carry::{CarryArithmetic, CarryOp};
 use crate::alu::integer;
 use crate::alu::logic;
-use crate::alu::op::{Op, OutOfLineOp};
+use crate::alu::op::{Op, RareOp};
 use crate::ptx::ast::Type::{self, B32, B64, S16, S32, S64, U16, U32, U64};
 
 impl InstructionForm<'_> {
@@ -197,8 +197,7 @@ impl InstructionForm<'_> {
         let flags = type_flags(ty);
         let input = f.base.ends_with('c');
         let carry = CarryOp { op, bits: flags.bits, signed: flags.signed, input, output };
-        let (alu, operands) =
-            f.build_if_complete(Op::OutOfLine(OutOfLineOp::Carry(carry)), &[ty], &[ty; 3][..sources])?;
+        let (alu, operands) = f.build_if_complete(Op::OutOfLine(RareOp::Carry(carry)), &[ty], &[ty; 3][..sources])?;
         Some((alu, super::OperandTypes { carry: true, ..operands }))
     }
 }

@@ -4,7 +4,7 @@ use super::{DecodedInstruction, InstructionForm, OperandCounts};
 use crate::alu::compare::PredicateCombination;
 use crate::alu::logic::{self, PredicateLogic};
 use crate::alu::moves::VectorMove;
-use crate::alu::op::{Op, OutOfLineOp};
+use crate::alu::op::{Op, RareOp};
 use crate::alu::scalar::{ScalarFlags, ScalarFunction, type_flags};
 use crate::ptx::ast::Operand;
 use crate::ptx::ast::Type::{B8, B16, B32, B64, Pred, S16, S32, S64, U16, U32, U64};
@@ -18,7 +18,7 @@ impl InstructionForm<'_> {
             1 => Op::PredicateLogic(PredicateLogic::Copy, f.negated(1), false),
             8 | 16 | 32 => Op::Mov32,
             64 => Op::Mov64,
-            _ => Op::OutOfLine(OutOfLineOp::Mov128),
+            _ => Op::OutOfLine(RareOp::Mov128),
         };
         if (dst, src) == (1, 1) {
             if f.operands.iter().any(|operand| matches!(operand, Operand::Vector(_))) {
@@ -48,9 +48,7 @@ impl InstructionForm<'_> {
             (32, 2, false) => Op::Unpack32,
             (64, 2, true) => Op::Pack64,
             (64, 2, false) => Op::Unpack64,
-            _ => {
-                Op::OutOfLine(OutOfLineOp::Vector(VectorMove { pack, bits: element.bits() as u8, count: count as u8 }))
-            }
+            _ => Op::OutOfLine(RareOp::Vector(VectorMove { pack, bits: element.bits() as u8, count: count as u8 })),
         };
         let elements = &[element; 4][..count];
         if pack { f.build_if_complete(op, &[ty], elements) } else { f.build_if_complete(op, elements, &[ty]) }
@@ -145,7 +143,7 @@ impl InstructionForm<'_> {
         match combine {
             None => f.build_if_complete(Op::Lop3, &[ty], &[ty, ty, ty, U32]),
             Some(combine) => {
-                let op = Op::OutOfLine(OutOfLineOp::Lop3(combine, f.negated(5)));
+                let op = Op::OutOfLine(RareOp::Lop3(combine, f.negated(5)));
                 f.build_if_complete(op, &[ty, Pred], &[ty, ty, ty, U32, Pred])
             }
         }

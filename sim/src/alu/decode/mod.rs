@@ -6,7 +6,7 @@ mod float;
 mod integer;
 mod logic;
 
-use super::op::{Op, OutOfLineOp};
+use super::op::{Op, RareOp};
 use super::scalar::{ScalarFlags, ScalarFunction, ScalarOp};
 use super::{AluOp, OperandType, OperandTypes, RegisterClass};
 use crate::ptx::ast::{Operand, RegisterDecl, RegisterIndex, Type};
@@ -112,7 +112,7 @@ impl<'a> InstructionForm<'a> {
     /// Returns the instruction as a scalar function with sources of the types `src`.
     fn scalar_op(&self, function: ScalarFunction, flags: ScalarFlags, dst: Type, src: &[Type]) -> DecodedInstruction {
         self.build_if_complete(
-            Op::OutOfLine(OutOfLineOp::Scalar(ScalarOp::new(function, flags, src), RegisterClass::of(dst))),
+            Op::OutOfLine(RareOp::Scalar(ScalarOp::new(function, flags, src), RegisterClass::of(dst))),
             &[dst],
             src,
         )

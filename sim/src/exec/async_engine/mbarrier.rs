@@ -320,7 +320,7 @@ fn acquire_phase(
     released: ArrivalClocks,
 ) {
     let mut own_block = released.own_block.unwrap_or_else(|| VectorClock::empty(cx.block().index));
-    own_block.raise_epoch(agent, phases);
+    own_block.record_happens_before(agent, phases);
     let other_blocks = released.other_blocks.filter(|_| m.scope >= AccessStrength::Cluster);
     let order = &mut cx.warp.order;
     if m.ordered {

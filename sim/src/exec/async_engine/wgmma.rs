@@ -237,7 +237,7 @@ pub fn wgmma_fence(cx: &mut InstructionContext) -> NextAction {
         return NextAction::Stop;
     }
     cx.warp.wgmma.execute_fence();
-    cx.warp.order.complete_loads();
+    cx.warp.order.order_completed_loads();
     NextAction::Next
 }
 

@@ -3,7 +3,7 @@
 use super::frames::{copy_argument, enter_function};
 use super::host;
 use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
-use crate::exec::limits::{CALL_BYTES, MAX_LOCAL_BYTES, MAX_RECURSION_BYTES};
+use crate::exec::limits::{MAX_LOCAL_BYTES, MAX_RECURSION_BYTES, STACK_BYTES_PER_CALL};
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::operands::lanes_where;
 use crate::exec::state::warp::{NO_RECONVERGENCE_POINT, ReconvergencePoint};
@@ -117,7 +117,8 @@ fn stack_overflow(cx: &mut InstructionContext, function: u32) -> Option<String> 
     let code = &cx.grid.context.kernel.functions[function as usize];
     let caller = cx.fragment.frame;
     let depth = cx.warp.frame(caller).depth + 1;
-    let bytes = cx.warp.local_top.saturating_add(code.local_bytes).saturating_add(depth.saturating_mul(CALL_BYTES));
+    let bytes =
+        cx.warp.local_top.saturating_add(code.local_bytes).saturating_add(depth.saturating_mul(STACK_BYTES_PER_CALL));
     if bytes <= MAX_RECURSION_BYTES {
         return None;
     }

@@ -13,8 +13,8 @@ use crate::finding::FindingKind;
 use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::memory::SimMemory;
 use crate::order::{
-    AccessKind, AccessStrength, Agent, AsyncOpId, CheckContext, Conflict, ConflictKind, EarlierAccess, ShadowMemory,
-    WarpClocks,
+    AccessKind, AccessStrength, Agent, AsyncOpId, Conflict, ConflictKind, EarlierAccess, RaceCheckContext,
+    ShadowMemory, WarpVectorClocks,
 };
 use crate::program::op::{LoadStore, Op};
 
@@ -29,15 +29,15 @@ impl MemorySystem {
         location: MemoryLocation,
         access: AccessKind,
         store: Option<(&LaneGroup, &LoadStore)>,
-        check: impl FnOnce(&mut ShadowMemory, &WarpClocks, &CheckContext, &mut Vec<Conflict>),
+        check: impl FnOnce(&mut ShadowMemory, &WarpVectorClocks, &RaceCheckContext, &mut Vec<Conflict>),
     ) {
         if cx.grid.context.options.count_only {
             return;
         }
         let mut found = std::mem::take(&mut self.conflicts);
         found.clear();
-        let order = CheckContext { ops: &self.ops, clusters: &self.clusters };
-        if let Some(shadow) = shadow_of(&mut self.buffers, &mut cx.grid.blocks, location) {
+        let order = RaceCheckContext { ops: &self.ops, clusters: &self.clusters };
+        if let Some(shadow) = shadow_memory_of(&mut self.buffers, &mut cx.grid.blocks, location) {
             check(shadow, &cx.warp.order, &order, &mut found);
         }
         if !found.is_empty() {
@@ -137,7 +137,7 @@ impl MemorySystem {
         let mut found = std::mem::take(&mut self.conflicts);
         found.clear();
         let strength = if access == AccessKind::Write { AccessStrength::Weak } else { AccessStrength::Cluster };
-        let order = CheckContext { ops: &self.ops, clusters: &self.clusters };
+        let order = RaceCheckContext { ops: &self.ops, clusters: &self.clusters };
         let offsets = [(at.address - FIRST_SHARED_ADDRESS) as u64; 32];
         let warp = &cx.warp.order;
         block.shadow.check_access(access, warp, 1 << lane, &offsets, 8, strength, cx.pc, &order, &mut found);
@@ -191,7 +191,7 @@ impl MemorySystem {
             let (agent, block) = (conflict.earlier.0, cx.block());
             let after_exit = agent != Agent::HOST
                 && agent.block() == block.index
-                && agent.thread_index().is_some_and(|thread| block.met_since_exit(thread));
+                && agent.thread_index().is_some_and(|thread| block.has_passed_barrier_since_exit(thread));
             let conflict = MemoryConflict { site, access, space, address, conflict, same_value, after_exit };
             cx.grid.reporter.report_conflict(&conflict, &self.ops);
         }
@@ -248,7 +248,8 @@ impl MemorySystem {
         }
     }
 
-    /// Returns the number by which [`crate::order::SyncLocations`] identifies the location that a lane accesses.
+    /// Returns the number by which [`crate::order::ReleasedClocksByLocation`] identifies the location that a lane
+    /// accesses.
     pub(super) fn sync_location_key(&self, cx: &InstructionContext, group: &LaneGroup, lane: u32) -> u64 {
         let offset = group.offsets[lane as usize];
         match group.location {
@@ -309,7 +310,7 @@ fn defers_unwritten(cx: &InstructionContext) -> bool {
 }
 
 /// Returns the shadow memory of a location: a buffer, or the shared memory of a block.
-pub(super) fn shadow_of<'m>(
+pub(super) fn shadow_memory_of<'m>(
     buffers: &'m mut SimMemory,
     blocks: &'m mut BlockTable,
     location: MemoryLocation,

@@ -46,7 +46,7 @@ impl MemorySystem {
             }
         }
         if t.store {
-            after_own_loads(cx, |cx| self.store_rows(cx, t, &groups));
+            store_after_loads_of_warp(cx, |cx| self.store_rows(cx, t, &groups));
             cx.record_memory_change();
         } else {
             self.load_rows(cx, t, &groups);
@@ -158,7 +158,10 @@ impl MemorySystem {
 
 /// Runs `store`, which stores for all lanes of the warp together. The earlier loads of these lanes count as ordered
 /// before the store.
-pub(super) fn after_own_loads<T>(cx: &mut InstructionContext, store: impl FnOnce(&mut InstructionContext) -> T) -> T {
+pub(super) fn store_after_loads_of_warp<T>(
+    cx: &mut InstructionContext,
+    store: impl FnOnce(&mut InstructionContext) -> T,
+) -> T {
     let completed = cx.warp.order.with_completed_loads();
     let own = std::mem::replace(&mut cx.warp.order, completed);
     let done = store(cx);

@@ -7,7 +7,7 @@ use crate::exec::state::block::BlockTable;
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::memory::SimMemory;
-use crate::order::{AsyncOps, ClusterLayout, Conflict, SyncLocations};
+use crate::order::{AsyncOperationTable, ClusterLayout, Conflict, ReleasedClocksByLocation};
 
 /// Maximum bytes of the device heap, so that a kernel that allocates in an endless loop gets a null pointer.
 const MAX_HEAP_BYTES: u64 = 128 << 20;
@@ -19,9 +19,9 @@ pub struct MemorySystem {
     /// Global buffers.
     pub buffers: SimMemory,
     /// Asynchronous operations of the launch.
-    pub ops: AsyncOps,
+    pub ops: AsyncOperationTable,
     /// Vector clocks that strong stores released, by address.
-    pub sync_vars: SyncLocations,
+    pub sync_vars: ReleasedClocksByLocation,
     pub(super) clusters: ClusterLayout,
     /// Index of the buffer that was accessed last.
     pub(super) last_buffer: usize,
@@ -48,8 +48,8 @@ impl MemorySystem {
         let variables = kernel.shared_variables.iter().copied().chain([dynamic]).filter(|v| v.0 < v.1);
         MemorySystem {
             buffers,
-            ops: AsyncOps::new(),
-            sync_vars: SyncLocations::new(),
+            ops: AsyncOperationTable::new(),
+            sync_vars: ReleasedClocksByLocation::new(),
             clusters: ClusterLayout { grid: context.launch.grid, cluster: context.cluster },
             last_buffer: 0,
             heap: Vec::new(),

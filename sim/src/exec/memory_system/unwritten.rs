@@ -28,7 +28,7 @@
 //! Unwritten bytes are padding in two cases: the compiler says that the load does not use them (pragma
 //! `used_bytes_mask`), or they come from a struct in local memory and another byte of the register is written.
 
-use super::check::shadow_of;
+use super::check::shadow_memory_of;
 use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::operands::{lanes_where, mark_undefined_lanes};
@@ -56,7 +56,9 @@ impl MemorySystem {
         if cx.grid.context.options.count_only {
             return found;
         }
-        let Some(shadow) = shadow_of(&mut self.buffers, &mut cx.grid.blocks, group.location) else { return found };
+        let Some(shadow) = shadow_memory_of(&mut self.buffers, &mut cx.grid.blocks, group.location) else {
+            return found;
+        };
         if group.consecutive && shadow.is_initialized(group.offsets[0]..group.offsets[0] + 32 * bytes as u64) {
             return found;
         }
@@ -106,7 +108,7 @@ impl MemorySystem {
         start: u64,
         bytes: u32,
     ) {
-        let Some(shadow) = shadow_of(&mut self.buffers, &mut cx.grid.blocks, at) else { return };
+        let Some(shadow) = shadow_memory_of(&mut self.buffers, &mut cx.grid.blocks, at) else { return };
         for byte in (0..32).filter(|byte| bytes >> byte & 1 != 0) {
             shadow.mark_uninitialized(start + byte..start + byte + 1);
         }
@@ -160,7 +162,7 @@ impl MemorySystem {
 
     /// Returns which of the first `bytes` bytes from an offset on are unwritten.
     fn unwritten_bytes(&mut self, cx: &mut InstructionContext, at: MemoryLocation, offset: u64, bytes: u32) -> u32 {
-        let Some(shadow) = shadow_of(&mut self.buffers, &mut cx.grid.blocks, at) else { return 0 };
+        let Some(shadow) = shadow_memory_of(&mut self.buffers, &mut cx.grid.blocks, at) else { return 0 };
         let is_unwritten = |byte: &u32| !shadow.is_initialized(offset + *byte as u64..offset + *byte as u64 + 1);
         (0..bytes).filter(is_unwritten).fold(0, |mask, byte| mask | 1 << byte)
     }

@@ -1,6 +1,6 @@
 //! `wmma.load` and `wmma.store`: fragments of matrices between registers and memory.
 
-use super::matrix_rows::after_own_loads;
+use super::matrix_rows::store_after_loads_of_warp;
 use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::operands::{lane_addresses, lanes_with_undefined_address};
@@ -44,7 +44,7 @@ impl MemorySystem {
             return NextAction::Next;
         }
         if t.store {
-            after_own_loads(cx, |cx| self.wmma_registers(cx, t, &base, &strides));
+            store_after_loads_of_warp(cx, |cx| self.wmma_registers(cx, t, &base, &strides));
             return NextAction::Next;
         }
         self.wmma_registers(cx, t, &base, &strides);

@@ -3,7 +3,7 @@
 use super::Reporter;
 use crate::exec::grid_context::coordinates_of_index;
 use crate::finding::{FindingKind, FindingSite, line_and_inlining_chain};
-use crate::order::{AccessKind, Agent, AsyncOpKind, AsyncOps, Conflict, ConflictKind, EarlierAccess};
+use crate::order::{AccessKind, Agent, AsyncOpKind, AsyncOperationTable, Conflict, ConflictKind, EarlierAccess};
 use crate::program::op::Op;
 
 /// A conflict of an access with earlier accesses to the same bytes, and the access itself.
@@ -26,7 +26,7 @@ pub struct MemoryConflict<'c> {
 
 impl Reporter<'_> {
     /// Reports a conflict of an access. `ops` are the asynchronous operations of the launch.
-    pub fn report_conflict(&mut self, m: &MemoryConflict, ops: &AsyncOps) {
+    pub fn report_conflict(&mut self, m: &MemoryConflict, ops: &AsyncOperationTable) {
         if self.report_dependent(m) {
             return;
         }

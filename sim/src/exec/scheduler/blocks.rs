@@ -9,7 +9,7 @@ use crate::exec::state::barrier::{BlockBarrier, ClusterBarrier};
 use crate::exec::state::block::{Block, BlockTable, SpareMemory};
 use crate::exec::state::warp::{FragmentState, NO_RECONVERGENCE_POINT, Warp, WarpFragment};
 use crate::layout::FIRST_SHARED_ADDRESS;
-use crate::order::{MemorySpace, ShadowMemory, VectorClock, WarpClocks};
+use crate::order::{MemorySpace, ShadowMemory, VectorClock, WarpVectorClocks};
 use crate::regs::Registers;
 use std::collections::BTreeMap;
 
@@ -121,7 +121,7 @@ fn new_warp(
     let mut warp = Warp {
         index,
         slot,
-        order: WarpClocks::new(block.index, index, lanes, VectorClock::empty(block.index)),
+        order: WarpVectorClocks::new(block.index, index, lanes, VectorClock::empty(block.index)),
         frames: Vec::new(),
         fragments: Vec::new(),
         joins: Vec::new(),

@@ -75,7 +75,7 @@ impl LimitWatch {
     }
 
     /// Returns true once after each scan that found no progress.
-    pub(super) fn take_idle_scan(&mut self) -> bool {
+    pub(super) fn take_scan_without_progress(&mut self) -> bool {
         std::mem::take(&mut self.idle)
     }
 

@@ -192,7 +192,7 @@ impl Scheduler {
                 return;
             }
             let progress = interpreter.grid.progress;
-            if self.watch.take_idle_scan() || self.marks.blocks_poll(&progress) {
+            if self.watch.take_scan_without_progress() || self.marks.blocks_poll(&progress) {
                 self.start_further_clusters(&mut interpreter.grid);
             }
         }

@@ -1,6 +1,6 @@
 //! State of the 16 barriers of a block (`bar`, `barrier`) and of the barrier of a cluster.
 
-use crate::order::{FenceHandoff, VectorClock};
+use crate::order::{BarrierFenceState, VectorClock};
 use crate::program::op::BarrierKind;
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ pub struct BlockBarrier {
     /// Joined vector clocks of the threads that have arrived.
     pub clock: Option<VectorClock>,
     /// Fences and observed vector clocks of the threads that have arrived. The waiting threads receive them.
-    pub handoff: FenceHandoff,
+    pub handoff: BarrierFenceState,
     /// `bar.red.popc`: number of true predicates so far.
     pub popc: u32,
     /// `bar.red.and`: whether all predicates so far are true.

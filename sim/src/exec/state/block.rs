@@ -67,7 +67,7 @@ impl Block {
     }
 
     /// Whether a barrier of all live threads has completed since the thread with the linear index `thread` exited.
-    pub fn met_since_exit(&self, thread: u32) -> bool {
+    pub fn has_passed_barrier_since_exit(&self, thread: u32) -> bool {
         self.barriers_at_exit.get(thread as usize).is_some_and(|&barriers| barriers < self.block_barriers)
     }
 }

@@ -17,7 +17,7 @@
 
 use super::copies::WarpCopies;
 use super::wgmma::WarpWgmma;
-use crate::order::WarpClocks;
+use crate::order::WarpVectorClocks;
 use crate::program::FunctionCode;
 use crate::regs::{RegisterRow, Registers, UnwrittenSource};
 use std::collections::HashMap;
@@ -133,7 +133,7 @@ pub struct Warp {
     /// Slot of its block in the block table.
     pub slot: u32,
     /// Vector clocks of the lanes.
-    pub order: WarpClocks,
+    pub order: WarpVectorClocks,
     /// Frames of the functions that were called; `None` for a function that has returned.
     pub frames: Vec<Option<Box<CallFrame>>>,
     /// The lanes, grouped by the instruction that they are at.

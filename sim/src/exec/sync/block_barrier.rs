@@ -96,7 +96,7 @@ pub fn execute_block_barrier(cx: &mut InstructionContext, b: &Barrier) -> NextAc
     // exited.
     let whole_warp = b.count.is_some() && mask == cx.warp.live;
     barrier.arrived += if whole_warp { 32 } else { mask.count_ones() };
-    barrier.handoff.join(&cx.warp.order.fence_handoff(mask));
+    barrier.handoff.join(&cx.warp.order.fences_passed_on_at_barrier(mask));
     join_clock(&mut barrier.clock, cx.warp.order.release(mask));
     if let BarrierKind::Popc { p, negated, .. }
     | BarrierKind::And { p, negated, .. }
@@ -157,7 +157,7 @@ pub fn complete_barriers(grid: &mut GridState, block_slot: u32) -> Vec<u32> {
                 let lanes = warp.fragments.iter().filter(|f| f.state == waiting).fold(0, |mask, f| mask | f.mask);
                 if lanes != 0 {
                     warp.order.acquire(lanes, clock);
-                    warp.order.accept_handoff(lanes, &barrier.handoff);
+                    warp.order.accept_fences_from_barrier(lanes, &barrier.handoff);
                 }
             }
         }

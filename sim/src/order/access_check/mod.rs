@@ -7,10 +7,10 @@
 
 use super::access_lists::{AccessLists, AccessRecord, ListId};
 use super::cell::ShadowCell;
-use super::conflict::{CheckContext, Conflict, ConflictKind, EarlierAccess};
+use super::conflict::{Conflict, ConflictKind, EarlierAccess, RaceCheckContext};
 use super::{
     AccessStamp, AccessStrength, Agent, AsyncOpId, FIRST_OP_KEY, MemorySpace, NO_AGENT, OwnerKey, VectorClock,
-    WarpClocks,
+    WarpVectorClocks,
 };
 
 mod ordering;
@@ -40,14 +40,15 @@ impl ConflictWithoutLane {
 /// A cached answer about the earlier accesses with stamp `stamp` (epoch, width and strength) by owner `key` (a warp or
 /// an asynchronous operation): the accesses of the lanes `known` are ordered before the present access.
 #[derive(Clone, Copy)]
-pub(super) struct OrderedLanes {
+pub(super) struct CachedOrderAnswer {
     key: OwnerKey,
     stamp: AccessStamp,
     known: u32,
 }
 
-impl OrderedLanes {
-    pub(super) const NONE: OrderedLanes = OrderedLanes { key: NO_AGENT, stamp: AccessStamp(u32::MAX), known: 0 };
+impl CachedOrderAnswer {
+    pub(super) const NONE: CachedOrderAnswer =
+        CachedOrderAnswer { key: NO_AGENT, stamp: AccessStamp(u32::MAX), known: 0 };
 
     #[inline(always)]
     pub(super) fn covers(&self, key: OwnerKey, stamp: AccessStamp, mask: u32) -> bool {
@@ -58,7 +59,7 @@ impl OrderedLanes {
 /// Returns true if a cached answer says that the accesses of the lanes `mask` are ordered before the present access;
 /// moves that answer to the front.
 #[inline(always)]
-fn is_known_by(answers: &mut [OrderedLanes; 2], key: OwnerKey, stamp: AccessStamp, mask: u32) -> bool {
+fn is_known_by(answers: &mut [CachedOrderAnswer; 2], key: OwnerKey, stamp: AccessStamp, mask: u32) -> bool {
     if answers[0].covers(key, stamp, mask) {
         return true;
     }
@@ -70,7 +71,7 @@ fn is_known_by(answers: &mut [OrderedLanes; 2], key: OwnerKey, stamp: AccessStam
 }
 
 /// Returns the index of the cached answer about accesses by this owner with this stamp.
-fn answer_index(answers: &[OrderedLanes; 2], key: OwnerKey, stamp: AccessStamp) -> Option<usize> {
+fn answer_index(answers: &[CachedOrderAnswer; 2], key: OwnerKey, stamp: AccessStamp) -> Option<usize> {
     answers.iter().position(|answer| answer.key == key && answer.stamp == stamp)
 }
 
@@ -88,9 +89,9 @@ enum Proxy {
 /// One access, made by lanes that share a vector clock, while it is checked against shadow cells.
 pub(super) struct AccessCheck<'a> {
     space: MemorySpace,
-    warp: &'a WarpClocks,
+    warp: &'a WarpVectorClocks,
     clock: &'a VectorClock,
-    cx: &'a CheckContext<'a>,
+    cx: &'a RaceCheckContext<'a>,
     /// The owner for which the access is recorded: the warp or the asynchronous operation.
     key: OwnerKey,
     stamp: AccessStamp,
@@ -101,8 +102,8 @@ pub(super) struct AccessCheck<'a> {
     is_plain: bool,
     /// `writer_answers` and `reader_answers` are the last two cached answers about earlier writers and about earlier
     /// readers, latest first.
-    writer_answers: [OrderedLanes; 2],
-    reader_answers: [OrderedLanes; 2],
+    writer_answers: [CachedOrderAnswer; 2],
+    reader_answers: [CachedOrderAnswer; 2],
     /// The last two access lists that were found to contain only accesses ordered before every lane of this access,
     /// latest first.
     ordered_lists: [ListId; 2],
@@ -122,17 +123,17 @@ pub(super) struct AccessCheck<'a> {
 impl<'a> AccessCheck<'a> {
     pub(super) fn new(
         space: MemorySpace,
-        warp: &'a WarpClocks,
+        warp: &'a WarpVectorClocks,
         clock: &'a VectorClock,
-        cx: &'a CheckContext,
+        cx: &'a RaceCheckContext,
         key: OwnerKey,
         stamp: AccessStamp,
         pc: u32,
     ) -> Self {
-        let is_async = key >= FIRST_OP_KEY && cx.ops.kind(AsyncOpId::from_key(key)).is_async_proxy();
+        let is_async = key >= FIRST_OP_KEY && cx.ops.kind(AsyncOpId::from_key(key)).uses_async_proxy();
         let proxy = if is_async { Proxy::Async } else { Proxy::Generic };
         let is_plain = !is_async && stamp.strength() == AccessStrength::Weak;
-        let (writer_answers, reader_answers) = ([OrderedLanes::NONE; 2], [OrderedLanes::NONE; 2]);
+        let (writer_answers, reader_answers) = ([CachedOrderAnswer::NONE; 2], [CachedOrderAnswer::NONE; 2]);
         let (ordered_lists, pushed, fault) = ([0; 2], (0, ShadowCell::NEVER_ACCESSED.last_reads_record(), 0), None);
         let (last_ordered_write, last_unfenced_reader) =
             (ShadowCell::NEVER_ACCESSED.last_write_record(), (NO_AGENT, AccessStamp(u32::MAX)));
@@ -169,7 +170,7 @@ impl<'a> AccessCheck<'a> {
     }
 
     /// Checks and records that `lane` accesses the shadow cell at `offset`. Uses cached answers; without them it
-    /// calls [`check_cell_slow`](Self::check_cell_slow).
+    /// calls [`check_cell_uncached`](Self::check_cell_uncached).
     #[inline(always)]
     pub(super) fn check_cell<const WRITES: bool>(
         &mut self,
@@ -184,11 +185,11 @@ impl<'a> AccessCheck<'a> {
         let again = !WRITES && cell.reader == self.key && cell.read == self.stamp;
         let read_known = again || mine || self.are_readers_cached_as_ordered(cell);
         if !(write_known && self.is_list_cached_as_ordered(cell.older) && self.is_plain) {
-            return self.check_cell_slow(WRITES, cell, offset, lane, lists);
+            return self.check_cell_uncached(WRITES, cell, offset, lane, lists);
         }
         if !read_known {
             if WRITES || !self.is_last_pushed_record(cell, offset) {
-                return self.check_cell_slow(WRITES, cell, offset, lane, lists);
+                return self.check_cell_uncached(WRITES, cell, offset, lane, lists);
             }
             cell.older = self.pushed.2;
         }
@@ -202,7 +203,7 @@ impl<'a> AccessCheck<'a> {
 
     /// Checks and records that an asynchronous operation, issued by `lane`, accesses the shadow cell at `offset`.
     #[inline(always)]
-    pub(super) fn check_cell_async<const WRITES: bool>(
+    pub(super) fn check_cell_of_async_operation<const WRITES: bool>(
         &mut self,
         cell: &mut ShadowCell,
         offset: u64,
@@ -219,13 +220,13 @@ impl<'a> AccessCheck<'a> {
         let unread = cell.reader == NO_AGENT;
         let reader_known = unread || self.are_readers_cached_as_ordered(cell);
         if !in_order || !weak {
-            return self.check_cell_slow(WRITES, cell, offset, lane, lists);
+            return self.check_cell_uncached(WRITES, cell, offset, lane, lists);
         }
         if WRITES {
             let last_unfenced_reader =
                 unread || cell.reader >= FIRST_OP_KEY || (cell.reader, cell.read) == self.last_unfenced_reader;
             if !(reader_known && last_unfenced_reader) {
-                return self.check_cell_slow(WRITES, cell, offset, lane, lists);
+                return self.check_cell_uncached(WRITES, cell, offset, lane, lists);
             }
             *cell = ShadowCell {
                 writer: self.key << 5 | lane,
@@ -237,7 +238,7 @@ impl<'a> AccessCheck<'a> {
         }
         if !reader_known {
             if !self.is_last_pushed_record(cell, offset) {
-                return self.check_cell_slow(WRITES, cell, offset, lane, lists);
+                return self.check_cell_uncached(WRITES, cell, offset, lane, lists);
             }
             cell.older = self.pushed.2;
         }
@@ -257,7 +258,7 @@ impl<'a> AccessCheck<'a> {
         let write_known =
             self.is_writer_cached_as_ordered(cell) || !self.is_async() && self.is_writer_ordered(cell, lane);
         if !(write_known && (self.is_list_cached_as_ordered(cell.older) || self.has_no_write(cell.older, lists))) {
-            self.check_cell_slow(false, cell, offset, lane, lists);
+            self.check_cell_uncached(false, cell, offset, lane, lists);
         } else if cell.reader != self.key && !self.are_readers_cached_as_ordered(cell) {
             if self.is_last_pushed_record(cell, offset) {
                 cell.older = self.pushed.2;
@@ -271,13 +272,13 @@ impl<'a> AccessCheck<'a> {
     /// Called after a check without conflict. Returns true if the same access by any other lane would change a shadow
     /// cell equal to `old` in the same way. The lane that wrote the cell and the cell's offset do not matter then.
     pub(super) fn is_result_lane_independent(&self, old: &ShadowCell, writes: bool) -> bool {
-        let all = |answers: &[OrderedLanes; 2], key, stamp| {
+        let all = |answers: &[CachedOrderAnswer; 2], key, stamp| {
             answer_index(answers, key, stamp).is_some_and(|at| answers[at].known == u32::MAX)
         };
         let reader = old.reader == NO_AGENT
             || old.reader == self.key
             || all(&self.reader_answers, old.reader, old.read)
-            || !writes && old.readers == u32::MAX && !self.may_lane_know_more_than_clock(old.reader);
+            || !writes && old.readers == u32::MAX && !self.may_be_ordered_beyond_clock(old.reader);
         self.is_plain
             && self.fault.is_none()
             && self.ordered_lists.contains(&old.older)
@@ -353,7 +354,7 @@ impl<'a> AccessCheck<'a> {
     }
 
     #[inline(never)]
-    pub(super) fn check_cell_slow(
+    pub(super) fn check_cell_uncached(
         &mut self,
         writes: bool,
         cell: &mut ShadowCell,
@@ -558,7 +559,7 @@ impl<'a> AccessCheck<'a> {
         }
         let known = self.writer_answers[at.unwrap_or(0)].known;
         mask & !known == 0
-            || self.may_lane_know_more_than_clock(key) && self.is_ordered_for_lane(key, cell.write, mask, lane)
+            || self.may_be_ordered_beyond_clock(key) && self.is_ordered_for_lane(key, cell.write, mask, lane)
     }
 
     pub(super) fn are_readers_ordered(&mut self, cell: &ShadowCell, lane: u32) -> bool {
@@ -567,17 +568,17 @@ impl<'a> AccessCheck<'a> {
             self.reader_answers = [self.find_ordered_lanes(cell.reader, cell.read), self.reader_answers[0]];
         }
         cell.readers & !self.reader_answers[at.unwrap_or(0)].known == 0
-            || self.may_lane_know_more_than_clock(cell.reader)
+            || self.may_be_ordered_beyond_clock(cell.reader)
                 && self.is_ordered_for_lane(cell.reader, cell.read, cell.readers, lane)
     }
 
     /// Returns true if a lane may be ordered after accesses of owner `key` that its vector clock does not contain: the
     /// lane's own accesses, and the accesses of asynchronous operations for which the lane waited.
-    pub(super) fn may_lane_know_more_than_clock(&self, key: OwnerKey) -> bool {
+    pub(super) fn may_be_ordered_beyond_clock(&self, key: OwnerKey) -> bool {
         key == self.warp.key() || key >= FIRST_OP_KEY
     }
 
-    pub(super) fn find_ordered_lanes(&self, key: OwnerKey, stamp: AccessStamp) -> OrderedLanes {
+    pub(super) fn find_ordered_lanes(&self, key: OwnerKey, stamp: AccessStamp) -> CachedOrderAnswer {
         let known = if key >= NO_AGENT >> 5 {
             u32::MAX
         } else if key < FIRST_OP_KEY {
@@ -585,7 +586,7 @@ impl<'a> AccessCheck<'a> {
         } else {
             self.cx.ops.lanes_ordered_before_clock(key, self.clock, self.space)
         };
-        OrderedLanes { key, stamp, known }
+        CachedOrderAnswer { key, stamp, known }
     }
 
     /// Returns true if the accesses of the lanes `mask` are ordered before the access of `lane`. In contrast to the

@@ -121,7 +121,7 @@ impl AccessCheck<'_> {
         }
         let of_op = old.key >= FIRST_OP_KEY;
         let ops = self.cx.ops;
-        let through_async = of_op && ops.kind(AsyncOpId::from_key(old.key)).is_async_proxy();
+        let through_async = of_op && ops.kind(AsyncOpId::from_key(old.key)).uses_async_proxy();
         let block = if of_op { ops.issuer(AsyncOpId::from_key(old.key)).block() } else { old.key >> 6 };
         through_async == self.is_async() && mine.min(theirs) >= self.cx.clusters.common_scope(block, self.warp.block())
     }
@@ -146,7 +146,7 @@ impl AccessCheck<'_> {
         // The writes of `st.async` complete on an mbarrier, which makes them visible to every thread that waits for
         // the mbarrier.
         let kind = self.cx.ops.kind(AsyncOpId::from_key(old.key));
-        kind.is_async_proxy() || kind == AsyncOpKind::StAsync || {
+        kind.uses_async_proxy() || kind == AsyncOpKind::StAsync || {
             let known = self.cx.ops.lanes_visible_to_async_proxy(old.key, self.warp, lane, self.clock, self.space);
             old.mask & !known == 0
         }

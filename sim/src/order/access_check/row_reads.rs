@@ -68,7 +68,7 @@ impl AccessCheck<'_> {
         }
         let mut knows = (0..count).map(|n| {
             let part = cell.with_lanes_shifted(n);
-            self.may_lane_know_more_than_clock(key) && self.is_ordered_for_lane(key, stamp, part.readers, lane + n)
+            self.may_be_ordered_beyond_clock(key) && self.is_ordered_for_lane(key, stamp, part.readers, lane + n)
                 || part.readers & !known == 0
         });
         let first = knows.next()?;

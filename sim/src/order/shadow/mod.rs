@@ -17,10 +17,10 @@ use super::cell::{
     CHUNK_BYTES, CellChunk, InitializedBytes, LOG2_CHUNK_BYTES, LOG2_MAX_BYTES_PER_LANE, ShadowCell,
     chunk_without_row_cells, for_each_byte_mask, get_or_create_chunk,
 };
-use super::conflict::{AccessKind, CheckContext, Conflict};
-use super::lane_cache::LaneCache;
-use super::transition_cache::TransitionCache;
-use super::{AccessStamp, AccessStrength, AsyncOpId, LANES, MemorySpace, OwnerKey, WarpClocks};
+use super::conflict::{AccessKind, Conflict, RaceCheckContext};
+use super::lane_cache::ShadowCellChangeCache;
+use super::transition_cache::AsyncCellChangeCache;
+use super::{AccessStamp, AccessStrength, AsyncOpId, LANES, MemorySpace, OwnerKey, WarpVectorClocks};
 use std::ops::Range;
 
 mod prefetch;
@@ -91,13 +91,13 @@ impl ShadowMemory {
     pub fn check_access(
         &mut self,
         access: AccessKind,
-        warp: &WarpClocks,
+        warp: &WarpVectorClocks,
         lanes: u32,
         offsets: &[u64; LANES],
         bytes: u32,
         strength: AccessStrength,
         pc: u32,
-        cx: &CheckContext,
+        cx: &RaceCheckContext,
         out: &mut Vec<Conflict>,
     ) {
         let stamp = AccessStamp::new(warp.epoch(), bytes.trailing_zeros(), access == AccessKind::Atomic, strength);
@@ -110,12 +110,12 @@ impl ShadowMemory {
     #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
     pub fn check_tensor_map_read(
         &mut self,
-        warp: &WarpClocks,
+        warp: &WarpVectorClocks,
         lane: u32,
         (offset, bytes): (u64, u64),
         address: u64,
         pc: u32,
-        cx: &CheckContext,
+        cx: &RaceCheckContext,
         out: &mut Vec<Conflict>,
     ) {
         let stamp = AccessStamp::new(warp.epoch(), LOG2_MAX_BYTES_PER_LANE, false, AccessStrength::Weak);
@@ -139,12 +139,12 @@ impl ShadowMemory {
         &mut self,
         access: AccessKind,
         op: AsyncOpId,
-        warp: &WarpClocks,
+        warp: &WarpVectorClocks,
         lanes: u32,
         offsets: &[u64; LANES],
         bytes: u32,
         pc: u32,
-        cx: &CheckContext,
+        cx: &RaceCheckContext,
         out: &mut Vec<Conflict>,
     ) {
         let stamp = AccessStamp::new(0, bytes.trailing_zeros(), false, AccessStrength::Weak);
@@ -164,13 +164,13 @@ impl ShadowMemory {
             }
             if access == AccessKind::Read {
                 self.prefetch_lanes(part, offsets);
-                let mut cache = TransitionCache::new();
+                let mut cache = AsyncCellChangeCache::new();
                 self.check_lanes::<true, false>(&lanes, part, &mut check, out, |check, cell, offset, lane, lists| {
                     cache.check_read(check, cell, offset, lane, lists);
                 });
                 continue;
             }
-            let mut seen = LaneCache::new();
+            let mut seen = ShadowCellChangeCache::new();
             crate::simd::run_with_widest_simd(
                 #[inline(always)]
                 || {
@@ -188,7 +188,13 @@ impl ShadowMemory {
     }
 
     #[inline(always)]
-    fn check_lanes_as(&mut self, access: AccessKind, lanes: &LaneAccess, cx: &CheckContext, out: &mut Vec<Conflict>) {
+    fn check_lanes_as(
+        &mut self,
+        access: AccessKind,
+        lanes: &LaneAccess,
+        cx: &RaceCheckContext,
+        out: &mut Vec<Conflict>,
+    ) {
         self.collect_unused_lists();
         match access {
             AccessKind::Read => self.check_warp::<true, false>(lanes, cx, out),
@@ -200,7 +206,7 @@ impl ShadowMemory {
     fn check_warp<const READS: bool, const WRITES: bool>(
         &mut self,
         access: &LaneAccess,
-        cx: &CheckContext,
+        cx: &RaceCheckContext,
         out: &mut Vec<Conflict>,
     ) {
         for (mask, clock) in access.warp.lane_groups_with_clocks() {
@@ -314,11 +320,11 @@ impl ShadowMemory {
         &mut self,
         runs: &[(u64, u64)],
         op: AsyncOpId,
-        warp: &WarpClocks,
+        warp: &WarpVectorClocks,
         lane: u32,
         write: Option<AccessStrength>,
         pc: u32,
-        cx: &CheckContext,
+        cx: &RaceCheckContext,
         out: &mut Vec<Conflict>,
     ) {
         match write {
@@ -332,11 +338,11 @@ impl ShadowMemory {
         &mut self,
         runs: &[(u64, u64)],
         op: AsyncOpId,
-        warp: &WarpClocks,
+        warp: &WarpVectorClocks,
         lane: u32,
         strength: AccessStrength,
         pc: u32,
-        cx: &CheckContext,
+        cx: &RaceCheckContext,
         out: &mut Vec<Conflict>,
     ) {
         self.collect_unused_lists();
@@ -351,7 +357,7 @@ impl ShadowMemory {
             let (alike, rest) = left.split_at(count);
             left = rest;
             let mut check = AccessCheck::new(self.space, warp, warp.clock(lane), cx, op.key(), stamp, pc);
-            let mut cache = TransitionCache::new();
+            let mut cache = AsyncCellChangeCache::new();
             for (n, &(start, bytes)) in alike.iter().enumerate() {
                 if n % RANGES_PER_PREFETCH == 0 {
                     self.prefetch_ranges(&alike[n..alike.len().min(n + RANGES_PER_PREFETCH)]);
@@ -373,7 +379,7 @@ impl ShadowMemory {
         &mut self,
         range: Range<u64>,
         check: &mut AccessCheck,
-        cache: &mut TransitionCache,
+        cache: &mut AsyncCellChangeCache,
         lane: u32,
     ) {
         let mut start = range.start;
@@ -389,7 +395,7 @@ impl ShadowMemory {
             let count = ((end - start) >> chunk.shift) as usize;
             for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
                 let offset = start + ((step as u64) << chunk.shift);
-                cache.check_cell_async::<WRITES>(check, cell, offset, lane, &mut self.lists);
+                cache.check_cell_of_async_operation::<WRITES>(check, cell, offset, lane, &mut self.lists);
             }
             start = end;
         }
@@ -410,7 +416,7 @@ const RANGES_PER_PREFETCH: usize = 8;
 
 /// The access that a warp's lanes make with one instruction, each lane at its own offset.
 struct LaneAccess<'a> {
-    warp: &'a WarpClocks,
+    warp: &'a WarpVectorClocks,
     lanes: u32,
     offsets: &'a [u64; LANES],
     bytes: u32,

@@ -1,10 +1,10 @@
 //! A block barrier made of releases and acquires, for the tests of this module and for `benches/order.rs`.
 
-use super::{VectorClock, WarpClocks};
+use super::{VectorClock, WarpVectorClocks};
 
 /// Executes a barrier. Each participant is a warp, the mask of its lanes that arrive, and the mask of its lanes that
 /// wait. The arriving lanes of all warps release; the waiting lanes acquire all that was released.
-pub fn barrier(participants: &mut [(&mut WarpClocks, u32, u32)]) {
+pub fn barrier(participants: &mut [(&mut WarpVectorClocks, u32, u32)]) {
     let mut released: Option<VectorClock> = None;
     for (warp, lanes, _) in participants.iter_mut() {
         let clock = warp.release(*lanes);

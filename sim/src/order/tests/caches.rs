@@ -11,8 +11,8 @@ const BYTES: u64 = 16384;
 
 /// Two shadow memories that receive the same accesses; only the first one uses its caches.
 struct CachedAndUncached {
-    warps: Vec<WarpClocks>,
-    ops: AsyncOps,
+    warps: Vec<WarpVectorClocks>,
+    ops: AsyncOperationTable,
     open: Vec<(AsyncOpId, usize)>,
     shadows: [ShadowMemory; 2],
     state: u64,
@@ -34,11 +34,14 @@ impl CachedAndUncached {
         })
     }
 
-    fn both(&mut self, tell: impl Fn(&mut ShadowMemory, &[WarpClocks], &CheckContext, &mut Vec<Conflict>)) -> usize {
+    fn both(
+        &mut self,
+        tell: impl Fn(&mut ShadowMemory, &[WarpVectorClocks], &RaceCheckContext, &mut Vec<Conflict>),
+    ) -> usize {
         let mut found = [Vec::new(), Vec::new()];
         for (n, (shadow, found)) in self.shadows.iter_mut().zip(&mut found).enumerate() {
             CACHES_DISABLED.set(n == 1);
-            tell(shadow, &self.warps, &CheckContext { ops: &self.ops, clusters: &CLUSTERS }, found);
+            tell(shadow, &self.warps, &RaceCheckContext { ops: &self.ops, clusters: &CLUSTERS }, found);
         }
         CACHES_DISABLED.set(false);
         assert_eq!(found[0], found[1]);
@@ -135,7 +138,7 @@ impl CachedAndUncached {
 
     /// Lets a thread with an empty clock access all bytes, which conflicts with every recorded access.
     fn access_all_bytes_unordered(&mut self) {
-        self.warps.push(WarpClocks::new(1, 0, ALL, VectorClock::empty(1)));
+        self.warps.push(WarpVectorClocks::new(1, 0, ALL, VectorClock::empty(1)));
         for start in (0..BYTES).step_by(512) {
             let rows = std::array::from_fn(|lane| start + 16 * lane as u64);
             for access in [AccessKind::Read, AccessKind::Write] {
@@ -153,10 +156,10 @@ impl CachedAndUncached {
 fn row_checks_equal_checks_lane_by_lane() {
     let (mut row_chunks, mut conflicts) = (0, 0);
     for seed in 1..400u64 {
-        let warps = (0..8).map(|w| WarpClocks::new(0, w, ALL, VectorClock::empty(0))).collect();
+        let warps = (0..8).map(|w| WarpVectorClocks::new(0, w, ALL, VectorClock::empty(0))).collect();
         let shadow = ShadowMemory::new(MemorySpace::Global, BYTES, true);
         let (shadows, state) = ([shadow.clone(), shadow], seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let mut twins = CachedAndUncached { warps, ops: AsyncOps::new(), open: Vec::new(), shadows, state };
+        let mut twins = CachedAndUncached { warps, ops: AsyncOperationTable::new(), open: Vec::new(), shadows, state };
         for _ in 0..1 + seed % 16 {
             if twins.random(3) == 0 {
                 twins.order();
@@ -181,10 +184,10 @@ fn row_checks_equal_checks_lane_by_lane() {
 fn caches_do_not_change_results() {
     let (mut conflicts, mut clean) = (0, 0);
     for seed in 1..400u64 {
-        let warps = (0..8).map(|w| WarpClocks::new(0, w, ALL, VectorClock::empty(0))).collect();
+        let warps = (0..8).map(|w| WarpVectorClocks::new(0, w, ALL, VectorClock::empty(0))).collect();
         let shadow = ShadowMemory::new(MemorySpace::Shared, BYTES, !seed.is_multiple_of(3));
         let (shadows, state) = ([shadow.clone(), shadow], seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let mut twins = CachedAndUncached { warps, ops: AsyncOps::new(), open: Vec::new(), shadows, state };
+        let mut twins = CachedAndUncached { warps, ops: AsyncOperationTable::new(), open: Vec::new(), shadows, state };
         for _ in 0..60 {
             if twins.random(2) == 0 {
                 twins.order();

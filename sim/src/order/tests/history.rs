@@ -40,12 +40,12 @@ struct StrongWrite {
 }
 
 struct World {
-    warps: Vec<WarpClocks>,
+    warps: Vec<WarpVectorClocks>,
     graph: HappensBeforeGraph,
     shadow: ShadowMemory,
     space: MemorySpace,
-    ops: AsyncOps,
-    vars: SyncLocations,
+    ops: AsyncOperationTable,
+    vars: ReleasedClocksByLocation,
     past: Vec<RecordedAccess>,
     spoiled: BTreeSet<u64>,
     written: BTreeSet<u64>,
@@ -68,15 +68,15 @@ struct World {
 
 impl World {
     fn new(space: MemorySpace, initialized: bool, mix: u8) -> World {
-        let warps =
-            (0..BLOCKS * WARPS).map(|w| WarpClocks::new(w / WARPS, w % WARPS, ALL, VectorClock::empty(w / WARPS)));
+        let warps = (0..BLOCKS * WARPS)
+            .map(|w| WarpVectorClocks::new(w / WARPS, w % WARPS, ALL, VectorClock::empty(w / WARPS)));
         World {
             warps: warps.collect(),
             graph: HappensBeforeGraph::default(),
             shadow: ShadowMemory::new(space, BYTES, initialized),
             space,
-            ops: AsyncOps::new(),
-            vars: SyncLocations::new(),
+            ops: AsyncOperationTable::new(),
+            vars: ReleasedClocksByLocation::new(),
             past: Vec::new(),
             spoiled: BTreeSet::new(),
             written: if initialized { (0..BYTES).collect() } else { BTreeSet::new() },
@@ -292,7 +292,7 @@ impl World {
             let start = (n[1] as u64 + 4 * lane as u64) % BYTES;
             let bytes = (start, (start + 1 + n[2] as u64 % 8).min(BYTES));
             let mut out = Vec::new();
-            let cx = CheckContext { ops: &self.ops, clusters: &CLUSTERS };
+            let cx = RaceCheckContext { ops: &self.ops, clusters: &CLUSTERS };
             let run = (bytes.0, bytes.1 - bytes.0);
             let write = (!reads).then_some(strength);
             self.shadow.check_async_ranges(&[run], op, &self.warps[w], lane, write, 7, &cx, &mut out);
@@ -324,7 +324,7 @@ impl World {
         let agent = Agent::virtual_agent(w as u32 / WARPS, 5 + token as u32);
         self.ops.mark_observed(op, agent, self.phase);
         let mut clock = self.warps[w].release(lanes);
-        clock.raise_epoch(agent, self.phase);
+        clock.record_happens_before(agent, self.phase);
         let before: Vec<EventId> =
             Self::each(lanes).map(|lane| self.graph.add_thread_event(Self::thread(w, lane), &[])).collect();
         let node = self.graph.add_event(&before);
@@ -354,7 +354,7 @@ impl World {
             *offset = (n[3] as u64 / 4 * bytes + lane as u64 * stride) / bytes * bytes % BYTES;
         }
         let mut out = Vec::new();
-        let cx = CheckContext { ops: &self.ops, clusters: &CLUSTERS };
+        let cx = RaceCheckContext { ops: &self.ops, clusters: &CLUSTERS };
         self.shadow.check_access(access, &self.warps[w], lanes, &offsets, bytes as u32, strength, 3, &cx, &mut out);
         let in_order: Vec<u32> =
             self.warps[w].lane_groups_with_clocks().flat_map(|(mask, _)| Self::each(mask & lanes)).collect();
@@ -444,7 +444,7 @@ impl World {
         if !Self::conflicts_unless_ordered(mine, old) {
             return None;
         }
-        let through_async = |past: &RecordedAccess| past.op.is_some_and(|(op, _)| self.ops.kind(op).is_async_proxy());
+        let through_async = |past: &RecordedAccess| past.op.is_some_and(|(op, _)| self.ops.kind(op).uses_async_proxy());
         let weakest = mine.strength.min(old.strength);
         let strong = weakest != AccessStrength::Weak && weakest >= CLUSTERS.common_scope(mine.thread.0, old.thread.0);
         let seen: Vec<EventId> = match old.op {

@@ -8,7 +8,7 @@ mod lists;
 mod rows;
 mod rules;
 
-use super::{VectorClock, WarpClocks};
+use super::{VectorClock, WarpVectorClocks};
 use block_barrier::barrier;
 
 /// Advances a xorshift64 generator and returns its new state.

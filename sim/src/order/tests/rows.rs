@@ -8,8 +8,8 @@ const CLUSTERS: ClusterLayout = ClusterLayout::NONE;
 
 /// Two shadow memories that receive the same accesses: one checks whole warps, one checks half warps.
 struct WholeAndHalfWarps {
-    warps: Vec<WarpClocks>,
-    ops: AsyncOps,
+    warps: Vec<WarpVectorClocks>,
+    ops: AsyncOperationTable,
     whole: ShadowMemory,
     halves: ShadowMemory,
     state: u64,
@@ -31,7 +31,8 @@ impl WholeAndHalfWarps {
         let w = self.random(self.warps.len() as u64) as usize;
         let as_op = access != AccessKind::Atomic && self.random(4) == 0;
         let op = as_op.then(|| self.ops.start(AsyncOpKind::CpAsync, &self.warps[w], u32::MAX, 1));
-        let (bytes, warp, cx) = (bytes as u32, &self.warps[w], CheckContext { ops: &self.ops, clusters: &CLUSTERS });
+        let (bytes, warp, cx) =
+            (bytes as u32, &self.warps[w], RaceCheckContext { ops: &self.ops, clusters: &CLUSTERS });
         let tell = |shadow: &mut ShadowMemory, lanes: u32, out: &mut Vec<Conflict>| match op {
             Some(op) => shadow.check_cp_async(access, op, warp, lanes, &offsets, bytes, 1, &cx, out),
             None => shadow.check_access(access, warp, lanes, &offsets, bytes, strength, 1, &cx, out),
@@ -54,10 +55,11 @@ impl WholeAndHalfWarps {
 fn whole_row_checks_equal_lane_checks() {
     let (mut conflicts, mut clean) = (0, 0);
     for seed in 1..150u64 {
-        let warps = (0..4).map(|w| WarpClocks::new(w / 2, w % 2, u32::MAX, VectorClock::empty(w / 2))).collect();
+        let warps = (0..4).map(|w| WarpVectorClocks::new(w / 2, w % 2, u32::MAX, VectorClock::empty(w / 2))).collect();
         let shadow = ShadowMemory::new(MemorySpace::Global, 8192 + 512, !seed.is_multiple_of(3));
         let state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mut twins = WholeAndHalfWarps { warps, ops: AsyncOps::new(), whole: shadow.clone(), halves: shadow, state };
+        let mut twins =
+            WholeAndHalfWarps { warps, ops: AsyncOperationTable::new(), whole: shadow.clone(), halves: shadow, state };
         for _ in 0..40 {
             if twins.random(2) == 0 {
                 barrier(&mut twins.warps[..2].iter_mut().map(|w| (w, u32::MAX, u32::MAX)).collect::<Vec<_>>());

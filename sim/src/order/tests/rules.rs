@@ -9,15 +9,19 @@ const RACE: ConflictKind = ConflictKind::Race { two_stores: false, mixed_sizes: 
 
 /// Two warps of each of four blocks, and the shadow memory of one allocation.
 struct RuleTest {
-    warps: Vec<WarpClocks>,
-    ops: AsyncOps,
+    warps: Vec<WarpVectorClocks>,
+    ops: AsyncOperationTable,
     shadow: ShadowMemory,
 }
 
 impl RuleTest {
     fn new(initialized: bool) -> RuleTest {
-        let warps = (0..8).map(|w| WarpClocks::new(w / 2, w % 2, ALL, VectorClock::empty(w / 2))).collect();
-        RuleTest { warps, ops: AsyncOps::new(), shadow: ShadowMemory::new(MemorySpace::Shared, 8192, initialized) }
+        let warps = (0..8).map(|w| WarpVectorClocks::new(w / 2, w % 2, ALL, VectorClock::empty(w / 2))).collect();
+        RuleTest {
+            warps,
+            ops: AsyncOperationTable::new(),
+            shadow: ShadowMemory::new(MemorySpace::Shared, 8192, initialized),
+        }
     }
 
     /// Makes one lane of warp `w` access `bytes` bytes at `offset`; returns the kind of the conflict, if any.
@@ -31,7 +35,7 @@ impl RuleTest {
         strength: AccessStrength,
     ) -> Option<ConflictKind> {
         let mut out = Vec::new();
-        let cx = CheckContext { ops: &self.ops, clusters: &CLUSTERS };
+        let cx = RaceCheckContext { ops: &self.ops, clusters: &CLUSTERS };
         self.shadow.check_access(
             access,
             &self.warps[w],
@@ -66,7 +70,7 @@ impl RuleTest {
         let strength = if kind == AsyncOpKind::Reduce { AccessStrength::Gpu } else { AccessStrength::Weak };
         let mut out = Vec::new();
         let (warp, run) = (&self.warps[w], (offset, 64));
-        let cx = CheckContext { ops: &self.ops, clusters: &CLUSTERS };
+        let cx = RaceCheckContext { ops: &self.ops, clusters: &CLUSTERS };
         self.shadow.check_async_ranges(&[run], op, warp, 0, (!reads).then_some(strength), 9, &cx, &mut out);
         (op, out.first().map(|conflict| conflict.kind))
     }
@@ -119,8 +123,8 @@ fn exited_lanes_take_no_part_in_a_barrier() {
 
 #[test]
 fn barrier_of_a_partial_warp_covers_all_lanes() {
-    let mut few = WarpClocks::new(0, 1, 0b111, VectorClock::empty(0));
-    let mut all = WarpClocks::new(0, 0, ALL, VectorClock::empty(0));
+    let mut few = WarpVectorClocks::new(0, 1, 0b111, VectorClock::empty(0));
+    let mut all = WarpVectorClocks::new(0, 0, ALL, VectorClock::empty(0));
     barrier(&mut [(&mut few, 0b111, 0b111), (&mut all, ALL, ALL)]);
     assert!(all.clock(5).includes(Agent::thread(0, 34), 1));
     assert_eq!(few.lane_groups_with_clocks().count(), 1);
@@ -217,7 +221,7 @@ fn mbarrier_phase_makes_the_copy_visible_to_threads_that_acquire_it() {
     let phase = Agent::virtual_agent(0, 3);
     s.ops.mark_observed(op, phase, 1);
     let mut clock = s.warps[0].release(1);
-    clock.raise_epoch(phase, 1);
+    clock.record_happens_before(phase, 1);
     s.warps[1].acquire(0b10, &clock);
     assert_eq!(s.read(1, 1, 0), None);
     assert_eq!(s.read(1, 0, 4), Some(ConflictKind::NotWaited(op)));
@@ -306,11 +310,11 @@ fn end_of_a_launch_orders_everything() {
 /// the reader's read of the data is ordered after the write.
 fn passed(
     reader: usize,
-    write: impl Fn(&mut SyncLocations, &mut WarpClocks),
-    read: impl Fn(&mut SyncLocations, &mut WarpClocks),
+    write: impl Fn(&mut ReleasedClocksByLocation, &mut WarpVectorClocks),
+    read: impl Fn(&mut ReleasedClocksByLocation, &mut WarpVectorClocks),
 ) -> bool {
     let mut s = RuleTest::new(true);
-    let mut vars = SyncLocations::new();
+    let mut vars = ReleasedClocksByLocation::new();
     assert_eq!(s.write(0, 0, 0), None);
     write(&mut vars, &mut s.warps[0]);
     assert_eq!(s.write(0, 0, 4), None, "after the release");
@@ -324,18 +328,23 @@ fn release_and_acquire_patterns_order_accesses() {
     use AccessStrength::{Cluster, Cta, Gpu};
     use MemorySemantics::{AcqRel, Acquire, Relaxed, Release};
     let put = |sem, scope| {
-        move |v: &mut SyncLocations, w: &mut WarpClocks| v.on_strong_write(8, w, 0, sem, scope, false, &CLUSTERS)
+        move |v: &mut ReleasedClocksByLocation, w: &mut WarpVectorClocks| {
+            v.on_strong_write(8, w, 0, sem, scope, false, &CLUSTERS)
+        }
     };
-    let get =
-        |sem, scope| move |v: &mut SyncLocations, w: &mut WarpClocks| v.on_strong_read(8, w, 0, sem, scope, &CLUSTERS);
+    let get = |sem, scope| {
+        move |v: &mut ReleasedClocksByLocation, w: &mut WarpVectorClocks| {
+            v.on_strong_read(8, w, 0, sem, scope, &CLUSTERS)
+        }
+    };
     let fenced_put = |fence, scope| {
-        move |v: &mut SyncLocations, w: &mut WarpClocks| {
+        move |v: &mut ReleasedClocksByLocation, w: &mut WarpVectorClocks| {
             w.fence(1, MemoryFence::acq_rel(fence));
             v.on_strong_write(8, w, 0, Relaxed, scope, false, &CLUSTERS);
         }
     };
     let get_fenced = |scope, fence| {
-        move |v: &mut SyncLocations, w: &mut WarpClocks| {
+        move |v: &mut ReleasedClocksByLocation, w: &mut WarpVectorClocks| {
             v.on_strong_read(8, w, 0, Relaxed, scope, &CLUSTERS);
             w.fence(1, MemoryFence::acq_rel(fence));
         }
@@ -354,7 +363,7 @@ fn release_and_acquire_patterns_order_accesses() {
     assert!(!passed(4, fenced_put(Cta, Gpu), get_fenced(Gpu, Gpu)));
     assert!(!passed(4, fenced_put(Gpu, Gpu), get_fenced(Gpu, Cta)));
     assert!(!passed(4, fenced_put(Gpu, Cta), get_fenced(Gpu, Gpu)));
-    let late = |v: &mut SyncLocations, w: &mut WarpClocks| {
+    let late = |v: &mut ReleasedClocksByLocation, w: &mut WarpVectorClocks| {
         w.fence(1, MemoryFence::acq_rel(Gpu));
         v.on_strong_read(8, w, 0, Relaxed, Gpu, &CLUSTERS);
     };
@@ -365,7 +374,7 @@ fn release_and_acquire_patterns_order_accesses() {
 fn release_survives_atomics_and_ends_at_a_store() {
     for (rmw, fine) in [(true, true), (false, false)] {
         let mut s = RuleTest::new(true);
-        let mut vars = SyncLocations::new();
+        let mut vars = ReleasedClocksByLocation::new();
         assert_eq!(s.write(0, 0, 0), None);
         vars.on_strong_write(8, &mut s.warps[0], 0, MemorySemantics::Release, AccessStrength::Gpu, false, &CLUSTERS);
         vars.on_strong_write(8, &mut s.warps[6], 0, MemorySemantics::Relaxed, AccessStrength::Gpu, rmw, &CLUSTERS);

@@ -16,7 +16,7 @@ use super::data_flow::DataFlow;
 use super::op::*;
 use super::operands::OperandResolver;
 use super::rows::register_row_count;
-use super::speculation::UsedWhere;
+use super::speculation::UsePredicate;
 use super::symbols::SymbolAddresses;
 use super::{FunctionCode, Program, ProgramError};
 use crate::alu;
@@ -31,7 +31,7 @@ pub(super) fn decode_function(
     layout: &SymbolAddresses,
     unknown: &mut Vec<String>,
 ) -> Result<FunctionCode, ProgramError> {
-    let (function, used_where) = super::speculation::delay_loads(&program.module.functions[index]);
+    let (function, used_where) = super::speculation::move_speculative_loads_to_use(&program.module.functions[index]);
     let function = &*function;
     let reconvergence = crate::ptx::cfg::reconvergence_points(function);
     let mut decoder = Decoder {
@@ -103,7 +103,7 @@ pub(super) struct Decoder<'a> {
     flow: DataFlow,
     /// For each load whose value only some threads use, by the load's index: the predicate that tells which threads use
     /// the value.
-    used_where: HashMap<usize, UsedWhere>,
+    used_where: HashMap<usize, UsePredicate>,
     /// Index in the function of the instruction that is being decoded.
     index: usize,
 }
