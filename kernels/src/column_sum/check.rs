@@ -1,6 +1,6 @@
 use reel_device::DType::{BF16, F32};
 
-use super::{SummedMatrix, Params, column_sums, formula, test_shapes};
+use super::{Params, SummedMatrix, column_sums, formula, test_shapes};
 use crate::checks::{TestArray, checks, normal_numbers, run};
 use crate::compare::assert_rounded;
 
