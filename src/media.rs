@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use reel_diagnostic::input;
+use reel_diagnostic::{input, print_note_once};
 use reel_input::fetch::{MediaAccess, RemoteMedia};
 use reel_media::MediaError;
 use reel_media::profile::{MediaOverrides, MediaProfile};
@@ -80,6 +80,12 @@ impl MediaFlags {
     pub fn limit_overrides(&self, profile: MediaProfile) -> Result<MediaOverrides> {
         let overrides = self.unchecked_limit_overrides();
         overrides.validate(profile).map_err(media_error_to_usage_error)?;
+        if let Some(frames) = overrides.frames_at_any_rate(profile) {
+            print_note_once(format!(
+                "--fps: has no effect with the profile {profile}, which takes {frames} frames of every video; give \
+                 --min-frames or --max-frames, too, or --profile qwen"
+            ));
+        }
         Ok(overrides)
     }
 

@@ -375,9 +375,10 @@ fn refuse_stdout(option: &str, path: &Path) -> Result<()> {
     }
 }
 
-/// Returns an error if the output file is a folder, before work is done whose result could not be written.
+/// Returns an error if the output file is a folder, or has the name of one (`DIR/`), before work is done whose result
+/// could not be written.
 fn refuse_folder(file: &Path) -> Result<()> {
-    match file.is_dir() {
+    match file.is_dir() || file.as_os_str().as_encoded_bytes().ends_with(b"/") {
         true => Err(crate::output::cannot_write(file, ErrorKind::IsADirectory.into())),
         false => Ok(()),
     }

@@ -12,7 +12,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use reel_diagnostic::input;
+use reel_diagnostic::{input, print_note_once};
 use reel_media::frames::FrameBuf;
 use reel_media::image::RgbImage;
 use reel_media::patches::{self, ImageProcessorSettings};
@@ -114,7 +114,15 @@ impl Default for MediaOptions {
 impl MediaOptions {
     /// The limits of an image or a video. `part` has the limits that the keys of its message part set.
     pub(crate) fn media_limits(&self, part: MediaOverrides) -> MediaOverrides {
-        self.overrides.or_fallback(part).or_fallback(self.trained)
+        let limits = self.overrides.or_fallback(part).or_fallback(self.trained);
+        if let (Some(_), None, Some(frames)) = (part.fps, self.overrides.fps, limits.frames_at_any_rate(self.profile)) {
+            print_note_once(format!(
+                "`fps` of videos has no effect with the profile {}, which takes {frames} frames of every video; give \
+                 --min-frames or --max-frames, or --profile qwen",
+                self.profile
+            ));
+        }
+        limits
     }
 }
 

@@ -254,6 +254,14 @@ impl MediaOverrides {
         self.validate_pixels(profile)
     }
 
+    /// The number of frames that a video has at any rate, if these overrides have a rate and the profile's limits
+    /// leave one number only; `None` if the rate decides.
+    pub fn frames_at_any_rate(&self, profile: MediaProfile) -> Option<i64> {
+        let SelectionRule::Rate { min_frames, max_frames, .. } = profile.selection_rule() else { return None };
+        let (min, max) = (self.min_frames.unwrap_or(min_frames), self.max_frames.unwrap_or(max_frames));
+        (self.fps.is_some() && min.saturating_add(min % 2) >= max - max % 2).then_some(max - max % 2)
+    }
+
     fn validate_frame_counts(&self, profile: MediaProfile) -> Result<()> {
         let error = |name: &str, what: String, help: &str| Err(MediaError::setting_error(name, what, help));
         let rule = profile.selection_rule();
@@ -443,6 +451,21 @@ mod tests {
             (VideorftTrain, json!({"video_max_pixels": 401_408, "image_max_pixels": 50_176})),
         ] {
             assert_eq!(check(profile, settings.clone()), Ok(()), "{settings}");
+        }
+    }
+
+    #[test]
+    fn a_rate_has_no_effect_if_the_limits_leave_one_number_of_frames() {
+        let with = |settings: serde_json::Value| -> MediaOverrides { serde_json::from_value(settings).unwrap() };
+        for (profile, settings, frames) in [
+            (VideorftTrain, json!({"fps": 1.0}), Some(16)),
+            (VideorftTrain, json!({}), None),
+            (VideorftTrain, json!({"fps": 1.0, "min_frames": 4}), None),
+            (Qwen, json!({"fps": 1.0}), None),
+            (Qwen, json!({"fps": 1.0, "min_frames": 7, "max_frames": 9}), Some(8)),
+            (Uniform16, json!({"fps": 1.0}), None),
+        ] {
+            assert_eq!(with(settings.clone()).frames_at_any_rate(profile), frames, "{settings}");
         }
     }
 

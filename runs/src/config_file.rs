@@ -212,11 +212,19 @@ impl ConfigFile {
                 text.split(',').map(|part| Value::from(part.trim())).collect(),
             ],
             Value::Bool(_) | Value::Number(_) => vec![Value::from(entry.value.to_string())],
+            // A list of texts is the same as its texts with commas between them.
+            Value::Array(list) => list
+                .iter()
+                .map(Value::as_str)
+                .collect::<Option<Vec<_>>>()
+                .map(|texts| vec![Value::from(texts.join(","))])
+                .unwrap_or_default(),
             _ => Vec::new(),
         };
         let fitting = other_forms.into_iter().find(|form| !form.is_null() && fits(form).is_ok());
         fitting.ok_or_else(|| {
-            self.error(entry, format!("{} is not a valid value: {e}", entry.value), "see --help for its values")
+            let what = format!("{} is not a valid value: {}", entry.value, in_plain_words(&e.to_string()));
+            self.error(entry, what, "see --help for its values")
         })
     }
 
@@ -302,8 +310,32 @@ fn yaml_options(path: &str, text: &str) -> Result<KeysAndValues> {
         Ok(Value::Object(map)) => Ok(map.into_iter().collect()),
         Ok(Value::Null) => Ok(Vec::new()),
         Ok(_) => Err(error(None, "it has another value")),
-        Err(e) => Err(error(e.location().map(|at| at.line() as usize), &e.to_string())),
+        Err(e) => {
+            let text = e.to_string();
+            // The library's text names functions of its own.
+            let what = match text.contains("multiple YAML documents") {
+                true => "it has several documents (a line `---`), of which a configuration is one",
+                false => text.as_str(),
+            };
+            Err(error(e.location().map(|at| at.line() as usize), what))
+        }
     }
+}
+
+/// The error of a value's type without the names of Rust's types.
+fn in_plain_words(error: &str) -> String {
+    const WORDS: [(&str, &str); 7] = [
+        ("u64", "a whole number of 0 or more"),
+        ("u32", "a whole number of 0 or more"),
+        ("usize", "a whole number of 0 or more"),
+        ("i64", "a whole number"),
+        ("f64", "a number"),
+        ("f32", "a number"),
+        ("path string", "a path"),
+    ];
+    let expected =
+        WORDS.iter().find_map(|(name, words)| Some((error.strip_suffix(&format!("expected {name}"))?, words)));
+    expected.map_or(error.to_string(), |(start, words)| format!("{start}expected {words}"))
 }
 
 fn not_of_format(path: &str, line: Option<usize>, format: &str, what: &str, help: &str) -> TrainError {

@@ -192,7 +192,7 @@ impl Task {
     /// A field is missing, unknown or wrong.
     pub fn parse(location: &str, text: &str) -> Result<Self> {
         let wrong = |what: String| {
-            EvalError::Task(Diagnostic::new(location, what, "see eval/tasks/*.toml and docs/evaluation.md"))
+            EvalError::Task(Diagnostic::new(location, what, "compare it with what `reel eval tasks mvbench` prints"))
         };
         let task: Self = toml::from_str(text).map_err(|e| {
             let line = e.span().map_or(String::new(), |span| format!("line {}: ", line_of(text, span.start)));

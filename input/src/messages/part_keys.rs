@@ -8,7 +8,7 @@ use super::{PartKind, part_kind};
 use crate::error::{InputError, Result};
 
 /// The keys of qwen-vl-utils for the frames and pixels of a video.
-pub(crate) const VIDEO_KEYS: [&str; 11] = [
+pub const VIDEO_KEYS: [&str; 11] = [
     "nframes",
     "fps",
     "min_frames",

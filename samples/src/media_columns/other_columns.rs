@@ -1,6 +1,7 @@
 //! Refuses columns that nothing reads and that hold media.
 
-use reel_diagnostic::Diagnostic;
+use reel_diagnostic::{Diagnostic, print_note_once};
+use reel_input::messages::VIDEO_KEYS;
 use serde_json::{Map, Value};
 
 use super::{Kind, is_given, parts};
@@ -9,14 +10,18 @@ use super::{Kind, is_given, parts};
 const ANSWER_COLUMNS: [&str; 8] =
     ["solution", "answer", "problem", "problem_type", "data_type", "options", "process", "question"];
 
-/// Refuses a column that nothing reads if its name or its values show that it holds media. A column that only repeats
-/// files of the messages is accepted.
+/// Names of limits that a row may have as a property of its video, too: nothing is lost if they are only that.
+const PROPERTY_COLUMNS: [&str; 1] = ["fps"];
+
+/// Refuses a column that nothing reads if its name or its values show that it holds media, or a limit of frames or
+/// pixels, which belongs into the object of the video. A column that only repeats files of the messages is accepted.
 pub(super) fn refuse_media_in_other_columns(
     messages: &[Value],
     columns: &Map<String, Value>,
 ) -> Result<(), Diagnostic> {
     let known: Vec<&str> = Kind::ALL.iter().flat_map(|kind| kind.columns()).chain(ANSWER_COLUMNS).collect();
     let mut used = Vec::new();
+    let has_media = messages.iter().flat_map(parts).any(|part| Kind::ALL.iter().any(|kind| kind.has_file(part)));
     for part in messages.iter().flat_map(parts) {
         for key in ["image", "image_url", "video", "video_url", "url", "path"] {
             collect_strings(part.get(key).unwrap_or(&Value::Null), &mut used);
@@ -24,6 +29,16 @@ pub(super) fn refuse_media_in_other_columns(
     }
     let is_used = |path: &str| used.iter().any(|used| used.ends_with(path) || path.ends_with(used));
     for (name, value) in columns.iter().filter(|(name, value)| !known.contains(&name.as_str()) && is_given(value)) {
+        if has_media && VIDEO_KEYS.contains(&name.as_str()) {
+            let what = "is a limit of frames or pixels, but reel does not read it from a column";
+            let help = format!(
+                "write it beside the file, such as \"videos\": [{{\"video\": \"a.mp4\", \"{name}\": {value}}}]"
+            );
+            if !PROPERTY_COLUMNS.contains(&name.as_str()) {
+                return Err(Diagnostic::new(name.as_str(), what, help));
+            }
+            print_note_once(format!("{name}: {what}; {help}"));
+        }
         let mut strings = Vec::new();
         collect_strings(value, &mut strings);
         let looks_so = is_media_name(name) || strings.iter().any(|text| is_media_file(text));

@@ -171,6 +171,15 @@ fn media_columns_that_nothing_reads_are_refused() {
         let error = content(json!("What?"), others).unwrap_err();
         assert_eq!(error, format!("{name}: is audio, which is not supported; remove the column"));
     }
+    // A limit belongs to a video; `fps` may be a property of the file.
+    for name in ["nframes", "max_pixels", "video_start"] {
+        let error = content(json!("<video>What?"), json!({"videos": ["a.mp4"], name: 4})).unwrap_err();
+        let wanted =
+            format!("{name}: is a limit of frames or pixels, but reel does not read it from a column; write it ");
+        assert!(error.starts_with(&wanted), "{error}");
+        assert!(content(json!("What?"), json!({name: 4})).is_ok(), "{name}");
+    }
+    assert!(content(json!("<video>What?"), json!({"videos": ["a.mp4"], "fps": 30})).is_ok());
     let error = refuse_media_with_text_prompt("prompt", "<video>?", &Map::new()).unwrap_err().to_string();
     assert!(error.starts_with("prompt: is plain text, but contains the media mark <video>; "), "{error}");
     let error = refuse_media_with_text_prompt("prompt", "What?", &columns(json!({"images": ["a.png"]})))

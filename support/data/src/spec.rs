@@ -82,6 +82,9 @@ fn parse_one(text: &str) -> Result<WeightedPath, Diagnostic> {
     let Some((path, weight)) = parts else { return of_path(text, None) };
     match weight.parse::<f64>() {
         Ok(weight) if weight.is_finite() && weight > 0.0 => of_path(path, Some(weight)),
+        _ if weight.split_once(',').is_some_and(|(first, _)| first.parse::<f64>().is_ok()) => {
+            Err(Diagnostic::new(path, format!("has a weight, but a file after it has none (\"{weight}\")"), WEIGHTS))
+        }
         _ => {
             Err(Diagnostic::new(path, format!("has the weight \"{weight}\", which is not a positive number"), WEIGHTS))
         }
@@ -130,6 +133,7 @@ mod tests {
         for (names, wanted) in [
             (&["a.jsonl:0"][..], "a.jsonl: has the weight \"0\", which is not a positive number; "),
             (&["a.jsonl:x"], "a.jsonl: has the weight \"x\", which is not a positive number; "),
+            (&["a.jsonl:0.5,b.jsonl"], "a.jsonl: has a weight, but a file after it has none (\"0.5,b.jsonl\"); "),
             (&["a.jsonl:inf"], "a.jsonl: has the weight \"inf\""),
             (&["a.jsonl:-1"], "a.jsonl: has the weight \"-1\""),
             (&["a.jsonl:1", "b:2"], "a.jsonl:1,b:2: has a weight for some files only; "),
