@@ -32,6 +32,13 @@ pub fn read_config_file(t: &mut CommandTranslation) {
     let name = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or(path);
     let mut entries = Vec::new();
     for (key, value) in file.entries() {
+        // A server's option with a mapping is one option with a JSON object, as on a command line:
+        // `limit-mm-per-prompt: {image: 2}`.
+        if value.is_object() && !trains {
+            let written = format!("{name}: {key}");
+            entries.push(GivenOption { name: option_names::field_name(key), written, values: vec![value.to_string()] });
+            continue;
+        }
         flatten(&name, key, value, &mut entries);
     }
     let own_keys = ["overwrite", "resume_from_checkpoint"];

@@ -99,16 +99,57 @@ pub fn translate_batch_size(t: &mut CommandTranslation) {
              micro-batches of all processes"
         ));
     }
-    let wanted = (t.surroundings.variable)("NPROC_PER_NODE").and_then(|n| n.parse::<usize>().ok()).filter(|n| *n > 1);
-    if let Some(wanted) = wanted.filter(|_| processes == 1 && t.is_foreign && !t.is_set("gpus")) {
+    if let Some((shown, wanted)) = launched_processes(t).filter(|_| processes == 1 && t.is_foreign && !t.is_set("gpus"))
+    {
         let steps = t.option_number("gradient_accumulation_steps").unwrap_or(1.0).max(1.0) as usize;
         let taken = t.parts.contains_key("processes_counted");
         let all = if taken { steps } else { steps * wanted };
-        t.notes.push(format!(
-            "note: NPROC_PER_NODE={wanted}: reel starts this many processes with --gpus {wanted}; with any number of them \
-             --gradient-accumulation-steps {all} keeps the batch of {wanted}"
-        ));
+        // A group of completions is never divided, and each process needs a micro-batch.
+        t.notes.push(match all < wanted {
+            true => format!(
+                "note: {shown}: the batch of these {wanted} processes is {all} micro-batches of whole groups, so reel can \
+                 share it among at most {all} processes (--gpus {all})"
+            ),
+            false => format!(
+                "note: {shown}: reel starts this many processes with --gpus {wanted}; with any number of them \
+                 --gradient-accumulation-steps {all} keeps the batch of {wanted} processes"
+            ),
+        });
     }
+}
+
+/// Returns the number of processes that the other program's launcher would start, if it is more than one, and the
+/// variable or option that sets it: `NPROC_PER_NODE`, `num_processes` of accelerate, or `nproc_per_node` of torchrun.
+fn launched_processes(t: &CommandTranslation) -> Option<(String, usize)> {
+    let number = |name: &str| {
+        let value = t.read.iter().find(|(given, _)| given == name)?.1.as_deref()?;
+        value.parse::<usize>().ok()
+    };
+    let of_variable = (t.surroundings.variable)("NPROC_PER_NODE").and_then(|n| n.parse().ok());
+    let of_variable = of_variable.map(|n: usize| (format!("NPROC_PER_NODE={n}"), n));
+    let of_accelerate = || number("num_processes").map(|n| (format!("num_processes {n}"), n));
+    let of_torchrun = || {
+        let (processes, nodes) = (number("nproc_per_node")?, number("nnodes").unwrap_or(1));
+        Some((format!("nproc_per_node {processes} on {nodes} node(s)"), processes * nodes))
+    };
+    of_variable.or_else(of_accelerate).or_else(of_torchrun).filter(|(_, processes)| *processes > 1)
+}
+
+/// Multiplies the options that count the rollouts of verl and EasyR1 (steps, checkpoints, warmup) by the optimizer
+/// steps of a rollout, because reel counts optimizer steps. Returns the changed options as text.
+fn count_optimizer_steps(t: &mut CommandTranslation, steps_per_rollout: u64) -> Vec<String> {
+    let mut changed = Vec::new();
+    for setting in &mut t.settings {
+        let counts = ["max_steps", "save_steps", "warmup_steps"].contains(&setting.name.as_str());
+        let is_of_rollouts = counts && ["trainer.", "optim."].iter().any(|key| setting.shown.contains(key));
+        let number = setting.values.first().and_then(|value| value.parse::<u64>().ok()).filter(|number| *number > 0);
+        if let Some(number) = number.filter(|_| is_of_rollouts) {
+            let steps = number * steps_per_rollout;
+            setting.values = vec![steps.to_string()];
+            changed.push(format!("--{} {steps} ({})", setting.name.replace('_', "-"), setting.shown));
+        }
+    }
+    changed
 }
 
 fn group_batch(t: &mut CommandTranslation, program: &'static str) {
@@ -117,9 +158,17 @@ fn group_batch(t: &mut CommandTranslation, program: &'static str) {
         let rollout = t.parts.remove("prompts_per_rollout").and_then(|n| n.parse::<u64>().ok());
         let shown = t.parts.remove("prompts_per_rollout_shown").unwrap_or_default();
         if let Some(rollout) = rollout.filter(|rollout| *rollout != prompts) {
-            let what = format!("samples {rollout} prompts at once for {} steps", rollout.div_ceil(prompts.max(1)));
+            let steps = rollout.div_ceil(prompts.max(1));
+            let what = format!("samples {rollout} prompts at once for {steps} steps");
             let help = format!("leave this option out: reel samples before each step, here {prompts} prompts");
             t.refuse_option(&shown, &what, &help);
+            let changed = count_optimizer_steps(t, steps);
+            if !changed.is_empty() {
+                t.notes.push(format!(
+                    "note: the other program counts rollouts of {steps} steps, and reel counts steps: {}",
+                    changed.join(", ")
+                ));
+            }
         }
         return set_groups(t, group, prompts);
     }
@@ -129,10 +178,10 @@ fn group_batch(t: &mut CommandTranslation, program: &'static str) {
     let given = t.option_number("per_device_train_batch_size").map(|n| n as u64);
     let rows = given.unwrap_or(8).max(1);
     let steps = t.option_number("gradient_accumulation_steps").unwrap_or(1.0).max(1.0) as u64;
-    let processes = (t.surroundings.variable)("NPROC_PER_NODE").and_then(|n| n.parse::<u64>().ok()).unwrap_or(1).max(1);
+    let processes = launched_processes(t).map_or(1, |(_, processes)| processes as u64);
     let processes = processes.max(t.surroundings.processes as u64);
     let is_whole_batch_of_groups = (rows * steps * processes).is_multiple_of(group);
-    let of_r1v = program == "trl" && counts_prompts_as_r1v(t, processes > 1 && !is_whole_batch_of_groups);
+    let of_r1v = program == "trl" && counts_prompts_as_r1v(t, !is_whole_batch_of_groups);
     let counts_prompts = t.is_foreign && given.is_some() && (program == "video-r1" || of_r1v);
     if !counts_prompts && (rows.is_multiple_of(group) || !(t.is_foreign || t.has_underscores && given.is_some())) {
         // The command uses reel's own option names, so the batch size is not translated: reel's own check of the
@@ -151,6 +200,8 @@ fn group_batch(t: &mut CommandTranslation, program: &'static str) {
             (all.div_ceil(group).max(fewest), meaning)
         }
     };
+    let is_rounded = !counts_prompts && !is_whole_batch_of_groups;
+    let rounding = if is_rounded { "; rounded up to whole groups" } else { "" };
     let accumulation = if counts_prompts { steps } else { prompts };
     let per_micro_batch = if counts_prompts { rows } else { 1 };
     let rows_text = given.map_or("the default batch".to_string(), |rows| format!("a batch of {rows}"));
@@ -158,7 +209,7 @@ fn group_batch(t: &mut CommandTranslation, program: &'static str) {
     t.replace_option("gradient_accumulation_steps", &accumulation.to_string(), "batch");
     t.notes.push(format!(
         "note: {rows_text} with {group} generations ({meaning}) is a step of {prompts} prompts with {group} completions \
-         each: --per-device-train-batch-size {} --gradient-accumulation-steps {accumulation}",
+         each: --per-device-train-batch-size {} --gradient-accumulation-steps {accumulation}{rounding}",
         per_micro_batch * group
     ));
 }

@@ -344,3 +344,138 @@ fn defaults_that_differ_are_listed() {
         assert!(notes.contains(wanted), "{line}: {notes}");
     }
 }
+
+/// Only options that the user gave identify the program, and the processes of a launcher multiply the batch wherever
+/// they are set.
+#[test]
+fn batches_follow_the_given_options_and_processes() {
+    let trl = "grpo --model_name_or_path m --dataset_name d --output_dir o";
+    let swift = "grpo --rlhf_type grpo --model m --dataset d --output_dir o";
+    let batch = "--per_device_train_batch_size 8 --gradient_accumulation_steps 1 --num_generations 8";
+    for (line, wanted) in [
+        (format!("{trl} --reward_funcs accuracy format {batch}"), "--per-device-train-batch-size 8 "),
+        (format!("{swift} --reward_funcs accuracy format {batch}"), "--per-device-train-batch-size 8 "),
+        (
+            format!("{trl} --bf16 --per_device_train_batch_size 1 --gradient_accumulation_steps 2 --num_generations 8"),
+            "--per-device-train-batch-size 8 --gradient-accumulation-steps 2",
+        ),
+        (
+            format!(
+                "{trl} --use_vllm true --num_processes 7 --per_device_train_batch_size 16 \
+                 --gradient_accumulation_steps 16 --num_generations 7"
+            ),
+            "--gradient-accumulation-steps 256",
+        ),
+    ] {
+        let words = words_of(&line);
+        assert!(words.contains(wanted), "{line}: {words}");
+    }
+    let small = format!("{swift} --nproc_per_node 2 --per_device_train_batch_size 4 --num_generations 8");
+    let notes = notes_of(&small);
+    assert!(notes.contains("nproc_per_node 2") && notes.contains("at most 1 processes (--gpus 1)"), "{notes}");
+    let odd = format!("{trl} --use_vllm true --per_device_train_batch_size 3 --num_generations 2");
+    assert!(notes_of(&odd).contains("rounded up to whole groups"));
+}
+
+/// verl and EasyR1 count rollouts, and reel counts optimizer steps. EasyR1's KL term is in the reward by default.
+#[test]
+fn counts_of_rollouts_and_lists_of_files_are_translated() {
+    let actor = "actor_rollout_ref.actor";
+    let verl = format!(
+        "{VERL} data.train_batch_size=8 {actor}.ppo_mini_batch_size=2 trainer.total_training_steps=3 \
+         trainer.save_freq=2 {actor}.optim.lr_warmup_steps=10"
+    );
+    let message = expect_refused(outcome_of_line(&verl), &verl);
+    let words = corrected_words(&message).join(" ");
+    for wanted in ["--max-steps 12", "--save-steps 8", "--warmup-steps 40"] {
+        assert!(words.contains(wanted) && message.contains(&format!("{wanted} (")), "{wanted}: {message}");
+    }
+    assert_corrected_command_is_accepted(&verl, &message, &[]);
+    let same = verl.replace("train_batch_size=8", "train_batch_size=2");
+    assert!(words_of(&same).contains("--max-steps 3"));
+    all_refused(
+        EASYR1,
+        &[
+            ("algorithm.kl_coef=1e-2", "kl_coef=1e-2: puts the KL term into the reward"),
+            ("algorithm.disable_kl=false", "disable_kl=false: puts the KL term into the reward"),
+            ("algorithm.disable_kl=false algorithm.kl_coef=1e-2", "puts the KL term into the reward"),
+        ],
+    );
+    assert!(words_of(&format!("{EASYR1} algorithm.kl_coef=0.0")).contains("--beta 0"));
+    for files in ["['a.jsonl','b.jsonl']", "[a.jsonl,b.jsonl]", "[\"a.jsonl\",\"b.jsonl\"]"] {
+        let words = words_of(&VERL.replace("train_files=d", &format!("train_files={files}")));
+        assert!(words.contains("--data a.jsonl,b.jsonl"), "{words}");
+    }
+    let kernels = format!("{VERL} +actor_rollout_ref.model.override_config.attn_implementation=sdpa");
+    assert!(notes_of(&kernels).contains("attn_implementation (kernels"));
+}
+
+/// Options that freeze parts, name adapters, or count the checkpoints of an epoch keep their meaning or are refused.
+#[test]
+fn parts_adapters_and_checkpoints_keep_their_meaning() {
+    let two_u_one = "sft --model_id m --data_path d --output_dir o --freeze_llm False";
+    let lf = "sft --model_name_or_path m --dataset d.json --output_dir o --stage sft --finetuning_type full";
+    for (line, wanted) in [
+        (format!("{two_u_one} --freeze_vision_tower True"), "--freeze-vision true --freeze-merger false"),
+        (format!("{two_u_one} --tune_merger False"), "--freeze-merger true"),
+        (format!("{two_u_one} --freeze_projector True"), "--freeze-merger true"),
+        (
+            format!("{lf} --train_mm_proj_only True --freeze_multi_modal_projector True"),
+            "--freeze-vision true --freeze-merger false --freeze-llm true",
+        ),
+        (format!("{lf} --num_train_epochs 1 --save_strategy epoch --save_steps 1"), "--save-steps 0"),
+        ("sft --model m --data d --out o --bf16 --r 64 --lora_alpha 128".into(), "--lora-r 64"),
+        ("sft src/train.py --model_name_or_path m --dataset_name d --output_dir o".into(), "sft --model m --data d"),
+        ("grpo --model_name_or_path m --dataset_name x --jsonl_path d.jsonl --output_dir o".into(), "--data d.jsonl"),
+        ("sft --model m --dataset d --output_dir o --use_vllm false --lr_scheduler_kwargs {}".into(), "--data d"),
+        ("serve --model m --infer_backend vllm --adapters a=x b=y".into(), "--lora a=x --lora b=y"),
+        ("serve --model_name_or_path m --adapter_name_or_path x --template qwen2_vl".into(), "--adapter x"),
+        ("merge --model m --adapters x --merge_lora true --output_dir o".into(), "--adapter x --out o"),
+        (
+            "merge --model_name_or_path m --adapter_name_or_path x --export_dir o --export_size 5".into(),
+            "--adapter x --out o",
+        ),
+        (
+            "eval --model vllm --model_args model_version=tiny --tasks mmvu --output_path o --data .".into(),
+            "--model tiny",
+        ),
+    ] {
+        let words = words_of(&line);
+        assert!(words.contains(wanted), "{line}: {words}");
+    }
+    all_refused(
+        lf,
+        &[
+            ("--num_train_epochs 3 --save_strategy epoch", "save_strategy epoch: counts the checkpoints of an epoch"),
+            ("--adapter_name_or_path x", "reel merge --model BASE"),
+        ],
+    );
+}
+
+/// A number of frames beside a frame rate is a maximum in vLLM's reader, and is refused elsewhere. A mapping in a
+/// server's file is one option. A file has no splits.
+#[test]
+fn frames_mappings_and_splits_are_read() {
+    let words = |line: &[&str]| line.iter().map(|word| word.to_string()).collect::<Vec<_>>();
+    let one = words(&["serve", "m", "--media-io-kwargs", "{\"video\": {\"num_frames\": 16, \"fps\": 2}}"]);
+    let (got, _) = expect_translated(outcome_of_words(&one, &[]), "vLLM");
+    assert!(got.contains("--fps 2") && got.contains("--max-frames 16") && !got.contains("--nframes"), "{got}");
+    let two =
+        [one[..3].to_vec(), words(&["{\"video\": {\"num_frames\": 16}}", "--mm-processor-kwargs", "{\"fps\": 2}"])];
+    let message = expect_refused(outcome_of_words(&two.concat(), &[]), "vLLM");
+    assert!(message.contains("--media-io-kwargs") && message.contains("sets a frame rate"), "{message}");
+    assert_corrected_command_is_accepted("vLLM", &message, &[]);
+    all_refused(
+        "eval --model m --data . --benchmark mvbench --out o",
+        &[("--nframe 32 --fps 1", "--nframe 32: sets a")],
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let (file, rows) = (folder.path().join("vllm.yaml"), folder.path().join("rows.jsonl"));
+    fs::write(&file, "model: m\nlimit-mm-per-prompt:\n  image: 2\n  video: 1\n").unwrap();
+    let line = format!("serve --config {}", file.display());
+    assert!(words_of(&line).contains("--limit-mm-per-prompt {\"image\":2,\"video\":1}"), "{}", words_of(&line));
+    fs::write(&rows, "{}\n").unwrap();
+    let easyr1 = EASYR1.replace("train_files=d", &format!("train_files={}@train", rows.display()));
+    assert!(words_of(&easyr1).contains(&format!("--data {} ", rows.display())), "{}", words_of(&easyr1));
+    all_refused(&easyr1.replace("@train", "@test"), &[("trainer.nnodes=1", "names the split test")]);
+}

@@ -27,14 +27,18 @@ pub fn most_likely_program(t: &CommandTranslation) -> &'static str {
         "lmms-eval",
         "vlmevalkit",
     ];
+    let is_given = |name: &str| t.read.iter().any(|(given, _)| given == name);
     let votes = |name: &str| {
         let own = t.votes.get(name).copied().unwrap_or_default();
         // `temporal` and `len_control` of Video-R1 are options of reel too, so the option table has no rows for them
         // and their votes are counted here.
-        let of_video_r1 = ["temporal", "len_control"].iter().filter(|option| t.is_set(option)).count();
+        // Only options that the user gave count: the translation itself may set `len_control`.
+        let of_video_r1 = ["temporal", "len_control"].iter().filter(|option| is_given(option)).count();
         // The option table has joint rows for verl and EasyR1, so the keys that only EasyR1 has are counted here.
         let of_easyr1 = t.read.iter().filter(|(option, _)| option.starts_with("worker.")).count();
         match name {
+            // These options belong to ms-swift and VLM-R1 alone.
+            "video-r1" if is_given("rlhf_type") || is_given("data_file_paths") => 0,
             "video-r1" if t.is_foreign => own + 2 * of_video_r1,
             "easyr1" => own + of_easyr1,
             _ => own,

@@ -50,7 +50,8 @@ pub fn translate_data_set_names(t: &mut CommandTranslation) {
     }
     t.replace_option("data", &paths.join(","), &setting.shown);
     if counts.len() > 1 {
-        let help = "give --max-samples N, the number of rows of all data sets together";
+        let help = "write the first N rows of each data set into a file of their own (head -n N FILE), and give these \
+                    files; --max-samples N takes at most N rows of each data set, and the command below takes all rows";
         t.refuse_option(&setting.shown, "has different numbers of rows (#N) for its data sets", help);
     } else if let Some(Some(rows)) = counts.first().filter(|_| !t.is_set("max_samples")) {
         t.add_option("max_samples", vec![rows.to_string()], &setting.shown);
@@ -82,6 +83,14 @@ fn place_of(part: &str, shown: &str, t: &mut CommandTranslation) -> Place {
     };
     if exists(path) {
         return Place { path: path.into(), rows };
+    }
+    // A file has no splits. EasyR1 writes the split behind each path.
+    if let Some((file, split)) = path.rsplit_once('@').filter(|(file, _)| Path::new(file).is_file()) {
+        if split != "train" {
+            let what = format!("names the split {split} of {file}, and a file has no splits");
+            t.refuse_option(shown, &what, "give the file with the rows of this split; the command below has this file");
+        }
+        return Place { path: file.into(), rows };
     }
     // A data set id of a hub, followed by its subsets (`ID:SUBSET/SUBSET`). A number after the colon is a sampling
     // weight in reel's syntax.

@@ -39,6 +39,7 @@ pub fn apply_rule(rule: &str, given: &GivenOption, t: &mut CommandTranslation) -
             listed_values(given).into_iter().for_each(|origin| t.set_option("allow_origin", vec![origin], given))
         }
         "lora_modules" => lora_modules(given, t),
+        "adapters" => adapters(given, t),
         "served_names" => served_names(given, t),
         _ if rules_train::apply_train_rule(rule, &value, given, t)
             || rules_eval::apply_eval_rule(rule, &value, given, t) => {}
@@ -114,6 +115,16 @@ fn lora_modules(given: &GivenOption, t: &mut CommandTranslation) {
             Some((name, path)) => t.set_option("lora", vec![format!("{name}={path}")], given),
             None => t.set_option("lora", vec![text], given),
         }
+    }
+}
+
+/// Translates the adapters of `swift deploy` and LLaMA-Factory: named ones (`NAME=PATH`), or the path of one that
+/// answers every request.
+fn adapters(given: &GivenOption, t: &mut CommandTranslation) {
+    let listed = listed_values(given);
+    for adapter in listed.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|text| !text.is_empty()) {
+        let option = if adapter.contains('=') { "lora" } else { "adapter" };
+        t.set_option(option, vec![adapter.to_string()], given);
     }
 }
 

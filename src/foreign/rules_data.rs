@@ -21,7 +21,17 @@ pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Com
             );
         }
         // VLM-R1's list of data files, separated by colons. VLM-R1 ignores --dataset-name if this list is given.
-        "data_files" => drop(t.parts.insert("data_files", value.replace(':', ","))),
+        "data_files" => {
+            t.parts.insert("data_files", value.replace(':', ","));
+            t.parts.insert("data_files_shown", given.text_for_messages());
+        }
+        // The data file of Open-R1-Video and Time-R1, which then ignore --dataset_name.
+        "data_file" => {
+            t.parts.insert("data_files", value.to_string());
+            t.parts.insert("data_files_shown", given.text_for_messages());
+        }
+        // A list of files in Hydra's or Python's syntax, or one file.
+        "data_list" => t.set_option("data", vec![listed_values(given).join(",")], given),
         "media_folders" => {
             let mut folders: Vec<&str> = value.split(':').collect();
             folders.dedup();
@@ -175,7 +185,8 @@ fn with_parts(
 /// names.
 pub fn combine_data_set_options(t: &mut CommandTranslation) {
     if let Some(files) = t.parts.remove("data_files") {
-        t.replace_option("data", &files, "--data_file_paths");
+        let shown = t.parts.remove("data_files_shown").unwrap_or_default();
+        t.replace_option("data", &files, &shown);
     }
     let (config, split) = (t.parts.remove("data_config"), t.parts.remove("data_split"));
     let shown = t.parts.remove("data_split_shown").or(t.parts.remove("data_config_shown")).unwrap_or_default();

@@ -89,7 +89,7 @@ fn model_args(value: &str, t: &mut CommandTranslation) {
         let part =
             GivenOption { name: name.into(), written: format!("--model_args {name}"), values: vec![value.into()] };
         match name {
-            "pretrained" | "model" => drop(t.parts.insert("pretrained", value.into())),
+            "pretrained" | "model" | "model_path" => drop(t.parts.insert("pretrained", value.into())),
             "base_url" | "azure_openai_api_base" => t.set_option("endpoint", vec![value.into()], &part),
             "model_version" | "model_name" => t.set_option("endpoint_model", vec![value.into()], &part),
             "max_num_frames" | "max_frame_num" | "max_frames_num" => t.set_option(frames, vec![value.into()], &part),

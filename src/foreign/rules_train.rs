@@ -36,11 +36,11 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Co
             Some(steps) if steps <= 0.0 => t.set_option("save_steps", vec!["0".into()], given),
             _ => t.set_option("save_steps", vec![value.into()], given),
         },
-        // The other program writes a checkpoint after each epoch. reel writes one every --save-steps and at the end;
-        // the number of steps of an epoch is not known here.
+        // How many epochs the run has is known only after all options are read.
         "save_each_epoch" => {
-            t.harmless
-                .push((given.written.clone(), "form of checkpoints: a checkpoint every --save-steps and at the end"));
+            let count = if given.name == "saves_per_epoch" { value } else { "1" };
+            t.parts.insert("saves_per_epoch", count.to_string());
+            t.parts.insert("saves_per_epoch_shown", given.text_for_messages());
         }
         "logging_steps" => match number {
             Some(share) if share > 0.0 && share < 1.0 => {
@@ -77,6 +77,8 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Co
             t.parts.insert("max_epochs", value.to_string());
             t.parts.insert("max_epochs_shown", given.text_for_messages());
         }
+        // LLaMA-Factory then trains the merger alone, whatever the options that freeze parts say.
+        "merger_only" => drop(t.parts.insert("merger_only", given.text_for_messages())),
         "freezing" => freezing(given, is_true, t),
         "reward_funcs" => {
             let before = t.parts.remove("reward_funcs");

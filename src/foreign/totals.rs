@@ -11,10 +11,14 @@ pub fn combine_options(t: &mut CommandTranslation) {
             t.add_option(&fallback.name, fallback.values, &fallback.shown);
         }
     }
+    if t.is_foreign {
+        frames_beside_a_rate(t);
+    }
     match t.command.as_str() {
         "sft" | "grpo" => {
-            evaluation_of_training(t);
             epochs(t);
+            checkpoints_of_epochs(t);
+            evaluation_of_training(t);
             rules_data::combine_data_set_options(t);
             if t.is_foreign {
                 places::translate_data_set_names(t);
@@ -62,6 +66,44 @@ fn epochs(t: &mut CommandTranslation) {
     } else {
         t.harmless.push((shown, "bounds that the number of epochs does not reach"));
     }
+}
+
+/// Translates options that write a checkpoint after each epoch, or several in each epoch (`save_strategy epoch`,
+/// Axolotl's `saves_per_epoch`). The other programs then ignore `save_steps`. reel counts steps, and writes a checkpoint
+/// at the end, which is the only one of a run of one epoch.
+fn checkpoints_of_epochs(t: &mut CommandTranslation) {
+    let Some(per_epoch) = t.parts.remove("saves_per_epoch") else { return };
+    let shown = t.parts.remove("saves_per_epoch_shown").unwrap_or_default();
+    if let Some(setting) = t.remove_option("save_steps") {
+        t.harmless.push((setting.shown, "intervals of checkpoints, which the other program ignores: it counts epochs"));
+    }
+    let is_bounded = t.option_number("max_steps").is_some_and(|steps| steps > 0.0);
+    let has_one_epoch = !t.is_set("config") && t.option_number("num_train_epochs").unwrap_or(1.0) <= 1.0;
+    if per_epoch == "1" && has_one_epoch && !is_bounded {
+        return t.add_option("save_steps", vec!["0".into()], &shown);
+    }
+    let help = "give --save-steps N with the steps between two checkpoints (an epoch has as many steps as --data has \
+                rows, divided by the rows of a step); the command below has the default of --save-steps";
+    t.refuse_option(&shown, "counts the checkpoints of an epoch, and reel counts steps", help);
+}
+
+/// Settles a number of frames beside a frame rate, which exclude each other in reel. In `--media-io-kwargs` of vLLM, the
+/// number of frames is the maximum for a video that is read at the frame rate (`vllm/multimodal/video.py`).
+fn frames_beside_a_rate(t: &mut CommandTranslation) {
+    let setting = |name: &str| t.settings.iter().find(|setting| setting.name == name).cloned();
+    let Some((frames, rate)) = setting("nframes").zip(setting("fps")) else { return };
+    t.remove_option("nframes");
+    let is_of_vllm = frames.shown == rate.shown && frames.shown.replace('-', "_").contains("media_io_kwargs");
+    if is_of_vllm && !t.is_set("max_frames") {
+        return t.add_option("max_frames", frames.values, &frames.shown);
+    }
+    let what = match frames.shown == rate.shown {
+        true => "sets a number of frames and a frame rate".to_string(),
+        false => format!("sets a number of frames, and {} sets a frame rate", rate.shown),
+    };
+    let help =
+        "give one of --nframes and --fps (the command below has --fps); --max-frames limits the frames at a rate";
+    t.refuse_option(&frames.shown, &what, help);
 }
 
 /// Removes `--resume_from_checkpoint True` if the output folder has no checkpoint. Scripts that are started again
@@ -175,9 +217,22 @@ fn divergence(t: &mut CommandTranslation) {
     // term into the reward.
     let off = no_kl.clone().or((in_loss == Some(false) && !is_easyr1).then(|| in_loss_shown.clone()));
     let off = off.or((in_loss.is_none() && !is_easyr1 && coefficient.is_some()).then(|| shown.clone()));
-    let in_reward = is_easyr1 && no_kl.is_none() && in_loss == Some(false);
-    if in_reward {
-        t.refuse_option(&in_loss_shown, "puts the KL term into the reward, but reel has it in the loss", "use --beta");
+    // EasyR1's `use_kl_loss` is false by default, so a coefficient, or a KL term that is switched on, is of the reward.
+    let is_zero = coefficient.as_ref().is_some_and(|value| value.parse::<f64>() == Ok(0.0));
+    let switched_on = t
+        .read
+        .iter()
+        .find(|(name, _)| name.ends_with(".disable_kl"))
+        .map(|(name, value)| format!("{name}={}", value.as_deref().unwrap_or("true")));
+    let kl_shown = match in_loss {
+        Some(true) => None,
+        Some(false) => Some(in_loss_shown.clone()),
+        None if coefficient.is_some() => Some(shown.clone()).filter(|_| !is_zero),
+        None => switched_on,
+    };
+    let in_reward = is_easyr1 && no_kl.is_none() && kl_shown.is_some();
+    if let Some(kl_shown) = kl_shown.filter(|_| in_reward) {
+        t.refuse_option(&kl_shown, "puts the KL term into the reward, but reel has it in the loss", "use --beta");
     }
     let (of_loss, of_reward) = (t.parts.remove("kl_loss_type"), t.parts.remove("kl_penalty"));
     let of_loss_shown = t.parts.remove("kl_loss_type_shown");
@@ -286,6 +341,12 @@ fn evaluation(t: &mut CommandTranslation) {
         let endpoint = t.is_set("endpoint");
         match t.parts.remove("pretrained") {
             Some(model) if !endpoint => t.add_option("model", vec![model], "--model_args pretrained"),
+            // Some classes call the model `model_version` or `model_name`.
+            None if !endpoint => {
+                if let Some(setting) = t.remove_option("endpoint_model") {
+                    t.add_option("model", setting.values, &setting.shown);
+                }
+            }
             Some(model) if !t.is_set("endpoint_model") => {
                 t.add_option("endpoint_model", vec![model], "--model_args model")
             }

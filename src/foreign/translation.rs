@@ -116,7 +116,7 @@ pub struct CommandTranslation<'a> {
 }
 
 /// The values by which other programs switch an option off.
-const OFF: [&str; 6] = ["false", "no", "none", "null", "off", ""];
+const OFF: [&str; 7] = ["false", "no", "none", "null", "off", "", "{}"];
 
 impl<'a> CommandTranslation<'a> {
     pub fn new(line: CommandLine<'a>, command: String, surroundings: &'a CommandEnvironment<'a>) -> Self {
@@ -242,6 +242,11 @@ impl<'a> CommandTranslation<'a> {
                     let given = GivenOption { name: key.to_string(), written, values: vec![value.to_string()] };
                     self.is_foreign = true;
                     self.read_option(&given);
+                }
+                // The script of the other program, which a pasted line may still name.
+                _ if trains && word.ends_with(".py") => {
+                    self.is_foreign = true;
+                    self.harmless.push((word, "scripts of the other program: reel has its own trainer"));
                 }
                 _ if trains && [".yaml", ".yml"].iter().any(|end| word.ends_with(end)) => {
                     self.given_as_argument("config", &word, &word);

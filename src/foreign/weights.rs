@@ -25,6 +25,12 @@ const QWEN_TARGETS: &str = "q_proj,k_proj,v_proj,o_proj";
 
 /// Sets full fine-tuning or LoRA, and the frozen parts of the model.
 pub fn translate_weight_options(t: &mut CommandTranslation) {
+    if let Some(shown) = t.parts.remove("merger_only") {
+        let weights = &mut t.weights;
+        (weights.tower_frozen, weights.merger_frozen, weights.decoder_frozen) = (Some(true), Some(false), Some(true));
+        (weights.tower_shown, weights.merger_shown) = (shown.clone(), shown.clone());
+        weights.decoder_shown = shown;
+    }
     let weights = t.weights.clone();
     let program = peers::most_likely_program(t);
     let all_linear = t.parts.remove("all_linear");
@@ -42,7 +48,7 @@ pub fn translate_weight_options(t: &mut CommandTranslation) {
         set_targets(t, program, all_linear);
         frozen_beside_an_adapter(t, program, adapts_tower);
     } else {
-        frozen_parts(t);
+        frozen_parts(t, program);
     }
 }
 
@@ -152,9 +158,16 @@ fn frozen_beside_an_adapter(t: &mut CommandTranslation, program: &str, adapts_to
 }
 
 /// Translates the freezing options of a run without LoRA, in which all parts of the model are trained by default.
-fn frozen_parts(t: &mut CommandTranslation) {
-    let weights = t.weights.clone();
+///
+/// `--freeze-vision` of reel also freezes the merger. The program 2U1 trains the merger unless `freeze_merger` freezes
+/// it.
+fn frozen_parts(t: &mut CommandTranslation, program: &str) {
+    let mut weights = t.weights.clone();
     let tower = weights.tower_frozen.unwrap_or(false);
+    if program == "2u1" && tower && weights.merger_frozen.is_none() {
+        weights.merger_frozen = Some(false);
+        weights.merger_shown = "freeze_merger".into();
+    }
     if tower {
         t.add_option("freeze_vision", vec!["true".into()], &weights.tower_shown);
     }

@@ -192,7 +192,7 @@ impl DataRow {
             Self::Chat { .. } => Err(Diagnostic::new(
                 "",
                 "ends with an answer of the assistant, so no answer is left to generate",
-                "remove that answer, or use this file for supervised fine-tuning",
+                "move that answer into a column `solution` of the row, or use this file for supervised fine-tuning",
             )),
             Self::Completion { .. } => Err(Diagnostic::new(
                 "",
