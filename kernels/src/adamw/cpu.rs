@@ -25,7 +25,8 @@ pub fn to_bf16_and_remainder(x: f32) -> (u16, i16) {
     if x.is_nan() { (0x7fc0, 0) } else { (hi, low) }
 }
 
-/// Joins the two halves of a split f32. The inverse of [`to_bf16_and_remainder`] for every f32 that is not NaN.
+/// Joins the two halves of a split f32. This function is the inverse of [`to_bf16_and_remainder`] for every f32 that is
+/// not NaN.
 #[inline(always)]
 pub fn from_bf16_and_remainder(hi: u16, low: i16) -> f32 {
     f32::from_bits(((hi as u32) << 16).wrapping_add(low as i32 as u32))

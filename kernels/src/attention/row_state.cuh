@@ -60,7 +60,7 @@ __device__ __forceinline__ float merge_weight(float m, float other, float c) {
   return exp2_approx(fminf(0.0f, __fmul_rn(__fsub_rn(m, other), c)));
 }
 
-// Returns an element of the merged output, or the merged sum of weights.
+// Returns an element of the output, or the sum of weights, after a segment has been merged into the total.
 __device__ __forceinline__ float merged_value(float total, float total_weight, float part, float part_weight) {
   return __fmaf_rn(part, part_weight, __fmul_rn(total, total_weight));
 }
@@ -136,7 +136,7 @@ struct RowStates {
     }
   }
 
-  // Adds up the four lanes' parts of the sums, at the end of a segment.
+  // Adds up the four lanes' partial sums of each row, at the end of a segment (512 keys).
   __device__ __forceinline__ void add_lanes() {
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {

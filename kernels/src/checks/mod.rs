@@ -87,8 +87,8 @@ pub struct CheckSetup {
     /// Whether to record the launches with their inputs.
     pub record: bool,
     /// The GPU that the simulator's first interleaving simulates. Launches are recorded on this GPU. It also runs the
-    /// launches for which an H100 has other kernels than an A100. The whole check runs a second time, on an H100, if
-    /// this GPU is an A100, nothing is recorded, and there are such launches.
+    /// launches that use different kernels on an A100 and an H100. If this GPU is an A100 and the check has such
+    /// launches, the whole check runs again on an H100, unless launches are recorded.
     pub first_gpu: Arch,
 }
 

@@ -15,7 +15,7 @@
 #include "cuh/math.cuh"
 #include "cuh/warp.cuh"
 
-// s log2 e as the sum of two floats; s > 0.
+// The number s log2 e, stored as the sum of two floats; s > 0.
 struct ExpFactor {
   float high, low;
 
@@ -53,8 +53,8 @@ struct ExpSum {
   int bin;
   u64 words[WORDS];  // sums of the terms of bins `bin`, `bin` - 1, ..., each in units of its bin
 
-  // Makes an empty sum. `largest` is the largest logit of the row, or any logit whose bin is not below the bins of the
-  // terms that are added before the first raise().
+  // Makes an empty sum. `largest` is the row's largest logit. Another logit is allowed if no term that is added before
+  // the first raise() belongs to a higher bin (16 powers of two).
   __device__ __forceinline__ ExpSum(float largest, const ExpFactor& s) : bin(ExpTerm(largest, s).bin()) {
 #pragma unroll
     for (int i = 0; i < WORDS; ++i) words[i] = 0;
@@ -69,7 +69,7 @@ struct ExpSum {
     for (int i = 0; i < WORDS; ++i) words[i] += below == i ? x : 0;
   }
 
-  // Moves the words to bin `to`, which is not below the present bin.
+  // Moves the sums of the four bins so that the first of them is bin `to`, which is not below the present first bin.
   __device__ __forceinline__ void raise(int to) {
     const int distance = to - bin;
     bin = to;

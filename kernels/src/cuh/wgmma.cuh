@@ -42,7 +42,7 @@ __device__ __forceinline__ void keep_registers(u32 (&x)[N]) {
   for (int i = 0; i < N; ++i) asm volatile("" : "+r"(x[i])::"memory");
 }
 
-// How an operand lies in shared memory.
+// How an operand is stored in shared memory: as [m or n][k] (K_MAJOR) or as [k][m or n] (MN_MAJOR).
 constexpr int K_MAJOR = 0;
 constexpr int MN_MAJOR = 1;
 

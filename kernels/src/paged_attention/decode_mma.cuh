@@ -62,7 +62,7 @@ struct Ring {
       } else {
         load_elements_of_block<D, PITCH>(p, range, cache, pages, block * KEYS, 0, tiles + to * TILE);
       }
-      // Loads the pages of the next segment early: the next call needs them.
+      // Loads the pages of the next segment (512 keys) early, because the next call needs them.
       if (next % (2 * SEGMENT_BLOCKS) == 2 * SEGMENT_BLOCKS - 1) pages.find(p, range, block + 1);
       ++next;
       to = to + 1 == STAGES ? 0 : to + 1;
@@ -272,7 +272,7 @@ __device__ __forceinline__ void keys_over_warps(const Params& p, const Work& wor
   }
 }
 
-// Computes one segment for up to 64 rows, 16 rows per warp. Every row sees all keys of the segment.
+// Computes one segment (512 keys) for up to 64 rows, 16 rows per warp. Every row sees all keys of the segment.
 template <int D>
 __device__ __forceinline__ void rows_over_warps(const Params& p, const Work& work) {
   const int lane = threadIdx.x % 32, g = lane / 4, row = threadIdx.x / 32 * 16;

@@ -124,7 +124,7 @@ pub unsafe fn apply<T: Element>(p: &ApplyParams, team: &Team) {
     });
 }
 
-/// A part of a rotation in host memory.
+/// One of the tensors that a launch rotates or copies, as slices of host memory.
 struct PartView<'a, T> {
     /// The elements of x; empty if x and y are the same array.
     x: &'a [T],

@@ -161,7 +161,7 @@ __device__ __forceinline__ Reached select(Keys keys, Shared& s, Rounds& rounds, 
       const u32 distance = key - least, digits = distance >> shift;
       if (key < least || digits >> width != prefix) return;
       u64* bin = &bins[digits & ((1u << width) - 1)];
-      // A count of tokens fits into the lower 32 bits of a bin. 32-bit atomics on shared memory are single
+      // A count of tokens fits into the lower 32 bits of a histogram bin. 32-bit atomics on shared memory are single
       // instructions, 64-bit atomics are loops.
       if (Amount::COUNTS) {
         atomicAdd(reinterpret_cast<u32*>(bin), 1u);

@@ -77,7 +77,7 @@ __device__ __forceinline__ T block_reduce(T x, u64* scratch, Op op) {
   return x;
 }
 
-// One row: its logits, the marks of its changed and forbidden tokens, and the size of the vocabulary.
+// One row: its logits, the bits that mark its changed and its forbidden tokens, and the size of the vocabulary.
 struct Row {
   const float* logits;
   Marks marks;

@@ -140,8 +140,8 @@ template <class T, class W, class Y, int UNITS, bool NORM, class P, class Op>
 __device__ __forceinline__ void skinny(const P& p, const Op& op) {
   constexpr int UNIT = 16 / sizeof(W), GROUP = 4 * UNIT;
   constexpr int WEIGHTS = Op::WEIGHTS, TILES = UNITS * WEIGHTS, PITCH = 8 * TILES + 8;
-  // Number of 16-byte units of x that a lane multiplies with one unit of the weight; number of units of x that hold
-  // eight elements.
+  // X_UNITS is the number of 16-byte units of x that a lane multiplies with one unit of the weight. X_EIGHT is the
+  // number of units of x that hold eight elements.
   constexpr int X_UNITS = UNIT / VECTOR<T>, X_EIGHT = 8 / VECTOR<T>;
   constexpr int STAGES = X_UNITS > 2 ? 2 : 4;
   // A block has at most 64 rows of x, fewer in variants that need more registers or shared memory for a row; mod.rs has

@@ -61,10 +61,10 @@ struct Shape {
   using W = W_;
   static constexpr int SETS = SETS_, TILES = TILES_, NX = NX_;
   static constexpr bool NORM = NORM_;
-  // Number of elements along k in a box of the weight, and number of boxes of x (64 elements along k each) that belong
-  // to it.
+  // COLUMNS is the number of elements along k in a box of the weight. X_OF_BOX is the number of boxes of x (64 elements
+  // along k each) that belong to such a box.
   static constexpr int COLUMNS = 128 / sizeof(W), X_OF_BOX = COLUMNS / 64, X_BYTES = NX * 1024;
-  // At most 32 KiB of x in a stage.
+  // BOXES is limited so that a stage has at most 32 KiB of x.
   static constexpr int BOXES = BOXES_ * X_OF_BOX * NX > 32 ? 32 / (X_OF_BOX * NX) : BOXES_, X_BOXES = BOXES * X_OF_BOX;
   // SHARES: number of warps that multiply the same rows of the weight, each by XT tiles of x.
   static constexpr int SHARES = NX > 4 ? NX / 4 : 1, XT = NX / SHARES;

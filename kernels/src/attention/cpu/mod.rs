@@ -42,7 +42,7 @@ thread_local! {
     /// Working memory that each thread keeps between tasks.
     static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
     /// Gradients of scores, in the thread that launches a backward pass: at most
-    /// [`backward::MAX_STORED_SCORE_GRADIENTS`].
+    /// [`backward::MAX_STORED_SCORE_GRADIENTS`] elements.
     static STORED: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -90,11 +90,11 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
     let sequences_of = |task: usize| -> Vec<_> {
         tiles[task / kv_heads].sequences.clone().map(|seq| sequence(seq, task % kv_heads)).collect()
     };
-    // Elements of `parts`: (task, segment, offset of the segment's softmax state). The states lie one after the other
-    // in memory.
+    // Elements of `parts`: (task, segment of 512 keys, offset of the segment's softmax state). The states lie one after
+    // the other in memory.
     let (mut parts, mut offset) = (Vec::new(), 0);
     if team.threads() > 1 && tasks < 2 * team.threads() {
-        // With few tiles, as in decoding, each segment of a tile becomes a task.
+        // With few tiles, as in decoding, each segment (512 keys) of a tile becomes a task.
         for task in 0..tasks {
             let sequences = sequences_of(task);
             let tile = tiles[task / kv_heads].of(&sequences);

@@ -10,8 +10,8 @@ use crate::checks::{run_and_count_on, run_test_on_sim};
 /// An H100 with so few multiprocessors that a cluster computes several tiles, one after the other.
 const SMALL_HOPPER: Arch = Arch { multiprocessors: 2, ..Arch::H100 };
 
-/// Returns the bytes that the schedule of tiles reads from global memory: A for each column of tiles, B for each row
-/// of tiles of clusters, and the old C.
+/// Returns the bytes that the schedule of tiles reads from global memory. It reads A again for each column of tiles, B
+/// again for each row of the clusters' tiles, and the old C.
 fn scheduled_bytes(launch: &KernelLaunch, given: &Given) -> u64 {
     let symbol = (launch.kernel.plan)(&launch.params, &SMALL_HOPPER)[0].symbol;
     let tile = plan::ALL.iter().find(|tile| tile.symbol == symbol).expect("the plan has one of the tiles");

@@ -56,7 +56,8 @@ impl State {
         run_step(dtype, moments, &[(entry, addr(g), step_entry(scalars))], Addr::NULL, threads);
     }
 
-    /// Like [`State::step`], with one table entry for each part of `part_len` weights; the last part may be shorter.
+    /// Steps the state as [`State::step`] does, but the table has one entry for each part of `part_len` weights. The
+    /// last part may be shorter.
     fn step_in_parts(
         &mut self,
         dtype: DType,

@@ -11,7 +11,8 @@ use super::super::{Source, Unit, groups};
 use super::{PARTS, SIDE, STEP, TILE, parts};
 
 /// Copies some steps of up to 16 rows of an operand that is stored `[rows, k]` into tiles: one step after the other,
-/// and the parts of each step one after the other. Missing elements are 0; missing rows of a tile keep what they have.
+/// and the parts of each step one after the other. Missing elements are 0; missing rows of a tile keep their old
+/// contents.
 ///
 /// # Safety
 /// The operand is not transposed; the rows exist; `dst` has room for the tiles of all parts of each step.
