@@ -265,8 +265,8 @@ fn sized(launch: &KernelLaunch, operand: Operand) -> (usize, Contents) {
     }
 }
 
-/// Returns an upper bound on the bytes of each floating-point operand of a call: the call's memory traffic, an f32
-/// embedding table of which ids select rows, the workspace, or 64 MiB, whichever is largest.
+/// Returns an upper bound on the bytes of each floating-point operand of a call. It is the largest of four sizes: the
+/// call's memory traffic, an f32 embedding table from which ids select rows, the workspace, and 64 MiB.
 fn numbers(launch: &KernelLaunch) -> f64 {
     let field = |name| scalar(launch, name).unwrap_or(0) as f64;
     let rows_of_ids = field("vocab") * field("hidden") * 4.0;
@@ -306,7 +306,7 @@ fn normal_buffer(gpu: &Gpu, bytes: usize) -> Result<Buffer, CudaError> {
     Ok(buffer)
 }
 
-/// What an operand of a timed call is filled with.
+/// The contents with which an operand of a timed call is filled.
 enum Contents {
     /// Normally distributed numbers, both when read as bf16 and as f32.
     Numbers,

@@ -1,4 +1,5 @@
-// One instruction in four accesses global or shared memory. Blocks have 256 threads.
+// In this kernel, one instruction in four accesses global or shared memory. Blocks
+// have 256 threads.
 extern "C" __global__ void scalar(const float* x, float* y, unsigned mask) {
     __shared__ float s[256];
     unsigned t = threadIdx.x, i = blockIdx.x * 256 + t;

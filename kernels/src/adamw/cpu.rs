@@ -84,8 +84,7 @@ pub(super) struct ChunkUpdate {
 /// weights (true) or with f32 weights (false).
 ///
 /// # Safety
-/// Every address in [`Params`], and in the tables that it points to, is valid for the shape and dtype that its field
-/// documents.
+/// Every address in [`Params`] and in its tables is valid for the documented shape and dtype.
 pub(super) unsafe fn for_each_chunk(p: &Params, split: bool, team: &Team, update: impl Fn(&ChunkUpdate) + Sync) {
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let chunks = unsafe { slice_at::<Chunk>(p.chunks, p.chunk_count as usize) };
@@ -168,8 +167,7 @@ impl Weights for SplitWeights {
 }
 
 /// # Safety
-/// Every address in [`Params`], and in the tables that it points to, is valid for the shape and dtype that its field
-/// documents.
+/// Every address in [`Params`] and in its tables is valid for the documented shape and dtype.
 pub unsafe fn step<W: Weights>(p: &Params, team: &Team) {
     let update = |task: &ChunkUpdate| {
         let (n, at, len) = (task.parameter.n as usize, task.at, task.len);
@@ -186,7 +184,7 @@ pub unsafe fn step<W: Weights>(p: &Params, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`SplitParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`SplitParams`] is valid for the documented shape and dtype.
 pub unsafe fn split_f32(p: &SplitParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SplitParams`] documents.
@@ -202,7 +200,7 @@ pub unsafe fn split_f32(p: &SplitParams, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`SplitParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`SplitParams`] is valid for the documented shape and dtype.
 pub unsafe fn split_bf16(p: &SplitParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SplitParams`] documents.
@@ -221,7 +219,7 @@ pub unsafe fn split_bf16(p: &SplitParams, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`JoinParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`JoinParams`] is valid for the documented shape and dtype.
 pub unsafe fn join_to_f32(p: &JoinParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`JoinParams`] documents.

@@ -70,8 +70,8 @@ struct ForwardConsumer {
   int group;  // number of this warpgroup
   float c;
   bool causal;
-  // The thread's values of rows g = lane / 4 and g + 8 of the warp's 16 rows. s: scores, then weights; o: output; p and
-  // q: weights and queries as operands of products.
+  // The thread's values of rows g = lane / 4 and g + 8 of the warp's 16 rows. s: the scores, which become weights. o:
+  // the output. p and q: the weights and the queries, as operands of products.
   float s[ROW_BLOCK_KEYS / 2], o[HEAD_DIM / 2];
   u32 p[ROW_BLOCK_KEYS / 16][4], q[HEAD_DIM / 16][4];
   RowPair rows;
@@ -138,8 +138,8 @@ struct ForwardConsumer {
   template <int KEYS>
   __device__ __forceinline__ void issue_scores() {
     wgmma_fence();
-    // Which wgmma form to use depends on head_dim: with rs_new, head_dim 128 spills; with rs, ptxas serialises the
-    // products of the other head_dims (C7511) in some of the kernels.
+    // The wgmma form depends on head_dim. With rs_new, the kernel of head_dim 128 spills registers. With rs, ptxas
+    // serialises the products of the other head_dims in some of the kernels (C7511).
     const u64 k_tile = operand_layout<S::SWIZZLE>() | operand_address(shared + keys.slot * S::SLOT);
 #pragma unroll
     for (int k = 0; k < HEAD_DIM / 16; ++k) {

@@ -78,9 +78,9 @@ struct RowStates {
     for (int r = 0; r < ROWS; ++r) m[r] = minus_infinity(), l[r] = 0;
   }
 
-  // Adds a block of which only the first KEYS keys count, and replaces their scores by their weights. With t = lane %
-  // 4, a lane has the scores of keys 8 n + 2 t and 8 n + 2 t + 1 of row r in s[2 (ROWS n + r)] and s[2 (ROWS n + r) +
-  // 1]. NEW: the block is the first.
+  // Adds a block of keys to the states and replaces its scores by their weights. Only the first KEYS keys of the block
+  // count. With t = lane % 4, a lane has the scores of keys 8 n + 2 t and 8 n + 2 t + 1 of row r in s[2 (ROWS n + r)]
+  // and s[2 (ROWS n + r) + 1]. NEW: the block is the first.
   template <int KEYS, bool NEW, int N>
   __device__ __forceinline__ void add(float (&s)[N], float c) {
     constexpr int STEP = 2 * ROWS, SCORES = KEYS / 8 * STEP;

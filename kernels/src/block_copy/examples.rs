@@ -10,7 +10,8 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     vec![("64 blocks of 64 tokens, 4 heads of 128 in bf16", block_copy::copy(&p))]
 }
 
-/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
+/// Returns launches on allocated arrays. A test compares the memory traffic that the simulator counts with the traffic
+/// in the `Cost` of each launch.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let [k_cache, v_cache] = [(); 2].map(|()| arrays.alloc_elements(8 * 4096, 16));

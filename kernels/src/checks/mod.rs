@@ -125,7 +125,8 @@ pub struct CheckStatistics {
 
 type Hook = Box<dyn Fn(&panic::PanicHookInfo<'_>) + Sync + Send>;
 
-/// How many checks are running, and the panic hook that was installed before the first of them started.
+/// The number of checks that are running, and the panic hook that was installed before the first of these checks
+/// started.
 static HOOK: Mutex<(usize, Option<Hook>)> = Mutex::new((0, None));
 
 /// While a value of this type exists, panics are not printed.

@@ -127,8 +127,8 @@ struct Consumer {
     tensor_store(&p.map_c, from, c, r, policy_c);
   }
 
-  // One step of the main loop of a tile. At its end the products of stage kb of k are still running, and `previous` is
-  // the slot of the ring that they read.
+  // Computes one step of the main loop of a tile. When it returns, the products of stage kb of k are still running, and
+  // `previous` is the ring slot from which these products read.
   __device__ __forceinline__ void stage_step(int kb, int& previous) {
     wait_until_full();
     issue_products<0, T::PRODUCTS>(kb);

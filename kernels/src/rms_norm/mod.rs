@@ -161,7 +161,7 @@ pub fn test_cases_rows_cols_scale() -> Vec<(usize, usize, f32)> {
         (3, 8191, 30.0),
         (ROWS_PER_BLOCK + 1, 640, 1e-4),
         (ROWS_PER_BLOCK * 3 - 1, 128, 1.0),
-        // These are more than 48 rows for each of 132 CUDA blocks, so the blocks have 64 rows.
+        // Each of 132 CUDA blocks would have more than 48 rows, so the blocks have 64 rows.
         (132 * 48 + 40, 16, 1.0),
         // Aligned and unaligned rows: some fit in the registers of the usual kernel, some need the wide kernel, some
         // exceed its registers too.

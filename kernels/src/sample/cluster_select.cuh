@@ -99,8 +99,8 @@ struct Weight {
   static __device__ __forceinline__ u64 of(u32 key) { return fixed(__uint_as_float(key)); }
 };
 
-// Finds the key at which the sum reaches `target`, among the listed keys of all blocks (`total` keys). In lane b of
-// each warp, `count` is the number of keys of block b, and `upto` the number of keys of blocks 0 to b.
+// Finds the key at which the sum reaches `target`, among the `total` keys that all blocks of the cluster have listed.
+// In lane b of each warp, `count` is the number of keys of block b, and `upto` the number of keys of blocks 0 to b.
 template <class Amount>
 __device__ __forceinline__ Reached select_listed(Shared& s, const u32* list, u64 target, u64 above, u32 count, u32 upto,
                                                  u32 total) {

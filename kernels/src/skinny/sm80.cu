@@ -157,7 +157,7 @@ __device__ __forceinline__ void skinny(const P& p, const Op& op) {
   const bool w_vector = op.has_aligned_weights(), x_vector = aligned16(p.x, static_cast<u64>(k) * sizeof(T));
   const bool norm_vector = x_vector && aligned16(p.norm);
 
-  // The ring has `unroll` slots per stage; the launch plan chooses this number by the size of shared memory.
+  // Each stage of the ring has `unroll` slots. The launch plan chooses this number by the size of shared memory.
   const int slot = (TILES + halves * X_UNITS) * 32, most = ceil_div<u32>(rows_per_block, 8) * X_UNITS + TILES;
   const int unroll = dynamic_shared_bytes() / (STAGES * WARPS * 512 * most), warp_units = STAGES * unroll * most * 32;
   Words<16>* mine = ring + warp * warp_units;

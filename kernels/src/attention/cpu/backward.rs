@@ -213,7 +213,8 @@ impl Scratch {
     }
 }
 
-/// Factors of 1 for up to 64 rows. With them, [`SmallProduct`] adds the product to the old result.
+/// Factors of 1 for up to 64 rows. With these factors, [`SmallProduct`] adds the product to the old result without
+/// scaling it.
 static ONES: [f32; 64] = [1.0; 64];
 
 /// A task that computes dk and dv of a block of 64 keys.
@@ -538,7 +539,8 @@ struct ScoreRow<V> {
     ds: *mut f32,
     /// Number of keys of the block that the row sees.
     limit: usize,
-    /// Where the row's gradients of the scores of the `keys` keys are stored; null if gradients are not stored.
+    /// Address at which this row's gradients of the scores of the `keys` keys are stored; null if gradients are not
+    /// stored.
     stored: *mut f32,
     keys: usize,
     scale: V,

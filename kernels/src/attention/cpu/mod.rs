@@ -204,7 +204,7 @@ fn tiles_of<'a, T>(
 }
 
 /// # Safety
-/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`FwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     // SAFETY: the addresses are valid as `FwdParams` documents; `isa` returns an instruction set of this machine.
     unsafe { fwd_on::<T>(isa(), p, team) }
@@ -244,7 +244,7 @@ struct Packed<'a> {
 
 impl<'a> Packed<'a> {
     /// # Safety
-    /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
+    /// Every address in [`FwdParams`] is valid for the documented shape and dtype.
     unsafe fn new(p: &'a FwdParams) -> Self {
         let (tokens, seqs) = (p.tokens as usize, p.seqs as usize);
         // SAFETY: cu_seqlens has `[seqs + 1]` i32.
@@ -319,7 +319,7 @@ impl<'a> Packed<'a> {
 }
 
 /// # Safety
-/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`BwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     // SAFETY: the addresses are valid as `BwdParams` documents; `isa` returns an instruction set of this machine.
     unsafe { bwd_on::<T>(isa(), p, team) }

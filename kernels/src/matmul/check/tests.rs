@@ -79,7 +79,7 @@ fn products_that_tensor_copies_cannot_take_have_no_launch() {
     let symbol = |p| gemm::kernel_launch(&p, &Arch::H100).map(|launch| launch.kernel.name);
     assert_eq!(symbol(good), Some("gemm_dw_bf16"));
     assert_eq!(symbol(Matmul { c_dtype: DType::F32, ..good }), Some("gemm_dw_f32"));
-    // In this form no operand has rows of k elements, so k may have any value.
+    // In the form of the gradient of a weight, no operand has rows of k elements, so k may have any value.
     assert_eq!(symbol(Matmul { k: 7, ..good }), Some("gemm_dw_bf16"));
     assert!(gemm::kernel_launch(&good, &Arch::A100).is_none());
     let mut others = [good; 6];

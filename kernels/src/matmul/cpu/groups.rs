@@ -192,8 +192,8 @@ pub(super) mod avx512 {
         next: Next,
     }
 
-    /// The part of the next chunk of B that one block of rows prefetches. The blocks divide the next chunk evenly; each
-    /// prefetches once for every line of its current chunk.
+    /// The share of the next chunk of B that one block of rows of A prefetches. The blocks divide the next chunk
+    /// evenly. Each block prefetches once for every line of the current chunk.
     #[derive(Clone, Copy)]
     struct Next {
         first: *const u8,

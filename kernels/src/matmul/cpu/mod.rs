@@ -55,7 +55,7 @@ use thin::{
 /// Maximum number of units along k (elements, or pairs of bf16) that are packed at a time. 64 packed rows of B of
 /// this length fill a quarter of a second-level cache.
 const UNITS: usize = 1024;
-/// Maximum number of rows of A that one task multiplies with its block of B.
+/// Maximum number of rows of A by which one task multiplies its block of B.
 const TASK_ROWS: usize = 512;
 /// Maximum number of units (f32 elements) per row for which A is always read without packing. Longer rows may compete
 /// for the same few sets of the cache: see [`Product::direct`].

@@ -224,7 +224,8 @@ fn spread(graph: &FlowGraph, reach: &mut [bool], node: NodeIndex) {
 /// An excluded edge that may be put back to give a loop an exit. Preferred edges sort first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct ExcludedEdge {
-    /// What the edge leads to, by preference: 0, code that ends the function; 1, a bare return; 2, code that aborts.
+    /// The kind of code to which the edge leads, most preferred first: 0, code that ends the function; 1, a bare
+    /// return; 2, code that aborts.
     tier: u8,
     /// The weight of the code to which the edge leads; heavier code sorts first.
     weight: std::cmp::Reverse<usize>,

@@ -79,7 +79,7 @@ use tiles::{PrefetchPlan, TileProductArgs};
 const SIDE: usize = 16;
 /// Number of rows and columns of C that four tiles of sums cover.
 const BLOCK: usize = 2 * SIDE;
-/// Elements along k that one instruction takes.
+/// Number of elements along k that one AMX instruction multiplies for each sum.
 const STEP: usize = 32;
 /// Words (4 bytes) of a tile.
 const TILE: usize = 256;

@@ -136,7 +136,7 @@ unsafe fn pack_columns_of<const P: usize, const TRANSPOSED: bool>(
     }
 }
 
-/// Stores a line of each part to the tiles of the parts.
+/// Stores one line of each bf16 part to that part's tile.
 ///
 /// # Safety
 /// The line exists in `P` tiles that follow one another; `at` is its place in the first.
@@ -251,7 +251,7 @@ unsafe fn load_pairs<const P: usize>(source: &Source, column: usize, mask: u32, 
     halves
 }
 
-/// Returns the indices of the sources of 16 pairs (32 halves) whose first column is `first`.
+/// Returns, for 16 pairs (32 halves) whose first column is `first`, the index from which each half is taken.
 const fn pair_indexes(first: u16) -> [u16; 32] {
     let mut indexes = [0; 32];
     let mut i = 0;
