@@ -115,7 +115,7 @@ pub struct CheckStatistics {
     pub launches: usize,
     /// Duration of the check.
     pub time: Duration,
-    /// Differences between GPU and simulator, if the setup compares them.
+    /// Differences between the results on the GPU and on the simulator, if the setup asks for this comparison.
     pub compared: Vec<GpuComparison>,
     /// The recorded launches, if the setup records them.
     pub recorded: Vec<RecordedLaunch>,
@@ -129,7 +129,7 @@ type Hook = Box<dyn Fn(&panic::PanicHookInfo<'_>) + Sync + Send>;
 /// started.
 static HOOK: Mutex<(usize, Option<Hook>)> = Mutex::new((0, None));
 
-/// While a value of this type exists, panics are not printed.
+/// Panics are not printed while a value of this type exists.
 struct Quiet;
 
 impl Quiet {

@@ -275,7 +275,7 @@ fn record(check: &Check, setup: &CheckSetup) -> Result<Vec<RecordedLaunch>, Stri
 }
 
 fn options(seed: u64, gpu: &Arch) -> ExecOptions {
-    // A mutant may wait forever, so its step limit is much lower than the default.
+    // A mutant may wait forever, so its limit of simulated steps is much lower than the default.
     let completion = COMPLETION_TIMINGS[seed as usize % COMPLETION_TIMINGS.len()];
     let gpu = simulate::gpu_spec(gpu);
     ExecOptions {

@@ -2,11 +2,10 @@
 // logits. So sampling and training kernels, which divide a row in different ways, give bit-identical
 // log-probabilities.
 //
-// A term is rounded once, independently of the other terms: e^(s l) = 2^n 2^f with n the integer nearest to s l log2
-// e and
-// |f| <= 1/2, and 2^f comes from ex2.approx, whose result is a multiple of 2^-24. Terms are collected by n, in bins of
-// 16 powers of two. The terms of a bin add up in a 64-bit integer: a term has at most 40 bits, so 2^24 of them fit. The
-// sum keeps the bin of the largest term and the three bins below; smaller terms are less than 2^-48 of the largest.
+// A term is rounded once, independently of the other terms: e^(s l) = 2^n 2^f with n the integer nearest to s l log2 e
+// and |f| <= 1/2, and 2^f comes from ex2.approx, whose result is a multiple of 2^-24. Terms are collected by n, in bins
+// of 16 powers of two. The terms of a bin add up in a 64-bit integer: a term has at most 40 bits, so 2^24 of them fit.
+// The sum keeps the bin of the largest term and the three bins below; smaller terms are less than 2^-48 of the largest.
 //
 // Requires |s l| < 2^20 for the logits that count. Smaller logits may be anything, -inf too.
 #pragma once

@@ -206,8 +206,8 @@ impl Scratch {
         }
     }
 
-    /// Returns the memory for queries and gradients of the output as pairs of adjacent rows, `[QUERY_ROWS_PER_CHUNK /
-    /// 2, d]`. It follows the memory for the same rows as pairs of adjacent columns.
+    /// Returns the memory for queries and gradients of the output as pairs of adjacent rows. Both arrays are
+    /// `[QUERY_ROWS_PER_CHUNK / 2, d]` and follow the memory for the same rows as pairs of adjacent columns.
     unsafe fn pairs_of_rows(&self, head_dim: usize) -> [*mut f32; 2] {
         [self.q, self.d_o].map(|x| x.wrapping_add(QUERY_ROWS_PER_CHUNK * round_up_to_lanes(head_dim) / 2))
     }

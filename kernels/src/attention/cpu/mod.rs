@@ -168,7 +168,7 @@ fn tiles_of<'a, T>(
     while height > MAX_QUERY_ROWS_PER_TILE / 8 && all / height < 4 * team.threads() {
         height /= 2;
     }
-    // Neighbouring sequences whose rows fit in one tile and that have the same first block of keys share a tile, if
+    // Neighbouring sequences share a tile if their rows fit in one tile, they have the same first block of keys, and
     // every thread still has work.
     let segments: usize = sequences.iter().map(|s| s.keys.div_ceil(forward::SEGMENT_KEYS)).sum();
     let mut tiles = Vec::new();
@@ -187,7 +187,7 @@ fn tiles_of<'a, T>(
             seq += 1;
             continue;
         }
-        // All tiles of the group have nearly the same number of sequences.
+        // The sequences of the group are divided evenly among its tiles.
         let (group, count) = (1 + sharing, (1 + sharing).div_ceil(most));
         for i in 0..count {
             tiles.push(Tile { sequences: seq + i * group / count..seq + (i + 1) * group / count, first: 0, rows });

@@ -164,8 +164,8 @@ impl<'a, T> SequenceArrays<'a, T> {
         }
     }
 
-    /// Tells whether the keys of each block are [`Self::key_stride`] elements apart, except in a block in which the
-    /// prefix ends.
+    /// Tells whether the keys of each block are [`Self::key_stride`] elements apart. A block in which the prefix ends
+    /// is not considered.
     pub fn has_contiguous_blocks(&self) -> bool {
         self.table.is_none_or(|(_, page)| page.is_multiple_of(BLOCK_KEYS))
     }

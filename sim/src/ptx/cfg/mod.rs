@@ -326,8 +326,8 @@ impl CountedEdges {
         }
     }
 
-    /// Returns true if all paths from a basic block lead back to it: the block is in a loop without an exit, not only
-    /// on a path to such a loop.
+    /// Returns true if all paths from a basic block lead back to it. The block is then itself in a loop without an
+    /// exit, and not only on a path to such a loop.
     fn is_caught(&self, block: NodeIndex) -> bool {
         let mut back = vec![false; self.ends.len()];
         spread(&self.graph, &mut back, block);
