@@ -1,5 +1,4 @@
-// In this kernel, one instruction in four accesses global or shared memory. Blocks
-// have 256 threads.
+// One instruction in four accesses global or shared memory. Blocks have 256 threads.
 extern "C" __global__ void scalar(const float* x, float* y, unsigned mask) {
     __shared__ float s[256];
     unsigned t = threadIdx.x, i = blockIdx.x * 256 + t;
