@@ -20,7 +20,7 @@ use crate::{adamw, matmul, paged_attention};
 /// One timed run of a call.
 #[derive(Clone, Copy, Debug)]
 pub struct TimedRun {
-    /// When the run began, on the host's clock.
+    /// When the timed run began, on the host's clock.
     pub start: Instant,
     /// Duration in seconds.
     pub seconds: f64,
@@ -38,9 +38,9 @@ impl TimedRun {
 /// The measured times of one call.
 #[derive(Clone, Debug)]
 pub struct RunTimes {
-    /// Seconds of each run with cold caches, shortest first.
+    /// The seconds that each run took with cold caches, shortest first.
     pub seconds: Vec<f64>,
-    /// The runs, in chronological order.
+    /// The timed runs, in chronological order.
     pub runs: Vec<TimedRun>,
 }
 
@@ -154,7 +154,7 @@ pub fn max_allocated_bytes_of_call(example: &ExampleCall) -> f64 {
     example.launch.operands().count() as f64 * each + FLUSH as f64
 }
 
-/// Times an example call on the processor: `runs` runs after one warm-up run.
+/// Times an example call on the processor: calls it `runs` times after one warm-up call.
 pub fn time_call_on_cpu(team: &Team, example: &ExampleCall, runs: usize) -> RunTimes {
     let tile = normal_tile();
     let mut buffers: Vec<Vec<Line>> = Vec::new();
@@ -203,7 +203,7 @@ fn numbers_on_cpu(tile: &[u8], bytes: usize) -> Vec<Line> {
     buffer
 }
 
-/// A unit of host memory with the alignment that tensors have: 64 bytes.
+/// 64 bytes of host memory with the alignment that tensors have.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
@@ -212,9 +212,9 @@ struct Line([u8; 64]);
 enum Operand {
     /// The array that the parameter with this name points to.
     Named(&'static str),
-    /// An array of numbers whose address is in a table.
+    /// An array of numbers. Its address is not a parameter, but is stored in a table of addresses.
     Listed,
-    /// A table with these bytes, in which the addresses are replaced by the addresses of the operands that the table
+    /// A table with these bytes. The addresses in it are replaced by the addresses of the operands that the table
     /// lists.
     Table(Vec<u8>),
 }
@@ -265,8 +265,8 @@ fn sized(launch: &KernelLaunch, operand: Operand) -> (usize, Contents) {
     }
 }
 
-/// Returns an upper bound on the bytes of each floating-point operand of a call: the call's memory traffic, an f32
-/// embedding table of which ids select rows, the workspace, or 64 MiB, whichever is largest.
+/// Returns an upper bound on the bytes of each floating-point operand of a call. It is the largest of four sizes: the
+/// call's memory traffic, an f32 embedding table from which ids select rows, the workspace, and 64 MiB.
 fn numbers(launch: &KernelLaunch) -> f64 {
     let field = |name| scalar(launch, name).unwrap_or(0) as f64;
     let rows_of_ids = field("vocab") * field("hidden") * 4.0;
@@ -306,7 +306,7 @@ fn normal_buffer(gpu: &Gpu, bytes: usize) -> Result<Buffer, CudaError> {
     Ok(buffer)
 }
 
-/// What an operand of a timed call is filled with.
+/// The contents with which an operand of a timed call is filled.
 enum Contents {
     /// Normally distributed numbers, both when read as bf16 and as f32.
     Numbers,

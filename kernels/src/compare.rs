@@ -219,7 +219,7 @@ mod tests {
         assert!(check_close("x", &[f32::INFINITY], &[f64::NEG_INFINITY], all, |_| all).is_err());
         // If a bound is NaN, the check fails.
         assert!(of(&[1.0, 2.1, 3.0], 1.0, f64::NAN).is_err());
-        // One wrong element of many: the L2 distance is small.
+        // With one wrong element among a million, the L2 distance is small.
         let (mut got, want) = (vec![1.0; 1_000_000], vec![1.0; 1_000_000]);
         got[7] = 1.5;
         assert!(check_close("x", &got, &want, 1e-3, |_| 1e-3).unwrap_err().starts_with("x[7]"));

@@ -30,8 +30,8 @@ pub fn uniform_f32(seed: u64, stream_id: u64, index: u64) -> f32 {
     (random_words(seed, stream_id, index)[0] >> 8) as f32 * (1.0 / (1 << 24) as f32)
 }
 
-/// Returns a random number uniform in [0, 1), a multiple of 2⁻⁵³: the upper 53 bits of the first two random words, of
-/// which the first is the higher.
+/// Returns a random number uniform in [0, 1), a multiple of 2⁻⁵³. It has the upper 53 bits of the first two random
+/// words; the first word is the higher one.
 pub fn uniform_f64(seed: u64, stream_id: u64, index: u64) -> f64 {
     let [hi, lo, ..] = random_words(seed, stream_id, index);
     (((hi as u64) << 32 | lo as u64) >> 11) as f64 * (1.0 / (1u64 << 53) as f64)

@@ -13,7 +13,7 @@ pub enum AddressWindow {
     Local,
     /// The parameters of the kernel.
     KernelParam,
-    /// `.param` variables of a call and formal parameters of a function, which are bytes of its frame.
+    /// `.param` variables of a call and formal parameters of a function, which are bytes of the function's call frame.
     FrameParam,
 }
 

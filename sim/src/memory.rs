@@ -24,7 +24,7 @@ pub struct Allocation {
     name: Option<Box<str>>,
 }
 
-/// Why the host cannot read bytes of a buffer.
+/// The reason why the host cannot read bytes of a buffer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// The bytes do not all lie in one buffer.
@@ -105,7 +105,7 @@ impl SimMemory {
         part
     }
 
-    /// Puts back the buffers that [`SimMemory::split_off`] returned. Module variables that were mapped meanwhile are
+    /// Puts back the buffers that [`SimMemory::split_off`] returned. Module variables that were mapped since then are
     /// dropped.
     pub fn merge(&mut self, part: SimMemory) {
         part.allocations.into_iter().filter(|a| a.base >= layout::HEAP_BASE).for_each(|a| self.put(a));

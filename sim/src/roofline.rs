@@ -56,7 +56,7 @@ pub struct Roofline {
     /// Number of multiprocessors that run blocks of the launch: fewer than the GPU has if the launch has fewer
     /// blocks.
     pub multiprocessors: u32,
-    /// One bound per resource, always in the same order.
+    /// The bounds, one for each resource, always in the same order.
     pub bounds: [RooflineBound; 6],
 }
 

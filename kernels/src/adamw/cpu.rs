@@ -25,7 +25,8 @@ pub fn to_bf16_and_remainder(x: f32) -> (u16, i16) {
     if x.is_nan() { (0x7fc0, 0) } else { (hi, low) }
 }
 
-/// Joins the two halves of a split f32. The inverse of [`to_bf16_and_remainder`] for every f32 that is not NaN.
+/// Joins the two halves of a split f32. This function is the inverse of [`to_bf16_and_remainder`] for every f32 that is
+/// not NaN.
 #[inline(always)]
 pub fn from_bf16_and_remainder(hi: u16, low: i16) -> f32 {
     f32::from_bits(((hi as u32) << 16).wrapping_add(low as i32 as u32))
@@ -83,8 +84,7 @@ pub(super) struct ChunkUpdate {
 /// weights (true) or with f32 weights (false).
 ///
 /// # Safety
-/// Every address in [`Params`], and in the tables that it points to, is valid for the shape and dtype that its field
-/// documents.
+/// Every address in [`Params`] and in its tables is valid for the documented shape and dtype.
 pub(super) unsafe fn for_each_chunk(p: &Params, split: bool, team: &Team, update: impl Fn(&ChunkUpdate) + Sync) {
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let chunks = unsafe { slice_at::<Chunk>(p.chunks, p.chunk_count as usize) };
@@ -167,8 +167,7 @@ impl Weights for SplitWeights {
 }
 
 /// # Safety
-/// Every address in [`Params`], and in the tables that it points to, is valid for the shape and dtype that its field
-/// documents.
+/// Every address in [`Params`] and in its tables is valid for the documented shape and dtype.
 pub unsafe fn step<W: Weights>(p: &Params, team: &Team) {
     let update = |task: &ChunkUpdate| {
         let (n, at, len) = (task.parameter.n as usize, task.at, task.len);
@@ -185,7 +184,7 @@ pub unsafe fn step<W: Weights>(p: &Params, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`SplitParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`SplitParams`] is valid for the documented shape and dtype.
 pub unsafe fn split_f32(p: &SplitParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SplitParams`] documents.
@@ -201,7 +200,7 @@ pub unsafe fn split_f32(p: &SplitParams, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`SplitParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`SplitParams`] is valid for the documented shape and dtype.
 pub unsafe fn split_bf16(p: &SplitParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SplitParams`] documents.
@@ -220,7 +219,7 @@ pub unsafe fn split_bf16(p: &SplitParams, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`JoinParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`JoinParams`] is valid for the documented shape and dtype.
 pub unsafe fn join_to_f32(p: &JoinParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`JoinParams`] documents.

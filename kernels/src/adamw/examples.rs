@@ -37,7 +37,8 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     all
 }
 
-/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
+/// Returns launches on allocated arrays. A test compares the memory traffic that the simulator counts with the traffic
+/// in the `Cost` of each launch.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (n, count) = (TRAFFIC_ELEMENTS, TRAFFIC_ELEMENTS as usize);

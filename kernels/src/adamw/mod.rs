@@ -60,8 +60,8 @@ params! {
         pub bias1: f32,
         /// 1 − β₂ᵗ
         pub bias2: f32,
-        /// 1 − β₁, computed in f64 and rounded to f32. If it were computed from β₁ in f32, its relative error would
-        /// be 1e-7 (for β₂: 5e-5).
+        /// 1 − β₁, computed in f64 and rounded to f32. Computing it from β₁ in f32 would give a relative error of 1e-7
+        /// (for 1 − β₂: 5e-5).
         pub rest1: f32,
         /// 1 − β₂, computed in f64 and rounded to f32.
         pub rest2: f32,

@@ -179,8 +179,8 @@ struct Step {
   }
 };
 
-// The random bits for the weights 8 * group .. 8 * group + 8 of the task's part of a parameter. Element j has 32 bits
-// for weight 8 * group + j: the lower half for m, the upper half for v.
+// The random bits for the weights 8 * group .. 8 * group + 8 of the part of a parameter that this task updates. Element
+// j has 32 bits for weight 8 * group + j: the lower half for m, the upper half for v.
 struct Draws {
   PhiloxWords words;
 
@@ -413,7 +413,8 @@ __device__ __forceinline__ void step_8bit(const Task& task, u64 block, const Wei
 
 template <class Weights>
 __device__ __forceinline__ void step_8bit_blocks(const Task& task, const Weights& weights, bool vector) {
-  // Loops over the blocks of 256 weights that begin before the end of the chunk; each warp takes every eighth block.
+  // Loops over the blocks of 256 weights that begin before the end of the chunk. Each of the eight warps takes every
+  // eighth block.
 #pragma unroll 1
   for (u64 at = task.first + threadIdx.x / 32 * 256; at < task.end; at += MAP_BLOCK) step_8bit(task, at / 256, weights, vector);
 }

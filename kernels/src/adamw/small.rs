@@ -156,8 +156,7 @@ impl Weights for SplitWeights {
 }
 
 /// # Safety
-/// Every address in [`Params`], and in the tables that it points to, is valid for the shape and dtype that its field
-/// documents.
+/// Every address in [`Params`] and in its tables is valid for the documented shape and dtype.
 pub(super) unsafe fn step_bf16_moments<W: Weights>(p: &Params, team: &Team) {
     let update = |task: &ChunkUpdate| {
         let (parameter, n, at, len) = (&task.parameter, task.parameter.n as usize, task.at, task.len);
@@ -186,8 +185,7 @@ pub(super) unsafe fn step_bf16_moments<W: Weights>(p: &Params, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`Params`], and in the tables that it points to, is valid for the shape and dtype that its field
-/// documents.
+/// Every address in [`Params`] and in its tables is valid for the documented shape and dtype.
 pub(super) unsafe fn step_8bit<W: Weights>(p: &Params, team: &Team) {
     let update = |task: &ChunkUpdate| {
         let (parameter, n) = (&task.parameter, task.parameter.n as usize);

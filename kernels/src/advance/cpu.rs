@@ -7,7 +7,7 @@ use reel_device::{Addr, Team};
 use super::Params;
 
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+/// Every address in [`Params`] is valid for the documented shape and dtype.
 pub unsafe fn advance(p: &Params, _: &Team) {
     let (rows, max_blocks, page_tokens, cols) =
         (p.rows as usize, p.max_blocks as usize, p.page_tokens as usize, p.history_cols as usize);

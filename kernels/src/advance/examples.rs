@@ -14,8 +14,9 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     vec![("16 rows of 8192 keys", advance::advance(&p))]
 }
 
-/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states. Block tables and
-/// histories have one column, so that the rows' elements fill whole sectors.
+/// Returns launches on allocated arrays. A test compares the memory traffic that the simulator counts with the traffic
+/// in the `Cost` of each launch. Block tables and histories have one column, so that the rows' elements fill whole
+/// sectors.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let mut calls = Vec::new();

@@ -31,15 +31,17 @@ struct BackwardShared {
   static constexpr int KEY_TILE = HEAD_DIM / COLUMNS * KEY_GROUP, QUERY_TILE = KEY_TILE / 2;
   static constexpr int VISITS = 4, KEY_SLOTS = 3, VALUE_SLOTS = 2;  // slots of the rings
 
-  // First part (dk, dv): offsets of the tile of keys, of the tile of values, and of a ring of visits with a tile of q
-  // and of d_o each.
+  // First part (dk, dv). K and V are the offsets of the tile of keys and of the tile of values. VISIT is the offset of
+  // a ring buffer, in which each slot has the tiles of q and d_o of one visit (64 queries of a head).
   static constexpr int K = 0, V = KEY_TILE, VISIT = 2 * KEY_TILE;
-  // Second part (dq): offsets of q and d_o of 128 queries, of a ring of key tiles and of a ring of value tiles.
+  // Second part (dq). Q and D_O are the offsets of q and d_o of 128 queries. KEYS and VALUES are the offsets of a ring
+  // buffer of key tiles and of a ring buffer of value tiles.
   static constexpr int Q = 0, D_O = KEY_TILE, KEYS = 2 * KEY_TILE, VALUES = KEYS + KEY_SLOTS * KEY_TILE;
-  // Offsets of the values of a visit. VALUES_OF_ROWS: lse times log2 e, then delta, of 64 queries (512 bytes). SEEN:
-  // 4 words, the first query that sees key 0, and the range of the keys.
+  // Offsets of the numbers that belong to a visit. VALUES_OF_ROWS: lse times log2 e, then delta, of 64 queries (512
+  // bytes). SEEN: 4 words, which hold the first query that sees key 0 and the range of the keys.
   static constexpr int VALUES_OF_ROWS = VALUES + VALUE_SLOTS * KEY_TILE, SEEN = VALUES_OF_ROWS + VISITS * 512;
-  // Offsets of the descriptions of the next tiles, which warp 0 writes.
+  // TILES is the number of tile descriptions that fit in shared memory. TILE is the offset of the descriptions of the
+  // next tiles, which warp 0 writes.
   static constexpr int TILES = 2, TILE = SEEN + VISITS * 16;
   // Offsets of the mbarriers. LANDED: the copies are complete, but warp 1 must still replace rows. FULL: the operands
   // are ready. FREE: the memory may be overwritten.
@@ -133,8 +135,8 @@ struct KeyRows {
   __device__ __forceinline__ int begin() const { return load_word(at + 20); }     // first key within it
 };
 
-// The queries of one sequence that see a tile of keys. They have a number: for 2 n, sequence n sees the keys as part
-// of its prefix; for 2 n + 1, as its own keys. Visits take the numbers in ascending order.
+// The queries of one sequence that see a tile of keys, identified by a number. Number 2 n means that sequence n sees
+// the keys as part of its prefix, number 2 n + 1 that the keys are its own. Visits take the numbers in ascending order.
 struct SeeingQueries {
   int first, length;  // first token and number of tokens of the sequence
   int from;           // first query, a multiple of 64
@@ -359,8 +361,8 @@ struct QueryRows {
   __device__ __forceinline__ TokenRange prefix() const { return {load_word(at + 20), load_word(at + 24)}; }
 };
 
-// Returns how many rows of a box of 128 keys that begins with key `first` are the keys first, first + 1, ...: less than
-// 128 if the prefix or the sequence ends in the box.
+// Returns how many rows of a box of 128 keys, which begins with key `first`, hold the keys first, first + 1, .... There
+// are fewer than 128 if the prefix or the sequence ends in the box.
 __device__ __forceinline__ int rows_of_box(int first, int prefix_keys, int end) {
   return min(KEY_ROWS, (first < prefix_keys ? min(prefix_keys, end) : end) - first);
 }
@@ -455,7 +457,7 @@ __device__ __forceinline__ void complete_blocks(const BwdParams& p, u32 shared,
         landed ^= 1u << (S::KEY_SLOTS + values.slot);
         replace_rows<HEAD_DIM, KEY_ROWS>(shared + S::VALUES + values.slot * S::KEY_TILE, global<const bf16>(p.v) + own, stride,
                                          rows, tile.end - first);
-        // One fence for keys and values: consumers wait for both arrays before they issue products.
+        // One fence is enough for keys and values, because consumers wait for both arrays before they issue products.
         fence_async_proxy();
         __syncwarp();
         arrive_of_warp(shared + S::KEYS_FULL + 8 * keys.slot);

@@ -16,11 +16,11 @@
 #include "cuh/math.cuh"
 #include "cuh/warp.cuh"
 
-// The turns in which the two warpgroups issue wgmma products.
+// The order in which the two warpgroups issue wgmma products: they take turns.
 struct GradientTurns {
   int group;  // number of this warpgroup
 
-  // Warpgroup 0 has the first turn.
+  // Gives the first turn to warpgroup 0.
   __device__ __forceinline__ void start() const {
     if (group == GRADIENT_GROUPS - 1) pass();
   }
@@ -35,8 +35,9 @@ __device__ __forceinline__ void keep_operands(u32 (&x)[ROWS][N]) {
   for (int i = 0; i < ROWS; ++i) keep_registers(x[i]);
 }
 
-// Multiplies rows g = lane / 4 (R 0) or g + 8 (R 1) of a warp's 16 rows of HEAD_DIM sums by `factor`, rounds them to
-// bf16 and writes them to `row`, if the row exists. All lanes of the warp call it.
+// Writes half of a warp's 16 rows of HEAD_DIM sums: the rows g = lane / 4 with R 0, the rows g + 8 with R 1. Multiplies
+// the sums by `factor`, rounds them to bf16 and writes them to `row`, if the row exists. All lanes of the warp call
+// this function.
 template <int HEAD_DIM, int R>
 __device__ __forceinline__ void store_gradient(bf16* row, bool exists, const float (&sums)[HEAD_DIM / 2], float factor) {
   const int quad = thread_again() % 4;

@@ -76,7 +76,7 @@ pub struct Roundings {
     pub each: fn(f64) -> f64,
     /// Computes `2^x` with the kernel's error.
     pub exp2: fn(f64) -> f64,
-    /// How much another order of summation may change a row's delta, relative to the sum of the magnitudes of its
+    /// How much another order of summation may change a row's delta, as a fraction of the sum of the magnitudes of its
     /// terms.
     pub order: f64,
 }
@@ -164,7 +164,7 @@ pub fn bwd_rounded(
     for (row, keys) in visible_keys_per_query_row(case) {
         let a = row * d;
         let (q, d_o) = (&q[a..a + d], &d_o[a..a + d]);
-        // Another order of summation changes the row's delta by about this much, and so all gradients of the row.
+        // Another order of summation changes the row's delta by about this much, which shifts all gradients of the row.
         let sizes: f64 = d_o.iter().zip(&o[a..a + d]).map(|(x, y)| (x * y).abs()).sum();
         let delta = r.dot(0.0, d_o, &o[a..a + d]) + r.order * sizes;
         let reference = (r.each)((r.each)(lse[row]) * LOG2_E);

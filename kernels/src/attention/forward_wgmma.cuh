@@ -70,8 +70,8 @@ struct ForwardConsumer {
   int group;  // number of this warpgroup
   float c;
   bool causal;
-  // The thread's values of rows g = lane / 4 and g + 8 of the warp's 16 rows. s: scores, then weights; o: output; p and
-  // q: weights and queries as operands of products.
+  // The thread's values of rows g = lane / 4 and g + 8 of the warp's 16 rows. s: the scores, which become weights. o:
+  // the output. p and q: the weights and the queries, as operands of products.
   float s[ROW_BLOCK_KEYS / 2], o[HEAD_DIM / 2];
   u32 p[ROW_BLOCK_KEYS / 16][4], q[HEAD_DIM / 16][4];
   RowPair rows;
@@ -116,7 +116,7 @@ struct ForwardConsumer {
     keys.template advance<1>();
   }
 
-  // Waits until the keys or values that are multiplied in this turn have been copied.
+  // Waits until the keys or values that this warpgroup multiplies in its turn have been copied to the ring.
   __device__ __forceinline__ void wait_for_turn(const RingPosition<S::SLOTS>& at) {
     if constexpr (SECOND) {
       // redundant: warpgroup 0 has waited for the same copy before it passed this turn.
@@ -138,8 +138,8 @@ struct ForwardConsumer {
   template <int KEYS>
   __device__ __forceinline__ void issue_scores() {
     wgmma_fence();
-    // Which wgmma form to use depends on head_dim: with rs_new, head_dim 128 spills; with rs, ptxas serialises the
-    // products of the other head_dims (C7511) in some of the kernels.
+    // The wgmma form depends on head_dim. With rs_new, the kernel of head_dim 128 spills registers. With rs, ptxas
+    // serialises the products of the other head_dims in some of the kernels (C7511).
     const u64 k_tile = operand_layout<S::SWIZZLE>() | operand_address(shared + keys.slot * S::SLOT);
 #pragma unroll
     for (int k = 0; k < HEAD_DIM / 16; ++k) {
@@ -186,9 +186,9 @@ struct ForwardConsumer {
     for (int i = 0; i < ROW_BLOCK_KEYS / 4; ++i) p[i / 4][i % 4] = i < KEYS / 4 ? pack_bf16(s[2 * i], s[2 * i + 1]) : 0;
   }
 
-  // Layout of the total over segments, which is in shared memory. Output: chunk i (16 bytes) of a thread is at i * 2048
-  // + 16 * thread. State: the reference and the sum of a quad's two rows are at 16 * quad, the weights of the last
-  // merge 512 bytes later.
+  // Layout of the total over segments, in shared memory. Output: chunk i (16 bytes) of a thread is at i * 2048 + 16 *
+  // thread. State: the reference and the sum of the two rows of four lanes (a quad) are at 16 * quad. The weights of
+  // the last merge are 512 bytes after the state.
   __device__ __forceinline__ u32 total_address() const { return shared + S::TOTALS + group * S::TOTAL + thread() * 16; }
   __device__ __forceinline__ u32 state_address() const { return shared + S::STATES + group * S::STATE + thread() / 4 * 16; }
   __device__ __forceinline__ static u32 thread() { return static_cast<u32>(thread_again()) % 128; }
@@ -218,7 +218,8 @@ struct ForwardConsumer {
     rows.clear();
   }
 
-  // Merges the segment's output with the total. The result replaces the total; with LAST it stays in o.
+  // Merges the output of a finished segment (512 keys) with the total. The result replaces the total; with LAST it
+  // stays in o.
   template <bool LAST>
   __device__ __forceinline__ void end_segment_output() {
     const u32 total = total_address();

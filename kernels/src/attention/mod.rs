@@ -122,7 +122,7 @@ params! {
         pub k: Addr,
         /// `[tokens, kv_heads, head_dim]`
         pub v: Addr,
-        /// `[tokens, heads, head_dim]`, written.
+        /// The output, `[tokens, heads, head_dim]`; the kernel writes it.
         pub o: Addr,
         /// f32 `[tokens, heads]`, written: the log-sum-exp of each row's scores; may be null.
         pub lse: Addr,
@@ -148,8 +148,8 @@ params! {
         pub scale: f32,
         /// Number of tokens of the longest sequence.
         pub max_seqlen: u32,
-        /// `scale * log2(e)`, which [`fwd`] fills in: an operand that arithmetic reads from the parameters needs no
-        /// register.
+        /// `scale * log2(e)`, which [`fwd`] fills in. Kernels read this number from the parameters where they use it,
+        /// so it needs no register.
         pub score_factor: f32,
         /// Zeros.
         pub reserved: Padding<9>,
@@ -199,17 +199,17 @@ params! {
         pub k: Addr,
         /// `[tokens, kv_heads, head_dim]`
         pub v: Addr,
-        /// `[tokens, heads, head_dim]`, as the forward kernel wrote it.
+        /// The output, `[tokens, heads, head_dim]`, as the forward kernel wrote it.
         pub o: Addr,
-        /// f32 `[tokens, heads]`, as the forward kernel wrote it.
+        /// The log-sum-exp of each row's scores, f32 `[tokens, heads]`, as the forward kernel wrote it.
         pub lse: Addr,
         /// `[tokens, heads, head_dim]`
         pub d_o: Addr,
-        /// `[tokens, heads, head_dim]`, written.
+        /// The gradient of q, `[tokens, heads, head_dim]`; the kernel writes it.
         pub dq: Addr,
-        /// `[tokens, kv_heads, head_dim]`, written.
+        /// The gradient of k, `[tokens, kv_heads, head_dim]`; the kernel writes it.
         pub dk: Addr,
-        /// `[tokens, kv_heads, head_dim]`, written.
+        /// The gradient of v, `[tokens, kv_heads, head_dim]`; the kernel writes it.
         pub dv: Addr,
         /// f32 `[tokens, heads]`, workspace for `d_o . o` of each row.
         pub delta: Addr,
@@ -238,7 +238,7 @@ params! {
         pub scale: f32,
         /// Number of tokens of the longest sequence.
         pub max_seqlen: u32,
-        /// `scale * log2(e)`, which [`bwd`] fills in, as in [`FwdParams`].
+        /// `scale * log2(e)`. [`bwd`] fills in this number, as [`fwd`] does in [`FwdParams`].
         pub score_factor: f32,
         /// Zeros.
         pub reserved: Padding<13>,

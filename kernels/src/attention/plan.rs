@@ -51,8 +51,8 @@ pub fn fwd_bf16(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
 
 /// Plans the launches of kernel `attention_fwd_bf16` with mma.sync.
 pub fn fwd_bf16_mma(p: &FwdParams, _: &Arch) -> Vec<Stage> {
-    // In this order: symbol, columns of a tile of queries or keys, columns of a tile of values, and number of
-    // shared-memory buffers for tiles of keys and values.
+    // The elements are the symbol, the columns of a tile of queries or keys, the columns of a tile of values, and the
+    // number of shared-memory buffers for tiles of keys and values.
     let (symbol, columns, value_columns, stages) = match p.head_dim {
         64 => ("attention_fwd_bf16_64", 64, 64, 2),
         72 => ("attention_fwd_bf16_72", 72, 72, 2),
@@ -87,8 +87,8 @@ pub(crate) struct QueryCounts {
 }
 
 impl QueryCounts {
-    /// Returns the number of tile numbers of all heads (some numbers have no tile), as `PositionTiles` of
-    /// position_tiles.cuh computes it.
+    /// Returns how many tile numbers all heads together have, as `PositionTiles` of position_tiles.cuh numbers tiles.
+    /// Some numbers have no tile.
     pub(crate) fn tile_count(&self) -> u64 {
         let (tokens, seqs, positions) = (u64::from(self.tokens), u64::from(self.seqs), u64::from(POSITIONS_PER_TILE));
         let earlier = u64::from(self.has_earlier);

@@ -60,7 +60,7 @@ __device__ __forceinline__ float merge_weight(float m, float other, float c) {
   return exp2_approx(fminf(0.0f, __fmul_rn(__fsub_rn(m, other), c)));
 }
 
-// Returns an element of the merged output, or the merged sum of weights.
+// Returns an element of the output, or the sum of weights, after a segment has been merged into the total.
 __device__ __forceinline__ float merged_value(float total, float total_weight, float part, float part_weight) {
   return __fmaf_rn(part, part_weight, __fmul_rn(total, total_weight));
 }
@@ -78,9 +78,9 @@ struct RowStates {
     for (int r = 0; r < ROWS; ++r) m[r] = minus_infinity(), l[r] = 0;
   }
 
-  // Adds a block of which only the first KEYS keys count, and replaces their scores by their weights. With t = lane %
-  // 4, a lane has the scores of keys 8 n + 2 t and 8 n + 2 t + 1 of row r in s[2 (ROWS n + r)] and s[2 (ROWS n + r) +
-  // 1]. NEW: the block is the first.
+  // Adds a block of keys to the states and replaces its scores by their weights. Only the first KEYS keys of the block
+  // count. With t = lane % 4, a lane has the scores of keys 8 n + 2 t and 8 n + 2 t + 1 of row r in s[2 (ROWS n + r)]
+  // and s[2 (ROWS n + r) + 1]. NEW: the block is the first.
   template <int KEYS, bool NEW, int N>
   __device__ __forceinline__ void add(float (&s)[N], float c) {
     constexpr int STEP = 2 * ROWS, SCORES = KEYS / 8 * STEP;
@@ -136,7 +136,7 @@ struct RowStates {
     }
   }
 
-  // Adds up the four lanes' parts of the sums, at the end of a segment.
+  // Adds up the four lanes' partial sums of each row, at the end of a segment (512 keys).
   __device__ __forceinline__ void add_lanes() {
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {

@@ -24,7 +24,7 @@ struct Visit {
   // Returns the index of the value of query r in an f32 [tokens, heads] array, such as lse.
   __device__ __forceinline__ u64 value(int r) const { return row + static_cast<u64>(r) * heads; }
 
-  // Returns the first query of the visit that sees key r, as a row of the query tile; 64 if no query sees it.
+  // Returns the first query of the visit that sees key r, as a row of the query tile, or 64 if no query sees it.
   __device__ __forceinline__ int seen_from(int r) const { return r < begin || r >= end ? 64 : max(r + offset, 0); }
   // Returns the first query of the visit that sees any of the keys r .. s, as a row of the query tile; 64 if none
   // does.
@@ -47,8 +47,8 @@ struct Visits {
 
   __device__ __forceinline__ const Visit& operator[](int i) const { return slots[i % 4]; }
 
-  // Lets thread 0 find the first two visits (numbers 0 and 1). The caller places a barrier after the call. P is
-  // BwdParams.
+  // Lets thread 0 find the first two visits (pairs of a query tile and a head). The caller places a barrier after
+  // the call. P is BwdParams.
   template <class P>
   __device__ __forceinline__ void start(const P& p, const SequenceTile& range, int kv_head) {
     if (threadIdx.x != 0) return;
@@ -60,8 +60,8 @@ struct Visits {
     find(p, 0, kv_head);
     find(p, 1, kv_head);
   }
-  // Finds visit i + 2 while other threads read visits i and i + 1. A barrier must follow before a thread reads visit
-  // i + 2.
+  // Finds visit i + 2 (a pair of a query tile and a head) while other threads read visits i and i + 1. A barrier
+  // must follow before a thread reads visit i + 2.
   template <class P>
   __device__ __forceinline__ void look_ahead(const P& p, int i, int kv_head) {
     if (threadIdx.x == 64) find(p, i + 2, kv_head);

@@ -4,13 +4,14 @@ use crate::checks::traffic::{TrafficArrays, TrafficLaunches, allow_one_tenth_mor
 use crate::folder::{HEAD_DIM, KV_HEADS, LabeledLaunches, Sizes, placeholder_params};
 
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
-    // A block of 64 tokens with 4 heads of 128 elements in bf16, in units of 16 bytes.
+    // The size, in units of 16 bytes, of a block of 64 tokens with 4 heads of 128 bf16 elements.
     let units = 64 * KV_HEADS * HEAD_DIM * 2 / 16;
     let p = block_copy::Params { count: 64, units, copied: units, ..placeholder_params() };
     vec![("64 blocks of 64 tokens, 4 heads of 128 in bf16", block_copy::copy(&p))]
 }
 
-/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
+/// Returns launches on allocated arrays. A test compares the memory traffic that the simulator counts with the traffic
+/// in the `Cost` of each launch.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let [k_cache, v_cache] = [(); 2].map(|()| arrays.alloc_elements(8 * 4096, 16));

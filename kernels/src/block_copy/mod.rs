@@ -18,9 +18,9 @@ use crate::folder::kernel_folder;
 params! {
     /// Parameters of the kernel.
     pub struct Params {
-        /// `[blocks, units]`, units of 16 bytes; read and written.
+        /// The cache of keys, `[blocks, units]` in units of 16 bytes; the kernel reads and writes it.
         pub k_cache: Addr,
-        /// `[blocks, units]`, units of 16 bytes; read and written.
+        /// The cache of values, `[blocks, units]` in units of 16 bytes; the kernel reads and writes it.
         pub v_cache: Addr,
         /// i32 `[count, 2]`: source block, destination block.
         pub pairs: Addr,
@@ -28,7 +28,7 @@ params! {
         pub count: u32,
         /// Size of a block of one cache, in units of 16 bytes.
         pub units: u32,
-        /// Number of units of a block that are copied, at most `units`.
+        /// Number of 16-byte units that are copied of each block, at most `units`.
         pub copied: u32,
         /// 0
         pub reserved: u32,

@@ -21,7 +21,8 @@ pub fn find_kernel_folder(name: &str) -> Option<&'static KernelFolder> {
     FOLDERS.iter().find(|f| f.name == name)
 }
 
-/// Returns the variants of a kernel: the kernels among which its plan chooses. A kernel without a choice has none.
+/// Returns the variants of a kernel, from which the kernel's plan chooses. A kernel whose plan has no choice has no
+/// variants.
 pub fn variants_of(kernel: &'static Kernel) -> impl Iterator<Item = &'static Variant> {
     FOLDERS.iter().flat_map(|folder| folder.variants).filter(move |v| std::ptr::eq(v.of, kernel))
 }

@@ -53,9 +53,9 @@ done:
     ret;
 }";
 
-/// Records the launches of the folder's checks for whose names `is_used` returns true, and copies each launch for
-/// each variant of its kernel. Keeps launches whose plan for an H100 is one programmatic stage. Returns at most
-/// `count` launches for each symbol, evenly spaced by their cost.
+/// Records the launches of the folder's checks for whose names `is_used` returns true. Copies each launch for each
+/// variant of its kernel, and keeps those whose plan for an H100 is one programmatic stage. Returns at most `count`
+/// launches for each symbol, evenly spaced by their cost.
 fn recorded_launches(
     folder: &str,
     is_used: fn(&str) -> bool,

@@ -87,8 +87,8 @@ pub struct CheckSetup {
     /// Whether to record the launches with their inputs.
     pub record: bool,
     /// The GPU that the simulator's first interleaving simulates. Launches are recorded on this GPU. It also runs the
-    /// launches for which an H100 has other kernels than an A100. The whole check runs a second time, on an H100, if
-    /// this GPU is an A100, nothing is recorded, and there are such launches.
+    /// launches that use different kernels on an A100 and an H100. If this GPU is an A100 and the check has such
+    /// launches, the whole check runs again on an H100, unless launches are recorded.
     pub first_gpu: Arch,
 }
 
@@ -115,7 +115,7 @@ pub struct CheckStatistics {
     pub launches: usize,
     /// Duration of the check.
     pub time: Duration,
-    /// Differences between GPU and simulator, if the setup compares them.
+    /// Differences between the results on the GPU and on the simulator, if the setup asks for this comparison.
     pub compared: Vec<GpuComparison>,
     /// The recorded launches, if the setup records them.
     pub recorded: Vec<RecordedLaunch>,
@@ -125,10 +125,11 @@ pub struct CheckStatistics {
 
 type Hook = Box<dyn Fn(&panic::PanicHookInfo<'_>) + Sync + Send>;
 
-/// How many checks are running, and the panic hook that was installed before the first of them started.
+/// The number of checks that are running, and the panic hook that was installed before the first of these checks
+/// started.
 static HOOK: Mutex<(usize, Option<Hook>)> = Mutex::new((0, None));
 
-/// While a value of this type exists, panics are not printed.
+/// Panics are not printed while a value of this type exists.
 struct Quiet;
 
 impl Quiet {

@@ -20,7 +20,7 @@ use crate::{attention, catalogue, paged_attention, sample, skinny};
 
 const SMALL_H100: Arch = Arch::H100.with_two_multiprocessors();
 
-/// The unit that a coefficient counts per: one byte or one operation of a launch's cost.
+/// The unit to which a coefficient refers: one byte or one operation of a launch's cost.
 #[derive(Clone, Copy, PartialEq)]
 enum Unit {
     Byte,
@@ -99,7 +99,7 @@ fn skinny_launches(arrays: &mut TrafficArrays, m: u32, columns: [u32; 4], format
     let (x, norm, y) = (arrays.alloc_elements(m * K, 2), arrays.alloc_elements(K, 2), arrays.alloc_f32(m * most));
     let linear = skinny::Params { x, w, scale, y, m, n: columns[0], k: K, eps: 1e-6, ..Zeroable::zeroed() };
     let swiglu = skinny::Params { w2, scale2: scale, norm, n: columns[1], ..linear };
-    // Number of heads in the columns of qkv: two of queries, one of keys and one of values, four in all.
+    // The columns of qkv hold four heads: two of queries, one of keys and one of values.
     let (head_dim, page_tokens) = (columns[2] / 4, 64);
     let [cos, sin] = [(); 2].map(|()| arrays.alloc_f32(m * head_dim / 2));
     let [k_cache, v_cache] = [(); 2].map(|()| arrays.alloc_elements(page_tokens * head_dim, 2));
@@ -146,10 +146,10 @@ fn variant(launch: &Launch, name: &str) -> Option<Launch> {
 #[test]
 #[ignore = "prints a table; see the module"]
 fn inputs_of_the_model_skinny() {
-    // Simulates an H100 with only as many multiprocessors as read x together: one, or the four of a cluster. A block
-    // gets as many columns as on a whole GPU in Qwen2.5-VL-7B (of q, k and v 128 columns instead of 32; in a cluster
-    // 24 pairs of columns, or 64 columns). Every block or cluster reads x, but the cost of a whole launch counts x
-    // once. The number of rows does not change a block's instructions.
+    // Simulates an H100 with only as many multiprocessors as share one read of x: one, or the four of a cluster. A
+    // block gets as many columns as on a whole GPU in Qwen2.5-VL-7B (of q, k and v 128 columns instead of 32; in a
+    // cluster 24 pairs of columns, or 64 columns). Every block or cluster reads x, but the cost of a whole launch
+    // counts x once. The number of rows does not change a block's instructions.
     let places = |multiprocessors| Arch { multiprocessors, ..Arch::H100 };
     let one_of_tiles = (places(1), 1.0 / f64::from(Arch::H100.multiprocessors));
     let one_of_clusters = (places(4), 1.0 / f64::from(2 * Arch::H100.clusters_of_8));

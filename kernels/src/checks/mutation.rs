@@ -173,8 +173,8 @@ impl MutationSubject {
         &self.targets
     }
 
-    /// Returns the mutants that change the instruction of the CUDA code that `target` changes, in the same way: one for
-    /// each instantiation of its template, also `target` itself.
+    /// Returns the mutants that make the same change as `target` to the same instruction of the CUDA code. There is one
+    /// for each instantiation of the instruction's template, including `target` itself.
     pub fn instantiations<'a>(&'a self, target: &'a MutationTarget) -> impl Iterator<Item = &'a MutationTarget> {
         self.targets.iter().filter(|other| other.instruction == target.instruction)
     }
@@ -275,7 +275,7 @@ fn record(check: &Check, setup: &CheckSetup) -> Result<Vec<RecordedLaunch>, Stri
 }
 
 fn options(seed: u64, gpu: &Arch) -> ExecOptions {
-    // A mutant may wait forever, so its step limit is much lower than the default.
+    // A mutant may wait forever, so its limit of simulated steps is much lower than the default.
     let completion = COMPLETION_TIMINGS[seed as usize % COMPLETION_TIMINGS.len()];
     let gpu = simulate::gpu_spec(gpu);
     ExecOptions {

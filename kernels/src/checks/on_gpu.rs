@@ -17,8 +17,8 @@ pub struct GpuComparison {
     pub elements: usize,
     /// Number of elements whose bits differ.
     pub different: usize,
-    /// The largest relative L2 distance of any array. Infinite if NaN or infinities are at different indices, or if
-    /// integers differ.
+    /// The largest relative L2 distance between the two results of any array. It is infinite if NaN or infinities are
+    /// at different indices, or if integers differ.
     pub distance: f64,
 }
 
@@ -160,7 +160,7 @@ fn compare_all(kernel: &'static str, arrays: &[CheckArray], got: &[Vec<u8>], wan
     all
 }
 
-/// Returns the relative L2 distance. It is infinite if NaN or infinite values differ.
+/// Returns the relative L2 distance of `got` from `want`. It is infinite if NaN or infinite values differ.
 fn distance(got: &[f64], want: &[f64]) -> f64 {
     let (mut difference, mut size) = (0.0, 0.0);
     for (&g, &w) in got.iter().zip(want) {

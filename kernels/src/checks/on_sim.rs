@@ -92,7 +92,8 @@ const VERY_LARGE_LAUNCH: u64 = 1 << 17;
 
 /// Runs a launch on the simulator under several interleavings, on all processors; the results must agree bit for bit.
 /// If an H100 runs other kernels for this launch than an A100, results on the two GPUs may differ in bits. All
-/// interleavings then simulate the setup's GPU, every second one [`Arch::with_two_multiprocessors`].
+/// interleavings then simulate the setup's GPU, and every second interleaving simulates it with only two
+/// multiprocessors ([`Arch::with_two_multiprocessors`]).
 ///
 /// Tests run each kernel on many shapes. In tests a large launch gets one interleaving per element of
 /// [`COMPLETION_TIMINGS`], and a very large one two; launches with small shapes get all interleavings.

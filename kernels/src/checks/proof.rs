@@ -20,7 +20,7 @@ use crate::catalogue::{FOLDERS, KernelFolder};
 /// The path of the record below the crate's folder.
 pub const RECORD_PATH: &str = "tests/folders.proved";
 
-/// The folders of which the record has the present hash.
+/// The folders whose present hash is in the record.
 static PROVED: LazyLock<BTreeSet<&str>> = LazyLock::new(|| {
     let record = package().join(RECORD_PATH);
     let text = fs::read_to_string(&record).unwrap_or_else(|e| panic!("{}: {e}", record.display()));
@@ -32,7 +32,7 @@ static PROVED: LazyLock<BTreeSet<&str>> = LazyLock::new(|| {
         .collect()
 });
 
-/// Whether the record has the present hash of `folder`.
+/// Whether the record holds the hash that `folder` has now.
 ///
 /// # Panics
 /// The record or a source file cannot be read: the program must run where it was built.

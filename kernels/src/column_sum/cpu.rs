@@ -28,7 +28,7 @@ simd_fn! {
 }
 
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+/// Every address in [`Params`] is valid for the documented shape and dtype.
 pub unsafe fn column_sums<T: Element>(p: &Params, team: &Team) {
     let matrices = p.matrices().map(|matrix| {
         let (rows, cols) = (p.rows as usize, matrix.cols as usize);

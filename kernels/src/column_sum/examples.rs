@@ -10,7 +10,8 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     FLOAT_DTYPES.map(|t| (ACTIVATIONS_DESCRIPTION, column_sum::column_sums(t, &p))).into()
 }
 
-/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
+/// Returns launches on allocated arrays. A test compares the memory traffic that the simulator counts with the traffic
+/// in the `Cost` of each launch.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let mut matrix = |accumulate: bool| column_sum::SummedMatrix {

@@ -54,8 +54,8 @@ params! {
         pub cols2: u32,
         /// Number of columns of the fourth matrix; 0: there is no fourth matrix.
         pub cols3: u32,
-        /// Bit i: 1: the sums of matrix i are added to the numbers that its sum array holds; 0: they overwrite these
-        /// numbers.
+        /// Bit i decides about matrix i. If it is 1, the column sums are added to the numbers that the sum array holds;
+        /// if it is 0, they overwrite these numbers.
         pub accumulate: u32,
         /// 0
         pub reserved: u32,

@@ -2,11 +2,10 @@
 // logits. So sampling and training kernels, which divide a row in different ways, give bit-identical
 // log-probabilities.
 //
-// A term is rounded once, independently of the other terms: e^(s l) = 2^n 2^f with n the integer nearest to s l log2
-// e and
-// |f| <= 1/2, and 2^f comes from ex2.approx, whose result is a multiple of 2^-24. Terms are collected by n, in bins of
-// 16 powers of two. The terms of a bin add up in a 64-bit integer: a term has at most 40 bits, so 2^24 of them fit. The
-// sum keeps the bin of the largest term and the three bins below; smaller terms are less than 2^-48 of the largest.
+// A term is rounded once, independently of the other terms: e^(s l) = 2^n 2^f with n the integer nearest to s l log2 e
+// and |f| <= 1/2, and 2^f comes from ex2.approx, whose result is a multiple of 2^-24. Terms are collected by n, in bins
+// of 16 powers of two. The terms of a bin add up in a 64-bit integer: a term has at most 40 bits, so 2^24 of them fit.
+// The sum keeps the bin of the largest term and the three bins below; smaller terms are less than 2^-48 of the largest.
 //
 // Requires |s l| < 2^20 for the logits that count. Smaller logits may be anything, -inf too.
 #pragma once
@@ -15,7 +14,7 @@
 #include "cuh/math.cuh"
 #include "cuh/warp.cuh"
 
-// s log2 e as the sum of two floats; s > 0.
+// The number s log2 e, stored as the sum of two floats; s > 0.
 struct ExpFactor {
   float high, low;
 
@@ -53,8 +52,8 @@ struct ExpSum {
   int bin;
   u64 words[WORDS];  // sums of the terms of bins `bin`, `bin` - 1, ..., each in units of its bin
 
-  // Makes an empty sum. `largest` is the largest logit of the row, or any logit whose bin is not below the bins of the
-  // terms that are added before the first raise().
+  // Makes an empty sum. `largest` is the row's largest logit. Another logit is allowed if no term that is added before
+  // the first raise() belongs to a higher bin (16 powers of two).
   __device__ __forceinline__ ExpSum(float largest, const ExpFactor& s) : bin(ExpTerm(largest, s).bin()) {
 #pragma unroll
     for (int i = 0; i < WORDS; ++i) words[i] = 0;
@@ -69,7 +68,7 @@ struct ExpSum {
     for (int i = 0; i < WORDS; ++i) words[i] += below == i ? x : 0;
   }
 
-  // Moves the words to bin `to`, which is not below the present bin.
+  // Moves the sums of the four bins so that the first of them is bin `to`, which is not below the present first bin.
   __device__ __forceinline__ void raise(int to) {
     const int distance = to - bin;
     bin = to;

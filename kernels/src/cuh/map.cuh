@@ -52,7 +52,7 @@ __device__ __forceinline__ void map_range(u64 first, u64 end, bool vector, const
 // y[0 .. WRITES] from the operands x[0 .. READS].
 template <class S, class D, int READS, int WRITES, class F>
 struct Each {
-  // Number of elements of the wider type in 16 bytes.
+  // The number of elements of the wider of the two types in 16 bytes.
   static constexpr int V = 16 / (sizeof(S) > sizeof(D) ? sizeof(S) : sizeof(D));
   const S* from[READS];
   D* to[WRITES];

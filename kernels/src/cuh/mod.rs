@@ -15,7 +15,7 @@ pub(crate) fn plan_elementwise(symbol: &'static str, count: u64) -> Vec<Stage> {
     plan_blocks(symbol, count.div_ceil(MAP_BLOCK), MAP_THREADS)
 }
 
-/// Plans the launch of an element-by-element kernel of which each block computes one of `chunks` chunks (`map_range` of
+/// Plans the launch of an element-by-element kernel over `chunks` chunks. Each block computes one chunk (`map_range` of
 /// `map.cuh`).
 pub(crate) fn plan_chunks(symbol: &'static str, chunks: u64) -> Vec<Stage> {
     plan_blocks(symbol, chunks, MAP_THREADS)

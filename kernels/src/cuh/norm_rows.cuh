@@ -57,7 +57,7 @@ __device__ __forceinline__ GroupRows rows_of_group(u32 group, u64 rows, bool col
 // Shared memory of a block of a backward kernel. S is the type of the reduction over one row: float or Pair.
 template <class S>
 struct SharedSums {
-  // Two buffers, so that one barrier per row is enough: a thread that is one row ahead writes to the other buffer.
+  // With two buffers, one barrier per row is enough: a thread that is one row ahead writes to the other buffer.
   S scratch[2][BWD_BLOCK / 32];
   // Column sums of every group of threads except the first: HELD / 4 vectors of four f32 per thread.
   Words<16> sums[(BWD_BLOCK - 32) * HELD / 4];

@@ -101,7 +101,8 @@ __device__ __forceinline__ float add_scores(SoftmaxRow& row, float (&s)[4], floa
   return rescale;
 }
 
-// The factors by which the outputs of two segments are multiplied; the sum of the products is the merged output.
+// The factors by which the outputs of two segments (512 keys each) are multiplied when they are merged. The sum of the
+// products is the merged output.
 struct MergeWeights {
   float total, part;
 };

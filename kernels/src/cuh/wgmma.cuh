@@ -42,13 +42,14 @@ __device__ __forceinline__ void keep_registers(u32 (&x)[N]) {
   for (int i = 0; i < N; ++i) asm volatile("" : "+r"(x[i])::"memory");
 }
 
-// How an operand lies in shared memory.
+// How an operand is stored in shared memory: as [m or n][k] (K_MAJOR) or as [k][m or n] (MN_MAJOR).
 constexpr int K_MAJOR = 0;
 constexpr int MN_MAJOR = 1;
 
-// The upper part of the descriptor of an operand in shared memory that was copied with a swizzle of SWIZZLE bytes (128,
-// 64 or 32): rows of SWIZZLE bytes, in blocks of eight rows, of which one begins `stride_bytes` after the one before.
-// An operand that is MN_MAJOR and wider than the swizzle has several such columns of blocks, `leading_bytes` apart.
+// Returns the upper part of the descriptor of an operand in shared memory that was copied with a swizzle of SWIZZLE
+// bytes (128, 64 or 32). The operand has rows of SWIZZLE bytes, in blocks of eight rows; a block begins `stride_bytes`
+// after the previous block. If an operand is MN_MAJOR and wider than the swizzle, it has several columns of such
+// blocks, `leading_bytes` apart.
 template <int SWIZZLE>
 __device__ __forceinline__ constexpr u64 operand_layout(u32 leading_bytes = 16, u32 stride_bytes = 8 * SWIZZLE) {
   static_assert(SWIZZLE == 128 || SWIZZLE == 64 || SWIZZLE == 32, "swizzle");

@@ -88,7 +88,7 @@ fn blocks<T: Send>(team: &Team, n: usize, out: OutputArray<T>, block: impl Fn(us
 }
 
 /// # Safety
-/// Every address in [`AddParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`AddParams`] is valid for the documented shape and dtype.
 pub unsafe fn add<T: Element>(p: &AddParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`AddParams`] documents.
@@ -97,7 +97,7 @@ pub unsafe fn add<T: Element>(p: &AddParams, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`AccumulateParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`AccumulateParams`] is valid for the documented shape and dtype.
 pub unsafe fn accumulate<T: Element, U: Element>(p: &AccumulateParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`AccumulateParams`] documents.
@@ -106,7 +106,7 @@ pub unsafe fn accumulate<T: Element, U: Element>(p: &AccumulateParams, team: &Te
 }
 
 /// # Safety
-/// Every address in [`CastParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`CastParams`] is valid for the documented shape and dtype.
 pub unsafe fn cast<S: CastSource, T: Element>(p: &CastParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`CastParams`] documents.
@@ -115,7 +115,7 @@ pub unsafe fn cast<S: CastSource, T: Element>(p: &CastParams, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`FillParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`FillParams`] is valid for the documented shape and dtype.
 pub unsafe fn fill<T: Element>(p: &FillParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`FillParams`] documents.
@@ -124,7 +124,7 @@ pub unsafe fn fill<T: Element>(p: &FillParams, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`MulScalarParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`MulScalarParams`] is valid for the documented shape and dtype.
 pub unsafe fn mul_scalar(p: &MulScalarParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`MulScalarParams`] documents.
@@ -134,7 +134,7 @@ pub unsafe fn mul_scalar(p: &MulScalarParams, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`CopyParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`CopyParams`] is valid for the documented shape and dtype.
 pub unsafe fn copy(p: &CopyParams, team: &Team) {
     let n = p.bytes as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`CopyParams`] documents.

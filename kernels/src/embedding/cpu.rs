@@ -42,7 +42,7 @@ fn vision_row_of(vision_index: &[i32], t: usize) -> Option<usize> {
 }
 
 /// # Safety
-/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`FwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn fwd<W: Element, T: Element>(p: &FwdParams, team: &Team) {
     let (tokens, hidden, vocab) = (p.tokens as usize, p.hidden as usize, p.vocab as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
@@ -71,8 +71,7 @@ pub unsafe fn fwd<W: Element, T: Element>(p: &FwdParams, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents, and no vision row occurs
-/// twice.
+/// Every address in [`BwdParams`] is valid for the documented shape and dtype, and no vision row occurs twice.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (tokens, hidden, vocab) = (p.tokens as usize, p.hidden as usize, p.vocab as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.

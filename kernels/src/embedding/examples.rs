@@ -29,7 +29,8 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     fwd.into_iter().flatten().chain(bwd).map(|launch| (ACTIVATIONS_DESCRIPTION, launch)).collect()
 }
 
-/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
+/// Returns launches on allocated arrays. A test compares the memory traffic that the simulator counts with the traffic
+/// in the `Cost` of each launch.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use bytemuck::Zeroable;

@@ -37,9 +37,10 @@ params! {
         pub table: Addr,
         /// i32 `[tokens]`
         pub ids: Addr,
-        /// f32 or bf16 `[tokens, hidden]`, written.
+        /// The embeddings, f32 or bf16 `[tokens, hidden]`; the kernel writes them.
         pub y: Addr,
-        /// `[placed, hidden]` of the type of `y`: output rows of the vision tower; not read if `vision_index` is null.
+        /// Output rows of the vision tower, `[placed, hidden]`, of the type of `y`. They are not read if `vision_index`
+        /// is null.
         pub vision: Addr,
         /// i32 `[tokens]`: index of the vision row that replaces each token; negative: the token takes its table row;
         /// null: all tokens take their table rows.
@@ -62,7 +63,7 @@ params! {
         pub ids: Addr,
         /// f32 or bf16 `[tokens, hidden]`
         pub dy: Addr,
-        /// f32 `[vocab, hidden]`, added to; null if the table is frozen.
+        /// The gradient of the table, f32 `[vocab, hidden]`, to which the kernel adds; null if the table is frozen.
         pub dw: Addr,
         /// i32 `[tokens]`, the vision index given to the forward kernel; null: none.
         pub vision_index: Addr,

@@ -81,15 +81,15 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
 constexpr int TILE = 256;
 // Tokens of a backward block.
 constexpr u32 OWN = 32;
-// Number of columns of dw that one thread adds up (V) and that one thread block adds up (STRIP).
+// V is the number of columns of dw that one thread adds up, STRIP the number that one thread block adds up.
 constexpr int V = 8;
 constexpr u32 STRIP = TILE * V;
 
 // Shared memory of a backward block.
 struct Shared {
   int id[OWN], vision_row[OWN];
-  // One word per warp. Bit k: the id of the block's token k also occurs among the earlier (later) tokens that the
-  // warp compared it with.
+  // There is one word per warp. Bit k tells that the id of the block's token k also occurs among the earlier (or
+  // later) tokens with which the warp compared it.
   u32 earlier[TILE / 32], later[TILE / 32];
   u32 masks[2][TILE / 32];
   u32 list[TILE];

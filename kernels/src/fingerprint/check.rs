@@ -67,8 +67,8 @@ fn any_bit_shows() {
     assert_eq!(of(&other, n, 2), whole);
 }
 
-/// Rows of a tensor with a gap after each row, one range per row. The sum of the ranges is the hash of the rows
-/// without the gaps.
+/// The table has one range for each row of a tensor, whose rows are separated by gaps. The sum of the hashes of the
+/// ranges is the hash of the rows without the gaps.
 fn rows_with_gaps_have_the_hash_of_the_rows() {
     // The last row of a tensor may end within a word; the first case has rows of more than one chunk.
     let cases = [(2, BYTES_PER_CHUNK + 8, BYTES_PER_CHUNK + 16), (5, 24, 32), (7, 6840, 6848), (1, 13, 16)];

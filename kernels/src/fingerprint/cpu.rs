@@ -47,8 +47,7 @@ simd_fn! {
 }
 
 /// # Safety
-/// Every address in [`Params`], and in the table that it points to, is valid for the shape and dtype that its field
-/// documents.
+/// Every address in [`Params`] and in its table is valid for the documented shape and dtype.
 pub unsafe fn fingerprint(p: &Params, team: &Team) {
     let n = p.chunk_count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.

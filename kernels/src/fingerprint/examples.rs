@@ -17,8 +17,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 }
 
 /// Returns launches on allocated arrays. A test compares the memory traffic that the simulator counts with the traffic
-/// that the `Cost` of each launch states. The first tensor has one and a half chunks; the second one ends within a
-/// word.
+/// in the `Cost` of each launch. The first tensor has one and a half chunks; the second one ends within a word.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let sizes = [768 << 10, (64 << 10) + 7];

@@ -168,8 +168,8 @@ macro_rules! kernel_folder {
 }
 pub(crate) use kernel_folder;
 
-/// Expands to the first of its expressions. The first one may come from an optional macro argument; the second is the
-/// default.
+/// Expands to the first of its expressions. Callers pass an optional macro argument and then the default. If the
+/// argument is absent, the default is the first expression.
 macro_rules! first_of {
     ($first:expr $(, $other:expr)*) => {
         $first

@@ -90,7 +90,7 @@ simd_fn! {
 /// Computes GELU in its tanh form or in its exact form.
 ///
 /// # Safety
-/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`FwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn fwd<T: Element, const TANH_FORM: bool>(p: &FwdParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
@@ -106,7 +106,7 @@ pub unsafe fn fwd<T: Element, const TANH_FORM: bool>(p: &FwdParams, team: &Team)
 /// Computes the gradient of the tanh form or of the exact form.
 ///
 /// # Safety
-/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`BwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn bwd<T: Element, const TANH_FORM: bool>(p: &BwdParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.

@@ -75,8 +75,8 @@ impl Batch {
         (gradient, stats)
     }
 
-    /// Returns the elements of `x` (one per token of all completions) that belong to the learned tokens of completion
-    /// `i`.
+    /// Returns the elements of `x` that belong to the learned tokens of completion `i`. `x` has one element for each
+    /// token of all completions.
     fn of<'a>(&self, i: usize, x: &'a [f32]) -> &'a [f32] {
         &x[self.ends[i] as usize..][..self.counted[i] as usize]
     }

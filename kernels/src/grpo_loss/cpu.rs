@@ -7,7 +7,7 @@ use reel_device::launch::view::{OutputArray, slice_at};
 use super::{Params, STATS_PER_COMPLETION};
 
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+/// Every address in [`Params`] is valid for the documented shape and dtype.
 pub unsafe fn loss(p: &Params, team: &Team) {
     let n = p.completions as usize;
     if n == 0 {

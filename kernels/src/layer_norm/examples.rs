@@ -14,7 +14,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 }
 
 /// Returns launches on allocated arrays. A test compares the memory traffic that the simulator counts with the traffic
-/// that the `Cost` of each launch states.
+/// in the `Cost` of each launch.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use crate::folder::HIDDEN_SIZE;

@@ -81,7 +81,7 @@ params! {
         pub dw: Addr,
         /// f32 `[cols]`, to which the gradient of b is added; null if and only if dw is null.
         pub db: Addr,
-        /// Workspace, f32 `[row_block_count(rows), 2, cols]`: column sums over parts of the rows; unused when dw is
+        /// Workspace, f32 `[row_block_count(rows), 2, cols]`: the column sums of each block of rows; unused when dw is
         /// null.
         pub partial: Addr,
         /// Number of rows.

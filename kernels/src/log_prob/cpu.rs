@@ -177,7 +177,7 @@ impl State {
 }
 
 /// # Safety
-/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`FwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn fwd(p: &FwdParams, team: &Team) {
     let (rows, columns, first) = (p.rows as usize, p.columns as usize, p.first as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
@@ -228,7 +228,7 @@ pub unsafe fn fwd(p: &FwdParams, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`BwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (rows, columns) = (p.rows as usize, p.columns as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
@@ -315,7 +315,7 @@ impl GradientTerms {
         entropy.at(logit) - self.of_log_prob * exp_m1(logit * self.scale - self.lse)
     }
 
-    /// Computes the gradients of `logits`, none of which is the target's logit, into `to`.
+    /// Writes the gradients of `logits` to `to`. None of these logits is the target's logit.
     fn gradients_of_other_logits<T: Element>(&self, logits: &[f32], to: &mut [T]) {
         gradient(logits, self, to);
     }

@@ -211,7 +211,7 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
   T* d_logits = global<T>(p.d_logits) + row * columns;
   const bool vector = columns % V == 0 && aligned16(p.logits, p.d_logits);
   const int target = load_for_warp(global<const int>(p.targets) + row);
-  // The target's column in this chunk; a number beyond all columns if another chunk has the target.
+  // The column of the target in this chunk. If another chunk has the target, this is a number beyond all columns.
   const u32 place = static_cast<u32>(target) - p.first;
   const float scale = p.inv_temperature, lse = load_for_warp(global<const float>(p.lse) + row);
   const float factor = load_for_warp(global<const float>(p.grad) + row) * scale;

@@ -13,7 +13,7 @@ use crate::matmul::PRODUCT_CODE;
 /// Computes y for the rows of each adapter: `scale[a] · x · w[a]ᵀ`, added to y if `accumulate`.
 ///
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+/// Every address in [`Params`] is valid for the documented shape and dtype.
 unsafe fn rows_by_adapter<T: Element>(p: &Params, accumulate: bool, team: &Team) {
     let [m, n, k, adapters] = [p.m, p.n, p.k, p.adapters].map(|size| size as usize);
     // SAFETY: x has `[m, k]` elements, adapter `[m]`.
@@ -59,14 +59,14 @@ unsafe fn rows_by_adapter<T: Element>(p: &Params, accumulate: bool, team: &Team)
 }
 
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+/// Every address in [`Params`] is valid for the documented shape and dtype.
 pub unsafe fn down<T: Element>(p: &Params, team: &Team) {
     // SAFETY: the caller promises what the function needs.
     unsafe { rows_by_adapter::<T>(p, false, team) }
 }
 
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+/// Every address in [`Params`] is valid for the documented shape and dtype.
 pub unsafe fn up<T: Element>(p: &Params, team: &Team) {
     // SAFETY: the caller promises what the function needs.
     unsafe { rows_by_adapter::<T>(p, true, team) }

@@ -15,8 +15,8 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     FLOAT_DTYPES.into_iter().flat_map(|t| [(size, down(t, &thin)), (size, up(t, &wide))]).collect()
 }
 
-/// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states. Each row has a
-/// different adapter.
+/// Returns launches on allocated arrays. A test compares the memory traffic that the simulator counts with the traffic
+/// in the `Cost` of each launch. Each row has a different adapter.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (m, rank, adapters) = (4, 16, 4);

@@ -37,9 +37,9 @@ params! {
         pub w: Addr,
         /// i32 `[m]`: the number of each row's adapter.
         pub adapter: Addr,
-        /// f32 `[adapters]`, factors of `down`; otherwise null.
+        /// f32 `[adapters]`: the factors by which `down` multiplies its sums; null for `up`.
         pub scale: Addr,
-        /// f32 or bf16 `[m, n]`: written by `down`, added to by `up`.
+        /// The result, f32 or bf16 `[m, n]`. The kernel `down` writes it, and `up` adds to it.
         pub y: Addr,
         /// Rows of x.
         pub m: u32,

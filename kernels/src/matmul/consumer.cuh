@@ -1,4 +1,5 @@
-// A consumer warpgroup: multiplies the stages of the ring and finishes the tiles of C.
+// A consumer warpgroup multiplies the operands in the ring's stages (64 k each), and finishes and stores the tiles of
+// C.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -26,8 +27,8 @@ struct Consumer {
   using Multiply = Wgmma<T::COLUMNS>;
   static constexpr u64 A_LAYOUT = operand_layout<128>(T::A_MAJOR == K_MAJOR ? 16 : T::BLOCK);
   static constexpr u64 B_LAYOUT = operand_layout<128>(T::B_MAJOR == K_MAJOR ? 16 : T::BLOCK);
-  // A_STEP and B_STEP: what is added to a descriptor to advance by 16 along k: 32 bytes of a row, or 16 rows of 128
-  // bytes. ROWS_64: what is added to advance by 64 rows of A, one block.
+  // A_STEP and B_STEP are added to the descriptors of A and B to advance by 16 along k: by 32 bytes of a row, or by 16
+  // rows of 128 bytes. ROWS_64 is added to advance by 64 rows of A, one block.
   static constexpr u32 A_STEP = (T::A_MAJOR == K_MAJOR ? 32 : 2048) >> 4;
   static constexpr u32 B_STEP = (T::B_MAJOR == K_MAJOR ? 32 : 2048) >> 4;
   static constexpr u32 ROWS_64 = T::BLOCK >> 4;
@@ -126,8 +127,8 @@ struct Consumer {
     tensor_store(&p.map_c, from, c, r, policy_c);
   }
 
-  // One step of the main loop of a tile. At its end the products of stage kb of k are still running, and `previous` is
-  // the slot of the ring that they read.
+  // Computes one step of the main loop of a tile. When it returns, the products of stage kb of k are still running, and
+  // `previous` is the ring slot from which these products read.
   __device__ __forceinline__ void stage_step(int kb, int& previous) {
     wait_until_full();
     issue_products<0, T::PRODUCTS>(kb);
@@ -261,7 +262,7 @@ __device__ __forceinline__ void consume_and_hold(Consumer<T>& c) {
   }
 }
 
-// Adds the sums to the old C in the chunks of step s.
+// Adds the sums to the old C, in those chunks of C that belong to step s of the epilogue.
 template <class T, class Out>
 __device__ __forceinline__ void add_to_chunks(const Out& out, const Consumer<T>& c, int s, int column) {
 #pragma unroll

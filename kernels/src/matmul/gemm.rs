@@ -24,7 +24,7 @@ params! {
         pub b: Addr,
         /// f32 or bf16 `[m, n]`, written.
         pub c: Addr,
-        /// `[n]` of C's type, added to each row; null: no bias.
+        /// The bias, `[n]` of C's type, which is added to each row of C; null: no bias.
         pub bias: Addr,
         /// Rows of C.
         pub m: u32,

@@ -122,7 +122,8 @@ pub(super) static ALL: [&GemmTile; 14] = [
 const STAGE_K: u32 = 64;
 /// Rows and columns of a block of the plain kernels (`plain.cuh`).
 const PLAIN_SIDE: u32 = 64;
-/// Maximum number of rows of a product that uses the tile of 128 x 192, and the tile of 64 x 144.
+/// Maximum number of rows of a product that uses the tile of 128 x 192 (MAX_ROWS_OF_128X192), and of one that uses the
+/// tile of 64 x 144 (MAX_ROWS_OF_64X144).
 const MAX_ROWS_OF_128X192: u32 = 1024;
 const MAX_ROWS_OF_64X144: u32 = 128;
 

@@ -93,7 +93,7 @@ __device__ __forceinline__ void produce(const Params& p, const Work<T>& work, Ri
       } else {
         tensor_copy(a, &p.map_a, full, kb * 64, row, EVICT_NORMAL);
       }
-      // The blocks of a cluster divide B among themselves, and each copies its part to all of them.
+      // The blocks of a cluster divide B among themselves. Each block copies its share of B to all of them.
       if constexpr (T::B_MAJOR == MN_MAJOR) {
 #pragma unroll
         for (int i = 0; i < T::COLUMNS / 64; ++i) {

@@ -36,11 +36,13 @@ struct Tile {
   static constexpr int K = 64, THREADS = 128 * (WARPGROUPS + 1);
   // Number of wgmma products, of 64 rows each, that a warpgroup computes for each step of k.
   static constexpr int PRODUCTS = ROWS / WARPGROUPS / 64;
-  // Bytes of a stage, and of the chunks of all warpgroups. BLOCK: bytes of 64 rows (or columns) by 64 k of bf16.
+  // BLOCK: bytes of 64 rows (or columns) by 64 k of bf16. STAGE: bytes of a stage, of which A takes A_BYTES.
+  // CHUNK_BYTES: bytes of the chunks of all warpgroups.
   static constexpr int BLOCK = 8192, A_BYTES = ROWS * 128, STAGE = A_BYTES + COLUMNS * 128;
   static constexpr int CHUNK_COLUMNS = EPILOGUE == F32 ? 32 : 64, CHUNKS = COLUMNS / CHUNK_COLUMNS;
   static constexpr int CHUNK_BYTES = EPILOGUE == DIRECT ? 0 : WARPGROUPS * BUFFERS * BLOCK;
-  // mbarriers: `full` and `empty` of each stage, and one of each warpgroup for the old C.
+  // SHARED: bytes of shared memory. It includes the mbarriers `full` and `empty` of each stage, and one mbarrier of
+  // each warpgroup for the old C.
   static constexpr int SHARED = 1024 + STAGES * STAGE + CHUNK_BYTES + 16 * STAGES + 8 * WARPGROUPS;
   // Number of steps in which the epilogues HELD and ADDED process the chunks of a warpgroup's tile, BUFFERS chunks at a
   // time.

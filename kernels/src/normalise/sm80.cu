@@ -15,9 +15,9 @@
 
 constexpr int WIDE = 512;
 
-// For each row: calls add(sum, x words, dy words) for each vector of the row, then finish(row, sum), which all threads
-// of the row call together and which returns a pair of values, then write(row, x words, dy words, at, pair) for each
-// vector.
+// Processes each row of the block in three steps. (1) Calls add(sum, x words, dy words) for each vector of the row.
+// (2) All threads of the row call finish(row, sum), which returns a pair of values. (3) Calls write(row, x words, dy
+// words, at, pair) for each vector.
 template <class T, int BLOCK, int THREADS, bool TWO, class Add, class Finish, class Write>
 __device__ __forceinline__ void for_rows(const T* xs, const T* dys, u32 rows, u32 cols, bool vector, Add add, Finish finish,
                                          Write write) {

@@ -14,7 +14,7 @@ use crate::attention::cpu::{BLOCK_KEYS, SequenceArrays, forward_sequences};
 const _: () = assert!(BLOCK_KEYS == super::BLOCK_TOKENS);
 
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+/// Every address in [`Params`] is valid for the documented shape and dtype.
 pub unsafe fn fwd<T: Element>(p: &Params, team: &Team) {
     // SAFETY: the addresses are valid as `Params` documents; `isa` returns an instruction set of this machine.
     unsafe { fwd_on::<T>(isa(), p, team) }

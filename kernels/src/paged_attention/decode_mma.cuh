@@ -62,7 +62,7 @@ struct Ring {
       } else {
         load_elements_of_block<D, PITCH>(p, range, cache, pages, block * KEYS, 0, tiles + to * TILE);
       }
-      // Loads the pages of the next segment early: the next call needs them.
+      // Loads the pages of the next segment (512 keys) early, because the next call needs them.
       if (next % (2 * SEGMENT_BLOCKS) == 2 * SEGMENT_BLOCKS - 1) pages.find(p, range, block + 1);
       ++next;
       to = to + 1 == STAGES ? 0 : to + 1;
@@ -75,7 +75,7 @@ struct Ring {
   __device__ __forceinline__ void copy_vectors(const bf16* cache, int start, bf16* tile) const {
     constexpr u32 UNITS = D / 8, COPIES = KEYS * UNITS / THREADS;
     static_assert(KEYS * UNITS % THREADS == 0, "the copies are divided evenly among the threads");
-    // Whether all copies of a thread have the same columns.
+    // Whether all 16-byte copies that a thread makes have the same columns.
     constexpr bool EVEN = THREADS % UNITS == 0;
     const int d = p.head_dim;
     const u32 slot_bytes = p.kv_heads * d * sizeof(bf16), shared = shared_address(tile);
@@ -144,8 +144,8 @@ __device__ __forceinline__ void clear(float (&x)[N][4]) {
   }
 }
 
-// Stores the state of a segment of a row in the workspace: N * 8 columns of the output from `column` on, of which this
-// lane holds o[..][2 h] and o[..][2 h + 1]. One lane also stores the maximum and the sum.
+// Stores the softmax state of one segment (512 keys) of a row in the workspace. This lane stores o[..][2 h] and o[..][2
+// h + 1], its elements of the N * 8 output columns from `column` on. One lane also stores the maximum and the sum.
 template <int N>
 __device__ __forceinline__ void store_part(const Params& p, u64 row, int segment, SoftmaxRow sums,
                                            const float (&o)[N][4], int h, int column) {
@@ -272,7 +272,7 @@ __device__ __forceinline__ void keys_over_warps(const Params& p, const Work& wor
   }
 }
 
-// Computes one segment for up to 64 rows, 16 rows per warp. Every row sees all keys of the segment.
+// Computes one segment (512 keys) for up to 64 rows, 16 rows per warp. Every row sees all keys of the segment.
 template <int D>
 __device__ __forceinline__ void rows_over_warps(const Params& p, const Work& work) {
   const int lane = threadIdx.x % 32, g = lane / 4, row = threadIdx.x / 32 * 16;

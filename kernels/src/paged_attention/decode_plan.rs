@@ -24,8 +24,8 @@ pub(super) fn is_decode(dtype: DType, p: &Params) -> bool {
 /// Plans one launch whose blocks of threads divide the items of work. An item is one segment of a token's keys (without
 /// a workspace: all keys), for one key head and at most 16 of its query heads.
 pub(super) fn plan_decode(p: &Params, arch: &Arch) -> Vec<Stage> {
-    // A ring of `stages` tiles of 64 keys or 64 values, whose rows start an odd number of 16-byte chunks apart, and the
-    // scores of 16 rows.
+    // Returns the bytes of shared memory: a ring of `stages` tiles of 64 keys or 64 values, and the scores of 16 rows.
+    // Rows of a tile start an odd number of 16-byte chunks apart.
     const fn bytes(chunks: u32, stages: u32) -> u32 {
         stages * 64 * chunks * 16 + 16 * 72 * 4
     }

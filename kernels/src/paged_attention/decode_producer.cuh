@@ -66,7 +66,8 @@ struct DecodeShared {
 // The description of a block of up to 128 keys that the consumers read. It is stored in shared memory, at the index of
 // the block's first stage. A block of more than 64 keys has two stages.
 struct DecodeBlock {
-  // Flags in `state`. The lower 8 bits of `state` are the number of rows, the upper 16 the number of the segment.
+  // Flags in `state`. The lower 8 bits of `state` hold the number of rows, the upper 16 bits the number of the segment
+  // (512 keys).
   enum : u32 { PARTIAL = 1 << 8, ENDS_SEGMENT = 1 << 9, ENDS_ITEM = 1 << 10, NO_MORE = 1 << 11 };
 
   int token;  // first token

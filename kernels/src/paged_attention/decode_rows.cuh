@@ -52,14 +52,15 @@ struct DecodeConsumer {
   __device__ __forceinline__ u32 stage(int slot) const { return shared + slot * S::STAGE; }
   __device__ __forceinline__ void wait_for_stage() { mbarrier_wait(shared + S::FULL + 8 * ring.slot, ring.parity); }
 
-  // Waits for the first stage of the next block of keys.
+  // Waits until the first stage (64 keys and values) of the next block of keys has been copied.
   __device__ __forceinline__ DecodeBlock next_block() {
     wait_for_stage();
     DecodeBlock block;
     block.load(shared + S::BLOCKS + 16 * ring.slot);
     return block;
   }
-  // Waits for the second stage of the block of keys, if it has one. Returns the ring slot of the first stage.
+  // Waits until the second stage (64 keys and values) of the block of keys has been copied, if it has one. Returns the
+  // ring slot of the first stage.
   __device__ __forceinline__ int second_stage(int keys) {
     const int first = ring.slot;
     if (keys > STAGE_KEYS) {
@@ -191,7 +192,7 @@ struct DecodeConsumer {
     for (int i = 0; i < 4 * PARTS; ++i) o[i / 4][i % 4] = 0;
   }
 
-  // Calls f(part, i, column) for each element o[part][i] of this lane that belongs to row 2 t + h.
+  // Calls f(part, i, column) for each output element o[part][i] that this lane holds of row 2 t + h.
   template <class F>
   __device__ __forceinline__ void for_each_column(int h, const F& f) const {
 #pragma unroll
@@ -201,7 +202,8 @@ struct DecodeConsumer {
     }
   }
 
-  // Stores the state of a tile's segment (output, maximum, sum) in the workspace. `first` is the tile's first row.
+  // Stores the state of a tile for one segment (512 keys) in the workspace: output, maximum and sum. `first` is the
+  // tile's first row.
   __device__ __forceinline__ void store_part(const DecodeBlock& block, int first, const RowStates<1>& row,
                                              const Output& o) const {
     const int own = first + lane / 4;
@@ -230,8 +232,7 @@ struct DecodeConsumer {
     }
   }
 
-  // Merges the total over the segments that are already computed (segments with later keys) into the state of this
-  // segment.
+  // Merges the total over the segments with later keys, which are already computed, into the state of this segment.
   __device__ __forceinline__ void merge_total(RowStates<1>& row, Output& o, float total_m, float total_l,
                                               const Output& total) const {
     const float c = p.score_factor;
@@ -373,8 +374,8 @@ __device__ __forceinline__ void decode_rows(const Params& p) {
   }
 }
 
-// Merges the segments of a row in descending order, one warp per row. Rows with only one segment already have their
-// output.
+// Merges the segments (512 keys each) of a row in descending order, one warp per row. Rows with only one segment
+// already have their output.
 __device__ __forceinline__ void combine_rows(const Params& p) {
   constexpr int LOADS = 16;  // segments that are loaded at a time
   constexpr u32 ALL = 0xffffffffu;
@@ -394,7 +395,8 @@ __device__ __forceinline__ void combine_rows(const Params& p) {
     for (int i = 0; i < LOADS; ++i) {
       if (i <= top && column < d) load_vector(part_of(p, row, top - i).columns + column, x[i]);
     }
-    // Lane i holds the maximum and the sum of segment top - i, and in `before` the maximum over the segments above it.
+    // Lane i holds the maximum and the sum of segment top - i. `before` holds the maximum over the segments with later
+    // keys.
     float2 own = make_float2(minus_infinity(), 0);
     if (lane < LOADS && lane <= top) own = *part_of(p, row, top - lane).stats;
     float up_to = own.x;

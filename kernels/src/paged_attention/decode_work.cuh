@@ -15,7 +15,7 @@
 
 #include "paged_attention/tile.cuh"
 
-// Maximum number of tokens with shared pages for which one block computes a segment.
+// Maximum number of tokens with shared pages that one block computes together for a segment (512 keys).
 constexpr int MAX_TOGETHER = 8;
 // The number of query heads of a token that a block computes: the rows of one tensor-core product.
 constexpr int MAX_HEADS = 16;
@@ -42,8 +42,8 @@ struct SharedWork {
   int complete[MAX_TOGETHER];  // whether this block stored the last missing segment of a token
 };
 
-// Returns the number of segments of a token with `keys` keys: its number of items for each key head and each 16 of its
-// query heads.
+// Returns the number of segments (512 keys each) of a token with `keys` keys. This is the number of its work items for
+// each key head and each 16 of its query heads.
 __device__ __forceinline__ int segments_of(const Params& p, int keys) {
   if (keys < 0) return 0;
   return p.workspace == 0 || keys <= SEGMENT ? 1 : ceil_div(keys, SEGMENT);
@@ -147,7 +147,7 @@ __device__ __forceinline__ void find_work(const Params& p, u32 item, SharedWork&
   }
 }
 
-// The pages of a segment: lane l holds the segment's entry l in block_tables.
+// The pages of a segment (512 keys): lane l holds the segment's entry l in block_tables.
 struct SegmentPages {
   u32 page;
   int shift;  // log2 of the tokens per page
@@ -157,7 +157,7 @@ struct SegmentPages {
       : page(0), shift(31 - __clz(p.page_tokens)), first(0) {
     find(p, range, block);
   }
-  // Finds the pages of the segment that begins with key block `block`.
+  // Finds the pages of the segment (512 keys) that begins with key block `block`.
   __device__ __forceinline__ void find(const Params& p, const KeyRange& range, int block) {
     const int entry = (block * KEYS >> shift) + threadIdx.x % 32;
     const int* table = global<const int>(p.block_tables) + static_cast<u64>(range.seq) * p.max_blocks;
@@ -178,7 +178,8 @@ __device__ __forceinline__ u32 count_segment(u32* counter) {
   return before;
 }
 
-// Counts the segment that this block has stored, and merges the segments of each token that it completes.
+// Counts the segment that this block has stored. Merges the segments of each token for which this segment was the last
+// missing one.
 __device__ __forceinline__ void count_and_merge(const Params& p, const Work& work, SharedWork& state) {
   __syncthreads();  // all threads have stored their part of the segment
   const int parts = ceil_div<int>(p.heads / p.kv_heads, MAX_HEADS), n = threadIdx.x;

@@ -95,7 +95,7 @@ params! {
         pub k_cache: Addr,
         /// Cache of values: `[pages, page_tokens, kv_heads, head_dim]`.
         pub v_cache: Addr,
-        /// `[tokens, heads, head_dim]`, written.
+        /// The output, `[tokens, heads, head_dim]`; the kernel writes it.
         pub o: Addr,
         /// f32 `[tokens, heads]`, written: the log-sum-exp of each row's scores, bit-identical to
         /// [`crate::attention`]. The value of a padding row is not written. Null: no log-sum-exp is written. Only
@@ -134,8 +134,8 @@ params! {
         pub max_kv_len: u32,
         /// Tokens per page: 16, 32, 64, 128 or 256.
         pub page_tokens: u32,
-        /// `scale * log2(e)`, which [`fwd`] fills in: an operand that arithmetic reads from the parameters needs no
-        /// register.
+        /// `scale * log2(e)`, which [`fwd`] fills in. Kernels read this number from the parameters where they use it,
+        /// so it needs no register.
         pub score_factor: f32,
         /// 0
         pub reserved: u64,
@@ -224,7 +224,7 @@ fn plan_bf16(p: &Params, arch: &Arch) -> Vec<Stage> {
     }
 }
 
-/// Plans the launches of the mma.sync kernels that run on all GPUs (prefill_mma.cuh, decode_mma.cuh).
+/// Plans the launches of the mma.sync kernels, which run on every GPU (prefill_mma.cuh, decode_mma.cuh).
 fn plan_bf16_mma(p: &Params, arch: &Arch) -> Vec<Stage> {
     assert!(p.lse.is_null(), "paged_attention: lse is an output of device cpu only");
     if is_decode(DType::BF16, p) {

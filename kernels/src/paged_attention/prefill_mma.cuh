@@ -55,8 +55,8 @@ __device__ __forceinline__ void prefill_mma(const Params& p) {
     slots = find_slots(p, t, (block + 1) * KEYS);  // loaded early: the next block needs them
   };
 
-  // If registers are scarce (not KEEP_Q), each thread keeps its part of the queries in shared memory; no other thread
-  // reads it.
+  // If registers are scarce (not KEEP_Q), each thread keeps its share of the queries in shared memory, which no other
+  // thread reads.
   u32 q_fragment[KEEP_Q ? D / 16 : 1][4];
   u32* q_kept = reinterpret_cast<u32*>(v_stage + STAGES * KEYS * V_PITCH) + threadIdx.x;
   if (has_rows) {
@@ -162,7 +162,7 @@ __device__ __forceinline__ void prefill_mma(const Params& p) {
         }
       }
     }
-    // Completes the segment's sum, then merges the segment into the total or stores its state.
+    // Completes the sum of the segment (512 keys), then merges the segment into the total or stores its state.
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       sums[h].sum = row_sum<4>(sums[h].sum);

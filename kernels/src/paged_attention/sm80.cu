@@ -42,7 +42,7 @@
 #include "paged_attention/prefill_wgmma.cuh"
 #endif
 
-// Merges the segments of a row and writes its output, one warp per row.
+// Merges the segments (512 keys each) of a row and writes the row's output, one warp per row.
 template <class T>
 __device__ __forceinline__ void combine(const Params& p) {
   const u64 row = static_cast<u64>(blockIdx.x) * (THREADS / 32) + threadIdx.x / 32;

@@ -36,7 +36,7 @@ unsafe fn each_time<T: Element>(pixels: &Pixels, frames: Addr, team: &Team, mut 
 }
 
 /// # Safety
-/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`FwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (k, embed) = (p.pixels.elements_per_patch(), p.embed as usize);
     let operand = |addr| Operand { addr, dtype: T::DTYPE, transposed: false };
@@ -66,7 +66,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`DwParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`DwParams`] is valid for the documented shape and dtype.
 pub unsafe fn dw<T: Element>(p: &DwParams, team: &Team) {
     let (n, embed) = (p.pixels.elements_per_patch(), p.embed as usize);
     let operand = |addr| Operand { addr, dtype: T::DTYPE, transposed: true };

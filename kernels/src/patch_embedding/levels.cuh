@@ -51,13 +51,14 @@ struct alignas(16) Elements {
   }
 };
 
-// The levels and the channels (two bits each) of RUN elements of a patch: two runs of RUN / 2 neighbouring elements.
+// The u8 levels and the channels (two bits each) of RUN elements of a patch, which form two ranges of RUN / 2
+// neighbouring elements.
 struct Levels {
   u32 level[RUN];
   u32 channels;
 
-  // Loads the levels of a patch. `first` and `second` are the indices in `elements` at which the two runs of RUN / 2
-  // elements begin.
+  // Loads the levels of a patch. `first` and `second` are the indices in `elements` at which the two ranges of RUN /
+  // 2 elements begin.
   template <int COUNT>
   __device__ __forceinline__ void load(const Pixels& p, u64 frames, const Patch& patch, const Elements<COUNT>& elements,
                                        u32 first, u32 second) {

@@ -32,7 +32,7 @@ params! {
     pub struct FwdParams {
         /// u8 `[count, height, width, 3]`
         pub frames: Addr,
-        /// T `[embed, 3 · temporal · patch · patch]`
+        /// The weight, f32 or bf16 `[embed, 3 · temporal · patch · patch]`.
         pub weight: Addr,
         /// T `[embed]`; null: none.
         pub bias: Addr,

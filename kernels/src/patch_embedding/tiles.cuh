@@ -64,8 +64,8 @@ struct Bf16Fwd {
   }
   __device__ __forceinline__ void multiply(const unsigned char* stage) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    // One address register per operand is enough: the swizzle repeats every 16 rows, and the chunk numbers of a slice's
-    // two steps of 16 elements differ in one bit only.
+    // One address register per operand is enough. The swizzle repeats every 16 rows, and the two steps of 16 elements
+    // of a slice differ in only one bit of the chunk number.
     const u32 a_first = shared_address(stage) + offset(warp % 2 * 32 + lane % 16, lane / 16);
     const u32 b_first = shared_address(stage) + PIXELS + offset(warp / 2 * 64 + lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll

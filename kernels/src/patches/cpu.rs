@@ -7,7 +7,7 @@ use reel_device::{Element, Team};
 use super::{CHANNELS, Params};
 
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+/// Every address in [`Params`] is valid for the documented shape and dtype.
 pub unsafe fn cut_patches<T: Element>(p: &Params, team: &Team) {
     let how = &p.pixels;
     let [count, height, width, side, temporal, merge] =

@@ -88,7 +88,7 @@ params! {
     pub struct Params {
         /// u8 `[count, height, width, 3]`
         pub frames: Addr,
-        /// T `[N, 3 · temporal · patch · patch]`, written.
+        /// The patches, f32 or bf16 `[N, 3 · temporal · patch · patch]`; the kernel writes them.
         pub patches: Addr,
         /// The shape of the frames, and how frames become patches.
         pub pixels: Pixels,

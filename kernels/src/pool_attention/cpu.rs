@@ -65,7 +65,7 @@ unsafe fn starts<'a>(cu_seqlens: Addr, images: u32) -> &'a [i32] {
 }
 
 /// # Safety
-/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`FwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (tokens, images, heads, d) = (p.tokens as usize, p.images as usize, p.heads as usize, p.head_dim as usize);
     let row = heads * d;
@@ -101,7 +101,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`BwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (tokens, images, heads, d) = (p.tokens as usize, p.images as usize, p.heads as usize, p.head_dim as usize);
     let row = heads * d;

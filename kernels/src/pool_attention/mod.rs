@@ -39,7 +39,7 @@ params! {
         pub v: Addr,
         /// i32 `[images + 1]`: index of each image's first token, then the number of tokens.
         pub cu_seqlens: Addr,
-        /// f32 or bf16 `[images, heads, head_dim]`, written.
+        /// The output, f32 or bf16 `[images, heads, head_dim]`; the kernel writes it.
         pub o: Addr,
         /// f32 `[images, heads]`: the log-sum-exp of the scores, written unless null.
         pub lse: Addr,
@@ -69,11 +69,11 @@ params! {
         pub v: Addr,
         /// i32 `[images + 1]`: index of each image's first token, then the number of tokens.
         pub cu_seqlens: Addr,
-        /// f32 or bf16 `[images, heads, head_dim]`, from the forward kernel.
+        /// The output of the forward kernel, f32 or bf16 `[images, heads, head_dim]`.
         pub o: Addr,
         /// f32 `[images, heads]`: the log-sum-exp of the scores, from the forward kernel.
         pub lse: Addr,
-        /// f32 or bf16 `[images, heads, head_dim]`: the gradient of o.
+        /// The gradient of o, f32 or bf16 `[images, heads, head_dim]`.
         pub d_o: Addr,
         /// Gradient of q: f32 or bf16 `[heads, head_dim]`, written.
         pub dq: Addr,

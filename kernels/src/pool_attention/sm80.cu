@@ -75,7 +75,8 @@ struct Part {
 #pragma unroll
     for (int i = 0; i < UNITS<T>; ++i) unit[i] = load_words(from, column_of<T>(i), d, vector);
   }
-  // Returns the dot product of this key or value with `x`. Each lane holds a part of it; the lanes' sums are added.
+  // Returns the dot product of this key or value with `x`. Each lane multiplies the columns that it holds, and the
+  // sums of the lanes are added.
   __device__ __forceinline__ float dot(const float (&x)[COLUMNS]) const {
     float sum = 0.0f;
 #pragma unroll

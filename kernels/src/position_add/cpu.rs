@@ -17,7 +17,7 @@ simd_fn! {
 }
 
 /// # Safety
-/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`FwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (rows, cols, positions) = (p.rows as usize, p.cols as usize, p.positions as usize);
     // SAFETY: `p.x` covers `rows * cols` elements; no slice of x is made if it is the same array as y.
@@ -35,7 +35,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`BwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (rows, cols, positions) = (p.rows as usize, p.cols as usize, p.positions as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.

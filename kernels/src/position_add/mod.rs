@@ -24,7 +24,7 @@ params! {
         pub x: Addr,
         /// T `[positions, cols]`
         pub pos: Addr,
-        /// T `[rows, cols]`, written; may be the same array as x.
+        /// The sum of x and pos, f32 or bf16 `[rows, cols]`; the kernel writes it. It may be the same array as x.
         pub y: Addr,
         /// Number of rows.
         pub rows: u32,
@@ -42,7 +42,7 @@ params! {
     pub struct BwdParams {
         /// T `[rows, cols]`
         pub dy: Addr,
-        /// f32 `[positions, cols]`, to which the gradient of pos is added.
+        /// The gradient of pos, f32 `[positions, cols]`, to which the kernel adds.
         pub d_pos: Addr,
         /// Number of rows.
         pub rows: u32,

@@ -54,7 +54,7 @@ simd_fn! {
 /// Computes the weighted sum in one task, because it has only one term per token.
 ///
 /// # Safety
-/// Every address in [`WeightedSumParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`WeightedSumParams`] is valid for the documented shape and dtype.
 pub unsafe fn weighted_sum(p: &WeightedSumParams, _: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`WeightedSumParams`] documents.
@@ -65,8 +65,7 @@ pub unsafe fn weighted_sum(p: &WeightedSumParams, _: &Team) {
 }
 
 /// # Safety
-/// Every address in [`SumSquaresParams`], and in the table that it points to, is valid for the shape and dtype that its
-/// field documents.
+/// Every address in [`SumSquaresParams`] and in its table is valid for the documented shape and dtype.
 pub unsafe fn sum_squares(p: &SumSquaresParams, team: &Team) {
     let n = p.chunk_count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SumSquaresParams`] documents.
@@ -86,7 +85,7 @@ pub unsafe fn sum_squares(p: &SumSquaresParams, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`ClipParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`ClipParams`] is valid for the documented shape and dtype.
 pub unsafe fn clip(p: &ClipParams, _: &Team) {
     // SAFETY: `p`'s addresses cover the shapes that [`ClipParams`] documents.
     let (partials, out) = unsafe { (slice_at::<f64>(p.partials, p.count as usize), OutputArray::<f32>::new(p.out, 2)) };

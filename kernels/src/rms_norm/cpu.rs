@@ -93,7 +93,7 @@ fn normalise_row<T: Element>(x: &[T], w: &[T], eps: f32, y: &mut [T]) -> f32 {
 }
 
 /// # Safety
-/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`FwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     unsafe { fwd_gathered::<T>(p, Addr::NULL, team) }
@@ -102,8 +102,8 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 /// Does what [`fwd`] does, but computes row i of y from row `index[i]` of x, or from row i if `index` is null.
 ///
 /// # Safety
-/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents; `index` is null or i32
-/// `[rows]`, a permutation of `0 .. rows`.
+/// Every address in [`FwdParams`] is valid for the documented shape and dtype; `index` is null or i32 `[rows]`, a
+/// permutation of `0 .. rows`.
 pub unsafe fn fwd_gathered<T: Element>(p: &FwdParams, index: Addr, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
     // SAFETY: `index` is null (then no elements are read) or covers `rows` elements.
@@ -127,7 +127,7 @@ pub unsafe fn fwd_gathered<T: Element>(p: &FwdParams, index: Addr, team: &Team) 
 }
 
 /// # Safety
-/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`FwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn add_fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
     // The sum may be written over x or over the residual. That operand is then read through the sum's mutable slice
@@ -160,14 +160,14 @@ pub unsafe fn add_fwd<T: Element>(p: &FwdParams, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`BwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     unsafe { bwd_rows::<T>(p, Addr::NULL, dx_row, team) }
 }
 
 /// # Safety
-/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`BwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn add_bwd<T: Element>(p: &BwdParams, team: &Team) {
     let count = p.rows as usize * p.cols as usize;
     if p.d_sum != p.dx {
@@ -181,8 +181,8 @@ pub unsafe fn add_bwd<T: Element>(p: &BwdParams, team: &Team) {
 /// Computes the gradients of [`fwd_gathered`]: like [`bwd`], but row i of dy belongs to row `index[i]` of x and dx.
 ///
 /// # Safety
-/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents; `index` is null or i32
-/// `[rows]`, a permutation of `0 .. rows`.
+/// Every address in [`BwdParams`] is valid for the documented shape and dtype; `index` is null or i32 `[rows]`, a
+/// permutation of `0 .. rows`.
 pub unsafe fn bwd_scattered<T: Element>(p: &BwdParams, index: Addr, team: &Team) {
     // SAFETY: `p`'s addresses cover the documented shapes, and `index` is null or a permutation.
     unsafe { bwd_rows::<T>(p, index, dx_row, team) }
@@ -197,8 +197,8 @@ fn source_row(index: &[i32], row: usize) -> usize {
 /// in [`bwd_scattered`].
 ///
 /// # Safety
-/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents; `index` is null or a
-/// permutation; dx is initialised where `dx_row` reads it.
+/// Every address in [`BwdParams`] is valid for the documented shape and dtype; `index` is null or a permutation; dx is
+/// initialised where `dx_row` reads it.
 unsafe fn bwd_rows<T: Element>(
     p: &BwdParams,
     index: Addr,

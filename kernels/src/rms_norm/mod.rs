@@ -42,12 +42,12 @@ params! {
     pub struct FwdParams {
         /// T `[rows, cols]`
         pub x: Addr,
-        /// T `[rows, cols]`: the residual, which is added to x before the normalisation; null: no residual.
+        /// The residual, f32 or bf16 `[rows, cols]`, which is added to x before the normalisation; null: no residual.
         pub residual: Addr,
         /// T `[cols]`
         pub w: Addr,
-        /// T `[rows, cols]`, written: x + residual; may be the same array as x or residual. Unused without a
-        /// residual.
+        /// The sum x + residual, f32 or bf16 `[rows, cols]`; the kernel writes it. It may be the same array as x or
+        /// residual, and is unused without a residual.
         pub sum: Addr,
         /// T `[rows, cols]`, written.
         pub y: Addr,
@@ -67,8 +67,8 @@ params! {
 params! {
     /// Parameters of the backward kernel.
     pub struct BwdParams {
-        /// T `[rows, cols]`: the input that was normalised. With a residual, that is the sum that the forward kernel
-        /// wrote.
+        /// The input that was normalised, f32 or bf16 `[rows, cols]`. With a residual, this is the sum that the forward
+        /// kernel wrote.
         pub x: Addr,
         /// T `[cols]`
         pub w: Addr,
@@ -76,10 +76,10 @@ params! {
         pub rstd: Addr,
         /// T `[rows, cols]`
         pub dy: Addr,
-        /// T `[rows, cols]`: the gradient that reaches the normalised input on another path, such as the residual; it
-        /// is added to dx. Null: none.
+        /// A second gradient of the normalised input, f32 or bf16 `[rows, cols]`, which arrives on another path, such
+        /// as the residual. It is added to dx. Null: there is no second gradient.
         pub d_sum: Addr,
-        /// T `[rows, cols]`, written; may be the same array as d_sum.
+        /// The gradient of x, f32 or bf16 `[rows, cols]`; the kernel writes it. It may be the same array as d_sum.
         pub dx: Addr,
         /// f32 `[cols]`, the gradient of w: written (unless there are no rows) or added to dw; null if w is frozen.
         pub dw: Addr,
@@ -161,7 +161,7 @@ pub fn test_cases_rows_cols_scale() -> Vec<(usize, usize, f32)> {
         (3, 8191, 30.0),
         (ROWS_PER_BLOCK + 1, 640, 1e-4),
         (ROWS_PER_BLOCK * 3 - 1, 128, 1.0),
-        // These are more than 48 rows for each of 132 CUDA blocks, so the blocks have 64 rows.
+        // Each of 132 CUDA blocks would have more than 48 rows, so the blocks have 64 rows.
         (132 * 48 + 40, 16, 1.0),
         // Aligned and unaligned rows: some fit in the registers of the usual kernel, some need the wide kernel, some
         // exceed its registers too.

@@ -94,15 +94,16 @@ fn rotation(tables: (&TestArray, &TestArray), (tokens, _, d): (usize, usize, usi
     Rotation { cos: tables.0.addr(), sin: tables.1.addr(), tokens, head_dim, inverse }
 }
 
-/// One launch splits a matrix `[tokens, q | k | v]` into rotated queries and keys and copied values, and one launch
-/// joins them again with the inverse rotation. Both are bit-identical to separate launches for each part.
+/// One launch splits a matrix `[tokens, q | k | v]` into rotated queries and keys and copied values. Another launch
+/// joins them again with the inverse rotation. Both are bit-identical to separate launches for queries, keys and
+/// values.
 fn parts_equal_launches_of_one_part() {
     for dtype in [F32, BF16] {
         for (tokens, heads, d, largest) in test_cases_tokens_heads_head_dim_max_position() {
             let positions: Vec<i32> = (0..tokens).map(|t| (largest as usize / tokens * t) as i32).collect();
             let inv_freq: Vec<f32> = (0..d / 2).map(|f| 1e4f32.powf(-(f as f32) / (d / 2) as f32)).collect();
             let (cos, sin) = make_table(&positions, &inv_freq, &vec![0; d / 2], tokens, 2);
-            // The second and the third part have fewer heads, and 11 heads are more than one thread rotates.
+            // The second and the third tensor have fewer heads, and 11 heads are more than one thread rotates.
             let heads = [heads.max(11), heads.div_ceil(2), 1];
             let (width, element) = (heads.iter().sum::<usize>() * d, dtype.size());
             let all = normal_numbers(tokens * width, 1, 1.0);

@@ -64,7 +64,7 @@ simd_fn! {
 }
 
 /// # Safety
-/// Every address in [`TableParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`TableParams`] is valid for the documented shape and dtype.
 pub unsafe fn cos_sin_table(p: &TableParams, team: &Team) {
     let (tokens, half) = (p.tokens as usize, p.half as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`TableParams`] documents.
@@ -97,7 +97,7 @@ pub unsafe fn cos_sin_table(p: &TableParams, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`ApplyParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`ApplyParams`] is valid for the documented shape and dtype.
 pub unsafe fn apply<T: Element>(p: &ApplyParams, team: &Team) {
     let (tokens, d) = (p.tokens as usize, p.head_dim as usize);
     let h = d / 2;
@@ -124,7 +124,7 @@ pub unsafe fn apply<T: Element>(p: &ApplyParams, team: &Team) {
     });
 }
 
-/// A part of a rotation in host memory.
+/// One of the tensors that a launch rotates or copies, as slices of host memory.
 struct PartView<'a, T> {
     /// The elements of x; empty if x and y are the same array.
     x: &'a [T],

@@ -54,27 +54,27 @@ params! {
 params! {
     /// Parameters of the rotation kernel.
     pub struct ApplyParams {
-        /// `[tokens, heads0, head_dim]`, the first part.
+        /// The first input tensor (part), `[tokens, heads0, head_dim]`.
         pub x0: Addr,
-        /// `[tokens, heads1, head_dim]`, the second part.
+        /// The second input tensor (part), `[tokens, heads1, head_dim]`.
         pub x1: Addr,
-        /// `[tokens, heads2, head_dim]`, the third part.
+        /// The third input tensor (part), `[tokens, heads2, head_dim]`.
         pub x2: Addr,
-        /// `[tokens, heads0, head_dim]`, written; may be the same array as `x0`.
+        /// The result for `x0`, `[tokens, heads0, head_dim]`; the kernel writes it. It may be the same array as `x0`.
         pub y0: Addr,
-        /// `[tokens, heads1, head_dim]`, written; may be the same array as `x1`.
+        /// The result for `x1`, `[tokens, heads1, head_dim]`; the kernel writes it. It may be the same array as `x1`.
         pub y1: Addr,
-        /// `[tokens, heads2, head_dim]`, written; may be the same array as `x2`.
+        /// The result for `x2`, `[tokens, heads2, head_dim]`; the kernel writes it. It may be the same array as `x2`.
         pub y2: Addr,
         /// f32 `[tokens, head_dim / 2]`
         pub cos: Addr,
         /// f32 `[tokens, head_dim / 2]`
         pub sin: Addr,
-        /// Number of heads of the first part.
+        /// Number of heads of the first input tensor.
         pub heads0: u32,
-        /// Number of heads of the second part; 0: there is no second part.
+        /// Number of heads of the second input tensor; 0: there is no second tensor.
         pub heads1: u32,
-        /// Number of heads of the third part; 0: there is no third part.
+        /// Number of heads of the third input tensor; 0: there is no third tensor.
         pub heads2: u32,
         /// Stride of x0: number of elements from one token to the next.
         pub x_stride0: u32,
@@ -88,7 +88,7 @@ params! {
         pub y_stride1: u32,
         /// Stride of y2: number of elements from one token to the next.
         pub y_stride2: u32,
-        /// Number of parts, from the first on, that are rotated; the other parts are copied.
+        /// Number of input tensors that are rotated. They come first; the other tensors are copied.
         pub rotated: u32,
         /// Number of tokens.
         pub tokens: u32,
@@ -108,7 +108,7 @@ pub struct RopeTensor {
     pub x: Addr,
     /// Stride of x: number of elements from one token to the next.
     pub x_stride: u32,
-    /// `[tokens, heads, head_dim]`, written.
+    /// The result, `[tokens, heads, head_dim]`; the kernel writes it.
     pub y: Addr,
     /// Stride of y: number of elements from one token to the next.
     pub y_stride: u32,
@@ -116,7 +116,7 @@ pub struct RopeTensor {
     pub heads: u32,
 }
 
-/// The rotation, which all parts share.
+/// The rotation that a launch applies to all of its input tensors.
 #[derive(Clone, Copy, Debug)]
 pub struct Rotation {
     /// f32 `[tokens, head_dim / 2]`
@@ -132,7 +132,8 @@ pub struct Rotation {
 }
 
 impl ApplyParams {
-    /// Returns the parameters of a launch that rotates the first `rotated` of one to three parts and copies the others.
+    /// Returns the parameters of a launch for one to three tensors (`parts`). It rotates the first `rotated` tensors
+    /// and copies the others.
     ///
     /// # Panics
     /// If there are more than three parts.
@@ -193,7 +194,7 @@ impl ApplyParams {
         ]
     }
 
-    /// Returns the number of groups of up to [`HEADS`] heads in all parts.
+    /// Returns the number of groups of up to [`HEADS`] heads in all input tensors together.
     fn groups(&self) -> u32 {
         self.parts().iter().map(|part| part.heads.div_ceil(HEADS)).sum()
     }
@@ -209,8 +210,8 @@ kernel!(pub TABLE, "rope_table_f32", TableParams, cpu::cos_sin_table, &SOURCE, |
 kernel!(pub APPLY_F32, "rope_apply_f32", ApplyParams, cpu::apply::<f32>, &SOURCE, |p, _| plan_apply("rope_apply_f32", p, 4));
 kernel!(pub APPLY_BF16, "rope_apply_bf16", ApplyParams, cpu::apply::<half::bf16>, &SOURCE, |p, _| plan_apply("rope_apply_bf16", p, 8));
 
-/// TOKENS: tokens per thread of the table kernel. HEADS: heads per thread of the rotation. Both equal the constants in
-/// sm80.cu.
+/// TOKENS is the number of tokens that a thread of the table kernel computes. HEADS is the number of heads that a
+/// thread of the rotation kernel rotates. Both equal the constants in sm80.cu.
 const TOKENS: u32 = 8;
 const HEADS: u32 = 10;
 
@@ -233,7 +234,7 @@ pub fn cos_sin_table(params: &TableParams) -> Launch {
     Launch::kernel(&TABLE, params, Cost { flops: 40.0 * n, bytes: 8.0 * n })
 }
 
-/// Returns the launch of the rotation; `dtype` is that of all parts, F32 or BF16.
+/// Returns the launch of the rotation; `dtype` is that of all input tensors, F32 or BF16.
 pub fn apply(dtype: DType, params: &ApplyParams) -> Launch {
     let kernel = kernel_for_dtype(dtype, &APPLY_F32, &APPLY_BF16);
     let table = params.tokens as f64 * params.head_dim as f64;

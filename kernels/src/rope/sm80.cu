@@ -64,7 +64,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) rope_table_f32(const __gri
   }
 }
 
-// A part of the heads of a token: where x and y begin, and the elements from one token to the next.
+// One input tensor (part) of the launch: where its x and y begin, and the number of elements from one token to the
+// next.
 struct Part {
   u64 x, y;
   u32 x_stride, y_stride, heads;
@@ -73,7 +74,8 @@ struct Part {
 
 __device__ __forceinline__ u32 groups_of(u32 heads) { return ceil_div(heads, static_cast<u32>(HEADS)); }
 
-// Returns the part with this group of heads. `group` becomes the group's number in the part.
+// Returns the input tensor (part) that contains head group number `group` of the launch. Replaces `group` by the
+// group's number within that tensor.
 __device__ __forceinline__ Part part_of(const ApplyParams& p, u32& group) {
   Part part{p.x0, p.y0, p.x_stride0, p.y_stride0, p.heads0, p.rotated > 0};
   if (group < groups_of(p.heads0)) return part;

@@ -13,8 +13,8 @@ const PER_TASK: usize = 1 << 13;
 /// Rotates all queries in place, and writes the rotated keys and the values of all tokens to their slots of the caches.
 ///
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents, and no two tokens have the
-/// same slot, except negative ones.
+/// Every address in [`Params`] is valid for the documented shape and dtype, and no two tokens have the same slot,
+/// except negative ones.
 pub unsafe fn write<T: Element>(p: &Params, team: &Team) {
     let (tokens, d, half) = (p.tokens as usize, p.head_dim as usize, p.head_dim as usize / 2);
     let (query, row) = (p.heads as usize * d, p.kv_heads as usize * d);

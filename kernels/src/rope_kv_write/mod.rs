@@ -27,7 +27,7 @@ use crate::folder::kernel_folder;
 params! {
     /// Parameters of the kernel.
     pub struct Params {
-        /// `[tokens, heads, head_dim]`, rotated in place.
+        /// The queries, `[tokens, heads, head_dim]`, which the kernel rotates in place.
         pub q: Addr,
         /// `[tokens, kv_heads, head_dim]`
         pub k: Addr,
@@ -37,9 +37,10 @@ params! {
         pub cos: Addr,
         /// f32 `[tokens, head_dim / 2]`
         pub sin: Addr,
-        /// `[pages, page_tokens, kv_heads, head_dim]`, written at the tokens' slots.
+        /// The cache of keys, `[pages, page_tokens, kv_heads, head_dim]`, which the kernel writes at the tokens' slots.
         pub k_cache: Addr,
-        /// `[pages, page_tokens, kv_heads, head_dim]`, written at the tokens' slots.
+        /// The cache of values, `[pages, page_tokens, kv_heads, head_dim]`, which the kernel writes at the tokens'
+        /// slots.
         pub v_cache: Addr,
         /// i32 `[tokens]`: the slot of each token, `page * page_tokens + row of the page`. Slots are different and
         /// within the cache. The key and value of a token with a negative slot are not written.
@@ -72,8 +73,8 @@ kernel!(pub WRITE_BF16, "rope_kv_write_bf16", Params, cpu::write::<half::bf16>, 
 const THREADS: u32 = 256;
 
 /// Number of heads per thread if there are many tokens: the thread reads cosine and sine once for all of them. With
-/// fewer tokens, as in a decode step, a thread has fewer heads, so that the grid has a block for at least every fourth
-/// multiprocessor; the launch then takes as long as one thread.
+/// fewer tokens, as in a decode step, a thread has fewer heads, so that there is a block for at least every fourth
+/// multiprocessor. The time of such a launch is the time of one thread.
 const MAX_HEADS: u32 = 8;
 
 /// Plans the grid; `vector` is the number of elements in 16 bytes. The second dimension of the grid is the groups of

@@ -14,7 +14,7 @@ fn row_of(index: i32, n: usize) -> Option<usize> {
 }
 
 /// # Safety
-/// Every address in [`GatherParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`GatherParams`] is valid for the documented shape and dtype.
 pub unsafe fn gather<T: Copy + Default + Send + Sync>(p: &GatherParams, team: &Team) {
     let (m, cols, n) = (p.m as usize, p.cols as usize, p.n as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`GatherParams`] documents.
@@ -35,8 +35,7 @@ pub unsafe fn gather<T: Copy + Default + Send + Sync>(p: &GatherParams, team: &T
 }
 
 /// # Safety
-/// Every address in [`ScatterParams`] is valid for the shape and dtype that its field documents, and each index
-/// occurs once.
+/// Every address in [`ScatterParams`] is valid for the documented shape and dtype, and each index occurs once.
 pub unsafe fn scatter<T: Copy + Send + Sync>(p: &ScatterParams, team: &Team) {
     let (m, cols, n, stride) = (p.m as usize, p.cols as usize, p.n as usize, p.stride as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`ScatterParams`] documents.

@@ -43,7 +43,7 @@ params! {
         pub src: Addr,
         /// i32 `[m]`: index of the row of dst to which each row of src goes; no index occurs twice.
         pub index: Addr,
-        /// `[n, cols]`, written at the rows in `index`.
+        /// The destination, `[n, cols]`, of which the kernel writes the rows in `index`.
         pub dst: Addr,
         /// Rows of src.
         pub m: u32,

@@ -74,7 +74,7 @@ __device__ __forceinline__ Drawn draw(const Run& run, Shared& s, u32 rank, const
   give_to_all(s.equal[number], equal);
   cluster_barrier();
 
-  // Lane i takes runs 4 i to 4 i + 3.
+  // Lane i takes the runs (ranges of token ids) 4 i to 4 i + 3.
   constexpr int EACH = RUNS / 32;
   const int from = lane() * EACH;
   static_assert(EACH == 4, "two vectors of u64, one of u32");

@@ -19,11 +19,12 @@ constexpr int BINS = 1 << DIGIT;
 constexpr int LISTED = 128;  // keys
 static_assert(BLOCKS * WARPS == RUNS, "one warp per run");
 
-// Dynamic shared memory: the marks (two bits) of the block's token ids, then their logits, which weights replace later.
-// Its size: cluster_shared_bytes in mod.rs.
+// Dynamic shared memory of a block. First come two bits (marks) for each of the block's token ids, then the ids'
+// logits, which weights replace later. cluster_shared_bytes in mod.rs computes the size.
 extern __shared__ __align__(16) u32 ids_of_block[];
 
-// Arrays of RUNS elements have one element per run of the row, written by the warp that has the run.
+// Arrays of RUNS elements have one element per run (range of token ids) of the row. The warp that processes the run
+// writes it.
 struct Shared {
   u64 bins[3][BINS];
   u32 list[3][LISTED];        // keys of this block's candidates
@@ -85,7 +86,8 @@ struct Run {
     });
   }
 
-  // Returns this lane's values in the tile of 128 ids that begins at `tile`, `outside` for ids beyond the run.
+  // Returns this lane's values in the tile of 128 ids that begins at `tile`, and `outside` for ids beyond the end of
+  // the warp's range of ids.
   __device__ __forceinline__ void load_tile(int tile, float outside, float (&x)[4]) const {
     const int id = tile + lane() * 4;
 #pragma unroll

@@ -99,8 +99,8 @@ struct Weight {
   static __device__ __forceinline__ u64 of(u32 key) { return fixed(__uint_as_float(key)); }
 };
 
-// Finds the key at which the sum reaches `target`, among the listed keys of all blocks (`total` keys). In lane b of
-// each warp, `count` is the number of keys of block b, and `upto` the number of keys of blocks 0 to b.
+// Finds the key at which the sum reaches `target`, among the `total` keys that all blocks of the cluster have listed.
+// In lane b of each warp, `count` is the number of keys of block b, and `upto` the number of keys of blocks 0 to b.
 template <class Amount>
 __device__ __forceinline__ Reached select_listed(Shared& s, const u32* list, u64 target, u64 above, u32 count, u32 upto,
                                                  u32 total) {
@@ -161,7 +161,7 @@ __device__ __forceinline__ Reached select(Keys keys, Shared& s, Rounds& rounds, 
       const u32 distance = key - least, digits = distance >> shift;
       if (key < least || digits >> width != prefix) return;
       u64* bin = &bins[digits & ((1u << width) - 1)];
-      // A count of tokens fits into the lower 32 bits of a bin. 32-bit atomics on shared memory are single
+      // A count of tokens fits into the lower 32 bits of a histogram bin. 32-bit atomics on shared memory are single
       // instructions, 64-bit atomics are loops.
       if (Amount::COUNTS) {
         atomicAdd(reinterpret_cast<u32*>(bin), 1u);

@@ -162,8 +162,8 @@ const VARIANTS: &[Variant] = &[Variant { of: &SAMPLE, name: "one block per row",
 
 /// Number of blocks that sample a row, on a GPU with clusters; equal to `BLOCKS` of `cluster_row.cuh`.
 const CLUSTER_BLOCKS: u32 = 8;
-/// Number of token ids that a warp processes at a time, and number of runs into which a row is cut; equal to `TILE` and
-/// `RUNS` of `row.cuh`.
+/// TILE is the number of token ids that a warp processes at a time. RUNS is the number of runs (ranges of token ids)
+/// into which a row is cut. Both equal the constants of `row.cuh`.
 const TILE: u32 = 128;
 const RUNS: u32 = 128;
 /// Maximum number of bytes of static shared memory of a block of the kernel `sample_cluster`.
@@ -183,8 +183,8 @@ fn plan_sampling(p: &Params, arch: &Arch) -> Vec<Stage> {
     vec![Stage { cluster: [CLUSTER_BLOCKS, 1, 1], shared, ..blocks }.programmatic_on(arch)]
 }
 
-/// Returns the dynamic shared memory of a block of a cluster in bytes: for each token id of its runs, four bytes for
-/// the logit and two bits for marks.
+/// Returns the dynamic shared memory of a block of a cluster in bytes: for each of the block's token ids, four bytes
+/// for the logit and two bits that mark a changed score or a forbidden token.
 fn cluster_shared_bytes(vocab: u32) -> u32 {
     let ids_per_block = vocab.div_ceil(TILE).div_ceil(RUNS) * TILE * (RUNS / CLUSTER_BLOCKS);
     4 * ids_per_block + 2 * ids_per_block / 8

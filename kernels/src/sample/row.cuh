@@ -60,8 +60,8 @@ __device__ __forceinline__ u64 warp_scan(u64 x) {
   return x;
 }
 
-// Adds up the runs of a row (ranges of token ids); all lanes get the sum. All 32 lanes of the warp call this
-// function.
+// Adds up one number of each run of a row (a run is a range of token ids). All 32 lanes of the warp call this function,
+// and all get the sum.
 __device__ __forceinline__ u64 sum_of_runs(const u64 (&run)[RUNS]) {
   const int lane = threadIdx.x % 32;
   u64 sum = run[lane];

@@ -77,7 +77,7 @@ __device__ __forceinline__ T block_reduce(T x, u64* scratch, Op op) {
   return x;
 }
 
-// One row: its logits, the marks of its changed and forbidden tokens, and the size of the vocabulary.
+// One row: its logits, the bits that mark its changed and its forbidden tokens, and the size of the vocabulary.
 struct Row {
   const float* logits;
   Marks marks;
@@ -128,9 +128,8 @@ struct Reached {
   u64 above;  // the sum over greater keys
 };
 
-// Adds up amount(id, logit, score, key) over all tokens in descending order of key, and returns the key at which the
-// sum reaches `target`, which is at least 1 and at most the total. `amount` also sets the token's key, which has BITS
-// bits.
+// Adds up amount(id, logit, score, key) over all tokens in descending order of key. Returns the key at which the sum
+// reaches `target`, a number from 1 to the total. `amount` also sets the token's key, which has BITS bits.
 template <int BITS, class F>
 __device__ __forceinline__ Reached select(const Row& row, Shared& s, u64 target, F amount) {
   u32 prefix = 0;

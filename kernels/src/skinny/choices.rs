@@ -26,7 +26,8 @@ pub struct PlanChoices {
     /// to [`crate::rms_norm`]. Every block normalises all its rows again, so with more rows a separate launch for the
     /// norm is faster.
     pub norm_max_rows: usize,
-    /// Like `max_rows`, for the output layer (logits) in decoding.
+    /// Maximum number of rows of x for which these kernels compute the output layer (logits) in decoding, like
+    /// `max_rows` for other products.
     pub logits_max_rows: usize,
 }
 

@@ -6,13 +6,14 @@ use super::Fixed;
 use super::plan::{NORM_SHARED_BYTES_PER_ROW, SkinnyProduct};
 use super::tiles::{ColumnPartition, tensor_map};
 
-/// Number of rows of x of a block; number of blocks of a cluster; number of rows of x that each of these blocks copies
-/// for all.
+/// ROWS is the number of rows of x of a block, and CLUSTER the number of blocks of a cluster. Each of these blocks
+/// copies SHARE rows of x to all blocks of the cluster.
 const ROWS: u32 = 64;
 const CLUSTER: u32 = 4;
 const SHARE: u32 = ROWS / CLUSTER;
 
-/// Number of warps of a block: four multiply, one copies. Kernels that can normalise x have two more warps for it.
+/// WARPS is the number of warps of a block: four multiply, one copies. Kernels that can normalise x have NORMALISERS
+/// more warps for that.
 const WARPS: u32 = 5;
 const NORMALISERS: u32 = 2;
 

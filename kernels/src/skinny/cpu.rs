@@ -57,7 +57,7 @@ unsafe fn product<T: Element>(p: &Params, w: Addr, bias: Addr, c: (Addr, DType),
 }
 
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+/// Every address in [`Params`] is valid for the documented shape and dtype.
 pub unsafe fn linear<T: Element>(p: &Params, team: &Team) {
     if p.residual.is_null() {
         // SAFETY: the addresses are valid as `Params` documents; y has `[m, n]` elements of T.
@@ -87,7 +87,7 @@ unsafe fn write_sums<T: Element>(p: &Params, products: &[T]) {
 }
 
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents; y is f32.
+/// Every address in [`Params`] is valid for the documented shape and dtype; y is f32.
 pub unsafe fn logits<T: Element>(p: &Params, team: &Team) {
     // SAFETY: the caller promises it.
     unsafe { product::<T>(p, p.w, Addr::NULL, (p.y, DType::F32), team) }
@@ -116,8 +116,8 @@ unsafe fn with_norm<T: Element>(
 }
 
 /// # Safety
-/// Every address in [`QkvParams`] is valid for the shape and dtype that its field documents, and no two rows have the
-/// same slot, except negative ones.
+/// Every address in [`QkvParams`] is valid for the documented shape and dtype, and no two rows have the same slot,
+/// except negative ones.
 pub unsafe fn qkv<T: Element>(p: &QkvParams, team: &Team) {
     // SAFETY: the caller promises it; `products_and_writes` passes valid products.
     unsafe { products_and_writes::<T>(p, team, |product| linear::<T>(product, team)) }
@@ -146,14 +146,14 @@ unsafe fn products_and_writes<T: Element>(p: &QkvParams, team: &Team, linear: im
 }
 
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+/// Every address in [`Params`] is valid for the documented shape and dtype.
 pub unsafe fn swiglu<T: Element>(p: &Params, team: &Team) {
     // SAFETY: the caller promises it; `gated` passes valid products.
     unsafe { gated::<T>(p, team, |product| linear::<T>(product, team)) }
 }
 
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+/// Every address in [`Params`] is valid for the documented shape and dtype.
 pub unsafe fn swiglu_int8<T: Element>(p: &Params, team: &Team) {
     // SAFETY: the caller promises it; `gated` passes valid products.
     unsafe { gated::<T>(p, team, |product| linear_int8::<T>(product, team)) }
@@ -195,7 +195,7 @@ fn int8_rows<T: Element>(p: &Params, team: &Team, f: impl Fn(usize, usize, &[f32
 }
 
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+/// Every address in [`Params`] is valid for the documented shape and dtype.
 pub unsafe fn linear_int8<T: Element>(p: &Params, team: &Team) {
     let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
     // SAFETY: w has `[n, k]` int8, scale `[n]` f32.
@@ -219,7 +219,7 @@ pub unsafe fn linear_int8<T: Element>(p: &Params, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents; y is f32.
+/// Every address in [`Params`] is valid for the documented shape and dtype; y is f32.
 pub unsafe fn logits_int8<T: Element>(p: &Params, team: &Team) {
     let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
     // SAFETY: w has `[n, k]` int8, scale `[n]` f32.

@@ -85,19 +85,19 @@ params! {
         pub x: Addr,
         /// bf16 or int8 `[n, k]`
         pub w: Addr,
-        /// bf16 or int8 `[n, k]`, second weight of `swiglu`; otherwise null.
+        /// The second weight of `swiglu`, bf16 or int8 `[n, k]`; null in other kernels.
         pub w2: Addr,
         /// f32 `[n]`, scales of an int8 weight; otherwise null.
         pub scale: Addr,
         /// f32 `[n]`, scales of an int8 second weight; otherwise null.
         pub scale2: Addr,
-        /// f32 or bf16 `[n]`, added to each row of y by `linear`; null: no bias.
+        /// The bias, f32 or bf16 `[n]`, which `linear` adds to each row of y; null: no bias.
         pub bias: Addr,
-        /// f32 or bf16 `[m, n]`, added to y by `linear`; null: no residual.
+        /// The residual, f32 or bf16 `[m, n]`, which `linear` adds to y; null: no residual.
         pub residual: Addr,
         /// f32 or bf16 `[k]`, the weight of the norm of x in `swiglu`; null: no norm.
         pub norm: Addr,
-        /// f32 or bf16 `[m, n]`, written; f32 in `logits`.
+        /// The result, f32 or bf16 `[m, n]` (f32 in `logits`); the kernel writes it.
         pub y: Addr,
         /// Rows of x.
         pub m: u32,
@@ -128,23 +128,23 @@ params! {
         pub x: Addr,
         /// f32 or bf16 `[k]`, the weight of the norm of x; null: no norm.
         pub norm: Addr,
-        /// bf16 or int8 `[heads * head_dim, k]`
+        /// The weight of the queries, bf16 or int8 `[heads * head_dim, k]`.
         pub w_q: Addr,
-        /// bf16 or int8 `[kv_heads * head_dim, k]`
+        /// The weight of the keys, bf16 or int8 `[kv_heads * head_dim, k]`.
         pub w_k: Addr,
-        /// bf16 or int8 `[kv_heads * head_dim, k]`
+        /// The weight of the values, bf16 or int8 `[kv_heads * head_dim, k]`.
         pub w_v: Addr,
-        /// f32 `[heads * head_dim]`, scales of int8 weights; otherwise null.
+        /// The scales of an int8 `w_q`, f32 `[heads * head_dim]`; null for a bf16 weight.
         pub scale_q: Addr,
-        /// f32 `[kv_heads * head_dim]`, scales of int8 weights; otherwise null.
+        /// The scales of an int8 `w_k`, f32 `[kv_heads * head_dim]`; null for a bf16 weight.
         pub scale_k: Addr,
-        /// f32 `[kv_heads * head_dim]`, scales of int8 weights; otherwise null.
+        /// The scales of an int8 `w_v`, f32 `[kv_heads * head_dim]`; null for a bf16 weight.
         pub scale_v: Addr,
-        /// f32 or bf16 `[heads * head_dim]`; null: no bias.
+        /// The bias of the queries, f32 or bf16 `[heads * head_dim]`; null: no bias.
         pub bias_q: Addr,
-        /// f32 or bf16 `[kv_heads * head_dim]`; null: no bias.
+        /// The bias of the keys, f32 or bf16 `[kv_heads * head_dim]`; null: no bias.
         pub bias_k: Addr,
-        /// f32 or bf16 `[kv_heads * head_dim]`; null: no bias.
+        /// The bias of the values, f32 or bf16 `[kv_heads * head_dim]`; null: no bias.
         pub bias_v: Addr,
         /// f32 `[m, head_dim / 2]`
         pub cos: Addr,
@@ -153,11 +153,13 @@ params! {
         /// i32 `[m]`: the slot of each row in the caches, `page * page_tokens + row of the page`. Slots are different
         /// and within the cache. The key and value of a row with a negative slot are not written.
         pub slots: Addr,
-        /// f32 or bf16 `[m, heads, head_dim]`, written.
+        /// The rotated queries, f32 or bf16 `[m, heads, head_dim]`; the kernel writes them.
         pub q: Addr,
-        /// `[pages, page_tokens, kv_heads, head_dim]`, written at the slots of the rows.
+        /// The cache of keys, `[pages, page_tokens, kv_heads, head_dim]`, which the kernel writes at the slots of the
+        /// rows.
         pub k_cache: Addr,
-        /// `[pages, page_tokens, kv_heads, head_dim]`, written at the slots of the rows.
+        /// The cache of values, `[pages, page_tokens, kv_heads, head_dim]`, which the kernel writes at the slots of the
+        /// rows.
         pub v_cache: Addr,
         /// Rows of x: new tokens.
         pub m: u32,
@@ -254,8 +256,8 @@ const F32: Operands = Operands { x_units: 2, max_rows: 16, weight_bytes: 2, wide
 const INT8_BF16: Operands = Operands { x_units: 2, max_rows: 32, weight_bytes: 1, wide_blocks: |w| w.int8 };
 const INT8_F32: Operands = Operands { x_units: 4, max_rows: 16, weight_bytes: 1, wide_blocks: |w| w.f32 };
 
-/// The CUDA kernel names of a kernel: `units` copy units and have a number of tiles (8 weight rows each) per block;
-/// `tiles` are the shapes of the scheme `Tiles`, and `clusters` its shapes with clusters.
+/// The CUDA kernel names of a kernel. `units`: kernels that copy 16-byte units, each with its number of tiles (8 weight
+/// rows) per block. `tiles`: tile shapes of the scheme `Tiles`. `clusters`: tile shapes of kernels with clusters.
 #[derive(Clone, Copy)]
 struct Symbols {
     units: &'static [(u32, &'static str)],
@@ -266,7 +268,8 @@ struct Symbols {
 /// The choices that a kernel variant fixes; `None` leaves a choice to [`choices`].
 #[derive(Clone, Copy)]
 struct Fixed {
-    /// In the scheme `Units`: whether blocks have 32 columns instead of 16.
+    /// Blocks of the scheme `Units` have 32 columns if this is true and 16 if it is false; `None` leaves the choice to
+    /// [`choices`].
     wide: Option<bool>,
     scheme: Option<CopyScheme>,
     /// For products of few rows: number of thread blocks of [`CopyScheme::Units`] that fit into the shared memory of
@@ -301,8 +304,8 @@ macro_rules! kernels {
     };
 }
 
-/// Returns the shape of tiles of a kernel, by the kernel's name and the maximum number of weight rows in a box.
-/// `many`: a shape for up to 64 rows of x. `few`: a shape for up to 16 rows; with more rows the kernel uses clusters.
+/// Returns a [`TileShape`] from the kernel's name and the maximum number of weight rows in a box. `many` gives a shape
+/// for up to 64 rows of x. `few` gives a shape for up to 16 rows, because with more rows the kernel uses clusters.
 macro_rules! shape {
     ($rows:ident, $name:expr, 64) => {
         TileShape { max_width: 64, boxes: 4, tiles: 1, symbols: shape!($rows, concat!($name, "_64")) }
@@ -318,9 +321,10 @@ macro_rules! shape {
     };
 }
 
-/// Returns the [`Symbols`] of a kernel by its name. With units, a block has two or four tiles of 8 weight rows, or the
-/// number in parentheses. Then follow the maximum numbers of weight rows of its shapes of tiles and, with the number of
-/// boxes, of its shapes in clusters.
+/// Returns the [`Symbols`] of a kernel from its name. A number in parentheses is the number of tiles (8 weight rows)
+/// per block in the scheme `Units`; without it there are kernels with two and with four tiles. The numbers after a
+/// comma are the maximum widths of the tile shapes. The pairs after a semicolon are the width and the number of boxes
+/// of each shape with clusters.
 macro_rules! symbols {
     ($name:literal $(, $max_width:tt)* $(; $($columns:literal: $boxes:literal),*)?) => {
         symbols!(@ $name, &[(2, $name), (4, concat!($name, "_wide"))], [$($max_width),*], $($($columns: $boxes),*)?)

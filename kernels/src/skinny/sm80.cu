@@ -140,8 +140,8 @@ template <class T, class W, class Y, int UNITS, bool NORM, class P, class Op>
 __device__ __forceinline__ void skinny(const P& p, const Op& op) {
   constexpr int UNIT = 16 / sizeof(W), GROUP = 4 * UNIT;
   constexpr int WEIGHTS = Op::WEIGHTS, TILES = UNITS * WEIGHTS, PITCH = 8 * TILES + 8;
-  // Number of 16-byte units of x that a lane multiplies with one unit of the weight; number of units of x that hold
-  // eight elements.
+  // X_UNITS is the number of 16-byte units of x that a lane multiplies with one unit of the weight. X_EIGHT is the
+  // number of units of x that hold eight elements.
   constexpr int X_UNITS = UNIT / VECTOR<T>, X_EIGHT = 8 / VECTOR<T>;
   constexpr int STAGES = X_UNITS > 2 ? 2 : 4;
   // A block has at most 64 rows of x, fewer in variants that need more registers or shared memory for a row; mod.rs has
@@ -157,7 +157,7 @@ __device__ __forceinline__ void skinny(const P& p, const Op& op) {
   const bool w_vector = op.has_aligned_weights(), x_vector = aligned16(p.x, static_cast<u64>(k) * sizeof(T));
   const bool norm_vector = x_vector && aligned16(p.norm);
 
-  // The ring has `unroll` slots per stage; the launch plan chooses this number by the size of shared memory.
+  // Each stage of the ring has `unroll` slots. The launch plan chooses this number by the size of shared memory.
   const int slot = (TILES + halves * X_UNITS) * 32, most = ceil_div<u32>(rows_per_block, 8) * X_UNITS + TILES;
   const int unroll = dynamic_shared_bytes() / (STAGES * WARPS * 512 * most), warp_units = STAGES * unroll * most * 32;
   Words<16>* mine = ring + warp * warp_units;

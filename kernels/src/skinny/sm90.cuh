@@ -61,12 +61,13 @@ struct Shape {
   using W = W_;
   static constexpr int SETS = SETS_, TILES = TILES_, NX = NX_;
   static constexpr bool NORM = NORM_;
-  // Number of elements along k in a box of the weight, and number of boxes of x (64 elements along k each) that belong
-  // to it.
+  // COLUMNS is the number of elements along k in a box of the weight. X_OF_BOX is the number of boxes of x (64 elements
+  // along k each) that belong to such a box.
   static constexpr int COLUMNS = 128 / sizeof(W), X_OF_BOX = COLUMNS / 64, X_BYTES = NX * 1024;
-  // At most 32 KiB of x in a stage.
+  // BOXES is limited so that a stage has at most 32 KiB of x.
   static constexpr int BOXES = BOXES_ * X_OF_BOX * NX > 32 ? 32 / (X_OF_BOX * NX) : BOXES_, X_BOXES = BOXES * X_OF_BOX;
-  // SHARES: number of warps that multiply the same rows of the weight, each by XT tiles of x.
+  // SHARES is the number of warps that multiply the same rows of the weight. Each of them multiplies these rows by XT
+  // tiles of x.
   static constexpr int SHARES = NX > 4 ? NX / 4 : 1, XT = NX / SHARES;
   static constexpr int NORMALISERS = NORM ? (BOXES > 1 ? 2 : 1) * (NX > 2 ? NX / 2 : 1) : 0;
   static constexpr int THREADS = 32 * (MAX_WIDTH_ / (16 * TILES) * SHARES + NORMALISERS + 1);
@@ -149,7 +150,7 @@ __device__ __forceinline__ void load_x(u32 x, int unit, u32 (&b)[XT][2]) {
 // boxes.
 template <class S>
 __device__ __forceinline__ void multiply(u32 w, u32 set_bytes, u32 x, float (&sums)[S::SETS][S::TILES][S::XT][4]) {
-  // Number of steps (16 k each) whose weight elements one ldmatrix loads: 32 bytes of a row.
+  // The number of steps (16 k each) whose weight elements one ldmatrix loads: the elements in 32 bytes of a row.
   constexpr int STEPS = 2 / sizeof(typename S::W);
   const int lane = threadIdx.x % 32;
 #pragma unroll

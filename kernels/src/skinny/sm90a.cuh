@@ -46,13 +46,13 @@ using by_tiles::memory;
 using by_tiles::Position;
 using by_tiles::store_shared_16;
 
-// Number of rows of x of a block, number of blocks of a cluster, and number of rows of x that each of these blocks
-// copies.
+// ROWS is the number of rows of x of a block, and CLUSTER the number of blocks of a cluster. Each of these blocks
+// copies SHARE rows of x.
 constexpr int ROWS = 64, CLUSTER = 4, SHARE = ROWS / CLUSTER;
-// Number of warps that multiply, and of warps that normalise eight rows each. With more normalising warps, a quarter of
-// a multiprocessor would have three warps, and too few registers for the sums of swiglu.
+// MULTIPLIERS warps multiply, and NORMALISERS warps normalise ROWS_EACH rows each. With more normalising warps, a
+// quarter of a multiprocessor would have three warps, and too few registers for the sums of swiglu.
 constexpr int MULTIPLIERS = 4, NORMALISERS = 2, ROWS_EACH = SHARE / NORMALISERS;
-// Bytes of the 64 rows of x in a box, and of a block's share, 16 of these rows.
+// X_BYTES is the size of the 64 rows of x in a box, SHARE_BYTES that of a block's share, which is 16 of these rows.
 constexpr u32 X_BYTES = ROWS * 128, SHARE_BYTES = SHARE * 128;
 
 // The shape of a block's tiles; clusters.rs has the same numbers. SETS: sets of weight rows (products.cuh). N: maximum

@@ -45,9 +45,9 @@ impl ColumnPartition<'_> {
         self.columns.div_ceil(blocks).next_multiple_of(4)
     }
 
-    /// Returns how many blocks divide a part. A wave is `resident_blocks` blocks, which run at a time. There are as few
-    /// waves as blocks of at most `max_width` columns allow, and all waves are full. If the number does not divide
-    /// evenly by the parts, there are a few blocks too many (`rounds_up`) or too few.
+    /// Returns how many blocks divide a part. A wave is `resident_blocks` blocks, which run at the same time. The
+    /// number of waves is the least with which blocks have at most `max_width` columns, and all waves are full. If the
+    /// blocks do not divide evenly among the parts, there are a few too many (`rounds_up`) or too few.
     pub(super) fn blocks_per_part(
         &self,
         row_blocks: u32,
@@ -138,8 +138,8 @@ fn by_warps(
     let shape = shapes.iter().find(|shape| width <= shape.max_width)?;
     let grid = [row_blocks, blocks * columns.parts, 1];
 
-    // Number of tiles of 8 rows of x, and of boxes of x (64 columns) for one box of the weight. A stage has at most 32
-    // KiB of x.
+    // x_tiles: number of tiles of 8 rows of x. x_of_box: number of boxes of x (64 columns) for one box of the weight. A
+    // stage has at most 32 KiB of x.
     let (x_tiles, x_of_box) = (rows / 8, 2 / operands.weight_bytes as u32);
     let boxes = shape.boxes.min(32 / (x_of_box * x_tiles));
     let tiles = if x_tiles > 2 { shape.tiles } else { 1 };

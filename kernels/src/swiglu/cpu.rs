@@ -74,7 +74,7 @@ fn extent(count: usize, cols: usize, stride: usize) -> usize {
 }
 
 /// # Safety
-/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`FwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (n, cols, stride) = (p.count as usize, p.cols as usize, p.stride as usize);
     let rows = extent(n, cols, stride);
@@ -92,7 +92,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`BwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (n, cols, stride) = (p.count as usize, p.cols as usize, p.stride as usize);
     let rows = extent(n, cols, stride);

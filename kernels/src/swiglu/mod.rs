@@ -51,11 +51,11 @@ params! {
         pub up: Addr,
         /// `[count]`
         pub dy: Addr,
-        /// `[count]`, in rows of `cols`; written.
+        /// The gradient of gate, `[count]` in rows of `cols` elements; the kernel writes it.
         pub d_gate: Addr,
-        /// `[count]`, in rows of `cols`; written.
+        /// The gradient of up, `[count]` in rows of `cols` elements; the kernel writes it.
         pub d_up: Addr,
-        /// `[count]`: the result of the forward pass, computed and written again; null: not written.
+        /// The result of the forward pass, `[count]`, which the kernel computes and writes again; null: not written.
         pub y: Addr,
         /// Number of elements, a multiple of `cols`.
         pub count: u64,

@@ -175,7 +175,7 @@ scalar_functions! {
     is_infinite |f, a, _, _, _| (category(f, a) == std::num::FpCategory::Infinite) as u64;
     is_number |f, a, _, _, _| (category(f, a) != std::num::FpCategory::Nan) as u64;
     is_nan |f, a, _, _, _| (category(f, a) == std::num::FpCategory::Nan) as u64;
-    /// `testp.normal`; zeros count as normal numbers.
+    /// `testp.normal`, for which zeros count as normal numbers.
     is_normal |f, a, _, _, _|
         matches!(category(f, a), std::num::FpCategory::Normal | std::num::FpCategory::Zero) as u64;
     is_subnormal |f, a, _, _, _| (category(f, a) == std::num::FpCategory::Subnormal) as u64;

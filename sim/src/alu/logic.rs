@@ -42,7 +42,7 @@ pub fn run_predicate_logic(
     let (value, u) = match logic {
         PredicateLogic::Copy => (a, ua),
         PredicateLogic::Not => (!a, ua),
-        // A defined operand may decide the result alone; the result is then defined although the other operand is
+        // A defined operand may decide the result alone. The result is then defined although the other operand is
         // undefined.
         PredicateLogic::And => {
             let (b, ub) = source(1, not1);

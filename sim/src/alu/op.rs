@@ -193,7 +193,7 @@ impl Op {
             Op::FmaFtzF32 => float3(r, s, mask, true, |a, b, c| {
                 f32_math::round_and_flush(add_round_to_odd(a as f64 * b as f64, c as f64))
             }),
-            // One loop per case: a branch inside the loop would prevent vectorisation.
+            // Each case has a loop of its own, because a branch inside the loop would prevent vectorisation.
             Op::MinF32(false) => map_lanes_binary(r, s, mask, f32_math::min_or_max::<false>),
             Op::MaxF32(false) => map_lanes_binary(r, s, mask, f32_math::min_or_max::<true>),
             Op::MinF32(true) => map_lanes_binary(r, s, mask, |a, b| {

@@ -67,7 +67,8 @@ pub struct CheckReport {
     pub memory: SimMemory,
     /// Number of runs, one per interleaving.
     pub interleavings: u32,
-    /// Why the last run ended before its kernel did; there are no runs after it. `None` if every kernel ended.
+    /// The reason why a limit stopped a run before its kernel ended; no further runs follow. `None` if every kernel
+    /// ended.
     pub stopped: Option<EarlyStop>,
 }
 

@@ -111,8 +111,8 @@ pub struct FindingSite {
     pub thread: [u32; 3],
 }
 
-/// What occurrences of one defect have in common: the kind, and the lines of the two instructions in ascending order
-/// (`u32::MAX` if there is only one).
+/// The properties that occurrences of one defect share: the kind, and the lines of the two instructions in ascending
+/// order (`u32::MAX` if there is only one).
 type Cause = (FindingKind, u32, u32);
 
 /// The findings of a run, one for each cause.
@@ -121,8 +121,8 @@ pub struct Findings {
     list: Vec<Finding>,
     /// Index in `list` of the finding of each cause.
     by_cause: HashMap<Cause, usize>,
-    /// Index in `list` of the finding of each kind and pair of instructions; saves looking up the source lines of the
-    /// instructions again.
+    /// Index in `list` of the finding of each kind and pair of instructions. With it, a repeated occurrence needs no
+    /// search for the source lines of the instructions.
     known: HashMap<(FindingKind, u32, Option<u32>), usize>,
     /// For each finding in `list`, the two instructions between which synchronisation is missing; `None` if the
     /// finding is about one instruction only.
@@ -190,8 +190,8 @@ impl Findings {
         });
     }
 
-    /// Counts another occurrence of a defect if it was reported for the same instructions before; returns whether this
-    /// was the case.
+    /// Counts another occurrence of a defect if it was reported before for the same instructions. Returns true if it
+    /// was.
     pub fn count_repeated_finding(&mut self, kind: FindingKind, pc: u32, other: Option<u32>) -> bool {
         let Some(&at) = self.known.get(&(kind, pc, other)) else { return false };
         self.list[at].count += 1;
@@ -276,7 +276,8 @@ impl Findings {
 /// Merges findings that lack synchronisation in the same segment into the first such finding; its message then names
 /// the lines of the other findings.
 fn merge_by_gap(list: Vec<Finding>, gaps: &[Option<Gap>]) -> Vec<Finding> {
-    // One entry per group of merged findings: the first gap, all segments, and the index of its finding in `out`.
+    // Each entry is one group of merged findings: the group's first gap, all of its segments, and the index of its
+    // finding in `out`.
     let mut groups: Vec<(Gap, HashSet<u32>, usize)> = Vec::new();
     let mut out: Vec<(Finding, Vec<[u32; 2]>)> = Vec::new();
     for (finding, gap) in list.into_iter().zip(gaps) {

@@ -21,11 +21,11 @@ pub enum Mutation {
     WaitForOneGroupFewer,
     /// The phase parity of an mbarrier wait is flipped.
     FlipParity,
-    /// `expect_tx` gets a changed number of bytes: this number is added to it.
+    /// `expect_tx` gets a changed number of bytes: the field's number is added to it.
     ExpectTx(i32),
     /// The scope `.gpu` (or `.gl`) of a fence or access becomes `.cta`.
     NarrowScope,
-    /// A block barrier gets a changed thread count: this number is added to it.
+    /// A block barrier gets a changed thread count: the field's number is added to it.
     Count(i32),
 }
 

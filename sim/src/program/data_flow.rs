@@ -221,8 +221,8 @@ fn is_only_a_guess(function: &Function, moves: &[Move], cas: &Instruction, guess
         Some(Operand::Register(result)) => closure(*result),
         _ => HashSet::new(),
     };
-    // `derived`: registers whose value depends on the load in any way. `direct`: registers whose value depends on the
-    // load without passing through the loop's variable.
+    // `derived`: registers whose value depends on the load in any way. `direct`: registers whose value still depends on
+    // the load if the loop's variable is left out.
     let (mut derived, mut direct): (HashSet<u32>, HashSet<u32>) = ([guess].into(), HashSet::new());
     direct.extend((!results.contains(&guess)).then_some(guess));
     loop {

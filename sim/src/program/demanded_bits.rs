@@ -104,7 +104,7 @@ enum Used {
     Through(Vec<Rule>),
 }
 
-/// Which bits of a source affect which bits of a result.
+/// A rule that tells which bits of a source affect which bits of a result.
 #[derive(Clone, Copy)]
 struct Rule {
     result: RegisterIndex,
@@ -115,7 +115,7 @@ struct Rule {
     /// Bits of the result that repeat the source's bit `sign`.
     extended: u64,
     sign: u32,
-    /// Whether a bit of the result depends on all lower bits of the source, as in a sum.
+    /// Whether a bit of the result depends on all lower bits of the source, as it does in a sum.
     carries: bool,
     /// Mask of bits that belong together, such as one half of an `f16x2`: each of these bits of the result depends on
     /// all of these bits of the source.

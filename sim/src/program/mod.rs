@@ -179,7 +179,7 @@ pub struct FunctionCode {
     pub returns: Vec<op::CallArgument>,
 }
 
-/// Why a module or a kernel cannot be prepared for execution.
+/// The reason why a module or a kernel cannot be prepared for execution.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProgramError {
     /// The text is not valid PTX.

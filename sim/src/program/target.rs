@@ -11,8 +11,8 @@ use std::fmt;
 pub struct Target {
     /// The number in the name: 90 for `sm_90` and `sm_90a`.
     pub architecture: u32,
-    /// Whether the code runs on this architecture (`sm_90a`) or family of architectures (`sm_100f`) only, and may use
-    /// instructions that later architectures lack.
+    /// Whether the code runs only on this architecture (`sm_90a`) or family of architectures (`sm_100f`). Such code may
+    /// use instructions that later architectures lack.
     pub specific: bool,
 }
 

@@ -110,8 +110,8 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Handles names that turned out not to be labels: in a branch or call they are errors, elsewhere they must be
-    /// symbols that the module declares.
+    /// Handles names that turned out not to be labels. Such a name is an error in a branch or call; elsewhere the
+    /// module must declare it as a symbol.
     fn settle_symbols(&mut self, pending: &[PendingLabel<'a>]) -> Result<()> {
         for &PendingLabel { name, instruction, line, .. } in pending {
             let opcode = &self.function.body[instruction].opcode;

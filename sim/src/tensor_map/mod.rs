@@ -17,7 +17,7 @@ pub use reduce::{ReduceType, Reduction};
 /// Maximum number of dimensions of a tensor map.
 pub const MAX_RANK: usize = 5;
 
-/// Why a tensor map, or a copy with it, is rejected.
+/// The reason why a tensor map, or a copy with it, is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("tensor map: {field} {what}")]
 pub struct InvalidTensorMap {

@@ -206,8 +206,9 @@ fn later_tokens_and_other_sequences_change_nothing() {
     let (lengths, prefix) = (vec![150, 70], Vec::new());
     let case = PackedBatch { lengths, heads: 6, kv_heads: 2, head_dim: 24, causal: true, spread: 1.0, prefix };
     let (row, kv_row) = (case.heads * case.head_dim, case.kv_heads * case.head_dim);
-    // CUDA code and the tiles of AMX multiply the keys and values that causal attention hides by 0, and 0 times NaN is
-    // NaN. With this code, hidden keys and values are therefore set to a large finite number instead.
+    // With this code, a hidden key or value must not be NaN: CUDA code and the tiles of AMX multiply the keys and
+    // values that causal attention hides by 0, and 0 times NaN is NaN. The test therefore sets hidden keys and values
+    // to a large finite number.
     let poison = if runs_cuda_code() || isa() >= Isa::Amx { 1e18 } else { f32::NAN };
     for dtype in [F32, BF16] {
         let mut given = Given::new(&case, dtype);

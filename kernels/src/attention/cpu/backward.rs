@@ -183,8 +183,8 @@ struct Scratch {
     sums: [*mut f32; 2],
     /// Probabilities, `[QUERY_ROWS_PER_CHUNK, BLOCK_KEYS]`, or `[QUERY_ROWS_PER_CHUNK / 2, BLOCK_KEYS]` pairs of rows.
     p: *mut f32,
-    /// Gradients of the scores, in the layout of `p`, or `[QUERY_ROWS_PER_CHUNK, BLOCK_KEYS]` whose rows begin with
-    /// `BLOCK_KEYS / 2` pairs of keys.
+    /// Gradients of the scores: either in the layout of `p`, or as `[QUERY_ROWS_PER_CHUNK, BLOCK_KEYS]` with pairs of
+    /// keys in the first half of each row.
     ds: *mut f32,
     /// Copy of a block of keys and values in which the prefix ends ([`SequenceArrays::joined_block`]).
     joined: *mut f32,
@@ -206,14 +206,15 @@ impl Scratch {
         }
     }
 
-    /// Queries and gradients of the output as `[QUERY_ROWS_PER_CHUNK / 2, d]` pairs of rows, behind the pairs of each
-    /// row.
+    /// Returns the memory for queries and gradients of the output as pairs of adjacent rows. Both arrays are
+    /// `[QUERY_ROWS_PER_CHUNK / 2, d]` and follow the memory for the same rows as pairs of adjacent columns.
     unsafe fn pairs_of_rows(&self, head_dim: usize) -> [*mut f32; 2] {
         [self.q, self.d_o].map(|x| x.wrapping_add(QUERY_ROWS_PER_CHUNK * round_up_to_lanes(head_dim) / 2))
     }
 }
 
-/// Factors of 1 for up to 64 rows. With them, [`SmallProduct`] adds the product to the old result.
+/// Factors of 1 for up to 64 rows. With these factors, [`SmallProduct`] adds the product to the old result without
+/// scaling it.
 static ONES: [f32; 64] = [1.0; 64];
 
 /// A task that computes dk and dv of a block of 64 keys.
@@ -538,7 +539,8 @@ struct ScoreRow<V> {
     ds: *mut f32,
     /// Number of keys of the block that the row sees.
     limit: usize,
-    /// Where the row's gradients of the scores of the `keys` keys are stored; null if gradients are not stored.
+    /// Address at which this row's gradients of the scores of the `keys` keys are stored; null if gradients are not
+    /// stored.
     stored: *mut f32,
     keys: usize,
     scale: V,

@@ -81,14 +81,14 @@ impl<T> RowTile<'_, T> {
         sequence.visible_key_count(self.first + self.rows - 1)
     }
 
-    /// Returns the number of segments into which the keys that the tile sees are divided.
+    /// Returns the number of segments (512 keys each) into which the keys that the tile sees are divided.
     pub fn segment_count(&self) -> usize {
         let keys = self.sequences.iter().map(|s| self.visible_key_count(s)).max();
         keys.unwrap_or(0).div_ceil(SEGMENT_KEYS)
     }
 
-    /// Returns the first visit to the block of keys from `start` on: of the first sequence, from sequence `from` on,
-    /// that sees any of these keys, and of the sequences after it that share the block.
+    /// Returns the first visit to the block of keys from `start` on. Its first sequence is the first one, from number
+    /// `from` on, that sees any of these keys. The visit also has the next sequences that share the block.
     pub fn find_visit(&self, start: usize, from: usize) -> Option<KeyBlockVisit> {
         let sees = |s: &SequenceArrays<'_, T>| self.visible_key_count(s) > start;
         let first_sequence = from + self.sequences[from..].iter().position(sees)?;
@@ -97,8 +97,8 @@ impl<T> RowTile<'_, T> {
         Some(KeyBlockVisit { start, first_sequence, sequences: 1 + sharing })
     }
 
-    /// Returns the visit after `visit`: the next sequences with the same block of keys, or the first sequences with the
-    /// next block.
+    /// Returns the visit after `visit`. It has the next sequences with the same block of keys, or else the first
+    /// sequences with the next block.
     pub fn visit_after(&self, visit: KeyBlockVisit) -> Option<KeyBlockVisit> {
         let same_block = self.find_visit(visit.start, visit.first_sequence + visit.sequences);
         same_block.or_else(|| self.find_visit(visit.start + BLOCK_KEYS, 0))
@@ -210,7 +210,8 @@ impl<T: Element> VectorCode for TileTask<'_, T> {
     }
 }
 
-/// A task that computes segment `index` of a tile and leaves its state for [`MergeTask`].
+/// A task that computes segment `index` (512 keys) of a tile and leaves the softmax state of this segment for
+/// [`MergeTask`].
 pub struct SegmentTask<'a, T> {
     pub tile: &'a RowTile<'a, T>,
     pub index: usize,
@@ -234,8 +235,8 @@ impl<T: Element> VectorCode for SegmentTask<'_, T> {
     }
 }
 
-/// A task that merges the softmax states of a tile's segments and writes the output. The states are adjacent in
-/// memory.
+/// A task that merges the softmax states of a tile's segments (512 keys each) and writes the output. The states are
+/// adjacent in memory.
 pub struct MergeTask<'a, T> {
     pub tile: &'a RowTile<'a, T>,
     pub states: *mut f32,
@@ -291,7 +292,8 @@ unsafe fn load_queries<T: Element>(words: WordContents, tile: &RowTile<'_, T>, s
     }
 }
 
-/// Computes the softmax state over the keys of segment `index`, for all rows of the tile that see any of them.
+/// Computes the softmax state over the keys of segment `index` (512 keys), for all rows of the tile that see any of
+/// them.
 #[inline(always)]
 unsafe fn segment<V: Vector, T: Element>(tile: &RowTile<'_, T>, index: usize, state: SoftmaxState, scratch: &Scratch) {
     let (d, rows) = (tile.sequences[0].head_dim, tile.row_count());
@@ -331,7 +333,7 @@ unsafe fn block<V: Vector, T: Element, W: Element, const PAIRS: bool>(
     let (row_words, padded) = (keyed.head_dim, round_up_to_lanes(s.head_dim));
     let start = visit.start;
     let keys = BLOCK_KEYS.min(tile.visible_key_count(s) - start);
-    // Row range of the visit's sequences. If there are several sequences, all their rows see the whole block.
+    // The rows of the sequences that see the block. If there are several sequences, all their rows see the whole block.
     let (first_row, row_count) = (visit.first_sequence * tile.rows, visit.sequences * tile.rows);
     let (queries, state) = (scratch.q.add(first_row * row_words), state.of_rows_from(first_row, s.head_dim));
     let few = row_count <= few_rows::<V>(PAIRS);
@@ -505,7 +507,7 @@ unsafe fn store_probabilities<V: Vector, const PAIRS: bool>(p: V, line: *mut f32
     if PAIRS { p.store_bf16(line.add(c * LANES / 2)) } else { p.store(line.add(c * LANES)) }
 }
 
-/// Merges the state of segment `index` into `total`, the state of the segments before it.
+/// Merges the softmax state of segment `index` (512 keys) into `total`, the state of the segments before it.
 #[inline(always)]
 unsafe fn merge<V: Vector, T>(tile: &RowTile<'_, T>, index: usize, total: SoftmaxState, part: SoftmaxState) {
     let padded = round_up_to_lanes(tile.sequences[0].head_dim);

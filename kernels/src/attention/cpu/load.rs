@@ -10,8 +10,8 @@ use super::product::WordContents;
 use super::sequence::BLOCK_KEYS;
 use super::vector::{LANES, Vector};
 
-/// Returns the words in which vectors of type `V` multiply rows of `head_dim` elements of T: pairs of bf16 if the
-/// instruction set multiplies pairs and a row is a whole number of them.
+/// Returns how vectors of type `V` multiply rows of `head_dim` elements of T. They multiply pairs of bf16 if the
+/// instruction set can and a row is a whole number of pairs, otherwise f32 elements.
 #[inline(always)]
 pub fn word_contents_of_rows<V: Vector, T: Element>(head_dim: usize) -> WordContents {
     if V::PAIRS && T::DTYPE == DType::BF16 && head_dim.is_multiple_of(2) {

@@ -42,7 +42,7 @@ thread_local! {
     /// Working memory that each thread keeps between tasks.
     static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
     /// Gradients of scores, in the thread that launches a backward pass: at most
-    /// [`backward::MAX_STORED_SCORE_GRADIENTS`].
+    /// [`backward::MAX_STORED_SCORE_GRADIENTS`] elements.
     static STORED: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -90,11 +90,11 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
     let sequences_of = |task: usize| -> Vec<_> {
         tiles[task / kv_heads].sequences.clone().map(|seq| sequence(seq, task % kv_heads)).collect()
     };
-    // Elements of `parts`: (task, segment, offset of the segment's softmax state). The states lie one after the other
-    // in memory.
+    // Elements of `parts`: (task, segment of 512 keys, offset of the segment's softmax state). The states lie one after
+    // the other in memory.
     let (mut parts, mut offset) = (Vec::new(), 0);
     if team.threads() > 1 && tasks < 2 * team.threads() {
-        // With few tiles, as in decoding, each segment of a tile becomes a task.
+        // With few tiles, as in decoding, each segment (512 keys) of a tile becomes a task.
         for task in 0..tasks {
             let sequences = sequences_of(task);
             let tile = tiles[task / kv_heads].of(&sequences);
@@ -168,7 +168,7 @@ fn tiles_of<'a, T>(
     while height > MAX_QUERY_ROWS_PER_TILE / 8 && all / height < 4 * team.threads() {
         height /= 2;
     }
-    // Neighbouring sequences whose rows fit in one tile and that have the same first block of keys share a tile, if
+    // Neighbouring sequences share a tile if their rows fit in one tile, they have the same first block of keys, and
     // every thread still has work.
     let segments: usize = sequences.iter().map(|s| s.keys.div_ceil(forward::SEGMENT_KEYS)).sum();
     let mut tiles = Vec::new();
@@ -187,7 +187,7 @@ fn tiles_of<'a, T>(
             seq += 1;
             continue;
         }
-        // All tiles of the group have nearly the same number of sequences.
+        // The sequences of the group are divided evenly among its tiles.
         let (group, count) = (1 + sharing, (1 + sharing).div_ceil(most));
         for i in 0..count {
             tiles.push(Tile { sequences: seq + i * group / count..seq + (i + 1) * group / count, first: 0, rows });
@@ -204,7 +204,7 @@ fn tiles_of<'a, T>(
 }
 
 /// # Safety
-/// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`FwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     // SAFETY: the addresses are valid as `FwdParams` documents; `isa` returns an instruction set of this machine.
     unsafe { fwd_on::<T>(isa(), p, team) }
@@ -244,7 +244,7 @@ struct Packed<'a> {
 
 impl<'a> Packed<'a> {
     /// # Safety
-    /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
+    /// Every address in [`FwdParams`] is valid for the documented shape and dtype.
     unsafe fn new(p: &'a FwdParams) -> Self {
         let (tokens, seqs) = (p.tokens as usize, p.seqs as usize);
         // SAFETY: cu_seqlens has `[seqs + 1]` i32.
@@ -319,7 +319,7 @@ impl<'a> Packed<'a> {
 }
 
 /// # Safety
-/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
+/// Every address in [`BwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     // SAFETY: the addresses are valid as `BwdParams` documents; `isa` returns an instruction set of this machine.
     unsafe { bwd_on::<T>(isa(), p, team) }

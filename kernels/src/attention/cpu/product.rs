@@ -9,7 +9,7 @@ use reel_device::cpu::simd::row_steps::{RowOffsets, hide_address};
 
 use super::vector::{LANES, Vector, VectorCode};
 
-/// What the 32-bit words of the operands of a [`SmallProduct`] are.
+/// What a 32-bit word of an operand of a [`SmallProduct`] holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WordContents {
     /// f32 elements.
@@ -56,7 +56,7 @@ pub struct SmallProduct {
     pub cols: usize,
     pub c: *mut f32,
     pub c_row: usize,
-    /// One factor per row of `c`, by which the old row is multiplied before the product is added. Null: the product
+    /// One factor per row of `c`. The old row is multiplied by it before the product is added. Null: the product
     /// overwrites `c`.
     pub alpha: *const f32,
 }

@@ -10,7 +10,7 @@ pub const fn joined_block_element_count(head_dim: usize) -> usize {
     2 * BLOCK_KEYS * head_dim
 }
 
-/// The arrays of one sequence and key head.
+/// The addresses and sizes of the arrays of one sequence and key head.
 pub struct SequenceArrays<'a, T> {
     /// Query of the first new token, for the first query head that uses the key head.
     pub q: *const T,
@@ -58,7 +58,8 @@ impl<'a, T> SequenceArrays<'a, T> {
         if self.causal { self.keys - self.queries + row / self.heads_per_key_head() + 1 } else { self.keys }
     }
 
-    /// Returns [`Self::visible_key_count`] of row `row` and of the rows after it, without a division for each.
+    /// Returns [`Self::visible_key_count`] of row `row` and of the rows after it. It does not need a division for each
+    /// row.
     #[inline(always)]
     pub fn visible_key_counts(&self, row: usize) -> impl Iterator<Item = usize> {
         let (group, step) = (self.heads_per_key_head(), usize::from(self.causal));
@@ -163,8 +164,8 @@ impl<'a, T> SequenceArrays<'a, T> {
         }
     }
 
-    /// Tells whether the keys of each block are [`Self::key_stride`] elements apart, except in a block in which the
-    /// prefix ends.
+    /// Tells whether the keys of each block are [`Self::key_stride`] elements apart. A block in which the prefix ends
+    /// is not considered.
     pub fn has_contiguous_blocks(&self) -> bool {
         self.table.is_none_or(|(_, page)| page.is_multiple_of(BLOCK_KEYS))
     }

@@ -57,7 +57,7 @@ pub unsafe fn multiply_with_amx(p: &SmallProduct) {
         for col in (0..p.cols).step_by(2) {
             let mut sums = Sums([MaybeUninit::uninit(); 4]);
             let memory = sums.0.as_mut_ptr().cast::<f32>();
-            // Whole tiles of a product that overwrites c go there directly.
+            // Whole tiles of a product that overwrites `c` are stored directly to `c`.
             let direct = p.alpha.is_null() && rows.is_multiple_of(LANES) && col + 1 < p.cols;
             let c = p.c.wrapping_add(row * p.c_row + col * LANES);
             let mut call = TileProductArgs {
@@ -142,7 +142,7 @@ unsafe fn combine(p: &SmallProduct, row: usize, rows: usize, col: usize, sums: *
 /// The operands of a block of sums. Distances are in bytes.
 #[repr(C)]
 struct TileProductArgs {
-    /// The two tiles of rows of the first step; the tiles of later steps follow without gaps.
+    /// The two tiles of rows of `a` for the first step. The tiles of later steps follow without gaps.
     a: [*const f32; 2],
     /// The two tiles of pairs of the first step. `b_row`: distance of two rows of a tile; `b_step`: distance of the
     /// tiles of two steps.
@@ -158,7 +158,8 @@ struct TileProductArgs {
     add: usize,
 }
 
-/// Defines a function that computes a block of sums with the instructions for the second tile of rows, if it has one.
+/// Defines a function that computes a block of sums. Its arguments are the instructions for the second tile of rows, or
+/// empty texts if the block has only one tile.
 macro_rules! tile_function {
     ($name:ident, $load_second:literal, $multiply_second:literal, $store_second:literal) => {
         /// # Safety

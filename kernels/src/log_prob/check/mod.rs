@@ -138,10 +138,10 @@ fn equals_the_formula_to_a_millionth() {
     }
 }
 
-/// Returns the tolerance of the gradient of logits as a multiple of the error of one rounding. In f32 the exponent is
-/// a rounded difference of numbers up to `largest`, the largest scaled logit, so the tolerance grows with it. It also
-/// grows where 1 − p cancels because a token's probability p is near 1: the gradient `want` is then small compared
-/// with `scaled`, the gradients of the results times the inverse temperature.
+/// Returns the tolerance of the gradient of logits as a multiple of the error of one rounding. In f32 the exponent is a
+/// rounded difference of numbers up to `largest`, the largest scaled logit, so the tolerance grows with `largest`. The
+/// tolerance also grows where 1 − p cancels because a token's probability p is near 1: the gradient `want` is then
+/// small compared with `scaled`, the gradients of the results times the inverse temperature.
 pub(crate) fn gradient_tolerance(
     dtype: DType,
     largest: f64,

@@ -10,8 +10,8 @@ use crate::checks::{run_and_count_on, run_test_on_sim};
 /// An H100 with so few multiprocessors that a cluster computes several tiles, one after the other.
 const SMALL_HOPPER: Arch = Arch { multiprocessors: 2, ..Arch::H100 };
 
-/// Returns the bytes that the schedule of tiles reads from global memory: A for each column of tiles, B for each row
-/// of tiles of clusters, and the old C.
+/// Returns the bytes that the schedule of tiles reads from global memory. It reads A again for each column of tiles, B
+/// again for each row of the clusters' tiles, and the old C.
 fn scheduled_bytes(launch: &KernelLaunch, given: &Given) -> u64 {
     let symbol = (launch.kernel.plan)(&launch.params, &SMALL_HOPPER)[0].symbol;
     let tile = plan::ALL.iter().find(|tile| tile.symbol == symbol).expect("the plan has one of the tiles");
@@ -79,7 +79,7 @@ fn products_that_tensor_copies_cannot_take_have_no_launch() {
     let symbol = |p| gemm::kernel_launch(&p, &Arch::H100).map(|launch| launch.kernel.name);
     assert_eq!(symbol(good), Some("gemm_dw_bf16"));
     assert_eq!(symbol(Matmul { c_dtype: DType::F32, ..good }), Some("gemm_dw_f32"));
-    // In this form no operand has rows of k elements, so k may have any value.
+    // In the form of the gradient of a weight, no operand has rows of k elements, so k may have any value.
     assert_eq!(symbol(Matmul { k: 7, ..good }), Some("gemm_dw_bf16"));
     assert!(gemm::kernel_launch(&good, &Arch::A100).is_none());
     let mut others = [good; 6];

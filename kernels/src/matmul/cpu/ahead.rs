@@ -1,4 +1,4 @@
-//! Prefetches the part of B that a thread needs next while the thread still computes with another part.
+//! Prefetches the block of B that a thread needs next while the thread still computes with another block.
 
 use reel_device::cpu::simd::prefetch;
 use reel_device::launch::INT8_GROUP;
@@ -118,7 +118,7 @@ mod tests {
                 let at = address(row + r, unit_at + u, second);
                 prop_assert!(lines.iter().any(|&line| (line..line + LINE).contains(&at)), "row {r}, unit {u}");
             }
-            // The last cache line of a stretch may be used in part only.
+            // The last cache line of a contiguous stretch of B may be used only partly.
             let all = rows.next_multiple_of(group) * units * unit.bytes();
             let stretches = if transposed { k } else { rows };
             prop_assert!(lines.len() <= all / LINE + stretches, "{} lines for {all} bytes", lines.len());

@@ -96,7 +96,8 @@ macro_rules! word_of_a {
     };
 }
 
-/// Returns the number of words from one unit of A to the next, and the `$steps` argument of [`word_of_a!`].
+/// Returns the number of words from one unit of A (an f32 or a pair of bf16) to the next, and the `$steps` argument of
+/// [`word_of_a!`].
 macro_rules! steps_of_a {
     () => {
         (MR, ())
@@ -109,7 +110,8 @@ macro_rules! steps_of_a {
     };
 }
 
-/// Number of units along k in one iteration of a tile function's loop, which prefetches one cache line.
+/// Number of units along k (f32 elements or pairs of bf16) in one iteration of a tile function's loop. An iteration
+/// prefetches one cache line.
 const UNITS_PER_LINE: usize = 4;
 
 macro_rules! tile {

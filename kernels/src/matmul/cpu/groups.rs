@@ -157,7 +157,7 @@ pub(super) mod avx512 {
         /// (benches/results/intel-xeon/2026-11-25-prefetch.json).
         pub const PREFETCH_TWICE: u8 = 1;
         /// Prefetches this block's part of the next chunk to the second-level cache, and later lines of the current
-        /// chunk to the first: a task's first chunk was not prefetched before.
+        /// chunk to the first. This also serves a task's first chunk, which was not prefetched before.
         pub const PREFETCH_IN_FIRST_BLOCK: u8 = 2;
         /// Prefetches this block's part of the next chunk to the second-level cache. All blocks share these prefetches
         /// so that memory is read at an even rate, not only during the first block.
@@ -174,14 +174,15 @@ pub(super) mod avx512 {
         unsafe { pack_with(source, part, width, dst, |at| _mm_prefetch::<_MM_HINT_T0>(at.cast())) }
     }
 
-    /// The operands of one call: some lines of a group of B, and the units of A that they are multiplied with.
+    /// The operands of one call: some lines of 128 bytes of a group of B, and the units of A (f32 or pairs of bf16) by
+    /// which they are multiplied.
     #[derive(Clone, Copy)]
     struct Strip {
         /// The first line.
         b: *const u32,
-        /// Number of lines whose units are all multiplied.
+        /// Number of lines of which all units (elements or pairs along k) are multiplied.
         lines: usize,
-        /// True if one more line follows, of which only the first of two units exists.
+        /// True if one more line follows, of which only the first of its two units along k exists.
         half: bool,
         /// The units of A.
         a: RowsOfMatrixA,
@@ -191,8 +192,8 @@ pub(super) mod avx512 {
         next: Next,
     }
 
-    /// The part of the next chunk of B that one block of rows prefetches. The blocks divide the next chunk evenly; each
-    /// prefetches once for every line of its current chunk.
+    /// The share of the next chunk of B that one block of rows of A prefetches. The blocks divide the next chunk
+    /// evenly. Each block prefetches once for every line of the current chunk.
     #[derive(Clone, Copy)]
     struct Next {
         first: *const u8,
@@ -261,7 +262,7 @@ pub(super) mod avx512 {
                 let chunks = if blocks == 1 { 1 } else { lines.div_ceil(CHUNK).max(1) };
                 for chunk in 0..chunks {
                     let (start, end) = (chunk * lines / chunks, (chunk + 1) * lines / chunks);
-                    // If k is odd, the last line has a first unit but no second one.
+                    // If k is odd, the last line has a first element along k but no second one.
                     let half = $units == 2 && end == lines && !b.k.is_multiple_of(2);
                     for block in 0..blocks {
                         let (first, last) = (block * m / blocks, (block + 1) * m / blocks);

@@ -55,7 +55,7 @@ use thin::{
 /// Maximum number of units along k (elements, or pairs of bf16) that are packed at a time. 64 packed rows of B of
 /// this length fill a quarter of a second-level cache.
 const UNITS: usize = 1024;
-/// Maximum number of rows of A that one task multiplies with its block of B.
+/// Maximum number of rows of A by which one task multiplies its block of B.
 const TASK_ROWS: usize = 512;
 /// Maximum number of units (f32 elements) per row for which A is always read without packing. Longer rows may compete
 /// for the same few sets of the cache: see [`Product::direct`].
@@ -76,7 +76,7 @@ const PACKED_A: usize = 16 << 20;
 /// longer than f32 multiply-adds do (benches/results/intel-xeon/2026-11-26-amx-f32.json, products with one copy of B).
 /// The choice depends on k alone, and so does the order of a sum.
 pub(super) const MIN_K_FOR_AMX_F32: usize = 512;
-/// If A has fewer units than this, one thread packs all of them.
+/// If A has fewer units (f32 elements or pairs of bf16) than this, one thread packs all of them.
 const PACK_ALONE: usize = 16 << 10;
 
 /// The unit of a sum along k: one element, or a pair of neighbouring bf16 elements. The variants say how units are
@@ -102,7 +102,7 @@ enum Unit {
 }
 
 impl Unit {
-    /// Returns the number of units in a row of `k` elements.
+    /// Returns the number of units (elements or pairs of elements) in a row of `k` elements.
     fn count(self, k: usize) -> usize {
         if matches!(self, Unit::Pair | Unit::Int8Pair | Unit::GroupedPair) { k.div_ceil(2) } else { k }
     }
@@ -139,7 +139,7 @@ struct Source {
 // SAFETY: the operand is only read while the product runs.
 unsafe impl Sync for Source {}
 
-/// A block of an operand: `rows` rows from `row` on, and of each of them `units` units from `unit` on.
+/// A block of an operand: `rows` rows from `row` on and, along k, `units` units (elements or pairs) from `unit` on.
 #[derive(Clone, Copy)]
 struct Part {
     row: usize,
@@ -175,7 +175,7 @@ struct DirectTiles {
     columns: &'static [Direct],
 }
 
-/// The functions for one instruction set and one kind of unit.
+/// The functions for one instruction set and one kind of unit along k (an element or a pair).
 struct Code {
     mr: usize,
     nr: usize,
@@ -198,7 +198,7 @@ struct Code {
 }
 
 impl Code {
-    /// Returns the function that packs an operand of these units.
+    /// Returns the function that packs an operand whose elements are stored and packed as `unit` says.
     fn pack_of(&self, unit: Unit) -> Pack {
         match unit {
             Unit::Int8 | Unit::Int8Pair => self.pack_int8,
@@ -207,7 +207,7 @@ impl Code {
         }
     }
 
-    /// Returns the function for products with few rows of A and a B of these units, if there is one.
+    /// Returns the function for products with few rows of A and a B that is stored as `unit` says, if there is one.
     fn thin_of(&self, unit: Unit) -> Option<&'static FewRowsProduct> {
         match unit {
             Unit::Int8 | Unit::Int8Pair => self.thin_int8,
@@ -238,13 +238,13 @@ impl Scratch {
 }
 
 thread_local! {
-    /// The buffer for packed units of A, in the thread that launches the product.
+    /// The buffer for the packed A, in the thread that launches the product.
     static LAUNCH: RefCell<Scratch> = RefCell::default();
-    /// The buffer for packed units of B and partial sums, in each thread that computes with them.
+    /// The buffer for packed blocks of B and partial sums, in each thread that computes with them.
     static TASK: RefCell<Scratch> = RefCell::default();
 }
 
-/// A pointer to packed units that tasks write or read at disjoint offsets.
+/// A pointer to packed operands, which tasks write or read at disjoint offsets.
 #[derive(Clone, Copy)]
 struct Packed(*mut u32);
 // SAFETY: tasks access disjoint offsets; `Team::run` separates the tasks that write from those that read.
@@ -434,7 +434,7 @@ impl<'a, T: Element> Product<'a, T> {
             unsafe { (self.code.pack)(&self.a, part, rows, packed.at(tile * mr * self.units)) }
         };
         if self.direct().is_some() {
-            // Nothing to pack: the tile functions read A as it is stored.
+            // There is nothing to pack, because the tile functions read A as it is stored.
         } else if rows * self.units < PACK_ALONE {
             (0..tiles).for_each(pack);
         } else {
@@ -456,7 +456,7 @@ impl<'a, T: Element> Product<'a, T> {
             let (part, column) = (task / columns, task % columns);
             let (first, last) = (part * tiles / parts, (part + 1) * tiles / parts);
             let (p0, p1) = (column * wide, panels.min((column + 1) * wide));
-            // Selects the panels to prefetch: those of the next task, which usually runs on the same thread.
+            // Selects the panels of B to prefetch: those of the next task, which usually runs on the same thread.
             let next = p1..if column + 1 < columns { panels.min((column + 2) * wide) } else { p1 };
             // SAFETY: tasks own disjoint tiles of C.
             TASK.with_borrow_mut(|s| unsafe { self.task(row, rows, mr, packed, first..last, p0..p1, next, s) });

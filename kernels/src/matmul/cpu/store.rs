@@ -13,8 +13,8 @@ pub(super) struct Destination<'a, T> {
 }
 
 simd_fn! {
-    /// Multiplies each sum by the scale of its column. `acc` has rows of `width` sums, of which the first
-    /// `scales.len()` are scaled.
+    /// Multiplies each sum by the scale of its column. `acc` has rows of `width` sums; only the first `scales.len()`
+    /// sums of a row are scaled.
     pub(super) fn scale_columns(acc: &mut [f32], width: usize, scales: &[f32]) {
         for acc in acc.chunks_exact_mut(width) {
             acc.iter_mut().zip(scales).for_each(|(x, scale)| *x *= scale);

@@ -54,7 +54,7 @@ pub(super) struct RowsOfMatrixA {
 }
 
 impl RowsOfMatrixA {
-    /// Returns the rows from `row` on, each without the units along k before `unit`.
+    /// Returns the rows from `row` on. Each row begins with its unit `unit` (an element or a pair along k).
     pub(super) fn rows_from(self, row: usize, unit: usize) -> RowsOfMatrixA {
         RowsOfMatrixA { words: self.words.wrapping_add(unit * self.unit_words + row * self.row_words), ..self }
     }

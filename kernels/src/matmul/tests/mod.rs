@@ -32,7 +32,7 @@ fn test_cases_m_n_k() -> Vec<(usize, usize, usize)> {
         (14, 5, 8191),
         (64, 96, 160),
         (73, 33, 96),
-        // Rows of f32 that lie in the same sets of a cache.
+        // A case whose rows of f32 all lie in the same sets of a cache.
         (26, 20, 1024),
         (26, 20, 1536),
         // 36 is the maximum number of rows of A with which B is read without packing.

@@ -59,8 +59,8 @@ proptest! {
             prop_assert!(lse[..new * heads] == want_lse[(end - new) * heads..end * heads], "lse up to {end}");
         }
 
-        // Decodes token by token. In a long sequence it decodes only the tokens at the ends of key blocks and
-        // segments.
+        // Decodes token by token. In a long sequence it decodes only the tokens at the ends of blocks of 64 keys and of
+        // segments of 512 keys.
         for keys in (1..=len).filter(|k| len < 70 || *k == len || (k + 1) % BLOCK_TOKENS <= 2) {
             let (got, lse) = paged(&[(&me, keys, 1)]);
             prop_assert!(got == want[(keys - 1) * row..keys * row], "decode with {keys} keys");
@@ -209,7 +209,8 @@ fn decode_is_one_launch_with_a_limited_number_of_blocks() {
         assert!(stages.len() == 1 && stages[0].symbol == "paged_attention_fwd_bf16_decode_128", "{stages:?}");
         stages[0].grid[0]
     };
-    // 64 tokens with 8 segments and 4 key heads give 2048 items of work, more than the maximum number of blocks.
+    // 64 tokens with 8 segments of 512 keys and 4 key heads give 2048 items of work, more than the maximum number of
+    // blocks.
     assert_eq!(blocks(&decode), 132 * 8);
     assert_eq!(blocks(&Params { tokens: 1, seqs: 1, ..decode }), 8 * 4);
     assert_eq!(blocks(&Params { workspace: Addr::NULL, ..decode }), 64 * 4);

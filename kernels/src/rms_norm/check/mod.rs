@@ -39,9 +39,9 @@ fn each_row(f: fn(&[f64], f64) -> f64, x: &[f64], cols: usize) -> Vec<f64> {
     x.chunks_exact(cols).map(|x| f(x, EPS as f64)).collect()
 }
 
-/// Asserts that results are right. Each row was multiplied by its rstd, which depends on a sum over the row. Element
-/// `i` may be off by `bound(i)`. All elements of a row share the error of its rstd, so with few f32 rows the total
-/// error varies too much for a tight bound.
+/// Asserts that the results of an RMS normalisation are right: element `i` may be off by `bound(i)`. All elements of a
+/// row share the error of the row's rstd. With few f32 rows the total error therefore varies too much for a tight
+/// bound.
 fn assert_rows(
     name: &str,
     dtype: DType,

@@ -182,7 +182,8 @@ fn generated_rows_follow_the_formula() {
     assert_rounded("log-probabilities", F32, &held.got, &held.with, &held.want, DEFAULT_ROUNDING_FACTOR);
 }
 
-/// Checks rows in which each block of a cluster has tokens and the last run of tokens ends in the middle of a vector.
+/// Checks rows in which each block of a cluster has tokens, and the last run (range of token ids) ends in the middle of
+/// a vector.
 fn rows_that_all_blocks_share_follow_the_formula() {
     let mut picks = RandomChoices::new(3);
     let mut held = Held::default();
@@ -199,7 +200,8 @@ fn rows_that_all_blocks_share_follow_the_formula() {
     }
     // All weights are equal, so top-p keeps the tokens of the lowest ids; all blocks have tokens of the largest logit.
     check("equal logits", &[1.5; 15_001], &flat, 5, 6, &mut held);
-    // The likeliest tokens are all in the last run, so the runs' largest logits are a poor bound for top-k.
+    // The likeliest tokens are all in the last run (range of token ids), so the largest logit of each run is a poor
+    // bound for top-k.
     let ascending: Vec<f32> = (0..16_000).map(|i| (i / 4) as f32 / 1024.0).collect();
     check("ascending logits", &ascending, &SamplingSettings { top_k: 100, ..flat }, 7, 8, &mut held);
     assert_rounded("log-probabilities", F32, &held.got, &held.with, &held.want, DEFAULT_ROUNDING_FACTOR);
@@ -309,7 +311,8 @@ fn a_row_without_a_possible_token_gives_minus_one() {
         assert_eq!(one_row(&[f32::NEG_INFINITY; 20], s.clone()).0, -1);
         let all = SamplingSettings { suppressed: (0..3).collect(), ..s.clone() };
         assert_eq!(one_row(&[1.0, 2.0, 3.0], all).0, -1);
-        // Tests a NaN in the last run of a row that all blocks of a cluster share, and a row without any allowed token.
+        // Tests a NaN in the last run (range of token ids) of a row that all blocks of a cluster share, and a row
+        // without any allowed token.
         let mut row = normal_numbers(15_999, 2, 1.0);
         let none = SamplingSettings { allowed: vec![0; 500], ..s.clone() };
         let batch = Batch { logits: row.clone(), settings: none, seed: 1, positions: vec![0] }.run(1);
@@ -346,8 +349,8 @@ fn vocabularies_of_published_models_follow_the_formula() {
 #[cfg(test)]
 mod tests;
 
-/// A sampled token's log-probability is bit-identical to the training pass over the same logits, however that pass
-/// divides the vocabulary.
+/// The log-probability of a sampled token is bit-identical to the one that the training pass computes from the same
+/// logits, however that pass divides the vocabulary.
 fn log_probabilities_have_the_bits_of_training() {
     with_one_interleaving(|| {
         for (vocab, spread, temperature) in [(5, 1.0, 1.0), (300, 9.0, 0.7), (4099, 3.0, 1.3), (2500, 40.0, 0.0)] {

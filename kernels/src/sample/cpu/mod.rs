@@ -326,7 +326,7 @@ fn likeliest(logits: &[f32], row: &RowStats, scratch: &mut Scratch, ids: &mut [i
 }
 
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+/// Every address in [`Params`] is valid for the documented shape and dtype.
 pub unsafe fn sample(p: &Params, team: &Team) {
     let (rows, vocab, cols) = (p.rows as usize, p.vocab as usize, p.history_cols as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.

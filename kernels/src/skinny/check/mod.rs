@@ -333,7 +333,7 @@ fn for_each_kind(given: &Given, norm: &TestArray, m: usize, mut f: impl FnMut(&d
 
 fn variants_of_a_scheme_have_the_same_bits() {
     for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
-        // Every second case is enough to run all plans.
+        // Half of the cases are enough to run all plans.
         for case in test_cases_m_n_k().into_iter().skip(1).step_by(2).chain(LONG_CASES_M_N_K) {
             let (m, _, k) = case;
             let given = Given::new(BF16, kind, case);

@@ -152,7 +152,8 @@ pub fn check_instruction(opcode: &str, source_count: usize, expected: impl Fn(&[
     );
 }
 
-/// Like [`check_instruction`], for any operands and random sources, and for any number of results.
+/// Compares an instruction with `expected`, as [`check_instruction`] does, but for any operands, random sources, and
+/// any number of results.
 pub fn check_instruction_with(
     opcode: &str,
     operands: &[Operand],

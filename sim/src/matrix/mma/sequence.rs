@@ -309,7 +309,7 @@ mod tests {
     }
 
     proptest! {
-        /// Some generated products overwrite registers that they or later products read.
+        /// Some generated products overwrite registers from which the same product or later products read.
         #[test]
         fn sequence_equals_single_products(
             products in products(),

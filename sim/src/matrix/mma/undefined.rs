@@ -7,7 +7,7 @@ impl MmaOp {
     /// of D depends on the row of A, the column of B and the element of C that it is computed from. `a`, `b` and `c`
     /// are the masks of the lanes in which the registers of the operands are undefined.
     pub fn undefined_results(&self, a: &[u32], b: &[u32], c: &[u32]) -> Vec<u32> {
-        // Bit r of `rows`: row r of A; bit n of `columns`: column n of B.
+        // Bit r of `rows` stands for row r of A, bit n of `columns` for column n of B.
         let half_of_register = |r: usize| if self.m == 16 { 8 * (r & 1) } else { 0 };
         let rows = a.iter().enumerate().fold(0, |rows, (r, &lanes)| rows | quads(lanes) << half_of_register(r));
         let columns = b.iter().fold(0, |columns, &lanes| columns | quads(lanes));

@@ -154,7 +154,8 @@ impl WgmmaOp {
         self.multiply_add_registers(tiles, warp, scale_d, d, &slots);
     }
 
-    /// Like [`Self::multiply_add`], but D consists of the registers `registers[slot]` for each slot in `slots`.
+    /// Computes what [`Self::multiply_add`] computes, but D consists of the registers `registers[slot]` for each slot
+    /// in `slots`.
     pub fn multiply_add_registers(
         &self,
         tiles: &WgmmaTiles,

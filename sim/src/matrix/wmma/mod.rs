@@ -125,7 +125,8 @@ impl Fragment {
         self.registers
     }
 
-    /// Returns the number of registers that hold different elements; the other registers repeat these in turn.
+    /// Returns the number of registers that hold different elements. The other registers hold the same elements again,
+    /// in the same order.
     pub fn distinct_register_count(&self) -> usize {
         self.distinct
     }

@@ -18,8 +18,8 @@ pub struct CpAsync {
     /// Number of bytes to read from the source, if the instruction names it; the rest of the destination is filled
     /// with zeros.
     pub src_size: Option<Slot>,
-    /// Index of the `ignore-src` predicate, and whether the instruction negates it. If it is true, the copy writes
-    /// only zeros.
+    /// Index of the `ignore-src` predicate, and whether the instruction negates the predicate. If the predicate, after
+    /// the negation, is true, the copy writes only zeros.
     pub ignore: Option<(u32, bool)>,
 }
 
@@ -61,17 +61,17 @@ pub enum BulkReduction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum BulkCopyKind {
-    /// global → shared
+    /// From global to shared memory.
     Load,
-    /// shared → global
+    /// From shared to global memory.
     Store,
-    /// shared → shared of another block of the cluster
+    /// From shared memory to the shared memory of another block of the cluster.
     SharedToShared,
-    /// tensor copy, global → shared
+    /// A tensor copy from global to shared memory.
     TensorLoad,
-    /// tensor copy, shared → global
+    /// A tensor copy from shared to global memory.
     TensorStore,
-    /// global → L2 only
+    /// A prefetch from global memory to L2 only.
     Prefetch,
     TensorPrefetch,
 }

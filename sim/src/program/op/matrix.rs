@@ -93,7 +93,7 @@ pub struct Wgmma {
     pub a_desc: Option<Slot>,
     /// The descriptor of B in shared memory.
     pub b_desc: Slot,
-    /// Index of the scale-d predicate, and whether the instruction negates it. If it is false, D = A·B, else D = A·B
-    /// + D.
+    /// Index of the scale-d predicate, and whether the instruction negates the predicate. If the predicate, after the
+    /// negation, is false, D = A·B, else D = A·B + D.
     pub scale_d: (u32, bool),
 }

@@ -224,7 +224,8 @@ fn spread(graph: &FlowGraph, reach: &mut [bool], node: NodeIndex) {
 /// An excluded edge that may be put back to give a loop an exit. Preferred edges sort first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct ExcludedEdge {
-    /// What the edge leads to, by preference: 0, code that ends the function; 1, a bare return; 2, code that aborts.
+    /// The kind of code to which the edge leads, most preferred first: 0, code that ends the function; 1, a bare
+    /// return; 2, code that aborts.
     tier: u8,
     /// The weight of the code to which the edge leads; heavier code sorts first.
     weight: std::cmp::Reverse<usize>,
@@ -325,8 +326,8 @@ impl CountedEdges {
         }
     }
 
-    /// Returns true if all paths from a basic block lead back to it: the block is in a loop without an exit, not only
-    /// on a path to such a loop.
+    /// Returns true if all paths from a basic block lead back to it. The block is then itself in a loop without an
+    /// exit, and not only on a path to such a loop.
     fn is_caught(&self, block: NodeIndex) -> bool {
         let mut back = vec![false; self.ends.len()];
         spread(&self.graph, &mut back, block);

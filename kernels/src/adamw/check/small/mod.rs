@@ -56,7 +56,8 @@ impl State {
         run_step(dtype, moments, &[(entry, addr(g), step_entry(scalars))], Addr::NULL, threads);
     }
 
-    /// Like [`State::step`], with one table entry for each part of `part_len` weights; the last part may be shorter.
+    /// Steps the state as [`State::step`] does, but the table has one entry for each part of `part_len` weights. The
+    /// last part may be shorter.
     fn step_in_parts(
         &mut self,
         dtype: DType,
@@ -137,8 +138,8 @@ pub(super) fn a_step_with_bf16_moments_is_close_to_the_formula() {
             for (i, g) in g.iter().enumerate() {
                 let [_, m, v] = formula::step(&scalars, old(i), *g as f64);
                 // Stochastic rounding moves a value at most to the neighbouring bf16, a relative distance of 2⁻⁷. The
-                // new m may be much smaller than the old m, so the f32 roundings of the old m's terms are bounded
-                // separately.
+                // new m may be much smaller than the old m, so the f32 roundings of the terms with the old m have a
+                // bound of their own.
                 let (got, rounding) = (state.bf16[0][i].to_f64(), 4.0 * F32_HALF_ULP * old(i)[1].abs());
                 assert!((got - m).abs() <= 0.0079 * m.abs() + rounding + 1e-30, "m[{i}]: {got}, want {m}");
                 assert!(near(state.bf16[1][i].to_f64(), v, 0.0079), "v[{i}]: {}, want {v}", state.bf16[1][i]);

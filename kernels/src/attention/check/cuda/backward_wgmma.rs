@@ -156,7 +156,7 @@ pub(in super::super) fn other_sequences_that_are_not_finite_change_no_gradient_b
             let case = batch(&[150, 70, 20], &prefix, (2, 1), head_dim, causal, 1.0);
             let call = gradients(&case);
             let before = call.bits();
-            // Each case: the tokens whose q, k, v and d_o are replaced, the new value, and the token ranges whose
+            // A case has the tokens whose q, k, v and d_o are replaced, the new value, and the token ranges whose
             // gradients must not change.
             for (changed, value, kept) in
                 [(150..220, f32::NAN, [0..150, 220..240]), (150..220, f32::INFINITY, [0..150, 220..240])]

@@ -114,7 +114,8 @@ fn every_row_is_independent() {
             }
         }
         if case.prefix.is_empty() {
-            // NaN and infinity in the last sequence affect no other sequence.
+            // Even if the operands of the last sequence are NaN or infinite, the results of all other sequences stay
+            // the same.
             let last = given.cu_seqlens[case.lengths.len() - 1] as usize;
             let poisoned = |data: &TestArray, row: usize| {
                 let mut values = data.values();

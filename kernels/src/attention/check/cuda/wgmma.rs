@@ -111,7 +111,7 @@ pub(in super::super) fn keys_and_values_of_no_query_change_nothing() {
             let (row, kv_row) = (case.heads * head_dim, case.kv_heads * head_dim);
             let given = Given::new(&case, BF16);
             let before = bits(&given.output_and_lse_by_warpgroups()[0]);
-            // Each case: the tokens whose keys and values are replaced, the new value, and the tokens whose outputs
+            // A case has the tokens whose keys and values are replaced, the new value, and the tokens whose outputs
             // must not change.
             let finite = [1, 63, 64, 65, 127, 128, 149].map(|cut| (cut..150, 1e18, 0..cut));
             let others =

@@ -42,9 +42,9 @@ pub trait Vector: Copy {
     /// Number of rows of a product tile that is only one or two vectors wide. Such a tile needs more rows, so that
     /// enough independent sums hide the latency of an addition.
     const TALL: usize;
-    /// Whether products of bf16 arrays multiply pairs and not elements widened to f32.
+    /// Whether products of bf16 arrays multiply pairs of bf16; otherwise they multiply elements widened to f32.
     const PAIRS: bool = false;
-    /// Whether [`Self::dot`] multiplies the pairs; if false, AMX tiles multiply them.
+    /// Whether [`Self::dot`] multiplies the pairs of bf16; otherwise AMX tiles multiply them.
     const DOTS: bool = false;
 
     unsafe fn splat(x: f32) -> Self;
@@ -202,8 +202,8 @@ unsafe fn enter_avx2<W: VectorCode>(work: W) {
     work.run::<Avx2Vector>();
 }
 
-// Constants of e^x = 2^n e^r with r = x - n ln 2: the bounds of x, ln 2 in two parts, and the coefficients of Cephes'
-// minimax polynomial for e^r.
+// Constants of e^x = 2^n e^r with r = x - n ln 2. `LOW` and `HIGH` bound x. The others are ln 2 in two parts and the
+// coefficients of Cephes' minimax polynomial for e^r.
 const LOW: f32 = -110.0;
 const HIGH: f32 = 88.0;
 const LN2_HI: f32 = 0.693_359_4;

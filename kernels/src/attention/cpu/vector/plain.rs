@@ -37,7 +37,7 @@ impl Vector for PlainVector {
     unsafe fn load_part<T: Element>(p: *const T, count: usize) -> Self {
         let mut lanes = [0.0; LANES];
         if count == LANES {
-            // In this common case the compiler knows the loop's length.
+            // If `count` is `LANES`, the most common case, the loop has a constant length, which the compiler knows.
             for (i, lane) in lanes.iter_mut().enumerate() {
                 *lane = p.add(i).read().to_f32();
             }

@@ -79,13 +79,13 @@ use tiles::{PrefetchPlan, TileProductArgs};
 const SIDE: usize = 16;
 /// Number of rows and columns of C that four tiles of sums cover.
 const BLOCK: usize = 2 * SIDE;
-/// Elements along k that one instruction takes.
+/// Number of elements along k that one AMX instruction multiplies for each sum.
 const STEP: usize = 32;
 /// Words (4 bytes) of a tile.
 const TILE: usize = 256;
-/// Number of bf16 parts of an f32 operand. A bf16 or int8 operand has one part.
+/// Number of bf16 numbers (parts) whose sum is an f32 element. A bf16 or int8 operand has one part.
 const PARTS: usize = 3;
-/// Words of the four tiles of sums.
+/// Number of 32-bit words in the four tiles of sums.
 const SUMS: usize = 4 * TILE;
 /// Maximum number of panels (32 columns of C) of a task.
 const MAX_PANELS: usize = 14;
@@ -100,17 +100,18 @@ pub(in crate::matmul) struct Blocking {
     pub(in crate::matmul) row_blocks: usize,
     /// Maximum number of panels of a task, at most [`MAX_PANELS`].
     pub(in crate::matmul) panels: usize,
-    /// Maximum number of words of A that are packed at a time. At least 128 rows are packed even if they have more
-    /// words.
+    /// Maximum number of 32-bit words of A that are packed at a time. At least 128 rows are packed even if they have
+    /// more words.
     pub(in crate::matmul) packed_words: usize,
-    /// Maximum number of words of a packed A that all threads read.
+    /// Maximum number of 32-bit words of a packed A that all threads read.
     pub(in crate::matmul) shared_words: usize,
     /// Whether products with up to 32 rows of A use separate code.
     pub(in crate::matmul) thin: bool,
 }
 
 impl Blocking {
-    /// The sizes for products of two bf16 operands, and caches of 48 KiB and 2 MiB per core.
+    /// Block sizes for products of two bf16 operands, on cores whose first-level cache has 48 KiB and whose
+    /// second-level cache has 2 MiB.
     const OF_BF16: Blocking = Blocking {
         steps: 8,
         row_blocks: 16,
@@ -120,7 +121,8 @@ impl Blocking {
         shared_words: 512 << 10,
         thin: true,
     };
-    /// The sizes for products with an f32 operand, whose tiles take three times as many bytes.
+    /// Block sizes for products with an f32 operand, whose tiles take three times as many bytes as those of a bf16
+    /// operand.
     const OF_F32: Blocking = Blocking { steps: 4, row_blocks: 8, panels: MAX_PANELS, ..Self::OF_BF16 };
 
     /// The sizes for a product.
@@ -129,7 +131,7 @@ impl Blocking {
     }
 }
 
-/// Number of tiles that hold 16 rows or columns of an operand for one step: one for each bf16 part.
+/// Number of tiles that hold 16 rows or columns of an operand for one step along k: one tile for each bf16 part.
 fn parts(unit: Unit) -> usize {
     if matches!(unit, Unit::F32 | Unit::GroupedF32) { PARTS } else { 1 }
 }
@@ -186,7 +188,8 @@ impl<'a, T: Element> Product<'a, T> {
                 (_, true) => Unit::GroupedPair,
                 _ => Unit::Pair,
             },
-            // Operands in groups hold pairs of neighbouring k, or are packed into pairs, as transposed operands are.
+            // Operands in groups count as transposed: they hold pairs of neighbouring k, or are packed into such pairs,
+            // as transposed operands are.
             transposed: x.transposed || x.dtype == DType::I8 || grouped,
             rows,
             k: p.k,
@@ -327,8 +330,8 @@ impl<'a, T: Element> Product<'a, T> {
                         (part.start + pair % part.len(), pair / part.len())
                     };
                     let panel = panels.start + i;
-                    // `next`: the panel and the step of B that are prefetched meanwhile. `sharing`: the blocks of rows
-                    // among which the panel's lines are divided.
+                    // `next`: the panel and the step of B that are prefetched during this multiplication. `sharing`:
+                    // the blocks of rows among which that panel's cache lines are divided.
                     let next = match (ahead_is_next_block, last, panel + 1 < panels.end) {
                         (true, false, _) => (panel, first + count),
                         (true, true, _) => (panel + panels.len(), 0),

@@ -11,7 +11,8 @@ use super::super::{Source, Unit, groups};
 use super::{PARTS, SIDE, STEP, TILE, parts};
 
 /// Copies some steps of up to 16 rows of an operand that is stored `[rows, k]` into tiles: one step after the other,
-/// and the parts of each step one after the other. Missing elements are 0; missing rows of a tile keep what they have.
+/// and the parts of each step one after the other. Missing elements are 0; missing rows of a tile keep their old
+/// contents.
 ///
 /// # Safety
 /// The operand is not transposed; the rows exist; `dst` has room for the tiles of all parts of each step.
@@ -135,7 +136,7 @@ unsafe fn pack_columns_of<const P: usize, const TRANSPOSED: bool>(
     }
 }
 
-/// Stores a line of each part to the tiles of the parts.
+/// Stores one line of each bf16 part to that part's tile.
 ///
 /// # Safety
 /// The line exists in `P` tiles that follow one another; `at` is its place in the first.
@@ -250,7 +251,7 @@ unsafe fn load_pairs<const P: usize>(source: &Source, column: usize, mask: u32, 
     halves
 }
 
-/// Returns the indices of the sources of 16 pairs (32 halves) whose first column is `first`.
+/// Returns, for 16 pairs (32 halves) whose first column is `first`, the index from which each half is taken.
 const fn pair_indexes(first: u16) -> [u16; 32] {
     let mut indexes = [0; 32];
     let mut i = 0;

@@ -38,7 +38,7 @@ pub(super) struct Panel {
 impl Panel {
     pub(super) const NONE: Panel = Panel { tiles: [null(); 2], layout: PanelLayout::Packed, steps: 0, tail: null() };
 
-    /// The two tiles of the incomplete last step.
+    /// Returns the two tiles of the incomplete last step along k.
     pub(super) fn tail_tiles(&self) -> [*const u8; 2] {
         match (self.tail.is_null(), self.layout) {
             (true, _) => [null(); 2],
@@ -124,8 +124,9 @@ impl<T: Element> Product<'_, T> {
     }
 
     /// Returns what to prefetch while a block of rows of A is multiplied: for each step along k from `step` on, the
-    /// lines `lines` of the panel's 32 cache lines. If the panel is rows of B, a step's lines belong to 32 columns of
-    /// C, otherwise to 32 k. f32 has twice as many lines; processors with AMX also fetch the neighbour of each line.
+    /// lines `lines` of the panel's 32 cache lines. If B is stored by rows, the 32 lines of a step belong to 32 columns
+    /// of C; otherwise they belong to 32 neighbouring k. f32 has twice as many lines; processors with AMX also fetch
+    /// the neighbour of each line.
     pub(super) fn prefetch(&self, (panel, step): (usize, usize), lines: Range<usize>) -> PrefetchPlan {
         // int8 needs no explicit prefetch: while a panel of int8 is packed, the hardware prefetches the lines that
         // follow.

@@ -233,7 +233,7 @@ macro_rules! split_function {
                     "dec {left}",
                     "jz 4f",
                     "3:",
-                    // The lines of an incomplete last step are a copy at `tail`.
+                    // If the last step is incomplete, its lines are read from the copy at `tail`.
                     "cmp {left}, 1",
                     "jne 5f",
                     "mov {x}, qword ptr [{call} + {tail}]",

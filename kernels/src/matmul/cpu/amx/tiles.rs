@@ -54,7 +54,7 @@ pub(super) struct TileProductArgs {
     pub(super) prefetch: PrefetchPlan,
 }
 
-/// One step along k for all four tiles of sums.
+/// Instructions of one step along k for all four tiles of sums.
 macro_rules! four_tiles {
     () => {
         concat!(
@@ -68,7 +68,8 @@ macro_rules! four_tiles {
     };
 }
 
-/// One step along k for sum tiles 0 and 2: the products of both row tiles with pair tile 0 (VNNI layout).
+/// Instructions of one step along k for sum tiles 0 and 2: the products of both row tiles with pair tile 0 (VNNI
+/// layout).
 macro_rules! tiles_of_first_pairs {
     () => {
         "
@@ -81,7 +82,8 @@ macro_rules! tiles_of_first_pairs {
     };
 }
 
-/// One step along k for sum tiles 0 and 1: the products of row tile 0 with both pair tiles (VNNI layout).
+/// Instructions of one step along k for sum tiles 0 and 1: the products of row tile 0 with both pair tiles (VNNI
+/// layout).
 macro_rules! tiles_of_first_rows {
     () => {
         "
