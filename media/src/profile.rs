@@ -456,6 +456,7 @@ mod tests {
 
     #[test]
     fn a_rate_has_no_effect_if_the_limits_leave_one_number_of_frames() {
+        use MediaProfile::{Qwen, Uniform16, VideorftTrain};
         let with = |settings: serde_json::Value| -> MediaOverrides { serde_json::from_value(settings).unwrap() };
         for (profile, settings, frames) in [
             (VideorftTrain, json!({"fps": 1.0}), Some(16)),
