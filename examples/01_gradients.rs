@@ -24,8 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         grads.clear();
         let cx = Cx::training(&device, DType::F32);
         let error = ops::add(&cx, &ops::linear(&cx, &x, &w, None)?, &negative_targets)?; // [4, 1]
-        // The gradient of the mean of the four squared errors is error / 2. The loss is the sum of the errors times
-        // these constants, so its backward pass starts from the same gradient.
+        // The gradient of the mean of the four squared errors with respect to an error is error / 2. The loss here is
+        // the sum of the errors times these constants, so its backward pass starts from the same gradient.
         let weights: Vec<f32> = error.to_f32()?.iter().map(|e| e / 2.0).collect();
         let loss = ops::weighted_sum(&cx, &error.reshape(&[4])?, &tensor(&[4], &weights)?)?;
         cx.backward(&loss, 1.0, &mut grads)?;

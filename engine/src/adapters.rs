@@ -35,7 +35,7 @@ struct LoadedAdapter {
     is_available: bool,
 }
 
-/// The adapters that are loaded in an engine. Their index here is their number in decode steps.
+/// The adapters that are loaded in an engine. A decode step identifies an adapter by its index in this list.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Adapters {
     loaded: Vec<LoadedAdapter>,
@@ -53,7 +53,7 @@ impl Adapters {
         self.loaded.iter().find(|adapter| adapter.id == id).map(|adapter| adapter.model.clone())
     }
 
-    /// The adapter's number in decode steps; -1 without an adapter.
+    /// The adapter's index in the list of loaded adapters, by which decode steps identify it; -1 without an adapter.
     pub(crate) fn index_or_minus_one(&self, id: Option<AdapterId>) -> i32 {
         let position = |id| self.loaded.iter().position(|adapter| adapter.id == id);
         id.and_then(position).map_or(-1, |number| number as i32)

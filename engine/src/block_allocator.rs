@@ -77,8 +77,8 @@ impl BlockAllocator {
         self.free.len() + self.cached.len()
     }
 
-    /// Looks up this chain of hashes without taking references. Returns the number of matching blocks that no
-    /// sequence uses, and the number of all matching blocks.
+    /// Looks up a chain of block hashes without taking references to the blocks. Returns the number of matching blocks
+    /// that no sequence uses, and the number of all matching blocks.
     pub(crate) fn matching_block_counts(&self, hashes: &[BlockHash]) -> (usize, usize) {
         let found = hashes.iter().map_while(|hash| self.by_hash.get(hash));
         let (mut unused, mut all) = (0, 0);
@@ -208,8 +208,8 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Action {
-        /// Starts a sequence. Its first blocks have these contents (0 or 1), and it has this number of further
-        /// blocks.
+        /// Starts a sequence. The list has the contents (0 or 1) of the sequence's first blocks; the number counts its
+        /// further blocks.
         Start(Vec<u8>, usize),
         /// End the running sequence with this index, modulo the number of running sequences.
         End(usize),
@@ -225,8 +225,8 @@ mod tests {
     }
 
     proptest! {
-        /// Checks that no block is lost, that two sequences share a block only if their contents up to its end are
-        /// equal, and that a block found by a hash holds the content registered under this hash.
+        /// Checks that no block is lost, and that two sequences share a block only if their contents up to its end are
+        /// equal. A block that is found by a hash must hold the content that was registered under this hash.
         #[test]
         fn every_block_is_free_cached_or_in_use(actions in prop::collection::vec(action(), 1..60), count in 1usize..12) {
             let mut blocks = BlockAllocator::new(count);

@@ -132,7 +132,7 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
     }
 
     /// Continues unfinished requests after the weights have changed in place: their keys and values are computed again,
-    /// and the prefix cache is emptied. The caller empties the model's feature cache.
+    /// and the prefix cache is emptied. The caller empties the model's cache of vision tokens.
     ///
     /// # Errors
     /// A device error.

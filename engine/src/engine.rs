@@ -35,7 +35,8 @@ pub struct Engine<'a> {
     context: EngineContext<'a>,
     /// Whether [`Engine::generate`] reads packed copies of weights that are trained, if there is memory for them.
     packs_trained_weights: bool,
-    /// Whether there was memory for the copies at the first call.
+    /// Whether there was memory for the packed copies at the first call of [`Engine::generate`]; unset before that
+    /// call.
     has_room_for_copies: OnceLock<bool>,
 }
 
@@ -58,7 +59,8 @@ impl<'a> Engine<'a> {
             max_slots: MAX_SLOTS,
             lookahead: usize::from(cx.device().capabilities().async_launches),
             chunk_tokens: cx.device().capabilities().prefill_chunk_tokens,
-            // The model's processes exchange data in each step. A captured graph cannot wait for other processes.
+            // The processes of a tensor-parallel model exchange data in each step, and a captured graph cannot wait for
+            // other processes.
             capture: !model.text.is_tensor_parallel(),
             batch: Mutex::default(),
         };

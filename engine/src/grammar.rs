@@ -205,8 +205,8 @@ fn stopped(text: &str) -> EngineError {
     }
 }
 
-/// Shortens an error text of `llguidance`, which may quote the whole grammar, to one line of 300 characters. The mark
-/// `<non-verbose/>` at its end, which says that the parser's state is left out, is removed.
+/// Shortens an error text of `llguidance`, which may quote the whole grammar, to one line of 300 characters. Also
+/// removes the tag `<non-verbose/>` at the end, which says that the parser's state is left out.
 fn one_line(text: &str) -> String {
     let text = text.trim_end().trim_end_matches("<non-verbose/>");
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");

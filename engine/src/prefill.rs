@@ -26,7 +26,7 @@ pub(crate) struct PrefillJob {
     /// The scheduler's keys of the sequences that continue from these tokens: all completions of a new request, or one
     /// sequence after a preemption.
     pub(crate) keys: Vec<usize>,
-    /// The number of tokens of the job.
+    /// The number of tokens of this prefill job.
     pub(crate) tokens: usize,
     /// The number of tokens that are computed or were found in the prefix cache.
     pub(crate) computed: usize,
@@ -84,8 +84,8 @@ impl NeededHiddenStates {
         self.tokens
     }
 
-    /// Adds a chunk of `tokens` tokens. The hidden states of all tokens, of the last one, or of none are needed.
-    /// Returns the chunk's range of `rows`.
+    /// Adds a chunk of `tokens` tokens. `all` and `last` say whether the hidden states of all its tokens, or of its
+    /// last token, are needed. Returns the chunk's range of `rows`.
     pub(crate) fn add_chunk(&mut self, tokens: usize, all: bool, last: bool) -> Range<usize> {
         let count = if all { tokens } else { usize::from(last) };
         let (first, end) = (self.rows.len(), self.tokens + tokens);

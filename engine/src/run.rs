@@ -395,7 +395,7 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
 
     /// Loads an adapter, which later requests can name. `model` is the engine's model with the adapter.
     pub(crate) fn load_adapter(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<AdapterId> {
-        // A model can have only one attached adapter, so its own adapter excludes loaded ones.
+        // A model can have only one attached adapter, so no adapter can be loaded for a model that already has one.
         if self.context.model().has_adapter() {
             let what = "cannot be loaded, because the served model already has an adapter of its own";
             let help = "serve the base model, or merge its adapter (reel merge)";
@@ -429,7 +429,8 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
         let decoder = adapters.decoder(&self.context.model(), &self.context.cx)?;
         self.batch.set_decoder(decoder, adapters.len() > 0)?;
         self.adapters = adapters;
-        // The adapters may have other numbers now, so all occupied slots are written again.
+        // The adapters may have other indices now, and the slots hold these indices. So all occupied slots are written
+        // again.
         self.to_write = self.scheduler.occupied_slots().map(|(slot, _)| slot).collect();
         Ok(())
     }

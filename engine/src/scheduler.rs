@@ -324,7 +324,7 @@ impl<'r> Scheduler<'r> {
         self.sequences.get(&key)
     }
 
-    /// Makes the sequences of a complete job ready for a slot. A sequence that its first token has ended is finished
+    /// Makes the sequences of a complete job ready for a slot. A sequence that ends with its first token is finished
     /// instead. The sequences share the full blocks. Returns the blocks to copy as (from, to): every sequence except
     /// one gets its own copy of the last, partly filled block. A sequence for which no block is left is queued again.
     pub(crate) fn start_sequences(&mut self, job: PrefillJob) -> Vec<(i32, i32)> {
@@ -534,8 +534,8 @@ impl<'r> Scheduler<'r> {
     ) -> (Vec<usize>, Vec<(usize, EngineError)>) {
         let (mut freed, mut failed) = (Vec::new(), Vec::new());
         for (slot, (receiver, token)) in receivers.iter().zip(tokens).enumerate() {
-            // The step may have been enqueued before the host knew that the sequence had ended, and the completion
-            // may already have been returned.
+            // The sequence may no longer exist: the step may have been enqueued before the host knew that the sequence
+            // had ended, and the completion may already have been returned.
             let Some((key, sequence)) = receiver.and_then(|key| Some((key, self.sequences.get_mut(&key)?))) else {
                 continue;
             };

@@ -21,7 +21,7 @@ use crate::request::{Completion, FinishReason, GenerationRequest, PromptInput, T
 use crate::sampler::{SamplingFeatures, SamplingParams};
 use crate::stop::StopCondition;
 
-/// The part of a request that all its completions share.
+/// The fields of a request that all its completions share.
 #[derive(Debug)]
 pub(crate) struct RequestState<'r> {
     /// The index of the request among the requests of the call.
@@ -93,7 +93,8 @@ impl<'r> SequenceState<'r> {
         let GenerationRequest { sampling, max_new_tokens, stop_conditions, grammar, .. } = request;
         let mut logit_bias: Vec<(i32, f32)> = Vec::with_capacity(request.logit_bias.len());
         for (id, bias) in request.logit_bias {
-            // The sampling kernel takes each token at most once.
+            // The sampling kernel accepts each token at most once in the list of biases, so an earlier bias of this
+            // token is removed.
             logit_bias.retain(|(other, _)| *other != id as i32);
             logit_bias.push((id as i32, bias));
         }
@@ -270,8 +271,7 @@ impl<'r> SequenceState<'r> {
         if self.sampling.has_penalty() { &self.ids } else { &[] }
     }
 
-    /// The index of the sequence's next random number under its seed, which is the index of the next token in the
-    /// sequence.
+    /// The index of the next token in the sequence. The token's random number is determined by this index and the seed.
     pub(crate) fn next_random_index(&self) -> i32 {
         self.ids.len() as i32
     }

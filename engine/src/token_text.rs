@@ -138,7 +138,8 @@ mod tests {
         }
     }
 
-    /// Token 0 is the first byte of a character of two bytes; token 1 is a letter, which cannot be its second byte.
+    /// Token 0 is the first byte of a two-byte character. Token 1 is a letter, which cannot be the second byte of that
+    /// character.
     #[test]
     fn text_after_an_invalid_byte_comes_with_its_own_token() {
         let pieces = Arc::new(vec![Some(vec![0xc9]), Some(b"c".to_vec())]);

@@ -146,7 +146,7 @@ fn an_unloaded_adapter_serves_its_requests_to_the_end() {
     batch.unload_adapter(ids[1].unwrap(), &mut |_| {}).unwrap();
     let refused = batch.add(5, request(5, ids[1])).unwrap_err().to_string();
     assert!(refused.starts_with("adapter: is not loaded"), "{refused}");
-    // The newly loaded adapter gets a number while the request of the unloaded adapter still runs.
+    // The adapter is loaded again while the request of the unloaded adapter still runs.
     let again = batch.load_adapter(models[1].clone(), &mut |_| {}).unwrap();
     batch.unload_adapter(ids[2].unwrap(), &mut |_| {}).unwrap();
     batch.add(5, request(5, Some(again))).unwrap();

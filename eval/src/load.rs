@@ -72,8 +72,8 @@ pub fn load_benchmark(
         media_root: media_root.clone(),
     };
     let mut first = Some(first);
-    // Built-in tasks read published files of several versions as they are: a column may be missing from all rows, and
-    // ids may be equal.
+    // Built-in tasks accept published files of several versions. In such files a column may be missing from all rows,
+    // and several rows may have the same id.
     let is_own = task.user_file_text.is_some();
     let mut unseen = if is_own { layout.optional_columns() } else { Vec::new() };
     let mut known_columns = BTreeSet::new();
@@ -230,7 +230,8 @@ fn matches(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Returns the columns of the first row of a file, once for each nesting (`nested`) that the task's layouts have.
+/// Returns the columns of the first row of a file. The result has one entry for each different list `nested` among the
+/// task's layouts.
 fn first_row_columns(file: &SourceFile, task: &Task) -> Result<Vec<Map<String, Value>>> {
     let mut depths: Vec<&[String]> = task.layouts.iter().map(|layout| &layout.nested[..]).collect();
     depths.sort_unstable();

@@ -28,7 +28,8 @@ pub struct Layout {
     /// (from 1) always exist.
     #[serde(default)]
     pub derive: Vec<DerivedColumns>,
-    /// Names the parts of a file whose rows have no column for their part: the row number determines the part.
+    /// Names of the equally long sections of a file, if no column says to which section a row belongs. The row number
+    /// determines the section.
     pub blocks: Option<FileBlocks>,
     /// The rules for every row.
     pub row: RowRules,
@@ -56,14 +57,14 @@ fn regex<'de, D: Deserializer<'de>>(from: D) -> Result<Regex, D::Error> {
     })
 }
 
-/// Names the equally long parts of a file that has no column for the part of a row. If the file has `rows` rows for
-/// each name, the column `block` is added with the name of the row's part.
+/// Names the equally long sections of a file in which no column says to which section a row belongs. If the file has
+/// `rows` rows per section, each row gets the column `block` with the name of its section.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct FileBlocks {
     /// Number of rows of each part.
     pub rows: usize,
-    /// The names of the parts, in order.
+    /// The names of the sections, in order.
     pub names: Vec<String>,
 }
 
@@ -148,7 +149,7 @@ pub enum AnswerForm {
     Tagged,
 }
 
-/// A rule without effect on rows that lack the columns that it reads.
+/// A rule that is ignored for rows without the columns that it reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OptionalColumns<'l> {
     /// The name of the rule.
@@ -217,8 +218,8 @@ impl Layout {
         self.columns.iter().map(String::as_str).find(|name| column(row, name).is_none())
     }
 
-    /// Returns the columns without which a rule would have no effect on any row, so that a misspelled column name
-    /// would go unnoticed. For other rules, a row without their columns is an error anyway.
+    /// Returns the rules that are ignored for rows without their columns, with these columns. A misspelled column name
+    /// in such a rule would go unnoticed. For all other rules, a row without the columns is an error.
     pub fn optional_columns(&self) -> Vec<OptionalColumns<'_>> {
         fn columns(template: &Template) -> Vec<&str> {
             template.columns().collect()

@@ -28,7 +28,7 @@ impl RewardProgram {
     /// Creates a program from a shell command.
     ///
     /// # Errors
-    /// It is empty or contains a zero byte.
+    /// The command is empty or contains a zero byte.
     pub fn from_shell_command(command_line: &str) -> Result<Self> {
         if command_line.trim().is_empty() || command_line.contains('\0') {
             let what = "is empty or contains a zero byte";
@@ -40,7 +40,7 @@ impl RewardProgram {
     /// Creates a program from a Python function.
     ///
     /// # Errors
-    /// Its file does not exist, or `python3` is not on the path.
+    /// The function's file does not exist, or `python3` is not on the path.
     pub fn from_python_function(function: &str) -> Result<Self> {
         let file = function.rsplit_once(':').map(|(file, _)| Path::new(file));
         if let Some(file) = file.filter(|file| file.extension().is_some_and(|end| end == "py") && !file.is_file()) {

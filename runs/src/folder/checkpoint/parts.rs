@@ -1,4 +1,5 @@
-//! Writes parts of files. The file has its full length from the start; each rank writes its parts at their positions.
+//! Writes byte ranges of a file that is created with its full length. Each rank writes its own byte ranges at their
+//! offsets.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
@@ -53,7 +54,7 @@ impl TensorBytes {
     }
 }
 
-/// A part of a file: consecutive bytes, and their position.
+/// A range of bytes of a file: its contents, and its position.
 pub(super) struct FilePart<'a> {
     /// The position of the first byte of the part in the file.
     pub offset: u64,
@@ -88,7 +89,7 @@ impl<W: Write> Write for CountingWriter<W> {
     }
 }
 
-/// Writes parts of an existing file, in the order of their positions, and flushes them to the disk.
+/// Writes byte ranges of an existing file, in the order of their positions, and flushes them to the disk.
 ///
 /// # Errors
 /// The file cannot be written; a part has another number of bytes than it states.

@@ -141,7 +141,7 @@ fn errors_name_the_final_path_of_a_checkpoint() {
     assert!(
         matches!(e, TrainError::NoRoom { .. }) && e.to_string().starts_with("out/checkpoint-6/model.safetensors: ")
     );
-    // The same must hold for a complete `write` when its draft folder cannot be created.
+    // The error of a complete `write` must also name the final path if the draft folder cannot be created.
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
     let (trainer, origin) = trainer(DType::F32);
