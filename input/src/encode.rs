@@ -414,8 +414,8 @@ fn video_file(
         shared => shared.to_vec(),
     };
     let frames = FrameBuf { data, frames: read.indices.len(), height: read.height, width: read.width };
-    // The image processor resizes a second time. Most frames already have the right size after the first resize, and do
-    // not change.
+    // The image processor resizes a second time. Most frames already have the right size after the first resize, so
+    // this resize leaves them as they are.
     let frames = patches::processor_resize(frames, processor)?;
     let frame_indices = even(read.indices.iter().map(|&i| i as i64).collect());
     let times = read.indices.iter().map(|&i| i as f64 / read.video_fps).collect();
