@@ -13,16 +13,17 @@ pub enum Kernels {
 /// The capabilities of a device, and the batch sizes that suit it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
-    /// Whether launches return before their work is done. If so, enqueueing further steps before the result of a step
-    /// is read is faster.
+    /// Whether launches return before their work is done. On such a device it is faster to enqueue the next steps
+    /// before reading the result of a step.
     pub async_launches: bool,
     /// Whether measured launch times are those of real hardware. False on the simulator.
     pub real_times: bool,
     /// Whether a row of a matrix product has the same bits for every number of rows in the product. False on a GPU,
     /// because cuBLASLt chooses its algorithm by the number of rows.
     pub batch_invariant_products: bool,
-    /// Whether a decode step always computes all slots. Then the bits of a sequence depend on the number of slots,
-    /// but not on the other requests. A CPU computes only the occupied slots, and no bit depends on their number.
+    /// Whether a decode step always computes all slots, also the unused ones. If so, the bits of a sequence depend on
+    /// the number of slots, but not on the other requests. A CPU computes only the occupied slots, and no bit depends
+    /// on their number.
     pub fixed_decode_batch: bool,
     /// The default number of sequences that decode together, used if no option sets it.
     pub decode_batch_size: usize,

@@ -15,7 +15,7 @@ use crate::error::{DeviceError, Result};
 use crate::simulate::{self, SimulatedStage};
 use crate::{Arch, KernelLaunch, Launch, Team, compile};
 
-/// The options of device `sim`: the simulated GPU, and in how many and which orders warps run.
+/// The options of device `sim`: the simulated GPU, and how often and in which random orders its warps run each launch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SimOptions {
     /// The architecture of the simulated GPU. Kernels are planned for its limits and compiled for its compute

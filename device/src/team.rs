@@ -39,9 +39,9 @@ type Task<'a> = dyn Fn(usize) + Sync + 'a;
 #[repr(align(128))]
 struct Alone<T>(T);
 
-/// A job number (upper half; it only grows) and the number of tasks left in a thread's share (lower half). A thread
-/// owns a task once it has decremented the lower half by compare-and-swap. The swap also proves that the task pointer
-/// and the count, which the thread read before the swap, belong to this job.
+/// The upper half is the number of the current job, which only grows. The lower half is the number of tasks left in a
+/// thread's share. A thread owns a task once it has decremented the lower half by compare-and-swap. The swap also
+/// proves that the task pointer and the count, which the thread read before the swap, belong to this job.
 type Share = Alone<AtomicU64>;
 
 struct Shared {
@@ -138,8 +138,8 @@ impl Team {
             share.0.store(job << 32 | span(i, n, count).len() as u64, Ordering::Release);
         }
         s.job.0.store(job, Ordering::SeqCst);
-        // Either this load sees the sleeping worker, or the worker sees the new job: it checks for one again after it
-        // has counted itself as sleeping.
+        // A worker first counts itself as sleeping and then checks for a new job once more. So either this load sees
+        // the sleeping worker, or the worker sees the new job.
         if s.sleepers.load(Ordering::SeqCst) != 0 {
             let _guard = s.asleep.lock().unwrap_or_else(|e| e.into_inner());
             s.wake.notify_all();

@@ -112,7 +112,7 @@ impl Default for MediaOptions {
 }
 
 impl MediaOptions {
-    /// The limits of an image or a video. `part` has the limits that the keys of its message part set.
+    /// The limits of an image or a video. `part` has the limits that the conversation sets for this image or video.
     pub(crate) fn media_limits(&self, part: MediaOverrides) -> MediaOverrides {
         let limits = self.overrides.or_fallback(part).or_fallback(self.trained);
         if let (Some(_), None, Some(frames)) = (part.fps, self.overrides.fps, limits.frames_at_any_rate(self.profile)) {
@@ -422,7 +422,8 @@ fn video_file(
         shared => shared.to_vec(),
     };
     let frames = FrameBuf { data, frames: read.indices.len(), height: read.height, width: read.width };
-    // The second resize is the image processor's. Most frames already have the right size after the first resize.
+    // The image processor resizes a second time. Most frames already have the right size after the first resize, so
+    // this resize leaves them as they are.
     let frames = patches::processor_resize(frames, processor)?;
     let frame_indices = even(read.indices.iter().map(|&i| i as i64).collect());
     let times = read.indices.iter().map(|&i| i as f64 / read.video_fps).collect();

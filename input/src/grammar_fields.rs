@@ -171,7 +171,7 @@ mod tests {
                 json!({"regex": "ab", "disable_any_whitespace": true}),
                 GrammarSpec::Regex("ab".into()),
             ),
-            // The class StructuredOutputsParams with all of its keys.
+            // A value with all keys of vLLM's class StructuredOutputsParams.
             (
                 "structured_outputs",
                 json!({

@@ -264,7 +264,8 @@ fn crash_is_reported_with_signal_or_exit_code() {
         &["exited with code 3", "a message of its own"],
     );
     one_line(player("panic", wait).probe(&clip("vp9.webm")).unwrap_err(), &["it panicked: a bug"]);
-    // If a worker exits without a reply, the error does not blame the file. If the decoder panics, it does.
+    // If a worker exits without a reply, the error does not blame the file. If the decoder panics, the error blames the
+    // file.
     for part in ["panic", "exit 3", "unknown"] {
         let error = player(part, wait).probe(&clip("vp9.webm")).unwrap_err();
         assert!(matches!(error, MediaError::Worker(_)), "{error}");
@@ -361,7 +362,7 @@ fn memory_limit_is_enforced() {
 }
 
 /// With too little memory, many different things fail: threads, reading, decoding, resizing. The error names the memory
-/// limit in each case and never blames the file. An error that does not depend on memory stays.
+/// limit in each case and never blames the file. An error that has another cause is returned unchanged.
 fn lack_of_memory_is_never_blamed_on_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let (n, height, width) = (40, 368, 640);

@@ -84,8 +84,8 @@ impl<'a> Archive<'a> {
 
     /// Returns the code of a kernel folder for a GPU's architecture such as `sm_86` and a driver of this CUDA version
     /// (times 1000): machine code for this architecture, else for the nearest earlier one with the same major version,
-    /// else PTX. `None` if the archive has none of these that the driver loads, or has them only for sources other than
-    /// `source`.
+    /// else PTX. Returns `None` if the driver loads none of these, or if the archive was compiled from other sources
+    /// than `source`.
     pub fn code_for_gpu(&self, source: &Source, sm: &str, driver: u32) -> Option<BuiltinCode> {
         for architecture in runs_on(sm) {
             if let Some(entry) = self.entry(source, architecture) {
@@ -153,10 +153,11 @@ pub fn builtin_code(source: &Source, sm: &str, driver: u32) -> Option<BuiltinCod
 /// The drivers that load the machine code of an archive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ArchiveDrivers {
-    /// Those of CUDA 12.0 and newer: the machine code is made by ptxas 12.
+    /// The drivers of CUDA 12.0 and newer load the machine code, because ptxas 12 makes it.
     #[default]
     Every,
-    /// Those of the toolkit's major version and newer: the machine code is made by the toolkit of NVRTC.
+    /// The drivers of the toolkit's major version and newer load the machine code, because NVRTC's own toolkit makes
+    /// it.
     OfToolkit,
 }
 
@@ -165,8 +166,8 @@ pub fn all_architectures() -> Vec<&'static str> {
     ARCHITECTURES.into_iter().chain([PTX_ARCHITECTURE]).collect()
 }
 
-/// Compiles `sources`, one of each kernel folder, for each of `architectures`, which are among [`all_architectures`],
-/// on `threads` threads, and returns the bytes of an archive for `drivers`.
+/// Compiles `sources` for each of `architectures` on `threads` threads, and returns the bytes of an archive for
+/// `drivers`. Each source is one kernel folder. The architectures must be among [`all_architectures`].
 ///
 /// # Errors
 /// NVRTC or a needed ptxas is missing, or a source does not compile.

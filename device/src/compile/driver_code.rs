@@ -80,14 +80,14 @@ pub fn compile_for_every_driver(source: &Source, sm: &str) -> Result<Cubin, Comp
     assemble_by_ptxas_12(source, sm)?.ok_or(CompileError::NoOlderPtxas(OLDEST_DRIVER))
 }
 
-/// Returns the PTX that is assembled for `sm`, in the oldest ISA that holds it.
+/// Returns the PTX for `sm` with the oldest ISA version that has all of its instructions.
 fn older_ptx(source: &Source, sm: &str) -> Result<String, CompileError> {
     Ok(with_oldest_isa(&compile_to_ptx(source, architecture_of_ptx(source, sm)?)?))
 }
 
-/// Returns PTX with the oldest ISA version that holds it (sm_80: 7.0; sm_90 and sm_90a: 8.0), and without the hint
-/// `used_bytes_mask`, which needs ISA 8.3 and changes no result. NVRTC writes its own version, 9.0 for CUDA 13.0, although
-/// the kernels use no newer instruction: `tests/ptx_isa.rs` of the kernels checks that by ptxas.
+/// Declares in PTX the oldest ISA version that has all of its instructions (sm_80: 7.0; sm_90 and sm_90a: 8.0), and
+/// removes the hint `used_bytes_mask`, which needs ISA 8.3 and changes no result. NVRTC writes its own version, 9.0 for
+/// CUDA 13.0, although the kernels use no newer instruction: `tests/ptx_isa.rs` of the kernels checks that by ptxas.
 pub fn with_oldest_isa(ptx: &str) -> String {
     let target = ptx.lines().find_map(|line| line.strip_prefix(".target ")).unwrap_or_default();
     let version = oldest_isa(target.split([',', ' ']).next().unwrap_or_default());
@@ -99,8 +99,8 @@ pub fn with_oldest_isa(ptx: &str) -> String {
     ptx.split_inclusive('\n').map(lower).collect()
 }
 
-/// Returns the first PTX ISA (times 10) that has a target and the instructions that the kernels use there. Sources:
-/// PTX ISA manual, "Release Notes"; for sm_90, which ISA 7.8 has, the kernel folder `sample` uses
+/// Returns the version (times 10) of the oldest PTX ISA that has the architecture `target` and all instructions of its
+/// kernels. Sources: PTX ISA manual, "Release Notes"; for sm_90, which ISA 7.8 has, the kernel folder `sample` uses
 /// `barrier.cluster.arrive.release` of ISA 8.0.
 fn oldest_isa(target: &str) -> u32 {
     match target {

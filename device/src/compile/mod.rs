@@ -62,7 +62,8 @@ pub enum CompileError {
         /// The error of the dynamic loader or of the system.
         reason: String,
     },
-    /// The driver (its CUDA version times 1000) loads no code of NVRTC's toolkit, and no ptxas of its version is there.
+    /// The driver is too old for the code of NVRTC's toolkit, and no ptxas of the driver's own version is installed.
+    /// The value is the driver's CUDA version times 1000.
     #[error(
         "ptxas of CUDA {major} not found, which compiles the kernels for drivers of CUDA {major}.{minor}; run `./x setup`, install the package nvidia-cuda-nvcc-cu{major} and set REEL_CUDA, or use a binary with built-in kernels",
         major = .0 / 1000, minor = .0 % 1000 / 10
@@ -160,8 +161,9 @@ pub fn compile_to_cubin(source: &Source, sm: &str) -> Result<Cubin, CompileError
     Ok(Cubin { image: cubin, ptx, report })
 }
 
-/// Returns the architecture whose PTX is assembled for `sm`: one of Hopper if `sm` is 9.0 and the source has
-/// programmatic dependent launches or warpgroup matrix products (wgmma), else sm_80. Newer GPUs do not have these products.
+/// Returns the architecture whose PTX is assembled for `sm`. On Hopper, sources with programmatic dependent launches or
+/// warpgroup matrix products (wgmma) need PTX of Hopper. All others use PTX of sm_80. GPUs newer than Hopper have no
+/// wgmma.
 fn architecture_of_ptx(source: &Source, sm: &str) -> Result<&'static str, CompileError> {
     let capability = number_of(sm)?.trim_end_matches(['a', 'f']).parse::<u32>().unwrap_or_default();
     Ok(match capability {

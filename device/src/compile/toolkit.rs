@@ -22,7 +22,8 @@ pub const CUDA_MAJORS: [u32; 2] = [13, 12];
 #[derive(Clone, Debug, Default)]
 pub struct Toolkit {
     places: Vec<Place>,
-    /// Returns further places to search for a library that no place in `places` has; `None` if there are none.
+    /// A function that returns further places to search, after no place in `places` had a library. `None` if there are
+    /// no further places.
     last: Option<fn() -> &'static [Place]>,
 }
 

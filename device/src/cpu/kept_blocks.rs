@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::HUGE_PAGE;
 
-/// Bytes by which used and kept memory together may exceed the highest use. They are room for blocks of varying sizes,
-/// such as those of prompts.
+/// The maximum of used plus kept bytes beyond the highest use so far. This room serves blocks of varying sizes, such as
+/// those of prompts.
 const SLACK_BYTES: usize = 1 << 30;
 
 /// The kept blocks, and how much memory is in use.

@@ -8,7 +8,7 @@ use super::{HUGE_PAGE, PAGE, map_zeros, unmap};
 
 /// Bytes of a slab.
 const SLAB: usize = 8 * HUGE_PAGE;
-/// Weights of fewer bytes do not lie in slabs: they are vectors and adapters, and reading them takes no time.
+/// Weights of fewer bytes are not placed in slabs. They are vectors and adapters, whose reads take negligible time.
 const SMALLEST: usize = 64 << 10;
 
 /// Slabs with blocks in use, the newest last.
@@ -18,7 +18,7 @@ pub(super) struct Slabs(Vec<Slab>);
 #[derive(Debug)]
 struct Slab {
     start: u64,
-    /// Bytes from the start that blocks have taken.
+    /// Number of bytes from the slab's start that have been given to blocks.
     taken: usize,
     /// Blocks that were not returned.
     blocks: usize,

@@ -77,7 +77,7 @@ pub enum CudaError {
     /// NCCL is too old.
     #[error("cuda: NCCL {} is too old; install NCCL {} or newer", nccl_version_text(*.has), nccl_version_text(*.needs))]
     OldNccl {
-        /// The installed version, for example 21403 for 2.14.3.
+        /// The installed version of NCCL, for example 21403 for 2.14.3.
         has: u32,
         /// The oldest supported version of NCCL.
         needs: u32,
@@ -103,8 +103,8 @@ impl CudaError {
         CudaError::Call { call: format!("opening {}", library.display()), what: reason }
     }
 
-    /// Returns what is wrong and how to get a GPU, if this error means that no GPU can be opened. The printed message
-    /// also names the devices `cpu` and `sim`, which not every command supports.
+    /// If this error means that no GPU can be opened, returns two texts: what is wrong, and how to get a GPU. The
+    /// printed message also names the devices `cpu` and `sim`, which not every command supports.
     pub fn missing_gpu_message(&self) -> Option<(String, String)> {
         match self {
             Self::NoDriver => Some(("no NVIDIA driver (libcuda.so.1)".into(), "install it".into())),

@@ -42,8 +42,8 @@ struct Loaded {
     functions: HashMap<&'static str, LoadedFunction>,
 }
 
-/// A loaded function with its properties. The last two fields are driver attributes that were raised for this
-/// function.
+/// A loaded function with its properties. `shared` (bytes of dynamic shared memory) and `large_clusters` are driver
+/// attributes that earlier launches of this function have raised.
 #[derive(Clone, Copy)]
 struct LoadedFunction {
     function: FunctionHandle,

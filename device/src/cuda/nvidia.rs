@@ -126,8 +126,8 @@ impl Nvidia {
         let mut opened = Nvidia { properties: GpuProperties::unknown(version), device, context, granularity: 0 };
         opened.current()?;
         opened.properties = opened.query_properties(version)?;
-        // A driver that cannot compile PTX cannot report this number. With 0, launch plans use no clusters of 8
-        // blocks and give the same bits.
+        // A driver that cannot compile PTX cannot report the number of resident clusters. With 0 clusters, launch plans
+        // use no clusters of 8 blocks and give the same bits.
         opened.properties.arch.clusters_of_8 = opened.query_clusters_of_8().unwrap_or(0);
         let mut granularity = 0;
         let minimum = sys::CUmemAllocationGranularity_flags_enum::CU_MEM_ALLOC_GRANULARITY_MINIMUM;

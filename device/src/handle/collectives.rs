@@ -58,9 +58,9 @@ pub trait Collectives: fmt::Debug + Send + Sync {
     fn size(&self) -> usize;
 
     /// Starts an exchange with all ranks, this one included: sends the ranges `send[to]` to rank `to`, and writes the
-    /// data from rank `from` to the ranges `receive[from]`. The k-th non-empty range for a rank is received in the
-    /// k-th non-empty range of that rank's list for this rank. The two ranges have the same size. Ranges that are
-    /// sent may overlap. `name` appears in messages.
+    /// data from rank `from` to the ranges `receive[from]`. The k-th non-empty range of `send[to]` is received in the
+    /// k-th non-empty range of rank `to`'s list `receive` for this rank. The two ranges have the same size. Ranges that
+    /// are sent may overlap. `name` appears in messages.
     ///
     /// The exchange sends the values that launches before this call have written. It may run concurrently with the
     /// launches between this call and [`PendingExchange::wait`]. These launches must neither write the sent ranges
@@ -99,8 +99,8 @@ pub trait Collectives: fmt::Debug + Send + Sync {
     /// names the exchange. All later calls return the same error.
     fn check(&self) -> Result<()>;
 
-    /// Returns the number of exchanges that this rank has started and finished. [`ExchangeStatus::missing_ranks`]
-    /// computes from it for which ranks the others wait.
+    /// Returns the number of exchanges that this rank has started and finished. From the numbers of all ranks,
+    /// [`ExchangeStatus::missing_ranks`] computes which ranks the others wait for.
     fn status(&self) -> ExchangeStatus;
 }
 
@@ -145,9 +145,9 @@ impl Drop for PendingExchange {
     }
 }
 
-/// Exchanges by NCCL. The first exchange between two ranks connects them, so in it the host may wait until both ranks
-/// have started it. Dropping the value ends this rank's membership. All ranks must drop it at about the same time:
-/// the drop waits up to 10 s for the other ranks, and a rank that exchanges after that gets an error.
+/// Exchanges by NCCL. The first exchange between two ranks connects them. During this exchange, the host may wait until
+/// both ranks have started it. Dropping the value ends this rank's membership. All ranks must drop it at about the same
+/// time: the drop waits up to 10 s for the other ranks, and a rank that exchanges after that gets an error.
 pub struct NcclCollectives {
     // Dropped before the device, because exchanges use the device's stream.
     exchanges: Arc<dyn ExchangeBackend>,

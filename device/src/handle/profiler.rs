@@ -8,8 +8,8 @@ use crate::memory::MemorySample;
 use crate::profile::{LaunchEvent, OpTotals, ProfileData, TIMELINE_BIT, TOTALS_BIT};
 use crate::ranges::{RangeGuard, RangeName, range, record_details};
 
-/// A phase of the work, such as `forward`. Dropping the guard ends the phase: later launches belong to the part of
-/// the work that was set before.
+/// A phase of the work, such as `forward`. Dropping the guard ends the phase. Later launches are then counted under the
+/// name that was set before the phase.
 #[derive(Debug)]
 #[must_use = "the phase ends when this value is dropped"]
 pub struct PhaseGuard {
@@ -51,8 +51,8 @@ impl Profiler<'_> {
         self.collected().set_part(name);
     }
 
-    /// Begins a phase of the work: a range of host time, and the part to which launches belong. Both end when the
-    /// guard is dropped.
+    /// Begins a phase of the work, which ends when the guard is dropped. The phase is recorded as a range of host time,
+    /// and its launches are counted under `name`.
     pub fn phase(&self, name: &'static str) -> PhaseGuard {
         let outer = self.collected().set_part(name);
         PhaseGuard { device: self.0.clone(), outer, _range: range(RangeName::Phase(name)) }

@@ -40,7 +40,8 @@ pub struct Matmul {
     pub b: Operand,
     /// f32 `[n]`, the scales of an I8 B; otherwise null.
     pub b_scale: Addr,
-    /// True: B is f32 or bf16 and stored in groups, see [`WeightGroups`]. Only on the CPU; B is then not transposed.
+    /// Whether B is stored in groups, which is possible for f32 and bf16, see [`WeightGroups`]. Only on the CPU; B is
+    /// then not transposed.
     pub b_grouped: bool,
     /// `[m, n]`, written.
     pub c: Addr,
@@ -48,7 +49,7 @@ pub struct Matmul {
     pub c_dtype: DType,
     /// `[n]` of C's dtype, added to each row; absent if null.
     pub bias: Addr,
-    /// True: the product is added to the old C; false: it replaces C.
+    /// Whether the product is added to the old C. If false, the product replaces C.
     pub accumulate: bool,
     /// Factor by which the finished sums are multiplied; a factor of 1 leaves their bits as they are.
     pub scale: f32,
@@ -98,9 +99,9 @@ impl Matmul {
     }
 }
 
-/// A launch that arranges a plain weight `[n, k]` of f32 or bf16 in groups: f32 as `[n / 32][k][32]`, bf16 as `[n /
-/// 32][k / 2][32][2]`, pairs of neighbouring k of 32 rows side by side. Missing rows of the last group and a missing k
-/// of the last pair are 0. Only on the CPU.
+/// A launch that arranges a plain weight `[n, k]` in groups of 32 rows. The layout of f32 is `[n / 32][k][32]`. The
+/// layout of bf16 is `[n / 32][k / 2][32][2]`, with the pairs of neighbouring k of 32 rows side by side. Zeros fill the
+/// last group and the last pair. Only on the CPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct WeightGroups {
     /// Rows.
@@ -111,7 +112,7 @@ pub struct WeightGroups {
     pub dtype: DType,
     /// `[n, k]`, read.
     pub from: Addr,
-    /// [`group_elements`] elements: the weight in groups, written.
+    /// The address to which the weight in groups is written: [`group_elements`] elements.
     pub to: Addr,
     /// The code that arranges it.
     pub code: &'static ProductCode,

@@ -104,11 +104,11 @@ pub struct KernelLaunch {
     pub kernel: &'static Kernel,
     /// The kernel's parameter struct as bytes.
     pub params: Box<[u8]>,
-    /// The floating-point operations and bytes of memory traffic that the call needs at least. If `keys` is set, they
-    /// are those of the maximum number of keys.
+    /// The floating-point operations and bytes of memory traffic that the call needs at least. If `keys` is set, this
+    /// cost assumes that the rows have their maximum number of keys.
     pub cost: Cost,
-    /// What the keys of the launch's rows add to `cost`, for a captured launch whose rows get more keys from replay to
-    /// replay.
+    /// The part of `cost` that depends on the number of keys. It is set for a captured launch, whose rows get more keys
+    /// from one replay to the next.
     pub keys: Option<CostOfKeys>,
     /// The operands that are tables of further operands: the names of their parameters, and their contents.
     pub tables: Vec<(&'static str, AddressTable)>,
@@ -146,8 +146,8 @@ impl Launch {
         Launch::kernel_with_tables(kernel, params, cost, Vec::new())
     }
 
-    /// Makes a launch of `kernel` with `params`, some of which are addresses of `tables`: names of parameters, and the
-    /// contents of the tables that they point to.
+    /// Makes a launch of `kernel` with `params`. Some of these parameters are addresses of tables. `tables` has the
+    /// name of each such parameter and the contents of its table.
     pub fn kernel_with_tables<P: Params>(
         kernel: &'static Kernel,
         params: &P,

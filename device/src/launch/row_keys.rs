@@ -22,12 +22,12 @@ struct KeysOfRow {
 }
 
 impl RowKeyCounts {
-    /// Makes the numbers of `rows` rows that are not in use.
+    /// Makes the key counts of `rows` rows, none of which is in use.
     pub fn new(rows: usize) -> RowKeyCounts {
         RowKeyCounts { all: Arc::new(Mutex::new(vec![KeysOfRow::default(); rows])), rows: 0..rows }
     }
 
-    /// Returns rows `first .. first + rows` of these rows, which share the numbers.
+    /// Returns the key counts of the rows `first .. first + rows`. Both values share these counts.
     #[must_use]
     pub fn range(&self, first: usize, rows: usize) -> RowKeyCounts {
         let start = self.rows.start + first;
@@ -57,7 +57,7 @@ impl RowKeyCounts {
     }
 }
 
-/// What the keys of a launch's rows add to the launch's cost.
+/// The part of a launch's cost that depends on how many keys its rows have.
 #[derive(Clone, Debug)]
 pub struct CostOfKeys {
     /// The rows.
@@ -70,7 +70,7 @@ pub struct CostOfKeys {
 }
 
 impl CostOfKeys {
-    /// The part of the cost of `max_keys` keys that the rows do not have yet.
+    /// The cost of the difference between `max_keys` and the keys that the rows have now.
     pub(super) fn unused(&self) -> Cost {
         let keys = self.max_keys - self.rows.total() as f64;
         Cost { flops: keys * self.of_one.flops, bytes: keys * self.of_one.bytes }

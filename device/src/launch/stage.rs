@@ -73,7 +73,7 @@ pub struct Stage {
     pub cooperative: bool,
     /// Programmatic dependent launch: blocks may start before the previous launch has ended, and the kernel executes
     /// `griddepcontrol.wait` before it accesses memory other than weights. Needs compute capability 9.0. The device
-    /// drops it where the previous launch may write weights (`device/src/cuda/gpu.rs`).
+    /// makes the launch an ordinary one if the previous launch may write weights (`device/src/cuda/gpu.rs`).
     pub programmatic: bool,
     /// Tensor maps that the device encodes into the parameters, each with the offset of its [`TensorMapSlot`] in bytes.
     pub tensor_maps: Vec<(usize, TensorMap)>,

@@ -127,10 +127,10 @@ impl ProfileData {
         self.mode.load(Ordering::Relaxed) != 0
     }
 
-    /// Tells whether the launches of a captured graph must run one by one. They must if the profiler needs the time
-    /// of each launch, which a native graph does not give. An attached profiling tool sees the launches inside native
-    /// graphs. With such a tool, a trace replays native graphs as without profiling, and leaves their launches to the
-    /// tool.
+    /// Tells whether the launches of a captured graph must run one by one. They must if the profiler needs the time of
+    /// each launch, which a native graph does not give. An attached profiling tool sees the launches inside native
+    /// graphs. So if a tool is attached, native graphs are replayed as usual, and the trace leaves their launches to
+    /// the tool.
     pub(crate) fn needs_single_launches(&self) -> bool {
         let mode = self.mode.load(Ordering::Relaxed);
         mode & TOTALS_BIT != 0 || mode & TIMELINE_BIT != 0 && !is_tool_attached()
@@ -187,7 +187,8 @@ impl ProfileData {
         *self.arch() = known.into_iter().rfind(|arch| arch.sm <= compute_capability);
     }
 
-    /// Sets the part of the work to which later launches belong. Returns the part that was set before.
+    /// Sets the name of the part of the work, such as `forward`, to which later launches belong. Returns the previous
+    /// name.
     pub(crate) fn set_part(&self, name: &'static str) -> &'static str {
         std::mem::replace(&mut *self.part(), name)
     }

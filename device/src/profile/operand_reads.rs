@@ -20,8 +20,9 @@ pub struct OperandRead {
     /// Bytes of the operand.
     pub bytes: f64,
     /// Bytes of the cycle that ends with this read: of all different operands that were read since the last read of
-    /// this operand, this operand included. If the profile has no earlier read, these are the bytes of all different
-    /// operands in the profile, because a profile shows one of several equal rounds of work.
+    /// this operand, this operand included. If the profile has no earlier read of this operand, the cycle is the bytes
+    /// of all different operands in the profile. A profile shows one of several equal rounds of work, so the operand
+    /// was last read one round earlier.
     pub cycle: f64,
 }
 

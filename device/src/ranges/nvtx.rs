@@ -42,7 +42,8 @@ const FUNCTION_COUNTS: [usize; 7] = [0, 16, 9, 16, 7, 16, 7];
 const MOST_FUNCTIONS: usize = 16;
 /// The module of the functions with domains, `NVTX_CB_MODULE_CORE2`.
 const DOMAIN_MODULE: usize = 5;
-/// The numbers of the functions in [`DOMAIN_MODULE`] that are used here.
+/// The numbers of four functions in [`DOMAIN_MODULE`]: begin a range, end a range, name a category, and create a
+/// domain.
 const PUSH: usize = 4;
 const POP: usize = 5;
 const NAME_CATEGORY: usize = 8;

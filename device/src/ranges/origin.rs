@@ -1,7 +1,8 @@
 //! The origin of a launch: the op and the layer of the model to which the launch belongs. Profiles and traces show
 //! the origin beside the launch. Each op and each layer is also a range.
 //!
-//! Ops, layers and the tape set the origin of later launches on their thread. A guard ends this when it is dropped:
+//! Ops, layers and the tape set the origin of later launches on their thread. Each call returns a guard. Dropping the
+//! guard restores the previous origin:
 //!
 //! ```text
 //! let _layer = in_layer("decoder", 3);

@@ -7,7 +7,7 @@ use reel_diagnostic::input;
 use super::fields::JsonFields;
 use crate::error::{InputError, Result};
 
-/// The default sampling parameters of a model folder; `None` if the file has no value.
+/// The default sampling parameters of a model folder; A field is `None` if the file does not set it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GenerationConfig {
     /// The ids of the tokens that end a completion. If empty, the end tokens of config.json apply.

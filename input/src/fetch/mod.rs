@@ -58,7 +58,8 @@ impl MediaAccess {
     /// The file lies outside of the folder `confined_to`, or the file or the folder does not exist.
     pub fn allowed_path(&self, path: &Path) -> Result<PathBuf> {
         let Some(root) = &self.confined_to else { return Ok(path.to_path_buf()) };
-        // An empty path means the current folder: it is the parent of a data file that is given by its name alone.
+        // A data file that is given by its name alone has an empty parent path. The empty path means the current
+        // folder.
         let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
         let folder = root.canonicalize().map_err(|e| InputError::cannot_read(root, e))?;
         // A path outside of the folder gets the same error whether or not the file exists, so that clients cannot find
@@ -203,8 +204,8 @@ fn is_public_v6(ip: Ipv6Addr) -> bool {
     let s = ip.segments();
     let v4 = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
     match s {
-        // Mapped, translated (RFC 2765) and NAT64 addresses contain an IPv4 address at the end, 6to4 addresses after
-        // the prefix.
+        // Mapped, translated (RFC 2765) and NAT64 addresses end with an IPv4 address. A 6to4 address has the IPv4
+        // address after its prefix.
         [0, 0, 0, 0, 0, 0xffff, high, low]
         | [0, 0, 0, 0, 0xffff, 0, high, low]
         | [0x64, 0xff9b, 0, 0, 0, 0, high, low]

@@ -85,7 +85,8 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// The base64 of a file with the signature of a format is a `data:` URI of that file, with or without lines.
+        /// The base64 of a file with the signature of a format is a `data:` URI of that file, with or without line
+        /// breaks.
         #[test]
         fn base64_of_images_and_videos_is_data(
             kind in prop::sample::select(vec![

@@ -155,8 +155,8 @@ pub(crate) fn read_media_overrides(location: &str, map: &Map<String, Value>) -> 
         resized_width: size("resized_width")?,
         video_start: number("video_start")?,
         video_end: number("video_end")?,
-        // The other limits apply only to images or only to videos. A message part is one of the two, so it needs no
-        // such limits.
+        // The other fields limit only images or only videos. A message part is a single image or video, so the fields
+        // above suffice.
         ..MediaOverrides::default()
     })
 }

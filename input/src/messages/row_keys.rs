@@ -9,7 +9,7 @@ use super::Conversation;
 use super::part_keys::{UnknownTextKeys, refuse_unknown_part_keys};
 use crate::error::{InputError, Result};
 
-/// Keys that other programs give images, videos and sounds of a message beside its `content`.
+/// Keys under which other programs store the images, videos and sounds of a message, beside its `content`.
 const MEDIA_KEYS: [&str; 14] = [
     "image",
     "images",

@@ -261,7 +261,7 @@ fn longest_replacement(table: &str) -> Option<usize> {
     let texts = str::from_utf8(texts).ok()?;
     let units: Vec<usize> = trie.as_chunks::<4>().0.iter().map(|unit| u32::from_le_bytes(*unit) as usize).collect();
     let mut longest = 0;
-    // Every search begins at unit 0, so the trie must have this unit.
+    // Every search begins at the first unit (u32) of the double array, so the array must not be empty.
     units.first()?;
     for (index, unit) in units.iter().enumerate().filter(|(_, unit)| *unit >> 31 == 0) {
         let children = index ^ ((unit >> 10) << ((unit & (1 << 9)) >> 6));

@@ -152,7 +152,7 @@ impl FrameConverter {
         for (from, to) in rgb.chunks_exact(self.row).zip(self.rgb.data_mut(0).chunks_mut(stride)) {
             to[..self.row].copy_from_slice(from);
         }
-        // A new buffer for each frame, because the encoder may still hold the previous one.
+        // Each frame gets a new buffer, because the encoder may still hold the previous one.
         self.converted = AvFrame::empty();
         self.scaler.run(&self.rgb, &mut self.converted)?;
         self.converted.set_pts(Some(time));

@@ -131,7 +131,7 @@ impl ImageFile<'_> {
             // Lossless WebP codes the pixels of an image of one colour in 0 bits, so a file of any length can hold
             // any number of pixels.
             ImageFormat::WebP if self.bytes.get(12..16) == Some(b"VP8L") => return true,
-            // An image of one colour (WebP), or white lines (TIFF), take almost no data.
+            // An image of one colour takes almost no data in WebP, and white lines take almost none in TIFF.
             ImageFormat::WebP | ImageFormat::Tiff => 1 << 17,
             // Deflate (PNG) compresses up to 1032 times, and a byte holds eight black and white pixels. The other
             // formats compress less.

@@ -223,8 +223,8 @@ fn round_to_multiple(side: usize, factor: usize) -> usize {
     (side as f64 / factor as f64).round_ties_even() as usize * factor
 }
 
-/// Returns the `rounded` sides if their area is within the limits. Otherwise scales the original sides up or down
-/// until their area is.
+/// Returns the `rounded` sides if their area is within the limits. Otherwise scales the original sides up or down, so
+/// that their area is within the limits.
 fn fit(
     (height, width): (usize, usize),
     rounded: (usize, usize),

@@ -160,7 +160,7 @@ fn frame_count(total: u64, video_fps: f64, [fps, min, max]: [f64; 3], overrides:
     let limit = total.min(MAX_SELECTED_FRAMES);
     if !(n >= FRAME_FACTOR && n <= limit as f64) {
         let count = match overrides.nframes {
-            // The given number is within the limits, but rounding it to an even number leaves them.
+            // The given number of frames is within the limits, but the even number to which it is rounded is not.
             Some(given) if given >= 2 && given.unsigned_abs() <= limit => format!("{given}, which is rounded to {n}"),
             Some(given) => given.to_string(),
             // Rounding down may result in -0, which would be printed; adding 0 makes it 0.

@@ -119,8 +119,8 @@ impl DecodeWorker {
     /// memory, a disk was slow, there were too many threads for a moment). Without a second attempt, a run would lose
     /// the row, or end.
     fn run(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
-        // FFmpeg would wait for a pipe's writer, or read a device without end, until the deadline, so only regular
-        // files and folders are passed on.
+        // Only regular files and folders are passed on. With a pipe or a device, FFmpeg would wait for the pipe's
+        // writer or read without end, until the deadline.
         if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
             return Err(MediaError::cannot_read(path, &UnsuitableFile::Special.into()));
         }

@@ -20,17 +20,17 @@ use crate::{ChatRequest, ClientOptions};
 
 /// Maximum length of a reply in bytes.
 const MAX_REPLY_BYTES: u64 = 16 << 20;
-/// The time for which the caller waits after an attempt's deadline. The attempt's own thread should end the attempt
-/// at the deadline.
+/// The time that the caller waits beyond an attempt's deadline. Normally the attempt's own thread ends the attempt at
+/// the deadline.
 const DEADLINE_GRACE: Duration = Duration::from_secs(10);
 /// Interval at which a wait checks the stop flag.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
-/// The number of consecutive requests that could not reach the server at which the run is ended.
+/// The run is ended after this many consecutive requests have failed to reach the server.
 const MAX_UNREACHED: u32 = 3;
-/// The number of consecutive failed requests, for any reason, at which the run is ended: more requests would cost
+/// The run is ended after this many consecutive requests have failed for any reason, because more requests would cost
 /// time and money.
 const MAX_FAILED: u32 = 100;
-/// A wait of at least this duration that the server asks for (`Retry-After`) is printed.
+/// A wait that the server asks for (`Retry-After`) is printed if it is at least this long.
 const MIN_PRINTED_WAIT: Duration = Duration::from_secs(2);
 
 /// The answer to a request.
@@ -107,8 +107,8 @@ pub struct ChatClient {
     unreached: AtomicU32,
     /// Number of consecutive requests that failed.
     failed: AtomicU32,
-    /// The largest ratio so far of a prompt's actual tokens, as the server counts them, to the upper bound of its
-    /// tokens. In thousandths, at least 1000.
+    /// The largest ratio so far of the tokens that the server has counted in a prompt to the upper bound that was
+    /// estimated for this prompt. The ratio is stored in thousandths and is at least 1000.
     bound_scale: AtomicU64,
 }
 
@@ -526,7 +526,7 @@ struct Reply {
 
 enum SendError {
     Stopped,
-    /// No reply arrived. `reached`: the request may have reached the server.
+    /// No reply arrived. `reached` is true if the request may have reached the server.
     Transport {
         what: String,
         reached: bool,

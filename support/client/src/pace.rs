@@ -101,8 +101,8 @@ impl RateLimiter {
     }
 
     /// Delays all attempts by this duration, because the server has asked for a pause. Returns whether the pause ends
-    /// at least a second later than earlier pauses: the server may ask for the same pause in several requests in
-    /// flight.
+    /// at least a second later than earlier pauses. If not, the server has asked for the same pause in replies to
+    /// several requests.
     pub fn pause(&self, duration: Duration) -> bool {
         let now = Instant::now();
         let until = now.checked_add(duration);

@@ -60,8 +60,8 @@ struct UrlMarks {
 }
 
 impl UrlMarks {
-    /// Moves to the URL that begins (after its scheme) at `start`, and searches for its marks. Keeps the marks if
-    /// this URL lies in the path of the previous URL.
+    /// Moves to the URL that begins (after its scheme) at `start`, and finds its special characters. Keeps the known
+    /// positions if this URL lies in the path of the previous URL.
     fn move_to(&mut self, text: &str, start: usize) {
         if self.end == 0 || start > self.end {
             let end = text[start..].find(ends_url).map_or(text.len(), |end| start + end);

@@ -43,7 +43,7 @@ fn agent() -> ureq::Agent {
 
 /// The reason why a text was not downloaded.
 pub(crate) struct TextDownloadError {
-    /// A phrase for the error message.
+    /// What went wrong, as a phrase for the error message.
     pub(crate) phrase: String,
     /// Whether the server does not know the address or rejects this user (HTTP status 401, 403 or 404).
     pub(crate) is_refused: bool,

@@ -4,10 +4,11 @@
 
 use crate::launch::view::OutputArray;
 
-/// Bytes from the data that a loop reads to its prefetches into the second-level cache. This cache has more memory
-/// requests in flight than the first-level cache: on Intel (Golden Cove) some 48 instead of 16.
+/// Distance in bytes from the data that a loop reads now to the data that it prefetches into the second-level cache.
+/// This cache has more memory requests in flight than the first-level cache: on Intel (Golden Cove) some 48 instead of
+/// 16.
 const FAR: usize = 4096;
-/// Bytes from the data that a loop accesses to its prefetches into the first-level cache.
+/// Distance in bytes from the data that a loop accesses now to the data that it prefetches into the first-level cache.
 const NEAR: usize = 1024;
 /// Number of rows by which prefetches are ahead of the computation.
 const ROWS_AHEAD: usize = 2;

@@ -51,8 +51,8 @@ fn hide(mut x: usize) -> usize {
     x
 }
 
-/// Returns `at` and hides its origin from the compiler, which then computes the addresses of rows from `at` and keeps
-/// none of them from one step of a loop to the next.
+/// Returns `at` and hides its origin from the compiler. So the compiler computes the addresses of rows from `at` in
+/// each step of a loop and does not keep them from step to step.
 #[inline(always)]
 #[allow(unsafe_code)]
 pub fn hide_address<T>(mut at: *const T) -> *const T {

@@ -45,8 +45,9 @@ impl Inner {
     pub(super) fn run_stream(&self, state: &mut State, stream: usize, until: RunUntil) -> Option<BlockedTransfer> {
         while state.faulted.is_none() && !until.is_reached(state) {
             let op = state.streams.get(&stream).and_then(|queue| queue.work.front().cloned())?;
-            // An operation that may have to wait stays in the queue until it is done. So while a wait runs another
-            // stream, `used_by_transfers` sees that the operations behind the wait are ordered after that stream.
+            // An operation that may have to wait stays in the queue until it is done. While the operation waits,
+            // another stream may run. `used_by_transfers` then finds the operation in this queue, and so knows that the
+            // later operations of the queue run after that stream.
             let may_wait = matches!(op, Op::Wait(_) | Op::Transfer(_));
             if !may_wait {
                 state.remove_first(stream);

@@ -365,7 +365,7 @@ impl Communicator {
         }
         ranges.retain(|(range, _)| range.bytes > 0);
         ranges.sort_by_key(|(range, _)| range.addr);
-        // The end of the address ranges so far, and the end of those ranges that are written.
+        // `end` is the end of all address ranges so far, and `written_end` is the end of the written ranges among them.
         let (mut end, mut written_end) = (0, 0);
         for (AddressRange { addr, bytes }, is_written) in ranges {
             if addr < written_end || is_written && addr < end {

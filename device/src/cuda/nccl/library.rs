@@ -34,8 +34,8 @@ type OfComm = unsafe extern "C" fn(Comm) -> Status;
 #[derive(Clone, Copy)]
 struct Id([u8; 128]);
 
-/// `ncclConfig_t` as of version 2.18. Newer versions append fields. They use the defaults for these fields if `size`
-/// is the size of an older version's struct.
+/// `ncclConfig_t` as of version 2.18. Newer versions append fields. If `size` is the size of an older version's struct,
+/// a newer library uses the defaults for the appended fields.
 #[repr(C)]
 struct Config {
     size: usize,

@@ -19,11 +19,11 @@ use crate::{MediaError, Result};
 /// The rotation by a multiple of 90 degrees, and the optional mirroring, that a player must apply to coded frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rotation {
-    /// Rows and columns are exchanged.
+    /// Whether rows and columns are exchanged.
     transpose: bool,
-    /// Mirrored left to right, after the transposition.
+    /// Whether the frame is mirrored left to right, after the transposition.
     flip_x: bool,
-    /// Mirrored top to bottom, after the transposition.
+    /// Whether the frame is mirrored top to bottom, after the transposition.
     flip_y: bool,
 }
 

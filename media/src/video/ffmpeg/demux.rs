@@ -69,8 +69,8 @@ pub(super) struct VideoFile {
     pub packets: Vec<PacketInfo>,
     /// The compressed data of all packets; `None` if it exceeds the limit for keeping it in memory.
     pub data: Option<Vec<ffmpeg::Packet>>,
-    /// Whether this is HEVC with one temporal layer. Only in such HEVC videos is a frame that is marked as "not
-    /// referenced" really referenced by no other frame, so that it can be skipped.
+    /// Whether this is HEVC with one temporal layer. HEVC marks some frames as "not referenced". Only with one temporal
+    /// layer does no other frame refer to such a frame, so that it can be skipped.
     pub has_one_layer: bool,
 }
 
@@ -284,8 +284,8 @@ fn index_entries(input: &Input, stream: usize) -> usize {
     usize::try_from(n).unwrap_or(0)
 }
 
-/// Whether an hvcC record (ISO 14496-15) states one temporal layer: `numTemporalLayers`, byte 21, bits 3 to 5, is 1
-/// (0: unknown).
+/// Whether the video's hvcC record (ISO 14496-15) states one temporal layer. Its field `numTemporalLayers` is in bits 3
+/// to 5 of byte 21; 0 means unknown.
 fn has_one_layer(parameters: &ffmpeg::codec::Parameters) -> bool {
     // SAFETY: extradata holds `extradata_size` bytes, as FFmpeg guarantees; both are read from a copy that is alive.
     let extra = unsafe {

@@ -139,7 +139,7 @@ fn open_and_wait(path: &Path) -> ExitCode {
 fn measure(path: &Path) -> ExitCode {
     let time = |what: &str, worker: bool| {
         let begun = Instant::now();
-        // Each opening of a file makes a new decoder, so no decoder is warm.
+        // Each opening of a file makes a new decoder, so no measurement uses data that an earlier one has decoded.
         let table = match worker {
             true => Table::open(path),
             false => Table::open_in_this_process(path),

@@ -104,8 +104,8 @@ impl ParquetDecoder {
             if !kept.is_empty() {
                 self.decode_group(group, &kept, &mut bytes, sink)?;
             } else if end > first {
-                // No column is decoded that would show whether the group has as many rows as its metadata claims. So
-                // the group's last row is read.
+                // No column of this row group is decoded. So reading its last row checks that the group has as many
+                // rows as its metadata claims.
                 self.row(end - 1)?;
             }
         }
@@ -158,7 +158,7 @@ impl ParquetDecoder {
         Ok(())
     }
 
-    /// Decodes the columns of a row group that are kept in memory one by one, and drops their values.
+    /// Decodes, one after the other, those columns of a row group that are kept in memory. Drops their values.
     pub(super) fn decode_columns_one_by_one(&self, group: usize, sink: &mut dyn RowSink) -> Result<()> {
         if group >= self.group_starts.len() - 1 {
             return Ok(());
