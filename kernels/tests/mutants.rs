@@ -45,13 +45,12 @@ fn every_mutant_of_these_is_found(folders: &[&'static KernelFolder]) {
     let of_subject = |s| MutationSubject::one_target_per_instruction(s).into_iter().map(move |t| (s, t));
     let all: Vec<_> = subjects.iter().flat_map(of_subject).collect();
     assert!(folders.len() < FOLDERS.len() || all.len() > 300, "{} mutants", all.len());
-    // Trying a redundant instruction takes longest, because no launch has a finding that would end the trial early.
+    // A redundant instruction takes the longest: no launch ends its trial.
     let is_tried =
         |(subject, target): &(&MutationSubject, &MutationTarget)| subject.redundancy_reason(target).is_none();
     let tried: Vec<_> = all.iter().copied().filter(is_tried).collect();
     let redundant = all.len() - tried.len();
-    // If only some folders are tested, any share of the instructions may be marked as redundant; otherwise less than
-    // one eighth.
+    // A single folder may have a larger share.
     let few = folders.len() < FOLDERS.len() || redundant < all.len() / 8;
     assert!(few, "{redundant} of {} instructions are marked as redundant", all.len());
     let survived = survivors(&tried, LAUNCHES);
