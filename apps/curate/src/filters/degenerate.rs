@@ -100,7 +100,7 @@ pub(super) fn degenerate_reason(
 /// Describes what a chain repeats; `None` if it does not repeat itself.
 fn repetition(words: &[String]) -> Option<String> {
     let loops = counts(words.windows(LOOP_WORDS));
-    // Takes the first of the most frequent runs, so that the message does not depend on the order of a hash table.
+    // Searches the words and not the hash table, whose order would decide between equally frequent runs.
     let most = words.windows(LOOP_WORDS).max_by_key(|&gram| loops.get(gram).copied().unwrap_or(0));
     if let Some(gram) = most.filter(|&gram| loops[gram] >= MAX_LOOPS) {
         return Some(format!("{:?} occurs {} times", gram.join(" "), loops[gram]));
