@@ -123,13 +123,18 @@ fn finish(at: &Path, words: &[String], environment: &[(String, String)]) -> (usi
     (1, shell(at, &second))
 }
 
-/// Describes the result of a one-step run: its loss.
+/// Describes the result of a run of one step of the other program: its loss.
 fn trained(at: &Path, done: &FinishedRun) -> String {
     // Dynamic sampling needs groups with different rewards, which the tiny model does not produce.
     if done.stderr.contains("has the same reward for all of its completions") {
         return "each group of completions of the tiny model has equal rewards".into();
     }
-    let out = done.ok().lines().find_map(|line| line.split_once(": 1 steps")).expect("a line with OUT").0.to_string();
+    // A step of verl and EasyR1 is a rollout, which may have several optimizer steps.
+    let out_of = |line: &str| {
+        let (out, rest) = line.split_once(": ")?;
+        rest.split_once(" steps")?.0.parse::<u64>().ok().map(|_| out.to_string())
+    };
+    let out = done.ok().lines().find_map(out_of).expect("a line with OUT");
     let metrics = std::fs::read_to_string(at.join(out).join("metrics.jsonl")).expect("metrics");
     let step: Value = serde_json::from_str(metrics.lines().last().expect("a step")).expect("JSON");
     let loss = step["loss"].as_f64().expect("a loss");
