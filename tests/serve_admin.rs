@@ -1,6 +1,6 @@
 //! `POST /admin/weights` of `reel serve`: before and after the request, answers equal those of servers with the old
-//! and with the new model. Requests in flight finish, if the new weights do not fit the model, the old weights stay
-//! in service, and only local clients may send the request.
+//! and with the new model. Requests in flight finish. If the new weights do not fit the model, the old weights stay
+//! in service. Only local clients may send the request.
 
 #[path = "support/server.rs"]
 mod server;

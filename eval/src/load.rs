@@ -230,7 +230,7 @@ fn matches(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Returns the columns of the first row of a file. The result has one entry for each different list `nested` among the
+/// Returns the columns of the first row of a file. The result has at most one entry for each list `nested` among the
 /// task's layouts.
 fn first_row_columns(file: &SourceFile, task: &Task) -> Result<Vec<Map<String, Value>>> {
     let mut depths: Vec<&[String]> = task.layouts.iter().map(|layout| &layout.nested[..]).collect();

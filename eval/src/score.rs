@@ -141,11 +141,13 @@ pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extr
     })
 }
 
-/// Indices into `ScoreGroups::statistics`. The statistics of the categories follow from `FIRST_CATEGORY_INDEX` on.
+/// The index of the overall score in the statistics that `ScoreGroups::statistics` returns.
 pub(crate) const OVERALL_INDEX: usize = 0;
+/// The index of the mean over tasks.
 const TASK_MEAN: usize = 1;
+/// The index of the mean of accuracy and mean relative accuracy.
 const ACCURACY_AND_MRA: usize = 2;
-/// Index of the first category's statistic.
+/// The index of the first category's score. Those of the other categories follow.
 pub(crate) const FIRST_CATEGORY_INDEX: usize = 3;
 
 /// The categories of a benchmark, and the tasks to which the categories belong. Scores are summed separately for each

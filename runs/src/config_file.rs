@@ -422,6 +422,28 @@ mod tests {
     }
 
     #[test]
+    fn several_data_files_may_be_a_list() {
+        for text in ["data = [\"a.jsonl:0.7\", \"b.jsonl:0.3\"]", "data = \"a.jsonl:0.7,b.jsonl:0.3\""] {
+            assert_eq!(merged(text, &[]).unwrap().data.to_str(), Some("a.jsonl:0.7,b.jsonl:0.3"), "{text}");
+        }
+    }
+
+    #[test]
+    fn wrong_types_are_named_without_types_of_rust() {
+        for (text, words) in [
+            ("max-steps = 1.5", "expected a whole number; "),
+            ("seed = -1", "expected a whole number of 0 or more; "),
+            ("learning-rate = []", "expected a number; "),
+            ("data = [1]", "expected a path; "),
+        ] {
+            let e = merged(text, &[]).unwrap_err().to_string();
+            assert!(e.contains(words), "{text}: {e}");
+        }
+        let e = ConfigFile::parse("c", Format::Yaml, "a: 1\n---\na: 2\n").unwrap_err().to_string();
+        assert!(e.contains("several documents") && !e.contains("from_str"), "{e}");
+    }
+
+    #[test]
     fn names_of_trl_are_taken() {
         let o = merged("model_name_or_path = \"m\"\noutput_dir = \"o\"\ndataset_name = \"d\"\nmax_length = 9", &[]);
         let o = o.unwrap();

@@ -92,7 +92,7 @@ pub fn translate_batch_size(t: &mut CommandTranslation) {
     // The batch size of GRPO may have been converted to the total of all processes already (`processes_counted`).
     if t.is_foreign && processes > 1 && !t.parts.contains_key("processes_counted") {
         let steps = t.option_number("gradient_accumulation_steps").unwrap_or(1.0).max(1.0) as usize;
-        let all = steps * processes;
+        let all = steps.saturating_mul(processes);
         t.replace_option("gradient_accumulation_steps", &all.to_string(), "gradient_accumulation_steps");
         t.notes.push(format!(
             "note: --gradient-accumulation-steps is {all}, {steps} for each of {processes} processes: reel counts the \
@@ -103,7 +103,7 @@ pub fn translate_batch_size(t: &mut CommandTranslation) {
     {
         let steps = t.option_number("gradient_accumulation_steps").unwrap_or(1.0).max(1.0) as usize;
         let taken = t.parts.contains_key("processes_counted");
-        let all = if taken { steps } else { steps * wanted };
+        let all = if taken { steps } else { steps.saturating_mul(wanted) };
         // A group of completions is never divided, and each process needs a micro-batch.
         t.notes.push(match all < wanted {
             true => format!(
@@ -130,7 +130,7 @@ fn launched_processes(t: &CommandTranslation) -> Option<(String, usize)> {
     let of_accelerate = || number("num_processes").map(|n| (format!("num_processes {n}"), n));
     let of_torchrun = || {
         let (processes, nodes) = (number("nproc_per_node")?, number("nnodes").unwrap_or(1));
-        Some((format!("nproc_per_node {processes} on {nodes} node(s)"), processes * nodes))
+        Some((format!("nproc_per_node {processes} on {nodes} node(s)"), processes.saturating_mul(nodes)))
     };
     of_variable.or_else(of_accelerate).or_else(of_torchrun).filter(|(_, processes)| *processes > 1)
 }
@@ -144,7 +144,7 @@ fn count_optimizer_steps(t: &mut CommandTranslation, steps_per_rollout: u64) -> 
         let is_of_rollouts = counts && ["trainer.", "optim."].iter().any(|key| setting.shown.contains(key));
         let number = setting.values.first().and_then(|value| value.parse::<u64>().ok()).filter(|number| *number > 0);
         if let Some(number) = number.filter(|_| is_of_rollouts) {
-            let steps = number * steps_per_rollout;
+            let steps = number.saturating_mul(steps_per_rollout);
             setting.values = vec![steps.to_string()];
             changed.push(format!("--{} {steps} ({})", setting.name.replace('_', "-"), setting.shown));
         }
@@ -180,7 +180,7 @@ fn group_batch(t: &mut CommandTranslation, program: &'static str) {
     let steps = t.option_number("gradient_accumulation_steps").unwrap_or(1.0).max(1.0) as u64;
     let processes = launched_processes(t).map_or(1, |(_, processes)| processes as u64);
     let processes = processes.max(t.surroundings.processes as u64);
-    let is_whole_batch_of_groups = (rows * steps * processes).is_multiple_of(group);
+    let is_whole_batch_of_groups = rows.saturating_mul(steps).saturating_mul(processes).is_multiple_of(group);
     let of_r1v = program == "trl" && counts_prompts_as_r1v(t, !is_whole_batch_of_groups);
     let counts_prompts = t.is_foreign && given.is_some() && (program == "video-r1" || of_r1v);
     if !counts_prompts && (rows.is_multiple_of(group) || !(t.is_foreign || t.has_underscores && given.is_some())) {
@@ -189,11 +189,11 @@ fn group_batch(t: &mut CommandTranslation, program: &'static str) {
         return;
     }
     let (prompts, meaning) = match counts_prompts {
-        true if of_r1v => (rows * steps, "R1-V and Visual-RFT count prompts, TRL counts completions"),
-        true => (rows * steps, "Video-R1 and VideoRFT count prompts, TRL counts completions"),
+        true if of_r1v => (rows.saturating_mul(steps), "R1-V and Visual-RFT count prompts, TRL counts completions"),
+        true => (rows.saturating_mul(steps), "Video-R1 and VideoRFT count prompts, TRL counts completions"),
         false => {
             t.parts.insert("processes_counted", String::new());
-            let all = rows * steps * processes;
+            let all = rows.saturating_mul(steps).saturating_mul(processes);
             // The batch must have at least one micro-batch for each process of the launcher.
             let fewest = t.surroundings.processes.max(1) as u64;
             let meaning = "TRL and ms-swift count completions of all processes, Video-R1 counts prompts";
@@ -205,12 +205,12 @@ fn group_batch(t: &mut CommandTranslation, program: &'static str) {
     let accumulation = if counts_prompts { steps } else { prompts };
     let per_micro_batch = if counts_prompts { rows } else { 1 };
     let rows_text = given.map_or("the default batch".to_string(), |rows| format!("a batch of {rows}"));
-    t.replace_option("per_device_train_batch_size", &(per_micro_batch * group).to_string(), "batch");
+    t.replace_option("per_device_train_batch_size", &(per_micro_batch.saturating_mul(group)).to_string(), "batch");
     t.replace_option("gradient_accumulation_steps", &accumulation.to_string(), "batch");
     t.notes.push(format!(
         "note: {rows_text} with {group} generations ({meaning}) is a step of {prompts} prompts with {group} completions \
          each: --per-device-train-batch-size {} --gradient-accumulation-steps {accumulation}{rounding}",
-        per_micro_batch * group
+        per_micro_batch.saturating_mul(group)
     ));
 }
 

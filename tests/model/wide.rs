@@ -83,7 +83,6 @@ fn reel(folder: &Path, command: &str) -> String {
 
 /// Removes what the run `out` wrote after step 1, as if it had been killed there, and resumes it to step 2. Checks
 /// that the weights equal those of the uninterrupted run.
-/// 2. Checks that this gives the weights of the uninterrupted run.
 fn resume_equals(folder: &Path, out: &str, weights: &str, command: &str) {
     let straight = fs::read(folder.join(out).join(weights)).expect("weights");
     for name in file_names_in(&folder.join(out)).iter().filter(|name| *name == "checkpoint-2" || *name == weights) {

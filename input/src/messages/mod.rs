@@ -23,7 +23,7 @@ use self::tool_messages::read_tool_calls;
 use crate::error::{InputError, Result};
 
 pub use self::media_source::{MediaSource, media_type_of_base64};
-pub use self::part_keys::VIDEO_KEYS;
+pub use self::part_keys::{IMAGE_KEYS, VIDEO_KEYS};
 pub(crate) use self::tool_messages::is_function_name;
 
 /// A list of chat messages.

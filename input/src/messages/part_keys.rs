@@ -23,7 +23,7 @@ pub const VIDEO_KEYS: [&str; 11] = [
 ];
 
 /// The keys of [`VIDEO_KEYS`] that an image may have.
-const IMAGE_KEYS: [&str; 4] = ["min_pixels", "max_pixels", "resized_height", "resized_width"];
+pub const IMAGE_KEYS: [&str; 4] = ["min_pixels", "max_pixels", "resized_height", "resized_width"];
 
 /// The keys under which an image part may have its file: those of Qwen, OpenAI and Transformers.
 pub(crate) const IMAGE_SOURCES: [&str; 4] = ["image", "image_url", "url", "path"];

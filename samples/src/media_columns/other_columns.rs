@@ -1,7 +1,7 @@
 //! Refuses columns that nothing reads and that hold media.
 
 use reel_diagnostic::{Diagnostic, print_note_once};
-use reel_input::messages::VIDEO_KEYS;
+use reel_input::messages::{IMAGE_KEYS, VIDEO_KEYS};
 use serde_json::{Map, Value};
 
 use super::{Kind, is_given, parts};
@@ -21,7 +21,9 @@ pub(super) fn refuse_media_in_other_columns(
 ) -> Result<(), Diagnostic> {
     let known: Vec<&str> = Kind::ALL.iter().flat_map(|kind| kind.columns()).chain(ANSWER_COLUMNS).collect();
     let mut used = Vec::new();
-    let has_media = messages.iter().flat_map(parts).any(|part| Kind::ALL.iter().any(|kind| kind.has_file(part)));
+    let has = |kind: &Kind| messages.iter().flat_map(parts).any(|part| kind.has_file(part));
+    // A row may have both; its limits then concern the video.
+    let limited = [Kind::Video, Kind::Image].into_iter().find(has);
     for part in messages.iter().flat_map(parts) {
         for key in ["image", "image_url", "video", "video_url", "url", "path"] {
             collect_strings(part.get(key).unwrap_or(&Value::Null), &mut used);
@@ -29,11 +31,13 @@ pub(super) fn refuse_media_in_other_columns(
     }
     let is_used = |path: &str| used.iter().any(|used| used.ends_with(path) || path.ends_with(used));
     for (name, value) in columns.iter().filter(|(name, value)| !known.contains(&name.as_str()) && is_given(value)) {
-        if has_media && VIDEO_KEYS.contains(&name.as_str()) {
+        let limits = limited.map(|kind| match kind {
+            Kind::Image => (&IMAGE_KEYS[..], "images", "image"),
+            Kind::Video => (&VIDEO_KEYS[..], "videos", "video"),
+        });
+        if let Some((_, list, one)) = limits.filter(|(keys, ..)| keys.contains(&name.as_str())) {
             let what = "is a limit of frames or pixels, but reel does not read it from a column";
-            let help = format!(
-                "write it beside the file, such as \"videos\": [{{\"video\": \"a.mp4\", \"{name}\": {value}}}]"
-            );
+            let help = format!("write it beside the file: \"{list}\": [{{\"{one}\": PATH, \"{name}\": {value}}}]");
             if !PROPERTY_COLUMNS.contains(&name.as_str()) {
                 return Err(Diagnostic::new(name.as_str(), what, help));
             }

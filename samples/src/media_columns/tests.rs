@@ -180,6 +180,9 @@ fn media_columns_that_nothing_reads_are_refused() {
         assert!(content(json!("What?"), json!({name: 4})).is_ok(), "{name}");
     }
     assert!(content(json!("<video>What?"), json!({"videos": ["a.mp4"], "fps": 30})).is_ok());
+    let error = content(json!("<image>What?"), json!({"images": ["a.png"], "max_pixels": 4})).unwrap_err();
+    assert!(error.ends_with("\"images\": [{\"image\": PATH, \"max_pixels\": 4}]"), "{error}");
+    assert!(content(json!("<image>What?"), json!({"images": ["a.png"], "nframes": 4})).is_ok());
     let error = refuse_media_with_text_prompt("prompt", "<video>?", &Map::new()).unwrap_err().to_string();
     assert!(error.starts_with("prompt: is plain text, but contains the media mark <video>; "), "{error}");
     let error = refuse_media_with_text_prompt("prompt", "What?", &columns(json!({"images": ["a.png"]})))

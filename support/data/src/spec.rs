@@ -29,8 +29,8 @@ pub fn parse_data_paths(text: &Path) -> Result<Vec<WeightedPath>, Diagnostic> {
     let pieces: Vec<&str> = value.split(',').collect();
     let (mut paths, mut next) = (Vec::new(), 0);
     while next < pieces.len() {
-        // Names may contain commas. So as many of the texts between commas as form an existing path are joined to one
-        // name. If none do, the name is a single text.
+        // Names may contain commas. So the next name is the longest sequence of these comma-separated texts that is an
+        // existing path, or else a single text.
         let runs = (next + 1..=pieces.len()).rev().map(|end| (end, pieces[next..end].join(",")));
         let found = runs.into_iter().find(|(_, run)| exists(Path::new(run)) || weighted(run).is_some());
         let (end, run) = found.unwrap_or((next + 1, pieces[next].to_string()));

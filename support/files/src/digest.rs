@@ -97,8 +97,8 @@ impl ModelFiles {
         self.fingerprint_without(None)
     }
 
-    /// Tells whether these files have the fingerprint that a run recorded. Earlier versions did not include `*.jinja`
-    /// files, so that form is accepted too.
+    /// Tells whether these files have the fingerprint that a run recorded. Earlier versions recorded a fingerprint
+    /// without the `*.jinja` files, which is accepted too.
     pub fn matches_fingerprint(&self, recorded: &str) -> bool {
         self.fingerprint() == recorded || self.fingerprint_without(Some("jinja")) == recorded
     }

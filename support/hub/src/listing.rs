@@ -97,7 +97,7 @@ fn remote_file(path: &str, file: &Value) -> RemoteFile {
     };
     let lfs = file.get("lfs").filter(|lfs| lfs.is_object());
     let checksum = match lfs {
-        // For such a file, git's id is the id of the few lines that name the content.
+        // For a file that the hub stores outside git (LFS), git's id covers only a few lines that name the content.
         Some(lfs) => lfs.get("sha256").and_then(|sha| hexadecimal(sha, 64)).map(Checksum::Sha256),
         None => file.get("blobId").and_then(|id| hexadecimal(id, 40)).map(Checksum::GitBlob),
     };

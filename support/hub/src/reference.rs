@@ -26,7 +26,7 @@ impl RepositoryKind {
         }
     }
 
-    /// The part of a file's address before the id.
+    /// The part of a file's address before the repository's id.
     pub(crate) fn address_prefix(self) -> &'static str {
         match self {
             Self::Model => "",

@@ -26,7 +26,8 @@ impl CallKind {
     pub const ALL: [Self; 7] =
         [Self::Barrier, Self::Broadcast, Self::AllGather, Self::AllToAll, Self::Send, Self::Receive, Self::Leave];
 
-    /// The kind of call that sends the messages for this kind of call.
+    /// Returns the kind of call by which the other rank sends its messages: a receive needs a send, every other kind
+    /// needs itself.
     pub fn matching_sender_kind(self) -> Self {
         if self == Self::Receive { Self::Send } else { self }
     }

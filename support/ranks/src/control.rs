@@ -100,8 +100,8 @@ impl ControlConnection {
         (messages, is_closed)
     }
 
-    /// Returns the oldest message that has arrived and was not returned yet. If there is none, returns whether the
-    /// connection has closed.
+    /// Returns the oldest received message that no earlier call has returned, and `false`. Without such a message,
+    /// returns `None`, and `true` if the connection is closed.
     pub fn receive_one(&mut self) -> (Option<ControlMessage>, bool) {
         let is_closed = self.receive_bytes();
         match self.next_message() {

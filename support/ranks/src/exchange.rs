@@ -158,7 +158,7 @@ impl<'a> Transfer<'a> {
 
     fn finish(&mut self, message: IncomingMessage) {
         match self.receive.take() {
-            // The message was received early.
+            // The message arrived during an earlier call.
             Some(Target::Given(buffer, 0)) => buffer.copy_from_slice(&message.into_data()),
             Some(Target::New) => self.received = message.into_data(),
             Some(Target::Given(..)) | None => {}
@@ -260,7 +260,7 @@ impl DataConnection {
     }
 }
 
-/// Returns false if the socket is not ready. Otherwise returns the meaning of the error for the call.
+/// Returns false if the socket is not ready. Converts every other error of a socket to the error of this call.
 pub(crate) fn socket_error_result(
     error: SocketError,
     peer: usize,

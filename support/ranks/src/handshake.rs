@@ -279,8 +279,8 @@ impl PendingHandshake {
         }
     }
 
-    /// Returns the number of bytes of the hello that are wanted so far, because its JSON is read only after the
-    /// token. `None` if the bytes so far are wrong.
+    /// Returns how many bytes of the hello message may be read so far. Its JSON is read only if the token before it is
+    /// right. `None` if the bytes so far are wrong.
     fn wanted(&self, token: JobToken) -> Option<usize> {
         let first = self.received.len().min(HELLO.len());
         if self.received[..first] != HELLO[..first] {

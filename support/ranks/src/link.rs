@@ -60,7 +60,8 @@ impl DataLink {
         }
     }
 
-    /// Closes this rank's connections. Returns the action to do after all ranks have left, which waits for them.
+    /// Closes this rank's connections. With MPI, returns an action that must run after all ranks have left the job. The
+    /// action waits for all ranks.
     pub fn close(self) -> Option<CloseAction> {
         match self.carrier {
             Carrier::Sockets(_) => None,

@@ -260,8 +260,8 @@ impl<'a> Coordinator<'a> {
         Ok(())
     }
 
-    /// Returns an error if another process has replaced the file, because that process is rank 0 too. Connecting to
-    /// it makes it fail too, together with the ranks that have found it.
+    /// Returns an error if another process has replaced the file, because that process is rank 0 too. This call
+    /// connects to that process, so that it fails too, together with the ranks that have connected to it.
     fn check_file(&mut self) -> Result<()> {
         if Instant::now() < self.next_check {
             return Ok(());

@@ -36,8 +36,8 @@ impl EarlierChains {
         Self { max_overlap, chains: Vec::new(), bands: HashMap::new() }
     }
 
-    /// Looks for an earlier chain with the same answer and nearly the same words. Returns a message about the earlier
-    /// chain; if there is none, inserts this chain and returns `None`. `chain` holds the words of the chain.
+    /// Looks for an earlier chain with the same answer and nearly the same words as `chain`, a list of words. Returns a
+    /// message that names the earlier chain. Without such a chain, inserts `chain` and returns `None`.
     pub(super) fn find_or_insert(&mut self, answer: &str, chain: &[String], location: &str) -> Option<String> {
         let shingles = shingles(chain);
         let bands = band_hashes(&shingles, &words(answer).join(" "));

@@ -42,8 +42,8 @@ pub struct BaseModel {
     pub name: String,
 }
 
-/// The names, in messages, of the two barriers for ranks that write files together. Ranks wait at the first one until
-/// rank 0 has created the files, and at the second one until all ranks have written their cells.
+/// The names, in messages, of the two barriers for ranks that write files together. Ranks wait at `BEGUN` until rank 0
+/// has created the files, and at `WRITTEN` until all ranks have written their cells.
 const BEGUN: &str = "start of a checkpoint";
 const WRITTEN: &str = "end of a checkpoint";
 

@@ -30,9 +30,9 @@ fn preview(step: u64) -> RolloutPreview {
     RolloutPreview { rewards: vec![0.0, step as f32, 0.5], text: format!("<b>{step}</b> & so on"), strip }
 }
 
-/// Writes the W&B part of one process, which resumes after `step` of the run in `home`, does the steps up to `last`
-/// and writes to `out`. With `pictures` each step has a preview image.
-fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> WandbRunWriter {
+/// Writes to `out` the W&B file of a process that resumes after `step` of the run in `home` and ends after `last`. If
+/// `with_images` is true, each step has a preview image.
+fn part(out: &Path, home: &Path, step: u64, last: u64, with_images: bool) -> WandbRunWriter {
     let run = json!({"command": "grpo", "steps": 9, "options": {"learning_rate": 0.5}});
     let done: Vec<StepMetrics> = (1..=step).map(line).collect();
     let environment = WandbEnvironment::default();
@@ -40,7 +40,7 @@ fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> WandbR
         WandbStart { out, home, step, done: &done, project: "p", name: None, environment: &environment, run: &run };
     let mut wandb = WandbRunWriter::create(&begin).unwrap();
     for n in step + 1..=last {
-        wandb.log_step(n, &line(n).named_metric_values(), pictures.then(|| preview(n)).as_ref()).unwrap();
+        wandb.log_step(n, &line(n).named_metric_values(), with_images.then(|| preview(n)).as_ref()).unwrap();
     }
     wandb
 }

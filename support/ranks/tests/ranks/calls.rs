@@ -280,7 +280,7 @@ fn a_rank_may_leave_while_others_still_exchange() {
         if here == 1 {
             assert_eq!(ranks.receive("x", 2).expect("received"), b"x");
         }
-        // Rank 0 is the first of these to call `leave`, and waits for the other ranks.
+        // Ranks 0, 1 and 2 leave here. Rank 0 calls `leave` first and waits for the others.
         ranks.leave().expect("it leaves");
     });
 }

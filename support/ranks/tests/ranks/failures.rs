@@ -98,7 +98,7 @@ fn start(size: usize, work: Work, folder: &Path) -> Vec<Rank> {
     ranks
 }
 
-/// Not a test of its own: runs as a rank if the environment variable is set.
+/// This is not a real test. If the environment variable `RANKS_TEST` is set, the process runs as a rank.
 #[test]
 fn rank_process() {
     let Ok(text) = std::env::var("RANKS_TEST") else { return };
@@ -175,7 +175,7 @@ fn a_killed_rank_ends_the_others_which_name_it() {
         ranks[victim].signal(Signal::KILL);
         check_survivors(&mut ranks, victim, FAILED, "ended;");
         longest = longest.max(killed.elapsed());
-        // The folder contains one mark file per rank, and no rendezvous file.
+        // The folder contains one file `joined-RANK` per rank, and no rendezvous file.
         assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), size);
     }
     println!("the longest time from the signal to the end of all ranks: {longest:?}");

@@ -38,7 +38,7 @@ fn mpirun(arguments: &[&str], work: &str, folder: &Path) -> Option<Command> {
     Some(command)
 }
 
-/// Not a test of its own: runs as a rank if the environment variable is set.
+/// This is not a real test. If the environment variable `RANKS_MPI_TEST` is set, the process runs as a rank.
 #[test]
 fn rank_process() {
     let Ok(text) = std::env::var("RANKS_MPI_TEST") else { return };
