@@ -432,7 +432,7 @@ mod tests {
     fn wrong_types_are_named_without_types_of_rust() {
         for (text, words) in [
             ("max-steps = 1.5", "expected a whole number; "),
-            ("seed = -1", "expected a whole number of 0 or more; "),
+            ("gradient-accumulation-steps = -1", "expected a whole number of 0 or more; "),
             ("learning-rate = []", "expected a number; "),
             ("data = [1]", "expected a path; "),
         ] {

@@ -450,6 +450,17 @@ fn parts_adapters_and_checkpoints_keep_their_meaning() {
             ("--adapter_name_or_path x", "reel merge --model BASE"),
         ],
     );
+    for (line, wanted, corrected) in [
+        (
+            "merge --model m --adapters x y --output_dir o",
+            "names several adapters, and reel merges one",
+            "--adapter x --out",
+        ),
+        ("serve --model m --infer_backend vllm --adapters x y", "write NAME=PATH for each", "--adapter x"),
+    ] {
+        let message = expect_refused(outcome_of_line(line), line);
+        assert!(message.contains(wanted) && message.contains(corrected), "{line}: {message}");
+    }
 }
 
 /// A number of frames beside a frame rate is a maximum in vLLM's reader, and is refused elsewhere. A mapping in a

@@ -122,9 +122,24 @@ fn lora_modules(given: &GivenOption, t: &mut CommandTranslation) {
 /// answers every request.
 fn adapters(given: &GivenOption, t: &mut CommandTranslation) {
     let listed = listed_values(given);
-    for adapter in listed.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|text| !text.is_empty()) {
-        let option = if adapter.contains('=') { "lora" } else { "adapter" };
-        t.set_option(option, vec![adapter.to_string()], given);
+    let adapters = listed.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|text| !text.is_empty());
+    let (named, unnamed): (Vec<&str>, Vec<&str>) =
+        adapters.partition(|adapter| t.command == "serve" && adapter.contains('='));
+    for adapter in named {
+        t.set_option("lora", vec![adapter.to_string()], given);
+    }
+    if let Some(first) = unnamed.first() {
+        t.set_option("adapter", vec![first.to_string()], given);
+    }
+    if unnamed.len() > 1 {
+        let (what, help) = match t.command.as_str() {
+            "merge" => ("names several adapters, and reel merges one", "merge them one after the other"),
+            _ => (
+                "names several adapters without names, and one adapter answers all requests",
+                "write NAME=PATH for each, as in --lora NAME=PATH",
+            ),
+        };
+        t.refuse_option(&given.text_for_messages(), what, help);
     }
 }
 
