@@ -17,7 +17,7 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_predict::{
     ExistingOutput, PredictionFile, PredictionOutput, PredictionRun, PredictionSettings, RowPrompts, SamplingSettings,
 };
-use reel_runs::folder::checkpoint::checkpoint_folder_name;
+use reel_runs::folder::entries::checkpoint_folder_name;
 use reel_runtime::Cx;
 use reel_samples::SampleError;
 use reel_train::TrainError;

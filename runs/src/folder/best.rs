@@ -12,7 +12,7 @@ use reel_train::{Result, TrainError};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::folder::checkpoint;
+use crate::folder::entries;
 use crate::folder::evaluations::EvaluationLine;
 
 /// The name of the metric when checkpoints are compared by their mean reward.
@@ -105,7 +105,7 @@ impl BestCheckpointTracker {
 
     /// Forgets the best checkpoint if its folder is not in `out`, for example because someone removed it.
     pub fn forget_best_if_missing(&mut self, out: &Path) {
-        let is_there = |best: &BestCheckpoint| out.join(checkpoint::checkpoint_folder_name(best.step)).is_dir();
+        let is_there = |best: &BestCheckpoint| out.join(entries::checkpoint_folder_name(best.step)).is_dir();
         self.best = self.best.take().filter(is_there);
     }
 }
@@ -118,7 +118,7 @@ pub fn write_trainer_state(out: &Path, best: Option<&BestCheckpoint>, step: u64,
     let state = json!({
         "best_metric": best.value,
         "metric_for_best_model": best.metric,
-        "best_model_checkpoint": out.join(checkpoint::checkpoint_folder_name(best.step)),
+        "best_model_checkpoint": out.join(entries::checkpoint_folder_name(best.step)),
         "best_global_step": best.step,
         "global_step": step,
         "max_steps": steps,

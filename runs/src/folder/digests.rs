@@ -24,7 +24,7 @@ use reel_train::{Result, TrainError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::folder::{checkpoint, resume};
+use crate::folder::{entries, resume};
 
 /// Digests of the files that a resume from one checkpoint reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,10 +149,9 @@ pub(crate) fn damaged_file_error(folder: &Path, name: &str, what: &str) -> Train
 /// before it, if any.
 fn help(folder: &Path, thing: &str) -> String {
     let out = folder.parent().unwrap_or(Path::new(""));
-    let step = checkpoint::step_of_checkpoint_folder(folder).unwrap_or(0);
-    let earlier = checkpoint::checkpoints_by_step(out)
-        .ok()
-        .and_then(|found| found.range(..step).next_back().map(|f| f.1.clone()));
+    let step = entries::step_of_checkpoint_folder(folder).unwrap_or(0);
+    let earlier =
+        entries::checkpoints_by_step(out).ok().and_then(|found| found.range(..step).next_back().map(|f| f.1.clone()));
     match earlier {
         Some(earlier) => {
             format!(

@@ -10,15 +10,13 @@
 //! answers in the folder.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use reel_files::log::{self, JsonlLog};
+use reel_train::Result;
 use reel_train::file_names::{EVALUATIONS_FILE, EVALUATIONS_FOLDER};
 use reel_train::metrics::ValidationLoss;
 use reel_train::setup::BenchmarkScore;
-use reel_train::{Result, TrainError};
 use serde::{Deserialize, Serialize};
 
 /// The prefix of the name of a step's folder.
@@ -123,36 +121,9 @@ pub fn open(out: &Path, home: &Path, step: Option<u64>) -> Result<JsonlLog> {
     Ok(JsonlLog::resume(&path, &lines)?)
 }
 
-/// Returns the folders of the evaluated steps, as paths relative to the output folder `out`. Other files in `OUT/eval`
-/// belong to the user.
-pub(crate) fn step_folders(out: &Path) -> Result<Vec<PathBuf>> {
-    let folder = out.join(EVALUATIONS_FOLDER);
-    let entries = match fs::read_dir(&folder) {
-        Ok(entries) => entries,
-        Err(e) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&e.kind()) => return Ok(Vec::new()),
-        Err(e) => return Err(TrainError::cannot_read(&folder, e)),
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let name = entry.map_err(|e| TrainError::cannot_read(&folder, e))?.file_name();
-        let is_step = name.to_string_lossy().strip_prefix(STEP_FOLDER).is_some_and(|n| n.parse::<u64>().is_ok());
-        if is_step {
-            found.push(Path::new(EVALUATIONS_FOLDER).join(name));
-        }
-    }
-    Ok(found)
-}
-
-/// Removes the folder of the evaluated steps in the output folder `out` if it is empty.
-pub(crate) fn remove_empty_folder(out: &Path) -> Result<()> {
-    let folder = out.join(EVALUATIONS_FOLDER);
-    match fs::remove_dir(&folder) {
-        Ok(()) => Ok(()),
-        Err(e) => match e.kind() {
-            ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty | ErrorKind::NotADirectory => Ok(()),
-            _ => Err(TrainError::cannot_write(&folder, e)),
-        },
-    }
+/// Whether a folder of this name in `OUT/eval` is that of a step. Other files there belong to the user.
+pub(crate) fn is_step_folder(name: &str) -> bool {
+    name.strip_prefix(STEP_FOLDER).is_some_and(|step| step.parse::<u64>().is_ok())
 }
 
 #[cfg(test)]
@@ -211,9 +182,6 @@ pub(crate) mod tests {
         assert_eq!((steps(9), steps(2)), (vec![0, 2, 4], vec![0, 2]));
         open(out, out, Some(3)).unwrap().append(&line(4, &[("a", 0.75)])).unwrap();
         assert_eq!(read(out, 9).unwrap()[2], line(4, &[("a", 0.75)]));
-        for name in ["step-2", "step-x", "mine"] {
-            fs::create_dir_all(out.join(EVALUATIONS_FOLDER).join(name)).unwrap();
-        }
-        assert_eq!(step_folders(out).unwrap(), [Path::new("eval/step-2")]);
+        assert_eq!(["step-2", "step-x", "mine"].map(is_step_folder), [true, false, false]);
     }
 }

@@ -14,7 +14,7 @@ use crate::folder::hashes::TensorHashLog;
 use crate::folder::output::{is_directly_in, refuse_model_inside};
 use crate::folder::previous::PreviousRun;
 use crate::folder::resume::RunState;
-use crate::folder::{checkpoint, evaluations, later_skipped};
+use crate::folder::{entries, evaluations, later_skipped};
 
 /// The open logs of a run.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl RunLogs {
         evaluates: bool,
     ) -> Result<(Self, PreviousRun)> {
         fs::create_dir_all(out).map_err(|e| TrainError::cannot_write(out, e))?;
-        checkpoint::remove_incomplete_files(out)?;
+        entries::remove_incomplete_files(out)?;
         let previous = if is_directly_in(folder, out) {
             PreviousRun::none(out)
         } else {

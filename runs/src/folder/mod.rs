@@ -4,6 +4,7 @@
 pub mod best;
 pub mod checkpoint;
 pub mod digests;
+pub mod entries;
 pub mod evaluations;
 pub mod hashes;
 pub mod later_skipped;

@@ -15,7 +15,7 @@ use reel_train::options::RunOptions;
 use reel_train::{Result, TrainError};
 use serde_json::Value;
 
-use crate::folder::checkpoint;
+use crate::folder::entries;
 use crate::folder::previous::PreviousRun;
 
 /// Where a run starts: at step 1 or after a checkpoint.
@@ -52,7 +52,7 @@ pub fn lock_output_folder(out: &Path) -> Result<FolderLock> {
 /// has a checkpoint. Other errors are returned unchanged.
 pub(crate) fn with_help_to_continue(e: TrainError, out: &Path) -> TrainError {
     let TrainError::NoRoom { diagnostic, remedy } = e else { return e };
-    let has_checkpoint = checkpoint::checkpoints_by_step(out).is_ok_and(|found| !found.is_empty());
+    let has_checkpoint = entries::checkpoints_by_step(out).is_ok_and(|found| !found.is_empty());
     let then = match (has_checkpoint, out.join(RUN_FILE).exists()) {
         (true, _) => "resume with --resume-from-checkpoint last",
         (false, true) => "start the run again with --overwrite",
@@ -76,7 +76,7 @@ pub fn find_run_start(options: &RunOptions) -> Result<RunStart> {
         Err(e) => return Err(TrainError::cannot_read(out, e)),
     };
     match options.resume_from_checkpoint.as_deref() {
-        Some("last") => match checkpoint::checkpoints_by_step(out)?.pop_last() {
+        Some("last") => match entries::checkpoints_by_step(out)?.pop_last() {
             Some((_, path)) => Ok(RunStart::From(path)),
             None => Err(TrainError::option(
                 "--resume-from-checkpoint",
@@ -102,7 +102,7 @@ pub fn find_run_start(options: &RunOptions) -> Result<RunStart> {
         None => Err(not_empty(
             out,
             "is not empty",
-            match checkpoint::checkpoints_by_step(out)?.is_empty() {
+            match entries::checkpoints_by_step(out)?.is_empty() {
                 true => "choose another folder, or give --overwrite",
                 false => "choose another folder, resume with --resume-from-checkpoint last, or give --overwrite",
             },
@@ -261,9 +261,9 @@ mod tests {
         touch(out.join("checkpoint-11/config.json"));
         touch(out.join(".checkpoint-12.part/training/state.json"));
         assert_eq!(find_run_start(&last()).unwrap(), RunStart::From(out.join("checkpoint-10")));
-        checkpoint::remove_old_checkpoints(out, Some(1), Some(2)).unwrap();
-        assert_eq!(checkpoint::checkpoints_by_step(out).unwrap().into_keys().collect::<Vec<_>>(), [2, 10]);
-        checkpoint::remove_incomplete_files(out).unwrap();
+        crate::folder::checkpoint::remove_old_checkpoints(out, Some(1), Some(2)).unwrap();
+        assert_eq!(entries::checkpoints_by_step(out).unwrap().into_keys().collect::<Vec<_>>(), [2, 10]);
+        entries::remove_incomplete_files(out).unwrap();
         assert!(!out.join(".checkpoint-12.part").exists() && out.join("checkpoint-11").exists());
     }
 

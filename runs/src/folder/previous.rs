@@ -13,24 +13,19 @@
 //! between any two of these steps, [`PreviousRun::recover`] can restore the earlier run.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use reel_model::lora::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
-use reel_train::file_names::{
-    EVALUATIONS_FILE, EVALUATIONS_FOLDER, HASHES_FILE, METRICS_FILE, ROLLOUTS_FOLDER, RUN_FILE,
-    SKIPPED_AFTER_CHECKPOINT_FILE, SKIPPED_FILE, TRAINER_STATE_FILE,
-};
 use reel_train::{Result, TrainError};
 
-use crate::folder::{checkpoint, evaluations};
-use crate::reporting::wandb;
+use crate::folder::entries;
 
 /// The folder in OUT that holds the files of the earlier run until the first step of the new run is done.
 const ASIDE: &str = ".previous-run";
 /// The name of the folder [`ASIDE`] while files are moved into or out of this folder.
 const MOVING: &str = ".previous-run.moving";
 /// The name of the folder [`ASIDE`] while the folder is removed. The name ends in `.part`, so
-/// [`checkpoint::remove_incomplete_files`] removes the folder if the process is killed.
+/// [`entries::remove_incomplete_files`] removes the folder if the process is killed.
 const REMOVED: &str = ".previous-run.part";
 
 /// The earlier run in OUT that a new run replaces. Dropping this value before [`PreviousRun::remove`] puts the files of
@@ -52,14 +47,13 @@ impl PreviousRun {
     /// # Errors
     /// A file cannot be moved.
     pub fn set_aside(out: &Path) -> Result<Self> {
-        checkpoint::remove_incomplete_files(out)?;
+        entries::remove_incomplete_files(out)?;
         let moving = out.join(MOVING);
-        create(&moving)?;
-        for path in run_files(out)? {
+        fs::create_dir_all(&moving).map_err(|e| TrainError::cannot_write(&moving, e))?;
+        for path in entries::run_entries(out)? {
             rename(&out.join(&path), &moving.join(&path))?;
         }
-        wandb::remove_empty_folder(out)?;
-        evaluations::remove_empty_folder(out)?;
+        remove_empty_folders(out)?;
         rename(&moving, &out.join(ASIDE))?;
         Ok(Self { out: out.to_path_buf(), is_aside: true })
     }
@@ -113,78 +107,51 @@ impl Drop for PreviousRun {
 }
 
 fn put_back(out: &Path) -> Result<()> {
-    checkpoint::remove_incomplete_files(out)?;
-    for path in run_files(out)? {
-        let path = out.join(path);
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        removed.map_err(|e| TrainError::cannot_write(&path, e))?;
+    for path in entries::run_entries(out)? {
+        entries::remove(&out.join(path))?;
     }
-    wandb::remove_empty_folder(out)?;
-    evaluations::remove_empty_folder(out)?;
+    remove_empty_folders(out)?;
     rename(&out.join(ASIDE), &out.join(MOVING))?;
     move_back(out)
 }
 
 fn move_back(out: &Path) -> Result<()> {
     let moving = out.join(MOVING);
-    for path in names_in(&moving)? {
-        // The folders of Weights & Biases and of evaluations may also hold files of the user. So only the entries
-        // that belong to runs or steps are moved, one by one.
-        let parts = match path.to_str() {
-            Some(wandb::FOLDER) => wandb::run_folders(&moving)?,
-            Some(EVALUATIONS_FOLDER) => evaluations::step_folders(&moving)?,
-            _ => vec![path],
-        };
-        parts.iter().try_for_each(|part| rename(&moving.join(part), &out.join(part)))?;
+    move_contents(&moving, out)?;
+    entries::remove(&moving)
+}
+
+/// Moves everything in the folder `from` into `to`. The contents of a folder that also exists in `to` are moved one by
+/// one.
+fn move_contents(from: &Path, to: &Path) -> Result<()> {
+    for entry in fs::read_dir(from).map_err(|e| TrainError::cannot_read(from, e))? {
+        let source = entry.map_err(|e| TrainError::cannot_read(from, e))?.path();
+        let target = to.join(source.file_name().unwrap_or_default());
+        match target.is_dir() && source.is_dir() {
+            true => move_contents(&source, &target)?,
+            false => rename(&source, &target)?,
+        }
     }
-    fs::remove_dir_all(&moving).map_err(|e| TrainError::cannot_write(&moving, e))
+    Ok(())
 }
 
 /// Renames a file or folder. Creates the parent folder of `to` if necessary.
 fn rename(from: &Path, to: &Path) -> Result<()> {
-    to.parent().map_or(Ok(()), create)?;
-    fs::rename(from, to).map_err(|e| TrainError::cannot_write(to, e))
+    let created = to.parent().map_or(Ok(()), fs::create_dir_all);
+    created.and_then(|()| fs::rename(from, to)).map_err(|e| TrainError::cannot_write(to, e))
 }
 
-fn create(folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))
-}
-
-/// Returns the files and folders that belong to a run, as paths relative to `folder`. Incomplete checkpoints are left
-/// out.
-fn run_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let checkpoints = checkpoint::checkpoints_by_step(folder)?;
-    let is_checkpoint = |name: &PathBuf| checkpoints.values().any(|path| path.ends_with(name));
-    let mut files = names_in(folder)?;
-    files.retain(|name| is_run_file(&name.to_string_lossy()) || is_checkpoint(name));
-    files.extend(wandb::run_folders(folder)?);
-    files.extend(evaluations::step_folders(folder)?);
-    Ok(files)
-}
-
-/// The names of all files and folders in `folder`.
-fn names_in(folder: &Path) -> Result<Vec<PathBuf>> {
-    let failed = |e| TrainError::cannot_read(folder, e);
-    let entries = fs::read_dir(folder).map_err(failed)?;
-    entries.map(|entry| Ok(PathBuf::from(entry.map_err(failed)?.file_name()))).collect()
-}
-
-fn is_run_file(name: &str) -> bool {
-    let fixed = [
-        METRICS_FILE,
-        SKIPPED_FILE,
-        SKIPPED_AFTER_CHECKPOINT_FILE,
-        RUN_FILE,
-        TRAINER_STATE_FILE,
-        HASHES_FILE,
-        EVALUATIONS_FILE,
-        ADAPTER_CONFIG_FILE,
-        ADAPTER_WEIGHTS_FILE,
-        ROLLOUTS_FOLDER,
-    ];
-    let weights =
-        name.starts_with("model") && [".safetensors", ".safetensors.index.json"].iter().any(|e| name.ends_with(e));
-    fixed.contains(&name) || name.starts_with("events.out.tfevents.") || weights
+/// Removes the folders that the run shared with the user, if nothing is left in them.
+fn remove_empty_folders(out: &Path) -> Result<()> {
+    let expected = [ErrorKind::NotFound, ErrorKind::DirectoryNotEmpty, ErrorKind::NotADirectory];
+    for folder in entries::SHARED_FOLDERS {
+        let folder = out.join(folder);
+        match fs::remove_dir(&folder) {
+            Err(e) if !expected.contains(&e.kind()) => return Err(TrainError::cannot_write(&folder, e)),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -282,7 +249,7 @@ mod tests {
             // Simulates a kill while files are moved aside or back: some of the files are in the hidden folder.
             let killed = dir.path().join("moving");
             copy(&out, &killed);
-            for path in run_files(&killed).unwrap().iter().take(moved) {
+            for path in entries::run_entries(&killed).unwrap().iter().take(moved) {
                 rename(&killed.join(path), &killed.join(MOVING).join(path)).unwrap();
             }
             PreviousRun::recover(&killed).unwrap();

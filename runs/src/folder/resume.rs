@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::folder::best::BestCheckpointTracker;
-use crate::folder::{checkpoint, output};
+use crate::folder::{entries, output};
 
 /// A planned total number of steps, and the step after which this plan applies. A resumed run may plan another number
 /// of steps, which changes the learning rates.
@@ -276,7 +276,7 @@ pub fn resumed_run_state<O: TrainingOptions>(
 /// The error for a checkpoint that does not exist. It names the checkpoints that exist.
 fn missing_checkpoint_error(folder: &Path) -> TrainError {
     let out = folder.parent().unwrap_or(Path::new(""));
-    let found = checkpoint::checkpoints_by_step(out).unwrap_or_default();
+    let found = entries::checkpoints_by_step(out).unwrap_or_default();
     let names = found.values().rev().filter_map(|path| path.file_name()).map(|name| name.to_string_lossy());
     // Only the newest checkpoints are named, because a run may have hundreds.
     let names: Vec<_> = names.take(4).collect();

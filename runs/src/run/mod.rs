@@ -38,6 +38,7 @@ use serde_json::Value;
 
 use crate::folder::best;
 use crate::folder::checkpoint::{self, BaseModel, CheckpointSnapshot, CheckpointWriter, TrainedWeights};
+use crate::folder::entries;
 use crate::folder::later_skipped;
 use crate::folder::logs::RunLogs;
 use crate::folder::output;
@@ -227,7 +228,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             // row cannot be used.
             Err(e) if matches!(e, TrainError::Reward(_) | TrainError::MediaUnavailable(_)) || e.is_row_error() => {
                 self.save_before_error()?;
-                let saved = checkpoint::checkpoints_by_step(&self.setup.options.out)?;
+                let saved = entries::checkpoints_by_step(&self.setup.options.out)?;
                 return Err(match saved.contains_key(&self.state.step) {
                     true => e.with_help_to_resume(self.setup.options.strict),
                     false => e,

@@ -11,7 +11,7 @@ use reel_train::setup::RunSetup;
 use reel_train::{Result, TrainError};
 use serde_json::Value;
 
-use crate::folder::{checkpoint, hashes, output};
+use crate::folder::{entries, hashes, output};
 use crate::run::{self, TrainLoop};
 
 /// The start of a replay, and the fingerprint of the weights that the replay must reproduce.
@@ -48,7 +48,7 @@ pub fn find_replay_start(out: &Path, step: u64) -> Result<ReplayStart> {
             help,
         ));
     };
-    let nearest = checkpoint::checkpoints_by_step(out)?.range(..step).next_back().map(|(n, path)| (*n, path.clone()));
+    let nearest = entries::checkpoints_by_step(out)?.range(..step).next_back().map(|(n, path)| (*n, path.clone()));
     Ok(ReplayStart { step: nearest.as_ref().map_or(0, |n| n.0), checkpoint: nearest.map(|n| n.1), hash: recorded.hash })
 }
 

@@ -14,48 +14,16 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 
-use reel_train::file_names::RUN_STATE_FILE;
 use reel_train::{Result, TrainError};
+
+use crate::folder::entries::checkpoints_by_step;
 
 pub use optimizer::load_optimizer_state;
 pub use saver::{CheckpointWriter, host_memory_has_room_for};
 pub use snapshot::{BaseModel, CheckpointSnapshot, TrainedWeights, checkpoint_bytes};
-
-const PREFIX: &str = "checkpoint-";
-
-/// Returns the name of the folder of a checkpoint: `checkpoint-STEP`.
-pub fn checkpoint_folder_name(step: u64) -> String {
-    format!("{PREFIX}{step}")
-}
-
-/// Returns the step in the name of a checkpoint folder; `None` if the name is not `checkpoint-STEP`.
-pub fn step_of_checkpoint_folder(folder: &Path) -> Option<u64> {
-    folder.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok()
-}
-
-/// Returns the complete checkpoints in `out`: maps a step to the path of its checkpoint folder.
-pub fn checkpoints_by_step(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
-    let mut found = BTreeMap::new();
-    let entries = match fs::read_dir(out) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
-        Err(e) => return Err(TrainError::cannot_read(out, e)),
-    };
-    for entry in entries {
-        let path = entry.map_err(|e| TrainError::cannot_read(out, e))?.path();
-        if let Some(step) = step_of_checkpoint_folder(&path)
-            && path.join(RUN_STATE_FILE).is_file()
-        {
-            found.insert(step, path);
-        }
-    }
-    Ok(found)
-}
 
 /// Removes all checkpoints but the newest `keep` (`None`: keeps all). The checkpoint of step `best_step` is always
 /// kept, in addition to the newest `keep`.
@@ -73,23 +41,6 @@ pub(crate) fn remove_checkpoint(path: &Path) -> Result<()> {
     let aside = path.with_file_name(format!(".{name}.old.part"));
     fs::rename(path, &aside).map_err(|e| TrainError::cannot_write(path, e))?;
     remove_dir(&aside)
-}
-
-/// Removes the hidden, incomplete files and folders that a killed run left in `out`.
-pub fn remove_incomplete_files(out: &Path) -> Result<()> {
-    for entry in fs::read_dir(out).map_err(|e| TrainError::cannot_read(out, e))? {
-        let path = entry.map_err(|e| TrainError::cannot_read(out, e))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if !(name.starts_with('.') && name.ends_with(".part")) {
-            continue;
-        }
-        if path.is_dir() {
-            remove_dir(&path)?
-        } else {
-            fs::remove_file(&path).map_err(|e| TrainError::cannot_write(&path, e))?
-        }
-    }
-    Ok(())
 }
 
 fn remove_dir(path: &Path) -> Result<()> {

@@ -24,10 +24,11 @@ use reel_train::step::trainer::Trainer;
 use reel_train::{Result, TrainError};
 use serde_json::Value;
 
+use super::FolderDraft;
 use super::optimizer::{self, OPTIMIZER_FILE, OptimizerFile};
 use super::parts::{FilePart, PartContents, TensorBytes, has_memory_for, write_parts};
-use super::{FolderDraft, PREFIX, checkpoint_folder_name};
 use crate::folder::digests::{self, LogDigests};
+use crate::folder::entries::checkpoint_folder_name;
 use crate::folder::resume::RunState;
 
 /// The model from which a run started. A saved model gets its untrained weights and its small files (config,
@@ -303,7 +304,7 @@ impl CheckpointSnapshot {
 
     /// The hidden name of the folder until it is complete.
     fn draft_name(&self) -> String {
-        format!(".{PREFIX}{}.part", self.state.step)
+        format!(".{}.part", checkpoint_folder_name(self.state.step))
     }
 
     fn write_draft(&self, out: &Path, name: &str, target: &Path, barrier: &dyn Fn(&str) -> Result<()>) -> Result<()> {

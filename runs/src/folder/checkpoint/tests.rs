@@ -1,3 +1,4 @@
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -14,6 +15,7 @@ use reel_train::step::trainer::Trainer;
 
 use super::optimizer::OPTIMIZER_FILE;
 use super::*;
+use crate::folder::entries::checkpoint_folder_name;
 use crate::folder::resume::RunState;
 use crate::testing::{assert_same_files, golden};
 

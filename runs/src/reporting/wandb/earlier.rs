@@ -40,7 +40,8 @@ impl WandbRunPart {
         format!("{PREFIX}{}-{}", self.start.format(TIME), self.id)
     }
 
-    fn of(name: &str) -> Option<Self> {
+    /// Parses the name of a part's folder; `None` if it is not one.
+    pub fn of(name: &str) -> Option<Self> {
         let (time, id) = name.strip_prefix(PREFIX)?.split_once('-')?;
         let start = NaiveDateTime::parse_from_str(time, TIME).ok()?.and_utc();
         let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
@@ -86,15 +87,8 @@ pub(super) fn newest_run_part(wandb: &Path) -> Result<Option<WandbRunPart>> {
     Ok(names(wandb)?.iter().filter_map(|name| WandbRunPart::of(name)).max())
 }
 
-/// Returns the folder names of all parts in the folder `wandb`, including incomplete parts.
-pub(super) fn part_folder_names(wandb: &Path) -> Result<Vec<String>> {
-    let mut names = names(wandb)?;
-    names.retain(|name| WandbRunPart::of(name).is_some() || is_incomplete(name));
-    Ok(names)
-}
-
 /// Whether `name` is the hidden folder of a part that a killed process did not complete.
-fn is_incomplete(name: &str) -> bool {
+pub(super) fn is_incomplete(name: &str) -> bool {
     name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")).and_then(WandbRunPart::of).is_some()
 }
 
@@ -155,11 +149,7 @@ mod tests {
             (part.folder_name().as_str(), part.id.as_str()),
             ("offline-run-20260102_000000-aaaaaaaa", "aaaaaaaa")
         );
-        assert_eq!(part_folder_names(dir.path()).unwrap().len(), 3);
         remove_incomplete_part_folders(dir.path()).unwrap();
         assert_eq!(names(dir.path()).unwrap().len(), 4);
-        let mut parts = part_folder_names(dir.path()).unwrap();
-        parts.sort();
-        assert_eq!(parts, ["offline-run-20251231_235959-zzzzzzzz", "offline-run-20260102_000000-aaaaaaaa"]);
     }
 }

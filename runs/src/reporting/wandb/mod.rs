@@ -77,21 +77,9 @@ pub struct WandbRunWriter {
     before: f64,
 }
 
-/// Returns the folders of all W&B parts, including incomplete parts, as paths relative to the output folder `out`.
-pub(crate) fn run_folders(out: &Path) -> Result<Vec<PathBuf>> {
-    Ok(earlier::part_folder_names(&out.join(FOLDER))?.into_iter().map(|name| Path::new(FOLDER).join(name)).collect())
-}
-
-/// Removes the W&B folder in the output folder `out` if it is empty.
-pub(crate) fn remove_empty_folder(out: &Path) -> Result<()> {
-    let folder = out.join(FOLDER);
-    match std::fs::remove_dir(&folder) {
-        Ok(()) => Ok(()),
-        Err(e) => match e.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory => Ok(()),
-            _ => Err(TrainError::cannot_write(&folder, e)),
-        },
-    }
+/// Whether a folder of this name in [`FOLDER`] is a part of a W&B run, complete or not.
+pub(crate) fn is_run_folder(name: &str) -> bool {
+    WandbRunPart::of(name).is_some() || earlier::is_incomplete(name)
 }
 
 impl WandbRunWriter {

@@ -2,7 +2,7 @@
 
 use super::live::case;
 use super::*;
-use crate::folder::checkpoint;
+use crate::folder::entries;
 
 const GOOD: &str = r#"{"prompt": [{"role": "user", "content": "2 + 2?"}], "solution": "<answer>4</answer>", "problem_type": "numerical"}"#;
 
@@ -125,7 +125,7 @@ fn failed_reward_program_ends_the_run_with_a_checkpoint() {
         case(dir.path(), "out", GOOD).with(|o| (o.reward_command, o.save_steps) = (vec![command.into()], 100));
     let e = message(&failing);
     assert!(e.contains("--reward-command"), "{e}");
-    let saved = checkpoint::checkpoints_by_step(&dir.path().join("out")).unwrap();
+    let saved = entries::checkpoints_by_step(&dir.path().join("out")).unwrap();
     assert_eq!(saved.into_keys().collect::<Vec<_>>(), [2], "finished steps are saved");
 }
 

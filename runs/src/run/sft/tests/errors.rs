@@ -236,7 +236,7 @@ fn non_finite_loss_stops_the_run_and_keeps_the_checkpoint() {
         "{e}"
     );
     let steps = read_metrics(&out);
-    let (last, folder) = checkpoint::checkpoints_by_step(&out).unwrap().pop_last().unwrap();
+    let (last, folder) = entries::checkpoints_by_step(&out).unwrap().pop_last().unwrap();
     assert_eq!(steps.len() as u64, last);
     assert!(e.starts_with(&format!("step {}: ", last + 1)), "{e}");
     assert!(Checkpoint::open(&folder).is_ok() && !out.join("model.safetensors").exists());

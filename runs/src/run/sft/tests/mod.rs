@@ -27,7 +27,7 @@ use reel_train::step::hyperparameters::Hyperparameters;
 use serde_json::Value;
 
 use super::*;
-use crate::folder::checkpoint;
+use crate::folder::entries;
 use crate::folder::output;
 use crate::folder::resume;
 use crate::testing::*;

@@ -173,7 +173,7 @@ fn interrupted_run_writes_a_checkpoint() {
             "{message}"
         );
         assert!(
-            matches!(e, TrainError::Stopped(_)) && checkpoint::checkpoints_by_step(&stopped).unwrap().len() == 1,
+            matches!(e, TrainError::Stopped(_)) && entries::checkpoints_by_step(&stopped).unwrap().len() == 1,
             "{message}"
         );
         case(&stopped).with(|o| (o.resume_from_checkpoint, o.save_steps) = (Some("last".into()), 100)).run().unwrap();
@@ -187,10 +187,10 @@ fn save_total_limit_keeps_the_newest_checkpoints() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     case(&out).with(|o| (o.save_steps, o.save_total_limit) = (1, Some(2))).run().unwrap();
-    assert_eq!(checkpoint::checkpoints_by_step(&out).unwrap().into_keys().collect::<Vec<_>>(), [3, 4]);
+    assert_eq!(entries::checkpoints_by_step(&out).unwrap().into_keys().collect::<Vec<_>>(), [3, 4]);
     for limit in [0, -1] {
         case(&out).with(|o| (o.save_steps, o.save_total_limit, o.overwrite) = (1, Some(limit), true)).run().unwrap();
-        let kept = checkpoint::checkpoints_by_step(&out).unwrap();
+        let kept = entries::checkpoints_by_step(&out).unwrap();
         assert_eq!(kept.into_keys().collect::<Vec<_>>(), [1, 2, 3, 4], "{limit}");
     }
 }
