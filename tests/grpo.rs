@@ -600,6 +600,12 @@ fn report_is_one_page_with_curves_rollouts_and_frames() {
     run_in(at, ["report", "out", "./out"]).assert_refused(2, &["./out: is given twice"]);
     run_in(at, ["report", "out", "two", "--out", "two/metrics.jsonl"])
         .assert_refused(2, &["--out", "would be replaced"]);
+    let log = at.join("two/metrics.jsonl");
+    let first = fs::read_to_string(&log).expect("metrics").lines().next().expect("a line").to_string();
+    fs::write(&log, format!("{first}\n{{\"step\": 2\n")).expect("a damaged log");
+    let page = run_in(at, ["report", "out", "two"]);
+    page.ok();
+    assert!(page.stderr.contains("line 2 is damaged: it and the lines after it are left out"), "{}", page.stderr);
     run_in(at, ["report"]).assert_refused(2, &["OUT"]);
     run_in(at, ["report", "none"]).assert_refused(1, &["none: ", "no such file or folder"]);
 }

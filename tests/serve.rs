@@ -172,7 +172,8 @@ fn wrong_requests_get_openai_errors_and_the_server_goes_on() {
     let send = |method: &str, path: &str, body: &str| server.send(method, path, "", body);
     send("POST", "/v1/chat/completions", "{").error(400);
     send("POST", "/v1/chat/completions", &"x".repeat(2 << 20)).error(413);
-    send("GET", "/v1/chat/completions", "").error(405);
+    let message = send("GET", "/v1/chat/completions", "").error(405)["message"].to_string();
+    assert!(message.contains("does not take GET; /docs lists the methods"), "{message}");
     send("POST", "/v2/nothing", "").error(404);
     send("GET", "/v1/models/other", "").error(404);
     assert_eq!(send("GET", "/v1/models", "").ok()["data"][0]["id"], "tiny");

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::{Diagnostic, input};
-use reel_files::log::read_matching_lines;
+use reel_files::log::{count_lines, read_matching_lines};
 use reel_runs::folder::evaluations::{self, EvaluationLine};
 use reel_train::file_names::{METRICS_FILE, RUN_FILE};
 use reel_train::metrics::StepMetrics;
@@ -33,6 +33,10 @@ impl TrainingRun {
         let log = folder.join(METRICS_FILE);
         let lines = read_matching_lines(&log, |_: &StepMetrics| true)?;
         let steps: Vec<StepMetrics> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        if count_lines(&log)? > steps.len() {
+            let (path, line) = (log.display(), steps.len() + 1);
+            reel_diagnostic::note!("{path}: line {line} is damaged: it and the lines after it are left out");
+        }
         if steps.is_empty() {
             let help = "give the output folder of a run that has finished a step";
             return Err(ReportError::Run(Diagnostic::new(log.display().to_string(), "has no steps", help)));

@@ -129,6 +129,21 @@ pub fn read_matching_lines<T: DeserializeOwned>(path: &Path, keep: impl Fn(&T) -
     Ok(lines)
 }
 
+/// Returns the number of lines of a log, damaged ones included. A missing file has no lines.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn count_lines(path: &Path) -> Result<usize> {
+    match input::open_regular_file(path) {
+        Ok(file) => BufReader::new(file)
+            .split(b'\n')
+            .try_fold(0, |count, line| line.map(|_| count + 1))
+            .map_err(|e| FileError::cannot_read(path, &e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(0),
+        Err(e) => Err(FileError::cannot_read(path, &e)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,7 +171,7 @@ mod tests {
         for cut in [bytes.len(), bytes.len() - 1, bytes.len() - 20, bytes.len() / 4 * 3 + 1] {
             std::fs::write(&broken, &bytes[..cut]).unwrap();
             let kept = read_matching_lines(&broken, |m: &Line| m.step <= 2).unwrap();
-            assert_eq!(kept.len(), 2);
+            assert_eq!((kept.len(), count_lines(&broken).unwrap()), (2, 4));
             let mut log = JsonlLog::resume(&broken, &kept).unwrap();
             (3..=5).for_each(|n| log.append(&line(n)).unwrap());
             log.sync().unwrap();
@@ -174,6 +189,7 @@ mod tests {
     fn missing_log_is_empty_and_missing_folder_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         assert!(read_matching_lines(&dir.path().join("x"), |_: &Line| true).unwrap().is_empty());
+        assert_eq!(count_lines(&dir.path().join("x")).unwrap(), 0);
         let e = JsonlLog::create(&dir.path().join("no/x")).unwrap_err().to_string();
         assert!(e.contains("no/x: cannot be written: the folder ") && e.contains(" does not exist; "), "{e}");
     }

@@ -98,14 +98,18 @@ pub(crate) async fn create_completion(
     checked.answer(&shared, log, prompts, DEFAULT_NEW_TOKENS).await
 }
 
-/// Takes out `suffix` and `best_of`, which only the completions API has. They are accepted only with values that have
-/// no effect.
+/// Takes out `suffix`, `best_of` and `echo`, which only the completions API has. They are accepted only with values that
+/// have no effect.
 fn take_without_effect(fields: &mut RequestFields) -> Result<(), ApiError> {
     if fields.take_field::<String>("suffix", "a text")?.is_some_and(|suffix| !suffix.is_empty()) {
         return Err(wrong_field("suffix", "is not supported", "remove it"));
     }
     if fields.take_field::<u64>("best_of", "a whole number")?.is_some_and(|best_of| best_of != 1) {
         return Err(wrong_field("best_of", "is not supported", "remove it; n gives several completions"));
+    }
+    if fields.take_field::<bool>("echo", "true or false")? == Some(true) {
+        let help = "remove it; prompt_logprobs gives the log-probabilities of the prompt";
+        return Err(wrong_field("echo", "is not supported", help));
     }
     Ok(())
 }

@@ -161,7 +161,7 @@ pub(crate) async fn unknown_path(uri: Uri) -> ApiError {
 /// The answer to a request with a method that the path does not accept.
 pub(crate) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
     let what = format!("does not take {method}");
-    let message = Diagnostic::new(uri.path(), what, "use POST to generate, GET to read").to_string();
+    let message = Diagnostic::new(uri.path(), what, "/docs lists the methods of each path").to_string();
     ApiError {
         status: StatusCode::METHOD_NOT_ALLOWED,
         code: "method_not_allowed",
