@@ -9,14 +9,18 @@ use reel_runs::config_file::ConfigFile;
 use reel_runs::{foreign_options, option_names};
 use serde_json::Value;
 
-use super::translation::{CommandTranslation, OptionSetting, TrainedWeights};
+use super::translation::{CommandTranslation, OptionSetting, PartValue, TrainedWeights};
 use super::words::GivenOption;
 
 /// Translates the file of `--config`. A file of sft or grpo is left for the command to read if it cannot be read
 /// here, or if neither the file nor the command line has an option of another program.
 pub fn read_config_file(t: &mut CommandTranslation) {
     let trains = ["sft", "grpo"].contains(&t.command.as_str());
-    let path = if trains { t.option_value("config").map(str::to_string) } else { t.parts.remove("config_file") };
+    let path = if trains {
+        t.option_value("config").map(str::to_string)
+    } else {
+        t.parts.remove("config_file").map(|part| part.value)
+    };
     let Some(path) = path else { return };
     let file = match ConfigFile::read(Path::new(&path)) {
         Ok(file) => file,
@@ -83,7 +87,7 @@ pub fn read_config_file(t: &mut CommandTranslation) {
 /// The settings from the command line. They override those of the configuration file.
 struct CommandLineSettings {
     settings: Vec<OptionSetting>,
-    parts: BTreeMap<&'static str, String>,
+    parts: BTreeMap<&'static str, PartValue>,
     weights: TrainedWeights,
 }
 
@@ -97,11 +101,9 @@ impl CommandLineSettings {
         lost.extend(t.settings.iter().filter(loses).map(|setting| setting.shown.clone()));
         t.settings.retain(|setting| above(&setting.name).is_none());
         t.settings.extend(settings);
-        for (part, value) in &parts {
-            let below = t.parts.get(part).filter(|below| *below != value && !part.ends_with("_shown"));
-            if below.is_some() {
-                let shown = t.parts.iter().find(|(name, _)| **name == format!("{part}_shown"));
-                lost.push(shown.map_or(part.to_string(), |(_, shown)| shown.clone()));
+        for (name, part) in &parts {
+            if let Some(below) = t.parts.get(name).filter(|below| below.value != part.value) {
+                lost.push(below.shown.clone());
             }
         }
         t.parts.extend(parts);

@@ -1,7 +1,7 @@
 //! Environment variables that other training programs read, and the translation of their batch sizes, which depend on
 //! the number of processes.
 
-use super::translation::CommandTranslation;
+use super::translation::{CommandTranslation, PartValue};
 use super::{TranslationOutcome, message, peers, totals};
 
 /// Environment variables of ms-swift and qwen-vl-utils, each with the option of reel that has the same meaning.
@@ -75,10 +75,10 @@ pub fn translate_batch_size(t: &mut CommandTranslation) {
     if t.command == "grpo" {
         group_batch(t, program);
     }
-    if let Some(rows) = t.parts.remove("global_batch").and_then(|n| n.parse::<u64>().ok()) {
+    if let Some(rows) = t.parts.remove("global_batch").and_then(|part| part.value.parse::<u64>().ok()) {
         // By default, a micro-batch of verl has four rows.
         let rows_per_micro_batch = t.option_number("per_device_train_batch_size").unwrap_or(4.0).max(1.0) as u64;
-        t.parts.insert("processes_counted", String::new());
+        t.mark("processes_counted");
         t.replace_option("per_device_train_batch_size", &rows_per_micro_batch.to_string(), "batch");
         let steps = rows.div_ceil(rows_per_micro_batch).max(1);
         t.replace_option("gradient_accumulation_steps", &steps.to_string(), "batch");
@@ -154,10 +154,10 @@ fn count_optimizer_steps(t: &mut CommandTranslation, steps_per_rollout: u64) -> 
 
 fn group_batch(t: &mut CommandTranslation, program: &'static str) {
     let group = t.option_number("num_generations").unwrap_or(8.0).max(2.0) as u64;
-    if let Some(prompts) = t.parts.remove("prompts_per_step").and_then(|n| n.parse::<u64>().ok()) {
-        let rollout = t.parts.remove("prompts_per_rollout").and_then(|n| n.parse::<u64>().ok());
-        let shown = t.parts.remove("prompts_per_rollout_shown").unwrap_or_default();
-        if let Some(rollout) = rollout.filter(|rollout| *rollout != prompts) {
+    if let Some(prompts) = t.parts.remove("prompts_per_step").and_then(|part| part.value.parse::<u64>().ok()) {
+        let rollout = t.parts.remove("prompts_per_rollout");
+        let of_rollout = |part: PartValue| Some((part.value.parse::<u64>().ok()?, part.shown));
+        if let Some((rollout, shown)) = rollout.and_then(of_rollout).filter(|(rollout, _)| *rollout != prompts) {
             let steps = rollout.div_ceil(prompts.max(1));
             let what = format!("samples {rollout} prompts at once for {steps} steps");
             let help = format!("leave this option out: reel samples before each step, here {prompts} prompts");
@@ -172,7 +172,7 @@ fn group_batch(t: &mut CommandTranslation, program: &'static str) {
         }
         return set_groups(t, group, prompts);
     }
-    if let Some(prompts) = t.parts.remove("prompts_per_rollout").and_then(|n| n.parse::<u64>().ok()) {
+    if let Some(prompts) = t.parts.remove("prompts_per_rollout").and_then(|part| part.value.parse::<u64>().ok()) {
         return set_groups(t, group, prompts);
     }
     let given = t.option_number("per_device_train_batch_size").map(|n| n as u64);
@@ -192,7 +192,7 @@ fn group_batch(t: &mut CommandTranslation, program: &'static str) {
         true if of_r1v => (rows.saturating_mul(steps), "R1-V and Visual-RFT count prompts, TRL counts completions"),
         true => (rows.saturating_mul(steps), "Video-R1 and VideoRFT count prompts, TRL counts completions"),
         false => {
-            t.parts.insert("processes_counted", String::new());
+            t.mark("processes_counted");
             let all = rows.saturating_mul(steps).saturating_mul(processes);
             // The batch must have at least one micro-batch for each process of the launcher.
             let fewest = t.surroundings.processes.max(1) as u64;
@@ -230,7 +230,7 @@ fn is_off(value: &Option<String>) -> bool {
 
 /// Sets the batch size of a step of `prompts` prompts whose micro-batches have one group each.
 fn set_groups(t: &mut CommandTranslation, group: u64, prompts: u64) {
-    t.parts.insert("processes_counted", String::new());
+    t.mark("processes_counted");
     t.replace_option("per_device_train_batch_size", &group.to_string(), "batch");
     t.replace_option("gradient_accumulation_steps", &prompts.max(1).to_string(), "batch");
     t.notes.push(format!(

@@ -53,7 +53,7 @@ pub fn set_default_output_folder(t: &mut CommandTranslation) {
     if t.is_set("out") || t.is_set("config") || t.is_set("check_data") {
         return;
     }
-    let name = t.parts.remove("experiment_name");
+    let name = t.parts.remove("experiment_name").map(|part| part.value);
     let folder = match most_likely_program(t) {
         "swift" => "output".to_string(),
         "trl" => "trainer_output".to_string(),
@@ -85,13 +85,13 @@ pub fn note_different_defaults(t: &mut CommandTranslation) {
             match option.option {
                 // The program's LoRA defaults apply only to a command that does not switch LoRA on or off.
                 "lora_r" => t.weights.lora.is_none(),
-                "freeze_vision" => t.weights.tower_frozen.is_none(),
-                "freeze_llm" => t.weights.decoder_frozen.is_none() && !has_adapter,
+                "freeze_vision" => t.weights.tower.is_none(),
+                "freeze_llm" => t.weights.decoder.is_none() && !has_adapter,
                 "warmup_ratio" => !t.is_set("warmup_steps"),
                 "max_pixels" | "min_pixels" => !t.is_set(&format!("image_{}", option.option)),
                 "fps" => !t.is_set("nframes"),
                 "-" if option.words.starts_with("lora_enable") => {
-                    has_adapter && (t.weights.tower_frozen.is_none() || t.weights.merger_frozen.is_none())
+                    has_adapter && (t.weights.tower.is_none() || t.weights.merger.is_none())
                 }
                 "-" => {
                     let name = option.words.split([' ', ':']).next().unwrap_or_default();

@@ -20,12 +20,12 @@ struct Place {
 /// Translates the data set names in `--data` into reel's syntax.
 pub fn translate_data_set_names(t: &mut CommandTranslation) {
     let folder = t.parts.remove("dataset_dir");
-    let folder_shown = t.parts.remove("dataset_dir_shown").unwrap_or_default();
     let Some(setting) = t.settings.iter().find(|setting| setting.name == "data").cloned() else { return };
     let text = setting.values.join(",");
     let names_a_set = t.read.iter().any(|(name, _)| name == "dataset");
     let uses_names = names_a_set && peers::most_likely_program(t) == "llamafactory";
-    let info = DatasetInfo::read(folder.as_deref().unwrap_or("data")).filter(|_| folder.is_some() || uses_names);
+    let info = DatasetInfo::read(folder.as_ref().map_or("data", |folder| &folder.value))
+        .filter(|_| folder.is_some() || uses_names);
     if exists(&text) {
         return t.replace_option("data", &text, &setting.shown);
     }
@@ -38,7 +38,7 @@ pub fn translate_data_set_names(t: &mut CommandTranslation) {
         }
         let is_name = !exists(part) && !part.contains(['/', '.', '#', '@', ':']);
         if is_name && (folder.is_some() || uses_names) {
-            let shown = if folder.is_some() { &folder_shown } else { &setting.shown };
+            let shown = folder.as_ref().map_or(&setting.shown, |folder| &folder.shown);
             let what = format!("has no dataset_info.json with the data set {part}");
             t.refuse_option(shown, &what, "give the data file itself in place of DATA in the command below");
             paths.push("DATA".into());

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::environment::MEDIA_VARIABLES;
 use super::rules::listed_values;
-use super::translation::CommandTranslation;
+use super::translation::{CommandTranslation, PartValue};
 use super::words::GivenOption;
 
 /// Applies a rule for data options; returns `false` if `rule` is not one of them.
@@ -14,22 +14,12 @@ pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Com
         // The data set that this configuration or split belongs to may come later on the command line.
         "dataset_part" => {
             let part = if given.name.ends_with("split") { "data_split" } else { "data_config" };
-            t.parts.insert(part, listed_values(given).join(","));
-            t.parts.insert(
-                if part == "data_split" { "data_split_shown" } else { "data_config_shown" },
-                given.text_for_messages(),
-            );
+            t.keep(part, listed_values(given).join(","), given);
         }
         // VLM-R1's list of data files, separated by colons. VLM-R1 ignores --dataset-name if this list is given.
-        "data_files" => {
-            t.parts.insert("data_files", value.replace(':', ","));
-            t.parts.insert("data_files_shown", given.text_for_messages());
-        }
+        "data_files" => t.keep("data_files", value.replace(':', ","), given),
         // The data file of Open-R1-Video and Time-R1, which then ignore --dataset_name.
-        "data_file" => {
-            t.parts.insert("data_files", value.to_string());
-            t.parts.insert("data_files_shown", given.text_for_messages());
-        }
+        "data_file" => t.keep("data_files", value.to_string(), given),
         // A list of files in Hydra's or Python's syntax, or one file.
         "data_list" => t.set_option("data", vec![listed_values(given).join(",")], given),
         "media_folders" => {
@@ -44,14 +34,8 @@ pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Com
             }
         }
         // If the command also names a model, this is a name for the served model; otherwise it is the model.
-        "model_name" => {
-            t.parts.insert("model_name", value.to_string());
-            t.parts.insert("model_name_shown", given.text_for_messages());
-        }
-        "dataset_dir" => {
-            t.parts.insert("dataset_dir", value.to_string());
-            t.parts.insert("dataset_dir_shown", given.text_for_messages());
-        }
+        "model_name" => t.keep("model_name", value.to_string(), given),
+        "dataset_dir" => t.keep("dataset_dir", value.to_string(), given),
         "dataset_kwargs" => dataset_kwargs(value, given, t),
         _ => return false,
     }
@@ -185,11 +169,11 @@ fn with_parts(
 /// names.
 pub fn combine_data_set_options(t: &mut CommandTranslation) {
     if let Some(files) = t.parts.remove("data_files") {
-        let shown = t.parts.remove("data_files_shown").unwrap_or_default();
-        t.replace_option("data", &files, &shown);
+        t.replace_option("data", &files.value, &files.shown);
     }
     let (config, split) = (t.parts.remove("data_config"), t.parts.remove("data_split"));
-    let shown = t.parts.remove("data_split_shown").or(t.parts.remove("data_config_shown")).unwrap_or_default();
+    let shown = split.as_ref().or(config.as_ref()).map(|part| part.shown.clone()).unwrap_or_default();
+    let (config, split) = (config.map(|part| part.value), split.map(|part| part.value));
     let split = split.filter(|split| split != "train");
     if config.is_some() || split.is_some() {
         let data = t.settings.iter().find(|setting| setting.name == "data").cloned();
@@ -202,8 +186,7 @@ pub fn combine_data_set_options(t: &mut CommandTranslation) {
             t.replace_option("data", &place, &data.shown);
         }
     }
-    let Some(name) = t.parts.remove("model_name") else { return };
-    let shown = t.parts.remove("model_name_shown").unwrap_or_default();
+    let Some(PartValue { value: name, shown }) = t.parts.remove("model_name") else { return };
     match t.command.as_str() {
         _ if !t.is_set("model") => t.add_option("model", vec![name], &shown),
         "serve" => t.add_option("served_model_name", vec![name], &shown),

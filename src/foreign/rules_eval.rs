@@ -25,7 +25,7 @@ pub fn apply_eval_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Com
         "eval_file_name" => {
             t.set_option("out", vec![format!("eval_results/{value}")], given);
             t.set_option("benchmark", vec!["all".into()], given);
-            t.parts.insert("eval_data", "src/r1-v/Evaluation".into());
+            t.keep("eval_data", "src/r1-v/Evaluation".into(), given);
             t.count_option_of_programs(&["video-r1"]);
         }
         "model_args" => model_args(value, t),
@@ -41,9 +41,8 @@ pub fn apply_eval_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Com
             t.set_option("model", given.values.first().cloned().into_iter().collect(), given);
         }
         "reuse" => t.set_option("resume", Vec::new(), given),
-        "bench_host" | "bench_port" => {
-            t.parts.insert(if rule == "bench_host" { "host" } else { "port" }, value.to_string());
-        }
+        "bench_host" => t.keep("host", value.to_string(), given),
+        "bench_port" => t.keep("port", value.to_string(), given),
         "bench_backend" => {
             let api = match value {
                 "openai-chat" | "sglang-oai-chat" | "vllm-chat" => "chat",
@@ -53,7 +52,7 @@ pub fn apply_eval_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Com
                     return refuse(t, given, "is not an API that reel measures", help);
                 }
             };
-            t.parts.insert("endpoint", api.to_string());
+            t.keep("endpoint", api.to_string(), given);
         }
         "bench_result" => {
             let key = match given.name.as_str() {
@@ -61,7 +60,7 @@ pub fn apply_eval_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Com
                 "result_filename" => "result_filename",
                 _ => "save_result",
             };
-            t.parts.insert(key, value.to_string());
+            t.keep(key, value.to_string(), given);
         }
         "extra_body" => {
             let before = t.remove_option("extra_body").and_then(|setting| setting.values.first().cloned());
@@ -80,7 +79,7 @@ fn refuse(t: &mut CommandTranslation, given: &GivenOption, what: &str, help: &st
 
 /// Translates `--model_args` of lmms-eval: `NAME=VALUE,…`.
 fn model_args(value: &str, t: &mut CommandTranslation) {
-    t.parts.insert("model_args", String::new());
+    t.mark("model_args");
     // If `fps` is given as well, lmms-eval's number of frames is a maximum.
     let has_rate = value.split(',').any(|pair| pair.starts_with("fps=") && !pair.ends_with('='));
     let frames = if has_rate { "max_frames" } else { "nframes" };
@@ -89,7 +88,7 @@ fn model_args(value: &str, t: &mut CommandTranslation) {
         let part =
             GivenOption { name: name.into(), written: format!("--model_args {name}"), values: vec![value.into()] };
         match name {
-            "pretrained" | "model" | "model_path" => drop(t.parts.insert("pretrained", value.into())),
+            "pretrained" | "model" | "model_path" => t.keep("pretrained", value.into(), &part),
             "base_url" | "azure_openai_api_base" => t.set_option("endpoint", vec![value.into()], &part),
             "model_version" | "model_name" => t.set_option("endpoint_model", vec![value.into()], &part),
             "max_num_frames" | "max_frame_num" | "max_frames_num" => t.set_option(frames, vec![value.into()], &part),
@@ -184,5 +183,5 @@ fn vlmevalkit_data(given: &GivenOption, t: &mut CommandTranslation) {
         t.set_option(option, vec![number], given);
     }
     benchmarks(&same.join(","), given, t);
-    t.parts.insert("vlmevalkit", String::new());
+    t.mark("vlmevalkit");
 }

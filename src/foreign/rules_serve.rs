@@ -10,11 +10,8 @@ pub fn apply_serve_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Co
     match rule {
         // Only the tokenizer of the model's own folder is accepted. The model may come later on the command line, so
         // the check is made after all options are read.
-        "tokenizer" => {
-            t.parts.insert("tokenizer", value.to_string());
-            t.parts.insert("tokenizer_shown", given.text_for_messages());
-        }
-        "config_file" => drop(t.parts.insert("config_file", value.to_string())),
+        "tokenizer" => t.keep("tokenizer", value.to_string(), given),
+        "config_file" => t.keep("config_file", value.to_string(), given),
         "mm_processor_kwargs" => each_field(given, t, |name, value, t| processor_field(name, value, given, t)),
         "media_io_kwargs" => each_field(given, t, |kind, value, t| match (kind, value) {
             ("video", Value::Object(fields)) => {

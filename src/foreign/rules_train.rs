@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::rules::listed_values;
-use super::translation::{CommandTranslation, OptionSetting};
+use super::translation::{CommandTranslation, OptionSetting, PartValue};
 use super::words::GivenOption;
 
 /// Applies a rule for training options; returns `false` if `rule` is not one of them.
@@ -39,8 +39,7 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Co
         // How many epochs the run has is known only after all options are read.
         "save_each_epoch" => {
             let count = if given.name == "saves_per_epoch" { value } else { "1" };
-            t.parts.insert("saves_per_epoch", count.to_string());
-            t.parts.insert("saves_per_epoch_shown", given.text_for_messages());
+            t.keep("saves_per_epoch", count.to_string(), given);
         }
         "logging_steps" => match number {
             Some(share) if share > 0.0 && share < 1.0 => {
@@ -50,38 +49,35 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Co
             _ => t.set_option("logging_steps", vec![value.trim_end_matches(".0").into()], given),
         },
         "eval_steps" => {
-            t.parts.insert("eval_steps", value.to_string());
-            t.parts.insert("eval_steps_shown", given.written.clone());
+            // This option is named in messages without its value.
+            t.parts.insert("eval_steps", PartValue { value: value.to_string(), shown: given.written.clone() });
         }
         "report_to" => report_to(given, t),
         "experiment_name" => {
             t.set_option("run_name", vec![value.into()], given);
-            t.parts.insert("experiment_name", value.to_string());
+            t.keep("experiment_name", value.to_string(), given);
         }
         "lora" => t.weights.lora = Some(is_true || value.eq_ignore_ascii_case("lora") || given.name.ends_with("type")),
         "full" => t.weights.lora = Some(false),
         "lora_targets" => lora_targets(given, t),
         "all_linear" => {
-            t.parts.insert("all_linear", given.text_for_messages());
-            t.parts.insert("all_linear_own", String::new());
+            t.keep("all_linear", String::new(), given);
+            t.mark("all_linear_own");
         }
         "lora_exclusions" => lora_exclusions(given, t),
         // Another option may exclude the vision tower from LoRA, so this option is evaluated after all options are
         // read.
         "vision_lora" => {
             if is_true {
-                t.parts.insert("vision_lora", given.text_for_messages());
+                t.keep("vision_lora", String::new(), given);
             }
         }
-        "max_epochs" => {
-            t.parts.insert("max_epochs", value.to_string());
-            t.parts.insert("max_epochs_shown", given.text_for_messages());
-        }
+        "max_epochs" => t.keep("max_epochs", value.to_string(), given),
         // LLaMA-Factory then trains the merger alone, whatever the options that freeze parts say.
-        "merger_only" => drop(t.parts.insert("merger_only", given.text_for_messages())),
+        "merger_only" => t.keep("merger_only", String::new(), given),
         "freezing" => freezing(given, is_true, t),
         "reward_funcs" => {
-            let before = t.parts.remove("reward_funcs");
+            let before = t.parts.remove("reward_funcs").map(|part| part.value);
             // If a list is given several times, Python's argument parsers keep the last one. With reel's own option
             // name, the lists are joined.
             let adds = given.written == "--reward-funcs";
@@ -94,13 +90,11 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Co
                 ));
             }
             let before = before.filter(|_| adds).map(|names| names + ",").unwrap_or_default();
-            t.parts.insert("reward_funcs", before + &listed_values(given).join(","));
-            t.parts.insert("reward_funcs_shown", given.text_for_messages());
+            t.keep("reward_funcs", before + &listed_values(given).join(","), given);
         }
         "reward_weights" => {
             t.is_changed |= given.values.len() > 1;
-            t.parts.insert("reward_weights", listed_values(given).join(","));
-            t.parts.insert("reward_weights_shown", given.text_for_messages());
+            t.keep("reward_weights", listed_values(given).join(","), given);
         }
         "checkpointing" => {
             t.set_option("gradient_checkpointing", vec![if is_true { "full" } else { "none" }.into()], given);
@@ -114,32 +108,17 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Co
                 "use --lr-scheduler-type linear, cosine or constant",
             ),
         },
-        "prompts_per_rollout" => {
-            t.parts.insert("prompts_per_rollout", value.to_string());
-            t.parts.insert("prompts_per_rollout_shown", given.text_for_messages());
-        }
-        "prompts_per_step" => {
-            t.parts.insert("prompts_per_step", value.to_string());
-        }
+        "prompts_per_rollout" => t.keep("prompts_per_rollout", value.to_string(), given),
+        "prompts_per_step" => t.keep("prompts_per_step", value.to_string(), given),
         // In SFT, verl's batch size is the number of rows of a step.
-        "global_batch" => {
-            t.parts.insert("global_batch", value.to_string());
-        }
+        "global_batch" => t.keep("global_batch", value.to_string(), given),
         "zero_stage" => zero_stage(value, given, t),
-        "dual_clip" => {
-            t.parts.insert("dual_clip", given.text_for_messages());
-            t.parts.insert("dual_clip_name", given.written.clone());
-        }
-        "use_kl_loss" => {
-            t.parts.insert("use_kl_loss", is_true.to_string());
-            t.parts.insert("use_kl_loss_shown", given.text_for_messages());
-        }
+        "dual_clip" => t.keep("dual_clip", given.written.clone(), given),
+        "use_kl_loss" => t.keep("use_kl_loss", is_true.to_string(), given),
         "kl_penalty" => {
             // verl has separate KL estimators for the loss and for the reward.
             let is_of_loss = given.name.ends_with("kl_loss_type");
-            t.parts.insert(if is_of_loss { "kl_loss_type" } else { "kl_penalty" }, value.to_string());
-            t.parts
-                .insert(if is_of_loss { "kl_loss_type_shown" } else { "kl_penalty_shown" }, given.text_for_messages());
+            t.keep(if is_of_loss { "kl_loss_type" } else { "kl_penalty" }, value.to_string(), given);
         }
         "kl_in_reward" => {
             if is_true {
@@ -149,14 +128,12 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Co
         "kl_coef" => {
             // Older configuration files of EasyR1 have one KL coefficient for the loss and one for the reward.
             let is_of_loss = given.name.ends_with("kl_loss_coef");
-            t.parts.insert(if is_of_loss { "kl_loss_coef" } else { "kl_coef" }, value.to_string());
-            let shown = if is_of_loss { "kl_loss_coef_shown" } else { "kl_coef_shown" };
-            t.parts.insert(shown, given.text_for_messages());
+            t.keep(if is_of_loss { "kl_loss_coef" } else { "kl_coef" }, value.to_string(), given);
         }
         "disable_kl" => {
             let switches_off = is_true == given.name.ends_with("disable_kl");
             if switches_off {
-                t.parts.insert("no_kl", given.text_for_messages());
+                t.keep("no_kl", String::new(), given);
             }
         }
         _ => return false,
@@ -239,10 +216,10 @@ fn lora_exclusions(given: &GivenOption, t: &mut CommandTranslation) {
         None => t.harmless.push((given.written.clone(), "layers that get no adapter")),
     }
     if names.iter().any(|name| is_tower(name)) {
-        t.parts.insert("tower_excluded", String::new());
+        t.mark("tower_excluded");
     }
     if names.iter().any(|name| name.ends_with("merger")) {
-        t.parts.insert("merger_excluded", given.text_for_messages());
+        t.keep("merger_excluded", String::new(), given);
     }
 }
 
@@ -254,9 +231,9 @@ fn lora_targets(given: &GivenOption, t: &mut CommandTranslation) {
         listed_values(given).iter().flat_map(|text| text.split(',').map(|name| name.trim().to_string())).collect();
     if names.iter().any(|name| ["all", "all-linear", "all_linear"].contains(&name.as_str())) {
         // Whether the vision tower is frozen is known only after all options are read.
-        t.parts.insert("all_linear", given.text_for_messages());
+        t.keep("all_linear", String::new(), given);
         if given.name == "lora_target_modules" && given.written.starts_with("--lora-") {
-            t.parts.insert("all_linear_own", String::new());
+            t.mark("all_linear_own");
         }
         return;
     }
@@ -276,18 +253,15 @@ fn freezing(given: &GivenOption, is_true: bool, t: &mut CommandTranslation) {
     let frozen = if name.starts_with("tune_") || name.starts_with("unfreeze_") { !is_true } else { is_true };
     let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
     if ends(&["llm", "language_model"]) {
-        t.weights.decoder_frozen = Some(frozen);
-        t.weights.decoder_shown = given.text_for_messages();
+        t.weights.decoder = Some((frozen, given.text_for_messages()));
     } else if ends(&["aligner", "merger", "projector", "mlp"]) {
-        t.weights.merger_frozen = Some(frozen);
-        t.weights.merger_shown = given.text_for_messages();
+        t.weights.merger = Some((frozen, given.text_for_messages()));
     } else {
-        t.weights.tower_frozen = Some(frozen);
-        t.weights.tower_shown = given.text_for_messages();
+        t.weights.tower = Some((frozen, given.text_for_messages()));
     }
     if name == "freeze_vision" {
         // The option `--freeze-vision` of reel also freezes the merger.
-        t.weights.merger_frozen = t.weights.merger_frozen.or(Some(frozen));
+        t.weights.merger.get_or_insert((frozen, String::new()));
     }
 }
 

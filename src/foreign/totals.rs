@@ -1,7 +1,7 @@
 //! Translates what several options of another program set together, after all options are read: the trained weights,
 //! the batch size, the rewards, the server's address.
 
-use super::translation::CommandTranslation;
+use super::translation::{CommandTranslation, PartValue};
 use super::{environment, peers, places, rules_data, weights};
 
 /// Combines options that depend on each other, after all options have been read.
@@ -48,8 +48,7 @@ pub fn combine_options(t: &mut CommandTranslation) {
 
 /// Translates ms-swift's `max_epochs`, which ends a run before its `num_train_epochs` epochs.
 fn epochs(t: &mut CommandTranslation) {
-    let Some(most) = t.parts.remove("max_epochs") else { return };
-    let shown = t.parts.remove("max_epochs_shown").unwrap_or_default();
+    let Some(PartValue { value: most, shown }) = t.parts.remove("max_epochs") else { return };
     // In OpenRLHF, `max_epochs` is the number of passes over a rollout.
     if peers::most_likely_program(t) == "openrlhf" {
         return t.add_option("num_iterations", vec![most], &shown);
@@ -72,8 +71,7 @@ fn epochs(t: &mut CommandTranslation) {
 /// Axolotl's `saves_per_epoch`). The other programs then ignore `save_steps`. reel counts steps, and writes a checkpoint
 /// at the end, which is the only one of a run of one epoch.
 fn checkpoints_of_epochs(t: &mut CommandTranslation) {
-    let Some(per_epoch) = t.parts.remove("saves_per_epoch") else { return };
-    let shown = t.parts.remove("saves_per_epoch_shown").unwrap_or_default();
+    let Some(PartValue { value: per_epoch, shown }) = t.parts.remove("saves_per_epoch") else { return };
     if let Some(setting) = t.remove_option("save_steps") {
         t.harmless.push((setting.shown, "intervals of checkpoints, which the other program ignores: it counts epochs"));
     }
@@ -128,8 +126,7 @@ fn resume(t: &mut CommandTranslation) {
 /// of the evaluation interval; other programs do so only on request. If the intervals do not fit, the selection is
 /// switched off.
 fn evaluation_of_training(t: &mut CommandTranslation) {
-    let Some(steps) = t.parts.remove("eval_steps") else { return };
-    let shown = t.parts.remove("eval_steps_shown").unwrap_or_default();
+    let Some(PartValue { value: steps, shown }) = t.parts.remove("eval_steps") else { return };
     let validates = t.is_set("val_size") || t.is_set("eval_file");
     let is_share = steps.parse::<f64>().is_ok_and(|steps| steps > 0.0 && steps < 1.0);
     if t.is_foreign && validates && is_share {
@@ -152,24 +149,22 @@ fn evaluation_of_training(t: &mut CommandTranslation) {
 /// the weight 0.
 fn rewards(t: &mut CommandTranslation) {
     let weights = t.parts.remove("reward_weights");
-    let weights_shown = t.parts.remove("reward_weights_shown").unwrap_or_default();
-    let Some(names) = t.parts.remove("reward_funcs") else {
+    let Some(PartValue { value: names, shown }) = t.parts.remove("reward_funcs") else {
         if let Some(weights) = weights {
-            t.add_option("reward_weights", vec![weights], &weights_shown);
+            t.add_option("reward_weights", vec![weights.value], &weights.shown);
         }
         return;
     };
-    let shown = t.parts.remove("reward_funcs_shown").unwrap_or_default();
     if names.contains(':') {
         // The list names functions in Python files, and may also name rewards of reel.
         let names: Vec<&str> = names.split(',').map(|name| own_reward(name).unwrap_or(name)).collect();
         t.add_option("reward_funcs", vec![names.join(",")], &shown);
         if let Some(weights) = weights {
-            t.add_option("reward_weights", vec![weights], &weights_shown);
+            t.add_option("reward_weights", vec![weights.value], &weights.shown);
         }
         return;
     }
-    let numbers: Vec<String> = weights.iter().flat_map(|text| text.split(',').map(str::to_string)).collect();
+    let numbers: Vec<String> = weights.iter().flat_map(|part| part.value.split(',').map(str::to_string)).collect();
     let mut chosen: Vec<(&str, String)> = Vec::new();
     for (at, name) in names.split(',').filter(|name| !name.is_empty()).enumerate() {
         let weight = numbers.get(at).cloned().unwrap_or_else(|| "1".into());
@@ -206,13 +201,13 @@ fn own_reward(name: &str) -> Option<&'static str> {
 /// estimator.
 fn divergence(t: &mut CommandTranslation) {
     let is_easyr1 = peers::most_likely_program(t) == "easyr1";
-    let of_reward = (t.parts.remove("kl_coef"), t.parts.remove("kl_coef_shown"));
-    let of_loss = (t.parts.remove("kl_loss_coef"), t.parts.remove("kl_loss_coef_shown"));
-    let (coefficient, shown) = if of_loss.0.is_some() { of_loss } else { of_reward };
-    let shown = shown.unwrap_or_default();
-    let in_loss = t.parts.remove("use_kl_loss").map(|value| value == "true");
-    let in_loss_shown = t.parts.remove("use_kl_loss_shown").unwrap_or_default();
-    let no_kl = t.parts.remove("no_kl");
+    let (of_reward, of_loss) = (t.parts.remove("kl_coef"), t.parts.remove("kl_loss_coef"));
+    let (coefficient, shown) = of_loss.or(of_reward).map(|part| (part.value, part.shown)).unzip();
+    let shown: String = shown.unwrap_or_default();
+    let in_loss = t.parts.remove("use_kl_loss").map(|part| (part.value == "true", part.shown));
+    let (in_loss, in_loss_shown): (_, Option<String>) = in_loss.unzip();
+    let in_loss_shown = in_loss_shown.unwrap_or_default();
+    let no_kl = t.parts.remove("no_kl").map(|part| part.shown);
     // Without the KL loss, verl has no KL term (its KL reward is refused by another rule), but EasyR1 puts the KL
     // term into the reward.
     let off = no_kl.clone().or((in_loss == Some(false) && !is_easyr1).then(|| in_loss_shown.clone()));
@@ -235,16 +230,12 @@ fn divergence(t: &mut CommandTranslation) {
         t.refuse_option(&kl_shown, "puts the KL term into the reward, but reel has it in the loss", "use --beta");
     }
     let (of_loss, of_reward) = (t.parts.remove("kl_loss_type"), t.parts.remove("kl_penalty"));
-    let of_loss_shown = t.parts.remove("kl_loss_type_shown");
-    let of_reward_shown = t.parts.remove("kl_penalty_shown");
-    let is_of_reward = is_easyr1 && of_loss.is_none();
-    let (estimator, estimator_shown) =
-        if is_of_reward { (of_reward, of_reward_shown) } else { (of_loss, of_loss_shown) };
-    let is_other = estimator.is_some_and(|name| !["low_var_kl", "k3"].contains(&name.as_str()));
-    if off.is_none() && !in_reward && is_other {
+    let estimator = if is_easyr1 { of_loss.or(of_reward) } else { of_loss };
+    let other = estimator.filter(|part| !["low_var_kl", "k3"].contains(&part.value.as_str()));
+    if let Some(other) = other.filter(|_| off.is_none() && !in_reward) {
         let what = "is not reel's estimate of the KL term, which is low_var_kl (k3)";
         let help = "leave this option out, or use --beta 0 for no KL term";
-        t.refuse_option(&estimator_shown.unwrap_or_default(), what, help);
+        t.refuse_option(&other.shown, what, help);
     }
     match (off, coefficient) {
         (Some(shown), _) if !t.is_set("beta") => t.add_option("beta", vec!["0".into()], &shown),
@@ -273,8 +264,7 @@ fn long_prompts(t: &mut CommandTranslation) {
 /// for each step, and the ratio is 1 in the first step after a rollout. The bound therefore has an effect only if
 /// `--num-iterations` exceeds 1.
 fn second_bound(t: &mut CommandTranslation) {
-    let Some(shown) = t.parts.remove("dual_clip") else { return };
-    let name = t.parts.remove("dual_clip_name").unwrap_or_default();
+    let Some(PartValue { value: name, shown }) = t.parts.remove("dual_clip") else { return };
     match t.option_number("num_iterations").is_some_and(|n| n > 1.0) {
         true => {
             let what = "is a second bound of the probability ratio, which changes a loss if --num-iterations exceeds 1";
@@ -317,10 +307,9 @@ fn server(t: &mut CommandTranslation) {
         }
     }
     let tokenizer = t.parts.remove("tokenizer");
-    let shown = t.parts.remove("tokenizer_shown").unwrap_or_default();
-    if tokenizer.is_some_and(|folder| t.option_value("model") != Some(folder.as_str())) {
+    if let Some(folder) = tokenizer.filter(|folder| t.option_value("model") != Some(folder.value.as_str())) {
         let help = "put the tokenizer's files there, and leave this option out";
-        t.refuse_option(&shown, "reel reads the tokenizer of the model folder", help);
+        t.refuse_option(&folder.shown, "reel reads the tokenizer of the model folder", help);
     }
     let host = t.option_value("host").unwrap_or("127.0.0.1").to_string();
     let is_local = ["localhost", "::1"].contains(&host.as_str()) || host.starts_with("127.");
@@ -340,7 +329,7 @@ fn evaluation(t: &mut CommandTranslation) {
         t.remove_option("model");
         let endpoint = t.is_set("endpoint");
         match t.parts.remove("pretrained") {
-            Some(model) if !endpoint => t.add_option("model", vec![model], "--model_args pretrained"),
+            Some(model) if !endpoint => t.add_option("model", vec![model.value], "--model_args pretrained"),
             // Some classes call the model `model_version` or `model_name`.
             None if !endpoint => {
                 if let Some(setting) = t.remove_option("endpoint_model") {
@@ -348,7 +337,7 @@ fn evaluation(t: &mut CommandTranslation) {
                 }
             }
             Some(model) if !t.is_set("endpoint_model") => {
-                t.add_option("endpoint_model", vec![model], "--model_args model")
+                t.add_option("endpoint_model", vec![model.value], "--model_args model")
             }
             _ => {}
         }
@@ -375,14 +364,15 @@ fn evaluation(t: &mut CommandTranslation) {
         if !t.is_set("out") {
             t.add_option("out", vec!["outputs".into()], "VLMEvalKit's folder for results");
         }
-        t.parts.entry("eval_data").or_insert(data.unwrap_or_else(|| "LMUData".into()));
+        let value = data.unwrap_or_else(|| "LMUData".into());
+        t.parts.entry("eval_data").or_insert(PartValue { value, ..PartValue::default() });
     }
     let needs_data = !t.is_set("data") && !t.is_set("score_only");
     if needs_data && !t.parts.contains_key("eval_data") {
         t.refuse_option("--data", "is missing", "give the folder with the benchmarks' own files, as published");
         t.add_option("data", vec!["DATA".into()], "--data");
     }
-    if let Some(folder) = t.parts.remove("eval_data").filter(|_| needs_data) {
+    if let Some(PartValue { value: folder, .. }) = t.parts.remove("eval_data").filter(|_| needs_data) {
         t.add_option("data", vec![folder.clone()], "the program's folder of data");
         if !std::path::Path::new(&folder).exists() {
             let what = format!("is missing: the other program downloads benchmarks, or reads them from {folder}");
@@ -393,17 +383,18 @@ fn evaluation(t: &mut CommandTranslation) {
 
 /// Translates the options of a load test: the server's address, and the file for the result.
 fn load_test(t: &mut CommandTranslation) {
-    let (host, port) = (t.parts.remove("host"), t.parts.remove("port"));
+    let mut take = |name: &str| t.parts.remove(name).map(|part| part.value);
+    let (host, port, api) = (take("host"), take("port"), take("endpoint"));
+    let (folder, file, saves) = (take("result_dir"), take("result_filename"), take("save_result").is_some());
     if (host.is_some() || port.is_some()) && !t.is_set("url") {
         // A client cannot connect to 0.0.0.0 or ::, which mean all addresses of the server's machine.
         let host = host.filter(|host| !["0.0.0.0", "::"].contains(&host.as_str())).unwrap_or("127.0.0.1".into());
         t.add_option("url", vec![format!("http://{host}:{}", port.unwrap_or("8000".into()))], "--host, --port");
     }
-    if let Some(api) = t.parts.remove("endpoint").filter(|_| !t.is_set("endpoint")) {
+    if let Some(api) = api.filter(|_| !t.is_set("endpoint")) {
         t.add_option("endpoint", vec![api], "--backend");
     }
-    let (folder, file) = (t.parts.remove("result_dir"), t.parts.remove("result_filename"));
-    if t.parts.remove("save_result").is_some() && !t.is_set("out") {
+    if saves && !t.is_set("out") {
         let file = file.unwrap_or_else(|| "reel-bench-serve.json".into());
         let (path, missing) = match folder {
             Some(folder) if std::path::Path::new(&folder).is_dir() => {

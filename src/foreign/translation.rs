@@ -33,52 +33,52 @@ pub struct RefusedOption {
     pub help: String,
 }
 
+/// A value that `totals` combines with others after all options are read, with the option as the user gave it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PartValue {
+    pub value: String,
+    pub shown: String,
+}
+
+/// Whether a part of the model is frozen, with the option that says so, for a message; `None` if no option does.
+pub type FrozenPart = Option<(bool, String)>;
+
 /// What all options together say about the weights that are trained.
 #[derive(Clone, Debug, Default)]
 pub struct TrainedWeights {
     /// Whether an option switches LoRA on or off; `None` if no option does.
     pub lora: Option<bool>,
-    /// Whether the vision tower is frozen.
-    pub tower_frozen: Option<bool>,
-    /// Whether the merger is frozen.
-    pub merger_frozen: Option<bool>,
-    /// Whether the decoder is frozen.
-    pub decoder_frozen: Option<bool>,
-    /// The option that sets `tower_frozen`, for a message.
-    pub tower_shown: String,
-    /// The option that sets `merger_frozen`, for a message.
-    pub merger_shown: String,
-    /// The option that sets `decoder_frozen`, for a message.
-    pub decoder_shown: String,
+    pub tower: FrozenPart,
+    pub merger: FrozenPart,
+    pub decoder: FrozenPart,
 }
 
 impl TrainedWeights {
     /// Fills the fields that are not set from `below`, the settings with lower priority. Adds to `lost` the options
     /// of `below` that are overridden by different values.
     pub fn with_fallback(self, below: Self, lost: &mut Vec<String>) -> Self {
-        let differs = |a: Option<bool>, b: Option<bool>| a.is_some() && b.is_some() && a != b;
-        if differs(self.lora, below.lora) {
+        if self.lora.zip(below.lora).is_some_and(|(own, below)| own != below) {
             lost.push("LoRA or all weights".into());
         }
-        if differs(self.tower_frozen, below.tower_frozen) {
-            lost.push(below.tower_shown.clone());
-        }
-        if differs(self.merger_frozen, below.merger_frozen) {
-            lost.push(below.merger_shown.clone());
-        }
-        if differs(self.decoder_frozen, below.decoder_frozen) {
-            lost.push(below.decoder_shown.clone());
-        }
+        let mut merge = |own: FrozenPart, below: FrozenPart| match (own, below) {
+            (Some(own), Some((frozen, shown))) => {
+                lost.extend(Some(shown).filter(|_| own.0 != frozen));
+                Some(own)
+            }
+            (own, below) => own.or(below),
+        };
         Self {
             lora: self.lora.or(below.lora),
-            tower_shown: if self.tower_frozen.is_some() { self.tower_shown } else { below.tower_shown },
-            merger_shown: if self.merger_frozen.is_some() { self.merger_shown } else { below.merger_shown },
-            decoder_shown: if self.decoder_frozen.is_some() { self.decoder_shown } else { below.decoder_shown },
-            tower_frozen: self.tower_frozen.or(below.tower_frozen),
-            merger_frozen: self.merger_frozen.or(below.merger_frozen),
-            decoder_frozen: self.decoder_frozen.or(below.decoder_frozen),
+            tower: merge(self.tower, below.tower),
+            merger: merge(self.merger, below.merger),
+            decoder: merge(self.decoder, below.decoder),
         }
     }
+}
+
+/// Whether options freeze a part of the model; `None` if no option says so.
+pub fn is_frozen(part: &FrozenPart) -> Option<bool> {
+    part.as_ref().map(|(frozen, _)| *frozen)
 }
 
 /// The state of a translation from another program's options to reel's.
@@ -102,7 +102,7 @@ pub struct CommandTranslation<'a> {
     pub votes: BTreeMap<&'static str, usize>,
     pub weights: TrainedWeights,
     /// Values that `totals` combines after all options are read, by internal names.
-    pub parts: BTreeMap<&'static str, String>,
+    pub parts: BTreeMap<&'static str, PartValue>,
     /// The names and values of all options that have been read.
     pub read: Vec<(String, Option<String>)>,
     /// Options with values that are used only if the command does not set these options.
@@ -151,7 +151,7 @@ impl<'a> CommandTranslation<'a> {
             all_given = rules_serve::fold_dotted_options(all_given);
         }
         if all_given.iter().any(|given| ["benchmark", "score_only"].contains(&given.name.as_str())) {
-            self.parts.insert("benchmark_given", String::new());
+            self.mark("benchmark_given");
         }
         all_given.iter().for_each(|given| self.read_option(given));
         config::read_config_file(self);
@@ -193,6 +193,16 @@ impl<'a> CommandTranslation<'a> {
 
     pub fn add_option(&mut self, name: &str, values: Vec<String>, shown: &str) {
         self.settings.push(OptionSetting { name: name.to_string(), values, shown: shown.to_string() });
+    }
+
+    /// Keeps the value of a given option until all options are read.
+    pub fn keep(&mut self, part: &'static str, value: String, given: &GivenOption) {
+        self.parts.insert(part, PartValue { value, shown: given.text_for_messages() });
+    }
+
+    /// Notes a fact about the command until all options are read.
+    pub fn mark(&mut self, fact: &'static str) {
+        self.parts.insert(fact, PartValue::default());
     }
 
     pub fn refuse_option(&mut self, shown: &str, what: &str, help: &str) {

@@ -2,7 +2,7 @@
 //! alpha of LoRA, and the frozen parts of the model.
 
 use super::peers;
-use super::translation::CommandTranslation;
+use super::translation::{CommandTranslation, PartValue, TrainedWeights, is_frozen};
 
 /// The default rank and alpha of a LoRA adapter in other programs; `None` stands for twice the rank, as in reel.
 /// Sources: TRL's `ModelConfig`, ms-swift's `tuner_args.py`, LLaMA-Factory's `finetuning_args.py` (alpha is twice the
@@ -25,15 +25,14 @@ const QWEN_TARGETS: &str = "q_proj,k_proj,v_proj,o_proj";
 
 /// Sets full fine-tuning or LoRA, and the frozen parts of the model.
 pub fn translate_weight_options(t: &mut CommandTranslation) {
-    if let Some(shown) = t.parts.remove("merger_only") {
-        let weights = &mut t.weights;
-        (weights.tower_frozen, weights.merger_frozen, weights.decoder_frozen) = (Some(true), Some(false), Some(true));
-        (weights.tower_shown, weights.merger_shown) = (shown.clone(), shown.clone());
-        weights.decoder_shown = shown;
+    if let Some(PartValue { shown, .. }) = t.parts.remove("merger_only") {
+        let frozen = |is_frozen| Some((is_frozen, shown.clone()));
+        t.weights =
+            TrainedWeights { tower: frozen(true), merger: frozen(false), decoder: frozen(true), ..t.weights.clone() };
     }
     let weights = t.weights.clone();
     let program = peers::most_likely_program(t);
-    let all_linear = t.parts.remove("all_linear");
+    let all_linear = t.parts.remove("all_linear").map(|part| part.shown);
     if t.option_number("lora_r") == Some(0.0) || weights.lora == Some(false) {
         for name in ["lora_r", "lora_alpha", "lora_target_modules"] {
             t.remove_option(name);
@@ -77,9 +76,9 @@ fn set_rank_and_alpha(t: &mut CommandTranslation, program: &str, wants: bool) {
 
 /// Sets the layers that get a LoRA adapter. By default, reel adapts all linear layers of the decoder.
 fn set_targets(t: &mut CommandTranslation, program: &str, all_linear: Option<String>) {
-    let tower_frozen = t.weights.tower_frozen;
+    let tower_frozen = is_frozen(&t.weights.tower);
     let tower_excluded = t.parts.remove("tower_excluded").is_some();
-    let vision_lora = t.parts.remove("vision_lora");
+    let vision_lora = t.parts.remove("vision_lora").map(|part| part.shown);
     let own = t.parts.contains_key("all_linear_own") || ["trl", "axolotl"].contains(&program);
     // verl and EasyR1 adapt all linear layers by default, those of the vision tower included.
     let of_verl = ["verl", "easyr1"].contains(&program) && !t.is_set("lora_target_modules");
@@ -93,7 +92,7 @@ fn set_targets(t: &mut CommandTranslation, program: &str, all_linear: Option<Str
     let with_tower = with_tower && !tower_excluded;
     if let Some(excluded) = t.parts.remove("merger_excluded").filter(|_| with_tower) {
         let help = "leave this option out: the merger gets an adapter with the tower";
-        t.refuse_option(&excluded, "excludes the merger from LoRA, but not the tower", help);
+        t.refuse_option(&excluded.shown, "excludes the merger from LoRA, but not the tower", help);
     }
     if with_tower && !t.is_set("lora_target_modules") {
         t.add_option("lora_target_modules", vec!["all-linear".into()], &shown);
@@ -113,24 +112,18 @@ fn frozen_beside_an_adapter(t: &mut CommandTranslation, program: &str, adapts_to
     let weights = t.weights.clone();
     if program == "qwen-finetune" {
         // The training script of QwenLM reads the freezing options only in runs without LoRA.
-        let parts = [
-            (weights.tower_frozen, weights.tower_shown),
-            (weights.merger_frozen, weights.merger_shown),
-            (weights.decoder_frozen, weights.decoder_shown),
-        ];
-        let given = parts.into_iter().filter(|(frozen, _)| frozen.is_some());
+        let given = [weights.tower, weights.merger, weights.decoder].into_iter().flatten();
         t.harmless.extend(given.map(|(_, shown)| (shown, "options of a run without LoRA")));
         return;
     }
-    if weights.tower_frozen == Some(true) && !adapts_tower {
-        t.add_option("freeze_vision", vec!["true".into()], &weights.tower_shown);
+    if let Some((true, shown)) = &weights.tower
+        && !adapts_tower
+    {
+        t.add_option("freeze_vision", vec!["true".into()], shown);
     }
     if program == "2u1" {
-        for (frozen, part, shown) in [
-            (weights.tower_frozen, "tower", &weights.tower_shown),
-            (weights.merger_frozen, "merger", &weights.merger_shown),
-        ] {
-            if frozen == Some(false) {
+        for (part, of_part) in [("tower", &weights.tower), ("merger", &weights.merger)] {
+            if let Some((false, shown)) = of_part {
                 let what = format!("trains the {part}'s own weights beside an adapter, which reel cannot do");
                 let help = format!(
                     "leave this option out: the {part} is frozen; or train all weights (no LoRA), or adapt the tower \
@@ -151,9 +144,11 @@ fn frozen_beside_an_adapter(t: &mut CommandTranslation, program: &str, adapts_to
         }
     }
     // Scripts of the program 2U1 freeze the weights of the decoder and add an adapter to it, as reel does.
-    if weights.decoder_frozen == Some(true) && program != "2u1" {
+    if let Some((true, shown)) = &weights.decoder
+        && program != "2u1"
+    {
         let help = "leave this option out, or name the layers that get an adapter in --lora-target-modules";
-        t.refuse_option(&weights.decoder_shown, "leaves the decoder without an adapter", help);
+        t.refuse_option(shown, "leaves the decoder without an adapter", help);
     }
 }
 
@@ -163,21 +158,20 @@ fn frozen_beside_an_adapter(t: &mut CommandTranslation, program: &str, adapts_to
 /// it.
 fn frozen_parts(t: &mut CommandTranslation, program: &str) {
     let mut weights = t.weights.clone();
-    let tower = weights.tower_frozen.unwrap_or(false);
-    if program == "2u1" && tower && weights.merger_frozen.is_none() {
-        weights.merger_frozen = Some(false);
-        weights.merger_shown = "freeze_merger".into();
+    let tower = is_frozen(&weights.tower).unwrap_or(false);
+    if program == "2u1" && tower {
+        weights.merger.get_or_insert((false, "freeze_merger".into()));
     }
-    if tower {
-        t.add_option("freeze_vision", vec!["true".into()], &weights.tower_shown);
+    if let Some((true, shown)) = &weights.tower {
+        t.add_option("freeze_vision", vec!["true".into()], shown);
     }
-    if let Some(merger) = weights.merger_frozen.filter(|merger| *merger != tower) {
-        t.add_option("freeze_merger", vec![merger.to_string()], &weights.merger_shown);
+    if let Some((merger, shown)) = weights.merger.as_ref().filter(|(merger, _)| *merger != tower) {
+        t.add_option("freeze_merger", vec![merger.to_string()], shown);
     }
-    if weights.decoder_frozen == Some(true) {
-        t.add_option("freeze_llm", vec!["true".into()], &weights.decoder_shown);
+    if let Some((true, shown)) = &weights.decoder {
+        t.add_option("freeze_llm", vec!["true".into()], shown);
     }
-    let merger = weights.merger_frozen.unwrap_or(tower);
+    let merger = is_frozen(&weights.merger).unwrap_or(tower);
     for (frozen, name) in [(tower, "learning_rate_vision"), (merger, "learning_rate_merger")] {
         if frozen
             && t.is_foreign
