@@ -38,8 +38,8 @@ pub use grammar::{Grammar, GrammarCompiler, GrammarSpec};
 pub use kept_rows::StoredRequestRows;
 pub use prompt_log_probs::PromptTokenLogProbs;
 pub use request::{
-    Completion, FinishReason, GenerationRequest, GenerationTiming, MAX_BIASED_TOKENS, MAX_TOP_LOG_PROBS, PromptInput,
-    StepOutput, TokenEvent, TokenLogProbs, TooLongReason, new_tokens_within_positions,
+    Completion, FinishReason, GenerationRequest, GenerationTiming, MAX_BIASED_TOKENS, MAX_TOP_LOG_PROBS, StepOutput,
+    TokenEvent, TokenLogProbs, TooLongReason, new_tokens_within_positions,
 };
 pub use sampler::SamplingParams;
 pub use stats::EngineStats;

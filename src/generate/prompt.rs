@@ -133,7 +133,7 @@ fn complete(
 ) -> Result<(Vec<Completion>, Timing)> {
     let (bundle, text) = (&prompt.bundle, TokenDecoder::new(&prompt.bundle));
     let (config, eos) = (&bundle.generation, bundle.stop_token_ids());
-    let request = GenerationRequest::from_settings(&prompt.tokens, settings, config, eos, MAX_NEW_TOKENS, &text);
+    let request = GenerationRequest::from_settings(prompt.tokens.clone(), settings, config, eos, MAX_NEW_TOKENS, &text);
     let grammar = match &settings.grammar {
         Some(spec) => Some(GrammarCompiler::new(bundle)?.compile(spec)?),
         None => None,

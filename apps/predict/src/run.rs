@@ -247,7 +247,7 @@ impl PredictionRun<'_> {
         prompt: Arc<ModelInput>,
         row: usize,
         stop: Option<&TokenDecoder>,
-    ) -> Result<GenerationRequest<'static>, Diagnostic> {
+    ) -> Result<GenerationRequest, Diagnostic> {
         let SamplingSettings { params, max_new_tokens, n, stop: strings } = &self.sampling;
         let (tokens, positions) = (prompt.len(), self.prompts.model_folder().config.text.max_position_embeddings);
         let max_new_tokens = new_tokens_within_positions(positions, tokens, None, *max_new_tokens).map_err(|_| {
@@ -279,7 +279,7 @@ struct UnfinishedRow {
 /// room in the batch, or some of their completions are not finished.
 struct RowsInProgress<'r, 'a> {
     run: &'r PredictionRun<'a>,
-    batch: ContinuousBatch<'r, 'a, 'static>,
+    batch: ContinuousBatch<'r, 'a>,
     ahead: Prefetcher<RowSubset>,
     /// The rows that this process answers.
     own: Vec<usize>,

@@ -299,14 +299,14 @@ struct Running {
 pub(crate) struct ServedRequests<'e> {
     model: &'e ServedModel,
     text: &'e TokenDecoder,
-    batch: ContinuousBatch<'e, 'e, 'static>,
+    batch: ContinuousBatch<'e, 'e>,
     /// The requests, by their number in the batch.
     running: BTreeMap<usize, Running>,
     next: usize,
 }
 
 impl<'e> ServedRequests<'e> {
-    pub(crate) fn new(model: &'e ServedModel, text: &'e TokenDecoder, batch: ContinuousBatch<'e, 'e, 'static>) -> Self {
+    pub(crate) fn new(model: &'e ServedModel, text: &'e TokenDecoder, batch: ContinuousBatch<'e, 'e>) -> Self {
         ServedRequests { model, text, batch, running: BTreeMap::new(), next: 0 }
     }
 
