@@ -43,5 +43,5 @@ pub use request::{
 };
 pub use sampler::SamplingParams;
 pub use stats::EngineStats;
-pub use stop::{Detokenizer, StopCondition};
-pub use token_text::{CompletionStream, TokenDecoder, completion_text};
+pub use stop::StopCondition;
+pub use token_text::{CompletionStream, completion_text};

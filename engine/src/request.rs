@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use reel_diagnostic::Diagnostic;
-use reel_input::config::GenerationConfig;
+use reel_input::encode::ModelFolder;
 pub use reel_input::request::MAX_TOP_LOG_PROBS;
 use reel_input::request::RequestSettings;
 use reel_input::{ModelInput, TokenId};
@@ -15,7 +15,7 @@ use crate::grammar::Grammar;
 use crate::kept_rows::StoredRequestRows;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::sampler::SamplingParams;
-use crate::stop::{Detokenizer, StopCondition};
+use crate::stop::StopCondition;
 
 /// Why a prompt and its answer exceed the model's number of positions (`max_position_embeddings`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,24 +113,18 @@ impl GenerationRequest {
     }
 
     /// Creates a request with the settings of an OpenAI request. Settings that are not given come from the model's
-    /// generation_config.json; `eos_token_ids` are the model's end tokens. `detokenizer` decodes tokens to find stop
-    /// strings. If the settings have no maximum number of tokens, `max_new_tokens` is used.
-    pub fn from_settings<D: Detokenizer + Clone + 'static>(
+    /// generation_config.json. If the settings have no maximum number of tokens, `max_new_tokens` is used.
+    pub fn from_settings(
         prompt: impl Into<Arc<ModelInput>>,
         settings: &RequestSettings,
-        config: &GenerationConfig,
-        eos_token_ids: &[TokenId],
+        model: &ModelFolder,
         max_new_tokens: usize,
-        detokenizer: &D,
     ) -> GenerationRequest {
-        let eos = if settings.ignore_eos { &[] } else { eos_token_ids };
-        let stop = || match &settings.stop[..] {
-            [] => StopCondition::none(),
-            strings => StopCondition::with_strings(strings, Box::new(detokenizer.clone())),
-        };
+        let eos = if settings.ignore_eos { &[] } else { model.stop_token_ids() };
+        let stop = || StopCondition::with_strings(&settings.stop, &model.tokenizer);
         GenerationRequest {
             prompt: prompt.into(),
-            sampling: SamplingParams::from_settings(settings, config),
+            sampling: SamplingParams::from_settings(settings, &model.generation),
             logit_bias: settings.logit_bias.clone(),
             max_new_tokens: settings.max_new_tokens.unwrap_or(max_new_tokens),
             eos_token_ids: [eos, &settings.stop_token_ids].concat(),
