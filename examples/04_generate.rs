@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         max_new_tokens: 12,
         eos_token_ids: bundle.stop_token_ids().to_vec(),
         stop_conditions: (0..3).map(|_| StopCondition::none()).collect(),
-        ..GenerationRequest::new(&prompt)
+        ..GenerationRequest::new(prompt)
     };
     let (completions, timing) = engine.generate(vec![request], |_| {})?;
     for completion in &completions {

@@ -13,8 +13,8 @@ use reel_input::encode::ModelFolder;
 use reel_measure::trace;
 use reel_model::features::FeatureCache;
 use reel_predict::{
-    ExistingOutput, PredictionFile, PredictionOutput, PredictionRun, PredictionSettings, PredictionSummary, RowPrompts,
-    SamplingSettings,
+    ExistingOutput, FingerprintedInput, PredictionFile, PredictionOutput, PredictionRun, PredictionSettings,
+    PredictionSummary, RowPrompts, SamplingSettings,
 };
 use reel_samples::SampleError;
 use reel_samples::conversations::RowConversations;
@@ -136,14 +136,10 @@ impl<'c> Predictor<'c> {
     /// ranks other than 0.
     pub fn run(&mut self, job: PredictionJob<'_>) -> Result<Option<PredictionSummary>> {
         let rows = job.rows.data().len();
-        let mut settings = PredictionSettings::new(
-            job.command,
-            (&self.folder, self.adapter.as_deref()),
-            (job.data.0, job.data.1, rows),
-            job.options,
-            &self.device,
-            self.batch_size,
-        )?;
+        let model = FingerprintedInput::of_folder(&self.folder)?;
+        let adapter = self.adapter.as_deref().map(FingerprintedInput::of_folder).transpose()?;
+        let (data, device) = ((job.data.0, job.data.1, rows), Some((&self.device, self.batch_size)));
+        let mut settings = PredictionSettings::new(job.command, (model, adapter), data, job.options, device);
         if let Some(folder) = job.media_root {
             settings = settings.with_media_root(folder);
         }

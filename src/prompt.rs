@@ -2,6 +2,7 @@
 //! video or an image.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -82,7 +83,7 @@ pub struct EncodedPrompt {
     /// Everything in the model folder except the weights.
     pub bundle: ModelFolder,
     /// Model inputs of the prompt.
-    pub tokens: ModelInput,
+    pub tokens: Arc<ModelInput>,
     /// The sampling fields of the messages file, if it is the body of a request.
     pub settings: RequestSettings,
     /// Seconds that preprocessing took.
@@ -194,7 +195,7 @@ impl MessageFlags {
             .try_for_each(|(path, location)| replaced::refuse_input_that_is_output(path, location))?;
         let has_media = conversation.media_parts().next().is_some();
         let options = self.media_options(adapter.unwrap_or(&folder), access, has_media && !common.quiet, common)?;
-        let tokens = trace::span("preprocess", || encode(&bundle, &conversation, &options))?;
+        let tokens = Arc::new(trace::span("preprocess", || encode(&bundle, &conversation, &options))?);
         Ok(EncodedPrompt { folder, bundle, tokens, settings, seconds: begun.elapsed().as_secs_f64() })
     }
 

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Args;
@@ -73,14 +74,14 @@ impl ScoreArgs {
         Ok(())
     }
 
-    fn tokens(&self, base: &str, adapter: Option<&Path>, common: &CommonOptions) -> Result<(PathBuf, ModelInput)> {
+    fn tokens(&self, base: &str, adapter: Option<&Path>, common: &CommonOptions) -> Result<(PathBuf, Arc<ModelInput>)> {
         let Some(inputs) = &self.inputs else {
             let prompt = self.messages.encode(base, adapter, common)?;
             return Ok((prompt.folder, prompt.tokens));
         };
         let folder = crate::prompt::find_or_download_model(base)?;
         let tokens = ModelInput::read(inputs, &ModelConfig::open(&folder)?)?;
-        Ok((folder, tokens))
+        Ok((folder, Arc::new(tokens)))
     }
 
     /// Computes the logits of a few positions at a time and writes them. Returns the mean log-probability of the

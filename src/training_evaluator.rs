@@ -15,7 +15,8 @@ use reel_input::encode::ModelFolder;
 use reel_model::features::FeatureCache;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_predict::{
-    ExistingOutput, PredictionFile, PredictionOutput, PredictionRun, PredictionSettings, RowPrompts, SamplingSettings,
+    ExistingOutput, FingerprintedInput, PredictionFile, PredictionOutput, PredictionRun, PredictionSettings,
+    RowPrompts, SamplingSettings,
 };
 use reel_runs::folder::entries::checkpoint_folder_name;
 use reel_runtime::Cx;
@@ -117,13 +118,12 @@ impl TrainingRunEvaluator {
     ) -> reel_train::Result<PredictionOutput<'p>> {
         let file = results::predictions_file(folder, &task.name);
         let model = self.out.join(checkpoint_folder_name(policy.step));
-        let settings = PredictionSettings::for_training_model(
+        let settings = PredictionSettings::new(
             COMMAND,
-            (&model, policy.hash),
+            (FingerprintedInput::new(&model, policy.hash), None),
             (Path::new(&task.name), questions.fingerprint.clone(), questions.rows.data().len()),
             questions.options.clone(),
-            policy.device,
-            self.batch_size,
+            Some((policy.device, self.batch_size)),
         )
         .with_media_root(media_root);
         let open =

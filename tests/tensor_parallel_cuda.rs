@@ -57,7 +57,7 @@ fn generate(device: &Device, dtype: DType, ranks: Option<&Arc<Ranks>>) -> (Vec<C
         ..GenerationRequest::new(prompt)
     };
     let engine = Engine::new(&model, &Cx::inference(device, dtype)).expect("an engine");
-    let requests = vec![request(&text, 0.0, 1), request(&image, 1.0, 2)];
+    let requests = vec![request(text, 0.0, 1), request(image, 1.0, 2)];
     let (completions, _) = engine.generate(requests, |_| {}).expect("completions");
     assert_eq!(engine.graph_capture_count() > 0, ranks.is_none(), "steps with exchanges are not captured");
     (completions, device.memory())

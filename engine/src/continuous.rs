@@ -26,17 +26,17 @@ use crate::stats::EngineStats;
 /// A completion does not depend on the other requests, nor on when its request is added. On a GPU this holds for equal
 /// numbers of slots ([`Engine::max_slots`](crate::Engine::max_slots)) and an empty prefix cache: each step computes all
 /// slots, because on a GPU the bits of a matrix product depend on its number of rows.
-pub struct ContinuousBatch<'e, 'a, 'r> {
-    run: EngineLoop<'e, 'a, 'r>,
+pub struct ContinuousBatch<'e, 'a> {
+    run: EngineLoop<'e, 'a>,
 }
 
-impl std::fmt::Debug for ContinuousBatch<'_, '_, '_> {
+impl std::fmt::Debug for ContinuousBatch<'_, '_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ContinuousBatch").field("stats", &self.stats()).finish_non_exhaustive()
     }
 }
 
-impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
+impl<'e, 'a> ContinuousBatch<'e, 'a> {
     pub(crate) fn new(context: &'e EngineContext<'a>, max_kv_bytes: u64) -> Result<Self> {
         let slots = context.max_slots;
         let longest = BlockAllocator::blocks_for_tokens(context.model().config.text.max_position_embeddings);
@@ -85,7 +85,7 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
     ///
     /// # Errors
     /// The request is invalid, or needs more KV blocks than there are.
-    pub fn add(&mut self, index: usize, request: GenerationRequest<'r>) -> Result<()> {
+    pub fn add(&mut self, index: usize, request: GenerationRequest) -> Result<()> {
         self.run.add_request(index, request)
     }
 

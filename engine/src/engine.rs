@@ -130,9 +130,9 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// An invalid request; out of memory; logits that are NaN; the interrupt flag is set.
-    pub fn generate<'r>(
+    pub fn generate(
         &self,
-        requests: Vec<GenerationRequest<'r>>,
+        requests: Vec<GenerationRequest>,
         on_token: impl FnMut(TokenEvent),
     ) -> Result<(Vec<Completion>, GenerationTiming)> {
         self.generate_and_store_outputs(requests, None, on_token)
@@ -143,9 +143,9 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// The errors of [`Engine::generate`].
-    pub fn generate_and_store_outputs<'r>(
+    pub fn generate_and_store_outputs(
         &self,
-        requests: Vec<GenerationRequest<'r>>,
+        requests: Vec<GenerationRequest>,
         products: Option<Arc<StoredOutputs>>,
         mut on_token: impl FnMut(TokenEvent),
     ) -> Result<(Vec<Completion>, GenerationTiming)> {
@@ -178,7 +178,7 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// The device is out of memory.
-    pub fn continuous_batch<'r>(&self, max_kv_bytes: u64) -> Result<ContinuousBatch<'_, 'a, 'r>> {
+    pub fn continuous_batch(&self, max_kv_bytes: u64) -> Result<ContinuousBatch<'_, 'a>> {
         ContinuousBatch::new(&self.context, max_kv_bytes)
     }
 
@@ -203,9 +203,9 @@ fn has_room(bytes: u64, free: Option<u64>) -> bool {
     free.is_none_or(|free| bytes <= free / 2)
 }
 
-fn generate_in<'r>(
-    run: &mut EngineLoop<'_, '_, 'r>,
-    requests: Vec<GenerationRequest<'r>>,
+fn generate_in(
+    run: &mut EngineLoop<'_, '_>,
+    requests: Vec<GenerationRequest>,
     on_token: &mut dyn FnMut(TokenEvent),
 ) -> Result<(Vec<Completion>, GenerationTiming)> {
     for (index, request) in requests.into_iter().enumerate() {

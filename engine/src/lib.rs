@@ -38,10 +38,10 @@ pub use grammar::{Grammar, GrammarCompiler, GrammarSpec};
 pub use kept_rows::StoredRequestRows;
 pub use prompt_log_probs::PromptTokenLogProbs;
 pub use request::{
-    Completion, FinishReason, GenerationRequest, GenerationTiming, MAX_BIASED_TOKENS, MAX_TOP_LOG_PROBS, PromptInput,
-    StepOutput, TokenEvent, TokenLogProbs, TooLongReason, new_tokens_within_positions,
+    Completion, FinishReason, GenerationRequest, GenerationTiming, MAX_BIASED_TOKENS, MAX_TOP_LOG_PROBS, StepOutput,
+    TokenEvent, TokenLogProbs, TooLongReason, new_tokens_within_positions,
 };
 pub use sampler::SamplingParams;
 pub use stats::EngineStats;
-pub use stop::{Detokenizer, StopCondition};
-pub use token_text::{CompletionStream, TokenDecoder, completion_text};
+pub use stop::StopCondition;
+pub use token_text::{CompletionStream, completion_text};

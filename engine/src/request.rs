@@ -1,11 +1,10 @@
 //! The engine's input and output: requests, completions and token events.
 
-use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
 use reel_diagnostic::Diagnostic;
-use reel_input::config::GenerationConfig;
+use reel_input::encode::ModelFolder;
 pub use reel_input::request::MAX_TOP_LOG_PROBS;
 use reel_input::request::RequestSettings;
 use reel_input::{ModelInput, TokenId};
@@ -16,45 +15,7 @@ use crate::grammar::Grammar;
 use crate::kept_rows::StoredRequestRows;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::sampler::SamplingParams;
-use crate::stop::{Detokenizer, StopCondition};
-
-/// A prompt with its media. The engine reads it until all completions of the request are finished.
-#[derive(Clone, Debug)]
-pub enum PromptInput<'r> {
-    /// A prompt that the caller keeps until the request is finished.
-    Borrowed(&'r ModelInput),
-    /// A prompt that the engine keeps, shared with the caller.
-    Shared(Arc<ModelInput>),
-}
-
-impl Deref for PromptInput<'_> {
-    type Target = ModelInput;
-
-    fn deref(&self) -> &ModelInput {
-        match self {
-            PromptInput::Borrowed(input) => input,
-            PromptInput::Shared(input) => input,
-        }
-    }
-}
-
-impl<'r> From<&'r ModelInput> for PromptInput<'r> {
-    fn from(input: &'r ModelInput) -> Self {
-        PromptInput::Borrowed(input)
-    }
-}
-
-impl From<ModelInput> for PromptInput<'_> {
-    fn from(input: ModelInput) -> Self {
-        PromptInput::Shared(Arc::new(input))
-    }
-}
-
-impl From<Arc<ModelInput>> for PromptInput<'_> {
-    fn from(input: Arc<ModelInput>) -> Self {
-        PromptInput::Shared(input)
-    }
-}
+use crate::stop::StopCondition;
 
 /// Why a prompt and its answer exceed the model's number of positions (`max_position_embeddings`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,9 +50,9 @@ pub fn new_tokens_within_positions(
 
 /// A prompt with its sampling parameters and limits.
 #[derive(Debug)]
-pub struct GenerationRequest<'r> {
-    /// The prompt, with its media.
-    pub prompt: PromptInput<'r>,
+pub struct GenerationRequest {
+    /// The prompt, with its media. The engine reads it until all completions of the request are finished.
+    pub prompt: Arc<ModelInput>,
     /// How tokens are sampled.
     pub sampling: SamplingParams,
     /// Numbers that are added to the logits of tokens, at most [`MAX_BIASED_TOKENS`]; an id that occurs twice gets the
@@ -130,9 +91,9 @@ pub struct GenerationRequest<'r> {
 /// Maximum number of tokens in [`GenerationRequest::logit_bias`].
 pub const MAX_BIASED_TOKENS: usize = 1024;
 
-impl<'r> GenerationRequest<'r> {
+impl GenerationRequest {
     /// Creates a request for one greedy completion of one token, without end tokens and stop strings.
-    pub fn new(prompt: impl Into<PromptInput<'r>>) -> GenerationRequest<'r> {
+    pub fn new(prompt: impl Into<Arc<ModelInput>>) -> GenerationRequest {
         GenerationRequest {
             prompt: prompt.into(),
             sampling: SamplingParams::default(),
@@ -152,24 +113,18 @@ impl<'r> GenerationRequest<'r> {
     }
 
     /// Creates a request with the settings of an OpenAI request. Settings that are not given come from the model's
-    /// generation_config.json; `eos_token_ids` are the model's end tokens. `detokenizer` decodes tokens to find stop
-    /// strings. If the settings have no maximum number of tokens, `max_new_tokens` is used.
-    pub fn from_settings<D: Detokenizer + Clone + 'static>(
-        prompt: impl Into<PromptInput<'r>>,
+    /// generation_config.json. If the settings have no maximum number of tokens, `max_new_tokens` is used.
+    pub fn from_settings(
+        prompt: impl Into<Arc<ModelInput>>,
         settings: &RequestSettings,
-        config: &GenerationConfig,
-        eos_token_ids: &[TokenId],
+        model: &ModelFolder,
         max_new_tokens: usize,
-        detokenizer: &D,
-    ) -> GenerationRequest<'r> {
-        let eos = if settings.ignore_eos { &[] } else { eos_token_ids };
-        let stop = || match &settings.stop[..] {
-            [] => StopCondition::none(),
-            strings => StopCondition::with_strings(strings, Box::new(detokenizer.clone())),
-        };
+    ) -> GenerationRequest {
+        let eos = if settings.ignore_eos { &[] } else { model.stop_token_ids() };
+        let stop = || StopCondition::with_strings(&settings.stop, &model.tokenizer);
         GenerationRequest {
             prompt: prompt.into(),
-            sampling: SamplingParams::from_settings(settings, config),
+            sampling: SamplingParams::from_settings(settings, &model.generation),
             logit_bias: settings.logit_bias.clone(),
             max_new_tokens: settings.max_new_tokens.unwrap_or(max_new_tokens),
             eos_token_ids: [eos, &settings.stop_token_ids].concat(),

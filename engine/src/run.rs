@@ -31,9 +31,9 @@ use crate::scheduler::{ChunkPlan, Scheduler, SchedulerOptions, SequenceRank, Slo
 use crate::sequence::{SampledToken, SequenceState};
 
 /// The state of the engine's loop: the sequences that are being generated, and the running batch on the device.
-pub(crate) struct EngineLoop<'e, 'a, 'r> {
+pub(crate) struct EngineLoop<'e, 'a> {
     context: &'e EngineContext<'a>,
-    scheduler: Scheduler<'r>,
+    scheduler: Scheduler,
     adapters: Adapters,
     batch: RunningBatch,
     options: SchedulerOptions,
@@ -46,7 +46,7 @@ pub(crate) struct EngineLoop<'e, 'a, 'r> {
     timing: GenerationTiming,
 }
 
-impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
+impl<'e, 'a> EngineLoop<'e, 'a> {
     /// Creates an engine loop without sequences. `batch` must be empty.
     pub(crate) fn new(context: &'e EngineContext<'a>, batch: RunningBatch, options: SchedulerOptions) -> Self {
         let scheduler = Scheduler::new(batch.capacity(), options);
@@ -69,7 +69,7 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
         self.batch.cache()
     }
 
-    pub(crate) fn scheduler(&self) -> &Scheduler<'r> {
+    pub(crate) fn scheduler(&self) -> &Scheduler {
         &self.scheduler
     }
 
@@ -82,7 +82,7 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
     ///
     /// # Errors
     /// The request is invalid, needs more KV blocks than there are, or names an adapter that is not loaded.
-    pub(crate) fn add_request(&mut self, index: usize, request: GenerationRequest<'r>) -> Result<()> {
+    pub(crate) fn add_request(&mut self, index: usize, request: GenerationRequest) -> Result<()> {
         if request.adapter.is_some_and(|id| !self.adapters.is_available(id)) {
             let help = "load the adapter into this batch, or leave it out";
             return Err(EngineError::Request(Diagnostic::new("adapter", "is not loaded", help)));

@@ -75,9 +75,9 @@ pub(crate) struct BlockTableGrowth {
 }
 
 /// All sequences of an engine loop, the decode slots, and the blocks of the KV cache.
-pub(crate) struct Scheduler<'r> {
+pub(crate) struct Scheduler {
     /// The sequences by their key.
-    sequences: BTreeMap<usize, SequenceState<'r>>,
+    sequences: BTreeMap<usize, SequenceState>,
     next_key: usize,
     queue: BTreeMap<SequenceRank, PrefillJob>,
     /// Sequences that wait for a slot and whose prompt is computed.
@@ -91,9 +91,9 @@ pub(crate) struct Scheduler<'r> {
     stats: EngineStats,
 }
 
-impl<'r> Scheduler<'r> {
+impl Scheduler {
     /// Creates a scheduler without sequences.
-    pub(crate) fn new(capacity: BatchCapacity, options: SchedulerOptions) -> Scheduler<'r> {
+    pub(crate) fn new(capacity: BatchCapacity, options: SchedulerOptions) -> Scheduler {
         Scheduler {
             sequences: BTreeMap::new(),
             next_key: 0,
@@ -151,7 +151,7 @@ impl<'r> Scheduler<'r> {
     ///
     /// # Errors
     /// A sequence of the request may need more KV blocks than the cache has.
-    pub(crate) fn add(&mut self, sequences: Vec<SequenceState<'r>>, max_tokens: usize) -> Result<()> {
+    pub(crate) fn add(&mut self, sequences: Vec<SequenceState>, max_tokens: usize) -> Result<()> {
         let (needed, most) = (BlockAllocator::blocks_for_tokens(max_tokens), self.blocks.block_count());
         let is_computed = sequences.first().is_some_and(|sequence| !sequence.is_finished());
         if is_computed && needed > most {
@@ -261,7 +261,7 @@ impl<'r> Scheduler<'r> {
     }
 
     /// Returns the job with this rank, and the first of the job's sequences.
-    pub(crate) fn prefill_job(&self, rank: SequenceRank) -> Option<(&PrefillJob, &SequenceState<'r>)> {
+    pub(crate) fn prefill_job(&self, rank: SequenceRank) -> Option<(&PrefillJob, &SequenceState)> {
         let job = self.queue.get(&rank)?;
         Some((job, self.sequences.get(job.keys.first()?)?))
     }
@@ -320,7 +320,7 @@ impl<'r> Scheduler<'r> {
         failed
     }
 
-    pub(crate) fn sequence(&self, key: usize) -> Option<&SequenceState<'r>> {
+    pub(crate) fn sequence(&self, key: usize) -> Option<&SequenceState> {
         self.sequences.get(&key)
     }
 
@@ -472,12 +472,12 @@ impl<'r> Scheduler<'r> {
     }
 
     /// The sequence that holds `slot`.
-    pub(crate) fn sequence_in_slot(&self, slot: usize) -> Option<&SequenceState<'r>> {
+    pub(crate) fn sequence_in_slot(&self, slot: usize) -> Option<&SequenceState> {
         self.slots[slot].and_then(|key| self.sequences.get(&key))
     }
 
     /// The occupied slots in ascending order, each with the sequence that holds it.
-    pub(crate) fn occupied_slots(&self) -> impl DoubleEndedIterator<Item = (usize, &SequenceState<'r>)> {
+    pub(crate) fn occupied_slots(&self) -> impl DoubleEndedIterator<Item = (usize, &SequenceState)> {
         (0..self.slots.len()).filter_map(|slot| Some((slot, self.sequence_in_slot(slot)?)))
     }
 

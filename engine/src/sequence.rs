@@ -5,8 +5,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use reel_input::TokenId;
 use reel_input::config::ModelConfig;
+use reel_input::{ModelInput, TokenId};
 use reel_model::chunked_prompt::PromptTokens;
 use reel_runtime::ops::{DecodeSlot, RowSampling};
 
@@ -17,16 +17,16 @@ use crate::error::{EngineError, Result};
 use crate::grammar::Grammar;
 use crate::kept_rows::StoredRequestRows;
 use crate::prompt_log_probs::PromptTokenLogProbs;
-use crate::request::{Completion, FinishReason, GenerationRequest, PromptInput, TokenEvent, TokenLogProbs};
+use crate::request::{Completion, FinishReason, GenerationRequest, TokenEvent, TokenLogProbs};
 use crate::sampler::{SamplingFeatures, SamplingParams};
 use crate::stop::StopCondition;
 
 /// The fields of a request that all its completions share.
 #[derive(Debug)]
-pub(crate) struct RequestState<'r> {
+pub(crate) struct RequestState {
     /// The index of the request among the requests of the call.
     pub(crate) index: usize,
-    pub(crate) input: PromptInput<'r>,
+    pub(crate) input: Arc<ModelInput>,
     pub(crate) prompt: PromptTokens,
     pub(crate) adapter: Option<AdapterId>,
     pub(crate) priority: i32,
@@ -56,8 +56,8 @@ pub(crate) struct SampledToken {
 
 /// A completion that is being generated, together with its prompt.
 #[derive(Debug)]
-pub(crate) struct SequenceState<'r> {
-    pub(crate) request: Rc<RequestState<'r>>,
+pub(crate) struct SequenceState {
+    pub(crate) request: Rc<RequestState>,
     index: usize,
     sampling: SamplingParams,
     stop: StopCondition,
@@ -75,7 +75,7 @@ pub(crate) struct SequenceState<'r> {
     finish_reason: Option<FinishReason>,
 }
 
-impl<'r> SequenceState<'r> {
+impl SequenceState {
     /// Creates one sequence for each completion of a request; the sequences have no KV blocks. `index` is the index
     /// of the request. With `with_hashes`, the content of the prompt's media is hashed for the prefix cache.
     ///
@@ -83,10 +83,10 @@ impl<'r> SequenceState<'r> {
     /// The prompt does not fit the model; a parameter is out of range.
     pub(crate) fn sequences_of_request(
         index: usize,
-        request: GenerationRequest<'r>,
+        request: GenerationRequest,
         config: &ModelConfig,
         with_hashes: bool,
-    ) -> Result<Vec<SequenceState<'r>>> {
+    ) -> Result<Vec<SequenceState>> {
         request.validate()?;
         let prompt = PromptTokens::new(config, &request.prompt.sequence(), with_hashes, "prompt")?;
         let ids = prompt.ids.clone();

@@ -1,47 +1,38 @@
 //! Stop strings, which end a completion. They are searched in the decoded text, because a stop string may span
 //! several tokens.
 
-/// Decodes token ids to text one by one, like a tokenizer's streaming decoder.
-pub trait Detokenizer {
-    /// Returns the text that `id` adds; empty while the bytes of a character are incomplete.
-    fn push(&mut self, id: u32) -> String;
+use std::sync::Arc;
 
-    /// Ends the text. Returns the held-back text; an incomplete character becomes U+FFFD.
-    fn finish(&mut self) -> String;
-}
+use reel_input::tokenizer::{StreamingDecoder, Tokenizer};
 
 /// The stop strings of one completion, and its text so far.
+#[derive(Debug)]
 pub struct StopCondition {
     strings: Vec<String>,
     text: String,
-    detokenizer: Option<Box<dyn Detokenizer>>,
-}
-
-impl std::fmt::Debug for StopCondition {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "StopCondition({:?})", self.strings)
-    }
+    /// Decodes the ids; `None` without stop strings.
+    decoder: Option<StreamingDecoder>,
 }
 
 impl StopCondition {
     /// A condition without stop strings: only an end-of-sequence token or the maximum number of tokens ends the
     /// completion.
     pub fn none() -> StopCondition {
-        StopCondition { strings: Vec::new(), text: String::new(), detokenizer: None }
+        StopCondition { strings: Vec::new(), text: String::new(), decoder: None }
     }
 
-    /// Ends the completion when one of `strings` appears in its text. `detokenizer` decodes the ids to this text.
+    /// Ends the completion when one of `strings` appears in its text. `tokenizer` decodes the ids to this text.
     /// Empty strings are ignored.
-    pub fn with_strings(strings: &[String], detokenizer: Box<dyn Detokenizer>) -> StopCondition {
+    pub fn with_strings(strings: &[String], tokenizer: &Arc<Tokenizer>) -> StopCondition {
         let strings: Vec<String> = strings.iter().filter(|s| !s.is_empty()).cloned().collect();
-        let detokenizer = if strings.is_empty() { None } else { Some(detokenizer) };
-        StopCondition { detokenizer, strings, text: String::new() }
+        let decoder = (!strings.is_empty()).then(|| StreamingDecoder::new(tokenizer.clone()));
+        StopCondition { decoder, strings, text: String::new() }
     }
 
     /// Appends a generated id. Returns whether the text now contains a stop string.
     pub fn push_and_match(&mut self, id: u32) -> bool {
-        let Some(detokenizer) = &mut self.detokenizer else { return false };
-        let piece = detokenizer.push(id);
+        let Some(decoder) = &mut self.decoder else { return false };
+        let piece = decoder.push(id);
         if piece.is_empty() {
             return false;
         }
@@ -63,25 +54,28 @@ impl StopCondition {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::path::Path;
+    use std::sync::LazyLock;
+
     use super::*;
 
-    /// A detokenizer for which each id is one Unicode character.
-    struct CharacterDetokenizer;
-    impl Detokenizer for CharacterDetokenizer {
-        fn push(&mut self, id: u32) -> String {
-            char::from_u32(id).map(String::from).unwrap_or_default()
-        }
+    /// A tokenizer, and its token of each byte.
+    pub(crate) static BYTE_TOKENS: LazyLock<(Arc<Tokenizer>, Vec<u32>)> = LazyLock::new(|| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model/text_multiturn/model");
+        let tokenizer = Arc::new(Tokenizer::open(&folder).unwrap());
+        let ids = 0..tokenizer.vocab_size() as u32;
+        let token = |byte: u8| ids.clone().find(|&id| tokenizer.token_bytes(id) == [byte]).unwrap();
+        let tokens = (0..=255).map(token).collect();
+        (tokenizer, tokens)
+    });
 
-        fn finish(&mut self) -> String {
-            String::new()
-        }
-    }
-
+    /// The index of the character at which a completion ends, if its text is `text` and each token is one byte.
     fn ends_at(strings: &[&str], text: &str) -> Option<usize> {
         let strings: Vec<String> = strings.iter().map(|s| s.to_string()).collect();
-        let mut stop = StopCondition::with_strings(&strings, Box::new(CharacterDetokenizer));
-        text.chars().position(|c| stop.push_and_match(c as u32))
+        let (tokenizer, ids) = &*BYTE_TOKENS;
+        let mut stop = StopCondition::with_strings(&strings, tokenizer);
+        text.chars().position(|c| c.to_string().bytes().any(|byte| stop.push_and_match(ids[usize::from(byte)])))
     }
 
     #[test]

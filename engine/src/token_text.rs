@@ -3,66 +3,24 @@
 use std::sync::Arc;
 
 use reel_input::TokenId;
-use reel_input::encode::ModelFolder;
-use reel_input::tokenizer::{StreamingDecoder, Tokenizer, take_complete_text};
+use reel_input::tokenizer::{StreamingDecoder, Tokenizer};
 
-use crate::stop::{Detokenizer, StopCondition};
-
-/// Decodes token ids to text one at a time, so that stop strings can be found. Holds back the bytes of an incomplete
-/// UTF-8 character. A clone shares the table of tokens.
-#[derive(Clone, Debug)]
-pub struct TokenDecoder {
-    /// The bytes of each token; `None` for special tokens, which have no text.
-    pieces: Arc<Vec<Option<Vec<u8>>>>,
-    pending: Vec<u8>,
-}
-
-impl TokenDecoder {
-    /// Creates a decoder for the vocabulary of a model.
-    pub fn new(folder: &ModelFolder) -> TokenDecoder {
-        let t = &folder.tokenizer;
-        let piece = |id: u32| if t.is_special(id) { None } else { Some(t.token_bytes(id)) };
-        let pieces = (0..folder.config.text.vocab_size as u32).map(piece).collect();
-        TokenDecoder { pieces: Arc::new(pieces), pending: Vec::new() }
-    }
-}
-
-impl Detokenizer for TokenDecoder {
-    fn push(&mut self, id: u32) -> String {
-        if let Some(Some(bytes)) = self.pieces.get(id as usize) {
-            self.pending.extend(bytes);
-        }
-        take_complete_text(&mut self.pending)
-    }
-
-    fn finish(&mut self) -> String {
-        String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
-    }
-}
-
-impl Detokenizer for StreamingDecoder<'_> {
-    fn push(&mut self, id: u32) -> String {
-        StreamingDecoder::push(self, id)
-    }
-
-    fn finish(&mut self) -> String {
-        StreamingDecoder::finish(self)
-    }
-}
+use crate::stop::StopCondition;
 
 /// The text of a completion while it is generated, cut before the first stop string. Holds back text at the end that
 /// may be the start of a stop string, so text that was returned stays valid.
-#[derive(Clone, Debug)]
-pub struct CompletionStream<D> {
-    tokens: D,
+#[derive(Debug)]
+pub struct CompletionStream {
+    tokens: StreamingDecoder,
     stop: Vec<String>,
     held: String,
     is_cut: bool,
 }
 
-impl<D: Detokenizer> CompletionStream<D> {
+impl CompletionStream {
     /// Creates an empty text that will be cut before the first of the strings `stop`.
-    pub fn new(tokens: D, stop: &[String]) -> CompletionStream<D> {
+    pub fn new(tokenizer: &Arc<Tokenizer>, stop: &[String]) -> CompletionStream {
+        let tokens = StreamingDecoder::new(tokenizer.clone());
         let stop = stop.iter().filter(|s| !s.is_empty()).cloned().collect();
         CompletionStream { tokens, stop, held: String::new(), is_cut: false }
     }
@@ -119,36 +77,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::stop::tests::BYTE_TOKENS;
 
-    /// A detokenizer for which each id is one byte.
-    #[derive(Default)]
-    struct Bytes(Vec<u8>);
-
-    impl Detokenizer for Bytes {
-        fn push(&mut self, id: u32) -> String {
-            self.0.push(id as u8);
-            let Ok(text) = std::str::from_utf8(&self.0) else { return String::new() };
-            let text = text.to_string();
-            self.0.clear();
-            text
-        }
-
-        fn finish(&mut self) -> String {
-            String::from_utf8_lossy(&std::mem::take(&mut self.0)).into_owned()
-        }
-    }
-
-    /// Token 0 is the first byte of a two-byte character. Token 1 is a letter, which cannot be the second byte of that
-    /// character.
+    /// 0xc9 is the first byte of a two-byte character. A letter cannot be the second byte of that character.
     #[test]
     fn text_after_an_invalid_byte_comes_with_its_own_token() {
-        let pieces = Arc::new(vec![Some(vec![0xc9]), Some(b"c".to_vec())]);
-        let tokens = TokenDecoder { pieces, pending: Vec::new() };
-        let mut text = tokens.clone();
-        assert_eq!([0, 1, 0].map(|id| text.push(id)), ["", "\u{fffd}c", ""]);
+        let (tokenizer, tokens) = &*BYTE_TOKENS;
+        let [broken, letter] = [0xc9, usize::from(b'c')].map(|byte| tokens[byte]);
+        let mut text = StreamingDecoder::new(tokenizer.clone());
+        assert_eq!([broken, letter, broken].map(|id| text.push(id)), ["", "\u{fffd}c", ""]);
         assert_eq!(text.finish(), "\u{fffd}");
-        let mut stop = StopCondition::with_strings(&["c".into()], Box::new(tokens));
-        assert_eq!([0, 1].map(|id| stop.push_and_match(id)), [false, true]);
+        let mut stop = StopCondition::with_strings(&["c".into()], tokenizer);
+        assert_eq!([broken, letter].map(|id| stop.push_and_match(id)), [false, true]);
     }
 
     proptest! {
@@ -157,13 +97,14 @@ mod tests {
             text in "[ab\u{e9}]{0,30}",
             stop in prop::collection::vec("[ab\u{e9}]{0,4}", 0..3),
         ) {
-            let mut stream = CompletionStream::new(Bytes::default(), &stop);
+            let (tokenizer, tokens) = &*BYTE_TOKENS;
+            let mut stream = CompletionStream::new(tokenizer, &stop);
             // The text ends at the stop string that is complete first.
             let prefixes = text.char_indices().map(|(at, c)| &text[..at + c.len_utf8()]);
             let at = prefixes.into_iter().find_map(|t| StopCondition::first_match(t, &stop)).unwrap_or(text.len());
             let mut streamed = String::new();
             for byte in text.bytes() {
-                streamed.push_str(&stream.push(u32::from(byte)));
+                streamed.push_str(&stream.push(tokens[usize::from(byte)]));
                 prop_assert!(text[..at].starts_with(&streamed), "{:?} of {:?}", streamed, text);
             }
             streamed.push_str(&stream.finish());

@@ -42,7 +42,7 @@ fn models(device: &Device, dtype: DType) -> Vec<Qwen25Vl> {
 /// model.
 fn alone(model: &Qwen25Vl, cx: &Cx, is_wanted: impl Fn(usize) -> bool) -> Vec<Completion> {
     let engine = Engine::new(model, cx).unwrap();
-    let of_request = |(i, request): (usize, GenerationRequest<'static>)| {
+    let of_request = |(i, request): (usize, GenerationRequest)| {
         let completions = engine.generate(vec![request], |_| {}).unwrap().0;
         completions.into_iter().map(move |c| Completion { request: i, ..c })
     };

@@ -2,6 +2,7 @@
 //! batch or on threads.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use reel_device::{DType, Device};
@@ -18,7 +19,7 @@ use reel_runtime::ops::PackedWeight;
 struct Case {
     config: ModelConfig,
     files: Checkpoint,
-    tokens: ModelInput,
+    tokens: Arc<ModelInput>,
     greedy: serde_json::Value,
     eos: Vec<u32>,
 }
@@ -34,7 +35,7 @@ fn open(folder: &Path) -> Case {
     let greedy = about["greedy"].clone();
     Case {
         files: Checkpoint::open(&folder.join("model")).unwrap(),
-        tokens: ModelInput::read(&folder.join("inputs.safetensors"), &config).unwrap(),
+        tokens: Arc::new(ModelInput::read(&folder.join("inputs.safetensors"), &config).unwrap()),
         eos: numbers(&greedy["eos_token_ids"]),
         greedy,
         config,
@@ -46,13 +47,13 @@ fn numbers(list: &serde_json::Value) -> Vec<u32> {
 }
 
 impl Case {
-    fn request(&self, sampling: SamplingParams, max_new_tokens: usize, n: usize) -> GenerationRequest<'_> {
+    fn request(&self, sampling: SamplingParams, max_new_tokens: usize, n: usize) -> GenerationRequest {
         GenerationRequest {
             sampling,
             max_new_tokens,
             eos_token_ids: self.eos.clone(),
             stop_conditions: (0..n).map(|_| StopCondition::none()).collect(),
-            ..GenerationRequest::new(&self.tokens)
+            ..GenerationRequest::new(self.tokens.clone())
         }
     }
 
@@ -173,8 +174,9 @@ fn shared_prompt_blocks_do_not_change_completions() {
     for length in [63usize, 64, 65, 150] {
         let ids: Vec<u32> = (0..length as u32).map(|i| i * 7 % 60).collect();
         let at: Vec<i64> = (0..length as i64).collect();
-        let prompt = ModelInput { input_ids: ids, position_ids: [at.clone(), at.clone(), at], ..ModelInput::default() };
-        let ask = |sampling, max, n| GenerationRequest { prompt: (&prompt).into(), ..case.request(sampling, max, n) };
+        let position_ids = [at.clone(), at.clone(), at];
+        let prompt = Arc::new(ModelInput { input_ids: ids, position_ids, ..ModelInput::default() });
+        let ask = |sampling, max, n| GenerationRequest { prompt: prompt.clone(), ..case.request(sampling, max, n) };
         let together = case.run(&device, vec![ask(SAMPLED, 70, 3), ask(SAMPLED, 3, 2)]);
         for c in &together[..3] {
             let sampling = SamplingParams { seed: SAMPLED.seed + c.index as u64, ..SAMPLED };
@@ -193,7 +195,7 @@ fn log_probs_equal_a_packed_forward_pass() {
     );
     let mut ids = case.tokens.input_ids.clone();
     ids.extend(&got[0].ids);
-    let mut whole = case.tokens.clone();
+    let mut whole = ModelInput::clone(&case.tokens);
     let first = case.tokens.len();
     whole.input_ids = ids;
     for axis in &mut whole.position_ids {

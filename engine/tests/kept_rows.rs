@@ -25,7 +25,7 @@ fn outputs_per_layer(grouping: MatmulGrouping) -> (usize, usize) {
 
 /// Returns requests that name the rows for their outputs, and the number of rows. Every third request stores no
 /// outputs.
-fn requests(model: &Qwen25Vl) -> (Vec<GenerationRequest<'static>>, usize) {
+fn requests(model: &Qwen25Vl) -> (Vec<GenerationRequest>, usize) {
     let sampling = support::SAMPLED;
     let (max_new_tokens, prompt_tokens) = (9, 1);
     let one_token = TestRequest { prompt_tokens, completions: 3, max_new_tokens, min_new_tokens: 2, sampling };

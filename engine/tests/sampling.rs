@@ -26,7 +26,7 @@ fn path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model/text_multiturn/model")
 }
 
-fn request(sampling: SamplingParams, max_new_tokens: usize) -> GenerationRequest<'static> {
+fn request(sampling: SamplingParams, max_new_tokens: usize) -> GenerationRequest {
     let ids: Vec<u32> = FOLDER.tokenizer.encode("What is the speed of the ball?").unwrap();
     let at: Vec<i64> = (0..ids.len() as i64).collect();
     let prompt = ModelInput { input_ids: ids, position_ids: [at.clone(), at.clone(), at], ..ModelInput::default() };
@@ -38,12 +38,12 @@ fn request(sampling: SamplingParams, max_new_tokens: usize) -> GenerationRequest
     }
 }
 
-fn with_grammar(spec: &GrammarSpec, sampling: SamplingParams) -> GenerationRequest<'static> {
+fn with_grammar(spec: &GrammarSpec, sampling: SamplingParams) -> GenerationRequest {
     GenerationRequest { grammar: Some(COMPILER.compile(spec).unwrap()), ..request(sampling, 200) }
 }
 
 /// Generates the completions of all requests together on device `cpu`.
-fn complete(requests: Vec<GenerationRequest<'static>>) -> Vec<Completion> {
+fn complete(requests: Vec<GenerationRequest>) -> Vec<Completion> {
     let device = Device::cpu(1);
     let model = Qwen25Vl::open(&device, &Checkpoint::open(&path()).unwrap(), &FOLDER.config, DType::F32).unwrap();
     let engine = Engine::new(&model, &Cx::inference(&device, DType::F32)).unwrap();

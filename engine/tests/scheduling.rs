@@ -46,7 +46,7 @@ fn together(engine: &Engine, kv_bytes: u64, per_step: usize) -> (Vec<Completion>
 
 /// Returns the completions of each request when it runs alone.
 fn alone(engine: &Engine) -> Vec<Completion> {
-    let of_request = |(i, request): (usize, GenerationRequest<'static>)| {
+    let of_request = |(i, request): (usize, GenerationRequest)| {
         let completions = engine.generate(vec![request], |_| {}).unwrap().0;
         completions.into_iter().map(move |c| Completion { request: i, ..c })
     };

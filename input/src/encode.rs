@@ -11,6 +11,7 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 use reel_diagnostic::{input, print_note_once};
 use reel_media::frames::FrameBuf;
@@ -30,8 +31,7 @@ use crate::frame_folder::{self, frames_in_folder};
 use crate::media_frames::MediaFrames;
 use crate::messages::{ContentPart, Conversation, ImagePart, MediaSource, VideoPart, VideoSource};
 use crate::model_input::ModelInput;
-use crate::tokenizer::TokenId;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{TokenId, Tokenizer};
 use crate::window::GridThw;
 
 /// Everything in a model folder except the weights: config, tokenizer, chat template and preprocessor settings.
@@ -45,7 +45,7 @@ pub struct ModelFolder {
     /// The settings in preprocessor_config.json.
     pub preprocessor: PreprocessorConfig,
     /// The tokenizer, from tokenizer.json.
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// The chat template.
     pub template: ChatTemplate,
 }
@@ -54,7 +54,7 @@ impl ModelFolder {
     /// Reads the files of a model folder. The folder need not contain weights.
     pub fn open(folder: &Path) -> Result<Self> {
         let config = ModelConfig::open(folder)?;
-        let tokenizer = Tokenizer::open(folder)?;
+        let tokenizer = Arc::new(Tokenizer::open(folder)?);
         tokenizer.check_fits(&config)?;
         Ok(Self {
             generation: GenerationConfig::open(folder)?,

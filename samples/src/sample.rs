@@ -150,7 +150,7 @@ impl SftSampleSource {
         let tokens = self.files.load_with_retry(&conversation, &self.media_root, || {
             tokenize_conversation(&self.bundle, &conversation, false, &self.media, location)
         })?;
-        if let Some(written) = self.labels.answer_count(&tokens.input_ids, &self.bundle.tokenizer)
+        if let Some(written) = self.labels.answer_count(&tokens.input_ids, &*self.bundle.tokenizer)
             && written != learned.len()
         {
             let what = format!(
@@ -164,7 +164,7 @@ impl SftSampleSource {
                 "use the chat template of the published model, or --labels text",
             ));
         }
-        let targets = self.labels.next_token_targets(&tokens.input_ids, learned, &self.bundle.tokenizer);
+        let targets = self.labels.next_token_targets(&tokens.input_ids, learned, &*self.bundle.tokenizer);
         Ok(Sample { tokens, targets })
     }
 

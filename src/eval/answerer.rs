@@ -7,7 +7,10 @@ use anyhow::Result;
 use reel_client::ChatClient;
 use reel_input::MediaOptions;
 use reel_input::fetch::MediaAccess;
-use reel_predict::{ChatRequests, EndpointRun, EndpointSummary, PredictionFile, PredictionSettings, SamplingSettings};
+use reel_predict::{
+    ChatRequests, EndpointRun, EndpointSummary, FingerprintedInput, PredictionFile, PredictionSettings,
+    SamplingSettings,
+};
 use serde_json::{Map, Value, json};
 
 use super::EvalRunFlags;
@@ -118,7 +121,8 @@ impl ChatApiServer<'_> {
     fn run(&self, job: PredictionJob<'_>) -> Result<()> {
         let rows = job.rows.data().len();
         let data = (job.data.0, job.data.1, rows);
-        let mut settings = PredictionSettings::for_endpoint(job.command, (&self.url, &self.model), data, job.options);
+        let model = FingerprintedInput::of_endpoint(&self.url, &self.model);
+        let mut settings = PredictionSettings::new(job.command, (model, None), data, job.options, None);
         if let Some(folder) = job.media_root {
             settings = settings.with_media_root(folder);
         }

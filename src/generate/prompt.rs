@@ -4,12 +4,11 @@ use std::time::Instant;
 
 use anyhow::Result;
 use reel_engine::{
-    Completion, CompletionStream, Engine, GenerationRequest, GrammarCompiler, PromptTokenLogProbs, TokenDecoder,
-    TokenLogProbs, TooLongReason, completion_text, new_tokens_within_positions,
+    Completion, CompletionStream, Engine, GenerationRequest, GrammarCompiler, PromptTokenLogProbs, TokenLogProbs,
+    TooLongReason, completion_text, new_tokens_within_positions,
 };
 use reel_input::encode::ModelFolder;
 use reel_input::request::RequestSettings;
-use reel_input::tokenizer::StreamingDecoder;
 use reel_measure::trace;
 use serde::Serialize;
 use serde_json::json;
@@ -131,9 +130,8 @@ fn complete(
     is_interruptible: bool,
     mut on_token: impl FnMut(u32),
 ) -> Result<(Vec<Completion>, Timing)> {
-    let (bundle, text) = (&prompt.bundle, TokenDecoder::new(&prompt.bundle));
-    let (config, eos) = (&bundle.generation, bundle.stop_token_ids());
-    let request = GenerationRequest::from_settings(&prompt.tokens, settings, config, eos, MAX_NEW_TOKENS, &text);
+    let bundle = &prompt.bundle;
+    let request = GenerationRequest::from_settings(prompt.tokens.clone(), settings, bundle, MAX_NEW_TOKENS);
     let grammar = match &settings.grammar {
         Some(spec) => Some(GrammarCompiler::new(bundle)?.compile(spec)?),
         None => None,
@@ -197,14 +195,14 @@ fn print_completions_as_json(
 }
 
 /// Prints a completion while it is generated.
-struct Printer<'a> {
-    stream: Option<CompletionStream<StreamingDecoder<'a>>>,
+struct Printer {
+    stream: Option<CompletionStream>,
     result: Result<()>,
 }
 
-impl<'a> Printer<'a> {
-    fn new(bundle: &'a ModelFolder, stops: &[String], on: bool) -> Self {
-        let stream = || CompletionStream::new(bundle.tokenizer.streaming_decoder(true), stops);
+impl Printer {
+    fn new(bundle: &ModelFolder, stops: &[String], on: bool) -> Self {
+        let stream = || CompletionStream::new(&bundle.tokenizer, stops);
         Self { stream: on.then(stream), result: Ok(()) }
     }
 

@@ -415,7 +415,7 @@ fn refuse_new_tokens(tokens: usize, config: &ModelConfig) -> Result<()> {
 }
 
 /// A request for `n` completions of `new` tokens for a prompt of the size `shape`.
-fn request(config: &ModelConfig, shape: &RowShape, new: usize, n: usize) -> GenerationRequest<'static> {
+fn request(config: &ModelConfig, shape: &RowShape, new: usize, n: usize) -> GenerationRequest {
     let patches: usize = shape.video_grid_thw.iter().map(|g| g.iter().product::<usize>()).sum();
     let mut ids = vec![0; shape.tokens];
     ids[..patches / config.vision.patches_per_vision_token()].fill(config.tokens.video);

@@ -33,4 +33,4 @@ pub use output::PredictionOutput;
 pub use prompts::RowPrompts;
 pub use requests::{ChatRequests, RequestVideoFormat};
 pub use run::{PredictionRun, PredictionSummary, SamplingSettings};
-pub use settings::PredictionSettings;
+pub use settings::{FingerprintedInput, PredictionSettings};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use reel_diagnostic::Diagnostic;
 use reel_engine::{
     Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, SamplingParams, StepOutput, StopCondition,
-    TokenDecoder, completion_text, new_tokens_within_positions,
+    completion_text, new_tokens_within_positions,
 };
 use reel_input::ModelInput;
 use reel_runs::reporting::progress::Progress;
@@ -223,7 +223,6 @@ impl PredictionRun<'_> {
             held: VecDeque::new(),
             alone: None,
             unfinished: BTreeMap::new(),
-            stop_strings: (!self.sampling.stop.is_empty()).then(|| TokenDecoder::new(self.prompts.model_folder())),
             tokens: 0,
         };
         while rows.next < rows.own.len() || !rows.unfinished.is_empty() || !rows.held.is_empty() {
@@ -242,12 +241,7 @@ impl PredictionRun<'_> {
     }
 
     /// The generation request of a row. Returns an error if the row's prompt leaves no position for an answer.
-    fn request(
-        &self,
-        prompt: Arc<ModelInput>,
-        row: usize,
-        stop: Option<&TokenDecoder>,
-    ) -> Result<GenerationRequest<'static>, Diagnostic> {
+    fn request(&self, prompt: Arc<ModelInput>, row: usize) -> Result<GenerationRequest, Diagnostic> {
         let SamplingSettings { params, max_new_tokens, n, stop: strings } = &self.sampling;
         let (tokens, positions) = (prompt.len(), self.prompts.model_folder().config.text.max_position_embeddings);
         let max_new_tokens = new_tokens_within_positions(positions, tokens, None, *max_new_tokens).map_err(|_| {
@@ -255,10 +249,7 @@ impl PredictionRun<'_> {
                 format!("has {tokens} tokens, which leave no room for an answer in the model's {positions} positions");
             Diagnostic::new("prompt", what, "shorten the prompt, or take fewer frames or pixels")
         })?;
-        let stop_condition = || match stop {
-            None => StopCondition::none(),
-            Some(text) => StopCondition::with_strings(strings, Box::new(text.clone())),
-        };
+        let stop_condition = || StopCondition::with_strings(strings, &self.prompts.model_folder().tokenizer);
         Ok(GenerationRequest {
             sampling: SamplingParams { seed: self.prompts.rows().seed(row), ..*params },
             max_new_tokens,
@@ -279,7 +270,7 @@ struct UnfinishedRow {
 /// room in the batch, or some of their completions are not finished.
 struct RowsInProgress<'r, 'a> {
     run: &'r PredictionRun<'a>,
-    batch: ContinuousBatch<'r, 'a, 'static>,
+    batch: ContinuousBatch<'r, 'a>,
     ahead: Prefetcher<RowSubset>,
     /// The rows that this process answers.
     own: Vec<usize>,
@@ -290,8 +281,6 @@ struct RowsInProgress<'r, 'a> {
     /// The row that is computed alone now.
     alone: Option<usize>,
     unfinished: BTreeMap<usize, UnfinishedRow>,
-    /// Decodes tokens to find stop strings; `None` without stop strings.
-    stop_strings: Option<TokenDecoder>,
     tokens: u64,
 }
 
@@ -362,7 +351,7 @@ impl RowsInProgress<'_, '_> {
 
     /// Adds a row to the batch, or writes a line with its error.
     fn add_row(&mut self, row: usize, prompt: Arc<ModelInput>, lines: &mut impl LineSink) -> Result<()> {
-        let request = self.run.request(prompt.clone(), row, self.stop_strings.as_ref());
+        let request = self.run.request(prompt.clone(), row);
         match request.map_err(EngineError::Request).and_then(|request| self.batch.add(row, request)) {
             Ok(()) => {
                 self.unfinished.insert(row, UnfinishedRow { prompt, completions: Vec::new() });

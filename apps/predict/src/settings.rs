@@ -20,6 +20,27 @@ pub struct FingerprintedInput {
     files: ModelFiles,
 }
 
+impl FingerprintedInput {
+    /// An input that is not a folder: a data file, or the weights of a model during its training.
+    pub fn new(path: &Path, fingerprint: impl Into<String>) -> Self {
+        Self { path: path.display().to_string(), fingerprint: fingerprint.into(), files: ModelFiles::default() }
+    }
+
+    /// A model folder or an adapter's folder.
+    ///
+    /// # Errors
+    /// A file of the folder cannot be read.
+    pub fn of_folder(folder: &Path) -> Result<Self> {
+        let files = ModelFiles::read(folder)?;
+        Ok(Self { path: folder.display().to_string(), fingerprint: files.fingerprint(), files })
+    }
+
+    /// The model `model` of the server at `url`.
+    pub fn of_endpoint(url: &str, model: &str) -> Self {
+        Self { path: redact_urls(url), fingerprint: model.into(), files: ModelFiles::default() }
+    }
+}
+
 /// The inputs and options that determine the bytes of a predictions file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PredictionSettings {
@@ -46,98 +67,30 @@ pub struct PredictionSettings {
 }
 
 impl PredictionSettings {
-    /// The settings of a run of `command` on `device`. `model` and `adapter` are folders. `data` is the data file
-    /// with its fingerprint and its number of rows. `batch_size` is stored for a GPU only. User names, passwords and
-    /// queries of URLs in the options are left out.
-    ///
-    /// # Errors
-    /// A file of the model or of the adapter cannot be read.
+    /// The settings of a run of `command` with a model and its adapter. `data` is the data file, or the name of the
+    /// data, with its fingerprint and its number of rows. `device` is the device with its batch size, which is stored
+    /// for a GPU only; `None` if a server answers the rows. User names, passwords and queries of URLs in the options
+    /// are left out.
     pub fn new(
         command: &str,
-        (model, adapter): (&Path, Option<&Path>),
+        (model, adapter): (FingerprintedInput, Option<FingerprintedInput>),
         data: (&Path, String, usize),
         mut options: Map<String, Value>,
-        device: &reel_device::Device,
-        batch_size: usize,
-    ) -> Result<Self> {
-        let input = |path: &Path, fingerprint, files| FingerprintedInput {
-            path: path.display().to_string(),
-            fingerprint,
-            files,
-        };
-        let folder = |path: &Path| {
-            let files = ModelFiles::read(path)?;
-            Ok::<_, TrainError>(input(path, files.fingerprint(), files))
-        };
-        options.values_mut().for_each(redact_urls_in_json);
-        Ok(Self {
-            command: command.into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            model: folder(model)?,
-            adapter: adapter.map(folder).transpose()?,
-            data: input(data.0, data.1, ModelFiles::default()),
-            rows: data.2,
-            options,
-            device: device.name().into(),
-            instruction_set: device.instruction_set().map(String::from),
-            batch_size: device.capabilities().fixed_decode_batch.then_some(batch_size),
-            media_root: None,
-        })
-    }
-
-    /// The settings of a run of `command` in which the model `model` of the server at `url` answers the rows. `data`
-    /// is the data file with its fingerprint and its number of rows.
-    pub fn for_endpoint(
-        command: &str,
-        (url, model): (&str, &str),
-        data: (&Path, String, usize),
-        mut options: Map<String, Value>,
+        device: Option<(&reel_device::Device, usize)>,
     ) -> Self {
-        let input = |path: String, fingerprint| FingerprintedInput { path, fingerprint, files: ModelFiles::default() };
         options.values_mut().for_each(redact_urls_in_json);
+        let batch_size = device.and_then(|(device, size)| device.capabilities().fixed_decode_batch.then_some(size));
         Self {
             command: command.into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            model: input(redact_urls(url), model.to_string()),
-            adapter: None,
-            data: input(data.0.display().to_string(), data.1),
+            model,
+            adapter,
+            data: FingerprintedInput::new(data.0, data.1),
             rows: data.2,
             options,
-            device: "endpoint".into(),
-            instruction_set: None,
-            batch_size: None,
-            media_root: None,
-        }
-    }
-
-    /// The settings of a run of `command` in which a model answers during its training. `model` is the name of the
-    /// checkpoint of the present step, with the fingerprint of the weights; `data` is the name of the data with its
-    /// fingerprint and its number of rows. `batch_size` is stored for a GPU only.
-    pub fn for_training_model(
-        command: &str,
-        model: (&Path, &str),
-        data: (&Path, String, usize),
-        mut options: Map<String, Value>,
-        device: &reel_device::Device,
-        batch_size: usize,
-    ) -> Self {
-        let input = |path: &Path, fingerprint| FingerprintedInput {
-            path: path.display().to_string(),
-            fingerprint,
-            files: ModelFiles::default(),
-        };
-        options.values_mut().for_each(redact_urls_in_json);
-        Self {
-            command: command.into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            model: input(model.0, model.1.to_string()),
-            adapter: None,
-            data: input(data.0, data.1),
-            rows: data.2,
-            options,
-            device: device.name().into(),
-            instruction_set: device.instruction_set().map(String::from),
-            batch_size: device.capabilities().fixed_decode_batch.then_some(batch_size),
+            device: device.map_or("endpoint", |(device, _)| device.name()).into(),
+            instruction_set: device.and_then(|(device, _)| device.instruction_set()).map(String::from),
+            batch_size,
             media_root: None,
         }
     }
@@ -191,51 +144,54 @@ impl PredictionSettings {
             let help = "give the value of the earlier run, or start again with --overwrite";
             Err(TrainError::option(format!("--{}", option.replace('_', "-")), what, help))
         };
-        let fingerprint = |input: &Option<FingerprintedInput>| input.as_ref().map(|input| input.fingerprint.clone());
         let files =
             |input: &Option<FingerprintedInput>| input.as_ref().map(|input| input.files.clone()).unwrap_or_default();
         if self.model.fingerprint != earlier.model.fingerprint {
             let which = self.model.files.differences_from(&earlier.model.files);
             return refuse("model", of("is not the model of") + &which);
         }
-        if fingerprint(&self.adapter) != fingerprint(&earlier.adapter) {
+        if self.adapter_fingerprint() != earlier.adapter_fingerprint() {
             let which = files(&self.adapter).differences_from(&files(&earlier.adapter));
             return refuse("adapter", of("is not the adapter of") + &which);
         }
         if self.data.fingerprint != earlier.data.fingerprint || self.rows != earlier.rows {
             return refuse("data", of("differs from the data of"));
         }
-        let names = self.options.keys().chain(earlier.options.keys());
-        let value = |options: &Map<String, Value>, name: &str| options.get(name).cloned().unwrap_or_default();
-        for name in names {
-            let (now, then) = (value(&self.options, name), value(&earlier.options, name));
-            if now != then {
-                return refuse(name, format!("is {now}, but it was {then} in the run that --resume continues"));
+        match self.first_different_option(earlier) {
+            Some((name, now, then)) => {
+                refuse(name, format!("is {now}, but it was {then} in the run that --resume continues"))
             }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Returns the name of a setting that differs from rank 0's settings, such as `--model`; `None` if none differs.
     /// All ranks must answer the same questions in the same way.
     pub(super) fn difference_from_rank_0(&self, rank_0: &Self) -> Option<String> {
-        let fingerprint = |input: &Option<FingerprintedInput>| input.as_ref().map(|input| input.fingerprint.clone());
         let differs = [
             ("version of reel", self.version != rank_0.version),
             ("--model", self.model.fingerprint != rank_0.model.fingerprint),
-            ("--adapter", fingerprint(&self.adapter) != fingerprint(&rank_0.adapter)),
+            ("--adapter", self.adapter_fingerprint() != rank_0.adapter_fingerprint()),
             ("--data", self.data.fingerprint != rank_0.data.fingerprint || self.rows != rank_0.rows),
             ("--device", self.device != rank_0.device),
             ("instruction set", self.instruction_set != rank_0.instruction_set),
         ];
-        let option = || {
-            let mut names = self.options.keys().chain(rank_0.options.keys());
-            names.find(|name| self.options.get(*name) != rank_0.options.get(*name)).map(|name| name.replace('_', "-"))
-        };
         match differs.iter().find(|(_, differs)| *differs) {
             Some((name, _)) => Some(name.to_string()),
-            None => option().map(|name| format!("--{name}")),
+            None => self.first_different_option(rank_0).map(|(name, ..)| format!("--{}", name.replace('_', "-"))),
         }
+    }
+
+    fn adapter_fingerprint(&self) -> Option<&str> {
+        self.adapter.as_ref().map(|adapter| adapter.fingerprint.as_str())
+    }
+
+    /// Returns the name of an option that differs from `other`'s, with both values; `None` if none differs. An option
+    /// that is not set has the value null.
+    fn first_different_option<'s>(&'s self, other: &'s Self) -> Option<(&'s str, &'s Value, &'s Value)> {
+        let value = |settings: &'s Self, name: &str| settings.options.get(name).unwrap_or(&Value::Null);
+        let names = self.options.keys().chain(other.options.keys());
+        names.map(|name| (name.as_str(), value(self, name), value(other, name))).find(|(_, own, others)| own != others)
     }
 
     /// Returns a warning if the results of a run with these settings may differ bit by bit from those of a run with the

@@ -63,8 +63,8 @@ fn predict(data: &Path, out: &Path, options: Options) -> Result<PredictionSummar
     let prompts = Arc::new(RowPrompts::new(Arc::new(rows), f.bundle.clone()));
     let compared = json!({"n": options.n, "temperature": options.temperature}).as_object().unwrap().clone();
     let described = (data, prompts.rows().data().fingerprint(), prompts.rows().data().len());
-    let settings =
-        PredictionSettings::new("generate", (&f.folder, None), described, compared, &f.device, options.slots)?;
+    let model = (FingerprintedInput::of_folder(&f.folder)?, None);
+    let settings = PredictionSettings::new("generate", model, described, compared, Some((&f.device, options.slots)));
     let file = PredictionFile::open(out, options.existing, settings, |row| prompts.rows().columns(row))?;
     if let Some(done) = PredictionSummary::of_complete_file(&file) {
         return Ok(done);

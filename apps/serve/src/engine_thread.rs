@@ -22,8 +22,8 @@ use std::time::Instant;
 use reel_device::{DType, Device};
 use reel_diagnostic::Diagnostic;
 use reel_engine::{
-    AdapterId, Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, Grammar, StepOutput, TokenDecoder,
-    TokenEvent, TokenLogProbs,
+    AdapterId, Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, Grammar, StepOutput, TokenEvent,
+    TokenLogProbs,
 };
 use reel_input::request::RequestSettings;
 use reel_input::{ModelInput, TokenId};
@@ -172,7 +172,6 @@ impl Drop for AliveFlag {
 pub(crate) fn start(
     model: Arc<ServedModel>,
     weights: Qwen25Vl,
-    text: TokenDecoder,
     limits: ServerLimits,
     gauges: Arc<EngineGauges>,
     turns: Option<DeviceBorrower>,
@@ -184,7 +183,7 @@ pub(crate) fn start(
     let flag = AliveFlag(alive.clone());
     let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
         let _alive = flag;
-        run(&model, weights, &text, limits, &gauges, channels, turns)
+        run(&model, weights, limits, &gauges, channels, turns)
     })?;
     match is_ready.recv() {
         Ok(()) => Ok((EngineQueue { commands, alive }, thread)),
@@ -206,7 +205,6 @@ struct Channels {
 fn run(
     model: &ServedModel,
     weights: Qwen25Vl,
-    text: &TokenDecoder,
     limits: ServerLimits,
     gauges: &EngineGauges,
     channels: Channels,
@@ -222,7 +220,7 @@ fn run(
     // The function `start` waits for this message.
     let _ = channels.ready.send(());
     batch.prefault_kv_blocks();
-    let mut requests = ServedRequests::new(model, text, batch);
+    let mut requests = ServedRequests::new(model, batch);
     loop {
         let mut first = None;
         if requests.running.is_empty() {
@@ -298,16 +296,15 @@ struct Running {
 /// The requests of the batch, and the channels that receive their results.
 pub(crate) struct ServedRequests<'e> {
     model: &'e ServedModel,
-    text: &'e TokenDecoder,
-    batch: ContinuousBatch<'e, 'e, 'static>,
+    batch: ContinuousBatch<'e, 'e>,
     /// The requests, by their number in the batch.
     running: BTreeMap<usize, Running>,
     next: usize,
 }
 
 impl<'e> ServedRequests<'e> {
-    pub(crate) fn new(model: &'e ServedModel, text: &'e TokenDecoder, batch: ContinuousBatch<'e, 'e, 'static>) -> Self {
-        ServedRequests { model, text, batch, running: BTreeMap::new(), next: 0 }
+    pub(crate) fn new(model: &'e ServedModel, batch: ContinuousBatch<'e, 'e>) -> Self {
+        ServedRequests { model, batch, running: BTreeMap::new(), next: 0 }
     }
 
     /// Makes running requests continue with weights that were changed in place.
@@ -409,9 +406,8 @@ impl<'e> ServedRequests<'e> {
         let GenerationJob { prompt, settings, grammar, adapter, deadline } = job;
         let (unfinished, number) = (settings.n.unwrap_or(1), self.next);
         self.next += 1;
-        let (generation, eos) = (&self.model.folder.generation, self.model.folder.stop_token_ids());
         // The settings already contain a limit of new tokens, so the default of 0 is not used.
-        let request = GenerationRequest::from_settings(prompt, &settings, generation, eos, 0, self.text);
+        let request = GenerationRequest::from_settings(prompt, &settings, &self.model.folder, 0);
         // The clocks of several processes differ, so rank 0 alone decides which requests are late.
         let (of_batch, deadline) = if self.model.divided.is_some() { (None, deadline) } else { (deadline, None) };
         match self.batch.add(number, GenerationRequest { grammar, adapter, deadline: of_batch, ..request }) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use reel_diagnostic::Diagnostic;
-use reel_engine::{Engine, EngineError, GrammarCompiler, TokenDecoder};
+use reel_engine::{Engine, EngineError, GrammarCompiler};
 use reel_model::ModelError;
 use reel_model::lora::Adapter;
 use reel_model::qwen2_5_vl::Qwen25Vl;
@@ -27,13 +27,12 @@ pub fn follow_rank_0(
     limits: ServerLimits,
 ) -> Result<(), EngineError> {
     let model = Arc::new(model);
-    let text = TokenDecoder::new(&model.folder);
     let cx = Cx::inference(&model.device, model.dtype);
     let engine = Engine::new(&weights, &cx)?.max_slots(limits.batch);
     drop(weights);
     let batch = engine.continuous_batch(limits.kv_bytes)?;
     batch.prefault_kv_blocks();
-    let mut requests = ServedRequests::new(&model, &text, batch);
+    let mut requests = ServedRequests::new(&model, batch);
     let mut grammars = None;
     loop {
         let bytes = divided.receive_step()?;

@@ -12,7 +12,6 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use reel_diagnostic::Diagnostic;
-use reel_engine::TokenDecoder;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
@@ -61,7 +60,6 @@ pub(crate) fn serve_with_turns(
     on_listening: impl FnOnce(SocketAddr, &Arc<ServerState>),
 ) -> Result<(), ServeError> {
     let model = Arc::new(model);
-    let text = TokenDecoder::new(&model.folder);
     let positions = model.folder.config.text.max_position_embeddings;
     let metrics =
         Arc::new(Metrics::new(&model.name, positions, HardwareGauges::new(&model, options.peak_flops_per_second)));
@@ -70,8 +68,7 @@ pub(crate) fn serve_with_turns(
     let longest_token_bytes = token_lengths.max().unwrap_or(0).max(1);
     let in_service = (weights.name, api::seconds_since_1970());
     let (gauges, is_training) = (metrics.engine.clone(), turns.is_some());
-    let (engine, thread) =
-        engine_thread::start(model.clone(), weights.weights, text.clone(), options.limits, gauges, turns)?;
+    let (engine, thread) = engine_thread::start(model.clone(), weights.weights, options.limits, gauges, turns)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         // The number of threads is limited, because each thread keeps memory of the size of the largest request that
@@ -82,7 +79,6 @@ pub(crate) fn serve_with_turns(
     let log = if options.access_log { Some(AccessLog::start()?) } else { None };
     let shared = Arc::new(ServerState {
         model,
-        text,
         grammars: OnceLock::new(),
         media: options.media,
         limits: options.limits,

@@ -94,7 +94,7 @@ pub const PENALISED: SamplingParams = SamplingParams { repetition_penalty: 1.3, 
 
 impl TestRequest {
     /// Converts to a request for the engine, with `eos` as end tokens.
-    pub fn request(&self, eos: &[u32]) -> GenerationRequest<'static> {
+    pub fn request(&self, eos: &[u32]) -> GenerationRequest {
         let at: Vec<i64> = (0..self.prompt_tokens as i64).collect();
         let prompt = ModelInput {
             input_ids: (0..self.prompt_tokens as u32).map(|i| (i * 37 + 5) % 97).collect(),
@@ -140,7 +140,7 @@ pub fn simulated_device() -> Device {
 }
 
 /// 16 requests of different lengths with unrelated prompts, some greedy and some sampled.
-pub fn unrelated_requests() -> Vec<GenerationRequest<'static>> {
+pub fn unrelated_requests() -> Vec<GenerationRequest> {
     let request = |i: usize| {
         let ids: Vec<u32> = (0..(17 + 23 * i) as u32).map(|t| (t * 31 + 7 * i as u32) % 97).collect();
         let sampling = [SamplingParams::GREEDY, SAMPLED, PENALISED, SamplingParams { min_p: 0.05, ..SAMPLED }][i % 4];

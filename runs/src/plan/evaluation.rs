@@ -35,7 +35,7 @@ pub(super) fn add_evaluation_memory(
     let tokens = (prompt.len() + options.evaluation.eval_max_new_tokens).next_multiple_of(KvPages::BLOCK_TOKENS);
     let token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * dtype.size();
     let mut batch = engine.continuous_batch((tokens * token_bytes) as u64)?;
-    batch.add(0, GenerationRequest { max_new_tokens: 2, ..GenerationRequest::new(prompt) })?;
+    batch.add(0, GenerationRequest { max_new_tokens: 2, ..GenerationRequest::new(prompt.clone()) })?;
     while !batch.is_idle() {
         batch.step(&mut |_| {})?;
     }

@@ -35,7 +35,7 @@ pub struct Prompt {
     /// File and line of the row, for messages.
     pub location: String,
     /// The model's inputs, P tokens; no tokens if another process prepares this prompt.
-    pub tokens: ModelInput,
+    pub tokens: Arc<ModelInput>,
     /// The `prompt` of the row: chat messages or a text.
     pub content: Value,
     /// The other columns of the row. Rewards read them to score completions: `solution`, `problem_type`, …
@@ -47,7 +47,8 @@ pub struct Prompt {
 impl Prompt {
     /// Makes a prompt that has only model inputs, without row, text and columns.
     pub fn from_model_input(tokens: ModelInput) -> Self {
-        Self { row: 0, location: String::new(), tokens, content: Value::Null, columns: Map::new(), given: None }
+        let (location, columns) = (String::new(), Map::new());
+        Self { row: 0, location, tokens: Arc::new(tokens), content: Value::Null, columns, given: None }
     }
 
     /// Whether this process has the model's inputs of the prompt.
@@ -195,7 +196,7 @@ impl PromptSource {
     pub fn unprepared_prompt_of_row(&self, row: usize) -> Result<Prompt, SampleError> {
         let (content, columns) = self.content_and_columns(row)?;
         let (location, content) = (self.data.location(row), content.into_json());
-        Ok(Prompt { row, location, content, columns, given: None, tokens: ModelInput::default() })
+        Ok(Prompt { row, location, content, columns, given: None, tokens: Arc::default() })
     }
 
     /// Makes the prompt of row `row` of the data file: tokenizes its text and loads its media.
@@ -213,7 +214,7 @@ impl PromptSource {
                 tokenize_text_with_media(&self.bundle, text, LoadedMedia::default(), &location)?
             }
         };
-        Ok(Prompt { row, location, tokens, content: content.into_json(), columns, given: None })
+        Ok(Prompt { row, location, tokens: Arc::new(tokens), content: content.into_json(), columns, given: None })
     }
 }
 

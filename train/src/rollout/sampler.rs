@@ -4,6 +4,8 @@
 //! of a completion depend only on the run's seed, the step, the sampling round, and the indices of prompt and
 //! completion. So any step can be sampled again alone.
 
+use std::sync::Arc;
+
 use reel_engine::{Completion, Engine, EngineError, GenerationRequest, SamplingParams, StopCondition};
 use reel_input::ModelInput;
 use reel_kernels::philox::philox4x32_10;
@@ -78,20 +80,21 @@ impl<'a> CompletionSampler<'a> {
     /// A prompt does not fit into the KV cache, a logit is NaN, the run is interrupted, or the device fails.
     pub fn sample_completions(
         &self,
-        prompts: &[(usize, &ModelInput)],
+        prompts: &[(usize, &Arc<ModelInput>)],
         n: u64,
         round: u64,
         mut prefilled: impl FnMut(),
     ) -> Result<SampledPrompts> {
         let prompt_index = |i: usize| (round << 32) + i as u64;
-        let shuffle = |&(i, tokens): &(usize, &ModelInput)| -> Option<ModelInput> {
+        let shuffle = |&(i, tokens): &(usize, &Arc<ModelInput>)| {
             let wanted = self.options.temporal && !tokens.frames.videos.is_empty();
-            wanted.then(|| with_shuffled_frames(tokens, self.seed_of(n, prompt_index(i), RandomStream::Frames)))
+            let seed = self.seed_of(n, prompt_index(i), RandomStream::Frames);
+            wanted.then(|| Arc::new(with_shuffled_frames(tokens, seed)))
         };
-        let shuffled: Vec<Option<ModelInput>> = prompts.iter().map(shuffle).collect();
+        let shuffled: Vec<Option<Arc<ModelInput>>> = prompts.iter().map(shuffle).collect();
         let group = self.options.num_generations;
-        let request = |tokens, completions, i, stream| {
-            self.request(tokens, completions, self.seed_of(n, prompt_index(i), stream))
+        let request = |tokens: &Arc<ModelInput>, completions, i, stream| {
+            self.request(tokens.clone(), completions, self.seed_of(n, prompt_index(i), stream))
         };
         let mut requests = Vec::new();
         for &(i, tokens) in prompts {
@@ -140,7 +143,7 @@ impl<'a> CompletionSampler<'a> {
         self.engine.release_memory();
     }
 
-    fn request<'b>(&self, tokens: &'b ModelInput, completions: usize, seed: u64) -> GenerationRequest<'b> {
+    fn request(&self, tokens: Arc<ModelInput>, completions: usize, seed: u64) -> GenerationRequest {
         let o = self.options;
         GenerationRequest {
             sampling: SamplingParams {

@@ -172,7 +172,6 @@ mod tests {
     use std::sync::Arc;
 
     use reel_engine::FinishReason;
-    use reel_input::ModelInput;
 
     use super::*;
     use crate::TrainError;
@@ -183,7 +182,7 @@ mod tests {
         let prompt = Prompt {
             row: 0,
             location: String::new(),
-            tokens: ModelInput::default(),
+            tokens: Arc::default(),
             content: Value::Null,
             columns: serde_json::Map::new(),
             given: None,

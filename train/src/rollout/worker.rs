@@ -268,7 +268,7 @@ impl<'a> RolloutWorker<'a> {
         round: u64,
     ) -> Result<(Vec<Rollout>, Option<StoredRolloutOutputs>)> {
         let own = || self.spread.prompts_of_this_rank(prompts);
-        let inputs: Vec<(usize, &ModelInput)> = own().map(|(index, prompt)| (index, &prompt.tokens)).collect();
+        let inputs: Vec<(usize, &Arc<ModelInput>)> = own().map(|(index, prompt)| (index, &prompt.tokens)).collect();
         if inputs.is_empty() {
             return Ok((Vec::new(), None));
         }

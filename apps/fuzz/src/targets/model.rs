@@ -1,12 +1,13 @@
 //! Fuzz targets for the files of a model folder: weights, configs, tokenizer, chat template, adapter.
 
 use std::fs;
+use std::sync::Arc;
 
 use anyhow::Result;
 use reel_input::ModelInput;
 use reel_input::chat::ChatTemplate;
 use reel_input::config::{GenerationConfig, ModelConfig, PreprocessorConfig};
-use reel_input::tokenizer::Tokenizer;
+use reel_input::tokenizer::{StreamingDecoder, Tokenizer};
 use reel_model::checkpoint::{Checkpoint, expected_tensors};
 use reel_model::init::{InitOptions, Preset, init_without_weights, preset_config};
 use reel_model::lora::{Adapter, linear_layers};
@@ -314,14 +315,14 @@ pub const TOKENIZER: FuzzTarget = FuzzTarget {
             if let Some(siglip) = &siglip {
                 verdict_of(siglip.encode(&text))?;
             }
-            let Some(tokenizer) = value_if_accepted(Tokenizer::parse("tokenizer.json", input))? else {
+            let Some(tokenizer) = value_if_accepted(Tokenizer::parse("tokenizer.json", input).map(Arc::new))? else {
                 return Ok(siglip.is_some());
             };
             let Some(mut ids) = value_if_accepted(tokenizer.encode(&text))? else { return Ok(true) };
             ids.extend((0..8).map(|_| random.next() as u32 % 200_000));
             ids.push(u32::MAX);
             let whole = tokenizer.decode(&ids, random.one_in(2));
-            let mut decoder = tokenizer.streaming_decoder(true);
+            let mut decoder = StreamingDecoder::new(tokenizer.clone());
             let pieces: usize = ids.iter().map(|&id| decoder.push(id).len()).sum();
             std::hint::black_box((whole, pieces, decoder.finish()));
             ids.iter().for_each(|&id| drop((tokenizer.token_bytes(id), tokenizer.is_special(id))));

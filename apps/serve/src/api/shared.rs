@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use reel_engine::{GrammarCompiler, TokenDecoder};
+use reel_engine::GrammarCompiler;
 use reel_input::TokenId;
 use subtle::ConstantTimeEq;
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore};
@@ -18,7 +18,6 @@ use crate::settings::{RequestMedia, ServedModel, ServerLimits, ServerProfiler};
 /// What all handlers share.
 pub(crate) struct ServerState {
     pub(crate) model: Arc<ServedModel>,
-    pub(crate) text: TokenDecoder,
     /// The compiler of grammars. The first request with a grammar creates it.
     pub(crate) grammars: OnceLock<GrammarCompiler>,
     pub(crate) media: RequestMedia,

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use axum::http::HeaderName;
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use reel_engine::{CompletionStream, TokenDecoder, TokenLogProbs};
+use reel_engine::{CompletionStream, TokenLogProbs};
 use reel_input::TokenId;
 use serde_json::Value;
 use tokio_stream::Stream;
@@ -37,7 +37,7 @@ pub(crate) fn stream_answer(
     events: RequestEvents,
 ) -> Response {
     let choice = |_| StreamedChoice {
-        text: Some(CompletionStream::new(shared.text.clone(), &answer.stop)),
+        text: Some(CompletionStream::new(&shared.model.folder.tokenizer, &answer.stop)),
         reasoning: answer.include_reasoning.map(|is_shown| (ReasoningParser::default(), is_shown)),
         calls: answer.calls.map(|rules| ToolCallParser::new(rules.one_call)),
         log_probs: Vec::new(),
@@ -56,7 +56,7 @@ pub(crate) fn stream_answer(
 /// The state of one choice while its tokens are generated.
 struct StreamedChoice {
     /// Decodes the choice's tokens to text and finds stop strings. `None` once the choice is finished.
-    text: Option<CompletionStream<TokenDecoder>>,
+    text: Option<CompletionStream>,
     /// The parser that finds the reasoning, and whether the reasoning is part of the answer; `None` if reasoning stays
     /// in the text.
     reasoning: Option<(ReasoningParser, bool)>,

@@ -177,7 +177,7 @@ impl<'a> PlanCostCounter<'a> {
     /// Adds the costs of sampling a rollout set and of the training steps on it.
     fn count_set(&mut self, prompts: Vec<Prompt>) -> Result<()> {
         self.rows = self.rows.max(prompts.len());
-        super::keep_longest(&mut self.longest, prompts.iter().map(|prompt| &prompt.tokens));
+        super::keep_longest(&mut self.longest, prompts.iter().map(|prompt| &*prompt.tokens));
         let mut products = None;
         let groups = match &self.sampler {
             None if prompts.iter().all(|prompt| prompt.has_given_completions()) => {

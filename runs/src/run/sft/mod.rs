@@ -175,7 +175,7 @@ pub fn open_samples(setup: &SftSetup) -> Result<SftSampleSource> {
 fn open_samples_of(setup: &SftSetup, data: Dataset, media_root: PathBuf) -> Result<SftSampleSource> {
     let options = setup.options;
     let bundle = Arc::new(ModelFolder::open(setup.model)?);
-    let labels = TokenLabeler::new(options.label_rule(), &bundle.tokenizer).map_err(|token| {
+    let labels = TokenLabeler::new(options.label_rule(), &*bundle.tokenizer).map_err(|token| {
         TrainError::option(
             "--labels",
             format!("needs the token {token}, which the model's tokenizer lacks"),

@@ -97,7 +97,7 @@ fn tokens(prompt: usize, completions: &[usize], shared: bool) -> usize {
     let prompt = Prompt {
         row: 0,
         location: String::new(),
-        tokens,
+        tokens: Arc::new(tokens),
         content: Value::Null,
         columns: serde_json::Map::new(),
         given: None,

@@ -40,7 +40,7 @@ fn frozen_vision_tower_encodes_a_video_once() {
 }
 
 /// Returns three prompts: one with a video, one without media, one with an image.
-fn prompts(dir: &Path) -> Vec<ModelInput> {
+fn prompts(dir: &Path) -> Vec<Arc<ModelInput>> {
     let case = live::case(dir, "out", &live::data_rows());
     let (options, model) = (&case.options, PathBuf::from(&case.options.model));
     let media = MediaOptions { profile: reel_media::profile::MediaProfile::VideorftTrain, ..Default::default() };
