@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bootstrap::{ScoreTotal, ScoredRow, bootstrap_intervals, sum_of_totals};
-use crate::interval::{WeightedMean, weighted_sum_interval, wilson_interval};
+use crate::interval::wilson_interval;
 use crate::task::{Headline, Task};
 use crate::{EvalError, Extraction, Prediction, Result};
 
@@ -113,9 +113,9 @@ pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extr
         (name.to_string(), CategoryScore { n, score, ci95, regressions })
     });
     let (overall, task_mean) = (mean(&scores), means[TASK_MEAN]);
-    let without_width = |statistic: usize| match statistic {
-        TASK_MEAN => groups.normal_interval(&totals),
-        _ => wilson_interval(mean_of(statistic), scores.len()),
+    let without_width = |statistic: usize| {
+        let rows = if statistic == TASK_MEAN { groups.effective_rows(&totals) } else { scores.len() };
+        wilson_interval(mean_of(statistic), rows)
     };
     Ok(BenchmarkReport {
         benchmark: task.name.clone(),
@@ -240,16 +240,14 @@ impl<'a> ScoreGroups<'a> {
         (!self.tasks.is_empty()).then(|| sum / self.tasks.len() as f64)
     }
 
-    /// The confidence interval of the mean over tasks in the normal approximation.
-    fn normal_interval(&self, totals: &[ScoreTotal]) -> [f64; 2] {
-        let weighted = self.tasks.iter().flat_map(|parts| {
+    /// The number of rows whose plain mean varies as much as the mean over tasks, if all rows have the same variance. It
+    /// is smaller than the number of all rows if some tasks have few rows.
+    fn effective_rows(&self, totals: &[ScoreTotal]) -> usize {
+        let variances = self.tasks.iter().flat_map(|parts| {
             let weight = 1.0 / (self.tasks.len() * parts.len()) as f64;
-            parts.iter().map(move |&i| {
-                let total = self.category_total(totals, i);
-                WeightedMean { weight, mean: total.mean().unwrap_or_default(), score_count: total.count as usize }
-            })
+            parts.iter().map(move |&i| weight * weight / self.category_total(totals, i).count)
         });
-        weighted_sum_interval(&weighted.collect::<Vec<_>>())
+        (1.0 / variances.sum::<f64>()).round() as usize
     }
 }
 
@@ -330,6 +328,18 @@ mod tests {
         assert!(contains(report.overall_ci95, report.overall));
         assert!(contains(report.task_mean_ci95.unwrap(), report.task_mean.unwrap()));
         assert!(report.by_category.values().all(|part| contains(part.ci95, part.score)));
+    }
+
+    /// One row of a task and 50 rows of another, all wrong: their mean varies as that of four rows does.
+    #[test]
+    fn mean_over_tasks_has_the_interval_of_fewer_rows() {
+        let task = task("vsibench");
+        let row = Prediction { output: String::new(), ..predictions(&task).remove(0) };
+        let of_task = |name: &str| Prediction { category: Some(name.into()), ..row.clone() };
+        let rows = [vec![of_task("a")], vec![of_task("b"); 50]].concat();
+        let report = score(&task, &rows);
+        assert_eq!(report.overall_ci95, wilson_interval(0.0, 51));
+        assert_eq!(report.task_mean_ci95, Some(wilson_interval(0.0, 4)));
     }
 
     #[test]

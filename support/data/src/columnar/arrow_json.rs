@@ -22,11 +22,11 @@ use std::fmt::Write;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::*;
-use arrow_array::{Array, ArrayRef, ArrowPrimitiveType};
+use arrow_array::{Array, ArrayRef, ArrowPrimitiveType, downcast_integer_array, downcast_temporal_array};
+use arrow_buffer::ArrowNativeType;
 use arrow_schema::{DataType, Field, Fields, TimeUnit};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta};
 
 use super::media_type::media_type;
 use crate::text::whole_number_beyond_64_bits;
@@ -191,14 +191,10 @@ fn write_typed(out: &mut Vec<u8>, data_type: &DataType, array: &dyn Array, row: 
     match data_type {
         T::Null => out.extend(b"null"),
         T::Boolean => out.extend(if array.as_boolean().value(row) { &b"true"[..] } else { b"false" }),
-        T::Int8 => integer(out, value::<Int8Type>(array, row)),
-        T::Int16 => integer(out, value::<Int16Type>(array, row)),
-        T::Int32 => integer(out, value::<Int32Type>(array, row)),
-        T::Int64 => integer(out, value::<Int64Type>(array, row)),
-        T::UInt8 => integer(out, value::<UInt8Type>(array, row)),
-        T::UInt16 => integer(out, value::<UInt16Type>(array, row)),
-        T::UInt32 => integer(out, value::<UInt32Type>(array, row)),
-        T::UInt64 => integer(out, value::<UInt64Type>(array, row)),
+        integer if integer.is_integer() => downcast_integer_array!(
+            array => out.extend(array.value(row).to_string().as_bytes()),
+            other => return Err(format!("has the type {other}, which is not supported"))
+        ),
         T::Float16 => float(out, f64::from(value::<Float16Type>(array, row).to_f32())),
         T::Float32 => float(out, f64::from(value::<Float32Type>(array, row))),
         T::Float64 => float(out, value::<Float64Type>(array, row)),
@@ -223,8 +219,12 @@ fn write_typed(out: &mut Vec<u8>, data_type: &DataType, array: &dyn Array, row: 
         T::Map(entries, _) => map(out, entries, array.as_map().value(row).columns())?,
         T::Dictionary(_, values) => {
             let dictionary = array.as_any_dictionary();
-            let key = dictionary_key(dictionary.keys(), row).filter(|key| *key < dictionary.values().len());
-            let key = key.ok_or("has an index beyond the end of its dictionary")?;
+            let keys = dictionary.keys();
+            // A negative key becomes a large number.
+            let key = downcast_integer_array!(keys => keys.value(row).as_usize(), _ => usize::MAX);
+            if key >= dictionary.values().len() {
+                return Err("has an index beyond the end of its dictionary".into());
+            }
             write_typed(out, values, dictionary.values(), key)?;
         }
         other => return Err(format!("has the type {other}, which is not supported")),
@@ -234,24 +234,6 @@ fn write_typed(out: &mut Vec<u8>, data_type: &DataType, array: &dyn Array, row: 
 
 fn value<T: ArrowPrimitiveType>(array: &dyn Array, row: usize) -> T::Native {
     array.as_primitive::<T>().value(row)
-}
-
-fn dictionary_key(keys: &dyn Array, row: usize) -> Option<usize> {
-    match keys.data_type() {
-        DataType::Int8 => value::<Int8Type>(keys, row).try_into().ok(),
-        DataType::Int16 => value::<Int16Type>(keys, row).try_into().ok(),
-        DataType::Int32 => value::<Int32Type>(keys, row).try_into().ok(),
-        DataType::Int64 => value::<Int64Type>(keys, row).try_into().ok(),
-        DataType::UInt8 => Some(value::<UInt8Type>(keys, row).into()),
-        DataType::UInt16 => Some(value::<UInt16Type>(keys, row).into()),
-        DataType::UInt32 => value::<UInt32Type>(keys, row).try_into().ok(),
-        DataType::UInt64 => value::<UInt64Type>(keys, row).try_into().ok(),
-        _ => None,
-    }
-}
-
-fn integer(out: &mut Vec<u8>, value: impl std::fmt::Display) {
-    out.extend(value.to_string().as_bytes());
 }
 
 fn float(out: &mut Vec<u8>, value: f64) {
@@ -347,33 +329,17 @@ fn map(out: &mut Vec<u8>, entries: &Field, columns: &[ArrayRef]) -> Result<(), S
 /// Formats a date, time, timestamp or duration in ISO 8601. `None` if it is out of range.
 fn time_text(array: &dyn Array, row: usize) -> Option<String> {
     use TimeUnit as U;
-    let date = |days: i64| Some(NaiveDate::default().checked_add_signed(TimeDelta::try_days(days)?)?.to_string());
-    let of_day = |count: i64, per_second: i64| {
-        let nanoseconds = count.rem_euclid(per_second) * (1_000_000_000 / per_second);
-        let seconds = u32::try_from(count.div_euclid(per_second)).ok()?;
-        let time = NaiveTime::from_num_seconds_from_midnight_opt(seconds, u32::try_from(nanoseconds).ok()?)?;
-        Some(time.format("%H:%M:%S%.f").to_string())
-    };
-    match array.data_type() {
-        DataType::Date32 => date(i64::from(value::<Date32Type>(array, row))),
-        DataType::Date64 => date(value::<Date64Type>(array, row).div_euclid(86_400_000)),
-        DataType::Time32(U::Second) => of_day(value::<Time32SecondType>(array, row).into(), 1),
-        DataType::Time32(_) => of_day(value::<Time32MillisecondType>(array, row).into(), 1000),
-        DataType::Time64(U::Microsecond) => of_day(value::<Time64MicrosecondType>(array, row), 1_000_000),
-        DataType::Time64(_) => of_day(value::<Time64NanosecondType>(array, row), 1_000_000_000),
-        DataType::Timestamp(unit, zone) => {
-            let count = match unit {
-                U::Second => value::<TimestampSecondType>(array, row),
-                U::Millisecond => value::<TimestampMillisecondType>(array, row),
-                U::Microsecond => value::<TimestampMicrosecondType>(array, row),
-                U::Nanosecond => value::<TimestampNanosecondType>(array, row),
-            };
-            let per_second = per_second(*unit);
-            let nanoseconds = count.rem_euclid(per_second) * (1_000_000_000 / per_second);
-            let time = DateTime::from_timestamp(count.div_euclid(per_second), u32::try_from(nanoseconds).ok()?)?;
-            let zone = if zone.is_some() { "Z" } else { "" };
-            Some(format!("{}{zone}", time.naive_utc().format("%Y-%m-%dT%H:%M:%S%.f")))
-        }
+    downcast_temporal_array!(
+        array => match array.data_type() {
+            DataType::Date32 | DataType::Date64 => Some(array.value_as_date(row)?.to_string()),
+            DataType::Timestamp(_, zone) => {
+                let zone = if zone.is_some() { "Z" } else { "" };
+                Some(format!("{}{zone}", array.value_as_datetime(row)?.format("%Y-%m-%dT%H:%M:%S%.f")))
+            }
+            // `value_as_time` computes the seconds modulo 2³².
+            DataType::Time64(unit) if !(0..86_400 * per_second(*unit)).contains(&array.value(row).to_i64()?) => None,
+            _ => Some(array.value_as_time(row)?.format("%H:%M:%S%.f").to_string()),
+        },
         DataType::Duration(unit) => {
             let count = match unit {
                 U::Second => value::<DurationSecondType>(array, row),
@@ -392,7 +358,7 @@ fn time_text(array: &dyn Array, row: usize) -> Option<String> {
             Some(text + "S")
         }
         _ => None,
-    }
+    )
 }
 
 fn per_second(unit: TimeUnit) -> i64 {

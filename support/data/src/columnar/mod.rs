@@ -3,7 +3,7 @@
 //! A [`Decoder`] reads such a file and returns its rows as JSON texts. [`ColumnarRows`] keeps these texts. It calls
 //! the decoder again for the columns that stay in the file (embedded images and videos). The libraries for these
 //! formats can use up all memory on a damaged file, so the program runs the decoder in a worker process
-//! ([`worker`](crate::worker)). Tests and other programs run it in their own process.
+//! ([`worker`](crate::worker)). Tests of undamaged files run it in their own process.
 
 mod arrow;
 mod arrow_json;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use glob::{MatchOptions, Pattern};
 use reel_diagnostic::{input, one_line};
 use serde_json::Value;
 
@@ -58,8 +59,8 @@ impl DatasetConfig {
     /// Finds the files of the configuration among all files of the folder.
     ///
     /// # Errors
-    /// A pattern matches no file, or `data_files` has an unknown form. The error is a text about what is wrong with
-    /// the configuration.
+    /// A pattern is invalid or matches no file, or `data_files` has an unknown form. The error is a text about what is
+    /// wrong with the configuration.
     pub(super) fn splits(&self, all: &[PathBuf]) -> Result<Splits, String> {
         let in_folder: Vec<PathBuf> = match &self.data_dir {
             Some(folder) => all.iter().filter(|file| file.starts_with(normal(folder))).cloned().collect(),
@@ -102,13 +103,13 @@ impl DatasetConfig {
         };
         let mut files: Vec<PathBuf> = Vec::new();
         for pattern in patterns {
-            let Some(pattern) = pattern.as_str() else {
+            let Some(text) = pattern.as_str() else {
                 return Err("data_files is not text or a list of texts".into());
             };
-            let pattern = normal(self.data_dir.as_deref().unwrap_or_default()).join(normal(pattern));
-            let pattern: Vec<char> = pattern.to_string_lossy().chars().collect();
-            let found =
-                all.iter().filter(|file| matches(&pattern, &file.to_string_lossy().chars().collect::<Vec<_>>()));
+            let path = normal(self.data_dir.as_deref().unwrap_or_default()).join(normal(text));
+            let pattern = Pattern::new(&path.to_string_lossy())
+                .map_err(|e| format!("data_files has the invalid pattern {text}: {}", e.msg))?;
+            let found = all.iter().filter(|file| pattern.matches_with(&file.to_string_lossy(), PATTERN_OPTIONS));
             let before = files.len();
             for file in found {
                 if !files.contains(file) {
@@ -116,7 +117,7 @@ impl DatasetConfig {
                 }
             }
             if files.len() == before {
-                return Err(format!("no data file matches {}", pattern.iter().collect::<String>()));
+                return Err(format!("no data file matches {pattern}"));
             }
         }
         Ok(files)
@@ -128,73 +129,9 @@ fn normal(path: &str) -> PathBuf {
     Path::new(path).components().filter(|part| !matches!(part, std::path::Component::CurDir)).collect()
 }
 
-/// Tells whether a path matches a pattern with `*` and `?` (without `/`), `**` (any folders) and `[a-z]` or `[!a-z]`.
-fn matches(pattern: &[char], path: &[char]) -> bool {
-    // One row of a dynamic programming table: entry j tells whether the first i characters of the pattern match the
-    // first j characters of the path.
-    let mut now = vec![false; path.len() + 1];
-    now[0] = true;
-    let mut at = 0;
-    while at < pattern.len() {
-        let mut next = vec![false; path.len() + 1];
-        match pattern[at] {
-            '*' if pattern.get(at + 1) == Some(&'*') => {
-                // `**/` also matches an empty sequence of folders.
-                at += if pattern.get(at + 2) == Some(&'/') { 3 } else { 2 };
-                let whole_folders = pattern[at - 1] == '/';
-                let mut open = false;
-                for j in 0..=path.len() {
-                    open |= now[j];
-                    next[j] = now[j] || open && (!whole_folders || path[j - 1] == '/');
-                }
-            }
-            '*' => {
-                at += 1;
-                for j in 0..=path.len() {
-                    next[j] = now[j] || j > 0 && next[j - 1] && path[j - 1] != '/';
-                }
-            }
-            c => {
-                let set = if c == '[' { character_set(&pattern[at..]) } else { None };
-                at += set.as_ref().map_or(1, |(length, _)| *length);
-                for j in 0..path.len() {
-                    let fits = match &set {
-                        Some((_, accepts)) => path[j] != '/' && accepts(path[j]),
-                        None => c == path[j] || c == '?' && path[j] != '/',
-                    };
-                    next[j + 1] = now[j] && fits;
-                }
-            }
-        }
-        now = next;
-    }
-    now[path.len()]
-}
-
-/// Returns the length of a character set such as `[0-9]` at the start of a pattern, and a function that tells which
-/// characters the set contains.
-fn character_set(pattern: &[char]) -> Option<(usize, impl Fn(char) -> bool)> {
-    let end = 2 + pattern.iter().skip(2).position(|&c| c == ']')?;
-    let inside = &pattern[1..end];
-    let (negated, inside) = match inside.first() {
-        Some('!' | '^') => (true, inside[1..].to_vec()),
-        _ => (false, inside.to_vec()),
-    };
-    let accepts = move |c: char| {
-        let (mut i, mut found) = (0, false);
-        while i < inside.len() {
-            if inside.get(i + 1) == Some(&'-') && i + 2 < inside.len() {
-                found |= (inside[i]..=inside[i + 2]).contains(&c);
-                i += 3;
-            } else {
-                found |= inside[i] == c;
-                i += 1;
-            }
-        }
-        found != negated
-    };
-    Some((end + 1, accepts))
-}
+/// `*`, `?`, `[a-z]` and `[!a-z]` match no `/`; `**` matches any folders.
+const PATTERN_OPTIONS: MatchOptions =
+    MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: false };
 
 #[cfg(test)]
 mod tests {
@@ -219,11 +156,22 @@ mod tests {
             ("t[0-9].json", "t7.json", true),
             ("t[0-9].json", "tx.json", false),
             ("t[!0-9].json", "tx.json", true),
-            ("t[0-9", "t[0-9", true),
+            ("T?.json", "t1.json", false),
+            ("*", ".json", true),
             ("", "", true),
         ] {
-            let chars = |text: &str| text.chars().collect::<Vec<_>>();
-            assert_eq!(matches(&chars(pattern), &chars(path)), wanted, "{pattern} {path}");
+            let got = Pattern::new(pattern).unwrap().matches_with(path, PATTERN_OPTIONS);
+            assert_eq!(got, wanted, "{pattern} {path}");
+        }
+    }
+
+    #[test]
+    fn invalid_patterns_are_named() {
+        let data_files = Value::Null;
+        let config = DatasetConfig { name: "a".into(), is_default: true, data_files, data_dir: Some("d".into()) };
+        for pattern in ["t[0-9", "**.json", "***"] {
+            let error = config.matching(&Value::from(pattern), &[]).unwrap_err();
+            assert!(error.starts_with(&format!("data_files has the invalid pattern {pattern}: ")), "{error}");
         }
     }
 

@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
+use reel_diagnostic::note;
 use reel_worker::ReplySender;
 
 use super::{Job, Reply, Task};
@@ -18,8 +19,23 @@ const MAX_DECODERS: usize = 64;
 /// The maximum number of rows per reply. The header of a reply contains the end of each row as a number in JSON.
 const MAX_ROWS: usize = 1 << 16;
 
+/// The stack size of the thread that decodes files, in bytes. The Parquet reader needs about 1 KiB for each level of a
+/// schema, and a damaged or hostile schema can have any number of levels.
+const STACK_BYTES: usize = 64 << 20;
+
 /// The `main` function of a worker: decodes files until the caller closes the socket at standard input.
 pub(super) fn worker_main() -> ExitCode {
+    let thread = std::thread::Builder::new().name("decoder".to_string()).stack_size(STACK_BYTES);
+    match thread.spawn(decode_files) {
+        Ok(decoder) => decoder.join().unwrap_or(ExitCode::FAILURE),
+        Err(e) => {
+            note!("no thread can be started: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn decode_files() -> ExitCode {
     let mut decoders = VecDeque::new();
     reel_worker::serve(|job: Job, file, replies| {
         reel_worker::limit_memory(job.memory_bytes)?;

@@ -10,6 +10,7 @@ use arrow_schema::{DataType, Field, Fields, Schema};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::properties::{WriterProperties, WriterVersion};
+use parquet::file::reader::{FileReader, SerializedFileReader};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use reel_data::Table;
@@ -135,6 +136,87 @@ pub fn damaged_files_never_end_the_caller() {
         Ok(())
     });
     held.unwrap();
+}
+
+/// Reads 400 Parquet files that `change` has damaged. Reading such a file never ends the calling process.
+fn read_changed<T: std::fmt::Debug>(changes: impl Strategy<Value = T>, change: impl Fn(&mut [u8], T)) {
+    // This table keeps a worker alive between the files.
+    let _table = Table::open(&golden("datasets.parquet")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d.parquet");
+    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY);
+    let file = parquet_file(&batch(40), properties.build());
+    let mut runner = TestRunner::new(Config { cases: 400, failure_persistence: None, ..Config::default() });
+    let held = runner.run(&changes, |changes| {
+        let mut content = file.clone();
+        change(&mut content, changes);
+        std::fs::write(&path, content).unwrap();
+        read(&path);
+        Ok(())
+    });
+    held.unwrap();
+}
+
+/// Sets one to five random bytes.
+pub fn changed_bytes_never_end_the_caller() {
+    let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6);
+    read_changed(changes, |content, changes| {
+        for (at, value) in changes {
+            *at.get_mut(content) = value;
+        }
+    });
+}
+
+/// Flips a bit of the metadata. Most bytes of a small file are metadata, so damaged metadata has a separate test.
+pub fn damaged_metadata_never_ends_the_caller() {
+    read_changed((any::<prop::sample::Index>(), 0u8..8), |content, (at, bit)| {
+        let end = content.len();
+        let length = u32::from_le_bytes(content[end - 8..end - 4].try_into().unwrap()) as usize;
+        content[end - 8 - length + at.index(length)] ^= 1 << bit;
+    });
+}
+
+/// A schema with many levels is refused. The reader recurses into it, with one stack frame per level, so a schema
+/// with very many levels ends the worker.
+pub fn deep_schemas_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d.parquet");
+    for levels in [100usize, 200_000] {
+        // The metadata: version 1, then a list of schema elements.
+        let mut metadata = vec![0x15, 2, 0x19, 0xfc];
+        let mut count = levels;
+        while count >= 0x80 {
+            metadata.push(count as u8 | 0x80);
+            count >>= 7;
+        }
+        metadata.push(count as u8);
+        // The root has the name "a" (field 4) and one child (field 5). Each further element is optional (field 3) and
+        // has the same two fields; the last one has the type INT32 (field 1) instead of a child.
+        metadata.extend([0x48, 1, b'a', 0x15, 2, 0]);
+        metadata.extend([0x35, 2, 0x18, 1, b'a', 0x15, 2, 0].repeat(levels - 2));
+        metadata.extend([0x15, 2, 0x25, 2, 0x18, 1, b'a', 0]);
+        // No rows and no row groups.
+        metadata.extend([0x16, 0, 0x19, 0x0c, 0]);
+        let length = (metadata.len() as u32).to_le_bytes();
+        std::fs::write(&path, [b"PAR1", &metadata[..], &length, b"PAR1"].concat()).unwrap();
+        let e = one_line(Table::open(&path).unwrap_err(), &path);
+        let wanted = ": column a: has the type with more than 64 nested levels, which is not supported; ";
+        assert!(levels > 100 || e.starts_with(wanted), "{e}");
+    }
+}
+
+/// Damages the first byte of a page's header. The error names the row group and the column.
+pub fn page_with_a_damaged_header_is_named() {
+    let mut file = parquet_file(&batch(60), WriterProperties::builder().set_dictionary_enabled(false).build());
+    let reader = SerializedFileReader::new(bytes::Bytes::from(file.clone())).unwrap();
+    let column = reader.metadata().row_group(1).column(3);
+    assert_eq!(column.column_path().string(), "text");
+    file[column.data_page_offset() as usize] = 0xff;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d.parquet");
+    std::fs::write(&path, file).unwrap();
+    let e = one_line(Table::open(&path).unwrap_err(), &path);
+    assert!(e.starts_with(": row group 2: text: cannot be read as Parquet: "), "{e}");
 }
 
 /// Sets the count of values in the header of a delta-encoded page to more than fits in any memory. The error names

@@ -29,16 +29,20 @@ fn main() -> ExitCode {
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}
     }
-    let tests: [(&str, fn()); 9] = [
+    let tests: [(&str, fn()); 13] = [
         ("rows_are_those_of_this_process", rows_are_those_of_this_process),
         ("errors_of_a_file_are_those_of_this_process", errors_of_a_file_are_those_of_this_process),
         ("page_that_claims_all_memory_is_named", damage::page_that_claims_all_memory_is_named),
+        ("page_with_a_damaged_header_is_named", damage::page_with_a_damaged_header_is_named),
+        ("deep_schemas_are_refused", damage::deep_schemas_are_refused),
         ("broken_workers_give_one_line", broken_workers_give_one_line),
         ("killed_worker_is_replaced_once", killed_worker_is_replaced_once),
         ("file_is_given_up_after_three_timeouts", file_is_given_up_after_three_timeouts),
         ("worker_has_no_other_files_and_dies_with_its_caller", worker_has_no_other_files_and_dies_with_its_caller),
         ("workers_end_with_the_last_table", workers_end_with_the_last_table),
         ("damaged_files_never_end_the_caller", damage::damaged_files_never_end_the_caller),
+        ("changed_bytes_never_end_the_caller", damage::changed_bytes_never_end_the_caller),
+        ("damaged_metadata_never_ends_the_caller", damage::damaged_metadata_never_ends_the_caller),
     ];
     let wanted = args.iter().skip(1).find(|a| !a.starts_with('-'));
     for (name, test) in tests {

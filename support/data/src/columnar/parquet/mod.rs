@@ -7,10 +7,6 @@
 //! of version 2: all earlier pages of its row group are decompressed, because nothing else tells which rows a page
 //! holds.
 
-mod footer;
-mod pages;
-mod thrift;
-
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,9 +63,18 @@ impl ParquetDecoder {
     /// # Errors
     /// The file cannot be read, is truncated, damaged or encrypted, or has a column whose type has no JSON form.
     pub(super) fn open(path: &Path, file: PositionedFile) -> Result<Self> {
-        footer::check_footer(&file)
-            .map_err(|e| DataError::cannot_read(path, &e))?
-            .map_err(|(what, help)| DataError::malformed(path.display().to_string(), what, help))?;
+        let end = file.read_exact(file.bytes().saturating_sub(4), file.bytes().min(4));
+        let problem = match &*end.map_err(|e| DataError::cannot_read(path, &e))? {
+            b"PAR1" if file.bytes() >= 12 => None,
+            b"PARE" if file.bytes() >= 12 => Some(("is encrypted", "decrypt it before")),
+            _ => Some((
+                "is not a whole Parquet file: it has no Parquet metadata at its end",
+                "copy or download it again",
+            )),
+        };
+        if let Some((what, help)) = problem {
+            return Err(DataError::malformed(path.display().to_string(), what, help));
+        }
         let options = ArrowReaderOptions::new()
             .with_skip_arrow_metadata(true)
             .with_column_index_policy(PageIndexPolicy::Skip)
@@ -99,7 +104,6 @@ impl ParquetDecoder {
         let mut bytes = 0;
         for group in 0..self.group_starts.len() - 1 {
             sink.begin(FilePart { name: group_name(group), group: Some(group) })?;
-            self.check_pages(group)?;
             let (first, end) = (self.group_starts[group], self.group_starts[group + 1]);
             if !kept.is_empty() {
                 self.decode_group(group, &kept, &mut bytes, sink)?;
@@ -117,8 +121,13 @@ impl ParquetDecoder {
         let (first, end) = (self.group_starts[group], self.group_starts[group + 1]);
         let mut index = first;
         let mut rows = RowTexts::default();
-        let mut reader = read(&self.path, "", || self.builder(group, kept).with_batch_size(BATCH_ROWS).build())?;
-        while let Some(batch) = read(&self.path, "", || reader.next().transpose().map_err(ParquetError::from))? {
+        let place = group_name(group);
+        let mut reader = read(&self.path, &place, || self.builder(group, kept).with_batch_size(BATCH_ROWS).build())?;
+        loop {
+            let batch = read(&self.path, &place, || reader.next().transpose().map_err(ParquetError::from));
+            // The error of a batch does not name the damaged column.
+            let batch = batch.or_else(|e| self.decode_columns_one_by_one(group, sink).and(Err(e)))?;
+            let Some(batch) = batch else { break };
             for row in 0..batch.num_rows() {
                 self.write_row(&mut rows, kept, &batch, row, index)?;
                 index += 1;
@@ -140,24 +149,6 @@ impl ParquetDecoder {
         Ok(())
     }
 
-    /// Checks the sizes and counts that the columns and pages of a row group claim to have.
-    fn check_pages(&self, group: usize) -> Result<()> {
-        let metadata = self.metadata.metadata().row_group(group);
-        for column in metadata.columns() {
-            let checked =
-                pages::check_column(&self.file, column).map_err(|e| DataError::cannot_read(&self.path, &e))?;
-            checked.map_err(|what| {
-                let name = column.column_path().parts().first().map_or("", String::as_str);
-                DataError::malformed(
-                    format!("{}: {}: {name}", self.path.display(), group_name(group)),
-                    what,
-                    DAMAGED_FILE_HELP,
-                )
-            })?;
-        }
-        Ok(())
-    }
-
     /// Decodes, one after the other, those columns of a row group that are kept in memory. Drops their values.
     pub(super) fn decode_columns_one_by_one(&self, group: usize, sink: &mut dyn RowSink) -> Result<()> {
         if group >= self.group_starts.len() - 1 {
@@ -165,10 +156,10 @@ impl ParquetDecoder {
         }
         for column in (0..self.columns.len()).filter(|&c| !self.columns[c].in_file) {
             let name = format!("{}: {}", group_name(group), self.columns[column].name);
-            sink.begin(FilePart { name, group: None })?;
+            sink.begin(FilePart { name: name.clone(), group: None })?;
             let builder = || self.builder(group, &[column]).with_batch_size(BATCH_ROWS).build();
-            let mut reader = read(&self.path, "", builder)?;
-            while read(&self.path, "", || reader.next().transpose().map_err(ParquetError::from))?.is_some() {}
+            let mut reader = read(&self.path, &name, builder)?;
+            while read(&self.path, &name, || reader.next().transpose().map_err(ParquetError::from))?.is_some() {}
         }
         Ok(())
     }
@@ -234,14 +225,16 @@ impl ParquetDecoder {
         }
         let before = index - self.group_starts[group];
         let selection = RowSelection::from(vec![RowSelector::skip(before), RowSelector::select(1)]);
-        let batch = read(&self.path, &format!("row {}", index + 1), || {
-            let builder = self.builder(group, &in_file).with_row_selection(selection);
-            builder.with_batch_size(1).build()?.next().transpose().map_err(ParquetError::from)
-        })?;
-        let is_row = |batch: &RecordBatch| batch.num_rows() == 1 && batch.num_columns() == in_file.len();
-        let batch = batch.filter(is_row).ok_or_else(missing)?;
         let mut text = Vec::new();
-        for (i, (&column, array)) in in_file.iter().zip(batch.columns()).enumerate() {
+        // Each column is read by itself, so that an error names the column.
+        for (i, &column) in in_file.iter().enumerate() {
+            let batch = read(&self.path, &format!("row {}: {}", index + 1, self.columns[column].name), || {
+                let builder = self.builder(group, &[column]).with_row_selection(selection.clone());
+                builder.with_batch_size(1).build()?.next().transpose().map_err(ParquetError::from)
+            })?;
+            let is_row = |batch: &RecordBatch| batch.num_rows() == 1 && batch.num_columns() == 1;
+            let batch = batch.filter(is_row).ok_or_else(missing)?;
+            let array = batch.column(0);
             text.push(if i == 0 { b'{' } else { b',' });
             write_text(&mut text, &self.columns[column].name);
             text.push(b':');
