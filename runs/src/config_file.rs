@@ -346,7 +346,7 @@ fn not_of_format(path: &str, line: Option<usize>, format: &str, what: &str, help
 #[cfg(test)]
 mod tests {
     use reel_samples::labels::LabelRule;
-    use reel_train::options::{ReportTo, RunOptions, SftOptions};
+    use reel_train::options::{GradientCheckpointing, ReportTo, RunOptions, SftOptions};
 
     use super::*;
 
@@ -449,6 +449,16 @@ mod tests {
         let o = o.unwrap();
         assert_eq!((o.model.as_str(), o.out.to_str(), o.data.to_str()), ("m", Some("o"), Some("d")));
         assert_eq!(o.max_length, Some(9));
+        // TRL's files have a boolean for gradient checkpointing.
+        for (value, want) in [
+            ("true", Some(GradientCheckpointing::Full)),
+            ("false", Some(GradientCheckpointing::None)),
+            ("\"selective\"", Some(GradientCheckpointing::Selective)),
+            ("7", None),
+        ] {
+            let o = merged(&format!("gradient_checkpointing = {value}"), &[]);
+            assert_eq!(o.map(|o| o.gradient_checkpointing).ok(), want, "{value}");
+        }
         assert!(parse("overwrite_output_dir = true").unwrap().start_flags().unwrap().overwrite);
     }
 

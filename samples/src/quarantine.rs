@@ -4,7 +4,7 @@
 //!
 //! | file | lines |
 //! |---|---|
-//! | the list | `{"row", "line", "reason"}` in file order, as in `skipped.jsonl`; appears only when complete |
+//! | the list | `{"row", "line", "cause", "reason"}` in file order, as in `skipped.jsonl`; appears only when complete |
 //! | the journal `LIST.journal` | first `{"scan"}`, a fingerprint of data and options; then for each checked row `{"row", "tokens"}` or a line of the list; removed when the list is written |
 
 use std::collections::BTreeMap;
@@ -192,9 +192,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::SkipCause;
 
     fn bad(row: usize) -> SkippedRow {
-        SkippedRow { row, line: 2 * row + 1, cause: None, reason: format!("row {row} is invalid; fix it") }
+        SkippedRow { row, line: 2 * row + 1, cause: SkipCause::Other, reason: format!("row {row} is invalid; fix it") }
     }
 
     proptest! {
@@ -253,7 +254,7 @@ mod tests {
         assert_eq!(message(&format!("{}\n\n{}\n{0}\n", line(2), line(0))).unwrap(), [bad(0), bad(2)]);
         for (text, want) in [
             (format!("{}\n{}", line(1), line(7)), "q.jsonl:2: lists row 7 at line 15"),
-            (r#"{"row": 1, "line": 9, "reason": ""}"#.into(), "q.jsonl:1: lists row 1 at line 9"),
+            (r#"{"row": 1, "line": 9, "cause": "other", "reason": ""}"#.into(), "q.jsonl:1: lists row 1 at line 9"),
             ("{\"row\": 1".into(), "q.jsonl:1: is not an entry of a list of unusable rows"),
         ] {
             let e = message(&text).unwrap_err();

@@ -11,9 +11,8 @@ pub struct SkippedRow {
     pub row: usize,
     /// The line of this row in the data file, counted from 1.
     pub line: usize,
-    /// Why the row was skipped; `None` in a list that an earlier version of the program wrote.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cause: Option<SkipCause>,
+    /// Why the row was skipped.
+    pub cause: SkipCause,
     /// The error that made the row unusable.
     pub reason: String,
 }
@@ -21,6 +20,6 @@ pub struct SkippedRow {
 impl SkippedRow {
     /// Records that row `row`, at line `line` of the data file, cannot be used because of the error `e`.
     pub fn new(row: usize, line: usize, e: &SampleError) -> Self {
-        Self { row, line, cause: Some(e.skip_cause()), reason: e.to_string() }
+        Self { row, line, cause: e.skip_cause(), reason: e.to_string() }
     }
 }

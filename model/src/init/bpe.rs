@@ -1,5 +1,5 @@
-//! Trains a small byte-level BPE tokenizer on a page of text, for `reel init`. Its pre-tokenizer, Unicode
-//! normalization (NFC) and special tokens are those of Qwen2.5.
+//! Makes the files of a small byte-level BPE tokenizer for `reel init`. Its merges were learned from a page of text.
+//! Its pre-tokenizer, Unicode normalization (NFC) and special tokens are those of Qwen2.5.
 
 use std::collections::BTreeMap;
 
@@ -36,8 +36,10 @@ const ADDED: [(&str, bool); 22] = [
     ("<|file_sep|>", false),
 ];
 
-/// A pair of tokens is merged only if it occurs at least this many times.
-const MIN_PAIR_COUNT: usize = 3;
+/// The content of merges.txt: the pairs of tokens that are merged, in order. They were learned from prose.txt: each
+/// step merged the most frequent pair, and of equally frequent pairs the alphabetically first, while a pair occurred at
+/// least three times.
+pub(crate) const MERGES: &str = include_str!("merges.txt");
 
 /// The tokenizer files of a model folder.
 pub(crate) struct SmallTokenizer {
@@ -47,22 +49,21 @@ pub(crate) struct SmallTokenizer {
     pub(crate) config: Value,
     /// The content of vocab.json.
     pub(crate) vocab: Value,
-    /// The content of merges.txt.
-    pub(crate) merges: String,
     /// The id of each added token.
     pub(crate) added: BTreeMap<&'static str, u32>,
     /// The largest token id plus one.
     pub(crate) end: u32,
 }
 
-/// Trains the tokenizer. The ids of added tokens begin at `first_added_token_id`; if that is `None`, they follow
+/// Makes the tokenizer. The ids of added tokens begin at `first_added_token_id`; if that is `None`, they follow
 /// directly after all other ids.
-pub(crate) fn train_small_tokenizer(first_added_token_id: Option<u32>) -> SmallTokenizer {
-    let merges = learn(include_str!("prose.txt"));
+pub(crate) fn small_tokenizer(first_added_token_id: Option<u32>) -> SmallTokenizer {
+    // The first line of merges.txt is its version.
+    let merges: Vec<&str> = MERGES.lines().skip(1).collect();
     let mut vocab = Map::new();
     let mut alphabet: Vec<char> = (0..=255).map(byte_level_character).collect();
     alphabet.sort_unstable();
-    let tokens = alphabet.iter().map(char::to_string).chain(merges.iter().map(|(a, b)| format!("{a}{b}")));
+    let tokens = alphabet.iter().map(char::to_string).chain(merges.iter().map(|pair| pair.replace(' ', "")));
     for (id, token) in tokens.enumerate() {
         vocab.insert(token, json!(id));
     }
@@ -74,18 +75,16 @@ pub(crate) fn train_small_tokenizer(first_added_token_id: Option<u32>) -> SmallT
         // number it after the vocabulary. So the added tokens go into the vocabulary too.
         model_vocab.extend(added.iter().map(|(token, id)| (token.to_string(), json!(id))));
     }
-    let pairs: Vec<String> = merges.iter().map(|(a, b)| format!("{a} {b}")).collect();
     SmallTokenizer {
-        json: tokenizer_json(&model_vocab, &pairs, &added),
+        json: tokenizer_json(&model_vocab, &merges, &added),
         config: tokenizer_config(&added),
         vocab: Value::Object(model_vocab),
-        merges: format!("#version: 0.2\n{}\n", pairs.join("\n")),
         end: first + ADDED.len() as u32,
         added,
     }
 }
 
-fn tokenizer_json(vocab: &Map<String, Value>, merges: &[String], added: &BTreeMap<&str, u32>) -> Value {
+fn tokenizer_json(vocab: &Map<String, Value>, merges: &[&str], added: &BTreeMap<&str, u32>) -> Value {
     let tokens: Vec<Value> = ADDED
         .iter()
         .map(|&(token, special)| {
@@ -131,74 +130,16 @@ fn tokenizer_config(added: &BTreeMap<&str, u32>) -> Value {
     })
 }
 
-/// Learns the merges in order. Each step merges the most frequent pair; among equally frequent pairs it merges the
-/// alphabetically first.
-fn learn(prose: &str) -> Vec<(String, String)> {
-    let mut words: BTreeMap<Vec<String>, usize> = BTreeMap::new();
-    for word in split(prose) {
-        *words.entry(word.bytes().map(|b| byte_level_character(b).to_string()).collect()).or_default() += 1;
-    }
-    let mut merges = Vec::new();
-    loop {
-        let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-        for (word, n) in &words {
-            for pair in word.windows(2) {
-                *counts.entry((&pair[0], &pair[1])).or_default() += n;
-            }
-        }
-        // Of the pairs with the highest count, this selects the alphabetically first one: `Reverse` turns it into the
-        // maximum.
-        let best = counts.into_iter().max_by_key(|&(pair, n)| (n, std::cmp::Reverse(pair)));
-        let Some(((a, b), _)) = best.filter(|&(_, n)| n >= MIN_PAIR_COUNT) else { return merges };
-        let (a, b) = (a.to_string(), b.to_string());
-        words = words.iter().map(|(word, &n)| (merge(word, &a, &b), n)).collect();
-        merges.push((a, b));
-    }
-}
-
-fn merge(word: &[String], a: &str, b: &str) -> Vec<String> {
-    let mut merged = Vec::with_capacity(word.len());
-    let mut at = 0;
-    while at < word.len() {
-        if at + 1 < word.len() && word[at] == a && word[at + 1] == b {
-            merged.push(format!("{a}{b}"));
-            at += 2;
-        } else {
-            merged.push(word[at].clone());
-            at += 1;
-        }
-    }
-    merged
-}
-
-/// Splits plain English text into the same words as the regex of Qwen2.5: letters with at most one other character
-/// before them; all other characters singly.
-fn split(prose: &str) -> Vec<&str> {
-    let mut words = Vec::new();
-    let mut rest = prose;
-    while let Some(first) = rest.chars().next() {
-        let after = &rest[first.len_utf8()..];
-        let letters = |text: &str| text.len() - text.trim_start_matches(|c: char| c.is_alphabetic()).len();
-        let length = match first {
-            c if c.is_alphabetic() => letters(rest),
-            c if !c.is_numeric() && c != '\n' && letters(after) > 0 => first.len_utf8() + letters(after),
-            _ => first.len_utf8(),
-        };
-        words.push(&rest[..length]);
-        rest = &rest[length..];
-    }
-    words
-}
-
 #[cfg(test)]
 mod tests {
+    use reel_files::fingerprint::bytes_fingerprint;
     use reel_input::tokenizer::Tokenizer;
 
     use super::*;
 
     #[test]
     fn frequent_words_become_few_tokens() {
-        let small = train_small_tokenizer(None);
+        let small = small_tokenizer(None);
         let tokenizer = Tokenizer::parse("t", small.json.to_string().as_bytes()).unwrap();
         assert_eq!(tokenizer.vocab_size() as u32, small.end);
         let text = "<|im_start|>user\nWhich way does the circle move?<|im_end|>\n";
@@ -208,9 +149,18 @@ mod tests {
         assert!((400..1000).contains(&small.end), "{} ids", small.end);
     }
 
+    /// Token ids of golden data depend on these bytes.
+    #[test]
+    fn files_of_the_tokenizer_keep_their_bytes() {
+        let small = small_tokenizer(None);
+        let fingerprint = |text: String| bytes_fingerprint(text.as_bytes());
+        assert_eq!(fingerprint(format!("{:#}\n", small.json)), "6de0bda465c2c58f");
+        assert_eq!(fingerprint(small.vocab.to_string()), "3927a36486481629");
+    }
+
     #[test]
     fn added_tokens_can_have_published_ids() {
-        let small = train_small_tokenizer(Some(151_643));
+        let small = small_tokenizer(Some(151_643));
         let tokenizer = Tokenizer::parse("t", small.json.to_string().as_bytes()).unwrap();
         for (token, id) in
             [("<|endoftext|>", 151_643), ("<|im_end|>", 151_645), ("<|image_pad|>", 151_655), ("<|file_sep|>", 151_664)]

@@ -26,7 +26,7 @@ use crate::checkpoint::{TensorNaming, expected_tensors};
 use crate::error::{ModelError, Result};
 use crate::save::{MAX_SHARD_BYTES, TensorSpec, write_weights};
 
-pub(crate) use bpe::{SmallTokenizer, train_small_tokenizer};
+pub(crate) use bpe::{MERGES, SmallTokenizer, small_tokenizer};
 pub use presets::Preset;
 pub use siglip::init_siglip;
 
@@ -56,7 +56,7 @@ pub struct InitReport {
 
 /// Writes a model folder for a preset. The folder `out` must be new or empty.
 pub fn init_model_folder(options: &InitOptions, out: &Path) -> Result<InitReport> {
-    let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
+    let tokenizer = small_tokenizer(options.preset.first_added_token_id());
     let dtype = options.dtype.unwrap_or(options.preset.default_dtype());
     let config = config_json(options, &tokenizer)?;
     let parsed = ModelConfig::parse(&out.join("config.json").display().to_string(), &config.to_string())?;
@@ -70,7 +70,7 @@ pub fn init_model_folder(options: &InitOptions, out: &Path) -> Result<InitReport
 /// Writes the model folder of [`init_model_folder`] without its weights. Such a folder is enough to read and encode
 /// training data.
 pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
-    let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
+    let tokenizer = small_tokenizer(options.preset.first_added_token_id());
     let config = config_json(options, &tokenizer)?;
     make_empty(out)?;
     write_small_files(&small_files(&config, &tokenizer), out)
@@ -78,7 +78,7 @@ pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
 
 /// The config that [`init_model_folder`] would write, for `reel plan --preset`.
 pub fn preset_config(options: &InitOptions) -> Result<ModelConfig> {
-    let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
+    let tokenizer = small_tokenizer(options.preset.first_added_token_id());
     let config = config_json(options, &tokenizer)?;
     Ok(ModelConfig::parse("--preset", &config.to_string())?)
 }
@@ -168,6 +168,6 @@ fn small_files(config: &Value, tokenizer: &SmallTokenizer) -> Vec<(&'static str,
         ("tokenizer.json", pretty(&tokenizer.json)),
         ("tokenizer_config.json", pretty(&tokenizer_config)),
         ("vocab.json", tokenizer.vocab.to_string()),
-        ("merges.txt", tokenizer.merges.clone()),
+        ("merges.txt", MERGES.to_string()),
     ]
 }

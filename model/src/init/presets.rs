@@ -73,11 +73,23 @@ impl Preset {
         ids: &BTreeMap<&str, u32>,
         ids_end: u32,
     ) -> Value {
-        let shape = self.shape();
-        let vocab_size = vocab.unwrap_or_else(|| shape.vocab_size.unwrap_or((ids_end as usize).next_multiple_of(64)));
-        let layers = layers.unwrap_or(shape.layers);
-        let quarter = shape.hidden / shape.heads / 8;
-        json!({
+        let vision = json!({
+            "depth": 32,
+            "hidden_act": "silu",
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "in_chans": 3,
+            "out_hidden_size": 3584,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "tokens_per_second": 2,
+            "temporal_patch_size": 2,
+        });
+        let mut config = json!({
             "architectures": ["Qwen2_5_VLForConditionalGeneration"],
             "attention_dropout": 0.0,
             "bos_token_id": ids["<|endoftext|>"],
@@ -88,138 +100,73 @@ impl Preset {
             "image_token_id": ids["<|image_pad|>"],
             "video_token_id": ids["<|video_pad|>"],
             "hidden_act": "silu",
-            "hidden_size": shape.hidden,
+            "hidden_size": 3584,
             "initializer_range": 0.02,
-            "intermediate_size": shape.intermediate,
+            "intermediate_size": 18_944,
             "max_position_embeddings": 128_000,
-            "max_window_layers": layers,
+            "max_window_layers": null,
             "model_type": "qwen2_5_vl",
-            "num_attention_heads": shape.heads,
-            "num_hidden_layers": layers,
-            "num_key_value_heads": shape.kv_heads,
+            "num_attention_heads": 28,
+            "num_hidden_layers": 28,
+            "num_key_value_heads": 4,
             "rms_norm_eps": 1e-6,
             "rope_theta": 1_000_000.0,
             "sliding_window": 32_768,
-            "tie_word_embeddings": shape.tied,
+            "tie_word_embeddings": false,
             "torch_dtype": dtype.torch_dtype_name(),
             "transformers_version": "4.49.0",
             "use_cache": true,
             "use_sliding_window": false,
-            "vision_config": shape.vision,
-            // For head_dim 128, the published sections are 16, 24 and 24 frequencies. Other head sizes get the same
-            // proportions: of head_dim / 2 frequencies, a quarter for time, and half of the rest each for height and
-            // width.
-            "rope_scaling": {"type": "mrope", "mrope_section": [quarter, 3 * quarter / 2, 4 * quarter - quarter - 3 * quarter / 2]},
-            "vocab_size": vocab_size,
-        })
+            "vision_config": vision,
+            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+            "vocab_size": 152_064,
+        });
+        replace_values(&mut config, self.differences_from_7b(ids_end));
+        if let Some(layers) = layers {
+            config["num_hidden_layers"] = json!(layers);
+        }
+        if let Some(vocab) = vocab {
+            config["vocab_size"] = json!(vocab);
+        }
+        config["max_window_layers"] = config["num_hidden_layers"].clone();
+        config
     }
 
-    fn shape(self) -> Shape {
+    /// The entries of config.json in which this preset differs from Qwen2.5-VL-7B. `ids_end` is the tokenizer's largest
+    /// id plus one.
+    fn differences_from_7b(self, ids_end: u32) -> Value {
         match self {
-            Preset::Tiny => Shape {
-                hidden: 128,
-                intermediate: 256,
-                layers: 3,
-                heads: 4,
-                kv_heads: 2,
-                vocab_size: None,
-                tied: true,
-                vision: vision(Vision {
-                    depth: 2,
-                    hidden: 64,
-                    intermediate: 128,
-                    heads: 2,
-                    out: 128,
-                    window: 56,
-                    full: &[1],
-                }),
-            },
-            Preset::B3 => Shape {
-                hidden: 2048,
-                intermediate: 11_008,
-                layers: 36,
-                heads: 16,
-                kv_heads: 2,
-                vocab_size: Some(151_936),
-                tied: true,
-                vision: published_vision(3420, 2048),
-            },
-            Preset::B7 => Shape {
-                hidden: 3584,
-                intermediate: 18_944,
-                layers: 28,
-                heads: 28,
-                kv_heads: 4,
-                vocab_size: Some(152_064),
-                tied: false,
-                vision: published_vision(3420, 3584),
-            },
-            Preset::B32 => Shape {
-                hidden: 5120,
-                intermediate: 27_648,
-                layers: 64,
-                heads: 40,
-                kv_heads: 8,
-                vocab_size: Some(152_064),
-                tied: false,
-                vision: published_vision(3456, 5120),
-            },
-            Preset::B72 => Shape {
-                hidden: 8192,
-                intermediate: 29_568,
-                layers: 80,
-                heads: 64,
-                kv_heads: 8,
-                vocab_size: Some(152_064),
-                tied: false,
-                vision: published_vision(3456, 8192),
-            },
+            Preset::Tiny => json!({
+                "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_hidden_layers": 3,
+                "num_key_value_heads": 2, "tie_word_embeddings": true, "vocab_size": ids_end.next_multiple_of(64),
+                "vision_config": {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2,
+                    "out_hidden_size": 128, "window_size": 56, "fullatt_block_indexes": [1]},
+                // Like the published 16, 24 and 24 of 64 frequencies: a quarter is for time, and the rest is shared
+                // equally by height and width.
+                "rope_scaling": {"mrope_section": [4, 6, 6]},
+            }),
+            Preset::B3 => json!({
+                "hidden_size": 2048, "intermediate_size": 11_008, "num_attention_heads": 16, "num_hidden_layers": 36,
+                "num_key_value_heads": 2, "tie_word_embeddings": true, "vocab_size": 151_936,
+                "vision_config": {"out_hidden_size": 2048},
+            }),
+            Preset::B7 => json!({}),
+            Preset::B32 => json!({
+                "hidden_size": 5120, "intermediate_size": 27_648, "num_attention_heads": 40, "num_hidden_layers": 64,
+                "num_key_value_heads": 8, "vision_config": {"intermediate_size": 3456, "out_hidden_size": 5120},
+            }),
+            Preset::B72 => json!({
+                "hidden_size": 8192, "intermediate_size": 29_568, "num_attention_heads": 64, "num_hidden_layers": 80,
+                "num_key_value_heads": 8, "vision_config": {"intermediate_size": 3456, "out_hidden_size": 8192},
+            }),
         }
     }
 }
 
-struct Shape {
-    hidden: usize,
-    intermediate: usize,
-    layers: usize,
-    heads: usize,
-    kv_heads: usize,
-    vocab_size: Option<usize>,
-    tied: bool,
-    vision: Value,
-}
-
-struct Vision {
-    depth: usize,
-    hidden: usize,
-    intermediate: usize,
-    heads: usize,
-    out: usize,
-    window: usize,
-    full: &'static [usize],
-}
-
-/// The vision tower of the published Qwen2.5-VL models. The models differ only in the width of the tower's MLPs and
-/// of its output.
-fn published_vision(intermediate: usize, out: usize) -> Value {
-    vision(Vision { depth: 32, hidden: 1280, intermediate, heads: 16, out, window: 112, full: &[7, 15, 23, 31] })
-}
-
-fn vision(v: Vision) -> Value {
-    json!({
-        "depth": v.depth,
-        "hidden_act": "silu",
-        "hidden_size": v.hidden,
-        "intermediate_size": v.intermediate,
-        "num_heads": v.heads,
-        "in_chans": 3,
-        "out_hidden_size": v.out,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "spatial_patch_size": 14,
-        "window_size": v.window,
-        "fullatt_block_indexes": v.full,
-        "tokens_per_second": 2,
-        "temporal_patch_size": 2,
-    })
+/// Replaces the values of `config` by those of `changes`, and the entries of an object one by one.
+fn replace_values(config: &mut Value, changes: Value) {
+    match changes {
+        Value::Object(entries) => entries.into_iter().for_each(|(key, value)| replace_values(&mut config[key], value)),
+        value => *config = value,
+    }
 }

@@ -1,5 +1,6 @@
 //! Tests of model folders of presets: they open, depend on the seed only, and have the expected scale of weights.
 
+use reel_files::fingerprint::bytes_fingerprint;
 use reel_input::config::{GenerationConfig, PreprocessorConfig};
 use reel_input::tokenizer::Tokenizer;
 
@@ -50,6 +51,21 @@ fn bytes_depend_on_the_seed_but_not_on_threads() {
     let a = weights("a", 5, 1);
     assert!(a == weights("b", 5, 3));
     assert!(a != weights("c", 6, 1));
+}
+
+#[test]
+fn configs_of_presets_keep_their_bytes() {
+    for (preset, want) in [
+        (Preset::Tiny, "42f590879718a9a0"),
+        (Preset::B3, "32b3d7aa91f94d9a"),
+        (Preset::B7, "f98314dcd95fb3ad"),
+        (Preset::B32, "e5f29edf7683ba79"),
+        (Preset::B72, "30b02029e7c7386b"),
+    ] {
+        let options = InitOptions { preset, ..tiny(0) };
+        let config = config_json(&options, &small_tokenizer(preset.first_added_token_id())).unwrap();
+        assert_eq!(bytes_fingerprint(format!("{config:#}\n").as_bytes()), want, "{preset:?}");
+    }
 }
 
 #[test]

@@ -218,23 +218,10 @@ pub fn write_weights(
     naming: TensorNaming,
     tensors: &[TensorSpec],
     shard_bytes: u64,
-    fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
-) -> Result<()> {
-    write_weights_and(Vec::new(), out, naming, tensors, shard_bytes, fill)
-}
-
-/// Writes the weights as [`write_weights`] does. The finished `files` get their final names together with the weight
-/// files.
-fn write_weights_and(
-    mut files: Vec<FinishedFile>,
-    out: &Path,
-    naming: TensorNaming,
-    tensors: &[TensorSpec],
-    shard_bytes: u64,
     mut fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
     let weight_files = WeightFiles::new(naming, tensors, shard_bytes);
-    let mut names = Vec::new();
+    let (mut files, mut names) = (Vec::new(), Vec::new());
     for (name, shard) in weight_files.shards() {
         files.push(write_shard(&out.join(name), |name| naming.from_classic_name(name), shard, &mut fill)?);
         names.push(name.as_str());
@@ -269,8 +256,8 @@ fn write_shard(
     let mut file = AtomicFile::create(path)?;
     header_bytes(rename, shard).and_then(|header| file.write_all(&header)).map_err(|e| file.write_error(e))?;
     for tensor in shard {
-        let mut counted = Counted { inner: &mut file, left: tensor.bytes() };
-        let filled = fill(tensor, &mut counted).and_then(|()| counted.check());
+        let mut writer = TensorWriter::new(&mut file, tensor.bytes());
+        let filled = fill(tensor, &mut writer).and_then(|()| writer.check());
         filled.map_err(|e| file.write_error(e))?;
     }
     Ok(file.finish()?)
@@ -291,15 +278,25 @@ fn remove_others(out: &Path, names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// A writer for the bytes of one tensor. It refuses more bytes than the file's header states, and [`Counted::check`]
-/// fails if fewer were written.
-struct Counted<'a> {
-    inner: &'a mut AtomicFile,
+/// A writer for the bytes of one tensor. It refuses more bytes than the file's header states, and
+/// [`TensorWriter::check`] fails if fewer were written.
+#[derive(Debug)]
+pub struct TensorWriter<W> {
+    inner: W,
     left: u64,
 }
 
-impl Counted<'_> {
-    fn check(&self) -> io::Result<()> {
+impl<W: Write> TensorWriter<W> {
+    /// Makes a writer of a tensor of `bytes` bytes to `inner`.
+    pub fn new(inner: W, bytes: u64) -> Self {
+        Self { inner, left: bytes }
+    }
+
+    /// Checks that all bytes of the tensor were written.
+    ///
+    /// # Errors
+    /// Bytes are missing.
+    pub fn check(&self) -> io::Result<()> {
         match self.left {
             0 => Ok(()),
             left => Err(io::Error::other(format!("{left} bytes of a tensor were not written"))),
@@ -307,7 +304,7 @@ impl Counted<'_> {
     }
 }
 
-impl Write for Counted<'_> {
+impl<W: Write> Write for TensorWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.len() as u64 > self.left {
             return Err(io::Error::other("more bytes were written for a tensor than its shape has"));

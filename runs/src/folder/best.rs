@@ -28,20 +28,13 @@ pub struct BestCheckpoint {
     pub step: u64,
     /// The mean score or validation loss of the checkpoint's evaluation, or the mean reward over the steps since the
     /// previous checkpoint.
-    #[serde(alias = "reward")]
     pub value: f64,
     /// The name of the metric in `value`: `reward`, `eval_loss`, or a name that lists the benchmarks
     /// ([`EvaluationLine::metric_name`]).
-    #[serde(default = "reward_metric")]
     pub metric: String,
     /// Fingerprint of the validation rows, if `value` is the loss on these rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<String>,
-}
-
-/// The default value of the field `metric`, for files of earlier versions, which compared checkpoints only by reward.
-fn reward_metric() -> String {
-    REWARD.into()
 }
 
 /// Adds up the rewards since the last scheduled checkpoint, and remembers the best checkpoint.
@@ -176,7 +169,7 @@ mod tests {
     #[test]
     fn scores_are_compared_with_scores_of_the_same_questions_only() {
         let mut all = BestCheckpointTracker {
-            best: serde_json::from_value(json!({"step": 1, "reward": 9.0})).unwrap(),
+            best: Some(BestCheckpoint { step: 1, value: 9.0, metric: REWARD.into(), rows: None }),
             ..Default::default()
         };
         let mut record = |step, scores: &[(&str, f64)]| {
@@ -214,8 +207,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         write_trainer_state(dir.path(), None, 1, 2).unwrap();
         assert!(!dir.path().join(TRAINER_STATE_FILE).exists());
-        // Files of earlier versions have `reward` instead of `value` and no `metric`.
-        all.best = serde_json::from_value(json!({"step": 4, "reward": 0.5})).unwrap();
+        all.best = Some(BestCheckpoint { step: 4, value: 0.5, metric: REWARD.into(), rows: None });
         write_trainer_state(dir.path(), all.best.as_ref(), 5, 9).unwrap();
         let message: serde_json::Value =
             serde_json::from_slice(&std::fs::read(dir.path().join(TRAINER_STATE_FILE)).unwrap()).unwrap();

@@ -74,20 +74,17 @@ fn files_of_a_resume(folder: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Compares the files of a checkpoint with its `digests.json` and returns these digests; `None` for a checkpoint of an
-/// earlier version, which has no such file.
+/// Compares the files of a checkpoint with its `digests.json` and returns these digests.
 ///
 /// # Errors
 /// The folder is no checkpoint, or a file is missing, or its bytes differ from what the run wrote.
-pub(crate) fn verify_checkpoint(folder: &Path) -> Result<Option<CheckpointDigests>> {
+pub(crate) fn verify_checkpoint(folder: &Path) -> Result<CheckpointDigests> {
     let path = folder.join(DIGESTS_FILE);
     let text = match input::read_file(&path, input::MAX_ROWS_BYTES) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return match resume::read_run_state(folder)?.hash.is_empty() {
-                true => Ok(None),
-                false => Err(damaged_file_error(folder, DIGESTS_FILE, "is missing")),
-            };
+            resume::read_run_state(folder)?;
+            return Err(damaged_file_error(folder, DIGESTS_FILE, "is missing"));
         }
         Err(e) => return Err(TrainError::cannot_read(&path, e)),
     };
@@ -111,7 +108,7 @@ pub(crate) fn verify_checkpoint(folder: &Path) -> Result<Option<CheckpointDigest
         }
     }
     match list.files.contains_key(RUN_STATE_FILE) {
-        true => Ok(Some(list)),
+        true => Ok(list),
         false => Err(damaged_file_error(folder, DIGESTS_FILE, "is damaged: it does not list training/state.json")),
     }
 }
@@ -121,8 +118,8 @@ pub(crate) fn verify_checkpoint(folder: &Path) -> Result<Option<CheckpointDigest
 ///
 /// # Errors
 /// The log is missing, shorter, or begins with other bytes.
-pub(crate) fn verify_log(folder: &Path, home: &Path, name: &str, digests: Option<&CheckpointDigests>) -> Result<()> {
-    let Some(digest) = digests.and_then(|list| list.logs.get(name)) else { return Ok(()) };
+pub(crate) fn verify_log(folder: &Path, home: &Path, name: &str, digests: &CheckpointDigests) -> Result<()> {
+    let Some(digest) = digests.logs.get(name) else { return Ok(()) };
     let path = home.join(name);
     let mut bytes = Vec::new();
     match input::open_regular_file(&path).and_then(|file| file.take(digest.bytes).read_to_end(&mut bytes)) {
@@ -189,7 +186,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = checkpoint_folder(dir.path(), 4);
         write(&folder, LogDigests::new()).unwrap();
-        let list = verify_checkpoint(&folder).unwrap().unwrap();
+        let list = verify_checkpoint(&folder).unwrap();
         let names: Vec<&str> = list.files.keys().map(String::as_str).collect();
         assert_eq!(
             names,
@@ -247,7 +244,7 @@ mod tests {
             let list = CheckpointDigests { logs, ..Default::default() };
             let check = |bytes: &[u8]| {
                 fs::write(dir.path().join("log"), bytes).unwrap();
-                verify_log(&dir.path().join("checkpoint-1"), dir.path(), "log", Some(&list))
+                verify_log(&dir.path().join("checkpoint-1"), dir.path(), "log", &list)
             };
             check(&[&whole[..], b"more"].concat()).unwrap();
             if !whole.is_empty() {

@@ -130,7 +130,7 @@ pub struct RecordedLogs {
 ///
 /// # Errors
 /// A log lacks lines, or differs from what the run wrote.
-pub fn recorded_logs(folder: &Path, state: &RunState, digests: Option<&CheckpointDigests>) -> Result<RecordedLogs> {
+pub fn recorded_logs(folder: &Path, state: &RunState, digests: &CheckpointDigests) -> Result<RecordedLogs> {
     let home = output_folder_of(folder);
     for name in [METRICS_FILE, SKIPPED_FILE, EVALUATIONS_FILE] {
         digests::verify_log(folder, home, name, digests)?;

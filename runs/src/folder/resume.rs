@@ -73,26 +73,22 @@ pub struct RunState {
     pub peak_bytes: u64,
     /// Fingerprint of the model from which the run started.
     pub model_hash: String,
-    /// Fingerprints of the files of the model from which the run started; empty in checkpoints of earlier versions.
-    #[serde(default)]
+    /// Fingerprints of the files of the model from which the run started.
     pub model_files: ModelFiles,
     /// Fingerprint of the data file.
     pub data_hash: String,
-    /// The data files; empty in checkpoints of earlier versions.
-    #[serde(default)]
+    /// The data files.
     pub data_files: Vec<DataFile>,
     /// The options that influence the resulting weights.
     pub options: Map<String, Value>,
     /// The number of optimizer steps by parameter name. Only parameters whose number differs from `step` are listed.
     pub parameter_steps: BTreeMap<String, u64>,
     /// The rewards since the last checkpoint, and the best checkpoint.
-    #[serde(default)]
     pub rewards: BestCheckpointTracker,
     /// The last step whose evaluation is complete; absent in runs without evaluations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluated: Option<u64>,
-    /// Fingerprint of the trained weights after the step; empty in checkpoints of earlier versions.
-    #[serde(default)]
+    /// Fingerprint of the trained weights after the step; empty before the first step.
     pub hash: String,
 }
 
@@ -152,13 +148,12 @@ fn result_options<O: TrainingOptions>(setup: &RunSetup<O>) -> Map<String, Value>
 }
 
 /// Returns the options of a checkpoint, prepared for comparison with those of this version: options that did not exist
-/// when the checkpoint was written get their defaults, and URLs are redacted.
+/// when the checkpoint was written get their defaults.
 fn stored_options<O: TrainingOptions>(stored: &Map<String, Value>, now: &Map<String, Value>) -> Map<String, Value> {
     let mut all = O::default().resolved();
     all.retain(|name, _| now.contains_key(name) && !stored.contains_key(name));
     all.extend(stored.clone());
     NOT_COMPARED.iter().for_each(|name| drop(all.shift_remove(*name)));
-    all.values_mut().for_each(redact_urls_in_json);
     all
 }
 
@@ -215,7 +210,7 @@ pub fn resumed_run_state<O: TrainingOptions>(
         TrainError::option(what, format!("{why} {}", folder.display()), help)
     };
     let model = ModelFiles::read(setup.model)?;
-    if !model.matches_fingerprint(&state.model_hash) {
+    if model.fingerprint() != state.model_hash {
         let which = model.differences_from(&state.model_files);
         let what = format!("is not the model of the run that wrote {}{which}", folder.display());
         let help = "give the model that the run was started with, unchanged, or start a new run in another --out";

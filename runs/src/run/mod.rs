@@ -69,8 +69,7 @@ pub struct RunSummary {
     pub last: Option<StepMetrics>,
     /// Number of skipped rows.
     pub skipped: usize,
-    /// Number of skipped rows by cause. Rows that an earlier version of the program skipped have no cause and are not
-    /// counted.
+    /// Number of skipped rows by cause.
     pub skipped_by_cause: BTreeMap<SkipCause, usize>,
 }
 
@@ -122,9 +121,10 @@ fn train<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>, lock: &Arc<Fold
 /// Counts the rows in `skipped.jsonl` by their cause.
 fn skipped_by_cause(out: &Path) -> Result<BTreeMap<SkipCause, usize>> {
     let mut counts = BTreeMap::new();
-    for line in log::read_matching_lines(&out.join(SKIPPED_FILE), |row: &SkippedRow| row.cause.is_some())? {
-        let cause = serde_json::from_str::<SkippedRow>(&line).ok().and_then(|row| row.cause);
-        *counts.entry(cause.unwrap_or(SkipCause::Other)).or_insert(0) += 1;
+    for line in log::read_matching_lines(&out.join(SKIPPED_FILE), |_: &SkippedRow| true)? {
+        if let Ok(row) = serde_json::from_str::<SkippedRow>(&line) {
+            *counts.entry(row.cause).or_insert(0) += 1;
+        }
     }
     Ok(counts)
 }
@@ -157,7 +157,7 @@ pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
 /// Checks that the model and data of a replay have the fingerprints that the run recorded in its run.json.
 fn check_inputs<O: TrainingOptions>(setup: &RunSetup<O>, data_hash: &str, recorded: &Value) -> Result<()> {
     let model = ModelFiles::read(setup.model)?;
-    let same_model = recorded["model_hash"].as_str().is_none_or(|hash| model.matches_fingerprint(hash));
+    let same_model = recorded["model_hash"].as_str().is_none_or(|hash| hash == model.fingerprint());
     let same_data = recorded["data_hash"].as_str().is_none_or(|hash| hash == data_hash);
     let (path, thing, which) = match (same_model, same_data) {
         (true, true) => return Ok(()),

@@ -20,7 +20,6 @@ use reel_samples::order::RowOrder;
 use reel_samples::skipped_row::SkippedRow;
 use reel_samples::source::row_order;
 use reel_train::file_names::HASHES_FILE;
-use reel_train::metrics::StepMetrics;
 use reel_train::options::{BestMetric, TrainingOptions};
 use reel_train::setup::RunSetup;
 use reel_train::step::hyperparameters::Hyperparameters;
@@ -59,8 +58,6 @@ pub(super) struct RunInputs<S> {
 /// The checkpoint from which a run resumes, with the logs up to this checkpoint.
 struct ResumedCheckpoint {
     folder: PathBuf,
-    /// Whether the checkpoint lists the fingerprints of its files; checkpoints of earlier versions do not.
-    has_digests: bool,
     logs: RecordedLogs,
     /// Rows that the run skipped after the checkpoint.
     later_skipped: Vec<SkippedRow>,
@@ -143,15 +140,15 @@ fn inputs_of_resumed_run<'a, W: TrainLoop<'a>>(
     if options.best_metric() == BestMetric::None {
         state.rewards.best = None;
     }
-    let logs = logs::recorded_logs(&folder, &state, digests.as_ref())?;
-    digests::verify_log(&folder, home, HASHES_FILE, digests.as_ref())?;
+    let logs = logs::recorded_logs(&folder, &state, &digests)?;
+    digests::verify_log(&folder, home, HASHES_FILE, &digests)?;
     let later_skipped = match options.strict {
         true => Vec::new(),
         false => later_skipped::read(home, &state.position.skipped)?,
     };
     let lengths = resume::planned_step_counts(&folder, home, &state)?;
-    let (run, has_digests) = (output::read_run_json(home).ok(), digests.is_some());
-    let resumed = Some(ResumedCheckpoint { folder, has_digests, logs, later_skipped, run });
+    let run = output::read_run_json(home).ok();
+    let resumed = Some(ResumedCheckpoint { folder, logs, later_skipped, run });
     Ok(RunInputs { rows, row_lengths, order, state, lengths, unusable: Vec::new(), resumed })
 }
 
@@ -186,7 +183,7 @@ pub(super) fn load_run<'a, W: TrainLoop<'a>>(
         None => small_files,
     });
     if let Some(resumed) = &inputs.resumed {
-        restore_optimizer_state(&resumed.folder, &mut trainer, state, resumed.logs.last.as_ref())?;
+        restore_optimizer_state(&resumed.folder, &mut trainer, state)?;
     }
     let batching = W::batching(options, inputs.order.rows_per_pass());
     let processes = setup.ranks.map_or(1, |run| run.ranks.size());
@@ -276,21 +273,12 @@ pub(super) fn begin_run<'a, W: TrainLoop<'a>>(
 }
 
 /// Checks that the trainer has the weights that the run had after the checkpoint's step, then loads the optimizer
-/// state from the checkpoint. `last` is the last step in the run's metrics.
+/// state from the checkpoint.
 ///
 /// # Errors
 /// The weights are not those that the run had after step `state.step`; the optimizer's file cannot be read.
-fn restore_optimizer_state(
-    folder: &Path,
-    trainer: &mut Trainer,
-    state: &RunState,
-    last: Option<&StepMetrics>,
-) -> Result<()> {
-    // A checkpoint of an earlier version lacks the hash of the weights. The last line of the metrics then gives the
-    // hash.
-    let hash = Some(&state.hash).filter(|hash| !hash.is_empty()).or(last.map(|last| &last.hash));
-    let now = trainer.weights_fingerprint()?;
-    if hash.is_some_and(|hash| now != *hash) {
+fn restore_optimizer_state(folder: &Path, trainer: &mut Trainer, state: &RunState) -> Result<()> {
+    if trainer.weights_fingerprint()? != state.hash {
         let what = format!("is damaged: its weights are not those that the run had after step {}", state.step);
         return Err(digests::damaged_file_error(folder, "", &what));
     }
@@ -309,11 +297,6 @@ fn print_resumption(
     progress.print_line(&format!("resuming after step {step} of {steps} from {folder}"));
     if step == steps {
         progress.print_line("no step is left: only the trained model is written");
-    }
-    if !resumed.has_digests {
-        progress.print_line(&format!(
-            "warning: {folder} was written by an earlier version of reel: only its weights are checked"
-        ));
     }
     for warning in differences {
         progress.print_line(&format!("warning: {warning}"));

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use reel_ranks::{Ranks, Timeouts, World};
 
 use super::*;
+use crate::SkipCause;
 
 /// A data source with one row per element: its token count, or `None` for an unusable row. A sample is the pair (row
 /// number, token count).
@@ -220,8 +221,12 @@ proptest! {
 #[test]
 fn expected_rows_are_skipped_without_being_tried() {
     let rows = [Some(1); 4];
-    let skipped =
-        |row: usize| SkippedRow { row, line: row + 1, cause: None, reason: format!("row {row} failed before") };
+    let skipped = |row: usize| SkippedRow {
+        row,
+        line: row + 1,
+        cause: SkipCause::Other,
+        reason: format!("row {row} failed before"),
+    };
     let feed = feed(&rows, RowOrder::file_order(4), PLAIN, &DataPosition::default());
     let mut feed = feed.skip_when_reached(vec![skipped(1), skipped(3)]);
     let batches: Vec<_> = (0..3).map_while(|_| feed.next_micro_batch().unwrap()).collect();

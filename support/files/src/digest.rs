@@ -80,33 +80,21 @@ impl ModelFiles {
         for entry in std::fs::read_dir(dir).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if path.is_file() && MODEL_FILES.iter().any(|extension| has_extension(&name, extension)) {
+            if path.is_file() && MODEL_FILES.iter().any(|extension| path.extension().is_some_and(|e| e == *extension)) {
                 files.insert(name, file_fingerprint(&path)?);
             }
         }
         Ok(Self(files))
     }
 
-    /// True if there are no files, as in a record by an earlier version of the program.
+    /// True if there are no files.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Returns one fingerprint of all files.
     pub fn fingerprint(&self) -> String {
-        self.fingerprint_without(None)
-    }
-
-    /// Tells whether these files have the fingerprint that a run recorded. Earlier versions recorded a fingerprint
-    /// without the `*.jinja` files, which is accepted too.
-    pub fn matches_fingerprint(&self, recorded: &str) -> bool {
-        self.fingerprint() == recorded || self.fingerprint_without(Some("jinja")) == recorded
-    }
-
-    fn fingerprint_without(&self, extension: Option<&str>) -> String {
-        let counts = |name: &str| extension.is_none_or(|left_out| !has_extension(name, left_out));
-        let files = self.0.iter().filter(|(name, _)| counts(name));
-        let all: String = files.map(|(name, fingerprint)| format!("{name} {fingerprint}\n")).collect();
+        let all: String = self.0.iter().map(|(name, fingerprint)| format!("{name} {fingerprint}\n")).collect();
         bytes_fingerprint(all.as_bytes())
     }
 
@@ -124,10 +112,6 @@ impl ModelFiles {
         let more = if more == 0 { String::new() } else { format!(" and {more} more") };
         format!(" ({}{more} {verb})", different.join(", "))
     }
-}
-
-fn has_extension(name: &str, extension: &str) -> bool {
-    Path::new(name).extension().is_some_and(|e| e == extension)
 }
 
 #[cfg(test)]
@@ -174,13 +158,8 @@ mod tests {
         std::fs::write(dir.path().join("model.safetensors"), "x").unwrap();
         let with_weights = folder_fingerprint(dir.path()).unwrap();
         assert_ne!(with_weights, before);
-        // An earlier version of the program recorded a fingerprint without the chat template.
         std::fs::write(dir.path().join("chat_template.jinja"), "x").unwrap();
-        let now = folder_fingerprint(dir.path()).unwrap();
-        assert_ne!(now, with_weights);
-        for (recorded, want) in [(&now, true), (&with_weights, true), (&before, false)] {
-            assert_eq!(ModelFiles::read(dir.path()).unwrap().matches_fingerprint(recorded), want);
-        }
+        assert_ne!(folder_fingerprint(dir.path()).unwrap(), with_weights);
     }
 
     #[test]

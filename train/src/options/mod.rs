@@ -79,19 +79,22 @@ pub enum Optim {
 }
 
 /// Which activations of a layer the backward pass computes again instead of keeping them. Results have the same bits.
+/// TRL's flag and files have a boolean instead: true means `full`, false means `none`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", from = "SpelledCheckpointing")]
+#[serde(rename_all = "kebab-case")]
 pub enum GradientCheckpointing {
     /// For each micro-batch, the first of none, selective and full that fits the memory
     #[default]
     Auto,
     /// Nothing: all activations are kept
     #[value(alias = "false")]
+    #[serde(alias = "false")]
     None,
     /// The outputs of norms and of SwiGLU, which take much memory and few operations
     Selective,
     /// Every layer, from its input
     #[value(alias = "true")]
+    #[serde(alias = "true")]
     Full,
 }
 
@@ -108,37 +111,6 @@ impl From<Checkpointing> for GradientCheckpointing {
 impl std::fmt::Display for GradientCheckpointing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.to_possible_value().as_ref().map_or("", |value| value.get_name()))
-    }
-}
-
-/// The form of [`GradientCheckpointing`] in configuration files. TRL's files have a boolean instead: true means
-/// `full`, false means `none`.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum CheckpointingName {
-    Auto,
-    #[serde(alias = "false")]
-    None,
-    Selective,
-    #[serde(alias = "true")]
-    Full,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "auto, none, selective or full")]
-enum SpelledCheckpointing {
-    Switch(bool),
-    Name(CheckpointingName),
-}
-
-impl From<SpelledCheckpointing> for GradientCheckpointing {
-    fn from(spelled: SpelledCheckpointing) -> Self {
-        match spelled {
-            SpelledCheckpointing::Switch(true) | SpelledCheckpointing::Name(CheckpointingName::Full) => Self::Full,
-            SpelledCheckpointing::Switch(false) | SpelledCheckpointing::Name(CheckpointingName::None) => Self::None,
-            SpelledCheckpointing::Name(CheckpointingName::Selective) => Self::Selective,
-            SpelledCheckpointing::Name(CheckpointingName::Auto) => Self::Auto,
-        }
     }
 }
 

@@ -196,9 +196,6 @@ mod tests {
         let parsed = named.map(|name| checkpointing(&["--gradient-checkpointing", name]));
         let none = Some(GradientCheckpointing::None);
         assert_eq!(parsed, [Some(Full), Some(Full), none, none, Some(Selective), Some(Auto), None]);
-        // Configuration files of earlier versions and of TRL have a boolean for gradient checkpointing.
-        let in_file = |text| serde_json::from_str::<GradientCheckpointing>(text).ok();
-        assert_eq!(["true", "false", "\"selective\"", "7"].map(in_file), [Some(Full), none, Some(Selective), None]);
         let optim = |name: &str| parse(&["--optim", name]).map(|o| o.optim.moment_format()).ok();
         let known = ["adamw", "adamw-bf16", "adamw-8bit"].map(optim);
         assert_eq!(known, [MomentFormat::F32, MomentFormat::Bf16, MomentFormat::Int8].map(Some));

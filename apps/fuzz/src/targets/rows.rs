@@ -352,7 +352,7 @@ pub const QUARANTINE: FuzzTarget = FuzzTarget {
     seeds: || {
         let list = [
             json!({"row": 0, "line": 1, "cause": "media", "reason": "a.mp4: is damaged"}),
-            json!({"row": 2, "line": 3, "reason": "x"}),
+            json!({"row": 2, "line": 3, "cause": "other", "reason": "x"}),
         ];
         let journal = [json!({"scan": "f"}), json!({"row": 0, "tokens": 12}), list[1].clone()];
         let lines = |rows: &[Value]| rows.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use reel_measure::compare::compare_results;
 use reel_report::run_page::run_page_html;
+use reel_runs::folder::digests::CheckpointDigests;
 use reel_runs::folder::logs::recorded_logs;
 use reel_runs::folder::output::{find_run_start, read_run_json};
 use reel_runs::folder::{hashes, later_skipped, resume};
@@ -105,7 +106,7 @@ pub const RUN_FOLDER: FuzzTarget = FuzzTarget {
             let run = verdict_of(read_run_json(&out))?;
             let Some(state) = value_if_accepted(resume::read_run_state(&checkpoint))? else { return Ok(false) };
             verdict_of(resume::planned_step_counts(&checkpoint, &out, &state))?;
-            let logs = verdict_of(recorded_logs(&checkpoint, &state, None))?;
+            let logs = verdict_of(recorded_logs(&checkpoint, &state, &CheckpointDigests::default()))?;
             Ok(page.is_some() && replay && run && logs)
         }))
     },

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use reel_input::tensor_file::StoredDType;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::save::TensorSpec;
+use reel_model::save::{TensorSpec, TensorWriter};
 use reel_model::weights::widen_to_f32;
 use reel_runtime::Tensor;
 use reel_train::Result;
@@ -71,24 +71,6 @@ pub(super) enum PartContents<'a> {
     Original(&'a Checkpoint, &'a TensorSpec),
 }
 
-/// Counts the bytes that pass through to a writer.
-struct CountingWriter<W> {
-    to: W,
-    bytes: u64,
-}
-
-impl<W: Write> Write for CountingWriter<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.to.write(bytes)?;
-        self.bytes += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.to.flush()
-    }
-}
-
 /// Writes byte ranges of an existing file, in the order of their positions, and flushes them to the disk.
 ///
 /// # Errors
@@ -100,14 +82,12 @@ pub(super) fn write_parts<'a>(path: &Path, parts: impl IntoIterator<Item = FileP
         if position != offset {
             file.seek(SeekFrom::Start(offset))?;
         }
-        let mut to = CountingWriter { to: &mut file, bytes: 0 };
+        let mut to = TensorWriter::new(&mut file, bytes);
         match contents {
             PartContents::Held(held) => held.write(&mut to)?,
             PartContents::Original(files, spec) => write_untrained(files, spec, &mut to)?,
         }
-        if to.bytes != bytes {
-            return Err(io::Error::other(format!("{} bytes were written for a tensor of {bytes} bytes", to.bytes)));
-        }
+        to.check()?;
         position = offset + bytes;
     }
     file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()

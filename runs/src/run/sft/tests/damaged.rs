@@ -4,6 +4,7 @@ use reel_train::file_names::{DIGESTS_FILE, HASHES_FILE};
 
 use super::resumed::case;
 use super::*;
+use crate::folder::digests;
 
 fn resume(out: &Path, from: &str) -> Case {
     let from = if from == "last" { from.to_string() } else { out.join(from).display().to_string() };
@@ -52,28 +53,29 @@ fn flipped_bit_is_refused_with_the_file_and_the_checkpoint_before() {
     assert_same_files(&whole.join("checkpoint-6"), &out.join("checkpoint-6"));
 }
 
-/// A checkpoint of an earlier version of the program has no `digests.json`. The checkpoint's weights are compared with
-/// the hash in metrics.jsonl.
+/// A checkpoint is refused without its `digests.json`, and if its weights are not those of its step. An option that the
+/// checkpoint lacks has its default, because a later version of the program may add options.
 #[test]
-fn checkpoint_of_an_earlier_version_is_checked_by_the_hash_of_its_step() {
+fn checkpoint_is_checked_by_its_digests_and_the_hash_of_its_step() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     case(&out).run().unwrap();
     let folder = out.join("checkpoint-4");
+    let logs = digests::verify_checkpoint(&folder).unwrap().logs;
     fs::remove_file(folder.join(DIGESTS_FILE)).unwrap();
     let e = resume(&out, "last").run().unwrap_err().to_string();
     assert!(e.contains("checkpoint-4/training/digests.json: is missing; "), "{e}");
     let mut state: Value = serde_json::from_slice(&fs::read(folder.join(RUN_STATE_FILE)).unwrap()).unwrap();
-    state.as_object_mut().unwrap().remove("hash");
-    // A checkpoint of an earlier version may also lack an option that this version has.
     state["options"].as_object_mut().unwrap().remove("no_decay_norms");
     fs::write(folder.join(RUN_STATE_FILE), state.to_string()).unwrap();
     let before = flip(&folder.join("model.safetensors"), 0.9);
+    digests::write(&folder, logs.clone()).unwrap();
     let e = resume(&out, "last").run().unwrap_err().to_string();
     assert!(
         e.contains("checkpoint-4") && e.contains("its weights are not those that the run had after step 4; "),
         "{e}"
     );
     fs::write(folder.join("model.safetensors"), before).unwrap();
+    digests::write(&folder, logs).unwrap();
     assert_eq!(resume(&out, "last").run().unwrap().resumed_after, 4);
 }
