@@ -12,6 +12,7 @@ use reel_device::{DType, Device};
 use reel_measure::MeasureError;
 use reel_measure::trace::{self, TraceOutputs};
 use reel_runtime::RuntimeError;
+use reel_samples::SampleError;
 use reel_serve::{ServerProfiler, WriteProfile};
 use reel_train::TrainError;
 use reel_train::options::StepRange;
@@ -94,7 +95,7 @@ impl StepProfiler for RunProfiler {
 fn into_train_error(e: MeasureError) -> TrainError {
     match e {
         MeasureError::Runtime(e) => TrainError::Runtime(e),
-        MeasureError::Failed(diagnostic) => TrainError::Io(diagnostic),
+        MeasureError::Failed(diagnostic) => SampleError::Io(diagnostic).into(),
         e => TrainError::output("--profile-steps", e.to_string(), "leave the option out"),
     }
 }

@@ -17,6 +17,7 @@ use reel_engine::EngineError;
 use reel_measure::trace;
 use reel_ranks::{RankError, Ranks, Timeouts, Transport, World};
 use reel_runs::folder::output;
+use reel_samples::SampleError;
 use reel_serve::ServeError;
 use reel_train::TrainError;
 use reel_train::options::{ReportTo, RunOptions};
@@ -233,7 +234,7 @@ impl RunProcess {
             // All ranks have agreed to stop. Rank 0 may still be writing a checkpoint, so this rank must not report a
             // failure, which would end rank 0. Perhaps only one rank got the signal; all ranks exit with its exit
             // code.
-            Err(e) if matches!(e.downcast_ref(), Some(TrainError::Stopped(_))) => {
+            Err(e) if matches!(e.downcast_ref(), Some(TrainError::Sample(SampleError::Stopped(_)))) => {
                 let own = [interrupt::signal_exit_code().unwrap_or(0)];
                 let codes = self.ranks.all_gather("exit codes", &own).unwrap_or_default();
                 codes
@@ -338,7 +339,7 @@ fn refuse_shared_gpu(gpus: &[Vec<u8>]) -> Result<()> {
 pub fn is_error_of_another_rank(e: &anyhow::Error) -> bool {
     let of_engine = |e: &EngineError| e.is_rank_exchange_failure();
     let of_training = |e: &TrainError| match e {
-        TrainError::Ranks(_) => true,
+        TrainError::Sample(SampleError::Ranks(_)) => true,
         TrainError::Engine(e) => of_engine(e),
         _ => false,
     };

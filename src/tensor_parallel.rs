@@ -12,6 +12,7 @@ use reel_input::config::ModelConfig;
 use reel_measure::trace;
 use reel_model::tensor_parallel::TensorParallel;
 use reel_ranks::{Launcher, Ranks, Timeouts, World};
+use reel_samples::SampleError;
 use reel_train::TrainError;
 use reel_train::step::shard_exchange;
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -167,7 +168,7 @@ impl TensorParallelProcess {
             Err(e) if ranks::is_error_of_another_rank(e) => {}
             // All processes have stopped before the same step. Rank 0 may still be writing its file, so the others
             // report no failure.
-            Err(e) if matches!(e.downcast_ref(), Some(TrainError::Stopped(_))) => {
+            Err(e) if matches!(e.downcast_ref(), Some(TrainError::Sample(SampleError::Stopped(_)))) => {
                 let prints = self.is_rank_0();
                 leave(self.ranks)?;
                 return if prints { done } else { Ok(()) };

@@ -214,7 +214,7 @@ fn as_train_error(e: anyhow::Error, folder: &Path) -> TrainError {
         Err(e) => e,
     };
     match e.downcast::<Diagnostic>() {
-        Ok(diagnostic) => TrainError::Output(diagnostic),
+        Ok(diagnostic) => SampleError::Output(diagnostic).into(),
         Err(e) => {
             let help = "remove the cause, then resume with --resume-from-checkpoint last";
             TrainError::output(folder.display().to_string(), e.to_string(), help)

@@ -16,6 +16,7 @@ use reel_input::config::ModelConfig;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_ranks::{Launcher, Ranks, Timeouts, Traffic, TrafficVolume, World};
+use reel_samples::SampleError;
 use reel_samples::sample::Sample;
 use reel_train::live_server::DeviceLender;
 use reel_train::options::{GrpoOptions, RunOptions};
@@ -179,7 +180,7 @@ fn on_ranks<T: Send>(
                 let ranks = Arc::into_inner(ranks).expect("the step has ended");
                 match &done {
                     Ok(_) => drop(ranks.leave()),
-                    Err(TrainError::Ranks(_)) => drop(ranks),
+                    Err(TrainError::Sample(SampleError::Ranks(_))) => drop(ranks),
                     Err(e) if is_killed(e) => drop(ranks),
                     Err(e) => ranks.fail_job(&e.to_string()),
                 }

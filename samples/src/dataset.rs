@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::order::held_out::held_out_rows;
 use crate::order::mixture::Mixture;
 use crate::rows::DataRow;
-use crate::{Result, SampleError};
+use crate::{Result, RowFailureKind, SampleError};
 
 /// The rows of the files that `--data` names.
 #[derive(Debug)]
@@ -135,7 +135,7 @@ impl Dataset {
 
     /// Adds the location of row `index` to an error of that row.
     pub fn add_location_to_error<T>(&self, index: usize, result: Result<T, Diagnostic>) -> Result<T> {
-        result.map_err(|diagnostic| SampleError::Data(diagnostic.at(self.location(index))))
+        result.map_err(|diagnostic| RowFailureKind::Data.error(diagnostic.at(self.location(index))))
     }
 
     /// The number of rows; never 0.
@@ -220,7 +220,7 @@ mod tests {
             let d = Dataset::parse(Path::new("d.jsonl"), text.clone()).unwrap();
             d.row(0).unwrap();
             let e = d.row(1).unwrap_err();
-            assert!(matches!(e, SampleError::Data(_)), "{e:?}");
+            assert!(matches!(&e, SampleError::Row(failure) if failure.kind == RowFailureKind::Data), "{e:?}");
             let e = e.to_string();
             assert!(e.starts_with(start) && !e.contains('\n') && e.contains("; "), "{text:?}: {e}");
         }

@@ -15,25 +15,9 @@ pub enum SampleError {
     /// An option on the command line or in a configuration file is invalid.
     #[error("{0}")]
     Option(Diagnostic),
-    /// The data file, or one of its rows, is malformed.
-    #[error("{0}")]
-    Data(Diagnostic),
-    /// A row cannot be trained on, for example because it has no token to learn.
-    #[error("{0}")]
-    Row(Diagnostic),
-    /// A row has more tokens than the limit.
-    #[error("{0}")]
-    TooLong(Diagnostic),
-    /// An image or a video of a row cannot be loaded.
-    #[error("{diagnostic}")]
-    Media {
-        /// Names the row and its media file, what is wrong with the file, and what to do.
-        diagnostic: Diagnostic,
-        /// Why the image or video cannot be loaded.
-        cause: SkipCause,
-        /// Whether the media file could be read; if so, its content is at fault.
-        was_read: bool,
-    },
+    /// The data file is malformed, or one of its rows cannot be used.
+    #[error("{}", .0.diagnostic)]
+    Row(RowFailure),
     /// The output folder, a checkpoint or a log cannot be used as requested.
     #[error("{0}")]
     Output(Diagnostic),
@@ -48,10 +32,6 @@ pub enum SampleError {
         /// How the user can free disk space or raise the limit (a text of [`reel_diagnostic::disk_full_help`]).
         remedy: &'static str,
     },
-    /// Images or videos cannot be read for a reason that does not concern a single row, such as a media folder that
-    /// no longer exists.
-    #[error("{0}")]
-    MediaUnavailable(Diagnostic),
     /// The run was interrupted and stopped after a finished step.
     #[error("{0}")]
     Stopped(Diagnostic),
@@ -61,6 +41,43 @@ pub enum SampleError {
     /// An error of the model's folder or of its inputs.
     #[error(transparent)]
     Input(#[from] reel_input::InputError),
+}
+
+/// The error of a row. All ranks handle it in the same way: all skip the row, or all end the run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RowFailure {
+    /// The kind of the error.
+    pub kind: RowFailureKind,
+    /// Names the row, and its media file if that is at fault, what is wrong, and what to do.
+    pub diagnostic: Diagnostic,
+}
+
+/// The kinds of errors of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum RowFailureKind {
+    /// The data file, or one of its rows, is malformed.
+    Data,
+    /// A row cannot be trained on, for example because it has no token to learn.
+    Row,
+    /// A row has more tokens than the limit.
+    TooLong,
+    /// An image or a video of a row cannot be loaded.
+    Media {
+        /// Why the image or video cannot be loaded.
+        cause: SkipCause,
+        /// Whether the media file could be read; if so, its content is at fault.
+        was_read: bool,
+    },
+    /// Images or videos cannot be read for a reason that does not concern a single row, such as a media folder that
+    /// no longer exists.
+    MediaUnavailable,
+}
+
+impl RowFailureKind {
+    /// The error of this kind with the given diagnostic.
+    pub fn error(self, diagnostic: Diagnostic) -> SampleError {
+        SampleError::Row(RowFailure { kind: self, diagnostic })
+    }
 }
 
 /// Why a row is skipped. Rows that are skipped for one cause can usually be fixed in the same way.
@@ -98,33 +115,32 @@ impl SkipCause {
 /// The result type of this crate.
 pub type Result<T, E = SampleError> = std::result::Result<T, E>;
 
-/// Defines a constructor for each variant that holds a diagnostic. It takes the diagnostic's three texts: location,
-/// problem and help.
-macro_rules! constructors {
-    ($($(#[$doc:meta])* $name:ident => $variant:ident),* $(,)?) => {
-        impl SampleError {
-            $($(#[$doc])*
-            pub fn $name(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
-                Self::$variant(Diagnostic::new(location, what, help))
-            })*
-        }
-    };
-}
-
-constructors! {
-    /// A [`SampleError::Option`] from location, problem and help.
-    option => Option,
-    /// A [`SampleError::Data`] from location, problem and help.
-    data => Data,
-    /// A [`SampleError::Row`] from location, problem and help.
-    row => Row,
-    /// A [`SampleError::TooLong`] from location, problem and help.
-    too_long => TooLong,
-    /// A [`SampleError::Output`] from location, problem and help.
-    output => Output,
-}
-
 impl SampleError {
+    /// A [`SampleError::Option`] from location, problem and help.
+    pub fn option(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Option(Diagnostic::new(location, what, help))
+    }
+
+    /// An error of [`RowFailureKind::Data`] from location, problem and help.
+    pub fn data(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+        RowFailureKind::Data.error(Diagnostic::new(location, what, help))
+    }
+
+    /// An error of [`RowFailureKind::Row`] from location, problem and help.
+    pub fn row(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+        RowFailureKind::Row.error(Diagnostic::new(location, what, help))
+    }
+
+    /// An error of [`RowFailureKind::TooLong`] from location, problem and help.
+    pub fn too_long(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+        RowFailureKind::TooLong.error(Diagnostic::new(location, what, help))
+    }
+
+    /// A [`SampleError::Output`] from location, problem and help.
+    pub fn output(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Output(Diagnostic::new(location, what, help))
+    }
+
     /// The error of a file or folder that could not be read.
     pub fn cannot_read(path: impl AsRef<Path>, source: io::Error) -> Self {
         FileError::cannot_read(path, &source).into()
@@ -166,11 +182,12 @@ impl SampleError {
 
     /// Why a row with this error is skipped.
     pub fn skip_cause(&self) -> SkipCause {
-        match self {
-            Self::Data(_) => SkipCause::Malformed,
-            Self::TooLong(_) => SkipCause::TooLong,
-            Self::Media { cause, .. } => *cause,
-            _ => SkipCause::Other,
+        let Self::Row(failure) = self else { return SkipCause::Other };
+        match failure.kind {
+            RowFailureKind::Data => SkipCause::Malformed,
+            RowFailureKind::TooLong => SkipCause::TooLong,
+            RowFailureKind::Media { cause, .. } => cause,
+            RowFailureKind::Row | RowFailureKind::MediaUnavailable => SkipCause::Other,
         }
     }
 
@@ -189,7 +206,7 @@ impl SampleError {
 impl From<reel_data::DataError> for SampleError {
     fn from(e: reel_data::DataError) -> Self {
         match e {
-            reel_data::DataError::Data(diagnostic) => Self::Data(diagnostic),
+            reel_data::DataError::Data(diagnostic) => RowFailureKind::Data.error(diagnostic),
             reel_data::DataError::Io(diagnostic) => Self::Io(diagnostic),
         }
     }

@@ -10,12 +10,12 @@ use reel_diagnostic::Diagnostic;
 use reel_ranks::Ranks;
 use serde::{Deserialize, Serialize};
 
-use crate::feed::{self, MicroBatchOptions, RowFailure, SampleSource, is_row_error};
+use crate::feed::{self, MicroBatchOptions, SampleSource, is_row_error};
 use crate::order::RowOrder;
 use crate::quarantine::{RowCheckResult, ScanJournal};
 use crate::skipped_row::SkippedRow;
 use crate::token_limit::check_token_count;
-use crate::{Result, SampleError};
+use crate::{Result, RowFailure, SampleError};
 
 /// Result of scanning the rows: the number of micro-batches in all epochs, and the rows that cannot be used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -178,7 +178,8 @@ impl<S: SampleSource> RowScan<'_, S> {
                 match result {
                     None => unread.push(row),
                     Some(Ok(result)) => looked.push((row, Ok(result))),
-                    Some(Err(e)) => looked.push((row, Err(RowFailure::new(e)?))),
+                    Some(Err(SampleError::Row(failure))) => looked.push((row, Err(failure))),
+                    Some(Err(e)) => return Err(e),
                 }
             }
             own = unread;
@@ -201,7 +202,7 @@ impl<S: SampleSource> RowScan<'_, S> {
                 }
             }
             if is_done {
-                return failed.into_values().next().map_or(Ok(found), |failure| Err(failure.to_error()));
+                return failed.into_values().next().map_or(Ok(found), |failure| Err(SampleError::Row(failure)));
             }
             if is_interrupted {
                 return Err(self.stopped_at(own.first().copied().unwrap_or(0)));

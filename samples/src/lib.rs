@@ -22,4 +22,4 @@ pub mod source;
 pub mod token_limit;
 mod turn_marks;
 
-pub use error::{Result, SampleError, SkipCause, error_if_stopped};
+pub use error::{Result, RowFailure, RowFailureKind, SampleError, SkipCause, error_if_stopped};

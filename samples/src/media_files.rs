@@ -12,7 +12,7 @@ use reel_diagnostic::{Diagnostic, input};
 use reel_input::Conversation;
 use reel_input::messages::{ContentPart, MediaSource, VideoSource};
 
-use crate::{Result, SampleError, SkipCause};
+use crate::{Result, RowFailureKind, SampleError, SkipCause};
 
 /// The help text of the errors that this module reports.
 const HELP: &str = "make the media available again";
@@ -39,8 +39,8 @@ impl ReadMediaFiles {
     /// has just ended, and `load` is called once more. `root` is the folder that relative paths refer to.
     ///
     /// # Errors
-    /// The error of `load` if a file of the row is at fault; [`SampleError::MediaUnavailable`] if the machine, a disk
-    /// or a folder is.
+    /// The error of `load` if a file of the row is at fault; [`RowFailureKind::MediaUnavailable`] if the machine, a
+    /// disk or a folder is.
     pub fn load_with_retry<T>(
         &self,
         conversation: &Conversation,
@@ -48,11 +48,11 @@ impl ReadMediaFiles {
         load: impl Fn() -> Result<T>,
     ) -> Result<T> {
         let mut result = load();
-        if let Err(SampleError::Media { cause: SkipCause::Media, was_read, .. }) = result {
+        if let Some(was_read) = unreadable_media(&result) {
             let paths = local_files(conversation);
             if self.check(&paths, root)? && !paths.is_empty() && !was_read {
                 result = load();
-                if matches!(result, Err(SampleError::Media { cause: SkipCause::Media, .. })) {
+                if unreadable_media(&result).is_some() {
                     self.check(&paths, root)?;
                 }
             }
@@ -77,7 +77,7 @@ impl ReadMediaFiles {
 
     fn check_failed(&self, path: &Path, root: &Path, e: io::Error) -> Result<()> {
         let unavailable = |path: &Path, what: String| {
-            Err(SampleError::MediaUnavailable(Diagnostic::new(path.display().to_string(), what, HELP)))
+            Err(RowFailureKind::MediaUnavailable.error(Diagnostic::new(path.display().to_string(), what, HELP)))
         };
         let cannot_read = |path: &Path, e: &io::Error| unavailable(path, Diagnostic::cannot_read(path, e).what);
         if e.raw_os_error().is_some_and(|number| NOT_OF_A_FILE.contains(&number)) {
@@ -110,6 +110,15 @@ impl ReadMediaFiles {
                 read.last_in_folder.insert(folder.to_path_buf(), path.to_path_buf());
             }
         }
+    }
+}
+
+/// If a row failed because of an unreadable media file, returns whether the file's bytes could be read.
+fn unreadable_media<T>(result: &Result<T>) -> Option<bool> {
+    let Err(SampleError::Row(failure)) = result else { return None };
+    match failure.kind {
+        RowFailureKind::Media { cause: SkipCause::Media, was_read } => Some(was_read),
+        _ => None,
     }
 }
 
@@ -166,7 +175,15 @@ mod tests {
     fn row_error<T>(was_read: bool) -> Result<T> {
         let what = if was_read { "is damaged" } else { "cannot be read" };
         let diagnostic = Diagnostic::new("rows.jsonl:1: a.png", what, "fix the file, or remove the row");
-        Err(SampleError::Media { diagnostic, cause: SkipCause::Media, was_read })
+        Err(RowFailureKind::Media { cause: SkipCause::Media, was_read }.error(diagnostic))
+    }
+
+    fn is_media_error(e: &SampleError) -> bool {
+        matches!(e, SampleError::Row(failure) if matches!(failure.kind, RowFailureKind::Media { .. }))
+    }
+
+    fn is_outage(e: &SampleError) -> bool {
+        matches!(e, SampleError::Row(failure) if failure.kind == RowFailureKind::MediaUnavailable)
     }
 
     /// Calls [`ReadMediaFiles::load_with_retry`] with a closure that fails if the file is missing.
@@ -182,7 +199,7 @@ mod tests {
         fs::write(dir.path().join("a.png"), "").unwrap();
         for file in ["a.png", "none.png", "none/none.png", "/nowhere/none.png", "."] {
             let e = load(&files, dir.path(), file).err();
-            assert!(matches!(e, None | Some(SampleError::Media { .. })), "{file}: {e:?}");
+            assert!(e.as_ref().is_none_or(is_media_error), "{file}: {e:?}");
         }
     }
 
@@ -199,14 +216,14 @@ mod tests {
         let refused = |file: &str, words: &str| {
             let e = load(&files, &root, file).unwrap_err();
             let said = e.to_string();
-            assert!(matches!(e, SampleError::MediaUnavailable(_)), "{file}: {said}");
+            assert!(is_outage(&e), "{file}: {said}");
             assert!(said.contains(words) && said.ends_with("; make the media available again"), "{file}: {said}");
         };
         fs::remove_dir_all(root.join("clips")).unwrap();
         // The run has read `a.png` earlier. It has not read `never.png`, but it has read `a.png` in the same folder.
         refused("clips/a.png", "clips/a.png: was read earlier in this run, and now it cannot be read");
         refused("clips/never.png", "clips/a.png: was read earlier in this run, and now there is no such file");
-        assert!(matches!(load(&files, &root, "never.png"), Err(SampleError::Media { .. })));
+        assert!(load(&files, &root, "never.png").as_ref().is_err_and(is_media_error));
         fs::remove_dir_all(&root).unwrap();
         refused("never.png", "media: cannot be read: there is no such file or folder");
     }
@@ -217,7 +234,7 @@ mod tests {
         let (path, root) = (Path::new("clips/a.mp4"), Path::new("."));
         for number in [5, 19, 23, 24, 107, 116] {
             let e = files.check_failed(path, root, io::Error::from_raw_os_error(number));
-            assert!(matches!(e, Err(SampleError::MediaUnavailable(_))), "{number}");
+            assert!(e.as_ref().is_err_and(is_outage), "{number}");
         }
         assert!(files.check_failed(path, root, io::Error::from_raw_os_error(2)).is_ok());
     }
@@ -237,13 +254,13 @@ mod tests {
             })
         };
         assert!(load(2, false).is_ok());
-        assert!(matches!(load(9, false), Err(SampleError::Media { .. })));
+        assert!(load(9, false).as_ref().is_err_and(is_media_error));
         assert_eq!(calls.get(), 2);
-        assert!(matches!(load(2, true), Err(SampleError::Media { .. })));
+        assert!(load(2, true).as_ref().is_err_and(is_media_error));
         assert_eq!(calls.get(), 1);
         // If a file seemed damaged and its folder has become unreadable, the error is an outage.
         let (missing, root) = (self::conversation(dir.path(), "gone/a.png"), dir.path().join("gone"));
         let e = files.load_with_retry(&missing, &root, || row_error::<()>(true));
-        assert!(matches!(e, Err(SampleError::MediaUnavailable(_))), "{e:?}");
+        assert!(e.as_ref().is_err_and(is_outage), "{e:?}");
     }
 }

@@ -20,7 +20,7 @@ use crate::order::mixture::Mixture;
 use crate::rows::SupervisedRow;
 use crate::source::DataSource;
 use crate::turn_marks::refuse_turn_marks;
-use crate::{Result, SampleError, SkipCause};
+use crate::{Result, RowFailureKind, SampleError, SkipCause};
 
 /// A row, ready for training.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -308,10 +308,7 @@ pub fn to_row_error(location: &str, e: InputError) -> SampleError {
     if !diagnostic.location.starts_with(location) {
         diagnostic = diagnostic.at(location);
     }
-    match cause {
-        Some(cause) => SampleError::Media { diagnostic, cause, was_read },
-        None => SampleError::Row(diagnostic),
-    }
+    cause.map_or(RowFailureKind::Row, |cause| RowFailureKind::Media { cause, was_read }).error(diagnostic)
 }
 
 impl LabelVocabulary for Tokenizer {

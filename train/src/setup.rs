@@ -136,7 +136,8 @@ pub trait PolicyEvaluator: std::fmt::Debug {
     /// the questions, and rank 0 writes the files.
     ///
     /// # Errors
-    /// [`TrainError::Stopped`] when `policy.stop` becomes true; a file cannot be written; a logit is NaN.
+    /// [`SampleError::Stopped`](reel_samples::SampleError::Stopped) when `policy.stop` becomes true; a file cannot be
+    /// written; a logit is NaN.
     fn evaluate(&self, policy: &EvaluatedPolicy<'_>, folder: &Path) -> Result<BTreeMap<String, BenchmarkScore>>;
 }
 

@@ -73,9 +73,9 @@ impl EndpointRun<'_> {
     /// the server refuses, or whose media cannot be loaded, gets a line with its error.
     ///
     /// # Errors
-    /// [`TrainError::Stopped`] if the run is interrupted. Rows are left without an answer, because the server fails
-    /// or refuses everything, or the cap on cost is reached. A run that continues the file requests these rows again.
-    /// With `strict`, a row cannot be used. The file cannot be written.
+    /// [`SampleError::Stopped`](reel_samples::SampleError::Stopped) if the run is interrupted. Rows are left without an
+    /// answer, because the server fails or refuses everything, or the cap on cost is reached. A run that continues the
+    /// file requests these rows again. With `strict`, a row cannot be used. The file cannot be written.
     pub fn run(&self, mut file: PredictionFile) -> Result<EndpointSummary> {
         let begun = Instant::now();
         file.create_or_continue()?;

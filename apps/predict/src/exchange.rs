@@ -18,6 +18,7 @@ use std::thread::{self, Builder};
 use std::time::Duration;
 
 use reel_diagnostic::Diagnostic;
+use reel_samples::SampleError;
 use reel_train::setup::RunRanks;
 use reel_train::{Result, TrainError};
 use serde::{Deserialize, Serialize};
@@ -225,7 +226,7 @@ impl PredictionRun<'_> {
                 Some(file) => file.file.stopped_error(),
                 None => {
                     let (what, help) = ("was stopped before every row had a prediction", "continue with --resume");
-                    TrainError::Stopped(Diagnostic::new(format!("rank {}", run.ranks.rank()), what, help))
+                    SampleError::Stopped(Diagnostic::new(format!("rank {}", run.ranks.rank()), what, help)).into()
                 }
             }),
         }

@@ -18,8 +18,9 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use reel_diagnostic::input;
+use reel_diagnostic::{Diagnostic, input};
 use reel_files::{AtomicFile, FileLock};
+use reel_samples::SampleError;
 use reel_samples::conversations::remove_prediction_columns;
 use reel_samples::quarantine::lock_path;
 use reel_train::{Result, TrainError};
@@ -268,11 +269,9 @@ impl PredictionFile {
     /// The error of a run that was stopped before all rows had a line.
     pub(super) fn stopped_error(&self) -> TrainError {
         let (lines, rows) = (self.lines, self.settings.row_count());
-        TrainError::Stopped(reel_diagnostic::Diagnostic::new(
-            self.paths.partial.display().to_string(),
-            format!("stopped after {lines} of {rows} rows"),
-            "continue with --resume",
-        ))
+        let location = self.paths.partial.display().to_string();
+        let what = format!("stopped after {lines} of {rows} rows");
+        SampleError::Stopped(Diagnostic::new(location, what, "continue with --resume")).into()
     }
 
     /// The error of a run that ends while `count` of its requested rows have no answer.
@@ -439,13 +438,11 @@ fn error_of(line: &[u8]) -> Option<String> {
 }
 
 fn write_error(file: &Path, e: std::io::Error) -> TrainError {
-    match TrainError::cannot_write(file, e) {
-        TrainError::NoRoom { diagnostic, remedy } => {
-            let help = format!("{remedy}, then continue with --resume");
-            TrainError::NoRoom { diagnostic: diagnostic.with_help(help), remedy }
-        }
-        other => other,
+    let mut e = SampleError::cannot_write(file, e);
+    if let SampleError::NoRoom { diagnostic, remedy } = &mut e {
+        diagnostic.help = format!("{remedy}, then continue with --resume");
     }
+    e.into()
 }
 
 fn changed(location: String, what: String) -> TrainError {

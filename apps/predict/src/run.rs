@@ -12,9 +12,9 @@ use reel_engine::{
 };
 use reel_input::ModelInput;
 use reel_runs::reporting::progress::Progress;
-use reel_samples::error_if_stopped;
 use reel_samples::feed::{Prefetcher, SampleSource, decoding_threads, is_row_error};
 use reel_samples::order::RowOrder;
+use reel_samples::{RowFailureKind, SampleError, error_if_stopped};
 use reel_train::live_server::{DeviceLender, LiveServer};
 use reel_train::setup::RunRanks;
 use reel_train::{Result, TrainError};
@@ -185,7 +185,7 @@ impl LineSink for DiscardedLines {
 
 /// Whether an error says that a run was interrupted.
 pub(super) fn is_interruption(e: &TrainError) -> bool {
-    matches!(e, TrainError::Engine(EngineError::Interrupted) | TrainError::Stopped(_))
+    matches!(e, TrainError::Engine(EngineError::Interrupted) | TrainError::Sample(SampleError::Stopped(_)))
 }
 
 impl PredictionRun<'_> {
@@ -194,7 +194,7 @@ impl PredictionRun<'_> {
     /// summary is `None` on ranks other than 0.
     ///
     /// # Errors
-    /// [`TrainError::Stopped`] if the run is interrupted, on any rank; with `strict`, the error of a row; the file
+    /// [`SampleError::Stopped`] if the run is interrupted, on any rank; with `strict`, the error of a row; the file
     /// cannot be written; a logit is NaN; another rank has failed.
     pub fn run(&self, output: PredictionOutput<'_>) -> Result<Option<PredictionSummary>> {
         let PredictionOutput { file, rows, ranks, .. } = output;
@@ -358,7 +358,7 @@ impl RowsInProgress<'_, '_> {
                 Ok(())
             }
             Err(EngineError::Request(fault)) => {
-                self.fail_row(row, TrainError::Row(fault.at(self.run.prompts.location(row).0)), lines)
+                self.fail_row(row, RowFailureKind::Row.error(fault.at(self.run.prompts.location(row).0)).into(), lines)
             }
             Err(e) => Err(e.into()),
         }

@@ -9,6 +9,7 @@ use reel_diagnostic::{Diagnostic, input};
 use reel_files::json::{contains_commands, has_valid_digest, with_digest};
 use reel_files::{FOLDER_LOCK_FILE, FolderLock};
 use reel_files::{digest, write_synced_with_mode};
+use reel_samples::SampleError;
 use reel_samples::quarantine;
 use reel_train::file_names::{METRICS_FILE, QUARANTINE_FILE, RUN_FILE};
 use reel_train::options::RunOptions;
@@ -51,14 +52,14 @@ pub fn lock_output_folder(out: &Path) -> Result<FolderLock> {
 /// If an error says that the disk is full, adds how to continue the run in `out`, which depends on whether the run
 /// has a checkpoint. Other errors are returned unchanged.
 pub(crate) fn with_help_to_continue(e: TrainError, out: &Path) -> TrainError {
-    let TrainError::NoRoom { diagnostic, remedy } = e else { return e };
+    let TrainError::Sample(SampleError::NoRoom { diagnostic, remedy }) = e else { return e };
     let has_checkpoint = entries::checkpoints_by_step(out).is_ok_and(|found| !found.is_empty());
     let then = match (has_checkpoint, out.join(RUN_FILE).exists()) {
         (true, _) => "resume with --resume-from-checkpoint last",
         (false, true) => "start the run again with --overwrite",
         (false, false) => "start the run again",
     };
-    TrainError::NoRoom { diagnostic: diagnostic.with_help(format!("{remedy}, then {then}")), remedy }
+    SampleError::NoRoom { diagnostic: diagnostic.with_help(format!("{remedy}, then {then}")), remedy }.into()
 }
 
 /// Decides where the run starts, from its options and the files in OUT. Changes no file.

@@ -13,7 +13,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use reel_diagnostic::{Diagnostic, note};
+use reel_diagnostic::note;
 use reel_train::{Result, TrainError};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Map, Value, json};
@@ -41,7 +41,7 @@ impl ReportCommand {
     pub fn start(command: &str) -> Result<Self> {
         let failed = |e: io::Error| {
             let what = format!("cannot be started: {e}");
-            TrainError::Option(Diagnostic::new("--report-command", what, "check that the shell `sh` is installed"))
+            TrainError::option("--report-command", what, "check that the shell `sh` is installed")
         };
         let output = io::stderr().as_fd().try_clone_to_owned().map_err(failed)?;
         let mut child = Command::new("sh")

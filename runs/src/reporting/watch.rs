@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use reel_diagnostic::note;
 use reel_files::log;
+use reel_samples::SampleError;
 use reel_train::file_names::METRICS_FILE;
 use reel_train::metrics::{RolloutPreview, StepMetrics};
 use reel_train::options::{ReportTo, RunOptions};
@@ -91,7 +92,7 @@ impl Reporters {
         // error.
         let code = match outcome {
             Ok(()) => 0,
-            Err(TrainError::Stopped(_)) => 255,
+            Err(TrainError::Sample(SampleError::Stopped(_))) => 255,
             Err(_) => 1,
         };
         if let Some(command) = self.command.take() {

@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use reel_device::{RangeName, range};
+use reel_samples::SampleError;
 use reel_train::metrics::{StepMetrics, ValidationLoss};
 use reel_train::options::{BestMetric, TrainingOptions};
 use reel_train::setup::{BenchmarkScore, EvaluatedPolicy, PolicyEvaluator};
@@ -46,7 +47,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     /// due and not yet done. Returns the loss, and the seconds that it took.
     ///
     /// # Errors
-    /// [`TrainError::Stopped`] when the run was interrupted; a row cannot be used in a strict run; the loss is NaN.
+    /// [`SampleError::Stopped`] when the run was interrupted; a row cannot be used in a strict run; the loss is NaN.
     pub(super) fn validate_if_due(&self, steps: u64) -> Result<Option<(ValidationLoss, f64)>> {
         let step = self.state.step;
         let Some(validation) = self.train_loop.validation().filter(|_| self.lacks_evaluation(steps)) else {
@@ -69,7 +70,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     /// evaluation in `eval.jsonl`.
     ///
     /// # Errors
-    /// [`TrainError::Stopped`] when the run was interrupted. Before any other error is returned, a checkpoint of the
+    /// [`SampleError::Stopped`] when the run was interrupted. Before any other error is returned, a checkpoint of the
     /// step is written.
     pub(super) fn evaluate_if_due(
         &mut self,
@@ -82,7 +83,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             return Ok(None);
         }
         let line = match validation.and_then(|validation| self.evaluate(validation)) {
-            Err(e @ TrainError::Stopped(_)) => return Err(e),
+            Err(e @ TrainError::Sample(SampleError::Stopped(_))) => return Err(e),
             Err(e) => {
                 self.save_before_error()?;
                 return Err(e);

@@ -24,9 +24,9 @@ use reel_diagnostic::Diagnostic;
 use reel_files::FolderLock;
 use reel_files::digest::ModelFiles;
 use reel_files::log;
-use reel_samples::SkipCause;
 use reel_samples::feed::{SampleSource, StepRowCursor};
 use reel_samples::skipped_row::SkippedRow;
+use reel_samples::{SampleError, SkipCause};
 use reel_train::file_names::SKIPPED_FILE;
 use reel_train::metrics::{RolloutPreview, StepMetrics};
 use reel_train::options::{ReportTo, TrainingOptions};
@@ -223,10 +223,10 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     fn steps(&mut self) -> Result<()> {
         match self.steps_and_evaluations() {
             Ok(()) => {}
-            Err(TrainError::Stopped(_)) => return Err(self.stopped()?),
+            Err(TrainError::Sample(SampleError::Stopped(_))) => return Err(self.stopped()?),
             // The finished steps are saved before the run ends, if a custom reward fails, media are unavailable, or a
             // row cannot be used.
-            Err(e) if matches!(e, TrainError::Reward(_) | TrainError::MediaUnavailable(_)) || e.is_row_error() => {
+            Err(e @ (TrainError::Reward(_) | TrainError::Sample(SampleError::Row(_)))) => {
                 self.save_before_error()?;
                 let saved = entries::checkpoints_by_step(&self.setup.options.out)?;
                 return Err(match saved.contains_key(&self.state.step) {
@@ -494,7 +494,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             "resume with --resume-from-checkpoint last"
         };
         let location = format!("--out {}", self.setup.options.out.display());
-        Ok(TrainError::Stopped(Diagnostic::new(location, format!("stopped after step {}", self.state.step), help)))
+        let what = format!("stopped after step {}", self.state.step);
+        Ok(SampleError::Stopped(Diagnostic::new(location, what, help)).into())
     }
 
     /// The error of a step whose loss or gradient norm is NaN or infinite.

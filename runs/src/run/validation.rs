@@ -16,6 +16,7 @@ use reel_samples::order::RowOrder;
 use reel_samples::sample::SftSampleSource;
 use reel_samples::skipped_row::SkippedRow;
 use reel_samples::source::DataSource;
+use reel_samples::{RowFailure, RowFailureKind, SampleError};
 use reel_train::live_server::DeviceLender;
 use reel_train::metrics::ValidationLoss;
 use reel_train::setup::SftSetup;
@@ -105,7 +106,7 @@ impl<'a> ValidationRows<'a> {
     /// together and get the same result.
     ///
     /// # Errors
-    /// [`TrainError::Stopped`] when the run was interrupted; no row can be used or has a learned token; in a strict
+    /// [`SampleError::Stopped`] when the run was interrupted; no row can be used or has a learned token; in a strict
     /// run, a row cannot be used; the loss of a row is not finite.
     pub fn loss(&self, trainer: &Trainer, print: &dyn Fn(&str)) -> Result<ValidationLoss> {
         let (rank, size) = self.setup.ranks.map_or((0, 1), |run| (run.ranks.rank(), run.ranks.size()));
@@ -185,12 +186,9 @@ fn flag_of_rows(setup: &SftSetup) -> &'static str {
 
 /// Puts `flag` before the location of an error about the data. Without `flag`, the error would look like an error
 /// about the training rows. Other errors are returned unchanged.
-fn with_flag(e: TrainError, flag: &str) -> TrainError {
-    match e {
-        TrainError::Data(mut diagnostic) => {
-            diagnostic.location = format!("{flag}: {}", diagnostic.location);
-            TrainError::Data(diagnostic)
-        }
-        other => other,
+fn with_flag(mut e: TrainError, flag: &str) -> TrainError {
+    if let TrainError::Sample(SampleError::Row(RowFailure { kind: RowFailureKind::Data, diagnostic })) = &mut e {
+        diagnostic.location = format!("{flag}: {}", diagnostic.location);
     }
+    e
 }

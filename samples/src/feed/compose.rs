@@ -5,11 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::outcome::RowOutcome;
+use serde::{Deserialize, Serialize};
+
 use super::{DataPosition, MicroBatchOptions, SampleSource, is_row_error};
 use crate::order::RowOrder;
 use crate::skipped_row::SkippedRow;
-use crate::{Result, SampleError};
+use crate::{Result, RowFailure, SampleError};
 
 /// Groups rows into drafts of micro-batches.
 pub(super) struct MicroBatchComposer<S> {
@@ -30,6 +31,16 @@ pub(super) struct MicroBatchComposer<S> {
     lengths: HashMap<usize, usize>,
     /// The sum of all numbers in `lengths`.
     total_length: usize,
+}
+
+/// The outcome of preparing a row: whether the row can be used, and its number of tokens. The micro-batches depend
+/// only on these outcomes, which the processes (ranks) of a run send each other.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) enum RowOutcome {
+    /// The row can be used and has this number of tokens.
+    Usable(usize),
+    /// The row cannot be used.
+    Failed(RowFailure),
 }
 
 /// The position in the data where the next draft begins.
@@ -192,7 +203,7 @@ impl<S: SampleSource> MicroBatchComposer<S> {
         let failure = match self.outcomes.get(&slot) {
             None => return Ok(Ok(self.expected_tokens(row))),
             Some(RowOutcome::Usable(tokens)) => return Ok(Ok(*tokens)),
-            Some(RowOutcome::Failed(failure)) => failure.to_error(),
+            Some(RowOutcome::Failed(failure)) => SampleError::Row(failure.clone()),
         };
         match is_row_error(&failure) && !self.batching.strict {
             true => Ok(Err(SkippedRow::new(row, self.source.location(row).1, &failure))),

@@ -4,7 +4,6 @@
 
 mod compose;
 mod cursor;
-mod outcome;
 mod prefetch;
 mod preparer;
 mod rank_loads;
@@ -21,13 +20,10 @@ use crate::error::error_if_stopped;
 use crate::order::RowOrder;
 use crate::skipped_row::SkippedRow;
 use crate::token_limit::check_token_count;
-use crate::{Result, SampleError};
+use crate::{Result, RowFailureKind, SampleError};
 
-use compose::{DraftPosition, MicroBatchComposer, MicroBatchDraft};
-use outcome::RowOutcome;
+use compose::{DraftPosition, MicroBatchComposer, MicroBatchDraft, RowOutcome};
 use preparer::RowPreparer;
-
-pub(crate) use outcome::RowFailure;
 
 pub use cursor::StepRowCursor;
 pub use prefetch::{Prefetcher, decoding_threads};
@@ -56,7 +52,7 @@ pub trait SampleSource: Send + Sync + 'static {
 
 /// Whether an error concerns a single row. If so, the run can skip that row.
 pub fn is_row_error(e: &SampleError) -> bool {
-    matches!(e, SampleError::Row(_) | SampleError::TooLong(_) | SampleError::Media { .. } | SampleError::Data(_))
+    matches!(e, SampleError::Row(failure) if failure.kind != RowFailureKind::MediaUnavailable)
 }
 
 /// How rows are grouped into micro-batches.
@@ -353,7 +349,9 @@ impl<S: SampleSource> MicroBatchFeed<S> {
             Ok(sample)
         });
         match sample {
-            Err(e) => Ok(RowOutcome::Failed(RowFailure::new(e)?)),
+            Err(SampleError::Row(failure)) => Ok(RowOutcome::Failed(failure)),
+            // The error is about this process, such as a worker that cannot be started.
+            Err(e) => Err(e),
             Ok(sample) => {
                 let tokens = S::token_count(&sample);
                 self.samples.insert(slot, sample);

@@ -23,7 +23,7 @@ use crate::rows::layouts::ConversationLayout;
 use crate::rows::{DataRow, PromptContent, SupervisedRow};
 use crate::sample::{nothing_to_learn_error, to_row_error, tokenize_conversation, tokenize_text_with_media};
 use crate::turn_marks::refuse_turn_marks;
-use crate::{Result, SampleError};
+use crate::{Result, RowFailureKind, SampleError};
 
 pub use media::{MediaInspector, MediaProperties};
 pub use stats::{DataStats, Distribution, UsableRowCount};
@@ -305,7 +305,7 @@ impl DataInspection<'_> {
             if let Err(fault) = &looked[index] {
                 let kind = if fault.is_missing { ProblemKind::MissingMedia } else { ProblemKind::UnusableMedia };
                 let place = if location.starts_with(&data.location(row)) { location } else { data.location(row) };
-                let e = SampleError::Row(fault.diagnostic.clone().at(place));
+                let e = RowFailureKind::Row.error(fault.diagnostic.clone().at(place));
                 rows[row].problems.push((kind, e));
             }
         }

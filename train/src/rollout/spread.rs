@@ -225,7 +225,7 @@ fn share_reward_error<T>(ranks: &Ranks, own: Result<T>) -> Result<T> {
 /// Makes the error for rollouts that a rank cannot encode or decode as JSON.
 fn invalid(e: &serde_json::Error) -> TrainError {
     let (what, help) = (format!("cannot be read: {e}"), "start all ranks with the same version of the program");
-    TrainError::Ranks(RankError::from(Diagnostic::new("rollouts of the ranks", what, help)))
+    RankError::from(Diagnostic::new("rollouts of the ranks", what, help)).into()
 }
 
 /// The completions and scores of a prompt as the ranks send them. Numbers of type f32 are sent as their bits.

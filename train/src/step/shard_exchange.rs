@@ -9,6 +9,7 @@ use reel_diagnostic::Diagnostic;
 use reel_model::tensor_parallel::ShardExchange;
 use reel_ranks::Ranks;
 use reel_runtime::Tensor;
+use reel_samples::SampleError;
 
 use super::tensor_exchange::{self, TensorExchange};
 use crate::{Result, TrainError};
@@ -43,7 +44,7 @@ impl ShardExchange for RankExchange {
         let mut exchange = self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
         let pending = exchange.start_all_gather(name, slice::from_ref(own), &receive);
         pending.and_then(|pending| Ok(pending.wait()?)).map_err(|e| match e {
-            TrainError::Ranks(e) => e.diagnostic,
+            TrainError::Sample(SampleError::Ranks(e)) => e.diagnostic,
             e => Diagnostic::new("", e.to_string(), ""),
         })
     }

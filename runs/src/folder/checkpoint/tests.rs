@@ -9,6 +9,7 @@ use reel_input::InputError;
 use reel_input::config::ModelConfig;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::save::ConfigAndTokenizerFiles;
+use reel_samples::SampleError;
 use reel_train::options::RunOptions;
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::Trainer;
@@ -141,7 +142,8 @@ fn errors_name_the_final_path_of_a_checkpoint() {
     };
     let e = TrainError::cannot_save(full.into()).with_path_renamed(draft, target);
     assert!(
-        matches!(e, TrainError::NoRoom { .. }) && e.to_string().starts_with("out/checkpoint-6/model.safetensors: ")
+        matches!(e, TrainError::Sample(SampleError::NoRoom { .. }))
+            && e.to_string().starts_with("out/checkpoint-6/model.safetensors: ")
     );
     // The error of a complete `write` must also name the final path if the draft folder cannot be created.
     let dir = tempfile::tempdir().unwrap();

@@ -1,6 +1,5 @@
 //! The environment variables by which users of the W&B client set up a run.
 
-use reel_diagnostic::Diagnostic;
 use reel_train::{Result, TrainError};
 
 /// Maximum length in characters of a run id, and of a tag, that the W&B client accepts (`wandb_settings.py`).
@@ -52,9 +51,7 @@ impl WandbEnvironment {
 
     fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
-        let refused = |name: &str, value: &str, help: &str| {
-            TrainError::Option(Diagnostic::new(name, format!("is {value:?}"), help))
-        };
+        let refused = |name: &str, value: &str, help: &str| TrainError::option(name, format!("is {value:?}"), help);
         let mode = match variable("WANDB_MODE").as_deref() {
             None | Some("offline" | "dryrun") => WandbMode::Offline,
             Some("online" | "run" | "shared") => WandbMode::Online,

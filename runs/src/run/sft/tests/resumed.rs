@@ -1,5 +1,7 @@
 //! Tests that a resumed run equals an uninterrupted run, bit for bit.
 
+use reel_samples::SampleError;
+
 use super::*;
 
 pub(super) fn case(out: &Path) -> Case {
@@ -154,7 +156,10 @@ fn interrupted_run_writes_a_checkpoint() {
     let asked = case(&stopped);
     asked.stop.store(true, Ordering::Relaxed);
     let e = asked.run().unwrap_err();
-    assert!(matches!(e, TrainError::Stopped(_)) && e.to_string().contains("stopped after step 0; "), "{e}");
+    assert!(
+        matches!(e, TrainError::Sample(SampleError::Stopped(_))) && e.to_string().contains("stopped after step 0; "),
+        "{e}"
+    );
     // Sets the stop flag as soon as the first line of metrics is written, so that the run stops in a later step.
     let running = case(&stopped).with(|o| (o.overwrite, o.save_steps) = (true, 100));
     let e = std::thread::scope(|scope| {
@@ -173,7 +178,8 @@ fn interrupted_run_writes_a_checkpoint() {
             "{message}"
         );
         assert!(
-            matches!(e, TrainError::Stopped(_)) && entries::checkpoints_by_step(&stopped).unwrap().len() == 1,
+            matches!(e, TrainError::Sample(SampleError::Stopped(_)))
+                && entries::checkpoints_by_step(&stopped).unwrap().len() == 1,
             "{message}"
         );
         case(&stopped).with(|o| (o.resume_from_checkpoint, o.save_steps) = (Some("last".into()), 100)).run().unwrap();
