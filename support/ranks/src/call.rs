@@ -17,20 +17,11 @@ pub(crate) enum CallKind {
     Broadcast,
     AllGather,
     AllToAll,
-    Send,
-    Receive,
     Leave,
 }
 
 impl CallKind {
-    pub const ALL: [Self; 7] =
-        [Self::Barrier, Self::Broadcast, Self::AllGather, Self::AllToAll, Self::Send, Self::Receive, Self::Leave];
-
-    /// Returns the kind of call by which the other rank sends its messages: a receive needs a send, every other kind
-    /// needs itself.
-    pub fn matching_sender_kind(self) -> Self {
-        if self == Self::Receive { Self::Send } else { self }
-    }
+    pub const ALL: [Self; 5] = [Self::Barrier, Self::Broadcast, Self::AllGather, Self::AllToAll, Self::Leave];
 
     /// The code of this kind in message headers.
     pub fn code(self) -> u8 {
@@ -43,38 +34,33 @@ impl CallKind {
             Self::Broadcast => "broadcast",
             Self::AllGather => "all_gather",
             Self::AllToAll => "all_to_all",
-            Self::Send => "send",
-            Self::Receive => "receive",
             Self::Leave => "leave",
         }
     }
 }
 
-/// A call of a rank. Prints as `barrier 'step 5'` or `send 'samples' to rank 2`.
+/// A call of a rank. Prints as `barrier 'step 5'`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Call {
     pub kind: CallKind,
     /// The name that the caller has given to the call.
     pub name: String,
-    /// The number of this call: collectives are counted in the whole job, sends and receives per pair of sender and
-    /// receiver.
+    /// The number of this call among the collectives of the job.
     pub sequence: u64,
-    /// The other rank of a send or receive.
-    pub peer: Option<usize>,
 }
 
 impl Call {
-    pub fn new(kind: CallKind, name: &str, sequence: u64, peer: Option<usize>) -> Self {
+    pub fn new(kind: CallKind, name: &str, sequence: u64) -> Self {
         let mut end = name.len().min(MAX_NAME_BYTES);
         while !name.is_char_boundary(end) {
             end -= 1;
         }
-        Self { kind, name: name[..end].to_string(), sequence, peer }
+        Self { kind, name: name[..end].to_string(), sequence }
     }
 
     /// Whether all ranks make this call.
     pub fn is_collective(&self) -> bool {
-        self.peer.is_none() && self.kind != CallKind::Leave
+        self.kind != CallKind::Leave
     }
 }
 
@@ -84,40 +70,7 @@ impl fmt::Display for Call {
         if !self.name.is_empty() {
             write!(f, " '{}'", self.name)?;
         }
-        match (self.kind, self.peer) {
-            (CallKind::Send, Some(peer)) => write!(f, " to rank {peer}"),
-            (_, Some(peer)) => write!(f, " from rank {peer}"),
-            (_, None) => Ok(()),
-        }
-    }
-}
-
-/// Assigns numbers to the calls of a rank. Matching calls have the same number on all ranks.
-#[derive(Debug)]
-pub(crate) struct CallCounters {
-    /// The number of collectives.
-    collectives: u64,
-    /// By rank: the number of [`CallKind::Send`] calls to that rank.
-    sent: Vec<u64>,
-    /// By rank: the number of [`CallKind::Receive`] calls from that rank.
-    received: Vec<u64>,
-}
-
-impl CallCounters {
-    /// Creates the counters for a job of `size` ranks.
-    pub fn new(size: usize) -> Self {
-        Self { collectives: 0, sent: vec![0; size], received: vec![0; size] }
-    }
-
-    /// Returns the next call of this kind, with its number.
-    pub fn next_call(&mut self, kind: CallKind, name: &str, peer: Option<usize>) -> Call {
-        let count = match (kind, peer) {
-            (CallKind::Send, Some(peer)) => &mut self.sent[peer],
-            (CallKind::Receive, Some(peer)) => &mut self.received[peer],
-            _ => &mut self.collectives,
-        };
-        *count += 1;
-        Call::new(kind, name, *count - 1, peer)
+        Ok(())
     }
 }
 

@@ -2,25 +2,20 @@
 //! whichever socket is ready. So no rank must receive before another one can send, however many bytes all ranks send
 //! at once.
 //!
-//! Each message must belong to the current call of this rank. While a send or receive waits, messages from other
-//! ranks are received early and kept for later calls. Otherwise a deadlock is possible: if the ranks send in a
-//! circle, each to the next one, all wait forever as soon as the buffers of the sockets are full.
+//! Each message must belong to the current call of this rank. The bytes of a faster rank's next call stay in the
+//! socket's buffer until this rank makes that call.
 
-use std::collections::VecDeque;
 use std::net::TcpStream;
 use std::time::Duration;
 
 use reel_diagnostic::Diagnostic;
 use rustix::event::{PollFd, PollFlags};
 
-use crate::call::{Call, CallKind, SAME_CALLS_HELP, mismatched_calls};
+use crate::call::{Call, SAME_CALLS_HELP, mismatched_calls};
 use crate::control::wait_for;
 use crate::error::RankError;
 use crate::message::{Header, IncomingMessage, OutgoingMessage, SocketError, receive_into};
 use crate::shared::RankState;
-
-/// The interval at which a waiting send or receive checks whether other ranks have connected.
-const CONNECTION_CHECK: Duration = Duration::from_millis(10);
 
 /// The longest wait for a socket. A failure of the job ends the wait at once.
 const MAX_WAIT: Duration = Duration::from_secs(60);
@@ -41,11 +36,8 @@ pub(crate) enum ExchangeError {
 pub(crate) struct DataConnection {
     /// `None` until a call needs the connection.
     pub stream: Option<TcpStream>,
-    /// Received messages that no call has used yet, in the order of their arrival. Only the last one may be
-    /// incomplete.
-    messages: VecDeque<IncomingMessage>,
-    /// Whether the connection closed while messages were received early.
-    is_closed: bool,
+    /// The message of the current call, as far as it has arrived.
+    message: IncomingMessage,
 }
 
 /// The data that one call exchanges with one rank.
@@ -125,10 +117,7 @@ impl<'a> Transfer<'a> {
     fn receive(&mut self, connection: &mut DataConnection, here: usize, call: &Call) -> Result<bool, ExchangeError> {
         let failed = |error| socket_error_result(error, self.peer, here, call);
         let Some(stream) = &connection.stream else { return failed(SocketError::Closed) };
-        if connection.messages.is_empty() {
-            connection.messages.push_back(IncomingMessage::default());
-        }
-        let Some(message) = connection.messages.front_mut() else { return Ok(false) };
+        let message = &mut connection.message;
         let Some(header) = &message.header else {
             return message.receive(stream).map(|()| true).or_else(failed);
         };
@@ -138,7 +127,7 @@ impl<'a> Transfer<'a> {
             self.is_checked = true;
         }
         let received = match &mut self.receive {
-            Some(Target::Given(buffer, filled)) if message.has_no_data() && *filled < length => {
+            Some(Target::Given(buffer, filled)) if *filled < length => {
                 receive_into(stream, &mut buffer[*filled..]).map(|bytes| *filled += bytes)
             }
             _ if message.is_complete() => Ok(()),
@@ -148,28 +137,18 @@ impl<'a> Transfer<'a> {
             return failed(error);
         }
         let is_filled = matches!(self.receive, Some(Target::Given(_, filled)) if filled == length);
-        if (is_filled || message.is_complete())
-            && let Some(message) = connection.messages.pop_front()
-        {
-            self.finish(message);
+        if is_filled || message.is_complete() {
+            // The data are empty if they were received into a given buffer.
+            self.received = std::mem::take(message).into_data();
+            self.receive = None;
         }
         Ok(true)
-    }
-
-    fn finish(&mut self, message: IncomingMessage) {
-        match self.receive.take() {
-            // The message arrived during an earlier call.
-            Some(Target::Given(buffer, 0)) => buffer.copy_from_slice(&message.into_data()),
-            Some(Target::New) => self.received = message.into_data(),
-            Some(Target::Given(..)) | None => {}
-        }
     }
 
     /// Compares the header of a message with the call of this rank.
     fn check(&self, header: &Header, here: usize, call: &Call) -> Result<(), RankError> {
         let Header { call: theirs, length } = header;
-        let has_kind = theirs.kind == call.kind.matching_sender_kind();
-        if !has_kind || theirs.name != call.name || theirs.sequence != call.sequence {
+        if theirs != call {
             return Err(mismatched_calls((self.peer, theirs), (here, call)));
         }
         match &self.receive {
@@ -241,25 +220,6 @@ impl Transfer<'_> {
     }
 }
 
-impl DataConnection {
-    /// Receives once, for a later call. Returns whether any bytes have arrived.
-    fn receive_early(&mut self) -> Result<bool, SocketError> {
-        let Some(stream) = self.stream.as_ref().filter(|_| !self.is_closed) else { return Ok(false) };
-        if self.messages.back().is_none_or(IncomingMessage::is_complete) {
-            self.messages.push_back(IncomingMessage::default());
-        }
-        match self.messages.back_mut().map_or(Ok(()), |message| message.receive(stream)) {
-            Err(SocketError::WouldBlock) => Ok(false),
-            // The current call does not need this rank. The next call that needs it will fail.
-            Err(SocketError::Closed) => {
-                self.is_closed = true;
-                Ok(false)
-            }
-            received => received.map(|()| true),
-        }
-    }
-}
-
 /// Returns false if the socket is not ready. Converts every other error of a socket to the error of this call.
 pub(crate) fn socket_error_result(
     error: SocketError,
@@ -305,8 +265,8 @@ pub(crate) fn exchange(
         }
         if has_progress {
             shared.record_progress();
-        } else if !receive_early_messages(here, call, connections, shared)? {
-            wait(call, connections, transfers, shared);
+        } else {
+            wait(connections, transfers, shared);
         }
         if shared.has_failed() {
             return Err(ExchangeError::JobFailed);
@@ -314,39 +274,12 @@ pub(crate) fn exchange(
     }
 }
 
-/// During a send or receive, receives messages that other ranks have sent for later calls. Returns whether any bytes
-/// have arrived.
-fn receive_early_messages(
-    here: usize,
-    call: &Call,
-    connections: &mut [DataConnection],
-    shared: &RankState,
-) -> Result<bool, ExchangeError> {
-    let Some(needed) = call.peer else { return Ok(false) };
-    let mut has_progress = false;
-    for (peer, connection) in connections.iter_mut().enumerate() {
-        if connection.stream.is_none() {
-            connection.stream = shared.try_take_connection(peer);
-        }
-        // In a receive, the needed rank is skipped here, because the transfer itself receives from it.
-        if peer != needed || call.kind == CallKind::Send {
-            has_progress |= connection.receive_early().or_else(|error| socket_error_result(error, peer, here, call))?;
-        }
-    }
-    Ok(has_progress)
-}
-
 /// Waits until a socket is ready or the job fails.
-fn wait(call: &Call, connections: &[DataConnection], transfers: &[Transfer<'_>], shared: &RankState) {
+fn wait(connections: &[DataConnection], transfers: &[Transfer<'_>], shared: &RankState) {
     let mut events = vec![PollFd::from_borrowed_fd(shared.failure_event(), PollFlags::IN)];
     for transfer in transfers.iter().filter(|transfer| !transfer.is_done()) {
         let stream = connections[transfer.peer].stream.as_ref();
         events.extend(stream.map(|stream| PollFd::new(stream, transfer.poll_flags())));
     }
-    if call.peer.is_some() {
-        let open = connections.iter().filter(|connection| !connection.is_closed);
-        let streams = open.filter_map(|connection| connection.stream.as_ref());
-        events.extend(streams.map(|stream| PollFd::new(stream, PollFlags::IN)));
-    }
-    wait_for(&mut events, if call.peer.is_some() { CONNECTION_CHECK } else { MAX_WAIT });
+    wait_for(&mut events, MAX_WAIT);
 }

@@ -137,9 +137,7 @@ impl FailureDetector {
             let RankActivity { call, waiting_ms, .. } = &self.peers[rank].activity;
             let (call, waiting) = (call.as_ref()?, Duration::from_millis((*waiting_ms)?));
             let missing = self.missing(rank, call);
-            // The sender of a message may leave before the message has arrived.
-            let is_certain = call.is_collective() || waiting > 2 * self.timeouts.heartbeat;
-            if let Some(left) = missing.iter().find(|rank| self.peers[**rank].has_left && is_certain) {
+            if let Some(left) = missing.iter().find(|rank| self.peers[**rank].has_left) {
                 return Some(self.has_left(*left, rank, call));
             }
             (waiting > self.timeouts.call).then(|| self.missing_too_long(rank, call, &missing))
@@ -149,19 +147,10 @@ impl FailureDetector {
     /// Returns the ranks for which rank `by` waits in this call and that have not made the call.
     fn missing(&self, by: usize, call: &Call) -> Vec<usize> {
         let has_called = |rank: usize| match call.kind {
-            CallKind::Send | CallKind::Receive => call.peer != Some(rank) || self.is_counterpart(rank, by, call),
             CallKind::Leave => self.peers[rank].has_left,
             _ => self.peers[rank].activity.collectives > call.sequence,
         };
         (0..self.peers.len()).filter(|rank| *rank != by && !has_called(*rank)).collect()
-    }
-
-    /// Tells whether a rank is in the call that matches the send or receive of rank `by`.
-    fn is_counterpart(&self, rank: usize, by: usize, call: &Call) -> bool {
-        let RankActivity { call: theirs, waiting_ms, .. } = &self.peers[rank].activity;
-        let belongs =
-            |theirs: &Call| theirs.peer == Some(by) && theirs.kind != call.kind && theirs.sequence == call.sequence;
-        waiting_ms.is_some() && theirs.as_ref().is_some_and(belongs)
     }
 
     fn has_left(&self, rank: usize, waiting: usize, call: &Call) -> RankError {
@@ -244,7 +233,7 @@ mod tests {
     }
 
     fn barrier(sequence: u64) -> Call {
-        Call::new(CallKind::Barrier, &format!("step {sequence}"), sequence, None)
+        Call::new(CallKind::Barrier, &format!("step {sequence}"), sequence)
     }
 
     fn waits(call: Call, collectives: u64, time: Duration) -> RankActivity {
@@ -313,10 +302,9 @@ mod tests {
     fn ranks_in_different_calls_of_one_number_are_named() {
         let now = Instant::now();
         let mut detector = detector(3, now);
-        let gather = Call::new(CallKind::AllGather, "metrics", 3, None);
+        let gather = Call::new(CallKind::AllGather, "metrics", 3);
         detector.record_activity(0, waits(barrier(3), 4, seconds(0)));
         detector.record_activity(1, waits(barrier(4), 5, seconds(0)));
-        detector.record_activity(2, waits(Call::new(CallKind::Receive, "x", 3, Some(0)), 3, seconds(0)));
         assert_eq!(detector.failure(now), None);
         detector.record_activity(2, waits(gather, 4, seconds(0)));
         let error = detector.failure(now).expect("a failure").to_string();
@@ -337,11 +325,5 @@ mod tests {
         assert_eq!(detector.failure(now), None, "the bytes of the rank that has left may still arrive");
         detector.record_activity(1, waits(barrier(4), 5, seconds(0)));
         assert_eq!(detector.failure(now).and_then(|e| e.rank), Some(2));
-        let receive = Call::new(CallKind::Receive, "x", 0, Some(2));
-        detector.record_activity(1, waits(receive.clone(), 4, seconds(9)));
-        assert_eq!(detector.failure(now), None);
-        detector.record_activity(1, waits(receive, 4, seconds(11)));
-        let error = detector.failure(now).expect("a failure").to_string();
-        assert!(error.contains("has left, but rank 1 waits for it in receive 'x' from rank 2"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! The transport with which a rank exchanges data with the others: the sockets of the [`SocketMesh`], or MPI. The calls of
 //! [`Ranks`](crate::Ranks) are the same for both.
 
-use crate::call::{Call, CallCounters, CallKind};
+use crate::call::{Call, CallKind};
 use crate::error::Result;
 use crate::exchange::{ExchangeError, Transfer};
 #[cfg(feature = "mpi")]
@@ -12,11 +12,12 @@ use crate::mesh::SocketMesh;
 use crate::mpi::MpiLink;
 use crate::shared::RankState;
 
-/// The transport of a rank, and the counters that number its calls.
+/// The transport of a rank, and the counter that numbers its calls.
 #[derive(Debug)]
 pub(crate) struct DataLink {
     carrier: Carrier,
-    numbers: CallCounters,
+    /// The number of calls so far, which is equal on all ranks.
+    calls: u64,
 }
 
 #[derive(Debug)]
@@ -37,12 +38,13 @@ impl DataLink {
             Transport::Mpi => Carrier::Mpi(Box::new(MpiLink::open(world)?)),
             _ => Carrier::Sockets(mesh),
         };
-        Ok(Self { carrier, numbers: CallCounters::new(world.size) })
+        Ok(Self { carrier, calls: 0 })
     }
 
     /// Returns the next call of this kind, with its number.
-    pub fn next_call(&mut self, kind: CallKind, name: &str, peer: Option<usize>) -> Call {
-        self.numbers.next_call(kind, name, peer)
+    pub fn next_call(&mut self, kind: CallKind, name: &str) -> Call {
+        self.calls += 1;
+        Call::new(kind, name, self.calls - 1)
     }
 
     /// Runs all transfers of a call at the same time. Returns the data that each transfer has received into a new

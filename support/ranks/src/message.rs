@@ -52,7 +52,7 @@ pub(crate) struct IncomingMessage {
 /// The contents of a header.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Header {
-    /// The call of the sender, without [`Call::peer`].
+    /// The call of the sender.
     pub call: Call,
     /// The number of bytes of data.
     pub length: usize,
@@ -120,11 +120,6 @@ impl IncomingMessage {
         self.header.as_ref().is_some_and(|header| self.data.len() == header.length)
     }
 
-    /// Whether the message's own buffer is empty.
-    pub fn has_no_data(&self) -> bool {
-        self.data.is_empty()
-    }
-
     pub fn into_data(self) -> Vec<u8> {
         self.data
     }
@@ -173,7 +168,7 @@ fn not_closed(received: usize) -> Result<usize, SocketError> {
 fn encode_head(call: &Call, length: usize) -> Vec<u8> {
     let mut head = Vec::with_capacity(HEADER_BYTES + call.name.len());
     head.extend(MAGIC);
-    head.extend([call.kind.matching_sender_kind().code(), 0]);
+    head.extend([call.kind.code(), 0]);
     head.extend((call.name.len() as u16).to_le_bytes());
     head.extend(call.sequence.to_le_bytes());
     head.extend((length as u64).to_le_bytes());
@@ -203,7 +198,7 @@ fn decode_head(head: &[u8]) -> Option<Header> {
         return None;
     }
     let kind = CallKind::ALL.into_iter().find(|kind| kind.code() == header[4])?;
-    let call = Call { kind, name: String::from_utf8(name.to_vec()).ok()?, sequence: number(8)?, peer: None };
+    let call = Call { kind, name: String::from_utf8(name.to_vec()).ok()?, sequence: number(8)? };
     Some(Header { call, length: usize::try_from(number(16)?).ok()? })
 }
 
@@ -216,10 +211,10 @@ mod tests {
     proptest! {
         #[test]
         fn heads_round_trip_and_damaged_ones_do_not_panic(
-            kind in 0..5usize, name in ".{0,40}", sequence: u64, length: u32,
+            kind in 0..4usize, name in ".{0,40}", sequence: u64, length: u32,
             at in any::<prop::sample::Index>(), value: u8,
         ) {
-            let call = Call::new(CallKind::ALL[kind], &name, sequence, None);
+            let call = Call::new(CallKind::ALL[kind], &name, sequence);
             let mut bytes = encode_head(&call, length as usize);
             prop_assert_eq!(head_length(&bytes), bytes.len());
             prop_assert_eq!(decode_head(&bytes), Some(Header { call, length: length as usize }));
@@ -231,7 +226,7 @@ mod tests {
     #[cfg(feature = "mpi")]
     #[test]
     fn packets_of_any_size_are_together_the_head_and_the_data() {
-        let call = Call::new(CallKind::AllToAll, "gradients 17 of step 5", 3, None);
+        let call = Call::new(CallKind::AllToAll, "gradients 17 of step 5", 3);
         let data: Vec<u8> = (0..=255).cycle().take(1000).collect();
         let whole = [encode_head(&call, data.len()), data.clone()].concat();
         for size in [1, 7, 24, 46, 47, 100, 999, 5000] {
@@ -250,8 +245,8 @@ mod tests {
 
     #[test]
     fn long_names_are_cut_between_characters() {
-        let call = Call::new(CallKind::Barrier, &"é".repeat(1000), 0, None);
+        let call = Call::new(CallKind::Barrier, &"é".repeat(1000), 0);
         assert_eq!(call.name, "é".repeat(128));
-        assert_eq!(Call::new(CallKind::Barrier, &format!("x{}", "é".repeat(1000)), 0, None).name.len(), 255);
+        assert_eq!(Call::new(CallKind::Barrier, &format!("x{}", "é".repeat(1000)), 0).name.len(), 255);
     }
 }

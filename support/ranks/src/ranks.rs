@@ -29,11 +29,10 @@ const CLOSE_TIME: Duration = Duration::from_secs(30);
 
 /// A handle to all ranks of a job. Each rank has its own.
 ///
-/// All ranks make the same collectives ([`barrier`](Ranks::barrier), [`broadcast`](Ranks::broadcast),
-/// [`all_gather`](Ranks::all_gather), [`all_to_all`](Ranks::all_to_all)) in the same order and with the same names.
-/// The data that one rank sends to another, in collectives and by [`send`](Ranks::send), arrive in that order. Errors
-/// show the name of a call, so it should be specific, such as `gradients 17 of step 5`. Only the first 256 bytes of
-/// the name count.
+/// All ranks make the same calls ([`barrier`](Ranks::barrier), [`broadcast`](Ranks::broadcast),
+/// [`all_gather`](Ranks::all_gather), [`all_to_all_into`](Ranks::all_to_all_into)) in the same order and with the same
+/// names. Errors show the name of a call, so it should be specific, such as `gradients 17 of step 5`. Only the first
+/// 256 bytes of the name count.
 ///
 /// If several threads of a rank make calls, the calls run one after the other.
 ///
@@ -136,7 +135,7 @@ impl Ranks {
     /// The job fails; see [`Ranks`].
     pub fn barrier(&self, name: &str) -> Result<()> {
         let Some(job) = &self.job else { return Ok(()) };
-        job.call(CallKind::Barrier, name, None, |link, call| {
+        job.call(CallKind::Barrier, name, |link, call| {
             let notify = |peer| Transfer::new(peer).with_send(call, &[]);
             let wait = |peer| Transfer::new(peer).with_receive();
             // Rank 0 waits for all other ranks, and then notifies them.
@@ -165,7 +164,7 @@ impl Ranks {
             "broadcast '{name}': the root, and only the root, passes bytes"
         );
         let Some(job) = &self.job else { return Ok(bytes.unwrap_or_default()) };
-        let received = job.call(CallKind::Broadcast, name, None, |link, call| {
+        let received = job.call(CallKind::Broadcast, name, |link, call| {
             let transfers = match &bytes {
                 Some(bytes) => job.others().map(|peer| Transfer::new(peer).with_send(call, bytes)).collect(),
                 None => vec![Transfer::new(root).with_receive()],
@@ -186,37 +185,21 @@ impl Ranks {
     /// # Errors
     /// The job fails, see [`Ranks`].
     pub fn all_gather(&self, name: &str, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.exchange_all(CallKind::AllGather, name, &vec![mine; self.size()])
-    }
-
-    /// Sends `send[r]` to each rank r. Returns the bytes that each rank has sent to this rank, by rank.
-    ///
-    /// # Errors
-    /// The job fails, see [`Ranks`].
-    ///
-    /// # Panics
-    /// The length of `send` is not the number of ranks.
-    pub fn all_to_all(&self, name: &str, send: &[&[u8]]) -> Result<Vec<Vec<u8>>> {
-        assert_eq!(send.len(), self.size(), "all_to_all '{name}': parts to send");
-        self.exchange_all(CallKind::AllToAll, name, send)
-    }
-
-    fn exchange_all(&self, kind: CallKind, name: &str, send: &[&[u8]]) -> Result<Vec<Vec<u8>>> {
-        let here = self.rank();
         let mut received = match &self.job {
             None => Vec::new(),
-            Some(job) => job.call(kind, name, None, |link, call| {
-                let transfer = |peer| Transfer::new(peer).with_send(call, send[peer]).with_receive();
+            Some(job) => job.call(CallKind::AllGather, name, |link, call| {
+                let transfer = |peer| Transfer::new(peer).with_send(call, mine).with_receive();
                 link.exchange(&job.shared, call, job.others().map(transfer).collect())
             })?,
         };
-        self.count(kind, send, received.iter().map(Vec::len).sum());
-        received.insert(here, send[here].to_vec());
+        let received_bytes = received.iter().map(Vec::len).sum();
+        self.counters.add(CallKind::AllGather, mine.len() * (self.size() - 1), received_bytes);
+        received.insert(self.rank(), mine.to_vec());
         Ok(received)
     }
 
-    /// Does the same as [`Ranks::all_to_all`], but writes the bytes of rank r into `receive[r]`, which must have
-    /// their length. Allocates no memory for them.
+    /// Sends `send[r]` to each rank r, and writes the bytes that rank r sends to this rank into `receive[r]`, which must
+    /// have their length. Allocates no memory for them.
     ///
     /// # Errors
     /// The job fails, see [`Ranks`]. After an error, the contents of `receive` are unspecified.
@@ -229,61 +212,17 @@ impl Ranks {
         let here = self.rank();
         receive[here].copy_from_slice(send[here]);
         let Some(job) = &self.job else { return Ok(()) };
-        let bytes = receive.iter().map(|part| part.len()).sum::<usize>() - send[here].len();
-        job.call(CallKind::AllToAll, name, None, |link, call| {
+        let received_bytes = receive.iter().map(|part| part.len()).sum::<usize>() - send[here].len();
+        job.call(CallKind::AllToAll, name, |link, call| {
             let mut transfers = Vec::with_capacity(send.len());
             for (peer, buffer) in receive.iter_mut().enumerate().filter(|(peer, _)| *peer != here) {
                 transfers.push(Transfer::new(peer).with_send(call, send[peer]).with_receive_into(buffer));
             }
             link.exchange(&job.shared, call, transfers)
         })?;
-        self.count(CallKind::AllToAll, send, bytes);
+        let sent_bytes = send.iter().map(|part| part.len()).sum::<usize>() - send[here].len();
+        self.counters.add(CallKind::AllToAll, sent_bytes, received_bytes);
         Ok(())
-    }
-
-    fn count(&self, kind: CallKind, send: &[&[u8]], received: usize) {
-        let sent = send.iter().map(|part| part.len()).sum::<usize>() - send[self.rank()].len();
-        self.counters.add(kind, sent, received);
-    }
-
-    /// Sends bytes to another rank, which must call [`Ranks::receive`]. Returns when the operating system or MPI has
-    /// accepted the bytes, possibly before the other rank has received them.
-    ///
-    /// # Errors
-    /// The job fails, see [`Ranks`].
-    ///
-    /// # Panics
-    /// `to` is this rank, or not less than the number of ranks.
-    pub fn send(&self, name: &str, to: usize, bytes: &[u8]) -> Result<()> {
-        self.check_peer("send", name, to);
-        let Some(job) = &self.job else { return Ok(()) };
-        job.call(CallKind::Send, name, Some(to), |link, call| {
-            link.exchange(&job.shared, call, vec![Transfer::new(to).with_send(call, bytes)])
-        })?;
-        self.counters.add(CallKind::Send, bytes.len(), 0);
-        Ok(())
-    }
-
-    /// Waits for bytes that another rank sends to this rank with [`Ranks::send`].
-    ///
-    /// # Errors
-    /// The job fails, see [`Ranks`].
-    ///
-    /// # Panics
-    /// `from` is this rank, or not below the number of ranks.
-    pub fn receive(&self, name: &str, from: usize) -> Result<Vec<u8>> {
-        self.check_peer("receive", name, from);
-        let Some(job) = &self.job else { return Ok(Vec::new()) };
-        let received = job.call(CallKind::Receive, name, Some(from), |link, call| {
-            link.exchange(&job.shared, call, vec![Transfer::new(from).with_receive()])
-        })?;
-        let bytes = received.into_iter().next().unwrap_or_default();
-        self.counters.add(CallKind::Receive, 0, bytes.len());
-        Ok(bytes)
-    }
-
-    fn check_peer(&self, what: &str, name: &str, peer: usize) {
-        assert!(peer < self.size() && peer != self.rank(), "{what} '{name}': {peer} is not another rank");
     }
 
     /// Ends the job because of an error of this rank: the calls of all ranks return `rank 3: TEXT`. Returns when rank
@@ -319,13 +258,12 @@ impl Job {
         &self,
         kind: CallKind,
         name: &str,
-        peer: Option<usize>,
         work: impl FnOnce(&mut DataLink, &Call) -> Result<T, ExchangeError>,
     ) -> Result<T> {
         let mut link = self.link();
         self.shared.check()?;
         let Some(link) = link.as_mut() else { return Err(self.error_of(self.rank, "has left")) };
-        let call = link.next_call(kind, name, peer);
+        let call = link.next_call(kind, name);
         self.shared.begin_call(&call);
         let result = work(link, &call).map_err(|error| self.fail_call(error, &call));
         self.shared.end_call();
@@ -377,7 +315,7 @@ impl Job {
         // This closes the connections, so ranks that wait for this rank notice that it has left.
         let closing = link.and_then(DataLink::close);
         if self.rank == 0 {
-            self.shared.begin_call(&Call::new(CallKind::Leave, "", 0, None));
+            self.shared.begin_call(&Call::new(CallKind::Leave, "", 0));
         }
         self.shared.leave();
         // If the watching thread has panicked, its panic was already printed.

@@ -194,11 +194,6 @@ impl RankState {
         state.unwrap_or_else(PoisonError::into_inner).accepted[rank].take()
     }
 
-    /// Takes the connection that another rank has made; `None` if it has not connected yet.
-    pub fn try_take_connection(&self, rank: usize) -> Option<TcpStream> {
-        self.state().accepted[rank].take()
-    }
-
     /// Asks the watching thread to leave the job and end.
     pub fn leave(&self) {
         self.state().is_leaving = true;

@@ -13,11 +13,8 @@ pub struct Traffic {
     pub broadcast: TrafficVolume,
     /// Data of [`Ranks::all_gather`](crate::Ranks::all_gather).
     pub all_gather: TrafficVolume,
-    /// Data of [`Ranks::all_to_all`](crate::Ranks::all_to_all) and
-    /// [`Ranks::all_to_all_into`](crate::Ranks::all_to_all_into).
+    /// Data of [`Ranks::all_to_all_into`](crate::Ranks::all_to_all_into).
     pub all_to_all: TrafficVolume,
-    /// Data of [`Ranks::send`](crate::Ranks::send) and [`Ranks::receive`](crate::Ranks::receive).
-    pub point_to_point: TrafficVolume,
 }
 
 /// The number of bytes in each direction.
@@ -32,7 +29,7 @@ pub struct TrafficVolume {
 impl Traffic {
     /// The sum over all kinds of calls.
     pub fn total(&self) -> TrafficVolume {
-        let all = [self.broadcast, self.all_gather, self.all_to_all, self.point_to_point];
+        let all = [self.broadcast, self.all_gather, self.all_to_all];
         let sum = |part: fn(&TrafficVolume) -> u64| all.iter().map(part).sum();
         TrafficVolume { sent: sum(|volume| volume.sent), received: sum(|volume| volume.received) }
     }
@@ -58,10 +55,6 @@ impl TrafficCounters {
             broadcast: volume(CallKind::Broadcast),
             all_gather: volume(CallKind::AllGather),
             all_to_all: volume(CallKind::AllToAll),
-            point_to_point: TrafficVolume {
-                sent: volume(CallKind::Send).sent,
-                received: volume(CallKind::Receive).received,
-            },
         }
     }
 }

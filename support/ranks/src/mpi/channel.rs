@@ -1,4 +1,4 @@
-//! The data exchange of a rank with one other rank: packets in flight, and messages that have arrived early.
+//! The data exchange of a rank with one other rank: packets in flight, and the message that is being received.
 
 use std::collections::VecDeque;
 
@@ -22,12 +22,12 @@ pub(super) struct PacketChannel {
     sends: VecDeque<PendingPacket>,
     /// The receive in flight for the first packet of a message.
     first: Option<PendingPacket>,
-    /// The receives in flight for further packets of the last message, in the order of its bytes.
+    /// The receives in flight for further packets of the message, in the order of its bytes.
     receives: VecDeque<PendingPacket>,
-    /// The bytes of the last message that have arrived or whose receives were started.
+    /// The bytes of the message that have arrived or whose receives were started.
     begun: usize,
-    /// Messages that no call has read completely, in the order of their arrival. Only the last one may be incomplete.
-    messages: VecDeque<Incoming>,
+    /// The message of the current call, from its first packet until all have arrived.
+    message: Option<Incoming>,
 }
 
 /// A message that is being received.
@@ -36,15 +36,14 @@ struct Incoming {
     header: Header,
     /// The number of data bytes that have arrived.
     arrived: usize,
-    /// The arrived bytes that no call has read yet.
+    /// The data bytes of the first packet, until the call reads them.
     data: Vec<u8>,
 }
 
 impl PacketChannel {
     /// Creates a channel without packets in flight.
     pub fn new(peer: usize) -> Self {
-        let (sends, receives, messages) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
-        Self { peer, sends, first: None, receives, begun: 0, messages }
+        Self { peer, sends: VecDeque::new(), first: None, receives: VecDeque::new(), begun: 0, message: None }
     }
 
     /// Tells whether no packet to the other rank is in flight. MPI transfers data only inside its own functions. So a
@@ -88,33 +87,18 @@ impl PacketChannel {
             return Ok(false);
         }
         let mut has_progress = false;
-        if self.messages.is_empty() {
+        if self.message.is_none() {
             has_progress |= self.receive_first(library, here, call)?;
         }
-        let Some(message) = self.messages.front() else { return Ok(has_progress) };
+        let Some(message) = &mut self.message else { return Ok(has_progress) };
         transfer.begin_message(&message.header, here, call)?;
-        if self.messages.len() == 1 {
-            has_progress |= self.receive_further(library, Some(transfer), here, call)?;
-        }
-        // The data are those of the first packet, or of a message that has arrived early.
-        let Some(message) = self.messages.front_mut() else { return Ok(has_progress) };
-        transfer.add_received(&message.data);
-        message.data = Vec::new();
-        if message.arrived == message.header.length {
-            self.messages.pop_front();
+        transfer.add_received(&std::mem::take(&mut message.data));
+        has_progress |= self.receive_further(library, transfer, here, call)?;
+        if self.message.take_if(|message| message.arrived == message.header.length).is_some() {
             transfer.end_message();
             has_progress = true;
         }
         Ok(has_progress)
-    }
-
-    /// Receives packets that have arrived, for a later call. Returns whether any have arrived.
-    pub fn receive_early(&mut self, library: &mut MpiLibrary, here: usize, call: &Call) -> Result<bool, ExchangeError> {
-        let is_complete = |message: &Incoming| message.arrived == message.header.length;
-        if self.messages.back().is_none_or(is_complete) {
-            return self.receive_first(library, here, call);
-        }
-        self.receive_further(library, None, here, call)
     }
 
     /// Receives the first packet of a message, if one has arrived.
@@ -134,22 +118,22 @@ impl PacketChannel {
         });
         let Some(message) = start else { return socket_error_result(SocketError::Malformed, self.peer, here, call) };
         self.begun = message.arrived;
-        self.messages.push_back(message);
+        self.message = Some(message);
         library.recycle(first);
         Ok(true)
     }
 
-    /// Receives further packets of the last message: directly into the transfer, if the message belongs to it.
+    /// Receives further packets of the message into the transfer. Returns whether any have arrived.
     fn receive_further(
         &mut self,
         library: &mut MpiLibrary,
-        mut transfer: Option<&mut Transfer<'_>>,
+        transfer: &mut Transfer<'_>,
         here: usize,
         call: &Call,
     ) -> Result<bool, ExchangeError> {
         let mut has_progress = false;
         loop {
-            let Some(message) = self.messages.back_mut() else { return Ok(has_progress) };
+            let Some(message) = &mut self.message else { return Ok(has_progress) };
             while self.begun < message.header.length && self.receives.len() < MAX_IN_FLIGHT {
                 let length =
                     library.packet_sizes().max_bytes(PacketTag::Further).min(message.header.length - self.begun);
@@ -166,13 +150,7 @@ impl PacketChannel {
                 return socket_error_result(SocketError::Malformed, self.peer, here, call);
             };
             message.arrived += bytes.len();
-            match &mut transfer {
-                Some(transfer) => {
-                    transfer.add_received(&std::mem::take(&mut message.data));
-                    transfer.add_received(bytes);
-                }
-                None => message.add(bytes, self.peer, here, call)?,
-            }
+            transfer.add_received(bytes);
             library.recycle(oldest);
             has_progress = true;
         }
@@ -188,16 +166,4 @@ impl PacketChannel {
 fn unreachable_by(peer: usize, error: &MpiError) -> ExchangeError {
     note!("{error} (rank {peer})");
     ExchangeError::Unreachable(peer)
-}
-
-impl Incoming {
-    /// Adds received data of the last message for a later call.
-    fn add(&mut self, bytes: &[u8], peer: usize, here: usize, call: &Call) -> Result<(), ExchangeError> {
-        let left = self.header.length - (self.arrived - bytes.len());
-        if self.data.try_reserve_exact(left).is_err() {
-            socket_error_result(SocketError::NoMemory(left), peer, here, call)?;
-        }
-        self.data.extend_from_slice(bytes);
-        Ok(())
-    }
 }

@@ -15,7 +15,7 @@ mod channel;
 mod idle;
 mod library;
 
-use crate::call::{Call, CallKind};
+use crate::call::Call;
 use crate::error::Result;
 use crate::exchange::{ExchangeError, Transfer};
 use crate::launch::World;
@@ -65,7 +65,6 @@ impl MpiLink {
             if is_done {
                 return Ok(transfers.into_iter().map(Transfer::into_received).collect());
             }
-            has_progress = has_progress || self.receive_early(call)?;
             if has_progress {
                 shared.record_progress();
                 idle.record_progress();
@@ -76,20 +75,6 @@ impl MpiLink {
                 return Err(ExchangeError::JobFailed);
             }
         }
-    }
-
-    /// During a send or receive, receives messages that other ranks send for later calls. Otherwise ranks that send
-    /// in a circle, each to the next one, would wait forever. Returns whether any packet has arrived.
-    fn receive_early(&mut self, call: &Call) -> Result<bool, ExchangeError> {
-        let Some(needed) = call.peer else { return Ok(false) };
-        let mut has_progress = false;
-        for peer in (0..self.channels.len()).filter(|peer| *peer != self.rank) {
-            // In a receive, the needed rank is skipped here, because the transfer itself receives from it.
-            if peer != needed || call.kind == CallKind::Send {
-                has_progress |= self.channels[peer].receive_early(&mut self.library, self.rank, call)?;
-            }
-        }
-        Ok(has_progress)
     }
 
     /// Finalizes MPI after all ranks have left the job. Waits for all ranks.

@@ -3,22 +3,17 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::common::{run_ranks_in_threads, short_timeouts};
+use crate::common::{all_to_all, run_ranks_in_threads, short_timeouts};
 use proptest::prelude::*;
 use reel_ranks::{RankError, Ranks, Timeouts, Traffic, TrafficVolume};
 
-/// A call of all ranks, or a message from each rank to another.
+/// A call of all ranks.
 #[derive(Clone, Copy, Debug)]
 pub enum Step {
     Barrier,
     Broadcast(usize),
     AllGather,
-    AllToAll,
     AllToAllInto,
-    /// Each rank sends to the rank with a number higher by this value (modulo the size), and then receives.
-    Circle(usize),
-    /// Each rank except 0 sends two messages to rank 0. Rank 0 receives them in descending order of ranks.
-    Fan,
 }
 
 fn step() -> impl Strategy<Value = (Step, u64)> {
@@ -26,10 +21,7 @@ fn step() -> impl Strategy<Value = (Step, u64)> {
         Just(Step::Barrier),
         (0..8usize).prop_map(Step::Broadcast),
         Just(Step::AllGather),
-        Just(Step::AllToAll),
         Just(Step::AllToAllInto),
-        (1..8usize).prop_map(Step::Circle),
-        Just(Step::Fan),
     ];
     (kind, any::<u64>())
 }
@@ -70,10 +62,6 @@ pub fn run_step(ranks: &Ranks, step: Step, seed: u64, most: usize) -> Result<[us
             assert!(ranks.all_gather("metrics", &wanted[here])? == wanted, "all_gather");
             Ok([wanted[here].len() * (size - 1), length(&wanted)])
         }
-        Step::AllToAll => {
-            assert!(ranks.all_to_all("gradients", &parts)? == from_all, "all_to_all");
-            Ok([length(&to_all), length(&from_all)])
-        }
         Step::AllToAllInto => {
             let mut buffers: Vec<Vec<u8>> = from_all.iter().map(|part| vec![0xee; part.len()]).collect();
             let mut places: Vec<&mut [u8]> = buffers.iter_mut().map(Vec::as_mut_slice).collect();
@@ -81,25 +69,6 @@ pub fn run_step(ranks: &Ranks, step: Step, seed: u64, most: usize) -> Result<[us
             assert!(buffers == from_all, "all_to_all_into");
             Ok([length(&to_all), length(&from_all)])
         }
-        Step::Circle(by) if by % size != 0 => {
-            let (to, from) = ((here + by) % size, (here + size - by % size) % size);
-            ranks.send("samples", to, &to_all[to])?;
-            assert!(ranks.receive("samples", from)? == from_all[from], "circle");
-            Ok([to_all[to].len(), from_all[from].len()])
-        }
-        Step::Fan if here == 0 => {
-            for from in (1..size).rev() {
-                assert!(ranks.receive("first", from)? == from_all[from], "first of a fan");
-                assert!(ranks.receive("second", from)? == [from as u8], "second of a fan");
-            }
-            Ok([0, length(&from_all) + size - 1])
-        }
-        Step::Fan => {
-            ranks.send("first", 0, &to_all[0])?;
-            ranks.send("second", 0, &[here as u8])?;
-            Ok([to_all[0].len() + 1, 0])
-        }
-        Step::Circle(_) => Ok([0, 0]),
     }
 }
 
@@ -131,17 +100,8 @@ fn ranks_that_all_send_at_once_do_not_wait_for_each_other() {
     run_ranks_in_threads(3, Timeouts::default(), |ranks| {
         let here = ranks.rank();
         let mine = vec![here as u8; length];
-        let all = ranks.all_to_all("all", &[&mine, &mine, &mine]).expect("bytes");
+        let all = all_to_all(&ranks, "all", &mine).expect("bytes");
         assert!(all.iter().enumerate().all(|(rank, part)| part.len() == length && part[length / 2] == rank as u8));
-        // Each rank sends before it receives.
-        ranks.send("circle", (here + 1) % 3, &mine).expect("sent");
-        let got = ranks.receive("circle", (here + 2) % 3).expect("received");
-        assert!(got.len() == length && got[length - 1] == ((here + 2) % 3) as u8);
-        // Ranks 0 and 1 send to each other.
-        if here < 2 {
-            ranks.send("pair", 1 - here, &mine).expect("sent");
-            assert_eq!(ranks.receive("pair", 1 - here).expect("received").len(), length);
-        }
     });
 }
 
@@ -152,9 +112,8 @@ fn a_single_process_needs_no_folder_and_no_network() {
     ranks.barrier("a").expect("a barrier");
     assert_eq!(ranks.broadcast("b", 0, Some(vec![1, 2])).expect("bytes"), [1, 2]);
     assert_eq!(ranks.all_gather("c", &[3]).expect("bytes"), [[3]]);
-    assert_eq!(ranks.all_to_all("d", &[&[4]]).expect("bytes"), [[4]]);
     let mut buffer = [0];
-    ranks.all_to_all_into("e", &[&[5]], &mut [&mut buffer]).expect("bytes");
+    ranks.all_to_all_into("d", &[&[5]], &mut [&mut buffer]).expect("bytes");
     assert_eq!((buffer, ranks.traffic()), ([5], Traffic::default()));
     ranks.fail_job("an error of its own");
     ranks.leave().expect("it leaves");
@@ -198,11 +157,15 @@ fn ranks_in_different_calls_are_named_with_both_calls() {
     });
     assert!(all[0].contains("is in all_gather 'step") && all[0] == all[1], "{all:#?}");
 
-    let all = errors(2, Timeouts::default(), |ranks| match ranks.rank() {
-        0 => ranks.broadcast("weights", 0, Some(vec![1])).and_then(|_| ranks.receive("x", 1)).map(drop),
-        _ => ranks.receive("x", 0).map(drop),
+    let all = errors(2, Timeouts::default(), |ranks| {
+        // After this barrier the ranks are connected, so the following broadcast of rank 0 does not wait for rank 1.
+        ranks.barrier("start")?;
+        match ranks.rank() {
+            0 => ranks.broadcast("weights", 0, Some(vec![1])).and_then(|_| ranks.broadcast("x", 1, None)).map(drop),
+            _ => ranks.broadcast("x", 0, None).map(drop),
+        }
     });
-    let wanted = "rank 0: is in broadcast 'weights', but rank 1 is in receive 'x' from rank 0";
+    let wanted = "rank 0: is in broadcast 'weights', but rank 1 is in broadcast 'x'";
     assert!(all[0].starts_with(wanted) && all[0] == all[1], "{all:#?}");
 }
 
@@ -238,10 +201,9 @@ fn a_rank_that_does_not_come_is_named_with_its_last_call() {
     // A call may take longer than the limit if data keep arriving.
     let timeouts = Timeouts { call: Duration::from_millis(700), ..short_timeouts() };
     run_ranks_in_threads(4, timeouts, |ranks| {
-        let parts: [&[u8]; 4] = [&[1]; 4];
-        ranks.all_to_all("first", &parts).expect("bytes");
+        all_to_all(&ranks, "first", &[1]).expect("bytes");
         std::thread::sleep(Duration::from_millis(350) * ranks.rank() as u32);
-        ranks.all_to_all("second", &parts).expect("bytes");
+        all_to_all(&ranks, "second", &[1]).expect("bytes");
     });
 }
 
@@ -269,18 +231,13 @@ fn a_rank_may_leave_while_others_still_exchange() {
     run_ranks_in_threads(4, short_timeouts(), |ranks| {
         let here = ranks.rank();
         if here == 3 {
-            ranks.send("last words", 2, &vec![7; 3 << 20]).expect("sent");
+            ranks.broadcast("last words", 3, Some(vec![7; 3 << 20])).expect("sent");
             return ranks.leave().expect("it leaves");
         }
-        std::thread::sleep(Duration::from_millis(150));
-        if here == 2 {
-            assert_eq!(ranks.receive("last words", 3).expect("received").len(), 3 << 20);
-            ranks.send("x", 1, b"x").expect("sent");
-        }
-        if here == 1 {
-            assert_eq!(ranks.receive("x", 2).expect("received"), b"x");
-        }
-        // Ranks 0, 1 and 2 leave here. Rank 0 calls `leave` first and waits for the others.
+        // Rank 0 calls `leave` first and waits for the others. Ranks 1 and 2 receive the last bytes after ranks have
+        // left.
+        std::thread::sleep(Duration::from_millis(150) * here as u32);
+        assert_eq!(ranks.broadcast("last words", 3, None).expect("received").len(), 3 << 20);
         ranks.leave().expect("it leaves");
     });
 }

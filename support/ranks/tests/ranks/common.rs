@@ -24,6 +24,14 @@ pub fn join(world: World, folder: &Path, timeouts: Timeouts) -> Result<Ranks, Ra
     Ranks::join(world, folder, timeouts, Box::new(|_| {}))
 }
 
+/// Sends `part` to each rank. Returns the parts that the ranks have sent to this rank, which have the same length.
+pub fn all_to_all(ranks: &Ranks, name: &str, part: &[u8]) -> Result<Vec<Vec<u8>>, RankError> {
+    let mut parts = vec![vec![0; part.len()]; ranks.size()];
+    let mut buffers: Vec<&mut [u8]> = parts.iter_mut().map(Vec::as_mut_slice).collect();
+    ranks.all_to_all_into(name, &vec![part; ranks.size()], &mut buffers)?;
+    Ok(parts)
+}
+
 /// Short time limits for jobs that are expected to fail.
 pub fn short_timeouts() -> Timeouts {
     Timeouts {

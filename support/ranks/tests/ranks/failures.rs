@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::common::{short_timeouts, world};
+use crate::common::{all_to_all, short_timeouts, world};
 use reel_ranks::{RankError, Ranks, Timeouts};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -131,14 +131,11 @@ fn run_rank(rank: usize, size: usize, work: Work, folder: &Path) -> Result<(), R
             std::thread::park();
         }
     }
-    let parts = vec![vec![rank as u8; 200_000]; size];
-    let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+    let part = vec![rank as u8; 200_000];
     for step in 0.. {
         ranks.barrier(&format!("step {step}"))?;
-        ranks.all_to_all("gradients", &parts)?;
+        all_to_all(&ranks, "gradients", &part)?;
         ranks.broadcast("weights", step % size, (rank == step % size).then(|| vec![1; 1000]))?;
-        ranks.send("samples", (rank + 1) % size, &[1; 100])?;
-        ranks.receive("samples", (rank + size - 1) % size)?;
         ranks.all_gather("metrics", &[rank as u8])?;
     }
     Ok(())

@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::calls::{Step, run_step};
-use crate::common::short_timeouts;
+use crate::common::{all_to_all, short_timeouts};
 use reel_ranks::{RankError, Ranks, Timeouts, Transport, World};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -79,15 +79,7 @@ fn run_rank(world: World, work: &str, folder: &Path) -> Result<(), RankError> {
 fn calls(ranks: &Ranks) -> Result<(), RankError> {
     let mut random = 0x5eed_u64;
     for round in 0..4 {
-        let steps = [
-            Step::Barrier,
-            Step::Broadcast(round),
-            Step::AllGather,
-            Step::AllToAll,
-            Step::AllToAllInto,
-            Step::Circle(1 + round % 3),
-            Step::Fan,
-        ];
+        let steps = [Step::Barrier, Step::Broadcast(round), Step::AllGather, Step::AllToAllInto];
         for step in steps {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let before = ranks.traffic().total();
@@ -97,12 +89,10 @@ fn calls(ranks: &Ranks) -> Result<(), RankError> {
             assert_eq!(counted, [sent as u64, received as u64], "{step:?}");
         }
     }
-    // Each rank sends before it receives.
-    let (here, size) = (ranks.rank(), ranks.size());
-    let mine = vec![here as u8; 24 << 20];
-    ranks.send("circle", (here + 1) % size, &mine)?;
-    let before = (here + size - 1) % size;
-    assert!(ranks.receive("circle", before)? == vec![before as u8; mine.len()]);
+    // All ranks send at once.
+    let here = ranks.rank();
+    let all = all_to_all(ranks, "all", &vec![here as u8; 24 << 20])?;
+    assert!(all.iter().enumerate().all(|(rank, part)| part.iter().all(|byte| *byte == rank as u8)));
     // Calls of several threads run one after the other.
     std::thread::scope(|scope| {
         let thread = || (0..50).try_for_each(|_| ranks.all_gather("turn", &[here as u8]).map(drop));
@@ -125,9 +115,9 @@ fn long(ranks: &Ranks) -> Result<(), RankError> {
     if ranks.rank() == 0 {
         let mut bytes = vec![7; LENGTH];
         bytes[LENGTH - 1] = 8;
-        return ranks.send("weights", 1, &bytes);
+        return ranks.broadcast("weights", 0, Some(bytes)).map(drop);
     }
-    let bytes = ranks.receive("weights", 0)?;
+    let bytes = ranks.broadcast("weights", 0, None)?;
     assert_eq!((bytes.len(), bytes[0], bytes[1 << 31], bytes[LENGTH - 1]), (LENGTH, 7, 7, 8));
     Ok(())
 }
@@ -138,14 +128,11 @@ fn endless(ranks: &Ranks, folder: &Path) -> Result<(), RankError> {
     ranks.barrier("start")?;
     fs::write(folder.join(format!(".process-{here}")), std::process::id().to_string()).expect("a file");
     fs::rename(folder.join(format!(".process-{here}")), folder.join(format!("process-{here}"))).expect("renamed");
-    let parts = vec![vec![here as u8; 3_000_000]; size];
-    let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+    let part = vec![here as u8; 3_000_000];
     for step in 0.. {
         ranks.barrier(&format!("step {step}"))?;
-        ranks.all_to_all("gradients", &parts)?;
+        all_to_all(ranks, "gradients", &part)?;
         ranks.broadcast("weights", step % size, (here == step % size).then(|| vec![1; 1000]))?;
-        ranks.send("samples", (here + 1) % size, &[1; 100])?;
-        ranks.receive("samples", (here + size - 1) % size)?;
     }
     Ok(())
 }
