@@ -24,7 +24,7 @@ use reel_media::worker::DecodeWorker;
 use tempfile::NamedTempFile;
 
 use crate::chat::{ChatTemplate, PromptEnd};
-use crate::config::{GenerationConfig, ModelConfig, PreprocessorConfig};
+use crate::config::{GenerationConfig, ModelConfig, open_preprocessor_config};
 use crate::error::{InputError, Result};
 use crate::fetch::{self, MediaAccess};
 use crate::frame_folder::{self, frames_in_folder};
@@ -43,7 +43,7 @@ pub struct ModelFolder {
     /// The default sampling parameters, from generation_config.json.
     pub generation: GenerationConfig,
     /// The settings in preprocessor_config.json.
-    pub preprocessor: PreprocessorConfig,
+    pub preprocessor: ImageProcessorSettings,
     /// The tokenizer, from tokenizer.json.
     pub tokenizer: Arc<Tokenizer>,
     /// The chat template.
@@ -58,7 +58,7 @@ impl ModelFolder {
         tokenizer.check_fits(&config)?;
         Ok(Self {
             generation: GenerationConfig::open(folder)?,
-            preprocessor: PreprocessorConfig::open(folder, &config)?,
+            preprocessor: open_preprocessor_config(folder, &config)?,
             template: ChatTemplate::open(folder)?,
             config,
             tokenizer,
@@ -150,7 +150,7 @@ pub fn encode(folder: &ModelFolder, conversation: &Conversation, options: &Media
 
 /// Loads and resizes all images and videos of a conversation, in order.
 pub fn load_media(folder: &ModelFolder, conversation: &Conversation, options: &MediaOptions) -> Result<LoadedMedia> {
-    load_media_with(folder.preprocessor.patch_processor(), conversation, options)
+    load_media_with(folder.preprocessor, conversation, options)
 }
 
 /// Loads and resizes all images and videos of a conversation as [`load_media`] does, for a model whose folder has these
@@ -453,22 +453,6 @@ fn name_part(error: InputError, part: &str) -> InputError {
             InputError::messages(format!("{part}: {}", error.location), error.what, error.help)
         }
         other => other,
-    }
-}
-
-impl PreprocessorConfig {
-    /// The preprocessor config in the form that the media crate uses.
-    pub fn patch_processor(&self) -> ImageProcessorSettings {
-        ImageProcessorSettings {
-            min_pixels: self.min_pixels,
-            max_pixels: self.max_pixels,
-            patch_size: self.patch_size,
-            temporal_patch_size: self.temporal_patch_size,
-            merge_size: self.merge_size,
-            rescale_factor: 1.0 / 255.0,
-            image_mean: self.image_mean,
-            image_std: self.image_std,
-        }
     }
 }
 

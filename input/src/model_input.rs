@@ -245,8 +245,7 @@ impl ModelInput {
     pub fn read(path: &Path, config: &ModelConfig) -> Result<Self> {
         let bytes = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| InputError::cannot_read(path, e))?;
         let location = path.display().to_string();
-        let file =
-            InputFile { location: &location, tensors: tensor_file::read_header(path, &bytes)?.tensors, bytes: &bytes };
+        let file = InputFile { location: &location, tensors: tensor_file::read_header(path, &bytes)?, bytes: &bytes };
         let mut tokens = Self {
             input_ids: match file.ints("input_ids")? {
                 Some((_, ids)) => token_ids(&ids, config, &location)?,

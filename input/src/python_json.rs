@@ -5,8 +5,7 @@ use serde_json::ser::Formatter;
 
 /// Returns the text of Python's `json.dumps(value, ensure_ascii=False)`.
 pub(crate) fn python_json(value: &serde_json::Value) -> String {
-    let [item_separator, key_separator] = [", ", ": "].map(String::from);
-    let style = PythonJsonFormatter::new(item_separator, key_separator, None, false);
+    let style = PythonJsonFormatter::new(None, false);
     let mut bytes = Vec::new();
     // Writing a JSON value to memory never fails.
     let _ = value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, style));
@@ -15,8 +14,6 @@ pub(crate) fn python_json(value: &serde_json::Value) -> String {
 
 /// Writes JSON as Python's `json.dumps`.
 pub(crate) struct PythonJsonFormatter {
-    item_separator: String,
-    key_separator: String,
     /// The indentation of one level; `None`: everything is on one line.
     indent: Option<String>,
     /// Whether characters outside of ASCII are written as `\uXXXX`.
@@ -30,14 +27,8 @@ pub(crate) struct PythonJsonFormatter {
 type Written = std::io::Result<()>;
 
 impl PythonJsonFormatter {
-    /// Creates a formatter that writes `item_separator` between items and `key_separator` between a key and its value.
-    pub(crate) fn new(
-        item_separator: String,
-        key_separator: String,
-        indent: Option<String>,
-        ensure_ascii: bool,
-    ) -> Self {
-        Self { item_separator, key_separator, indent, ensure_ascii, level: 0, has_items: false }
+    pub(crate) fn new(indent: Option<String>, ensure_ascii: bool) -> Self {
+        Self { indent, ensure_ascii, level: 0, has_items: false }
     }
 
     fn open<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, bracket: &[u8]) -> Written {
@@ -56,7 +47,7 @@ impl PythonJsonFormatter {
 
     fn begin_item<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> Written {
         if !first {
-            writer.write_all(self.item_separator.as_bytes())?;
+            writer.write_all(if self.indent.is_some() { b"," } else { b", " })?;
         }
         self.new_line(writer)
     }
@@ -99,7 +90,7 @@ impl Formatter for PythonJsonFormatter {
     }
 
     fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> Written {
-        writer.write_all(self.key_separator.as_bytes())
+        writer.write_all(b": ")
     }
 
     fn end_object_value<W: ?Sized + std::io::Write>(&mut self, _writer: &mut W) -> Written {

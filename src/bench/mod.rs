@@ -12,7 +12,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use reel_device::Device;
 use reel_engine::bench::{self, BenchPrompt, VideoShape};
-use reel_input::config::{ModelConfig, PreprocessorConfig};
+use reel_input::config::{ModelConfig, open_preprocessor_config};
 use reel_kernels::catalogue::Sizes;
 use reel_measure::ceilings::Ceilings;
 use reel_measure::clocks::{ClockSampler, ClockSummary};
@@ -309,7 +309,7 @@ impl PrefillArgs {
         let Some(frames) = self.frames else {
             return Ok(BenchPrompt::new(&config, ImageProcessorSettings::default(), self.tokens, None)?);
         };
-        let processor = PreprocessorConfig::open(&folder, &config)?.patch_processor();
+        let processor = open_preprocessor_config(&folder, &config)?;
         let (height, width) = (usize::from(self.frame_size.0), usize::from(self.frame_size.1));
         let side = processor.patch_size * processor.merge_size;
         if !height.is_multiple_of(side) || !width.is_multiple_of(side) || height * width == 0 {

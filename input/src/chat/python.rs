@@ -1,5 +1,5 @@
 //! Additions to minijinja that chat templates written for Python's Jinja2 need: functions, filters, and Python's way of
-//! printing. `json` has the filter `tojson`, `methods` the methods of strings and lists.
+//! printing. `json` has the filter `tojson`, `methods` the methods of strings.
 //!
 //! These differences from Python remain, because minijinja has no hook for them: the operator `~` and the filter `join`
 //! write a float as Rust does (`1e20` as `100000000000000000000.0`), and `'%s' % x` is an error.
@@ -13,12 +13,11 @@ use super::json::tojson_filter;
 use super::methods;
 use crate::python_json::python_float_repr;
 
-/// Adds the functions, filters, tests, methods and the formatter of Python's Jinja2 to a template environment.
+/// Adds the functions, filters, methods and the formatter of Python's Jinja2 to a template environment.
 pub(super) fn install_python_functions(environment: &mut Environment<'static>) {
     environment.set_unknown_method_callback(methods::call_method);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
-    environment.add_function("dict", dict);
     environment.add_filter("tojson", tojson_filter);
     environment.add_filter("length", length);
     environment.add_filter("count", length);
@@ -28,11 +27,6 @@ pub(super) fn install_python_functions(environment: &mut Environment<'static>) {
     environment.add_filter("escape", escape);
     environment.add_filter("e", escape);
     environment.add_filter("replace", replace);
-    environment.add_filter("truncate", truncate);
-    environment.add_filter("wordcount", word_count);
-    environment.add_filter("center", center);
-    environment.add_filter("urlencode", url_encode);
-    environment.add_test("callable", is_callable);
     environment.set_formatter(print);
 }
 
@@ -102,29 +96,6 @@ fn with_microseconds(format: &str) -> String {
     converted
 }
 
-/// Jinja's function `dict(pairs or mapping, name=value, …)`.
-fn dict(value: Option<Value>, named: Kwargs) -> Result<Value, Error> {
-    let refused = || Error::new(ErrorKind::InvalidOperation, "dict: expected a dict, or a list of pairs");
-    let mut pairs = Vec::new();
-    if let Some(value) = value {
-        for item in value.try_iter()?.checked() {
-            let item = item?;
-            if value.kind() == ValueKind::Map {
-                let own = value.get_item(&item)?;
-                pairs.push((item, own));
-                continue;
-            }
-            let pair = item.try_iter().map_err(|_| refused())?.checked().collect::<Result<Vec<Value>, Error>>()?;
-            let [key, own] = <[Value; 2]>::try_from(pair).map_err(|_| refused())?;
-            pairs.push((key, own));
-        }
-    }
-    for name in named.args() {
-        pairs.push((Value::from(name), named.peek(name)?));
-    }
-    Ok(Value::from_pairs(pairs))
-}
-
 /// The length of a value; 0 for an undefined value.
 fn length(value: &Value) -> Result<usize, Error> {
     if value.is_undefined() { Ok(0) } else { minijinja::filters::length(value) }
@@ -186,74 +157,6 @@ fn replace(value: Value, old: Value, new: Value, count: Option<Value>, options: 
         Some(count) => text.replacen(&old, &new, count),
         None => text.replace(&old, &new),
     })
-}
-
-/// Shortens a text to `length` characters with `end`, at a space unless `killwords` is true. A text that is at most
-/// `leeway` characters longer stays as it is.
-fn truncate(
-    text: String,
-    length: Option<Value>,
-    killwords: Option<Value>,
-    end: Option<Value>,
-    options: Kwargs,
-) -> Result<String, Error> {
-    let number = |value: Option<Value>, default: usize| value.map_or(Ok(default), usize::try_from);
-    let length = number(positional_or_named(length, &options, "length")?, 255)?;
-    let killwords = positional_or_named(killwords, &options, "killwords")?.is_some_and(|value| value.is_true());
-    let end = positional_or_named(end, &options, "end")?.map_or("...".to_string(), |value| text_of(&value));
-    let leeway = number(positional_or_named(None, &options, "leeway")?, 5)?;
-    options.assert_all_used()?;
-    let Some(kept) = length.checked_sub(end.chars().count()) else {
-        let what = format!("truncate: the length {length} is below that of the end `{end}`");
-        return Err(Error::new(ErrorKind::InvalidOperation, what));
-    };
-    if text.chars().count() <= length.saturating_add(leeway) {
-        return Ok(text);
-    }
-    let kept = text.char_indices().nth(kept).map_or(&text[..], |(at, _)| &text[..at]);
-    let kept = if killwords { kept } else { kept.rsplit_once(' ').map_or(kept, |(before, _)| before) };
-    Ok(format!("{kept}{end}"))
-}
-
-/// The number of words: runs of letters, digits and underscores.
-fn word_count(text: String) -> usize {
-    text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count()
-}
-
-/// Jinja's filter `center`: centers a text between spaces.
-fn center(text: String, width: Option<i64>) -> Result<String, Error> {
-    methods::pad(&text, width.unwrap_or(80), ' ', "center")
-}
-
-/// Quotes a text for a URL. The pairs of a dict, or of a list of pairs, become a query.
-fn url_encode(value: Value) -> Result<String, Error> {
-    let quote = |value: &Value, is_query: bool| {
-        let mut quoted = String::new();
-        for byte in text_of(value).bytes() {
-            match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'.' | b'-' | b'~' => quoted.push(byte.into()),
-                b'/' if !is_query => quoted.push('/'),
-                b' ' if is_query => quoted.push('+'),
-                // Writing to a string does not fail.
-                _ => drop(write!(quoted, "%{byte:02X}")),
-            }
-        }
-        quoted
-    };
-    if !matches!(value.kind(), ValueKind::Map | ValueKind::Seq | ValueKind::Iterable) {
-        return Ok(quote(&value, false));
-    }
-    let pairs = dict(Some(value), Kwargs::from_iter::<[(String, Value); 0]>([]))?;
-    let mut query = Vec::new();
-    for key in pairs.try_iter()? {
-        query.push(format!("{}={}", quote(&key, true), quote(&pairs.get_item(&key)?, true)));
-    }
-    Ok(query.join("&"))
-}
-
-/// Whether a value is a function or a macro.
-fn is_callable(value: &Value) -> bool {
-    value.kind() == ValueKind::Plain || is_macro(value)
 }
 
 /// Whether a value is a macro. minijinja hides the type and gives macros the kind of a dict.

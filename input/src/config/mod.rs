@@ -22,7 +22,7 @@ use crate::tensor_file::StoredDType;
 use fields::JsonFields;
 
 pub use generation::GenerationConfig;
-pub use preprocessor::PreprocessorConfig;
+pub use preprocessor::{open_preprocessor_config, parse_preprocessor_config};
 
 /// The config of a Qwen2.5-VL model: decoder, vision tower, and the ids of special tokens.
 #[derive(Debug, Clone, PartialEq)]

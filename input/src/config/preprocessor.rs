@@ -4,43 +4,11 @@
 use std::path::Path;
 
 use reel_diagnostic::input;
+use reel_media::patches::ImageProcessorSettings;
 
 use super::fields::JsonFields;
 use super::{ModelConfig, VisionConfig};
 use crate::error::{InputError, Result};
-
-/// The settings of the image processor, with the defaults of transformers' `Qwen2VLImageProcessor`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PreprocessorConfig {
-    /// The minimum number of pixels of an image; smaller images are enlarged.
-    pub min_pixels: u64,
-    /// The maximum number of pixels of an image; larger images are reduced.
-    pub max_pixels: u64,
-    /// The mean of each channel, which is subtracted from pixel values scaled to 0 to 1.
-    pub image_mean: [f32; 3],
-    /// The standard deviation of each channel, by which pixel values are divided after the mean is subtracted.
-    pub image_std: [f32; 3],
-    /// The side of a patch, in pixels.
-    pub patch_size: usize,
-    /// The number of frames in a patch.
-    pub temporal_patch_size: usize,
-    /// The number of patches along each side of the square that becomes one vision token.
-    pub merge_size: usize,
-}
-
-impl Default for PreprocessorConfig {
-    fn default() -> Self {
-        Self {
-            min_pixels: 56 * 56,
-            max_pixels: 28 * 28 * 1280,
-            image_mean: [0.48145466, 0.4578275, 0.40821073],
-            image_std: [0.26862954, 0.261_302_6, 0.275_777_1],
-            patch_size: 14,
-            temporal_patch_size: 2,
-            merge_size: 2,
-        }
-    }
-}
 
 /// The largest accepted `min_pixels`; the published value is 3136.
 const MAX_MIN_PIXELS: u64 = 1 << 24;
@@ -50,116 +18,125 @@ const MIN_STD: f32 = 1e-3;
 
 const HELP: &str = "use the preprocessor_config.json that was published with these weights";
 
-impl PreprocessorConfig {
-    /// Reads the settings of a model folder and checks them against the vision tower. transformers 5 has them under
-    /// `image_processor` in `processor_config.json`, earlier versions in `preprocessor_config.json`. Without either
-    /// file, the defaults apply. The settings of the video processor (`video_processor`, or
-    /// `video_preprocessor_config.json`) must be the same, because this program processes images and frames in one way.
-    /// The video processor's size and frame limits are ignored; a profile (`--profile`) sets these limits.
-    ///
-    /// # Errors
-    /// A file cannot be read, has an unsupported value, or contradicts another file.
-    pub fn open(folder: &Path, config: &ModelConfig) -> Result<Self> {
-        let processor = read_fields(&folder.join("processor_config.json"))?;
-        let nested = |key: &str| processor.as_ref().map_or(Ok(None), |fields| fields.opt_object(key));
-        let images = [nested("image_processor")?, read_fields(&folder.join("preprocessor_config.json"))?];
-        let mut found: Option<(String, Self)> = None;
-        for fields in images.into_iter().flatten() {
-            let (location, own) = (fields.location(), Self::from_fields(&fields)?);
-            match &found {
-                Some((first, settings)) => own.check_equals(&location, first, settings)?,
-                None => found = Some((location, own)),
-            }
+/// Reads the image processor's settings of a model folder and checks them against the vision tower. transformers 5 has
+/// them under `image_processor` in `processor_config.json`, earlier versions in `preprocessor_config.json`. Without
+/// either file, the defaults apply. The settings of the video processor (`video_processor`, or
+/// `video_preprocessor_config.json`) must be the same, because this program processes images and frames in one way. The
+/// video processor's size and frame limits are ignored; a profile (`--profile`) sets these limits.
+///
+/// # Errors
+/// A file cannot be read, has an unsupported value, or contradicts another file.
+pub fn open_preprocessor_config(folder: &Path, config: &ModelConfig) -> Result<ImageProcessorSettings> {
+    let processor = read_fields(&folder.join("processor_config.json"))?;
+    let nested = |key: &str| processor.as_ref().map_or(Ok(None), |fields| fields.opt_object(key));
+    let images = [nested("image_processor")?, read_fields(&folder.join("preprocessor_config.json"))?];
+    let mut found: Option<(String, ImageProcessorSettings)> = None;
+    for fields in images.into_iter().flatten() {
+        let (location, own) = (fields.location(), from_fields(&fields)?);
+        match &found {
+            Some((first, settings)) => check_equal(&location, &own, first, settings)?,
+            None => found = Some((location, own)),
         }
-        let default = || (folder.join("preprocessor_config.json").display().to_string(), Self::default());
-        let (location, found) = found.unwrap_or_else(default);
-        found.check_fits(&location, &config.vision)?;
-        let videos = [nested("video_processor")?, read_fields(&folder.join("video_preprocessor_config.json"))?];
-        for fields in videos.into_iter().flatten() {
-            let own = Self::from_fields(&fields)?;
-            let own = Self { min_pixels: found.min_pixels, max_pixels: found.max_pixels, ..own };
-            own.check_equals(&fields.location(), &location, &found)?;
-        }
-        Ok(found)
     }
+    let default = || (folder.join("preprocessor_config.json").display().to_string(), default_settings());
+    let (location, found) = found.unwrap_or_else(default);
+    check_fits(&location, &found, &config.vision)?;
+    let videos = [nested("video_processor")?, read_fields(&folder.join("video_preprocessor_config.json"))?];
+    for fields in videos.into_iter().flatten() {
+        let own = from_fields(&fields)?;
+        let own = ImageProcessorSettings { min_pixels: found.min_pixels, max_pixels: found.max_pixels, ..own };
+        check_equal(&fields.location(), &own, &location, &found)?;
+    }
+    Ok(found)
+}
 
-    /// Parses the text of a preprocessor_config.json; `file` names its source in error messages.
-    pub fn parse(file: &str, text: &str) -> Result<Self> {
-        Self::from_fields(&JsonFields::parse(file, text, HELP)?)
-    }
+/// Parses the text of a preprocessor_config.json; `file` names its source in error messages.
+pub fn parse_preprocessor_config(file: &str, text: &str) -> Result<ImageProcessorSettings> {
+    from_fields(&JsonFields::parse(file, text, HELP)?)
+}
 
-    /// Checks that two files of a folder have the same settings.
-    fn check_equals(&self, location: &str, first: &str, settings: &Self) -> Result<()> {
-        let pair = |key: &'static str, own: &dyn std::fmt::Debug, other: &dyn std::fmt::Debug| {
-            (key, format!("{own:?}"), format!("{other:?}"))
-        };
-        let pairs = [
-            pair("min_pixels", &self.min_pixels, &settings.min_pixels),
-            pair("max_pixels", &self.max_pixels, &settings.max_pixels),
-            pair("image_mean", &self.image_mean, &settings.image_mean),
-            pair("image_std", &self.image_std, &settings.image_std),
-            pair("patch_size", &self.patch_size, &settings.patch_size),
-            pair("temporal_patch_size", &self.temporal_patch_size, &settings.temporal_patch_size),
-            pair("merge_size", &self.merge_size, &settings.merge_size),
-        ];
-        match pairs.into_iter().find(|(_, own, other)| own != other) {
-            Some((key, own, other)) => {
-                let what = format!("is {own}, but {other} in {first}");
-                let help = "remove the file that does not belong to this model, or correct it";
-                Err(InputError::config(format!("{location}: {key}"), what, help))
-            }
-            None => Ok(()),
+/// Checks that two files of a folder have the same settings.
+fn check_equal(
+    location: &str,
+    own: &ImageProcessorSettings,
+    first: &str,
+    settings: &ImageProcessorSettings,
+) -> Result<()> {
+    let pair = |key: &'static str, own: &dyn std::fmt::Debug, other: &dyn std::fmt::Debug| {
+        (key, format!("{own:?}"), format!("{other:?}"))
+    };
+    let pairs = [
+        pair("min_pixels", &own.min_pixels, &settings.min_pixels),
+        pair("max_pixels", &own.max_pixels, &settings.max_pixels),
+        pair("image_mean", &own.image_mean, &settings.image_mean),
+        pair("image_std", &own.image_std, &settings.image_std),
+        pair("patch_size", &own.patch_size, &settings.patch_size),
+        pair("temporal_patch_size", &own.temporal_patch_size, &settings.temporal_patch_size),
+        pair("merge_size", &own.merge_size, &settings.merge_size),
+    ];
+    match pairs.into_iter().find(|(_, own, other)| own != other) {
+        Some((key, own, other)) => {
+            let what = format!("is {own}, but {other} in {first}");
+            let help = "remove the file that does not belong to this model, or correct it";
+            Err(InputError::config(format!("{location}: {key}"), what, help))
         }
+        None => Ok(()),
     }
+}
 
-    fn from_fields(fields: &JsonFields) -> Result<Self> {
-        let default = Self::default();
-        check_steps(fields)?;
-        let size = fields.opt_object("size")?;
-        let edge = |key: &str, edge: &str, default: u64| -> Result<u64> {
-            if let Some(pixels) = fields.opt_positive_int(key)? {
-                return Ok(pixels as u64);
-            }
-            let of_size = size.as_ref().map(|size| size.opt_positive_int(edge)).transpose()?.flatten();
-            Ok(of_size.map_or(default, |pixels| pixels as u64))
-        };
-        let min_pixels = edge("min_pixels", "shortest_edge", default.min_pixels)?;
-        let max_pixels = edge("max_pixels", "longest_edge", default.max_pixels)?;
-        if min_pixels > max_pixels {
-            return Err(fields.error("min_pixels", format!("is {min_pixels}, above max_pixels {max_pixels}")));
-        }
-        // Every smaller image would be enlarged to `min_pixels` pixels.
-        if min_pixels > MAX_MIN_PIXELS {
-            return Err(fields.error("min_pixels", format!("is {min_pixels}, above the limit of {MAX_MIN_PIXELS}")));
-        }
-        let image_std = triple(fields, "image_std", default.image_std)?;
-        if image_std.iter().any(|&x| x < MIN_STD) {
-            return Err(fields.error("image_std", format!("must be at least {MIN_STD} for every channel")));
-        }
-        Ok(Self {
-            min_pixels,
-            max_pixels,
-            image_mean: triple(fields, "image_mean", default.image_mean)?,
-            image_std,
-            patch_size: fields.opt_positive_int("patch_size")?.unwrap_or(default.patch_size),
-            temporal_patch_size: fields.opt_positive_int("temporal_patch_size")?.unwrap_or(default.temporal_patch_size),
-            merge_size: fields.opt_positive_int("merge_size")?.unwrap_or(default.merge_size),
-        })
-    }
+/// The defaults of transformers' `Qwen2VLImageProcessor`.
+fn default_settings() -> ImageProcessorSettings {
+    ImageProcessorSettings { max_pixels: 28 * 28 * 1280, ..ImageProcessorSettings::default() }
+}
 
-    fn check_fits(&self, file: &str, vision: &VisionConfig) -> Result<()> {
-        for (key, ours, theirs) in [
-            ("patch_size", self.patch_size, vision.patch_size),
-            ("temporal_patch_size", self.temporal_patch_size, vision.temporal_patch_size),
-            ("merge_size", self.merge_size, vision.spatial_merge_size),
-        ] {
-            if ours != theirs {
-                let what = format!("is {ours}, but the vision tower in config.json has {theirs}");
-                return Err(InputError::config(format!("{file}: {key}"), what, HELP));
-            }
+fn from_fields(fields: &JsonFields) -> Result<ImageProcessorSettings> {
+    let default = default_settings();
+    check_steps(fields)?;
+    let size = fields.opt_object("size")?;
+    let edge = |key: &str, edge: &str, default: u64| -> Result<u64> {
+        if let Some(pixels) = fields.opt_positive_int(key)? {
+            return Ok(pixels as u64);
         }
-        Ok(())
+        let of_size = size.as_ref().map(|size| size.opt_positive_int(edge)).transpose()?.flatten();
+        Ok(of_size.map_or(default, |pixels| pixels as u64))
+    };
+    let min_pixels = edge("min_pixels", "shortest_edge", default.min_pixels)?;
+    let max_pixels = edge("max_pixels", "longest_edge", default.max_pixels)?;
+    if min_pixels > max_pixels {
+        return Err(fields.error("min_pixels", format!("is {min_pixels}, above max_pixels {max_pixels}")));
     }
+    // Every smaller image would be enlarged to `min_pixels` pixels.
+    if min_pixels > MAX_MIN_PIXELS {
+        return Err(fields.error("min_pixels", format!("is {min_pixels}, above the limit of {MAX_MIN_PIXELS}")));
+    }
+    let image_std = triple(fields, "image_std", default.image_std)?;
+    if image_std.iter().any(|&x| x < MIN_STD) {
+        return Err(fields.error("image_std", format!("must be at least {MIN_STD} for every channel")));
+    }
+    Ok(ImageProcessorSettings {
+        min_pixels,
+        max_pixels,
+        image_mean: triple(fields, "image_mean", default.image_mean)?,
+        image_std,
+        patch_size: fields.opt_positive_int("patch_size")?.unwrap_or(default.patch_size),
+        temporal_patch_size: fields.opt_positive_int("temporal_patch_size")?.unwrap_or(default.temporal_patch_size),
+        merge_size: fields.opt_positive_int("merge_size")?.unwrap_or(default.merge_size),
+        ..default
+    })
+}
+
+fn check_fits(file: &str, settings: &ImageProcessorSettings, vision: &VisionConfig) -> Result<()> {
+    for (key, ours, theirs) in [
+        ("patch_size", settings.patch_size, vision.patch_size),
+        ("temporal_patch_size", settings.temporal_patch_size, vision.temporal_patch_size),
+        ("merge_size", settings.merge_size, vision.spatial_merge_size),
+    ] {
+        if ours != theirs {
+            let what = format!("is {ours}, but the vision tower in config.json has {theirs}");
+            return Err(InputError::config(format!("{file}: {key}"), what, HELP));
+        }
+    }
+    Ok(())
 }
 
 /// Rejects a config that switches off a step of the image processor, or changes it in a way that this program does

@@ -1,5 +1,6 @@
 //! Tests with configs of several transformers versions, and with one error of each kind.
 
+use reel_media::patches::ImageProcessorSettings;
 use serde_json::{Value, json};
 
 use super::*;
@@ -91,7 +92,7 @@ fn processor_files_of_version_5_are_read_and_must_agree() {
     let open = |files: &[(&str, String)]| {
         let folder = tempfile::tempdir().unwrap();
         files.iter().for_each(|(name, text)| std::fs::write(folder.path().join(name), text).unwrap());
-        PreprocessorConfig::open(folder.path(), &tiny_config()).map_err(|e| e.to_string())
+        open_preprocessor_config(folder.path(), &tiny_config()).map_err(|e| e.to_string())
     };
     let videos = json!({"size": {"shortest_edge": 100352, "longest_edge": 602112}, "max_frames": 768});
     let found = open(&[("processor_config.json", joint(&image, videos.clone()))]).unwrap();
@@ -251,15 +252,16 @@ fn generation_config_accepts_one_or_more_end_tokens() {
 
 #[test]
 fn preprocessor_accepts_pixels_or_size() {
-    let pixels = PreprocessorConfig::parse(
+    let pixels = parse_preprocessor_config(
         "p",
         r#"{"min_pixels": 3136, "max_pixels": 12845056, "size": {"shortest_edge": 1, "longest_edge": 2}}"#,
     )
     .unwrap();
     assert_eq!((pixels.min_pixels, pixels.max_pixels), (3136, 12845056));
-    let size = PreprocessorConfig::parse("p", r#"{"size": {"shortest_edge": 3136, "longest_edge": 50176}}"#).unwrap();
+    let size = parse_preprocessor_config("p", r#"{"size": {"shortest_edge": 3136, "longest_edge": 50176}}"#).unwrap();
     assert_eq!((size.min_pixels, size.max_pixels), (3136, 50176));
-    assert_eq!(PreprocessorConfig::parse("p", "{}").unwrap(), PreprocessorConfig::default());
+    let defaults = ImageProcessorSettings { max_pixels: 28 * 28 * 1280, ..ImageProcessorSettings::default() };
+    assert_eq!(parse_preprocessor_config("p", "{}").unwrap(), defaults);
     for bad in [
         r#"{"min_pixels": 5, "max_pixels": 4}"#,
         r#"{"image_std": [0, 1, 1]}"#,
@@ -269,7 +271,7 @@ fn preprocessor_accepts_pixels_or_size() {
         r#"{"do_rescale": false}"#,
         r#"{"resample": 2}"#,
     ] {
-        assert!(PreprocessorConfig::parse("p", bad).unwrap_err().to_string().starts_with("p: "), "{bad}");
+        assert!(parse_preprocessor_config("p", bad).unwrap_err().to_string().starts_with("p: "), "{bad}");
     }
 }
 

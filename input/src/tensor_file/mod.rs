@@ -5,5 +5,5 @@ mod header;
 mod write;
 
 pub use dtype::StoredDType;
-pub use header::{HeaderTensor, SafetensorsHeader, read_header};
+pub use header::{HeaderTensor, read_header};
 pub use write::{HeaderEntry, StoredTensor, write_safetensors, write_safetensors_header};

@@ -148,12 +148,12 @@ impl Checkpoint {
 
     fn add_shard(&mut self, path: &Path) -> Result<()> {
         let file = MappedFile::open(path).map_err(|e| ModelError::cannot_read(path, e))?;
-        let header = read_header(path, file.as_bytes())?;
-        if TensorNaming::of(header.tensors.iter().map(|t| &t.name)) == TensorNaming::Nested {
+        let tensors = read_header(path, file.as_bytes())?;
+        if TensorNaming::of(tensors.iter().map(|t| &t.name)) == TensorNaming::Nested {
             self.naming = TensorNaming::Nested;
         }
         let shard = self.shards.len();
-        for tensor in header.tensors {
+        for tensor in tensors {
             let name = TensorNaming::to_classic_name(&tensor.name);
             if is_harmless(&name) {
                 continue;

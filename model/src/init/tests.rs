@@ -1,7 +1,7 @@
 //! Tests of model folders of presets: they open, depend on the seed only, and have the expected scale of weights.
 
 use reel_files::fingerprint::bytes_fingerprint;
-use reel_input::config::{GenerationConfig, PreprocessorConfig};
+use reel_input::config::{GenerationConfig, open_preprocessor_config};
 use reel_input::tokenizer::Tokenizer;
 
 use super::*;
@@ -27,7 +27,7 @@ fn tiny_folder_opens() {
     let checkpoint = Checkpoint::open(&out).unwrap();
     checkpoint.check(&config).unwrap();
     Tokenizer::open(&out).unwrap().check_fits(&config).unwrap();
-    PreprocessorConfig::open(&out, &config).unwrap();
+    open_preprocessor_config(&out, &config).unwrap();
     assert_eq!(GenerationConfig::open(&out).unwrap().eos_token_id[0], config.tokens.eos[0]);
     let floats = |name: &str| -> Vec<f32> { bytemuck::pod_collect_to_vec(checkpoint.tensor(name).unwrap().bytes) };
     assert!(floats("model.norm.weight").iter().all(|&x| x == 1.0));

@@ -61,7 +61,7 @@ impl Adapter {
         }
         let file = MappedFile::open(&path).map_err(|e| ModelError::cannot_read(&path, e))?;
         let mut layers: BTreeMap<String, [Option<HeaderTensor>; 2]> = BTreeMap::new();
-        for stored in read_header(&path, file.as_bytes())?.tensors {
+        for stored in read_header(&path, file.as_bytes())? {
             let Some((layer, place)) = parse_matrix_name(&stored.name) else {
                 let what = "is not a matrix of a LoRA adapter (…lora_A.weight or …lora_B.weight)";
                 let help = "only plain LoRA is supported; merge this adapter with PEFT (merge_and_unload)";

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use reel_input::config::{ModelConfig, PreprocessorConfig};
+use reel_input::config::{ModelConfig, open_preprocessor_config};
 use reel_input::tensor_file::StoredDType;
 use serde_json::{Value, json};
 
@@ -171,7 +171,7 @@ fn folders_are_written_in_both_formats() {
     write("tokenizer_config.json", json!({"chat_template": tools, "additional_special_tokens": ["<|im_end|>"]}));
     let before = ConfigAndTokenizerFiles::read(source.path()).unwrap();
     let (config, preprocessor) = (ModelConfig::open(source.path()).unwrap(), |folder: &Path| {
-        PreprocessorConfig::open(folder, &tiny_config()).unwrap()
+        open_preprocessor_config(folder, &tiny_config()).unwrap()
     });
     let settings = preprocessor(source.path());
     ConfigAndTokenizerFiles::convert_folder(source.path(), FolderFormat::Transformers5).unwrap();

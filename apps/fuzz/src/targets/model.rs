@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use reel_input::ModelInput;
 use reel_input::chat::ChatTemplate;
-use reel_input::config::{GenerationConfig, ModelConfig, PreprocessorConfig};
+use reel_input::config::{GenerationConfig, ModelConfig, parse_preprocessor_config};
 use reel_input::tokenizer::{StreamingDecoder, Tokenizer};
 use reel_model::checkpoint::{Checkpoint, expected_tensors};
 use reel_model::init::{InitOptions, Preset, init_without_weights, preset_config};
@@ -194,7 +194,7 @@ pub const CONFIG: FuzzTarget = FuzzTarget {
                 require(names > 0, || "a model without tensors".to_string())?;
             }
             let generation = verdict_of(GenerationConfig::parse("generation_config.json", &text))?;
-            let preprocessor = verdict_of(PreprocessorConfig::parse("preprocessor_config.json", &text))?;
+            let preprocessor = verdict_of(parse_preprocessor_config("preprocessor_config.json", &text))?;
             let siglip = verdict_of(SiglipConfig::parse("config.json", &text))?;
             Ok(model.is_some() || generation || preprocessor || siglip)
         }))
