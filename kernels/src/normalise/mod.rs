@@ -1,10 +1,9 @@
-//! L2 normalisation of rows: `norm = sqrt(Σ x²)`, `y = T(x / norm)`. Gradient, with `n = x / norm`:
-//! `dx = T((dy − n · Σ dy · n) / norm)`.
+//! L2 normalisation of rows: `y = T(x / sqrt(Σ x²))`.
 //!
-//! Shapes: x, y, dy, dx T `[rows, cols]`, norm f32 `[rows]`; T f32 or bf16. Outputs may not overlap inputs. A row of
-//! zeros gives NaN, as in SigLIP's reference. Arithmetic in f32; the order of a row's sum depends on its length
-//! alone. Numerics: y and dx each round to T once; in CUDA the root and the quotients are accurate to 2⁻²³.
-//! Memory-bound: one read and one write of `rows · cols` forward, two reads and a write backward.
+//! Shapes: x, y T `[rows, cols]`; T f32 or bf16. Outputs may not overlap inputs. A row of zeros gives NaN, as in
+//! SigLIP's reference. Arithmetic in f32; the order of a row's sum depends on its length alone. Numerics: y rounds to
+//! T once; in CUDA the root and the quotients are accurate to 2⁻²³. Memory-bound: one read and one write of
+//! `rows · cols`.
 
 pub(crate) mod check;
 mod cpu;
@@ -24,26 +23,6 @@ params! {
         pub x: Addr,
         /// T `[rows, cols]`, written.
         pub y: Addr,
-        /// f32 `[rows]`: the L2 norm of each row, written unless null.
-        pub norm: Addr,
-        /// Number of rows.
-        pub rows: u32,
-        /// Number of elements of a row.
-        pub cols: u32,
-    }
-}
-
-params! {
-    /// Parameters of the backward kernel.
-    pub struct BwdParams {
-        /// T `[rows, cols]`
-        pub x: Addr,
-        /// f32 `[rows]`: the L2 norm of each row, from the forward kernel.
-        pub norm: Addr,
-        /// T `[rows, cols]`
-        pub dy: Addr,
-        /// T `[rows, cols]`, written.
-        pub dx: Addr,
         /// Number of rows.
         pub rows: u32,
         /// Number of elements of a row.
@@ -53,7 +32,7 @@ params! {
 
 kernel_folder! {
     name: "normalise",
-    params: [FwdParams, BwdParams],
+    params: [FwdParams],
 }
 
 kernel!(pub FWD_F32, "normalise_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, arch| {
@@ -62,13 +41,6 @@ kernel!(pub FWD_F32, "normalise_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |
 kernel!(pub FWD_BF16, "normalise_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, arch| {
     stages(["normalise_fwd_bf16", "normalise_fwd_bf16_wide"], p.rows, p.cols, arch)
 });
-kernel!(pub BWD_F32, "normalise_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, arch| {
-    stages(["normalise_bwd_f32", "normalise_bwd_f32_wide"], p.rows, p.cols, arch)
-});
-kernel!(pub BWD_BF16, "normalise_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
-    stages(["normalise_bwd_bf16", "normalise_bwd_bf16_wide"], p.rows, p.cols, arch)
-});
-
 fn stages(symbols: [&'static str; 2], rows: u32, cols: u32, arch: &Arch) -> Vec<Stage> {
     cuh::ThreadsPerRow::new(cols).plan_row_loop(symbols, rows, 256, 4, arch)
 }
@@ -76,16 +48,8 @@ fn stages(symbols: [&'static str; 2], rows: u32, cols: u32, arch: &Arch) -> Vec<
 /// Returns the launch of the forward kernel; `dtype` is that of x and y, F32 or BF16.
 pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     let n = p.rows as f64 * p.cols as f64;
-    let norm = if p.norm.is_null() { 0.0 } else { 4.0 * p.rows as f64 };
-    let cost = Cost { flops: 3.0 * n, bytes: 2.0 * n * dtype.size() as f64 + norm };
+    let cost = Cost { flops: 3.0 * n, bytes: 2.0 * n * dtype.size() as f64 };
     Launch::kernel(kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
-}
-
-/// Returns the launch of the backward kernel; `dtype` is that of x, dy and dx, F32 or BF16.
-pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
-    let n = p.rows as f64 * p.cols as f64;
-    let cost = Cost { flops: 6.0 * n, bytes: 3.0 * n * dtype.size() as f64 + 4.0 * p.rows as f64 };
-    Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), p, cost)
 }
 
 /// Returns shapes (rows, cols, scale of the inputs) that the checks use.

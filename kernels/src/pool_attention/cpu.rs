@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use reel_device::cpu::simd::{LANES, exp, sum_lanes};
 use reel_device::launch::view::{OutputArray, slice_at};
-use reel_device::{Addr, Element, Team, simd_fn};
+use reel_device::{Element, Team, simd_fn};
 
-use super::{BwdParams, FwdParams};
+use super::FwdParams;
 
 simd_fn! {
     fn dot<T: Element>(a: &[f32], b: &[T]) -> f32 {
@@ -55,15 +55,6 @@ fn tokens_of(cu_seqlens: &[i32], image: usize, tokens: usize) -> Range<usize> {
     first..end
 }
 
-/// Returns `cu_seqlens` as a slice: the index of each image's first token, then the number of tokens.
-///
-/// # Safety
-/// The address covers i32 `[images + 1]`.
-unsafe fn starts<'a>(cu_seqlens: Addr, images: u32) -> &'a [i32] {
-    // SAFETY: cu_seqlens has `[images + 1]` i32.
-    unsafe { slice_at::<i32>(cu_seqlens, images as usize + 1) }
-}
-
 /// # Safety
 /// Every address in [`FwdParams`] is valid for the documented shape and dtype.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
@@ -73,9 +64,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (q, k, v) =
         unsafe { (slice_at::<T>(p.q, row), slice_at::<T>(p.k, tokens * row), slice_at::<T>(p.v, tokens * row)) };
     // SAFETY: cu_seqlens has `[images + 1]` i32, o `[images, heads, head_dim]` elements of T.
-    let (cu, o) = unsafe { (starts(p.cu_seqlens, p.images), OutputArray::<T>::new(p.o, images * row)) };
-    // SAFETY: lse has `[images, heads]` f32, or is null and has no elements here.
-    let lse = unsafe { OutputArray::<f32>::new(p.lse, if p.lse.is_null() { 0 } else { images * heads }) };
+    let (cu, o) = unsafe { (slice_at::<i32>(p.cu_seqlens, images + 1), OutputArray::<T>::new(p.o, images * row)) };
     team.run(images * heads, |task| {
         let (image, head) = (task / heads, task % heads);
         let q = widened(&q[head * d..][..d]);
@@ -92,58 +81,5 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
         let factor = if scores.is_empty() { 0.0 } else { 1.0 / sum };
         // SAFETY: no two tasks write the same head of the same image.
         store(factor, &pooled, unsafe { o.part(task * d, d) });
-        if !p.lse.is_null() {
-            // SAFETY: no two tasks write the same element.
-            let one = unsafe { lse.part(task, 1) };
-            one[0] = top + sum.ln();
-        }
-    });
-}
-
-/// # Safety
-/// Every address in [`BwdParams`] is valid for the documented shape and dtype.
-pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
-    let (tokens, images, heads, d) = (p.tokens as usize, p.images as usize, p.heads as usize, p.head_dim as usize);
-    let row = heads * d;
-    // SAFETY: q has `[heads, head_dim]` elements of T, k and v `[tokens, heads, head_dim]`.
-    let (q, k, v) =
-        unsafe { (slice_at::<T>(p.q, row), slice_at::<T>(p.k, tokens * row), slice_at::<T>(p.v, tokens * row)) };
-    // SAFETY: o and d_o have `[images, heads, head_dim]` elements of T.
-    let (o, d_o) = unsafe { (slice_at::<T>(p.o, images * row), slice_at::<T>(p.d_o, images * row)) };
-    // SAFETY: cu_seqlens has `[images + 1]` i32, lse `[images, heads]` f32.
-    let (cu, lse) = unsafe { (starts(p.cu_seqlens, p.images), slice_at::<f32>(p.lse, images * heads)) };
-    // SAFETY: dk and dv have `[tokens, heads, head_dim]` elements of T.
-    let (dk, dv) = unsafe { (OutputArray::<T>::new(p.dk, tokens * row), OutputArray::<T>::new(p.dv, tokens * row)) };
-    // SAFETY: dq has `[heads, head_dim]` elements of T, partial `[images, heads, head_dim]` f32.
-    let (dq, partial) = unsafe { (OutputArray::<T>::new(p.dq, row), OutputArray::<f32>::new(p.partial, images * row)) };
-    team.run(images * heads, |task| {
-        let (image, head) = (task / heads, task % heads);
-        let (q, d_o) = (widened(&q[head * d..][..d]), widened(&d_o[task * d..][..d]));
-        let delta = dot(&d_o, &o[task * d..][..d]);
-        // SAFETY: no two tasks write the same head of the same image.
-        let dq = unsafe { partial.part(task * d, d) };
-        dq.fill(0.0);
-        for t in tokens_of(cu, image, tokens) {
-            let at = t * row + head * d;
-            let (k, v) = (&k[at..at + d], &v[at..at + d]);
-            let weight = exp(p.scale * dot(&q, k) - lse[task]);
-            let ds = p.scale * weight * (dot(&d_o, v) - delta);
-            add(ds, k, dq);
-            // SAFETY: no two tasks write the same head of the same token.
-            let (dk, dv) = unsafe { (dk.part(at, d), dv.part(at, d)) };
-            store(ds, &q, dk);
-            store(weight, &d_o, dv);
-        }
-    });
-    // SAFETY: partial has `[images, heads, head_dim]` f32, which the tasks above have written and nothing writes any
-    // more.
-    let partial = unsafe { slice_at::<f32>(p.partial, images * row) };
-    team.run(heads, |head| {
-        let mut sum = vec![0.0; d];
-        for image in 0..images {
-            add(1.0, &partial[image * row + head * d..][..d], &mut sum);
-        }
-        // SAFETY: no two tasks write the same head of dq.
-        store(1.0, &sum, unsafe { dq.part(head * d, d) });
     });
 }

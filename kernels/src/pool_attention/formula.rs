@@ -1,7 +1,5 @@
 //! The definition of attention pooling for one head of one image, in f64.
 
-use crate::checks::rounding::derivative_at_zero;
-
 /// The operands of one head: q `[d]`, k and v `[n, d]`.
 #[derive(Clone, Debug)]
 pub struct HeadOperands {
@@ -28,30 +26,4 @@ pub fn output_and_log_sum_exp(head: &HeadOperands) -> (Vec<f64>, f64) {
         }
     }
     (o, lse)
-}
-
-/// Returns the gradients of `sum(d_o · o)` for q, k and v, by finite differences. `delta` is `d_o · o` computed from
-/// a rounded o. An error e of delta changes every `ds_j` by `−p_j e`, which is the gradient of an additional loss
-/// `−e · lse`.
-pub fn gradients_of_q_k_v(head: &HeadOperands, d_o: &[f64], delta: f64) -> [Vec<f64>; 3] {
-    let dot = |o: &[f64]| o.iter().zip(d_o).map(|(o, d)| o * d).sum::<f64>();
-    let e = delta - dot(&output_and_log_sum_exp(head).0);
-    let differences = |part: fn(&mut HeadOperands) -> &mut Vec<f64>| {
-        let mut moved = head.clone();
-        let count = part(&mut moved).len();
-        let mut at = |i: usize, value: f64| {
-            part(&mut moved)[i] = value;
-            let (o, lse) = output_and_log_sum_exp(&moved);
-            if e == 0.0 { dot(&o) } else { dot(&o) - e * lse }
-        };
-        let mut original = head.clone();
-        let original = part(&mut original);
-        let difference = |i: usize| {
-            let slope = derivative_at_zero(|h| at(i, original[i] + h));
-            at(i, original[i]);
-            slope
-        };
-        (0..count).map(difference).collect()
-    };
-    [differences(|head| &mut head.q), differences(|head| &mut head.k), differences(|head| &mut head.v)]
 }

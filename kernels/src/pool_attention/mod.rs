@@ -1,21 +1,16 @@
 //! Attention pooling: one learned query (SigLIP's probe) attends to all tokens of an image.
 //!
-//! For each image (tokens `cu_seqlens[n] .. cu_seqlens[n + 1]`) and head:
-//! - forward: `s_j = scale · q · k_j`, `lse = ln Σ_j e^s_j`, `p_j = e^(s_j − lse)`, `o = Σ_j p_j v_j`
-//! - backward: `δ = d_o · o`, `ds_j = scale · p_j (d_o · v_j − δ)`, `dv_j = p_j d_o`, `dk_j = ds_j q`, and `dq = Σ ds_j
-//!   k_j` over the tokens of all images
+//! For each image (tokens `cu_seqlens[n] .. cu_seqlens[n + 1]`) and head: `s_j = scale · q · k_j`, `p_j = e^s_j / Σ_i
+//! e^s_i`, `o = Σ_j p_j v_j`.
 //!
-//! Shapes: q, dq T `[heads, head_dim]`, k, v, dk, dv T `[tokens, heads, head_dim]`, o, d_o T `[images, heads,
-//! head_dim]`, lse f32 `[images, heads]`, cu_seqlens i32 `[images + 1]` from 0 up to `tokens`, not decreasing. T is
-//! f32 or bf16, head_dim at most 128 in CUDA, scale positive. An image without tokens has an output of zeros, an lse
-//! of minus infinity, and no gradient.
+//! Shapes: q T `[heads, head_dim]`, k, v T `[tokens, heads, head_dim]`, o T `[images, heads, head_dim]`, cu_seqlens
+//! i32 `[images + 1]` from 0 up to `tokens`, not decreasing. T is f32 or bf16, head_dim at most 128 in CUDA, scale
+//! positive. An image without tokens has an output of zeros.
 //!
-//! Numerics: f32 between load and store, in CUDA 2^x by `ex2.approx`. o, dk, dv and dq are rounded to T once; δ is
-//! computed from the rounded o. Order of summation: keys ascend. In the forward pass in CUDA they come in blocks of
-//! 64, each of which rescales the sums so far, and a thread sums every GROUPS-th key of a block; in the backward pass
-//! a thread sums every 32nd key. The threads' sums are added at the end, then the images' contributions to dq in
-//! ascending order. An image's bits do not depend on the other images. Memory-bound: keys and values are read once,
-//! and their gradients written once.
+//! Numerics: f32 between load and store, in CUDA 2^x by `ex2.approx`. o is rounded to T once. Order of summation: keys
+//! ascend. In CUDA they come in blocks of 64, each of which rescales the sums so far, and a thread sums every GROUPS-th
+//! key of a block. The threads' sums are added at the end. An image's bits do not depend on the other images.
+//! Memory-bound: keys and values are read once.
 
 pub(crate) mod check;
 mod cpu;
@@ -41,48 +36,6 @@ params! {
         pub cu_seqlens: Addr,
         /// The output, f32 or bf16 `[images, heads, head_dim]`; the kernel writes it.
         pub o: Addr,
-        /// f32 `[images, heads]`: the log-sum-exp of the scores, written unless null.
-        pub lse: Addr,
-        /// Tokens of all images.
-        pub tokens: u32,
-        /// Number of images.
-        pub images: u32,
-        /// Number of heads.
-        pub heads: u32,
-        /// Number of elements of a head.
-        pub head_dim: u32,
-        /// Softmax scale: the factor by which scores (q · k) are multiplied.
-        pub scale: f32,
-        /// 0
-        pub reserved: u32,
-    }
-}
-
-params! {
-    /// Parameters of the backward kernel.
-    pub struct BwdParams {
-        /// The learned query: f32 or bf16 `[heads, head_dim]`.
-        pub q: Addr,
-        /// Keys: f32 or bf16 `[tokens, heads, head_dim]`.
-        pub k: Addr,
-        /// Values: f32 or bf16 `[tokens, heads, head_dim]`.
-        pub v: Addr,
-        /// i32 `[images + 1]`: index of each image's first token, then the number of tokens.
-        pub cu_seqlens: Addr,
-        /// The output of the forward kernel, f32 or bf16 `[images, heads, head_dim]`.
-        pub o: Addr,
-        /// f32 `[images, heads]`: the log-sum-exp of the scores, from the forward kernel.
-        pub lse: Addr,
-        /// The gradient of o, f32 or bf16 `[images, heads, head_dim]`.
-        pub d_o: Addr,
-        /// Gradient of q: f32 or bf16 `[heads, head_dim]`, written.
-        pub dq: Addr,
-        /// Gradient of k: f32 or bf16 `[tokens, heads, head_dim]`, written.
-        pub dk: Addr,
-        /// Gradient of v: f32 or bf16 `[tokens, heads, head_dim]`, written.
-        pub dv: Addr,
-        /// f32 `[images, heads, head_dim]`, workspace: each image's contribution to dq.
-        pub partial: Addr,
         /// Tokens of all images.
         pub tokens: u32,
         /// Number of images.
@@ -100,7 +53,7 @@ params! {
 
 kernel_folder! {
     name: "pool_attention",
-    params: [FwdParams, BwdParams],
+    params: [FwdParams],
 }
 
 kernel!(pub FWD_F32, "pool_attention_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, _| {
@@ -109,13 +62,6 @@ kernel!(pub FWD_F32, "pool_attention_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOUR
 kernel!(pub FWD_BF16, "pool_attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, _| {
     per_head("pool_attention_fwd_bf16", p.images, p.heads, p.head_dim)
 });
-kernel!(pub BWD_F32, "pool_attention_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| {
-    stages_bwd(["pool_attention_bwd_f32", "pool_attention_bwd_f32_dq"], p)
-});
-kernel!(pub BWD_BF16, "pool_attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, _| {
-    stages_bwd(["pool_attention_bwd_bf16", "pool_attention_bwd_bf16_dq"], p)
-});
-
 /// Threads of a block.
 const THREADS: u32 = 128;
 
@@ -129,28 +75,12 @@ fn per_head(symbol: &'static str, images: u32, heads: u32, head_dim: u32) -> Vec
     cuh::plan_blocks(symbol, if head_dim > 0 { u64::from(images) * u64::from(heads) } else { 0 }, THREADS)
 }
 
-/// Plans one block of threads for each image and head, then a launch with one thread for each element of dq.
-fn stages_bwd([main, dq]: [&'static str; 2], p: &BwdParams) -> Vec<Stage> {
-    let mut stages = per_head(main, p.images, p.heads, p.head_dim);
-    stages.extend(cuh::plan_blocks(dq, (u64::from(p.heads) * u64::from(p.head_dim)).div_ceil(THREADS.into()), THREADS));
-    stages
-}
-
 /// Makes the forward launch; `dtype` is the type of q, k, v and o, F32 or BF16.
 pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     let (row, size) = (p.heads as f64 * p.head_dim as f64, dtype.size() as f64);
     let (tokens, images) = (p.tokens as f64, p.images as f64);
-    let lse = if p.lse.is_null() { 0.0 } else { 4.0 * images * p.heads as f64 };
-    let cost = Cost { flops: 4.0 * tokens * row, bytes: (2.0 * tokens + images + 1.0) * row * size + lse };
+    let cost = Cost { flops: 4.0 * tokens * row, bytes: (2.0 * tokens + images + 1.0) * row * size };
     Launch::kernel(kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
-}
-
-/// Makes the backward launch; `dtype` is the type of q, k, v, o and their gradients, F32 or BF16.
-pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
-    let (row, size) = (p.heads as f64 * p.head_dim as f64, dtype.size() as f64);
-    let (tokens, images) = (p.tokens as f64, p.images as f64);
-    let bytes = (4.0 * tokens + 2.0 * images + 2.0) * row * size + 4.0 * images * p.heads as f64;
-    Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), p, Cost { flops: 8.0 * tokens * row, bytes })
 }
 
 /// Sizes of a batch of images, for tests and benches.

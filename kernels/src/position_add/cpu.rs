@@ -1,12 +1,10 @@
-//! Adds learned position embeddings on the CPU. A forward task computes one row of y. A backward task adds all rows
-//! of one position, in order.
+//! Adds learned position embeddings on the CPU. A task computes one row of y.
 #![allow(unsafe_code)]
 
-use reel_device::cpu::simd::add_to_sums;
 use reel_device::launch::view::{OutputArray, slice_at};
 use reel_device::{Element, Team, simd_fn};
 
-use super::{BwdParams, FwdParams};
+use super::FwdParams;
 
 simd_fn! {
     fn add_row<T: Element>(pos: &[T], y: &mut [T]) {
@@ -31,21 +29,5 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
             y.copy_from_slice(&x[row * cols..][..cols]);
         }
         add_row(&pos[row % positions * cols..][..cols], y);
-    });
-}
-
-/// # Safety
-/// Every address in [`BwdParams`] is valid for the documented shape and dtype.
-pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
-    let (rows, cols, positions) = (p.rows as usize, p.cols as usize, p.positions as usize);
-    // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let (dy, d_pos) = unsafe { (slice_at::<T>(p.dy, rows * cols), OutputArray::<f32>::new(p.d_pos, positions * cols)) };
-    team.run(positions.min(rows), |position| {
-        let mut sum = vec![0.0; cols];
-        for row in (position..rows).step_by(positions) {
-            add_to_sums(&dy[row * cols..][..cols], &mut sum);
-        }
-        // SAFETY: positions do not overlap.
-        add_to_sums(&sum, unsafe { d_pos.part(position * cols, cols) });
     });
 }

@@ -1,10 +1,8 @@
-//! Adds learned position embeddings to the patches of images (SigLIP): `y[r] = T(x[r] + pos[r mod positions])`. Their
-//! gradient is `d_pos[i] += Σ dy[r]` over the rows `r ≡ i (mod positions)`, ascending; the gradient of x is dy.
+//! Adds learned position embeddings to the patches of images (SigLIP): `y[r] = T(x[r] + pos[r mod positions])`.
 //!
-//! Shapes: x, y, dy T `[rows, cols]`, pos T `[positions, cols]`, d_pos f32 `[positions, cols]`; T f32 or bf16. y may be
-//! x. Numerics: the sum rounds to T once; d_pos is summed in f32, then added to its old value. A row's result and the
-//! order of a sum do not depend on the grid. Memory-bound: forward x and y move once and pos is read from L2 for all
-//! but the first image; backward dy is read once, and d_pos read and written once.
+//! Shapes: x, y T `[rows, cols]`, pos T `[positions, cols]`; T f32 or bf16. y may be x. Numerics: the sum rounds to T
+//! once. A row's result does not depend on the grid. Memory-bound: x and y move once and pos is read from L2 for all
+//! but the first image.
 
 pub(crate) mod check;
 mod cpu;
@@ -37,27 +35,9 @@ params! {
     }
 }
 
-params! {
-    /// Parameters of the backward kernel.
-    pub struct BwdParams {
-        /// T `[rows, cols]`
-        pub dy: Addr,
-        /// The gradient of pos, f32 `[positions, cols]`, to which the kernel adds.
-        pub d_pos: Addr,
-        /// Number of rows.
-        pub rows: u32,
-        /// Number of elements of a row.
-        pub cols: u32,
-        /// Positions, at least 1.
-        pub positions: u32,
-        /// 0
-        pub reserved: u32,
-    }
-}
-
 kernel_folder! {
     name: "position_add",
-    params: [FwdParams, BwdParams],
+    params: [FwdParams],
 }
 
 kernel!(pub FWD_F32, "position_add_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, _| {
@@ -66,13 +46,6 @@ kernel!(pub FWD_F32, "position_add_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE
 kernel!(pub FWD_BF16, "position_add_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, _| {
     stages("position_add_fwd_bf16", p.rows, p.cols, p.positions, 8)
 });
-kernel!(pub BWD_F32, "position_add_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| {
-    stages("position_add_bwd_f32", p.rows, p.cols, p.positions, 4)
-});
-kernel!(pub BWD_BF16, "position_add_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, _| {
-    stages("position_add_bwd_bf16", p.rows, p.cols, p.positions, 8)
-});
-
 /// Plans one thread for each vector of the row of each position; `vector` is the number of elements in 16 bytes.
 fn stages(symbol: &'static str, rows: u32, cols: u32, positions: u32, vector: u64) -> Vec<Stage> {
     let places = u64::from(positions.min(rows)) * u64::from(cols);
@@ -85,13 +58,6 @@ pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     let (n, places) = (p.rows as f64 * p.cols as f64, p.positions.min(p.rows) as f64 * p.cols as f64);
     let cost = Cost { flops: n, bytes: (2.0 * n + places) * dtype.size() as f64 };
     Launch::kernel(kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
-}
-
-/// Returns the launch of the backward kernel; `dtype` is that of dy, F32 or BF16.
-pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
-    let (n, places) = (p.rows as f64 * p.cols as f64, p.positions.min(p.rows) as f64 * p.cols as f64);
-    let cost = Cost { flops: n, bytes: n * dtype.size() as f64 + 8.0 * places };
-    Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), p, cost)
 }
 
 /// Returns shapes (rows, cols, positions) that the checks use.

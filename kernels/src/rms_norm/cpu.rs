@@ -227,5 +227,5 @@ unsafe fn bwd_rows<T: Element>(
         add_to_dw(x, dy, rstd, dw);
     };
     // SAFETY: dw and partial are null or cover the shapes that [`BwdParams`] documents.
-    unsafe { norm_rows::for_each_row_with_column_sums(team, rows, cols, [p.dw], p.partial, p.accumulate == 1, each) }
+    unsafe { norm_rows::for_each_row_with_column_sums(team, rows, cols, p.dw, p.partial, p.accumulate == 1, each) }
 }

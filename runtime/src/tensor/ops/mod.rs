@@ -60,28 +60,24 @@ pub use skinny::{
 
 use reel_device::DType;
 
+use super::cx::Cx;
 use super::{Tensor, format_shape};
 use crate::error::{Result, shape_error};
 
 /// The names of all ops with a backward rule.
-pub const OPS_WITH_BACKWARD: [&str; 25] = [
+pub const OPS_WITH_BACKWARD: [&str; 20] = [
     "add",
-    "add_position_embeddings",
     "attention",
     "embedding",
     "embedding_with_vision_tokens",
     "gather_rows",
     "gelu",
-    "gelu_tanh",
     "grpo_loss",
-    "layer_norm",
     "linear",
     "linear_log_prob",
     "lora_linear",
-    "normalise_rows",
     "patch_embedding",
     "patch_merge",
-    "pool_attention",
     "rms_norm",
     "rms_norm_add",
     "rms_norm_branch",
@@ -91,6 +87,14 @@ pub const OPS_WITH_BACKWARD: [&str; 25] = [
     "swiglu_linear",
     "weighted_sum",
 ];
+
+/// Returns an error if a training pass needs the gradient of an operand; `op` has no backward rule.
+fn refuse_gradients(cx: &Cx, op: &'static str, operands: &[&Tensor]) -> Result<()> {
+    if cx.is_training() && operands.iter().any(|x| x.needs_grad()) {
+        return Err(shape_error(op, "an operand needs a gradient, which this op has no rule for; freeze the weights"));
+    }
+    Ok(())
+}
 
 /// Returns an error unless `x` has the dtype `dtype`.
 fn want_dtype(op: &'static str, what: &str, x: &Tensor, dtype: DType) -> Result<()> {
