@@ -11,8 +11,6 @@
 //! limit f32 | limit bf16                        time of 1e9 operations on registers, on all threads
 //! read                                          time to read 1e9 bytes from memory
 //! handover                                      time until a thread reads what another one has written
-//! rewrite | rewrite shared                      time in which a thread writes a cache line that it has written before;
-//!                                               shared: and that another thread has read since
 //! launch                                        time of an empty launch with one task per thread
 //! ```
 #![allow(unsafe_code)]
@@ -52,17 +50,9 @@ fn main() -> Result<(), String> {
             ["handover"] => {
                 vec![limits::measure_cache_line_handover_seconds(&team).ok_or("handover: needs two threads")?]
             }
-            ["rewrite"] => {
-                vec![limits::measure_cache_line_rewrite_seconds(&team, false).ok_or("rewrite: needs two threads")?]
-            }
-            ["rewrite", "shared"] => {
-                vec![limits::measure_cache_line_rewrite_seconds(&team, true).ok_or("rewrite: needs two threads")?]
-            }
             ["launch"] => (0..2000).map(|_| time(|| team.run(team.threads(), |_| {}))).collect(),
             _ => {
-                return Err(format!(
-                    "{line}: unknown request; give threads, product, limit, read, handover, rewrite or launch"
-                ));
+                return Err(format!("{line}: unknown request; give threads, product, limit, read, handover or launch"));
             }
         };
         let (median, least) = summary(times);

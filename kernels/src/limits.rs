@@ -96,50 +96,6 @@ pub fn measure_cache_line_handover_seconds(team: &Team) -> Option<f64> {
     Some(1.0 / best(8, exchange, (2 * EXCHANGES) as f64))
 }
 
-/// Measures the seconds that each of two threads needs to write a cache line that it has written before, in an array
-/// in its second-level cache: the best of several tries. With `read_between` the other thread reads the line between
-/// the two writes. The second write then takes several times as long, because the other core must first give up its
-/// copy. Returns `None` for a team of one thread.
-pub fn measure_cache_line_rewrite_seconds(team: &Team, read_between: bool) -> Option<f64> {
-    #[repr(align(64))]
-    struct Line(AtomicUsize);
-    const LINES: usize = 2048;
-    if team.threads() < 2 {
-        return None;
-    }
-    let lines: Vec<Line> = (0..2 * LINES).map(|i| Line(AtomicUsize::new(i))).collect();
-    let write = |thread: usize| {
-        let start = Instant::now();
-        lines[thread * LINES..][..LINES].iter().for_each(|line| line.0.store(thread, Ordering::Relaxed));
-        start.elapsed()
-    };
-    let read = |thread: usize| lines[thread * LINES..][..LINES].iter().map(|line| line.0.load(Ordering::Relaxed)).sum();
-    let least = std::sync::Mutex::new(std::time::Duration::MAX);
-    for _ in 0..8 {
-        at_once(team, |thread| {
-            if thread < 2 {
-                write(thread);
-            }
-        });
-        if read_between {
-            at_once(team, |thread| {
-                if thread < 2 {
-                    black_box::<usize>(read(1 - thread));
-                }
-            });
-        }
-        at_once(team, |thread| {
-            if thread < 2 {
-                let time = write(thread);
-                let mut least = least.lock().unwrap_or_else(|e| e.into_inner());
-                *least = time.min(*least);
-            }
-        });
-    }
-    let least = least.into_inner().unwrap_or_else(|e| e.into_inner());
-    Some(least.as_secs_f64() / LINES as f64)
-}
-
 /// Runs one task on each thread. A barrier makes each task wait until all have started, so that a thread that wakes
 /// up early does not take two tasks.
 fn at_once(team: &Team, task: impl Fn(usize) + Sync) {
@@ -309,15 +265,6 @@ mod tests {
         for threads in [2, 3] {
             let seconds = measure_cache_line_handover_seconds(&Team::new(threads)).expect("two threads");
             assert!(seconds > 1e-9 && seconds.is_finite(), "{threads} threads: {seconds}");
-        }
-    }
-
-    #[test]
-    fn lines_are_written_again_in_more_than_no_time() {
-        assert_eq!(measure_cache_line_rewrite_seconds(&Team::new(1), true), None);
-        for read_between in [false, true] {
-            let seconds = measure_cache_line_rewrite_seconds(&Team::new(3), read_between).expect("two threads");
-            assert!(seconds > 1e-11 && seconds.is_finite(), "{seconds}");
         }
     }
 

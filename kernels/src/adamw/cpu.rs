@@ -6,11 +6,9 @@ use reel_device::launch::view::{OutputArray, slice_at};
 use reel_device::launch::{ArrayEntry, Chunk};
 use reel_device::{Addr, Team, simd_fn};
 
-use super::{
-    JoinParams, ParameterEntry, Params, SplitParams, SplitWeightHighHalf, StepEntry, StepNumbers, WEIGHTS_PER_CHUNK,
-};
+use super::{ParameterEntry, Params, SplitParams, SplitWeightHighHalf, StepEntry, StepNumbers, WEIGHTS_PER_CHUNK};
 
-/// Number of weights that one task splits or joins.
+/// Number of weights that one task splits.
 const BLOCK: usize = 8192;
 
 /// Number of split weights that a task joins to f32 on the stack at a time.
@@ -185,23 +183,7 @@ pub unsafe fn step<W: Weights>(p: &Params, team: &Team) {
 
 /// # Safety
 /// Every address in [`SplitParams`] is valid for the documented shape and dtype.
-pub unsafe fn split_f32(p: &SplitParams, team: &Team) {
-    let n = p.n as usize;
-    // SAFETY: `p`'s addresses cover the shapes that [`SplitParams`] documents.
-    let (src, hi, low) = unsafe {
-        (slice_at::<f32>(p.src, n), OutputArray::<SplitWeightHighHalf>::new(p.w, n), OutputArray::<i16>::new(p.low, n))
-    };
-    team.run(n.div_ceil(BLOCK), |task| {
-        let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
-        // SAFETY: blocks do not overlap.
-        let (hi, low) = unsafe { (hi.part(at, len), low.part(at, len)) };
-        split_block(&src[at..at + len], hi, low);
-    });
-}
-
-/// # Safety
-/// Every address in [`SplitParams`] is valid for the documented shape and dtype.
-pub unsafe fn split_bf16(p: &SplitParams, team: &Team) {
+pub unsafe fn split(p: &SplitParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SplitParams`] documents.
     let (hi, low) = unsafe { (OutputArray::<SplitWeightHighHalf>::new(p.w, n), OutputArray::<i16>::new(p.low, n)) };
@@ -215,20 +197,5 @@ pub unsafe fn split_bf16(p: &SplitParams, team: &Team) {
             hi.copy_from_slice(&src[at..at + len]);
         }
         low.fill(0);
-    });
-}
-
-/// # Safety
-/// Every address in [`JoinParams`] is valid for the documented shape and dtype.
-pub unsafe fn join_to_f32(p: &JoinParams, team: &Team) {
-    let n = p.n as usize;
-    // SAFETY: `p`'s addresses cover the shapes that [`JoinParams`] documents.
-    let (hi, low, dst) = unsafe {
-        (slice_at::<SplitWeightHighHalf>(p.w, n), slice_at::<i16>(p.low, n), OutputArray::<f32>::new(p.dst, n))
-    };
-    team.run(n.div_ceil(BLOCK), |task| {
-        let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
-        // SAFETY: blocks do not overlap.
-        join_block(&hi[at..at + len], &low[at..at + len], unsafe { dst.part(at, len) });
     });
 }

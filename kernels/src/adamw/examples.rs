@@ -32,8 +32,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let split = adamw::SplitParams { n, ..placeholder_params() };
     let steps = ALL_MOMENTS.into_iter().flat_map(|moments| FLOAT_DTYPES.map(|dtype| example_step(dtype, moments, n)));
     let mut all: LabeledLaunches = steps.map(|step| (WEIGHTS_DESCRIPTION, step)).collect();
-    all.push((WEIGHTS_DESCRIPTION, adamw::join_master(&adamw::JoinParams { n, ..placeholder_params() })));
-    all.extend(FLOAT_DTYPES.map(|t| (WEIGHTS_DESCRIPTION, adamw::split_master(t, &split))));
+    all.push((WEIGHTS_DESCRIPTION, adamw::split_master(&split)));
     all
 }
 
@@ -70,9 +69,8 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
         let tables = StepTables { parameters: AddressTable::new(&entries), gradients: gradients.1.clone() };
         all.push((adamw::step(dtype, moments, &params, tables, 2 * n), 1.05));
     }
-    let (low, [w, m, g]) = (arrays.alloc_elements(count, 2), [(); 3].map(|()| arrays.alloc_f32(count)));
-    let join = adamw::join_master(&adamw::JoinParams { w, low, dst: m, n });
-    let split = FLOAT_DTYPES.map(|t| adamw::split_master(t, &adamw::SplitParams { src: g, w, low, n }));
-    all.extend(allow_one_tenth_more(split.into_iter().chain([join])));
+    let (low, [w, src]) = (arrays.alloc_elements(count, 2), [(); 2].map(|()| arrays.alloc_f32(count)));
+    let split = adamw::split_master(&adamw::SplitParams { src, w, low, n });
+    all.extend(allow_one_tenth_more([split]));
     all
 }

@@ -174,9 +174,9 @@ impl StepHyperparameters {
 params! {
     /// Parameters of [`split_master`], which makes a split master copy.
     pub struct SplitParams {
-        /// f32 or bf16 `[n]`
+        /// bf16 `[n]`
         pub src: Addr,
-        /// bf16 `[n]`, written; may be `src` itself if that is bf16.
+        /// bf16 `[n]`, written; may be `src` itself.
         pub w: Addr,
         /// i16 `[n]`, written.
         pub low: Addr,
@@ -185,23 +185,9 @@ params! {
     }
 }
 
-params! {
-    /// Parameters of [`join_master`], which reads a split master copy.
-    pub struct JoinParams {
-        /// bf16 `[n]`
-        pub w: Addr,
-        /// i16 `[n]`
-        pub low: Addr,
-        /// f32 `[n]`, written.
-        pub dst: Addr,
-        /// Number of weights.
-        pub n: u64,
-    }
-}
-
 kernel_folder! {
     name: "adamw",
-    params: [StepNumbers, ParameterEntry, ArrayEntry, StepEntry, Chunk, Params, SplitParams, JoinParams],
+    params: [StepNumbers, ParameterEntry, ArrayEntry, StepEntry, Chunk, Params, SplitParams],
     traffic: traffic_launches,
 }
 
@@ -211,9 +197,7 @@ kernel!(pub STEP_BF16_MOMENTS_F32, "adamw_bf16_moments_f32", Params, small::step
 kernel!(pub STEP_BF16_MOMENTS_BF16, "adamw_bf16_moments_bf16", Params, small::step_bf16_moments::<small::SplitWeights>, &SOURCE, |p, _| cuh::plan_chunks("adamw_bf16_moments_bf16", p.chunk_count));
 kernel!(pub STEP_8BIT_F32, "adamw_8bit_f32", Params, small::step_8bit::<small::PlainWeights>, &SOURCE, |p, _| cuh::plan_chunks("adamw_8bit_f32", p.chunk_count));
 kernel!(pub STEP_8BIT_BF16, "adamw_8bit_bf16", Params, small::step_8bit::<small::SplitWeights>, &SOURCE, |p, _| cuh::plan_chunks("adamw_8bit_bf16", p.chunk_count));
-kernel!(pub SPLIT_F32, "split_master_f32", SplitParams, cpu::split_f32, &SOURCE, |p, _| cuh::plan_elementwise("split_master_f32", p.n));
-kernel!(pub SPLIT_BF16, "split_master_bf16", SplitParams, cpu::split_bf16, &SOURCE, |p, _| cuh::plan_elementwise("split_master_bf16", p.n));
-kernel!(pub JOIN, "join_master", JoinParams, cpu::join_to_f32, &SOURCE, |p, _| cuh::plan_elementwise("join_master", p.n));
+kernel!(pub SPLIT_BF16, "split_master_bf16", SplitParams, cpu::split, &SOURCE, |p, _| cuh::plan_elementwise("split_master_bf16", p.n));
 
 /// The tables of a step.
 #[derive(Clone, Debug)]
@@ -250,16 +234,9 @@ pub fn step(dtype: DType, moments: Moments, params: &Params, tables: StepTables,
     Launch::kernel_with_tables(kernel, params, Cost { flops: flops * n, bytes: bytes * n }, tables)
 }
 
-/// Splits f32 or bf16 weights (`src` is their dtype) into bf16 high halves and 16-bit low halves. The low halves of
-/// bf16 weights are 0.
-pub fn split_master(src: DType, params: &SplitParams) -> Launch {
-    let bytes = params.n as f64 * (src.size() + 4) as f64;
-    Launch::kernel(kernel_for_dtype(src, &SPLIT_F32, &SPLIT_BF16), params, Cost { flops: 0.0, bytes })
-}
-
-/// Joins split weights to their f32 master copy.
-pub fn join_master(params: &JoinParams) -> Launch {
-    Launch::kernel(&JOIN, params, Cost { flops: 0.0, bytes: 8.0 * params.n as f64 })
+/// Splits bf16 weights into bf16 high halves, the weights themselves, and 16-bit low halves, which are 0.
+pub fn split_master(params: &SplitParams) -> Launch {
+    Launch::kernel(&SPLIT_BF16, params, Cost { flops: 0.0, bytes: 6.0 * params.n as f64 })
 }
 
 /// Returns the bytes of a [`StepEntry`] as 32-bit words, for benchmarks.

@@ -1,4 +1,4 @@
-// AdamW on f32 weights or on a split f32 master copy; kernels that make and read a split master copy.
+// AdamW on f32 weights or on a split f32 master copy; a kernel that makes a split master copy.
 //
 //   g' = g * factor;  m = m + rest1 (g' - m);  v = beta2 v + rest2 (g' g')
 //   w = w * decay - step_size * (m / (sqrt(v) / root_bias2 + eps))
@@ -419,29 +419,6 @@ __device__ __forceinline__ void step_8bit_blocks(const Task& task, const Weights
   for (u64 at = task.first + threadIdx.x / 32 * 256; at < task.end; at += MAP_BLOCK) step_8bit(task, at / 256, weights, vector);
 }
 
-// Copies weights from one representation to another: f32, bf16 or split.
-template <class From, class To>
-struct Convert {
-  static constexpr int V = 4;
-  From from;
-  To to;
-
-  template <int V>
-  struct Values {
-    float x[V];
-  };
-
-  template <int V>
-  __device__ __forceinline__ void load(u64 at, Values<V>& v) const {
-    from.load(at, v.x);
-  }
-
-  template <int V>
-  __device__ __forceinline__ void store(u64 at, const Values<V>& v) const {
-    to.store(at, v.x);
-  }
-};
-
 // Splits bf16 weights: the high half is the weight itself, the low half is 0.
 struct SplitBf16 {
   static constexpr int V = 8;
@@ -506,15 +483,7 @@ STEP(adamw_bf16_moments_bf16, step_bf16_moments, halves, true)
 STEP(adamw_8bit_f32, step_8bit, plain, false)
 STEP(adamw_8bit_bf16, step_8bit, halves, true)
 
-KERNEL(split_master_f32, SplitParams) {
-  const Convert<PlainWeights, SplitWeights> op{PlainWeights{global<float>(p.src)}, SplitWeights{global<u16>(p.w), global<u16>(p.low)}};
-  map(p.n, aligned16(p.src, p.w, p.low), op);
-}
 KERNEL(split_master_bf16, SplitParams) {
   const SplitBf16 op{global<const u16>(p.src), global<u16>(p.w), global<u16>(p.low)};
   map(p.n, aligned16(p.src, p.w, p.low), op);
-}
-KERNEL(join_master, JoinParams) {
-  const Convert<SplitWeights, PlainWeights> op{SplitWeights{global<u16>(p.w), global<u16>(p.low)}, PlainWeights{global<float>(p.dst)}};
-  map(p.n, aligned16(p.w, p.low, p.dst), op);
 }

@@ -1,7 +1,6 @@
 //! Element-wise operations on device `cpu`; each task computes a block of elements.
 #![allow(unsafe_code)]
 
-use half::f16;
 use reel_device::launch::view::{OutputArray, slice_at};
 use reel_device::{Element, Team, simd_fn};
 
@@ -9,41 +8,6 @@ use super::{AccumulateParams, AddParams, CastParams, CopyParams, FillParams, Mul
 
 /// Number of elements that one task computes.
 const BLOCK: usize = 16 * 1024;
-
-/// The source types of a cast: the element types, and f16.
-pub trait CastSource: bytemuck::Pod + Send + Sync + 'static {
-    /// Widens exactly to f32.
-    fn widen(self) -> f32;
-}
-
-impl CastSource for f32 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
-}
-
-impl CastSource for half::bf16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        Element::to_f32(self)
-    }
-}
-
-impl CastSource for f16 {
-    /// Converts the bits without branches, so that the compiler can vectorise loops over this function. The exponent
-    /// and mantissa of the f16, shifted to their positions in an f32, give 2⁻¹¹² times its value, also for
-    /// subnormals. The multiplication by 2¹¹² corrects that.
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        let bits = self.to_bits() as u32;
-        let magnitude = (bits & 0x7fff) << 13;
-        let finite = f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23);
-        let special = f32::from_bits(magnitude | 0x7f80_0000); // infinity, or NaN with its payload
-        let value = if magnitude >= 0x7c00 << 13 { special } else { finite };
-        f32::from_bits(value.to_bits() | (bits & 0x8000) << 16)
-    }
-}
 
 simd_fn! {
     fn add_block<T: Element>(a: &[T], b: &[T], y: &mut [T]) {
@@ -62,9 +26,9 @@ simd_fn! {
 }
 
 simd_fn! {
-    fn cast_block<S: CastSource, T: Element>(src: &[S], dst: &mut [T]) {
+    fn cast_block<S: Element, T: Element>(src: &[S], dst: &mut [T]) {
         for (src, dst) in src.iter().zip(dst) {
-            *dst = T::from_f32(src.widen());
+            *dst = T::from_f32(src.to_f32());
         }
     }
 }
@@ -107,7 +71,7 @@ pub unsafe fn accumulate<T: Element, U: Element>(p: &AccumulateParams, team: &Te
 
 /// # Safety
 /// Every address in [`CastParams`] is valid for the documented shape and dtype.
-pub unsafe fn cast<S: CastSource, T: Element>(p: &CastParams, team: &Team) {
+pub unsafe fn cast<S: Element, T: Element>(p: &CastParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`CastParams`] documents.
     let (src, dst) = unsafe { (slice_at::<S>(p.src, n), OutputArray::<T>::new(p.dst, n)) };

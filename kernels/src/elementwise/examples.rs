@@ -25,7 +25,6 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     ];
     for t in FLOAT_DTYPES {
         calls.push(elementwise::add(t, &elementwise::AddParams { count, ..placeholder_params() }));
-        calls.push(elementwise::cast_f16(t, &cast));
         calls.push(elementwise::fill(t, &fill));
     }
     calls.into_iter().map(|launch| (ACTIVATIONS_DESCRIPTION, launch)).collect()
@@ -50,7 +49,6 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     ];
     for t in FLOAT_DTYPES {
         all.push(elementwise::add(t, &elementwise::AddParams { a: x, b: y, y: z, count }));
-        all.push(elementwise::cast_f16(t, &cast));
         all.push(elementwise::fill(t, &elementwise::FillParams { dst: y, count, value: 1.0, reserved: 0 }));
     }
     allow_one_tenth_more(all)

@@ -6,7 +6,6 @@
 //! | [`add`] | `y = a + b` | f32, bf16 | `3 T` |
 //! | [`accumulate`] | `dst += src` | f32 or bf16, each to its own type or bf16 to f32 | `T(src) + 2 T(dst)` |
 //! | [`cast`] | `dst = src` | f32 to bf16, bf16 to f32 | 6 |
-//! | [`cast_f16`] | `dst = src` | f16 (IEEE binary16) to f32 or bf16; f16 is never written | `2 + T(dst)` |
 //! | [`fill`] | `dst = value` | f32, bf16 | `T` |
 //! | [`mul_scalar`] | `y = x · scalar[0]`, the scalar in device memory | f32 | 8 |
 //! | [`copy`] | `dst = src`, as bytes | any | `2 T` |
@@ -19,7 +18,7 @@ mod cpu;
 mod examples;
 mod formula;
 
-use half::{bf16, f16};
+use half::bf16;
 use reel_device::launch::kernel_for_dtype;
 use reel_device::{Addr, Cost, DType, Launch, kernel, params};
 
@@ -120,8 +119,6 @@ kernel!(pub ACCUMULATE_BF16_BF16, "accumulate_bf16_bf16", AccumulateParams, cpu:
 kernel!(pub ACCUMULATE_BF16_F32, "accumulate_bf16_f32", AccumulateParams, cpu::accumulate::<bf16, f32>, &SOURCE, |p, _| cuh::plan_elementwise("accumulate_bf16_f32", p.count));
 kernel!(pub CAST_F32_BF16, "cast_f32_bf16", CastParams, cpu::cast::<f32, bf16>, &SOURCE, |p, _| cuh::plan_elementwise("cast_f32_bf16", p.count));
 kernel!(pub CAST_BF16_F32, "cast_bf16_f32", CastParams, cpu::cast::<bf16, f32>, &SOURCE, |p, _| cuh::plan_elementwise("cast_bf16_f32", p.count));
-kernel!(pub CAST_F16_F32, "cast_f16_f32", CastParams, cpu::cast::<f16, f32>, &SOURCE, |p, _| cuh::plan_elementwise("cast_f16_f32", p.count));
-kernel!(pub CAST_F16_BF16, "cast_f16_bf16", CastParams, cpu::cast::<f16, bf16>, &SOURCE, |p, _| cuh::plan_elementwise("cast_f16_bf16", p.count));
 kernel!(pub FILL_F32, "fill_f32", FillParams, cpu::fill::<f32>, &SOURCE, |p, _| cuh::plan_elementwise("fill_f32", p.count));
 kernel!(pub FILL_BF16, "fill_bf16", FillParams, cpu::fill::<bf16>, &SOURCE, |p, _| cuh::plan_elementwise("fill_bf16", p.count));
 kernel!(pub MUL_SCALAR, "mul_scalar_f32", MulScalarParams, cpu::mul_scalar, &SOURCE, |p, _| cuh::plan_elementwise("mul_scalar_f32", p.count));
@@ -164,12 +161,6 @@ pub fn cast(src: DType, dst: DType, params: &CastParams) -> Launch {
         _ => panic!("cast: no kernel converts {src} elements to {dst}"),
     };
     Launch::kernel(kernel, params, Cost { flops: 0.0, bytes: params.count as f64 * (src.size() + dst.size()) as f64 })
-}
-
-/// Launches `dst = src` from f16 (IEEE binary16) to F32 or BF16.
-pub fn cast_f16(dst: DType, params: &CastParams) -> Launch {
-    let kernel = kernel_for_dtype(dst, &CAST_F16_F32, &CAST_F16_BF16);
-    Launch::kernel(kernel, params, Cost { flops: 0.0, bytes: params.count as f64 * (2 + dst.size()) as f64 })
 }
 
 /// Launches `dst = value`; `dtype` is F32 or BF16.

@@ -4,33 +4,11 @@
 //   fill: dst = value       mul_scalar: y = x * scalar[0]        copy: bytes
 //
 // Shapes and limits: mod.rs. Numerics: f32, one rounding to the element type at the store; casts to nearest, ties to
-// even; f16 is widened exactly. A thread's vector is 16 bytes of the widest operand type. Grid: 2048 elements per
+// even. A thread's vector is 16 bytes of the widest operand type. Grid: 2048 elements per
 // block (map.cuh); copy: 32 KiB per block, in words of 16 bytes if both addresses are aligned to 16, else of 4 bytes
 // if they are aligned to 4, else in single bytes. Memory-bound.
 
 #include "cuh/map.cuh"
-
-// IEEE binary16. Kernels only read this type.
-struct f16 {
-  u16 bits;
-};
-
-__device__ __forceinline__ float to_f32(f16 x) {
-  float y;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
-  return y;
-}
-
-template <int V>
-__device__ __forceinline__ void load_vector(const f16* p, float (&x)[V]) {
-  if constexpr (V == 1) {
-    x[0] = to_f32(*p);
-  } else {
-    const Words<2 * V> words = *reinterpret_cast<const Words<2 * V>*>(p);
-#pragma unroll
-    for (int j = 0; j < V; ++j) x[j] = to_f32(f16{static_cast<u16>(words.word[j / 2] >> (j % 2 * 16))});
-  }
-}
 
 struct Sum {
   __device__ __forceinline__ void operator()(const float (&x)[2], float (&y)[1]) const { y[0] = x[0] + x[1]; }
@@ -105,8 +83,6 @@ KERNELS(float, add_f32, accumulate_f32_f32, fill_f32)
 KERNELS(bf16, add_bf16, accumulate_bf16_bf16, fill_bf16)
 KERNEL(cast_f32_bf16, CastParams) { map_each<float, bf16>(p.count, {p.src}, {p.dst}, Same()); }
 KERNEL(cast_bf16_f32, CastParams) { map_each<bf16, float>(p.count, {p.src}, {p.dst}, Same()); }
-KERNEL(cast_f16_f32, CastParams) { map_each<f16, float>(p.count, {p.src}, {p.dst}, Same()); }
-KERNEL(cast_f16_bf16, CastParams) { map_each<f16, bf16>(p.count, {p.src}, {p.dst}, Same()); }
 
 KERNEL(accumulate_bf16_f32, AccumulateParams) {
   map(p.count, aligned16(p.src, p.dst), Accumulate<bf16, float>{global<const bf16>(p.src), global<float>(p.dst)});

@@ -6,8 +6,8 @@ use reel_device::launch::{AddressTable, ArrayEntry, chunks};
 use reel_device::{Addr, Element};
 
 use super::{
-    JoinParams, Moments, ParameterEntry, Params, SplitParams, StepEntry, StepHyperparameters, StepTables,
-    WEIGHTS_PER_CHUNK, formula, join_master, split_master, step, test_weight_counts,
+    Moments, ParameterEntry, Params, SplitParams, StepEntry, StepHyperparameters, StepTables, WEIGHTS_PER_CHUNK,
+    formula, from_bf16_and_remainder, split_master, step, test_weight_counts, to_bf16_and_remainder,
 };
 use crate::checks::{addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, F32_HALF_ULP, assert_close, assert_rounded};
@@ -73,9 +73,11 @@ struct Weights {
 impl Weights {
     fn new(w: &[f32]) -> Weights {
         let n = w.len();
-        let (mut hi, mut low) = (vec![bf16::NAN; n], vec![7i16; n]);
-        let params = SplitParams { src: addr(w), w: addr_mut(&mut hi), low: addr_mut(&mut low), n: n as u64 };
-        run(&split_master(F32, &params), 2);
+        let halves = |&w: &f32| {
+            let (hi, low) = to_bf16_and_remainder(w);
+            (bf16::from_bits(hi), low)
+        };
+        let (hi, low) = w.iter().map(halves).unzip();
         Weights { f32: w.to_vec(), hi, low, m: vec![0.0; n], v: vec![0.0; n] }
     }
 
@@ -99,10 +101,7 @@ impl Weights {
     }
 
     fn joined(&self) -> Vec<f32> {
-        let mut dst = vec![f32::NAN; self.hi.len()];
-        let (w, low) = (addr(&self.hi), addr(&self.low));
-        run(&join_master(&JoinParams { w, low, dst: addr_mut(&mut dst), n: self.hi.len() as u64 }), 2);
-        dst
+        self.hi.iter().zip(&self.low).map(|(hi, low)| from_bf16_and_remainder(hi.to_bits(), *low)).collect()
     }
 }
 
@@ -234,11 +233,11 @@ fn bf16_weights_split_in_place() {
         let start: Vec<bf16> = normal_numbers(n, 1, 0.1).into_iter().map(<bf16 as Element>::from_f32).collect();
         let (mut copy, mut low) = (vec![bf16::NAN; n], vec![7i16; n]);
         let params = SplitParams { src: addr(&start), w: addr_mut(&mut copy), low: addr_mut(&mut low), n: n as u64 };
-        run(&split_master(BF16, &params), 2);
+        run(&split_master(&params), 2);
         assert_eq!((&copy, &low), (&start, &vec![0; n]));
         low.fill(7);
         let same = addr_mut(&mut copy);
-        run(&split_master(BF16, &SplitParams { src: same, w: same, low: addr_mut(&mut low), n: n as u64 }), 2);
+        run(&split_master(&SplitParams { src: same, w: same, low: addr_mut(&mut low), n: n as u64 }), 2);
         assert_eq!((&copy, &low), (&start, &vec![0; n]));
     }
 }

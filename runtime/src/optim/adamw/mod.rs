@@ -128,7 +128,7 @@ impl CellState {
         if let Some(low) = &low {
             let w = weights.addr();
             let params = kernel::SplitParams { src: w, w, low: low.addr(), n: n as u64 };
-            device.launch(&kernel::split_master(DType::BF16, &params))?;
+            device.launch(&kernel::split_master(&params))?;
         }
         Ok(Self { range: range.clone(), weights, m, v, scales, low })
     }
