@@ -1,10 +1,9 @@
 //! The operations that each device implements ([`Backend`]), and what they return.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::capabilities::{Capabilities, Kernels};
 use crate::error::{DeviceError, Result};
-use crate::exchanges::ExchangeBackend;
 use crate::host_memory::free_host_bytes;
 use crate::launch::Launch;
 use crate::profile::{LaunchRecord, TimedLaunch};
@@ -170,22 +169,4 @@ pub(crate) trait Backend: Send + Sync {
         Ok(())
     }
     fn destroy_graph(&self, _handle: u64) {}
-    /// Creates an id for a group of ranks. One rank creates the id, and all ranks join with it.
-    fn exchange_id(&self) -> Result<[u8; 128]> {
-        Err(no_exchanges(self.name()))
-    }
-    /// Joins the group of `size` ranks that exchange memory under this id. Returns when all ranks have joined.
-    fn join_exchanges(
-        &self,
-        _rank: usize,
-        _size: usize,
-        _id: &[u8; 128],
-        _time_limit: Duration,
-    ) -> Result<Box<dyn ExchangeBackend>> {
-        Err(no_exchanges(self.name()))
-    }
-}
-
-fn no_exchanges(device: &str) -> DeviceError {
-    DeviceError::Failed(format!("NCCL: moves memory between GPUs, but device {device} is not a GPU; use --device cuda"))
 }

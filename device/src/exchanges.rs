@@ -1,7 +1,4 @@
-//! The trait for a device's exchanges of memory with other ranks ([`ExchangeBackend`]), and their progress.
-#![allow(unsafe_code)]
-
-use crate::error::Result;
+//! The memory ranges and the progress of exchanges between ranks.
 
 /// The number of exchanges between ranks that a rank has started and finished. Exchanges are numbered from 1 on, with
 /// the same number on all ranks.
@@ -32,25 +29,4 @@ impl ExchangeStatus {
 pub(crate) struct AddressRange {
     pub addr: u64,
     pub bytes: usize,
-}
-
-/// A device's exchanges of memory with other ranks. `Collectives` documents these calls.
-pub(crate) trait ExchangeBackend: Send + Sync {
-    fn rank(&self) -> usize;
-    fn size(&self) -> usize;
-    /// Starts an exchange and returns its ticket.
-    ///
-    /// # Safety
-    /// The ranges are memory of the device that stays allocated until [`ExchangeBackend::wait`].
-    unsafe fn start_exchange(
-        &self,
-        name: &str,
-        send: &[Vec<AddressRange>],
-        receive: &[Vec<AddressRange>],
-    ) -> Result<u64>;
-    /// Makes later launches run after the exchange with this ticket.
-    fn wait(&self, ticket: u64) -> Result<()>;
-    fn wait_for_all(&self) -> Result<()>;
-    fn check(&self) -> Result<()>;
-    fn status(&self) -> ExchangeStatus;
 }

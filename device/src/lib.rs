@@ -5,7 +5,7 @@
 //! - What does a program call? [`Device`] allocates a [`Buffer`], runs a [`Launch`], captures a [`CapturedGraph`], and
 //!   has a [`Profiler`]. Each device implements `Backend` (`backend.rs`).
 //! - Which training step, layer and op does the host work on? A [`range()`] says it to traces and to profiling tools.
-//! - How do the ranks of a job exchange device memory? [`Collectives`].
+//! - How do the ranks of a job exchange device memory? [`NcclCollectives`].
 //! - What power does a GPU draw, and is it throttled? [`gpu_sensor`].
 //! - How does CUDA become machine code? [`compile`].
 //! - How does a launch run on a GPU, real or fake? [`cuda`]; on the simulator: [`simulate`]; on the CPU: [`Team`] and
@@ -40,8 +40,8 @@ pub use cuda::MatmulImplementation;
 pub use error::{DeviceError, Result, format_bytes};
 pub use exchanges::ExchangeStatus;
 pub use handle::{
-    Buffer, CapturedGraph, Collectives, Device, DeviceRange, Download, GraphCache, NcclCollectives, PendingExchange,
-    PhaseGuard, Profiler,
+    Buffer, CapturedGraph, Device, DeviceRange, Download, GraphCache, NcclCollectives, PendingExchange, PhaseGuard,
+    Profiler,
 };
 pub use host_memory::{free_host_bytes, resident_host_bytes};
 pub use launch::{Addr, Arch, Cost, DType, Element, Kernel, KernelLaunch, Launch, Source, Stage};

@@ -20,7 +20,6 @@ use crate::cuda::blas::{Blas, WORKSPACE_BYTES};
 use crate::cuda::nccl::Communicator;
 use crate::cuda::{AlgorithmFingerprint, CudaError, Gpu, GpuGraph};
 use crate::error::{DeviceError, Result};
-use crate::exchanges::{AddressRange, ExchangeBackend, ExchangeStatus};
 use crate::launch::Matmul;
 use crate::profile::{LaunchRecord, TimedLaunch};
 use crate::{Addr, DType, KernelLaunch, Launch};
@@ -230,6 +229,27 @@ impl Cuda {
         }
         // SAFETY: `to` is live memory of this device with at least `from.len()` bytes.
         self.with_copier(|c| unsafe { c.copy_to_gpu(to, from, self.gpu.stream()) })
+    }
+
+    /// Creates an id for a group of ranks. One rank creates the id, and all ranks join with it.
+    pub(crate) fn exchange_id(&self) -> Result<[u8; 128]> {
+        let nccl = self.gpu.driver().nccl().map_err(device_error)?;
+        nccl.unique_id().map_err(|error| {
+            let call = "creating an id of NCCL".into();
+            let what = format!("{} ({})", error.name(), nccl.describe(error));
+            device_error(CudaError::Call { call, what })
+        })
+    }
+
+    /// Joins the group of `size` ranks that exchange memory under this id. Returns when all ranks have joined.
+    pub(crate) fn join_exchanges(
+        &self,
+        rank: usize,
+        size: usize,
+        id: &[u8; 128],
+        time_limit: Duration,
+    ) -> Result<Communicator> {
+        Communicator::join(&self.gpu, (rank, size), id, time_limit).map_err(device_error)
     }
 }
 
@@ -448,62 +468,6 @@ impl Backend for Cuda {
         if let Some((at, bytes)) = buffer {
             self.free(at, bytes);
         }
-    }
-
-    fn exchange_id(&self) -> Result<[u8; 128]> {
-        let nccl = self.gpu.driver().nccl().map_err(device_error)?;
-        nccl.unique_id().map_err(|error| {
-            let call = "creating an id of NCCL".into();
-            let what = format!("{} ({})", error.name(), nccl.describe(error));
-            device_error(CudaError::Call { call, what })
-        })
-    }
-
-    fn join_exchanges(
-        &self,
-        rank: usize,
-        size: usize,
-        id: &[u8; 128],
-        time_limit: Duration,
-    ) -> Result<Box<dyn ExchangeBackend>> {
-        let joined = Communicator::join(&self.gpu, (rank, size), id, time_limit).map_err(device_error)?;
-        Ok(Box::new(joined))
-    }
-}
-
-impl ExchangeBackend for Communicator {
-    fn rank(&self) -> usize {
-        self.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.size()
-    }
-
-    unsafe fn start_exchange(
-        &self,
-        name: &str,
-        send: &[Vec<AddressRange>],
-        receive: &[Vec<AddressRange>],
-    ) -> Result<u64> {
-        // SAFETY: the caller guarantees the ranges.
-        unsafe { self.start_exchange(name, send, receive) }.map_err(device_error)
-    }
-
-    fn wait(&self, ticket: u64) -> Result<()> {
-        self.wait(ticket).map_err(device_error)
-    }
-
-    fn wait_for_all(&self) -> Result<()> {
-        self.wait_for_all().map_err(device_error)
-    }
-
-    fn check(&self) -> Result<()> {
-        self.check().map_err(device_error)
-    }
-
-    fn status(&self) -> ExchangeStatus {
-        self.status()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Exchanges of device memory between the ranks of a job ([`Collectives`]), and their implementation by NCCL.
+//! Exchanges of device memory between the ranks of a job, by NCCL ([`NcclCollectives`]).
 //!
 //! ```text
 //! let exchange = ranks.start_exchange("gradients", &send, &receive)?;   runs beside the next launches
@@ -12,8 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Buffer, Device};
+use crate::cuda::nccl::Communicator;
+use crate::cuda::{Cuda, device_error};
 use crate::error::{DeviceError, Result};
-use crate::exchanges::{AddressRange, ExchangeBackend, ExchangeStatus};
+use crate::exchanges::{AddressRange, ExchangeStatus};
 
 /// A range of device memory that a rank sends or receives. The value keeps the memory allocated.
 #[derive(Clone, Debug)]
@@ -47,61 +49,6 @@ impl DeviceRange {
     fn span(&self) -> AddressRange {
         AddressRange { addr: self.addr(), bytes: self.bytes }
     }
-}
-
-/// Exchanges of device memory between the ranks of a job. All ranks make the same calls in the same order.
-pub trait Collectives: fmt::Debug + Send + Sync {
-    /// The number of this rank, from 0 on.
-    fn rank(&self) -> usize;
-
-    /// The number of ranks.
-    fn size(&self) -> usize;
-
-    /// Starts an exchange with all ranks, this one included: sends the ranges `send[to]` to rank `to`, and writes the
-    /// data from rank `from` to the ranges `receive[from]`. The k-th non-empty range of `send[to]` is received in the
-    /// k-th non-empty range of rank `to`'s list `receive` for this rank. The two ranges have the same size. Ranges that
-    /// are sent may overlap. `name` appears in messages.
-    ///
-    /// The exchange sends the values that launches before this call have written. It may run concurrently with the
-    /// launches between this call and [`PendingExchange::wait`]. These launches must neither write the sent ranges
-    /// nor use the received ranges.
-    ///
-    /// # Errors
-    /// A received range overlaps another range (except that a rank may receive its own ranges in place); an exchange
-    /// has failed before; the device is capturing a graph.
-    fn start_exchange(
-        &self,
-        name: &str,
-        send: &[Vec<DeviceRange>],
-        receive: &[Vec<DeviceRange>],
-    ) -> Result<PendingExchange>;
-
-    /// Exchanges ranges in the order of the launches: calls [`Collectives::start_exchange`] and
-    /// [`PendingExchange::wait`].
-    ///
-    /// # Errors
-    /// The errors of [`Collectives::start_exchange`].
-    fn exchange(&self, name: &str, send: &[Vec<DeviceRange>], receive: &[Vec<DeviceRange>]) -> Result<()> {
-        self.start_exchange(name, send, receive)?.wait()
-    }
-
-    /// Waits until all exchanges so far are done on this rank. Call this function before the host waits for the
-    /// device in another way, because such a wait never ends if another rank has ended.
-    ///
-    /// # Errors
-    /// The errors of [`Collectives::check`].
-    fn wait_for_all(&self) -> Result<()>;
-
-    /// Checks the exchanges without waiting, so a watchdog thread may call this function once a second.
-    ///
-    /// # Errors
-    /// An exchange has failed, a rank has ended, or an exchange has taken longer than the time limit. The message
-    /// names the exchange. All later calls return the same error.
-    fn check(&self) -> Result<()>;
-
-    /// Returns the number of exchanges that this rank has started and finished. From the numbers of all ranks,
-    /// [`ExchangeStatus::missing_ranks`] computes which ranks the others wait for.
-    fn status(&self) -> ExchangeStatus;
 }
 
 /// An exchange that may be in progress. Dropping it calls [`PendingExchange::wait`] and ignores the error.
@@ -139,18 +86,20 @@ impl fmt::Debug for PendingExchange {
 impl Drop for PendingExchange {
     fn drop(&mut self) {
         if let Some(wait) = self.0.take() {
-            // The communicator keeps the error, so the next call of `Collectives` returns it.
+            // The communicator keeps the error, so the next call of `NcclCollectives` returns it.
             let _ = wait();
         }
     }
 }
 
-/// Exchanges by NCCL. The first exchange between two ranks connects them. During this exchange, the host may wait until
-/// both ranks have started it. Dropping the value ends this rank's membership. All ranks must drop it at about the same
-/// time: the drop waits up to 10 s for the other ranks, and a rank that exchanges after that gets an error.
+/// Exchanges of device memory between the ranks of a job, by NCCL. All ranks make the same calls in the same order.
+///
+/// The first exchange between two ranks connects them. During this exchange, the host may wait until both ranks have
+/// started it. Dropping the value ends this rank's membership. All ranks must drop it at about the same time: the drop
+/// waits up to 10 s for the other ranks, and a rank that exchanges after that gets an error.
 pub struct NcclCollectives {
     // Dropped before the device, because exchanges use the device's stream.
-    exchanges: Arc<dyn ExchangeBackend>,
+    exchanges: Arc<Communicator>,
     device: Device,
 }
 
@@ -161,7 +110,7 @@ impl Device {
     /// # Errors
     /// The device is not a GPU, or NCCL is missing, too old or fails.
     pub fn create_nccl_id(&self) -> Result<[u8; 128]> {
-        self.0.backend.exchange_id()
+        self.gpu_for_exchanges()?.exchange_id()
     }
 
     /// Joins the group of `size` ranks that exchange memory under this id, as rank `rank`. Returns when all ranks
@@ -175,8 +124,17 @@ impl Device {
     /// `rank` is not less than `size`.
     pub fn join_nccl(&self, rank: usize, size: usize, id: &[u8; 128], time_limit: Duration) -> Result<NcclCollectives> {
         assert!(rank < size, "rank {rank} of {size}");
-        let exchanges = self.0.backend.join_exchanges(rank, size, id, time_limit)?;
-        Ok(NcclCollectives { exchanges: exchanges.into(), device: self.clone() })
+        let exchanges = Arc::new(self.gpu_for_exchanges()?.join_exchanges(rank, size, id, time_limit)?);
+        Ok(NcclCollectives { exchanges, device: self.clone() })
+    }
+
+    fn gpu_for_exchanges(&self) -> Result<&Cuda> {
+        self.0.gpu.as_deref().ok_or_else(|| {
+            let device = self.name();
+            DeviceError::Failed(format!(
+                "NCCL: moves memory between GPUs, but device {device} is not a GPU; use --device cuda"
+            ))
+        })
     }
 }
 
@@ -187,31 +145,29 @@ impl fmt::Debug for NcclCollectives {
 }
 
 impl NcclCollectives {
-    /// Returns why these ranges cannot be exchanged; `None` if they can.
-    fn invalid_buffer(&self, send: &[Vec<DeviceRange>], receive: &[Vec<DeviceRange>]) -> Option<String> {
-        let buffers = |of_ranks: &[Vec<DeviceRange>]| {
-            let ranges = of_ranks.iter().flatten().filter(|range| range.bytes > 0);
-            ranges.map(|range| range.buffer.clone()).collect::<Vec<_>>()
-        };
-        let (sent, received) = (buffers(send), buffers(receive));
-        let is_foreign = |buffer: &&Arc<Buffer>| !Arc::ptr_eq(&buffer.device().0, &self.device.0);
-        if let Some(foreign) = sent.iter().chain(&received).find(is_foreign) {
-            return Some(format!("{foreign:?} belong to another device"));
-        }
-        received.iter().find(|buffer| !buffer.is_writable()).map(|buffer| format!("{buffer:?} cannot be written"))
-    }
-}
-
-impl Collectives for NcclCollectives {
-    fn rank(&self) -> usize {
+    /// The number of this rank, from 0 on.
+    pub fn rank(&self) -> usize {
         self.exchanges.rank()
     }
 
-    fn size(&self) -> usize {
+    /// The number of ranks.
+    pub fn size(&self) -> usize {
         self.exchanges.size()
     }
 
-    fn start_exchange(
+    /// Starts an exchange with all ranks, this one included: sends the ranges `send[to]` to rank `to`, and writes the
+    /// data from rank `from` to the ranges `receive[from]`. The k-th non-empty range of `send[to]` is received in the
+    /// k-th non-empty range of rank `to`'s list `receive` for this rank. The two ranges have the same size. Ranges that
+    /// are sent may overlap. `name` appears in messages.
+    ///
+    /// The exchange sends the values that launches before this call have written. It may run concurrently with the
+    /// launches between this call and [`PendingExchange::wait`]. These launches must neither write the sent ranges
+    /// nor use the received ranges.
+    ///
+    /// # Errors
+    /// A received range overlaps another range (except that a rank may receive its own ranges in place); an exchange
+    /// has failed before; the device is capturing a graph.
+    pub fn start_exchange(
         &self,
         name: &str,
         send: &[Vec<DeviceRange>],
@@ -225,11 +181,12 @@ impl Collectives for NcclCollectives {
             of_ranks.iter().map(|ranges| ranges.iter().map(DeviceRange::span).collect()).collect::<Vec<_>>()
         };
         // SAFETY: the pending exchange owns the ranges, which keep their buffers allocated.
-        let ticket = unsafe { self.exchanges.start_exchange(name, &spans(send), &spans(receive)) }?;
+        let ticket =
+            unsafe { self.exchanges.start_exchange(name, &spans(send), &spans(receive)) }.map_err(device_error)?;
         let (exchanges, device) = (self.exchanges.clone(), self.device.clone());
         let ranges: Vec<DeviceRange> = send.iter().chain(receive).flatten().cloned().collect();
         Ok(PendingExchange::new(move || {
-            let waited = exchanges.wait(ticket);
+            let waited = exchanges.wait(ticket).map_err(device_error);
             // The ranges are dropped after the wait, because their memory may be reused from then on. The device is
             // dropped last.
             drop((ranges, exchanges, device));
@@ -237,16 +194,51 @@ impl Collectives for NcclCollectives {
         }))
     }
 
-    fn wait_for_all(&self) -> Result<()> {
-        self.exchanges.wait_for_all()
+    /// Exchanges ranges in the order of the launches: calls [`NcclCollectives::start_exchange`] and
+    /// [`PendingExchange::wait`].
+    ///
+    /// # Errors
+    /// The errors of [`NcclCollectives::start_exchange`].
+    pub fn exchange(&self, name: &str, send: &[Vec<DeviceRange>], receive: &[Vec<DeviceRange>]) -> Result<()> {
+        self.start_exchange(name, send, receive)?.wait()
     }
 
-    fn check(&self) -> Result<()> {
-        self.exchanges.check()
+    /// Waits until all exchanges so far are done on this rank. Call this function before the host waits for the
+    /// device in another way, because such a wait never ends if another rank has ended.
+    ///
+    /// # Errors
+    /// The errors of [`NcclCollectives::check`].
+    pub fn wait_for_all(&self) -> Result<()> {
+        self.exchanges.wait_for_all().map_err(device_error)
     }
 
-    fn status(&self) -> ExchangeStatus {
+    /// Checks the exchanges without waiting, so a watchdog thread may call this function once a second.
+    ///
+    /// # Errors
+    /// An exchange has failed, a rank has ended, or an exchange has taken longer than the time limit. The message
+    /// names the exchange. All later calls return the same error.
+    pub fn check(&self) -> Result<()> {
+        self.exchanges.check().map_err(device_error)
+    }
+
+    /// Returns the number of exchanges that this rank has started and finished. From the numbers of all ranks,
+    /// [`ExchangeStatus::missing_ranks`] computes which ranks the others wait for.
+    pub fn status(&self) -> ExchangeStatus {
         self.exchanges.status()
+    }
+
+    /// Returns why these ranges cannot be exchanged; `None` if they can.
+    fn invalid_buffer(&self, send: &[Vec<DeviceRange>], receive: &[Vec<DeviceRange>]) -> Option<String> {
+        let buffers = |of_ranks: &[Vec<DeviceRange>]| {
+            let ranges = of_ranks.iter().flatten().filter(|range| range.bytes > 0);
+            ranges.map(|range| range.buffer.clone()).collect::<Vec<_>>()
+        };
+        let (sent, received) = (buffers(send), buffers(receive));
+        let is_foreign = |buffer: &&Arc<Buffer>| !Arc::ptr_eq(&buffer.device().0, &self.device.0);
+        if let Some(foreign) = sent.iter().chain(&received).find(is_foreign) {
+            return Some(format!("{foreign:?} belong to another device"));
+        }
+        received.iter().find(|buffer| !buffer.is_writable()).map(|buffer| format!("{buffer:?} cannot be written"))
     }
 }
 

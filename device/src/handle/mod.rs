@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 
 pub use buffer::Buffer;
 pub use captured_graph::CapturedGraph;
-pub use collectives::{Collectives, DeviceRange, NcclCollectives, PendingExchange};
+pub use collectives::{DeviceRange, NcclCollectives, PendingExchange};
 pub use download::Download;
 pub use graph_cache::GraphCache;
 pub use profiler::{PhaseGuard, Profiler};
@@ -33,7 +33,9 @@ use crate::sim::{Sim, SimOptions};
 use captured_graph::CaptureState;
 
 struct Inner {
-    backend: Box<dyn Backend>,
+    backend: Arc<dyn Backend>,
+    /// The backend of device `cuda`, for exchanges between ranks.
+    gpu: Option<Arc<Cuda>>,
     memory: MemoryCounters,
     profile: ProfileData,
     capture: Mutex<Option<CaptureState>>,
@@ -55,12 +57,13 @@ impl std::fmt::Debug for Device {
 
 impl Device {
     fn new(backend: impl Backend + 'static) -> Device {
-        Device::with_memory_limit(backend, None)
+        Device::from_parts(Arc::new(backend), None, None)
     }
 
-    fn with_memory_limit(backend: impl Backend + 'static, memory_limit: Option<u64>) -> Device {
+    fn from_parts(backend: Arc<dyn Backend>, gpu: Option<Arc<Cuda>>, memory_limit: Option<u64>) -> Device {
         Device(Arc::new(Inner {
-            backend: Box::new(backend),
+            backend,
+            gpu,
             memory: MemoryCounters::default(),
             profile: ProfileData::default(),
             capture: Mutex::default(),
@@ -94,7 +97,7 @@ impl Device {
     /// A [`Self::dry`] device for a machine of this compute capability, on which `free_bytes` bytes can be allocated.
     /// Decisions that depend on the free memory are the same as on that machine. Larger allocations do not fail.
     pub fn dry_machine(kernels: Kernels, compute_capability: u32, free_bytes: Option<u64>) -> Device {
-        let device = Device::with_memory_limit(DryDevice::new(kernels, compute_capability), free_bytes);
+        let device = Device::from_parts(Arc::new(DryDevice::new(kernels, compute_capability)), None, free_bytes);
         device.profiler().collect_totals(true);
         device.0.profile.plan_launches(compute_capability);
         device
@@ -138,7 +141,8 @@ impl Device {
     /// # Errors
     /// The driver cannot reserve address space.
     pub fn on_gpu_with_matmul_implementation(gpu: Gpu, products: MatmulImplementation) -> Result<Device> {
-        Ok(Device::new(Cuda::new(gpu, products)?))
+        let gpu = Arc::new(Cuda::new(gpu, products)?);
+        Ok(Device::from_parts(gpu.clone(), Some(gpu), None))
     }
 
     /// The device's name: `cpu`, `cuda`, `sim` or `dry`.

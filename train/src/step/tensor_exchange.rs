@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reel_device::{Collectives, Device, DeviceRange, NcclCollectives, PendingExchange};
+use reel_device::{Device, DeviceRange, NcclCollectives, PendingExchange};
 use reel_ranks::Ranks;
 use reel_runtime::Tensor;
 

@@ -9,8 +9,8 @@ use crate::cuda::fake::FakeDriver;
 use crate::cuda::{Gpu, Nvidia};
 use crate::launch::Params;
 use crate::{
-    Addr, Arch, Buffer, Collectives, Cost, Device, DeviceRange, ExchangeStatus, Kernel, Launch, MemoryCategory,
-    NcclCollectives, Source, Stage, Team, compile,
+    Addr, Arch, Buffer, Cost, Device, DeviceRange, ExchangeStatus, Kernel, Launch, MemoryCategory, NcclCollectives,
+    Source, Stage, Team, compile,
 };
 
 /// A time limit that no test reaches.
