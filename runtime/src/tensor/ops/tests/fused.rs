@@ -450,7 +450,7 @@ fn siglip_ops_refuse_gradients() {
     };
     assert!(results(&frozen).iter().all(Result::is_ok));
     for result in results(&trained) {
-        let text = result.err().expect("an error").to_string();
+        let text = result.expect_err("an error").to_string();
         assert!(text.contains("needs a gradient"), "{text}");
     }
 }
