@@ -33,7 +33,8 @@ fn trainer(dtype: DType) -> (Trainer, BaseModel) {
 
 fn state(step: u64) -> RunState {
     let text = serde_json::json!({"version": "0", "step": step, "steps": 9, "position": {"slot": 0, "skipped": []}, "peak_bytes": 0,
-        "model_hash": "", "data_hash": "", "options": {}, "parameter_steps": {}});
+        "model_hash": "", "model_files": {}, "data_hash": "", "data_files": [], "options": {}, "parameter_steps": {},
+        "rewards": {"sum": 0.0, "steps": 0, "best": null}, "hash": ""});
     serde_json::from_value(text).unwrap()
 }
 
