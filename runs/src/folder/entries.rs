@@ -104,7 +104,7 @@ fn is_run_file(name: &str) -> bool {
     FIXED_NAMES.contains(&name) || name.starts_with("events.out.tfevents.") || is_weight_file
 }
 
-/// Returns the step of a checkpoint folder; `None` if `folder` is none or is incomplete.
+/// Returns the step of a complete checkpoint; `None` if `folder` is not a checkpoint, or an incomplete one.
 fn step_of_complete_checkpoint(folder: &Path) -> Option<u64> {
     step_of_checkpoint_folder(folder).filter(|_| folder.join(RUN_STATE_FILE).is_file())
 }
