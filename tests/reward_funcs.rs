@@ -22,6 +22,20 @@ def length(prompts, completions, completion_ids, solution, **columns):
 def sometimes(completions, solution, **columns):
     return [None if "<answer>2<" in text else 4.0 for text in solution]
 
+def names(completions, completion_ids, trainer_state, log_extra, log_metric, **columns):
+    log_extra("size", [len(ids) for ids in completion_ids])
+    log_metric("seen", trainer_state.global_step)
+    log_metric("seen", float("nan"))
+    log_metric("seen", trainer_state.max_steps + 10)
+    return [1.0] * len(completions)
+
+def partly(completions, completion_ids, **columns):
+    kinds = [None, float("nan"), 2.0, 5.0]
+    return [kinds[(sum(ids) + i) % 4] for i, ids in enumerate(completion_ids)]
+
+def never(completions, **columns):
+    return [None] * len(completions)
+
 def fails(completions, **columns):
     raise ValueError("no such colour: " + completions[0][0]["role"])
 "#;
@@ -99,6 +113,94 @@ fn functions_have_names_weights_and_a_log() {
     assert!(run_in(at, ["replay", "out", "--step", "2"]).ok().contains("gives the same bits"));
 }
 
+/// Returns the groups that are recorded for step 1.
+fn groups_of_step_1(at: &Path, out: &str) -> Vec<Value> {
+    let text = fs::read_to_string(at.join(out).join("rollouts/000001.jsonl")).expect("rollouts");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+fn numbers(list: &Value) -> Vec<Option<f64>> {
+    list.as_array().expect("a list").iter().map(Value::as_f64).collect()
+}
+
+/// A completion without any reward has no advantage, and mean and deviation are those of the others: in sampling, on
+/// several ranks, in a replay, and in a file of `--rollouts`.
+#[test]
+fn completions_without_any_reward_are_left_out() {
+    if !has_python("completions_without_any_reward_are_left_out") {
+        return;
+    }
+    let folder = training_folder();
+    let at = folder.path();
+    fs::write(at.join("my.py"), FUNCTIONS).expect("written");
+    let options = ["--max-steps", "1", "--no-shuffle", "--gradient-accumulation-steps", "2", "--scale-rewards", "none"];
+    let told = run(at, "out", &["my.py:partly"], &options);
+    told.ok();
+    assert!(told.stderr.contains("completions have no reward, because every reward function"), "{}", told.stderr);
+    assert!(told.stderr.contains("returned NaN"), "{}", told.stderr);
+    let groups = groups_of_step_1(at, "out");
+    let mut all = Vec::new();
+    for group in &groups {
+        let (rewards, advantages) = (numbers(&group["rewards"]), numbers(&group["scores"]["advantage"]));
+        let known: Vec<f64> = rewards.iter().flatten().copied().collect();
+        let mean = known.iter().sum::<f64>() / known.len().max(1) as f64;
+        for (reward, advantage) in rewards.iter().zip(advantages) {
+            let (want, got) = (reward.map_or(0.0, |reward| reward - mean), advantage.expect("a number"));
+            assert!((want - got).abs() < 1e-5, "{rewards:?}: {got} is not {want}");
+        }
+        all.extend(rewards);
+    }
+    let known: Vec<f64> = all.iter().flatten().copied().collect();
+    let line = &read_metrics(&at.join("out"))[0];
+    assert!(!known.is_empty() && known.len() < all.len(), "the test needs completions with and without a reward");
+    assert_eq!(line["completions_without_reward"], all.len() - known.len());
+    assert!(line["nan_rewards"].as_u64().is_some_and(|n| n > 0), "{line}");
+    let mean = known.iter().sum::<f64>() / known.len() as f64;
+    assert!((line["reward"].as_f64().expect("a mean") - mean).abs() < 1e-5, "{line}");
+    assert!(run_in(at, ["replay", "out", "--step", "1"]).ok().contains("gives the same bits"));
+
+    run(at, "two", &["my.py:partly"], &[&options[..], &["--gpus", "2"]].concat()).ok();
+    let hash = |out: &str| read_metrics(&at.join(out))[0]["hash"].clone();
+    assert_eq!((hash("two"), &read_metrics(&at.join("two"))[0]["nan_rewards"]), (hash("out"), &line["nan_rewards"]));
+    let given = grpo_args("given", &[&options[..], &["--rollouts", "out/rollouts/000001.jsonl"]].concat());
+    run_in(at, given.into_iter().filter(|arg| arg != "--quiet")).ok();
+    assert_eq!(hash("given"), hash("out"));
+    assert_eq!(read_metrics(&at.join("given"))[0]["completions_without_reward"], line["completions_without_reward"]);
+
+    run(at, "none", &["my.py:never"], &[&options[..], &["--logging-steps", "1"]].concat()).ok();
+    let line = &read_metrics(&at.join("none"))[0];
+    assert!(line.get("reward").is_none() && line.get("reward_std").is_none(), "{line}");
+    assert_eq!(line["grad_norm"], 0.0, "{line}");
+    let dynamic = [&options[..], &["--dynamic-sampling"]].concat();
+    run(at, "dynamic", &["my.py:never"], &dynamic).assert_refused(1, &["--dynamic-sampling"]);
+}
+
+#[test]
+fn functions_get_the_state_of_the_run_and_log_metrics() {
+    if !has_python("functions_get_the_state_of_the_run_and_log_metrics") {
+        return;
+    }
+    let folder = training_folder();
+    let at = folder.path();
+    fs::write(at.join("my.py"), FUNCTIONS).expect("written");
+    let options = ["--max-steps", "2", "--no-shuffle", "--gradient-accumulation-steps", "2"];
+    for (out, more) in [("out", &[][..]), ("two", &["--gpus", "2"])] {
+        run(at, out, &["my.py:names", "my.py:length"], &[&options[..], more].concat()).ok();
+        // The values are the number of finished steps, and 10 more than the steps of the run.
+        let seen: Vec<Value> = read_metrics(&at.join(out)).iter().map(|line| line["logged/seen"].clone()).collect();
+        assert_eq!(seen, [6.0, 6.5], "{out}");
+        let group = &groups_of_step_1(at, out)[1];
+        let sizes: Vec<usize> = group["completions"]
+            .as_array()
+            .expect("ids")
+            .iter()
+            .map(|ids| ids.as_array().expect("ids").len())
+            .collect();
+        let logged: Vec<Value> = group["extra"].as_array().expect("extra").iter().map(|x| x["size"].clone()).collect();
+        assert_eq!(logged, sizes, "{out}");
+    }
+}
+
 #[test]
 fn errors_of_functions_name_file_and_line() {
     if !has_python("errors_of_functions_name_file_and_line") {
@@ -112,7 +214,7 @@ fn errors_of_functions_name_file_and_line() {
     let failed = run(at, "out", &["my.py:fails"], &one);
     failed.assert_refused(
         1,
-        &["--reward-funcs `my.py:fails`", "my.py:11: ValueError: no such colour: assistant", "reward.log"],
+        &["--reward-funcs `my.py:fails`", "my.py:25: ValueError: no such colour: assistant", "reward.log"],
     );
     assert!(log(at, "out").contains("Traceback"), "{}", log(at, "out"));
     run(at, "b", &["broken.py:f"], &one).assert_refused(1, &["broken.py:2: SyntaxError"]);

@@ -24,7 +24,9 @@ pub enum ScaleRewards {
 /// Returns the advantages `(reward - group mean) / (std + 1e-4)` in f32 with torch's order of operations. The
 /// standard deviation has the divisor n - 1.
 ///
-/// `rewards` holds groups of `group_size` completions one after the other. In a group of 1 the advantage is 0.
+/// `rewards` holds groups of `group_size` completions one after the other. In a group of 1 the advantage is 0. A
+/// completion whose reward is NaN has no reward: its advantage is 0, and it does not enter mean and deviation (TRL
+/// 1.10 and newer).
 pub fn group_advantages(rewards: &[f32], group_size: usize, scale: ScaleRewards) -> Vec<f32> {
     let batch_divisor = std(rewards) + EPSILON;
     let advantages = rewards.chunks(group_size.max(1)).flat_map(|group| {
@@ -34,7 +36,7 @@ pub fn group_advantages(rewards: &[f32], group_size: usize, scale: ScaleRewards)
             ScaleRewards::Batch => batch_divisor,
             ScaleRewards::None => 1.0,
         };
-        group.iter().map(move |reward| (reward - mean) / divisor)
+        group.iter().map(move |reward| if reward.is_nan() { 0.0 } else { (reward - mean) / divisor })
     });
     advantages.collect()
 }
@@ -55,6 +57,17 @@ mod tests {
         assert!((batch[0] - pair((8.75f32 / 3.0).sqrt())).abs() < 1e-6 && (batch[2] - 4.0 * batch[0]).abs() < 1e-6);
         assert_eq!(group_advantages(&[3.0, 5.0], 1, ScaleRewards::Group), [0.0, 0.0]);
         assert!(group_advantages(&[], 8, ScaleRewards::Batch).is_empty());
+    }
+
+    #[test]
+    fn completions_without_a_reward_do_not_change_the_others() {
+        let nan = f32::NAN;
+        for scale in [ScaleRewards::Group, ScaleRewards::Batch, ScaleRewards::None] {
+            let without = group_advantages(&[2.0, 1.0, 4.0], 3, scale);
+            let [a, b, c] = without[..] else { panic!("three advantages") };
+            assert_eq!(group_advantages(&[nan, 2.0, 1.0, nan, 4.0, nan], 6, scale), [0.0, a, b, 0.0, c, 0.0]);
+            assert_eq!(group_advantages(&[nan, nan, 3.0, nan], 2, scale), [0.0; 4]);
+        }
     }
 
     proptest! {

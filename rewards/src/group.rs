@@ -8,7 +8,7 @@ use crate::advantage::group_advantages;
 use crate::format::format_reward;
 use crate::length::length_reward;
 use crate::temporal::temporal_reward;
-use crate::{ProblemType, Recipe, RewardWeights, ScaleRewards};
+use crate::{CustomReports, ProblemType, Recipe, RewardWeights, ScaleRewards};
 
 /// Completions of one prompt with all data that the reward functions need.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,6 +31,8 @@ pub struct ScoringGroup {
     /// Custom rewards by name, with one number per completion; NaN if the reward does not apply to the completion. If
     /// there are any custom rewards, the length reward is off.
     pub custom: Vec<(String, Vec<f32>)>,
+    /// What the custom rewards report besides rewards.
+    pub reports: CustomReports,
 }
 
 /// How groups are scored: recipe, weights and scaling.
@@ -62,9 +64,12 @@ pub struct Scores {
     pub length: Vec<f32>,
     /// Custom rewards by name, with one number per completion.
     pub custom: Vec<(String, Vec<f32>)>,
-    /// Weighted sum of the rewards that apply.
+    /// What the custom rewards report besides rewards.
+    pub reports: CustomReports,
+    /// Weighted sum of the rewards that apply; NaN for a completion to which no custom reward and no built-in reward
+    /// with a weight applies.
     pub reward: Vec<f32>,
-    /// Advantage within the group; empty for a single completion.
+    /// Advantage within the group; empty for a single completion, 0 for a completion without a reward.
     pub advantage: Vec<f32>,
 }
 
@@ -85,7 +90,7 @@ impl ScoringGroup {
             self.custom.iter().all(|(_, values)| fits(values.len())),
             "the number of custom rewards differs from that of completions"
         );
-        let mut scores = Scores { custom: self.custom.clone(), ..Scores::default() };
+        let mut scores = Scores { custom: self.custom.clone(), reports: self.reports.clone(), ..Scores::default() };
         if let Some(solution) = &self.solution {
             self.score_answers(solution, rules.recipe, &mut scores);
         }
@@ -131,8 +136,19 @@ impl Scores {
         fixed.into_iter().chain(custom).filter(|(_, values)| !values.is_empty())
     }
 
+    /// Returns whether the completions of the group have different rewards, so that the group has advantages other
+    /// than 0. Completions without a reward do not count.
+    pub fn rewards_differ(&self) -> bool {
+        let mut known = self.reward.iter().filter(|reward| !reward.is_nan());
+        known.next().is_some_and(|first| known.any(|other| other != first))
+    }
+
     fn weighted_sum(&self, n: usize, weights: &RewardWeights) -> Vec<f32> {
-        let mut sums = vec![0.0; n];
+        let built_in = self.named_rewards().count().saturating_sub(self.custom.len());
+        let always =
+            self.custom.is_empty() || self.named_rewards().take(built_in).any(|(name, _)| weights.weight(name) != 0.0);
+        let has_reward = |i: usize| always || self.custom.iter().any(|(_, values)| !values[i].is_nan());
+        let mut sums: Vec<f32> = (0..n).map(|i| if has_reward(i) { 0.0 } else { f32::NAN }).collect();
         for (name, values) in self.named_rewards() {
             let weight = weights.weight(name);
             let applied = sums.iter_mut().zip(values).filter(|(_, value)| !value.is_nan());
@@ -223,11 +239,30 @@ mod tests {
     }
 
     #[test]
-    fn a_reward_that_does_not_apply_adds_nothing() {
-        let custom = vec![("f".to_string(), vec![f32::NAN, 2.0, f32::NAN])];
-        let scores = ScoringGroup { custom, solution: None, ..group_of_three() }.score(&RewardRules::default());
-        assert_eq!(scores.reward, [0.0, 2.0, 0.0]);
-        assert!(serde_json::to_string(&scores).unwrap().starts_with(r#"{"f":[null,2.0,null],"#));
+    fn a_completion_to_which_no_reward_applies_has_no_advantage() {
+        let nan = f32::NAN;
+        let score = |custom: &[(&str, [f32; 3])], solution: Option<String>, weights: &str| {
+            let names: Vec<String> = custom.iter().map(|(name, _)| name.to_string()).collect();
+            let weights = RewardWeights::parse(weights, &names).unwrap();
+            let custom = custom.iter().map(|(name, values)| (name.to_string(), values.to_vec())).collect();
+            let group = ScoringGroup { custom, solution, ..group_of_three() };
+            group.score(&RewardRules { weights, scale: ScaleRewards::None, ..RewardRules::default() })
+        };
+        let text = |custom: &[(&str, [f32; 3])], solution, weights: &str| {
+            let scores = score(custom, solution, weights);
+            serde_json::to_string(&(&scores.reward, &scores.advantage)).unwrap()
+        };
+        let (f, solution) = (("f", [nan, 2.0, 1.0]), group_of_three().solution);
+        assert_eq!(text(&[f], None, "f=1"), "[[null,2.0,1.0],[0.0,0.5,-0.5]]");
+        // A number of another function is a reward, also with the weight 0; built-in functions count by their weight.
+        assert_eq!(text(&[f, ("g", [nan, nan, 3.0])], None, "f=1,g=2"), "[[null,2.0,7.0],[0.0,-2.5,2.5]]");
+        assert_eq!(text(&[f, ("g", [9.0, nan, nan])], None, "f=1,g=0"), "[[0.0,2.0,1.0],[-1.0,1.0,0.0]]");
+        assert_eq!(text(&[f], solution.clone(), "f=1"), "[[2.0,3.0,3.0],[-0.66666675,0.33333325,0.33333325]]");
+        assert_eq!(text(&[f], solution, "f=1,accuracy=0,format=0"), "[[null,2.0,1.0],[0.0,0.5,-0.5]]");
+        assert_eq!(text(&[("f", [nan; 3])], None, "f=1"), "[[null,null,null],[0.0,0.0,0.0]]");
+        let differ = |values| score(&[("f", values)], None, "f=1").rewards_differ();
+        assert!(differ([nan, 2.0, 1.0]) && !differ([nan, 2.0, 2.0]) && !differ([nan, 2.0, nan]) && !differ([nan; 3]));
+        assert!(serde_json::to_string(&score(&[f], None, "f=1")).unwrap().starts_with(r#"{"f":[null,2.0,1.0],"#));
     }
 
     #[test]

@@ -32,7 +32,9 @@ mod weights;
 pub use accuracy::{accuracy_reward, free_form_accuracy, multiple_choice_accuracy, numerical_accuracy, ocr_accuracy};
 pub use advantage::{ScaleRewards, group_advantages};
 pub use answer::extract_answer;
-pub use custom::{BASIC_ENVIRONMENT, CustomReward, ProgramLog, function_name};
+pub use custom::{
+    BASIC_ENVIRONMENT, CustomReports, CustomReward, ProgramLog, RewardReply, TrainerState, function_name,
+};
 pub use error::{Result, RewardError};
 pub use group::{FirstCompletionScores, RewardRules, Scores, ScoringGroup};
 pub use problem_type::ProblemType;

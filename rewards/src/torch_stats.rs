@@ -37,21 +37,22 @@ fn sum_rows<const N: usize>(rows: &[[f32; N]]) -> [f32; N] {
     sums[1..].iter().fold(sums[0], add)
 }
 
-/// Returns the mean; 0 for an empty slice.
+/// Returns the mean of the values that are not NaN, as torch's `nanmean`; 0 if there are none.
 pub fn mean(values: &[f32]) -> f32 {
-    if values.is_empty() { 0.0 } else { sum(values) / values.len() as f32 }
+    let known: Vec<f32> = values.iter().map(|x| if x.is_nan() { 0.0 } else { *x }).collect();
+    sum(&known) / values.iter().filter(|x| !x.is_nan()).count().max(1) as f32
 }
 
-/// Returns the standard deviation with divisor n - 1, computed in f64 as in torch's `std`; 0 for fewer than two
-/// values.
+/// Returns the standard deviation of the values that are not NaN, with divisor n - 1, computed in f64 as in torch's
+/// `std`; 0 for fewer than two values.
 pub fn std(values: &[f32]) -> f32 {
-    if values.len() < 2 {
+    let known: Vec<f64> = values.iter().filter(|x| !x.is_nan()).map(|&x| f64::from(x)).collect();
+    if known.len() < 2 {
         return 0.0;
     }
-    let n = values.len() as f64;
-    let mean = values.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
-    let squares: f64 = values.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum();
-    (squares / (n - 1.0)).sqrt() as f32
+    let n = known.len() as f64;
+    let mean = known.iter().sum::<f64>() / n;
+    (known.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt() as f32
 }
 
 #[cfg(test)]
@@ -84,6 +85,14 @@ mod tests {
         fn every_value_is_added_once(values in prop::collection::vec(-99i16..99, 0..130)) {
             let floats: Vec<f32> = values.iter().map(|&x| f32::from(x)).collect();
             prop_assert_eq!(sum(&floats), values.iter().map(|&x| i32::from(x)).sum::<i32>() as f32);
+        }
+
+        /// NaN stands for no value, so that mean and deviation are those of the other values.
+        #[test]
+        fn mean_and_std_leave_nan_out(values in prop::collection::vec(prop::option::of(-9i8..9), 0..20)) {
+            let all: Vec<f32> = values.iter().map(|x| x.map_or(f32::NAN, f32::from)).collect();
+            let known: Vec<f32> = values.iter().flatten().map(|&x| f32::from(x)).collect();
+            prop_assert_eq!((mean(&all), std(&all)), (mean(&known), std(&known)));
         }
 
         #[test]

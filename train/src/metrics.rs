@@ -41,10 +41,16 @@ pub struct StepMetrics {
 /// The metrics that only a GRPO step has. A field that does not apply to the run is absent from the JSON line.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GrpoMetrics {
-    /// Mean of each reward before its weight is applied. The pair `("accuracy", mean)` is the key `rewards/accuracy`
-    /// of the JSON line.
+    /// Mean of each reward before its weight is applied, `("rewards/accuracy", mean)`, and of each metric that a reward
+    /// function logs, `("logged/NAME", mean)`. The names are keys of the JSON line.
     #[serde(flatten, with = "rewards_by_name")]
     pub rewards: Vec<(String, f64)>,
+    /// Number of rewards of this step that were NaN, which counts as None.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nan_rewards: Option<u64>,
+    /// Number of completions that the step trains on without a reward: no reward function applies to them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completions_without_reward: Option<u64>,
     /// Number of frames that SigLIP encoded for this step. Only frames that are not in the cache of a process are
     /// encoded, so the number differs in a resumed run or with another number of processes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -56,10 +62,10 @@ pub struct GrpoMetrics {
     /// The value depends on the clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout_seconds: Option<f64>,
-    /// Mean weighted reward of the completions that the step trains on.
+    /// Mean weighted reward of the completions that the step trains on and that have a reward.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reward: Option<f64>,
-    /// The standard deviation (n − 1) of the rewards within a group, averaged over the groups.
+    /// The standard deviation (n − 1) of the rewards within a group, averaged over the groups with several rewards.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reward_std: Option<f64>,
     /// Mean over tokens of the k3 estimate of the KL divergence between policy and reference model.
@@ -98,21 +104,22 @@ pub struct ValidationLoss {
     pub eval_data_hash: String,
 }
 
-/// Writes and reads the rewards of a step as the keys `rewards/NAME` of its JSON line.
+/// Writes and reads the rewards and logged metrics of a step as keys of its JSON line.
 mod rewards_by_name {
     use serde::{Deserialize, Deserializer, Serializer};
     use serde_json::{Map, Value};
 
-    const PREFIX: &str = "rewards/";
+    const PREFIXES: [&str; 2] = ["rewards/", "logged/"];
 
     pub fn serialize<S: Serializer>(rewards: &[(String, f64)], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(rewards.iter().map(|(name, mean)| (format!("{PREFIX}{name}"), mean)))
+        serializer.collect_map(rewards.iter().map(|(key, mean)| (key, mean)))
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String, f64)>, D::Error> {
         let fields = Map::<String, Value>::deserialize(deserializer)?;
-        let reward = |(key, value): (&String, &Value)| Some((key.strip_prefix(PREFIX)?.to_string(), value.as_f64()?));
-        Ok(fields.iter().filter_map(reward).collect())
+        let is_named = |key: &String| PREFIXES.iter().any(|prefix| key.starts_with(prefix));
+        let number = |(key, value): (String, Value)| Some((key, value.as_f64()?));
+        Ok(fields.into_iter().filter(|(key, _)| is_named(key)).filter_map(number).collect())
     }
 }
 
@@ -184,7 +191,7 @@ mod tests {
         let want = r#"{"step":1,"loss":1.5,"grad_norm":0.25,"learning_rate":1e-6,"tokens":10,"tokens_per_second":5.0,"step_seconds":2.0,"peak_bytes":7,"hash":"00"}"#;
         assert_eq!(text, want);
         let grpo = GrpoMetrics {
-            rewards: vec![("format".into(), 0.5), ("accuracy".into(), 1.0)],
+            rewards: vec![("rewards/format".into(), 0.5), ("logged/accuracy".into(), 1.0)],
             frames_encoded: Some(16),
             rollout_seconds: Some(0.0),
             reward: Some(1.5),
@@ -194,11 +201,11 @@ mod tests {
         };
         let step = StepMetrics { grpo, ..line(1) };
         let text = serde_json::to_string(&step).unwrap();
-        let end = r#","rewards/format":0.5,"rewards/accuracy":1.0,"frames_encoded":16,"rollout_seconds":0.0,"reward":1.5,"rollout_drift":0.10000000149011612,"train_seconds":2.0}"#;
+        let end = r#","rewards/format":0.5,"logged/accuracy":1.0,"frames_encoded":16,"rollout_seconds":0.0,"reward":1.5,"rollout_drift":0.10000000149011612,"train_seconds":2.0}"#;
         assert_eq!(text, format!("{}{end}", want.trim_end_matches('}')));
         assert_eq!(serde_json::from_str::<StepMetrics>(&text).unwrap(), step);
         let names: Vec<String> = step.named_metric_values().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names[..4], ["train/loss", "train/grad_norm", "train/learning_rate", "train/tokens_per_second"]);
-        assert_eq!(names[4..7], ["train/peak_bytes", "train/rewards/format", "train/rewards/accuracy"]);
+        assert_eq!(names[4..7], ["train/peak_bytes", "train/rewards/format", "train/logged/accuracy"]);
     }
 }

@@ -9,8 +9,11 @@ use reel_client::check_http_url;
 use serde_json::{Value, json};
 use ureq::Agent;
 
-use super::reply::{custom_reward_error, format_seconds, parse_reward, shorten_for_message};
+use super::reply::{
+    RewardReply, custom_reward_error, format_seconds, parse_json_with_nan, parse_reply, shorten_for_message,
+};
 use super::wait::{NoMessageReason, STOPPED_HELP, STOPPED_PROBLEM, receive_until};
+use super::{TRAINER_STATE, TrainerState};
 use crate::{Result, RewardError};
 
 const FLAG: &str = "--reward-url";
@@ -54,9 +57,13 @@ impl HttpReward {
     }
 
     /// Sends a batch of rows on another thread, so that a stop flag can end the wait for the response.
-    pub(super) fn send_batch(&mut self, rows: &[Value]) -> Result<()> {
+    pub(super) fn send_batch(&mut self, rows: &[Value], state: Option<&TrainerState>) -> Result<()> {
         let (sender, response) = mpsc::sync_channel(1);
-        let (client, body) = (self.client.clone(), json!({"rows": rows}).to_string());
+        let body = match state {
+            Some(state) => json!({"rows": rows, TRAINER_STATE: state}),
+            None => json!({"rows": rows}),
+        };
+        let (client, body) = (self.client.clone(), body.to_string());
         thread::Builder::new()
             .name("custom reward".into())
             .spawn(move || drop(sender.send(client.post(&body))))
@@ -69,7 +76,11 @@ impl HttpReward {
 
     /// Waits for the rewards of the batch, at most until `until` if it is given. Returns `None` if the rewards have not
     /// arrived by then.
-    pub(super) fn wait_for_rewards(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
+    pub(super) fn wait_for_rewards(
+        &mut self,
+        until: Option<Instant>,
+        stop: &AtomicBool,
+    ) -> Option<Result<Vec<RewardReply>>> {
         let batch = self.batch.take()?;
         let client = &self.client;
         Some(match receive_until(&batch.response, until, stop) {
@@ -86,9 +97,9 @@ impl HttpReward {
 
 impl Client {
     /// Parses the rewards in the text of a response to a batch of `rows` rows.
-    fn rewards(&self, text: &str, rows: usize) -> Result<Vec<f64>> {
+    fn rewards(&self, text: &str, rows: usize) -> Result<Vec<RewardReply>> {
         let help = "reply with {\"rewards\": [...]}, one number per row";
-        let response: Value = serde_json::from_str(text)
+        let response = parse_json_with_nan(text)
             .map_err(|_| self.error(format!("replied `{}`, which is not JSON", shorten_for_message(text)), help))?;
         let Some(values) = response.get("rewards").and_then(Value::as_array) else {
             return Err(self.error(format!("replied {}, without `rewards`", shorten_for_message(text)), help));
@@ -96,7 +107,7 @@ impl Client {
         if values.len() != rows {
             return Err(self.error(format!("gave {} rewards for {rows} rows", values.len()), help));
         }
-        let rewards = values.iter().enumerate().map(|(i, value)| parse_reward(value).map_err(|why| (i, why)));
+        let rewards = values.iter().enumerate().map(|(i, value)| parse_reply(value).map_err(|why| (i, why)));
         rewards.collect::<Result<_, _>>().map_err(|(i, why)| self.error(format!("rewards[{i}] {why}"), help))
     }
 
@@ -224,6 +235,12 @@ mod tests {
         let mut own = CustomReward::from_url(&url, LONG).unwrap();
         assert_eq!(own.score(&rows(4)).unwrap(), [0.0, 1.0, 2.0, 3.0]);
         assert_eq!(own.score(&rows(2)).unwrap(), [0.0, 1.0]);
+        let url = server(|_| response(200, "{\"rewards\": [NaN, null, {\"reward\": 2, \"extra\": {\"a\": 1}}]}"));
+        let mut own = CustomReward::from_url(&url, LONG).unwrap();
+        own.send_batch(&rows(3), None).unwrap();
+        let replies = own.finish(&AtomicBool::new(false)).unwrap();
+        assert_eq!(replies.iter().map(|reply| reply.is_nan).collect::<Vec<_>>(), [true, false, false]);
+        assert!(replies[0].reward.is_nan() && replies[1].reward.is_nan() && replies[2].extra["a"] == 1);
     }
 
     #[test]
@@ -231,7 +248,8 @@ mod tests {
         for (status, body, named) in [
             (200, "{\"rewards\": [1]}", "1 rewards for 2 rows"),
             (200, "{\"rewards\": [1, 2, 3]}", "3 rewards for 2 rows"),
-            (200, "{\"rewards\": [1, NaN]}", "not JSON"),
+            (200, "{\"rewards\": [1, Infinity]}", "not JSON"),
+            (200, "{\"rewards\": [1, {\"reward\": 1, \"metrics\": {\"a\": \"b\"}}]}", "`a` is not a number"),
             (200, "{\"rewards\": [1, true]}", "rewards[1] is true"),
             (200, "{\"rewards\": [1, 1e300]}", "rewards[1] is"),
             (200, "{\"rewards\": 1}", "without `rewards`"),

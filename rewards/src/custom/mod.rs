@@ -6,8 +6,10 @@
 //!
 //! **Command.** `sh -c CMD` is started once. For each batch it gets one line of JSON per row on standard input and must
 //! write one line per row, in order, on standard output: a number, `{"reward": number}`, or `null` if the reward does
-//! not apply to the row. Nothing else may go to standard output. Each row has an extra field `_batch`, `{"index": i,
-//! "size": n}`, so that a program can read the whole batch before it replies:
+//! not apply to the row (`NaN` too, which is counted). Nothing else may go to standard output. An object may also hold
+//! `extra`, columns for the record of the completion, and `metrics`, numbers whose means are metrics of the step (TRL's
+//! `log_extra` and `log_metric`). Each row has an extra field `_batch`, `{"index": i, "size": n}` and in a run
+//! [`TrainerState`], so that a program can read the whole batch before it replies:
 //! ```text
 //! stdin:  {"prompt": "2 + 2?", "completion": "4", …, "_batch": {"index": 0, "size": 2}}
 //! stdin:  {"prompt": "2 + 2?", "completion": "5", …, "_batch": {"index": 1, "size": 2}}
@@ -24,8 +26,8 @@
 //!
 //! What a command or function writes to standard error can be logged ([`ProgramLog`]).
 //!
-//! **HTTP.** `POST URL` with `{"rows": [...]}`; the reply is status 200 with `{"rewards": [numbers]}`, one per row,
-//! in order; `null` as above.
+//! **HTTP.** `POST URL` with `{"rows": [...], "trainer_state": {...}}`; the reply is status 200 with
+//! `{"rewards": [numbers]}`, one per row, in order; `null` and objects as above.
 //!
 //! Each batch has a deadline. A failed batch gives one error, and none of its rewards are used. After an error the
 //! command is killed; the next batch starts it again.
@@ -39,7 +41,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use serde_json::Value;
+
+pub use reply::{CustomReports, RewardReply};
 
 use crate::{Result, RewardError};
 
@@ -48,6 +53,20 @@ const FUNCTION_FLAG: &str = "--reward-funcs";
 
 /// The environment variables that a command always gets if they are set. Few programs run without them.
 pub const BASIC_ENVIRONMENT: [&str; 7] = ["PATH", "HOME", "USER", "SHELL", "LANG", "LC_ALL", "TMPDIR"];
+
+/// The field in which a batch has its [`TrainerState`].
+const TRAINER_STATE: &str = "trainer_state";
+
+/// The progress of a run before the step whose completions are scored, with the names of TRL's `trainer_state`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct TrainerState {
+    /// Number of finished training steps.
+    pub global_step: u64,
+    /// Number of training steps of the run.
+    pub max_steps: u64,
+    /// Number of passes over the rows of the data so far.
+    pub epoch: f64,
+}
 
 /// A log for the lines that reward programs write to standard error.
 #[derive(Clone)]
@@ -157,11 +176,10 @@ impl CustomReward {
         &self.name
     }
 
-    /// Scores a batch of rows (JSON objects). Each reward has an absolute value of at most 1e18, or is NaN if it does
-    /// not apply to the row. For an empty batch nothing is sent.
+    /// Scores a batch of rows (JSON objects) and returns the rewards of its replies. For an empty batch nothing is sent.
     ///
     /// # Errors
-    /// The command or server fails, misses the deadline, or gives anything but one number per row.
+    /// The command or server fails, misses the deadline, or gives anything but one reply per row.
     pub fn score(&mut self, rows: &[Value]) -> Result<Vec<f64>> {
         self.score_or_stop(rows, &AtomicBool::new(false))
     }
@@ -174,19 +192,19 @@ impl CustomReward {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        self.send_batch(rows)?;
-        self.finish(stop)
+        self.send_batch(rows, None)?;
+        Ok(self.finish(stop)?.into_iter().map(|reply| reply.reward).collect())
     }
 
-    /// Sends a batch of at least one row. [`CustomReward::finish`] returns its rewards.
+    /// Sends a batch of at least one row, and the state of the run. [`CustomReward::finish`] returns its rewards.
     ///
     /// # Errors
     /// The command or the request cannot be started; the command has ended or wrote an unexpected line; a row is not an
     /// object or has a column `_batch`.
-    pub fn send_batch(&mut self, rows: &[Value]) -> Result<()> {
+    pub fn send_batch(&mut self, rows: &[Value], state: Option<&TrainerState>) -> Result<()> {
         match &mut self.source {
-            Source::Command(command) => command.send_batch(rows),
-            Source::Http(http) => http.send_batch(rows),
+            Source::Command(command) => command.send_batch(rows, state),
+            Source::Http(http) => http.send_batch(rows, state),
         }
     }
 
@@ -195,7 +213,7 @@ impl CustomReward {
     ///
     /// # Errors
     /// Scoring fails as in [`CustomReward::finish`].
-    pub fn finish_by(&mut self, until: Instant, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
+    pub fn finish_by(&mut self, until: Instant, stop: &AtomicBool) -> Option<Result<Vec<RewardReply>>> {
         self.wait_for_rewards(Some(until), stop)
     }
 
@@ -203,12 +221,12 @@ impl CustomReward {
     ///
     /// # Errors
     /// Scoring fails as in [`CustomReward::score_or_stop`], or no batch was sent since the last rewards.
-    pub fn finish(&mut self, stop: &AtomicBool) -> Result<Vec<f64>> {
+    pub fn finish(&mut self, stop: &AtomicBool) -> Result<Vec<RewardReply>> {
         let none = || Err(RewardError::bad_row("batch", "was not sent", "send it before waiting for its rewards"));
         self.wait_for_rewards(None, stop).unwrap_or_else(none)
     }
 
-    fn wait_for_rewards(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
+    fn wait_for_rewards(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<RewardReply>>> {
         match &mut self.source {
             Source::Command(command) => command.wait_for_rewards(until, stop),
             Source::Http(http) => http.wait_for_rewards(until, stop),

@@ -11,7 +11,13 @@ FUNCTION is MODULE:NAME or FILE.py:NAME, a function as TRL's GRPOTrainer takes i
         return [min(len(text), 100) / 100 for text in completions]
 
 As in TRL, completions are strings if prompts are strings, and lists of one message if prompts are lists of messages. A
-reward of None does not apply to its completion: it adds nothing to the sum, and the mean in the metrics leaves it out.
+reward of None or NaN does not apply to its completion: it adds nothing to the sum, and the mean in the metrics leaves it
+out. A function that takes these arguments gets them, as from TRL 1.16:
+
+    trainer_state             global_step, max_steps and epoch of the run
+    log_metric(name, value)   the mean of the values is the metric logged/NAME of the step
+    log_extra(column, values) one value per completion, for `extra` of the records in OUT/rollouts
+
 What the function prints goes to standard error, which reel writes to OUT/reward.log. If the function raises an
 exception, the last line of standard error is FILE:LINE: TYPE: MESSAGE.
 
@@ -50,14 +56,48 @@ def load(name):
     return getattr(module, function)
 
 
-def score(function, rows):
-    """Calls the function; returns one finite number or None per row."""
+class TrainerState:
+    """The progress of the run. Other fields of transformers' TrainerState are not known here."""
+
+    def __init__(self, fields):
+        self.__dict__.update(fields)
+
+    def __getattr__(self, name):
+        raise AttributeError(f"trainer_state has no {name} here; it has {', '.join(sorted(self.__dict__))}")
+
+
+def accepted(function, arguments):
+    """Those of the arguments that the function takes."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
+    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    return {name: value for name, value in arguments.items() if takes_all or name in parameters}
+
+
+def score(function, rows, state):
+    """Calls the function; returns one reply per row: a number, None, or an object with what the function logs."""
+    extra, metrics = [{} for _ in rows], {}
+
+    def log_extra(column, values):
+        values = list(values)
+        if len(values) != len(rows):
+            raise ValueError(f"log_extra got {len(values)} values of {column} for {len(rows)} completions")
+        for logged, value in zip(extra, values):
+            logged[column] = value
+
+    def log_metric(name, value):
+        # TRL's means leave NaN out, too.
+        metrics.setdefault(name, []).extend([float(value)] if math.isfinite(value) else [])
+
     columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
     columns.pop("_batch", None)
     prompts, completions = columns.pop("prompt"), columns.pop("completion")
     # If the prompt is a list of messages, TRL passes the completion as a list with the assistant's message.
     if isinstance(prompts[0], list):
         completions = [[{"role": "assistant", "content": text}] for text in completions]
+    columns.update(accepted(function, dict(trainer_state=state, log_extra=log_extra, log_metric=log_metric)))
     rewards = function(prompts=prompts, completions=completions, **columns)
     if inspect.isawaitable(rewards):
         rewards = asyncio.run(_result(rewards))
@@ -65,9 +105,13 @@ def score(function, rows):
     if len(rewards) != len(rows):
         raise ValueError(f"the function returned {len(rewards)} rewards for {len(rows)} completions")
     for i, reward in enumerate(rewards):
-        if reward is not None and not math.isfinite(reward):
+        if reward is not None and math.isinf(reward):
             raise ValueError(f"the function returned {reward} for completion {i}")
-    return rewards
+    if not metrics and not any(extra):
+        return rewards
+    replies = [{"reward": reward, "extra": logged} for reward, logged in zip(rewards, extra)]
+    replies[0]["metrics"] = metrics
+    return replies
 
 
 def place(error, name):
@@ -101,7 +145,8 @@ def serve_pipes(name):
     for line in rows:
         batch.append(json.loads(line))
         if len(batch) == batch[-1]["_batch"]["size"]:
-            replies.writelines(json.dumps(reward) + "\n" for reward in score(function, batch))
+            state = TrainerState(batch[-1]["_batch"].get("trainer_state", {}))
+            replies.writelines(json.dumps(reply, default=str) + "\n" for reply in score(function, batch, state))
             replies.flush()
             batch = []
 
@@ -113,7 +158,9 @@ def serve_http(function, host, port):
         def do_POST(self):
             try:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                status, reply = 200, json.dumps({"rewards": score(function, json.loads(body)["rows"])})
+                body = json.loads(body)
+                rewards = score(function, body["rows"], TrainerState(body.get("trainer_state", {})))
+                status, reply = 200, json.dumps({"rewards": rewards}, default=str)
             except Exception as e:  # The client reports any error of the function; the server keeps running.
                 status, reply = 500, f"{type(e).__name__}: {e}"
             text = reply.encode()

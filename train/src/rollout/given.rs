@@ -1,6 +1,6 @@
 //! The file of `--rollouts`: completions and rewards to train on instead of sampling. Each line is the JSON of one
 //! group, `{"row": R, "completions": [[ids], …], "rewards": [numbers]}`, where R is the row of the data file, counted
-//! from 0.
+//! from 0. A reward may be `null`: the completion has none.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use reel_files::fingerprint::bytes_fingerprint;
 use reel_input::TokenId;
 use reel_input::config::ModelConfig;
 use reel_samples::SampleError;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::options::GrpoOptions;
 use crate::{Result, TrainError};
@@ -21,8 +21,15 @@ pub struct RolloutLine {
     pub row: usize,
     /// The token ids of each completion.
     pub completions: Vec<Vec<TokenId>>,
-    /// The reward of each completion.
+    /// The reward of each completion; NaN, in the file null, if it has none.
+    #[serde(deserialize_with = "nan_for_null")]
     pub rewards: Vec<f32>,
+}
+
+/// Reads a list of numbers, in which null stands for NaN, as in the JSON that `serde_json` writes.
+pub fn nan_for_null<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<f32>, D::Error> {
+    let numbers = Vec::<Option<f32>>::deserialize(deserializer)?;
+    Ok(numbers.into_iter().map(|number| number.unwrap_or(f32::NAN)).collect())
 }
 
 /// The checked lines of a `--rollouts` file.
@@ -101,8 +108,8 @@ impl RolloutLine {
                 "give one reward per completion".into(),
             );
         }
-        if let Some(bad) = self.rewards.iter().find(|r| !r.is_finite()) {
-            return wrong("rewards", format!("contain {bad}"), "give finite numbers".into());
+        if let Some(bad) = self.rewards.iter().find(|r| r.is_infinite()) {
+            return wrong("rewards", format!("contain {bad}"), "give finite numbers, or null".into());
         }
         let ids = || self.completions.iter().flatten();
         if let Some(bad) = ids().find(|&&id| id as usize >= vocab) {

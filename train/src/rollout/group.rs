@@ -12,6 +12,7 @@ use reel_input::TokenId;
 use reel_rewards::{ScaleRewards, group_advantages};
 use serde::{Deserialize, Serialize};
 
+use super::given::nan_for_null;
 use super::products::StoredRolloutOutputs;
 use super::prompts::{Prompt, PromptSource};
 use super::spread::GroupAssignment;
@@ -69,9 +70,9 @@ pub struct RolloutGroup {
     pub prompt: Arc<Prompt>,
     /// The completions of the prompt.
     pub completions: Vec<CompletionTokens>,
-    /// The weighted reward of each completion.
+    /// The weighted reward of each completion; NaN for a completion without a reward.
     pub rewards: Vec<f32>,
-    /// The advantage of each completion: its reward relative to the group.
+    /// The advantage of each completion: its reward relative to the group, 0 without a reward.
     pub advantages: Vec<f32>,
 }
 
@@ -207,6 +208,7 @@ struct StoredSet {
 struct StoredGroup {
     row: usize,
     completions: Vec<CompletionTokens>,
+    #[serde(deserialize_with = "nan_for_null")]
     rewards: Vec<f32>,
     advantages: Vec<f32>,
 }

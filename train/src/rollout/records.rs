@@ -15,6 +15,7 @@ use reel_rewards::Scores;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::given::nan_for_null;
 use super::prompts::PromptSource;
 use super::worker::Rollout;
 use crate::file_names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
@@ -136,6 +137,7 @@ impl RolloutRecorder {
 struct Recorded {
     row: usize,
     completions: Vec<Vec<TokenId>>,
+    #[serde(deserialize_with = "nan_for_null")]
     rewards: Vec<f32>,
     used: bool,
     log_probs: Vec<Vec<f32>>,
@@ -203,6 +205,9 @@ fn line(step: u64, rollout: &Rollout, scores: &Scores, used: bool) -> Value {
     line.insert("rewards".into(), json!(scores.reward));
     line.insert("used".into(), json!(used));
     line.insert("scores".into(), json!(scores));
+    if !scores.reports.extra.is_empty() {
+        line.insert("extra".into(), json!(scores.reports.extra));
+    }
     line.insert("texts".into(), json!(rollout.texts));
     line.insert("finish_reasons".into(), json!(each(&|c| json!(c.finish_reason.openai_name()))));
     line.insert("log_probs".into(), json!(each(&|c| json!(c.log_probs))));

@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use reel_device::{DType, Device};
 use reel_engine::Completion;
-use reel_rewards::{self as rewards, CustomReward, ProblemType, RewardError, RewardRules, Scores};
+use reel_rewards::{
+    self as rewards, CustomReports, CustomReward, ProblemType, RewardError, RewardReply, RewardRules, Scores,
+    TrainerState,
+};
 use reel_samples::error_if_stopped;
 use reel_samples::reward_columns::solution_and_type;
 use serde_json::Value;
@@ -35,10 +38,10 @@ pub struct CompletionScorer<'a> {
     lender: DeviceLender<'a>,
 }
 
-/// The values of one custom reward, by group and completion.
+/// The replies of one custom reward, by group and completion.
 struct CustomScores {
     name: String,
-    by_group: Vec<Vec<f32>>,
+    by_group: Vec<Vec<RewardReply>>,
 }
 
 impl<'a> CompletionScorer<'a> {
@@ -67,16 +70,24 @@ impl<'a> CompletionScorer<'a> {
         Ok(Self { stop, rules, custom, siglip, lender })
     }
 
-    /// Scores the completions of `rollouts`. Custom rewards are computed by other processes. If they take longer than
-    /// [`CUSTOM_REWARD_WAIT`], `meanwhile` is called during their computation.
-    pub fn score(&mut self, rollouts: &[Rollout], meanwhile: impl FnOnce() -> Result<()>) -> Result<Vec<Scores>> {
+    /// Scores the completions of `rollouts`. Custom rewards are computed by other processes, which also get `state`. If
+    /// they take longer than [`CUSTOM_REWARD_WAIT`], `meanwhile` is called during their computation.
+    pub fn score(
+        &mut self,
+        rollouts: &[Rollout],
+        state: &TrainerState,
+        meanwhile: impl FnOnce() -> Result<()>,
+    ) -> Result<Vec<Scores>> {
         let custom = match self.custom.is_empty() {
             true => Vec::new(),
-            false => self.custom_scores(rollouts, meanwhile)?,
+            false => self.custom_scores(rollouts, state, meanwhile)?,
         };
         let semantic = rollouts.iter().map(|r| self.semantic_rewards(r)).collect::<Result<Vec<_>>>()?;
         let score = |(i, r): (usize, &Rollout)| {
             let (solution, problem_type) = solution_and_type(&r.prompt.columns);
+            let rewards_of = |own: &CustomScores| own.by_group[i].iter().map(|reply| reply.reward as f32).collect();
+            let mut reports = CustomReports::default();
+            custom.iter().for_each(|own| reports.add(&own.by_group[i]));
             let group = rewards::ScoringGroup {
                 problem_type: problem_type.and_then(|name| ProblemType::parse(name).ok()),
                 solution: solution.filter(|_| problem_type.is_some()).map(String::from),
@@ -84,7 +95,8 @@ impl<'a> CompletionScorer<'a> {
                 lengths: r.completions.iter().map(|c| c.ids.len()).collect(),
                 shuffled: (!r.shuffled_texts.is_empty()).then(|| r.shuffled_texts.clone()),
                 semantic: semantic[i].clone(),
-                custom: custom.iter().map(|own| (own.name.clone(), own.by_group[i].clone())).collect(),
+                custom: custom.iter().map(|own| (own.name.clone(), rewards_of(own))).collect(),
+                reports,
             };
             group.score(&self.rules)
         };
@@ -115,12 +127,13 @@ impl<'a> CompletionScorer<'a> {
     fn custom_scores(
         &mut self,
         rollouts: &[Rollout],
+        state: &TrainerState,
         meanwhile: impl FnOnce() -> Result<()>,
     ) -> Result<Vec<CustomScores>> {
         let rows = custom_reward_rows(rollouts);
         let (stop, lender, custom) = (self.stop, self.lender, &mut self.custom);
         for reward in custom.iter_mut() {
-            reward.send_batch(&rows)?;
+            reward.send_batch(&rows, Some(state))?;
         }
         let patience = Instant::now() + CUSTOM_REWARD_WAIT;
         let early: Vec<_> =
@@ -142,11 +155,11 @@ impl<'a> CompletionScorer<'a> {
                 (done, lender.lend_device_during(|| waiting.join()).unwrap_or_else(|panic| resume_unwind(panic)))
             }),
         };
-        let scores = |(reward, flat): (&CustomReward, Result<Vec<f64>, RewardError>)| {
+        let scores = |(reward, flat): (&CustomReward, Result<Vec<RewardReply>, RewardError>)| {
             // If the run was interrupted, returns the interruption as the error, not the failure of the unfinished
             // reward.
             let flat = flat.or_else(|e| error_if_stopped(stop).map_err(TrainError::from).and(Err(e.into())))?;
-            let mut rest = flat.iter().map(|&r| r as f32);
+            let mut rest = flat.into_iter();
             let by_group = rollouts.iter().map(|r| rest.by_ref().take(r.completions.len()).collect()).collect();
             Ok(CustomScores { name: reward.name().to_string(), by_group })
         };
@@ -176,6 +189,8 @@ mod tests {
     use super::*;
     use crate::TrainError;
     use crate::rollout::prompts::Prompt;
+
+    const STATE: TrainerState = TrainerState { global_step: 0, max_steps: 1, epoch: 0.0 };
 
     /// Returns a rollout of two completions without text.
     fn rollout() -> Rollout {
@@ -225,7 +240,7 @@ mod tests {
             fs::write(&file, "").unwrap();
             Ok(())
         };
-        let scores = scorer.score(&[rollout()], write).unwrap();
+        let scores = scorer.score(&[rollout()], &STATE, write).unwrap();
         let custom: Vec<_> = scores[0].named_rewards().filter(|(name, _)| *name == "command").collect();
         assert_eq!(format!("{custom:?}"), r#"[("command", [2.0, 2.0])]"#);
     }
@@ -245,7 +260,7 @@ mod tests {
         };
         let custom = vec![command("a", "b"), command("b", "a")];
         let mut scorer = CompletionScorer { custom, ..scorer("cat", &stop) };
-        let scores = scorer.score(&[rollout()], || Ok(())).unwrap();
+        let scores = scorer.score(&[rollout()], &STATE, || Ok(())).unwrap();
         assert_eq!(scores[0].named_rewards().filter(|(name, _)| *name == "command").count(), 2);
     }
 
@@ -253,7 +268,7 @@ mod tests {
     fn an_error_of_the_other_work_is_returned() {
         let stop = AtomicBool::new(false);
         let failed = scorer("while read -r line; do sleep 0.1; echo 2; done", &stop)
-            .score(&[rollout()], || Err(TrainError::interrupted()))
+            .score(&[rollout()], &STATE, || Err(TrainError::interrupted()))
             .unwrap_err();
         assert_eq!(failed.to_string(), TrainError::interrupted().to_string());
     }

@@ -18,7 +18,7 @@ use reel_engine::{Completion, FinishReason};
 use reel_input::TokenId;
 use reel_media::strip::PngImage;
 use reel_ranks::{RankError, Ranks};
-use reel_rewards::{RewardError, Scores};
+use reel_rewards::{CustomReports, RewardError, Scores};
 use reel_samples::feed::{MicroBatch, ranks_of_micro_batches};
 use serde::{Deserialize, Serialize};
 
@@ -237,6 +237,7 @@ struct SentRollout {
     shuffled_texts: Vec<String>,
     /// The names of the custom rewards.
     custom: Vec<String>,
+    reports: CustomReports,
     /// The score lists in the order of [`lists_of`], each number as the bits of an f32.
     scores: Vec<Vec<u32>>,
 }
@@ -262,6 +263,7 @@ impl SentRollout {
             texts: rollout.texts,
             shuffled_texts: rollout.shuffled_texts,
             custom: scores.custom.iter().map(|(name, _)| name.clone()).collect(),
+            reports: std::mem::take(&mut scores.reports),
             scores: lists_of(&mut scores).map(|list| to_bits(list)).collect(),
         }
     }
@@ -277,7 +279,7 @@ impl SentRollout {
             finish_reason: if sent.is_stopped { FinishReason::Stop } else { FinishReason::Length },
         };
         let custom = self.custom.into_iter().map(|name| (name, Vec::new())).collect();
-        let mut scores = Scores { custom, ..Scores::default() };
+        let mut scores = Scores { custom, reports: self.reports, ..Scores::default() };
         lists_of(&mut scores).zip(&self.scores).for_each(|(list, bits)| *list = from_bits(bits));
         let completions = self.completions.into_iter().enumerate().map(completion).collect();
         (Rollout { prompt, completions, texts: self.texts, shuffled_texts: self.shuffled_texts }, scores)
@@ -286,7 +288,7 @@ impl SentRollout {
 
 /// Returns all lists of numbers in a group's scores, in a fixed order.
 fn lists_of(scores: &mut Scores) -> impl Iterator<Item = &mut Vec<f32>> {
-    let Scores { accuracy, format, temporal, semantic, length, custom, reward, advantage } = scores;
+    let Scores { accuracy, format, temporal, semantic, length, custom, reports: _, reward, advantage } = scores;
     let rules = [accuracy, format, temporal, semantic, length, reward, advantage];
     rules.into_iter().chain(custom.iter_mut().map(|(_, values)| values))
 }
@@ -324,6 +326,11 @@ mod tests {
             semantic: vec![0.7, 0.0],
             length: vec![0.2, 0.0],
             custom: vec![("command".into(), vec![1.5, f32::INFINITY]), ("url".into(), vec![-2.5, 0.1])],
+            reports: CustomReports {
+                nan_count: 3,
+                extra: vec![serde_json::Map::new(), serde_json::from_str(r#"{"a": [0.1, null]}"#).unwrap()],
+                metrics: vec![("seconds".into(), 0.1)],
+            },
             reward: vec![2.25, f32::INFINITY],
             advantage: vec![0.5, -0.5],
         };

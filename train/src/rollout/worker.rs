@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use reel_device::{RangeName, range};
 use reel_engine::{Completion, Engine};
 use reel_input::ModelInput;
-use reel_rewards::{RewardError, Scores};
+use reel_rewards::{RewardError, Scores, TrainerState};
 use reel_runtime::Cx;
 use reel_samples::feed::{MicroBatchFeed, StepRowCursor};
 
@@ -48,6 +48,10 @@ pub struct RolloutWorker<'a> {
     strips: FrameStripSchedule,
     /// Records rollouts; `None` if another process records them.
     recorder: Option<RolloutRecorder>,
+    /// Number of training steps of the run.
+    max_steps: u64,
+    /// What this process has not yet told the user about rewards that do not apply.
+    notes: RewardNotes,
     stop: &'a AtomicBool,
     lender: DeviceLender<'a>,
 }
@@ -110,6 +114,8 @@ impl<'a> RolloutWorker<'a> {
             options: setup.options,
             scorer: CompletionScorer::new(setup, &trainer.device, trainer.dtype, lender)?,
             recorder: spread.writes_records().then(|| RolloutRecorder::new(&setup.options.out)),
+            max_steps: trainer.hyperparameters.schedule.max_steps,
+            notes: RewardNotes::new(spread.writes_records() && !setup.quiet),
             strips,
             spread,
             prompts,
@@ -131,7 +137,7 @@ impl<'a> RolloutWorker<'a> {
     ) -> Result<Option<RolloutBatch>> {
         let (begun, encoded_before) = (Instant::now(), self.scorer.frames_encoded().unwrap_or(0));
         let dynamic = self.options.dynamic_sampling;
-        let is_kept = |scores: &Scores| !dynamic || scores.reward.windows(2).any(|pair| pair[0] != pair[1]);
+        let is_kept = |scores: &Scores| !dynamic || scores.rewards_differ();
         let (mut kept, mut all_scores, mut dropped, mut data_ended) = (Vec::new(), Vec::new(), 0, false);
         let (mut preview, mut took, mut products) = (RolloutPreview::default(), Duration::ZERO, None);
         let mut ranks_of_micro_batches = Vec::new();
@@ -162,7 +168,8 @@ impl<'a> RolloutWorker<'a> {
             let _recording = range(RangeName::Phase("rollout records"));
             let (rollouts, scores): (Vec<Rollout>, Vec<Scores>) =
                 self.spread.gather_rollouts(&prompts, own, &self.prompts)?.into_iter().unzip();
-            preview.rewards.extend(scores.iter().flat_map(|s| &s.reward));
+            preview.rewards.extend(scores.iter().flat_map(|s| &s.reward).filter(|reward| !reward.is_nan()));
+            self.notes.note_missing_rewards(n, &scores);
             if round == 0 && self.strips.has_strip(n) {
                 let frames = prompts.prompts.first().map(|prompt| &prompt.tokens.frames);
                 let make = || frames.map_or(Ok(None), records::frame_strip_of);
@@ -203,6 +210,7 @@ impl<'a> RolloutWorker<'a> {
             self.scorer.frames_encoded().map(|frames| self.spread.sum_over_ranks("frames", frames - encoded_before));
         let metrics = GrpoMetrics {
             rewards: mean_rewards(&all_scores),
+            nan_rewards: Some(nan_rewards(&all_scores)).filter(|count| *count > 0),
             frames_encoded: encoded.transpose()?,
             dropped_groups: dynamic.then_some(dropped),
             rollout_seconds: Some((begun.elapsed() - took).as_secs_f64()),
@@ -247,14 +255,20 @@ impl<'a> RolloutWorker<'a> {
             return Ok((Vec::new(), products));
         }
         let _scoring = range(RangeName::Phase("reward"));
+        let rows_per_step = self.options.groups_per_step() as f64 / self.options.num_iterations as f64;
+        let state = TrainerState {
+            global_step: n - 1,
+            max_steps: self.max_steps,
+            epoch: (n - 1) as f64 * rows_per_step / self.prompts.data_row_count().max(1) as f64,
+        };
         let scores = match self.options.dynamic_sampling {
-            true => self.scorer.score(&rollouts, || Ok(()))?,
+            true => self.scorer.score(&rollouts, &state, || Ok(()))?,
             false => {
                 let groups: Vec<RolloutGroup> = rollouts.iter().map(|rollout| self.group(rollout)).collect();
                 // Frees the engine's memory for scoring and the reference model. With dynamic sampling, further rounds
                 // need this memory.
                 self.sampler.release_memory();
-                self.scorer.score(&rollouts, || while_scoring(&groups))?
+                self.scorer.score(&rollouts, &state, || while_scoring(&groups))?
             }
         };
         Ok((rollouts.into_iter().zip(scores).collect(), products))
@@ -290,7 +304,9 @@ impl<'a> RolloutWorker<'a> {
 fn equal_rewards(step: u64, groups: u64) -> TrainError {
     TrainError::Reward(RewardError::custom_reward_failed(
         "--dynamic-sampling",
-        format!("in step {step}, each of the {groups} sampled groups has the same reward for all of its completions"),
+        format!(
+            "in step {step}, each of the {groups} sampled groups has the same reward for all of its completions that have one"
+        ),
         "leave --dynamic-sampling out, raise --temperature, or give rows that the model sometimes gets right",
     ))
 }
@@ -303,21 +319,63 @@ fn preview_text(rollout: &Rollout, scores: &Scores) -> String {
     for (i, text) in rollout.texts.iter().enumerate() {
         let applied = scores.named_rewards().filter(|(_, values)| !values[i].is_nan());
         let parts: Vec<String> = applied.map(|(name, values)| format!("{name} {}", values[i])).collect();
-        page += &format!("**{}** = {}\n\n{}\n", scores.reward[i], parts.join(" + "), quoted(text));
+        let reward = Some(scores.reward[i]).filter(|reward| !reward.is_nan());
+        let reward = reward.map_or_else(|| "no reward".to_string(), |reward| reward.to_string());
+        page += &format!("**{reward}** = {}\n\n{}\n", parts.join(" + "), quoted(text));
     }
     page
 }
 
-/// Returns the name and mean of each reward. The mean is over the completions to which the reward applies.
+/// Returns the key and mean of each reward and of each metric that a reward function logs. The mean is over the
+/// completions to which the reward applies, and over the calls that log the metric.
 fn mean_rewards(all: &[Scores]) -> Vec<(String, f64)> {
     let mut sums: Vec<(String, f64, usize)> = Vec::new();
+    let mut add = |key: String, sum: f64, count: usize| match sums.iter_mut().find(|s| s.0 == key) {
+        Some(s) => (s.1, s.2) = (s.1 + sum, s.2 + count),
+        None => sums.push((key, sum, count)),
+    };
     for (name, values) in all.iter().flat_map(Scores::named_rewards) {
         let applied = || values.iter().filter(|value| !value.is_nan());
-        let (sum, count) = (applied().map(|&x| f64::from(x)).sum::<f64>(), applied().count());
-        match sums.iter_mut().find(|s| s.0 == name) {
-            Some(s) => (s.1, s.2) = (s.1 + sum, s.2 + count),
-            None => sums.push((name.to_string(), sum, count)),
+        add(format!("rewards/{name}"), applied().map(|&x| f64::from(x)).sum(), applied().count());
+    }
+    let logged = all.iter().flat_map(|scores| &scores.reports.metrics);
+    logged.for_each(|(name, value)| add(format!("logged/{name}"), *value, 1));
+    sums.into_iter().filter(|(_, _, n)| *n > 0).map(|(key, sum, n)| (key, sum / n as f64)).collect()
+}
+
+/// The number of rewards that are NaN instead of a number or none.
+fn nan_rewards(all: &[Scores]) -> u64 {
+    all.iter().map(|scores| scores.reports.nan_count).sum()
+}
+
+/// Notes about rewards that do not apply; each is printed once in a run, because a metric has the counts of all steps.
+struct RewardNotes {
+    has_nan: bool,
+    has_completion_without_reward: bool,
+}
+
+impl RewardNotes {
+    fn new(prints: bool) -> Self {
+        Self { has_nan: !prints, has_completion_without_reward: !prints }
+    }
+
+    /// Prints a note at the first reward of step `n` that is NaN, and at the first completion without any reward.
+    fn note_missing_rewards(&mut self, n: u64, scores: &[Scores]) {
+        let nan = nan_rewards(scores);
+        if nan > 0 && !std::mem::replace(&mut self.has_nan, true) {
+            reel_diagnostic::note!(
+                "note: step {n}: reward functions returned NaN {nan} times, which counts as None (metric nan_rewards)"
+            );
+        }
+        let rewards: Vec<f32> = scores.iter().flat_map(|s| s.reward.iter().copied()).collect();
+        let without = rewards.iter().filter(|reward| reward.is_nan()).count();
+        if without > 0 && !std::mem::replace(&mut self.has_completion_without_reward, true) {
+            reel_diagnostic::note!(
+                "note: step {n}: {without} of {} completions have no reward, because every reward function returned \
+                 None: their advantage is 0, and they do not enter means and deviations (metric \
+                 completions_without_reward)",
+                rewards.len()
+            );
         }
     }
-    sums.into_iter().filter(|(_, _, n)| *n > 0).map(|(name, sum, n)| (name, sum / n as f64)).collect()
 }

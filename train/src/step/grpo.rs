@@ -361,19 +361,26 @@ fn metrics(stats: &[MicroBatchStats], set: &RolloutSet, level: ImportanceSamplin
         ImportanceSamplingLevel::Token => mean(learned().map(|batch| batch.clipped)),
         ImportanceSamplingLevel::Sequence => mean(stats.iter().map(|batch| batch.clipped)),
     };
+    let rewards =
+        |g: &RolloutGroup| g.rewards.iter().filter(|r| !r.is_nan()).map(|&r| f64::from(r)).collect::<Vec<_>>();
     let std_dev = |g: &RolloutGroup| {
-        let rewards = || g.rewards.iter().map(|&r| f64::from(r));
-        let center = mean(rewards());
-        let squares: f64 = rewards().map(|r| (r - center).powi(2)).sum();
-        (squares / (g.rewards.len() - 1).max(1) as f64).sqrt()
+        let rewards = rewards(g);
+        let center = mean(rewards.iter().copied());
+        let squares: f64 = rewards.iter().map(|r| (r - center).powi(2)).sum();
+        (rewards.len() > 1).then(|| (squares / (rewards.len() - 1) as f64).sqrt())
     };
+    let (all_rewards, deviations): (Vec<f64>, Vec<f64>) =
+        (groups.iter().flat_map(rewards).collect(), groups.iter().filter_map(std_dev).collect());
+    let without = groups.iter().map(|g| g.rewards.len()).sum::<usize>() - all_rewards.len();
+    let mean_of_some = |values: Vec<f64>| (!values.is_empty()).then(|| mean(values.into_iter()));
     let drifts = stats.iter().filter(|batch| batch.has_drift != 0).map(|batch| batch.drift);
     // The sampling time is counted only in the first step on the set.
     let rollout_seconds = set.metrics.rollout_seconds.filter(|_| set.uses == 0).unwrap_or(0.0);
     GrpoMetrics {
         rollout_seconds: Some(rollout_seconds),
-        reward: Some(mean(groups.iter().flat_map(|g| g.rewards.iter().map(|&r| f64::from(r))))),
-        reward_std: Some(mean(groups.iter().map(std_dev))),
+        completions_without_reward: Some(without as u64).filter(|count| *count > 0),
+        reward: mean_of_some(all_rewards),
+        reward_std: mean_of_some(deviations),
         kl: with_kl.then(|| mean(learned().map(|batch| batch.kl))),
         completion_length: Some(mean(groups.iter().flat_map(|g| g.completions.iter().map(|c| c.ids.len() as f64)))),
         clip_ratio: Some(clip_ratio),

@@ -19,9 +19,11 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde_json::{Value, json};
 
-use super::reply::{custom_reward_error, format_seconds, parse_reward, shorten_for_message};
+use super::reply::{
+    RewardReply, custom_reward_error, format_seconds, parse_json_with_nan, parse_reply, shorten_for_message,
+};
 use super::wait::{NoMessageReason, STOPPED_HELP, STOPPED_PROBLEM};
-use super::{BASIC_ENVIRONMENT, ProgramLog};
+use super::{BASIC_ENVIRONMENT, ProgramLog, TRAINER_STATE, TrainerState};
 use crate::{Result, RewardError};
 use pipes::CommandPipes;
 use program::RewardProgram;
@@ -67,7 +69,7 @@ struct SentBatch {
     rows: usize,
     deadline: Instant,
     /// The rewards of the batch that were received so far.
-    rewards: Vec<f64>,
+    rewards: Vec<RewardReply>,
 }
 
 impl CommandReward {
@@ -95,9 +97,9 @@ impl CommandReward {
     }
 
     /// Sends a batch of rows to the command. Starts the command if it does not run.
-    pub(super) fn send_batch(&mut self, rows: &[Value]) -> Result<()> {
+    pub(super) fn send_batch(&mut self, rows: &[Value], state: Option<&TrainerState>) -> Result<()> {
         let deadline = Instant::now() + self.timeout;
-        let lines = batch_lines(rows)?;
+        let lines = batch_lines(rows, state)?;
         if self.batch.take().is_some() {
             // Rewards of an earlier batch were not read, and the command may still be writing them. So the command is
             // ended.
@@ -118,7 +120,11 @@ impl CommandReward {
 
     /// Waits for the rewards of the batch, at most until `until` if it is given. Returns `None` if some rewards are
     /// still missing by then. After an error the process is killed.
-    pub(super) fn wait_for_rewards(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
+    pub(super) fn wait_for_rewards(
+        &mut self,
+        until: Option<Instant>,
+        stop: &AtomicBool,
+    ) -> Option<Result<Vec<RewardReply>>> {
         let (mut running, mut batch) = (self.running.take()?, self.batch.take()?);
         match running.receive(&mut batch, until, stop) {
             Ok(true) => {
@@ -168,7 +174,7 @@ impl CommandReward {
 }
 
 /// Returns the lines that the command reads for a batch: one JSON object per row.
-fn batch_lines(rows: &[Value]) -> Result<Vec<u8>> {
+fn batch_lines(rows: &[Value], state: Option<&TrainerState>) -> Result<Vec<u8>> {
     let mut lines = Vec::new();
     for (index, row) in rows.iter().enumerate() {
         let mut row = match row {
@@ -181,7 +187,10 @@ fn batch_lines(rows: &[Value]) -> Result<Vec<u8>> {
                 ));
             }
         };
-        let batch = json!({"index": index, "size": rows.len()});
+        let mut batch = json!({"index": index, "size": rows.len()});
+        if let Some(state) = state {
+            batch[TRAINER_STATE] = json!(state);
+        }
         if row.insert(BATCH_FIELD.to_string(), batch).is_some() {
             return Err(RewardError::bad_row(
                 BATCH_FIELD,
@@ -302,7 +311,7 @@ impl RunningCommand {
                 Err(NoMessageReason::Stopped) => return Err(BatchFailure::Stopped),
             };
             exited_at = None;
-            let reward = line.and_then(|line| reward_of_line(&line));
+            let reward = line.and_then(|line| reply_of_line(&line));
             batch.rewards.push(reward.map_err(|why| BatchFailure::BadLine(index, why))?);
         }
         let wait = if self.has_replied_correctly { Duration::ZERO } else { EXTRA_LINE_WAIT };
@@ -407,17 +416,11 @@ fn read_stderr(pipe: ChildStderr, last: &Mutex<String>, log: Option<&ProgramLog>
     }
 }
 
-/// Parses the reward in a line of output. The error text says what the line holds instead of a number.
-fn reward_of_line(line: &str) -> Result<f64, String> {
-    let value: Value =
-        serde_json::from_str(line).map_err(|_| format!("is `{}`, not a JSON number", shorten_for_message(line)))?;
-    match &value {
-        Value::Object(fields) => match fields.get("reward") {
-            Some(value) => parse_reward(value),
-            None => Err(format!("is {}, which has no field `reward`", shorten_for_message(line))),
-        },
-        number => parse_reward(number),
-    }
+/// Parses the reply in a line of output. The error text says what the line holds instead of a number.
+fn reply_of_line(line: &str) -> Result<RewardReply, String> {
+    let value =
+        parse_json_with_nan(line).map_err(|_| format!("is `{}`, not a JSON number", shorten_for_message(line)))?;
+    parse_reply(&value)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Tests with correct and broken commands, which use only `sh` and standard tools.
 
-use super::super::CustomReward;
+use super::super::{CustomReports, CustomReward};
 use super::*;
 use std::path::Path;
 
@@ -78,7 +78,6 @@ fn batch_larger_than_a_pipe_does_not_deadlock() {
 #[test]
 fn invalid_output_is_quoted_in_the_error() {
     for (answer, named) in [
-        ("NaN", "line 1 of its output is `NaN`"),
         ("3e38", "but the largest reward is 1e18"),
         ("inf", "`inf`"),
         ("1e39", "is 1e39"),
@@ -98,6 +97,19 @@ fn invalid_output_is_quoted_in_the_error() {
     assert!(error_of("read -r l; printf '\\377\\n'; cat > /dev/null").contains("not UTF-8"));
     assert!(error_of("read -r l; echo 1; echo x; cat > /dev/null").contains("line 2 of its output is `x`"));
     assert!(error_of("read -r l; head -c 3000000 /dev/zero | tr '\\0' 1; cat > /dev/null").contains("longer than"));
+}
+
+#[test]
+fn null_and_nan_do_not_apply() {
+    let mut own = command_reward(
+        "read -r a; printf 'null\\nNaN\\n-nan\\n{\"reward\": NaN, \"metrics\": {\"m\": 2}}\\n'; cat > /dev/null",
+    );
+    own.send_batch(&rows(4), None).unwrap();
+    let replies = own.finish(&AtomicBool::new(false)).unwrap();
+    assert!(replies.iter().all(|reply| reply.reward.is_nan()), "{replies:?}");
+    let mut reports = CustomReports::default();
+    reports.add(&replies);
+    assert_eq!((reports.nan_count, reports.extra.len(), reports.metrics), (3, 0, vec![("m".to_string(), 2.0)]));
 }
 
 #[test]
@@ -276,10 +288,10 @@ fn a_wait_may_end_before_the_batch_and_be_resumed() {
     let wait = format!("until test -e '{}'; do sleep 0.01; done", mark.display());
     let mut own = command_reward(&format!("while read -r line; do echo 1; {wait}; done"));
     let never = AtomicBool::new(false);
-    own.send_batch(&rows(3)).unwrap();
+    own.send_batch(&rows(3), None).unwrap();
     assert!(own.finish_by(Instant::now() + Duration::from_millis(50), &never).is_none());
     std::fs::write(&mark, "").unwrap();
-    assert_eq!(own.finish(&never).unwrap(), vec![1.0; 3]);
+    assert!(own.finish(&never).unwrap().iter().all(|reply| reply.reward == 1.0));
     // The batch's rewards have already been returned.
     assert!(own.finish(&never).unwrap_err().to_string().contains("was not sent"));
     assert!(own.finish_by(Instant::now() + Duration::from_secs(20), &never).is_none());
@@ -288,7 +300,7 @@ fn a_wait_may_end_before_the_batch_and_be_resumed() {
 #[test]
 fn a_batch_whose_rewards_were_not_read_does_not_mix_with_the_next_one() {
     let mut own = command_reward("n=0; while read -r line; do n=$((n + 1)); echo $n; done");
-    own.send_batch(&rows(3)).unwrap();
+    own.send_batch(&rows(3), None).unwrap();
     // The command is started again.
     assert_eq!(own.score(&rows(2)).unwrap(), [1.0, 2.0]);
 }
