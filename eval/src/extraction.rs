@@ -4,6 +4,8 @@ use clap::ValueEnum;
 use reel_rewards::{ProblemType, extract_answer, parse_number, strip_white_space};
 use serde::{Deserialize, Serialize};
 
+use crate::option_letter::{leading_letter, option_letter};
+
 /// How the answer is found in an output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -12,8 +14,8 @@ pub enum Extraction {
     /// compared as it is
     #[default]
     Tags,
-    /// Also the letter in texts such as `(B)`, `B. red`, `The answer is B`, `\boxed{B}`, or the one option whose text
-    /// occurs in whole words, and the number in `\boxed{}` or the first number of a text
+    /// Also the letter that a text declares last, such as `The answer is B because …`, `\boxed{B}`, `(B)`, `B. red`, or
+    /// the one option whose text occurs in whole words, without copied options; and the number in `\boxed{}` or the first number of a text
     Lenient,
 }
 
@@ -54,23 +56,11 @@ fn conclusion<'o>(tagged: &'o str, output: &'o str) -> &'o str {
     }
 }
 
-/// Returns the letter of the option that a text names. The letter is looked for in the last `\boxed{}`, then at the
-/// beginning (`B`, `(B)`, `B. red`), then after the last `answer is` or `answer:`. Otherwise it is the letter of the
-/// only option whose text occurs in whole words. Lists of letters (`\boxed{A, B}`, `Both A and B`), lower-case letters
-/// and an option's text in a box are not letters.
+/// Returns the letter of the option that a text names: in the last `\boxed{}`, else as [`option_letter`] finds it. A list
+/// of letters or an option's text in a box is not a letter.
 fn letter<'o>(text: &'o str, options: &'o [String]) -> Option<&'o str> {
-    const PHRASES: [&str; 4] = ["answer is", "answer:", "option is", "choice is"];
-    let lower = text.to_ascii_lowercase();
-    let after = PHRASES.iter().filter_map(|phrase| Some(lower.rfind(phrase)? + phrase.len())).max();
     let in_box = boxed(text).and_then(|text| leading_letter(text).filter(|_| !text.contains(',')));
-    in_box.or_else(|| leading_letter(text)).or_else(|| leading_letter(&text[after?..])).or_else(|| {
-        let mut named = options.iter().filter_map(|option| {
-            let (letter, words) = option.split_once(['.', ')', ':'])?;
-            let words = words.trim().trim_end_matches('.').to_ascii_lowercase();
-            occurs_as_words(&lower, &words).then(|| letter.trim_start_matches('(').trim())
-        });
-        named.next().filter(|_| named.next().is_none())
-    })
+    in_box.or_else(|| option_letter(text, options))
 }
 
 /// Returns the text in the last `\boxed{…}`, the form in which models trained on mathematics answer. A command around
@@ -97,26 +87,6 @@ fn boxed(text: &str) -> Option<&str> {
         inner = argument.trim();
     }
     Some(inner)
-}
-
-/// Whether a text contains `words` as whole words: `up` does not occur in `group`.
-fn occurs_as_words(text: &str, words: &str) -> bool {
-    let is_part = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-    let is_whole = |at: usize| {
-        let (before, after) = (&text[..at], &text[at + words.len()..]);
-        !is_part(before.chars().next_back()) && !is_part(after.chars().next())
-    };
-    !words.is_empty() && text.match_indices(words).any(|(at, _)| is_whole(at))
-}
-
-/// Returns the capital letter at the beginning of a text, after brackets and asterisks, unless a word begins with this
-/// letter.
-fn leading_letter(text: &str) -> Option<&str> {
-    let text = text.trim_start_matches(|c: char| c.is_whitespace() || "(*[\"'`:".contains(c));
-    let letter = text.get(..1).filter(|letter| letter.as_bytes()[0].is_ascii_uppercase())?;
-    let next = text[1..].chars().next();
-    // "A cat" may be an article; "A" alone, "A." and "A)" are letters.
-    (next.is_none_or(|c| ".):]*\"'`,\n".contains(c))).then_some(letter)
 }
 
 /// Returns the first number in a text, without a full stop after the number.

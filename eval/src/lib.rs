@@ -16,6 +16,7 @@ mod extraction;
 mod interval;
 mod lm_eval;
 mod load;
+mod option_letter;
 mod prediction;
 mod row;
 mod score;
