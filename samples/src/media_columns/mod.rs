@@ -8,7 +8,8 @@
 //! ```
 //! A place is the mark `<image>` or `<video>` in a text, or a part of the type `image` or `video` without a file
 //! (TRL). The n-th place of a kind gets the n-th file of that kind. If a row has no place, its files are put before
-//! the text of the first user message, as in TRL and ms-swift. A column that repeats the files of the messages is
+//! the text of the first user message, as in TRL and ms-swift. If a row has a file in `video`, no images and no other
+//! place for it, the mark `<image>` is its place, as in LLaVA-Video. A column that repeats the files of the messages is
 //! accepted. A row with more or fewer files than places is refused. A row with media in a column that nothing reads
 //! is also refused ([`other_columns`]), because training on the row would ignore these media.
 
@@ -108,6 +109,7 @@ pub(super) fn insert_media(
 ) -> Result<Vec<Value>, Diagnostic> {
     let mut files = [read_files(Kind::Image, columns)?, read_files(Kind::Video, columns)?];
     files.iter_mut().try_for_each(|files| remove_repeated_files(&messages, files))?;
+    rename_marks_of_videos(&mut messages, &files);
     add_places(&mut messages, &files);
     for files in &files {
         check_counts(field, &messages, files)?;
@@ -287,6 +289,30 @@ fn repeats(kind: Kind, own: &Value, part: &Map<String, Value>) -> bool {
     let is_source = |key: &str| key == "type" || kind.sources().contains(&key);
     let is_repeated = |key: &str, value: &Value| is_source(key) || value.is_null() || own.get(key) == Some(value);
     is_same_file && part.as_object().into_iter().flatten().all(|(key, value)| is_repeated(key, value))
+}
+
+/// Makes marks of videos of the marks `<image>` of a row in the layout of LLaVA-Video: its only files are in the column
+/// `video`, and `<image>` is the only mark for them.
+fn rename_marks_of_videos(messages: &mut [Value], [images, videos]: &[Files; 2]) {
+    let places = |kind: Kind| messages.iter().map(|message| count_places(message, kind)).sum::<usize>();
+    let given = videos.parts.len();
+    if given == 0 || videos.column != "video" || !images.parts.is_empty() || places(Kind::Video) > 0 {
+        return;
+    }
+    if places(Kind::Image) != given {
+        return;
+    }
+    for message in messages {
+        let texts = match &mut message["content"] {
+            Value::Array(parts) => parts.iter_mut().filter_map(|part| part.get_mut("text")).collect(),
+            content => vec![content],
+        };
+        for text in texts {
+            if let Value::String(text) = text {
+                *text = text.replace(Kind::Image.mark(), Kind::Video.mark());
+            }
+        }
+    }
 }
 
 /// If the messages have no places for files, adds one place per file before the text of the first user message. A row

@@ -1,7 +1,7 @@
 //! Refuses columns that nothing reads and that hold media.
 
 use reel_diagnostic::{Diagnostic, print_note_once};
-use reel_input::messages::{IMAGE_KEYS, VIDEO_KEYS};
+use reel_input::messages::{IMAGE_KEYS, VIDEO_KEYS, media_type_of_base64};
 use serde_json::{Map, Value};
 
 use super::{Kind, is_given, parts};
@@ -102,7 +102,8 @@ fn is_media_name(name: &str) -> bool {
 /// Whether a text is the path or address of a media file, or a `data:` URI of one.
 fn is_media_file(text: &str) -> bool {
     const VIDEOS: [&str; 11] = ["mp4", "mkv", "webm", "avi", "mov", "m4v", "mpg", "mpeg", "flv", "wmv", "ts"];
-    if ["data:image/", "data:video/", "data:audio/"].iter().any(|start| text.starts_with(start)) {
+    let is_media = |media_type: &str| ["image/", "video/", "audio/"].iter().any(|kind| media_type.starts_with(kind));
+    if data_media_type(text).is_some_and(is_media) {
         return true;
     }
     IMAGES.iter().chain(&VIDEOS).chain(&AUDIOS).any(|extension| has_extension(text, extension))
@@ -110,11 +111,22 @@ fn is_media_file(text: &str) -> bool {
 
 /// Whether a text is the path or address of an image file, or a `data:` URI of one.
 pub(super) fn is_image_file(text: &str) -> bool {
-    text.starts_with("data:image/") || IMAGES.iter().any(|extension| has_extension(text, extension))
+    data_media_type(text).is_some_and(|kind| kind.starts_with("image/"))
+        || IMAGES.iter().any(|extension| has_extension(text, extension))
+}
+
+/// The media type of a `data:` URI; that of its content if it names none. `None` for any other text.
+fn data_media_type(text: &str) -> Option<&str> {
+    let (head, content) = text.strip_prefix("data:")?.split_once(',')?;
+    match head.strip_suffix(";base64").unwrap_or(head) {
+        "" | "application/octet-stream" => media_type_of_base64(content),
+        media_type => Some(media_type),
+    }
 }
 
 fn is_audio_file(text: &str) -> bool {
-    text.starts_with("data:audio/") || AUDIOS.iter().any(|extension| has_extension(text, extension))
+    data_media_type(text).is_some_and(|kind| kind.starts_with("audio/"))
+        || AUDIOS.iter().any(|extension| has_extension(text, extension))
 }
 
 fn is_audio_name(name: &str) -> bool {

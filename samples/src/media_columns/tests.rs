@@ -31,12 +31,18 @@ fn image(path: &str) -> Value {
     json!({"type": "image", "image": path})
 }
 
+/// The beginning of a PNG file as base64.
+const PNG: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4";
+
 #[test]
 fn marks_are_replaced_in_order() {
     for (given, others, want) in [
         (json!("<video>What?"), json!({"videos": ["a.mp4"]}), json!([video("a.mp4"), text("What?")])),
         (json!("<video>\nWhat?"), json!({"video": "a.mp4"}), json!([video("a.mp4"), text("\nWhat?")])),
         (json!("<image>"), json!({"image": ["a.png"], "videos": []}), json!([image("a.png")])),
+        // LLaVA-Video marks a video with `<image>`.
+        (json!("<image>\nWhat?"), json!({"video": "a.mp4"}), json!([video("a.mp4"), text("\nWhat?")])),
+        (json!([text("Is <image> on?")]), json!({"video": "a"}), json!([text("Is "), video("a"), text(" on?")])),
         // The messages mark no places for files.
         (json!("What?"), json!({"videos": ["a.mp4"]}), json!([video("a.mp4"), text("What?")])),
         (json!([text("?")]), json!({"images": ["a", "b"]}), json!([image("a"), image("b"), text("?")])),
@@ -69,6 +75,11 @@ fn marks_are_replaced_in_order() {
             json!([{"type": "image", "url": "./a.png"}, image("b.png"), text("?")]),
             json!({"images": ["a.png", {"path": "b.png"}]}),
             json!([{"type": "image", "url": "./a.png"}, image("b.png"), text("?")]),
+        ),
+        (
+            json!("?"),
+            json!({"video": [format!("data:;base64,{PNG}"), format!("data:application/octet-stream;base64,{PNG}")]}),
+            json!([{"type": "video", "video": [format!("data:;base64,{PNG}"), format!("data:application/octet-stream;base64,{PNG}")]}, text("?")]),
         ),
         // A list of images in the column `video` is one video.
         (
@@ -126,6 +137,11 @@ fn media_and_places_that_do_not_agree_are_refused() {
             json!("<image>?"),
             json!({"videos": ["a.mp4"]}),
             "messages[0].content: has the mark <image>, but the row has no",
+        ),
+        (
+            json!("<image><image>?"),
+            json!({"video": "a.mp4"}),
+            "video: has 1 video file(s), but the messages have 0 place(s)",
         ),
         (
             json!("<video>?"),

@@ -4,7 +4,7 @@ use reel_diagnostic::Diagnostic;
 use serde_json::{Map, Value, json};
 
 use super::json_text::refuse_parts_as_text;
-use super::unread::{plain_messages, refuse_unread_columns};
+use super::unread::{plain_messages, refuse_unread_columns, text_of};
 use super::{DataRow, PromptContent};
 use crate::media_columns;
 
@@ -134,8 +134,42 @@ impl DataRow {
         let learned = learned_answers(field, &messages, given)?;
         let messages = with_system_column(messages, &columns)?;
         let messages = media_columns::insert_media(field, messages, &columns)?;
-        Ok(Self::Chat { messages, learned, columns })
+        let is_sharegpt = field == ConversationLayout::Conversations.field();
+        Ok(Self::Chat { messages, learned, is_sharegpt, columns })
     }
+}
+
+/// Whether a chat is one question and its answer as text, after system messages if there are any.
+pub(super) fn is_question_with_answer(messages: &[Value]) -> bool {
+    let mut rest = messages.iter().skip_while(|message| message["role"] == "system");
+    let (Some(question), Some(answer), None) = (rest.next(), rest.next(), rest.next()) else { return false };
+    question["role"] == "user" && answer["role"] == "assistant" && answer["content"].is_string()
+}
+
+/// The prompt and the reward columns of a row as VLM-R1 reads it (`grpo_jsonl.py`): the answer becomes the `solution`,
+/// in `<answer>` tags whether it has them or not, and the text of the question the `problem`.
+pub(super) fn vlm_r1_problem(
+    messages: &[Value],
+    columns: &Map<String, Value>,
+) -> Result<(PromptContent, Map<String, Value>), Diagnostic> {
+    let fault = |name: &str, what: &str, help: &str| Err(Diagnostic::new(name, what, help));
+    let (answer, prompt) = messages.split_last().unwrap_or((&Value::Null, &[]));
+    let text = answer["content"].as_str().unwrap_or_default().replace("<answer>", "").replace("</answer>", "");
+    let solution = json!(format!("<answer> {} </answer>", text.trim()));
+    let is_other = |own: &Value| own.as_str().is_none_or(|own| own != text.trim() && *own != solution);
+    if columns.get("solution").is_some_and(|own| !own.is_null() && is_other(own)) {
+        let what = "differs from the answer in `conversations`, which is the solution for rewards";
+        return fault("solution", what, "keep one of the two");
+    }
+    let is_default = |method: &Value| method.is_null() || method == "default";
+    if let Some(method) = columns.get("accu_reward_method").filter(|method| !is_default(method)) {
+        let what = format!("is {method}, a rule of VLM-R1 that reel does not have");
+        return fault("accu_reward_method", &what, "write the kind of answer into a column `problem_type`");
+    }
+    let mut columns = columns.clone();
+    columns.insert("solution".into(), solution);
+    columns.entry("problem").or_insert_with(|| text_of(&prompt[prompt.len() - 1]).into());
+    Ok((PromptContent::Chat(prompt.to_vec()), columns))
 }
 
 /// Checks that `value` is a list of messages with roles and contents. The parts of a content are checked later, when
@@ -237,7 +271,11 @@ pub(super) fn sharegpt_messages(turns: Value) -> Result<Vec<Value>, Diagnostic> 
                 return Err(Diagnostic::new(at("from"), what, TURNS));
             }
         };
-        let value = turn.get("value").or(turn.get("content")).filter(|value| value.is_string() || value.is_array());
+        // VLM-R1's rows have numbers as answers.
+        let value = match turn.get("value").or(turn.get("content")) {
+            Some(Value::Number(number)) => Some(json!(number.to_string())),
+            value => value.filter(|value| value.is_string() || value.is_array()).cloned(),
+        };
         let Some(value) = value else { return Err(Diagnostic::new(at("value"), "is missing or not text", TURNS)) };
         let mut message = json!({"role": role, "content": value});
         for (key, value) in turn.as_object().into_iter().flatten() {

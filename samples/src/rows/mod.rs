@@ -3,7 +3,7 @@
 //! | layout | fields |
 //! |---|---|
 //! | chat | `messages`: chat messages |
-//! | ShareGPT | `conversations`: messages `{"from", "value"}` |
+//! | ShareGPT | `conversations`: messages `{"from", "value"}`; one question and its answer are VLM-R1's problem and solution for rewards |
 //! | TRL | `prompt` and `completion`: both chat messages, or both texts, which are used without the chat template |
 //! | prompt | `prompt`: chat messages up to the answer, or a text; other columns are for rewards |
 //! | ms-swift | `query`, `response`, `history` |
@@ -18,7 +18,9 @@ mod json_text;
 pub mod layouts;
 mod unread;
 
-use layouts::{CHAT_HELP, ConversationLayout, parse_chat, refuse_system_column};
+use layouts::{
+    CHAT_HELP, ConversationLayout, is_question_with_answer, parse_chat, refuse_system_column, vlm_r1_problem,
+};
 use reel_diagnostic::Diagnostic;
 use reel_prompts::QuestionTemplate;
 use reel_rewards::Recipe;
@@ -37,6 +39,8 @@ pub enum DataRow {
         messages: Vec<Value>,
         /// For each message of the assistant, whether it is learned.
         learned: Vec<bool>,
+        /// Whether the chat is in ShareGPT's `conversations`.
+        is_sharegpt: bool,
         /// The other columns of the row.
         columns: Map<String, Value>,
     },
@@ -189,6 +193,9 @@ impl DataRow {
             Self::Chat { messages, columns, .. } if !ends_with_answer(messages) => {
                 Ok((PromptContent::Chat(messages.clone()), columns.clone()))
             }
+            Self::Chat { messages, columns, is_sharegpt: true, .. } if is_question_with_answer(messages) => {
+                vlm_r1_problem(messages, columns)
+            }
             Self::Chat { .. } => Err(Diagnostic::new(
                 "",
                 "ends with an answer of the assistant, so no answer is left to generate",
@@ -225,7 +232,7 @@ impl DataRow {
     /// folder.
     pub fn to_supervised_row(&self, parity: Recipe) -> Result<SupervisedRow, Diagnostic> {
         match self {
-            Self::Chat { messages, learned, columns } => {
+            Self::Chat { messages, learned, columns, .. } => {
                 refuse_unlearned_answer(messages, columns)?;
                 Ok(SupervisedRow::Chat { messages: messages.clone(), learned: learned.clone() })
             }

@@ -325,11 +325,47 @@ fn prompts_may_be_chats_without_an_answer() {
     assert_eq!(content.into_json()[0]["content"][0], json!({"type": "image", "image": images[0]}));
     assert_eq!(columns["answer"], "3");
     assert_eq!(prompt(json!({"instruction": "?", "answer": "3"})).unwrap().0.into_json(), json!([user("?")]));
+    // VLM-R1's rows: the first message is the problem, the second one the solution.
+    let sharegpt = |turns: &[(&str, Value)]| {
+        let turn = |(from, value): &(&str, Value)| json!({"from": from, "value": value});
+        json!({"conversations": turns.iter().map(turn).collect::<Vec<_>>()})
+    };
+    let and = |mut row: Value, name: &str, value: Value| {
+        row[name] = value;
+        row
+    };
+    for (value, solution) in [
+        (json!("<answer> 3 </answer>"), "<answer> 3 </answer>"),
+        (json!(" B\n"), "<answer> B </answer>"),
+        (json!(4), "<answer> 4 </answer>"),
+        (json!(2.50), "<answer> 2.5 </answer>"),
+    ] {
+        let row = and(sharegpt(&[("human", json!("<image>How many?")), ("gpt", value)]), "image", json!("a.png"));
+        let (content, columns) = prompt(row).unwrap();
+        let image = json!({"type": "image", "image": "a.png"});
+        let asked = json!([{"role": "user", "content": [image, {"type": "text", "text": "How many?"}]}]);
+        assert_eq!(
+            (content.into_json(), &columns["solution"], &columns["problem"]),
+            (asked, &json!(solution), &json!("How many?"))
+        );
+    }
     for (given, what) in [
         (json!({"messages": [user("?"), answer("!")]}), "ends with an answer"),
         (json!({"prompt": [user("?")], "completion": [answer("!")]}), "ends with an answer"),
         (json!({"prompt": "?", "completion": "!"}), "has a `completion`"),
         (json!({"query": "?", "response": "!"}), "ends with an answer"),
+        (
+            sharegpt(&[("human", json!("?")), ("gpt", json!("!")), ("human", json!("?")), ("gpt", json!("!"))]),
+            "ends with",
+        ),
+        (
+            and(sharegpt(&[("human", json!("?")), ("gpt", json!("!"))]), "solution", json!("?")),
+            "differs from the answer",
+        ),
+        (
+            and(sharegpt(&[("human", json!("?")), ("gpt", json!("!"))]), "accu_reward_method", json!("map")),
+            "is \"map\"",
+        ),
     ] {
         let error = prompt(given.clone()).unwrap_err();
         assert!(error.what.starts_with(what), "{given}: {error}");

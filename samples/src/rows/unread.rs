@@ -108,7 +108,7 @@ fn repeats(name: &str, value: &Value, messages: &[Value]) -> bool {
 }
 
 /// The text of a message without media marks.
-fn text_of(message: &Value) -> String {
+pub(super) fn text_of(message: &Value) -> String {
     match &message["content"] {
         Value::String(text) => without_marks(text),
         Value::Array(parts) => {
