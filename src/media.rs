@@ -60,6 +60,10 @@ pub struct MediaFlags {
     /// Maximum pixels of a video frame; unlike --max-pixels, it may raise the limit of the profile
     #[arg(long, value_name = "N")]
     video_max_pixels: Option<u64>,
+    /// Leave images with an EXIF orientation as they are stored, as qwen-vl-utils does; by default they are turned
+    /// upright, as by transformers and datasets
+    #[arg(long)]
+    ignore_exif_orientation: bool,
 }
 
 impl MediaFlags {
@@ -104,6 +108,7 @@ impl MediaFlags {
             image_max_pixels: self.image_max_pixels,
             video_min_pixels: self.video_min_pixels,
             video_max_pixels: self.video_max_pixels,
+            ignore_exif_orientation: self.ignore_exif_orientation.then_some(true),
             ..MediaOverrides::default()
         }
     }
@@ -148,7 +153,9 @@ impl fmt::Display for TrainingMediaSettings {
             ("video-min-pixels", o.video_min_pixels.map(|n| n as f64)),
             ("video-max-pixels", o.video_max_pixels.map(|n| n as f64)),
         ];
-        numbers.iter().filter_map(|(name, n)| Some((name, (*n)?))).try_for_each(|(name, n)| write!(f, " --{name} {n}"))
+        let mut given = numbers.iter().filter_map(|(name, n)| Some((name, (*n)?)));
+        given.try_for_each(|(name, n)| write!(f, " --{name} {n}"))?;
+        if o.ignore_exif_orientation { f.write_str(" --ignore-exif-orientation") } else { Ok(()) }
     }
 }
 

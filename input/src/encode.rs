@@ -315,19 +315,20 @@ fn expand(
 
 fn load_image(image: &ImagePart, options: &MediaOptions, processor: &ImageProcessorSettings) -> Result<FrameBuf> {
     let limits = ImagePixelLimits::new(options.profile, &options.media_limits(image.overrides));
-    let rgb = open_image(&image.source, options)?;
+    let rgb = open_image(&image.source, options, image.overrides)?;
     Ok(patches::resize_image(&rgb, &limits, processor, &image.source.path_or_address())?)
 }
 
-fn open_image(source: &MediaSource, options: &MediaOptions) -> Result<RgbImage> {
+fn open_image(source: &MediaSource, options: &MediaOptions, part: MediaOverrides) -> Result<RgbImage> {
+    let rule = options.media_limits(part).exif_orientation();
     Ok(match source {
-        MediaSource::Path(path) => reel_media::image::open(&options.access.allowed_path(path)?)?,
-        MediaSource::Data(uri) => reel_media::image::from_data_uri(uri)?,
+        MediaSource::Path(path) => reel_media::image::open(&options.access.allowed_path(path)?, rule)?,
+        MediaSource::Data(uri) => reel_media::image::from_data_uri(uri, rule)?,
         MediaSource::Url(url) => {
             let file = options.access.download(url, fetch::MAX_IMAGE_BYTES, options.decoder.program.timeout)?;
             let bytes = input::read_file(file.path(), fetch::MAX_IMAGE_BYTES)
                 .map_err(|e| InputError::cannot_read(file.path(), e))?;
-            reel_media::image::decode(&bytes, &source.path_or_address())?
+            reel_media::image::decode(&bytes, &source.path_or_address(), rule)?
         }
     })
 }
@@ -391,7 +392,8 @@ fn frame_list(
             "give the frame rate of the listed frames, in frames per second",
         ));
     }
-    let images = frames.iter().map(|frame| open_image(frame, options)).collect::<Result<Vec<RgbImage>>>()?;
+    let images =
+        frames.iter().map(|frame| open_image(frame, options, video.overrides)).collect::<Result<Vec<RgbImage>>>()?;
     if is_folder {
         frame_folder::check_frame_sizes_equal(frames, images.iter().map(|image| (image.height, image.width)))?;
     }

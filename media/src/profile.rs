@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::image::ExifOrientation;
 use crate::{MediaError, Result};
 
 /// A named preset of frame and pixel limits (`--profile`).
@@ -169,6 +170,8 @@ pub struct MediaOverrides {
     pub video_start: Option<f64>,
     /// End of the selected part of the video in seconds.
     pub video_end: Option<f64>,
+    /// Whether images stay as they are stored although their EXIF data state an orientation.
+    pub ignore_exif_orientation: Option<bool>,
 }
 
 /// A limit that two [`MediaOverrides`] set to different values.
@@ -203,7 +206,13 @@ impl MediaOverrides {
             resized_width: self.resized_width.or(fallback.resized_width),
             video_start: self.video_start.or(fallback.video_start),
             video_end: self.video_end.or(fallback.video_end),
+            ignore_exif_orientation: self.ignore_exif_orientation.or(fallback.ignore_exif_orientation),
         }
+    }
+
+    /// What happens to an image whose EXIF data state an orientation.
+    pub fn exif_orientation(&self) -> ExifOrientation {
+        if self.ignore_exif_orientation == Some(true) { ExifOrientation::Ignore } else { ExifOrientation::Apply }
     }
 
     /// Combines the limits of `self` and `other`.
@@ -237,6 +246,7 @@ impl MediaOverrides {
             resized_width: one("resized_width", self.resized_width, other.resized_width)?,
             video_start: one("video_start", self.video_start, other.video_start)?,
             video_end: one("video_end", self.video_end, other.video_end)?,
+            ignore_exif_orientation: self.ignore_exif_orientation.or(other.ignore_exif_orientation),
         })
     }
 

@@ -6,12 +6,13 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use reel_client::image_part;
+use reel_media::MediaError;
 use reel_media::frames::{FrameBuf, FrameView};
+use reel_media::image::{self, ExifOrientation};
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::resize::pillow_bicubic;
 use reel_media::strip::encode_jpeg;
 use reel_media::worker::DecodeWorker;
-use reel_media::{MediaError, image};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -57,7 +58,7 @@ pub fn read_frames(
     decoder: &DecodeWorker,
 ) -> Result<TimedFrames, MediaError> {
     if !is_video {
-        let image = image::open(path)?;
+        let image = image::open(path, ExifOrientation::Apply)?;
         let pixels = (image.height * image.width) as f64;
         let scale = (settings.max_pixels as f64 / pixels).sqrt().min(1.0);
         let shrunk = |side: usize| ((side as f64 * scale) as usize).max(1);
@@ -114,7 +115,7 @@ mod tests {
         assert_eq!(texts, ["Frame at 0.0 s:", "Frame at 1.0 s:"]);
         let url = parts[3]["image_url"]["url"].as_str().unwrap();
         assert!(url.starts_with("data:image/jpeg;base64,"), "{url}");
-        let read = image::from_data_uri(url).unwrap();
+        let read = image::from_data_uri(url, ExifOrientation::Apply).unwrap();
         assert_eq!((read.height, read.width), (4, 6));
     }
 

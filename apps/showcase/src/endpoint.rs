@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use reel_diagnostic::Diagnostic;
-use reel_media::image;
+use reel_media::image::{self, ExifOrientation};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -143,7 +143,9 @@ impl Request {
                     seconds = frame_seconds(given).unwrap_or(seconds);
                     text = given.to_string();
                 }
-                let image = part["image_url"]["url"].as_str().and_then(|url| image::from_data_uri(url).ok());
+                let image = part["image_url"]["url"]
+                    .as_str()
+                    .and_then(|url| image::from_data_uri(url, ExifOrientation::Apply).ok());
                 frames.extend(image.map(|image| SeenFrame { seconds, image }));
             }
         }

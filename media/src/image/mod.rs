@@ -1,9 +1,8 @@
 //! Decodes images: a file, bytes or a `data:` URI to u8 RGB `[H, W, 3]`, by the rules of Pillow and qwen-vl-utils.
 //!
 //! Alpha is blended over white only if Pillow opens the image in mode RGBA; the alpha of palette images and grey
-//! images is dropped. Only TIFF files are turned by their orientation tag, as Pillow does when it loads them; in
-//! other formats EXIF rotation is ignored. Only the first frame of an animation is used. The format is detected from
-//! the content, not from the file name.
+//! images is dropped. An image is turned by the orientation that its EXIF data state ([`ExifOrientation`]). Only the
+//! first frame of an animation is used. The format is detected from the content, not from the file name.
 
 use std::io::Cursor;
 use std::num::NonZeroU64;
@@ -13,10 +12,12 @@ use ::image::codecs::{bmp::BmpDecoder, png::PngDecoder, tiff::TiffDecoder, webp:
 use ::image::metadata::Orientation;
 use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageResult, Limits};
 use base64::Engine as _;
+use reel_diagnostic::print_note_once;
 
 use crate::frames::{FrameView, MAX_IMAGE_PIXELS};
 use crate::{DATA_URI, MediaError, Result};
 
+mod exif;
 mod jpeg;
 #[cfg(test)]
 mod tests;
@@ -49,25 +50,65 @@ impl RgbImage {
     pub fn view(&self) -> Result<FrameView<'_>> {
         FrameView::new(&self.data, 1, self.height, self.width)
     }
+
+    /// Turns the image by the orientation that the EXIF data of `file` state, if the rule is to apply it.
+    fn turn_by_exif(self, file: ImageFile<'_>, rule: ExifOrientation) -> Result<Self> {
+        let orientation = exif::orientation(file.bytes, file.format);
+        if orientation == Orientation::NoTransforms || rule == ExifOrientation::Ignore {
+            return Ok(self);
+        }
+        print_note_once(
+            "images with an EXIF orientation are turned upright, as by transformers and datasets; \
+             --ignore-exif-orientation leaves them as they are stored, as qwen-vl-utils does"
+                .to_string(),
+        );
+        self.turn(orientation, file.name)
+    }
+
+    fn turn(self, orientation: Orientation, name: &str) -> Result<Self> {
+        if orientation == Orientation::NoTransforms {
+            return Ok(self);
+        }
+        let damaged = || MediaError::file_error(name, "is damaged or cut off", "save or download it again");
+        let rgb = ::image::RgbImage::from_raw(self.width as u32, self.height as u32, self.data).ok_or_else(damaged)?;
+        let mut turned = DynamicImage::ImageRgb8(rgb);
+        turned.apply_orientation(orientation);
+        let (width, height) = (turned.width() as usize, turned.height() as usize);
+        Ok(Self { data: turned.into_rgb8().into_raw(), height, width })
+    }
+}
+
+/// What happens to a JPEG, PNG or WebP image whose EXIF data state an orientation. TIFF images are always turned, as
+/// Pillow does when it loads them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExifOrientation {
+    /// The image is turned upright, as by transformers' `load_image` and by datasets.
+    #[default]
+    Apply,
+    /// The pixels stay as they are stored, as in qwen-vl-utils.
+    Ignore,
 }
 
 /// Reads and decodes an image file (PNG, JPEG, WebP, GIF, BMP or TIFF).
 ///
 /// # Errors
 /// The file cannot be read, is not a regular file, is too long, is damaged, or is not an image of a supported format.
-pub fn open(path: &Path) -> Result<RgbImage> {
+pub fn open(path: &Path, rule: ExifOrientation) -> Result<RgbImage> {
     let cannot_read = |e| MediaError::cannot_read(path, &e);
     let bytes = reel_diagnostic::input::read_file(path, MAX_FILE_BYTES).map_err(cannot_read)?;
-    decode(&bytes, &path.display().to_string())
+    decode(&bytes, &path.display().to_string(), rule)
 }
 
-/// Decodes a `data:image/...;base64,...` URI.
+/// Decodes a `data:image/...;base64,...` URI. The media type may be missing or `application/octet-stream`, as the
+/// content decides.
 ///
 /// # Errors
 /// The URI has another form, its base64 is damaged, or its content is not a supported image.
-pub fn from_data_uri(uri: &str) -> Result<RgbImage> {
-    let is_image = uri.get(..10).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:image"));
-    let Some((_, text)) = uri.split_once("base64,").filter(|_| is_image) else {
+pub fn from_data_uri(uri: &str, rule: ExifOrientation) -> Result<RgbImage> {
+    let media_type =
+        uri.get(5..).and_then(|rest| rest.split([';', ',']).next()).unwrap_or_default().to_ascii_lowercase();
+    let may_be_image = media_type.starts_with("image") || ["", "application/octet-stream"].contains(&&*media_type);
+    let Some((_, text)) = uri.split_once("base64,").filter(|_| may_be_image) else {
         return Err(MediaError::file_error(DATA_URI, "is not data:image/...;base64,...", "encode the image as base64"));
     };
     let mut text: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
@@ -77,14 +118,14 @@ pub fn from_data_uri(uri: &str) -> Result<RgbImage> {
     let bytes = base64::engine::general_purpose::STANDARD_NO_PAD.decode(text).map_err(|error| {
         MediaError::file_error(DATA_URI, format!("contains invalid base64 ({error})"), "encode the image again")
     })?;
-    decode(&bytes, DATA_URI)
+    decode(&bytes, DATA_URI, rule)
 }
 
 /// Decodes an image from the bytes of its file; error messages use `name` as location.
 ///
 /// # Errors
 /// The bytes are empty, damaged, or not an image of a supported format, or the image exceeds [`MAX_IMAGE_PIXELS`].
-pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
+pub fn decode(bytes: &[u8], name: &str, rule: ExifOrientation) -> Result<RgbImage> {
     if bytes.is_empty() {
         return Err(MediaError::file_error(name, "is empty", "give an image file"));
     }
@@ -99,9 +140,11 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
     let format = ::image::guess_format(bytes).map_err(|_| unknown())?;
     let file = ImageFile { bytes, format, name };
     let decoded = reel_diagnostic::catch_panic(|| match format {
-        ImageFormat::Jpeg => jpeg::decode(file),
-        ImageFormat::Png => pixels(PngDecoder::with_limits(cursor, limits()), png_is_rgba(bytes), file),
-        ImageFormat::WebP => pixels(WebPDecoder::new(cursor), true, file),
+        ImageFormat::Jpeg => jpeg::decode(file)?.turn_by_exif(file, rule),
+        ImageFormat::Png => {
+            pixels(PngDecoder::with_limits(cursor, limits()), png_is_rgba(bytes), file)?.turn_by_exif(file, rule)
+        }
+        ImageFormat::WebP => pixels(WebPDecoder::new(cursor), true, file)?.turn_by_exif(file, rule),
         ImageFormat::Gif => gif(file),
         ImageFormat::Bmp => pixels(BmpDecoder::new(cursor), true, file),
         ImageFormat::Tiff => tiff(file),
@@ -193,15 +236,7 @@ fn tiff(file: ImageFile<'_>) -> Result<RgbImage> {
     let image = pixels(decoder(), true, file)?;
     // A tag that cannot be read, or has another value than 1 to 8, does not turn the image.
     let orientation = decoder().and_then(|mut decoder| decoder.orientation()).unwrap_or(Orientation::NoTransforms);
-    if orientation == Orientation::NoTransforms {
-        return Ok(image);
-    }
-    let damaged = || MediaError::file_error(file.name, "is damaged or cut off", "save or download it again");
-    let rgb = ::image::RgbImage::from_raw(image.width as u32, image.height as u32, image.data).ok_or_else(damaged)?;
-    let mut turned = DynamicImage::ImageRgb8(rgb);
-    turned.apply_orientation(orientation);
-    let (width, height) = (turned.width() as usize, turned.height() as usize);
-    Ok(RgbImage { data: turned.into_rgb8().into_raw(), height, width })
+    image.turn(orientation, file.name)
 }
 
 fn upper_byte(sample: &u16) -> u8 {

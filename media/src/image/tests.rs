@@ -17,7 +17,8 @@ fn each_format_equals_pillow() {
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     assert!(tensors.len() >= 60, "{}", tensors.len());
     for (name, want) in tensors.tensors() {
-        let got = open(Path::new(&format!("{FOLDER}kinds/{name}"))).unwrap_or_else(|e| panic!("{e}"));
+        let got =
+            open(Path::new(&format!("{FOLDER}kinds/{name}")), ExifOrientation::Apply).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!([got.height, got.width, 3], want.shape(), "{name}");
         let different = got.data.iter().zip(want.data()).filter(|(got, want)| got != want).count();
         assert_eq!(different, 0, "{name}: values of {}", got.data.len());
@@ -29,7 +30,7 @@ fn sizes_and_mean_colours_equal_golden_index() {
     let index: Value = serde_json::from_slice(&golden("index.json")).unwrap();
     for case in index["images"].as_array().unwrap() {
         let file = case["file"].as_str().unwrap();
-        let got = open(Path::new(&format!("{FOLDER}{file}"))).unwrap();
+        let got = open(Path::new(&format!("{FOLDER}{file}")), ExifOrientation::Apply).unwrap();
         let size: (usize, usize) = serde_json::from_value(case["size_hw"].clone()).unwrap();
         assert_eq!((got.height, got.width), size, "{file}");
         let exact = case["rgb_sha256"].is_string();
@@ -45,20 +46,22 @@ fn sizes_and_mean_colours_equal_golden_index() {
 fn data_uri_decodes_as_its_file() {
     let bytes = golden("13_png_rgb.png");
     let text = base64::engine::general_purpose::STANDARD.encode(&bytes);
-    let want = decode(&bytes, "bytes").unwrap();
+    let want = decode(&bytes, "bytes", ExifOrientation::Apply).unwrap();
     let (front, back) = text.split_at(60);
     for uri in [
         format!("data:image/png;base64,{text}"),
         format!("data:image/jpeg;base64,{}", text.trim_end_matches('=')),
         format!("data:image;base64,{front}\r\n{back}\n"),
+        format!("data:;base64,{text}"),
+        format!("data:application/octet-stream;base64,{text}"),
         format!("DATA:Image/PNG;base64,{text}"),
     ] {
-        assert_eq!(from_data_uri(&uri).unwrap(), want);
+        assert_eq!(from_data_uri(&uri, ExifOrientation::Apply).unwrap(), want);
     }
     for uri in
         ["data:image/png,abc", "data:text/plain;base64,AAAA", "data:image/png;base64,A!A", "data:image/png;base64,"]
     {
-        let error = from_data_uri(uri).unwrap_err().to_string();
+        let error = from_data_uri(uri, ExifOrientation::Apply).unwrap_err().to_string();
         assert!(error.starts_with("data: URI: ") && !error.contains('\n'), "{error}");
     }
 }
@@ -67,7 +70,7 @@ fn data_uri_decodes_as_its_file() {
 fn broken_files_are_refused_by_name() {
     for name in ["bad_empty.jpg", "bad_not_a_picture.png", "bad_text.webp", "bad_truncated.png", "nosuch.png", "kinds"]
     {
-        let error = open(Path::new(&format!("{FOLDER}{name}"))).unwrap_err().to_string();
+        let error = open(Path::new(&format!("{FOLDER}{name}")), ExifOrientation::Apply).unwrap_err().to_string();
         assert!(error.contains(name) && error.contains(';') && !error.contains('\n'), "{error}");
     }
 }
@@ -75,7 +78,7 @@ fn broken_files_are_refused_by_name() {
 #[cfg(unix)]
 #[test]
 fn a_device_is_refused_without_being_read() {
-    let error = open(Path::new("/dev/zero")).unwrap_err().to_string();
+    let error = open(Path::new("/dev/zero"), ExifOrientation::Apply).unwrap_err().to_string();
     assert!(error.starts_with("/dev/zero: is not a regular file"), "{error}");
 }
 
@@ -96,7 +99,7 @@ fn decompression_bombs_are_refused_by_header() {
     let frame = jpeg.windows(2).position(|w| w == [0xff, 0xc0]).unwrap();
     jpeg[frame + 5..frame + 9].fill(0xff);
     for (name, bytes) in [("bomb.png", png), ("bomb.bmp", bmp), ("bomb.gif", gif), ("bomb.jpg", jpeg)] {
-        let error = decode(&bytes, name).unwrap_err().to_string();
+        let error = decode(&bytes, name, ExifOrientation::Apply).unwrap_err().to_string();
         assert!(error.starts_with(name) && error.contains("limit of 178956970 pixels"), "{error}");
     }
 }
@@ -159,7 +162,7 @@ proptest! {
         for (at, value) in front {
             bytes[at] = value;
         }
-        match decode(&bytes, "damaged") {
+        match decode(&bytes, "damaged", ExifOrientation::Apply) {
             Ok(image) => prop_assert_eq!(image.data.len(), image.height * image.width * 3),
             Err(error) => prop_assert!(!error.to_string().contains('\n'), "{}", error),
         }
@@ -173,7 +176,7 @@ proptest! {
         for (component, (horizontal, vertical)) in factors.into_iter().enumerate() {
             bytes[frame + 11 + 3 * component] = horizontal << 4 | vertical;
         }
-        match decode(&bytes, "cmyk") {
+        match decode(&bytes, "cmyk", ExifOrientation::Apply) {
             Ok(image) => prop_assert_eq!(image.data.len(), image.height * image.width * 3),
             Err(error) => prop_assert!(!error.to_string().contains("its decoder ended"), "{}", error),
         }
@@ -196,7 +199,7 @@ fn headers_that_state_more_pixels_than_the_file_can_hold_are_refused() {
     let mut bmp = golden("kinds/bilevel.bmp");
     bmp[18..22].copy_from_slice(&13_000u32.to_le_bytes());
     bmp[22..26].copy_from_slice(&13_000u32.to_le_bytes());
-    let error = decode(&bmp, "x").unwrap_err().to_string();
+    let error = decode(&bmp, "x", ExifOrientation::Apply).unwrap_err().to_string();
     assert!(error.starts_with("x: is damaged or cut off: 130 bytes cannot hold 13000 x 13000 pixels; "), "{error}");
 }
 
@@ -220,7 +223,7 @@ fn a_large_webp_of_one_colour_is_read() {
     }
     let chunk = [&b"VP8L"[..], &17u32.to_le_bytes(), &[0x2f], &stream, &[0]].concat();
     let file = [&b"RIFF"[..], &(4 + chunk.len() as u32).to_le_bytes(), b"WEBP", &chunk].concat();
-    let image = decode(&file, "x").unwrap();
+    let image = decode(&file, "x", ExifOrientation::Apply).unwrap();
     assert_eq!([image.height, image.width], [SIDE as usize; 2]);
     assert!(image.data.chunks_exact(3).all(|pixel| pixel == [10, 20, 30]));
 }
@@ -230,6 +233,102 @@ fn a_jpeg_of_other_components_or_bits_is_refused() {
     let mut file = golden("kinds/jpeg_grey.jpg");
     let frame = file.windows(2).position(|w| w == [0xff, 0xc0]).unwrap();
     file[frame + 4] = 12;
-    let error = decode(&file, "x").unwrap_err().to_string();
+    let error = decode(&file, "x", ExifOrientation::Apply).unwrap_err().to_string();
     assert_eq!(error, "x: is a JPEG of 12 bits per sample; convert it to 8-bit RGB");
+}
+
+/// Returns EXIF data whose only tag is the orientation, in one of the two byte orders.
+fn exif(orientation: u8, is_big: bool) -> Vec<u8> {
+    let number = |bytes: &[u8]| if is_big { bytes.iter().rev().copied().collect() } else { bytes.to_vec() };
+    let entry = [number(&[0x12, 1]), number(&[3, 0]), number(&[1, 0, 0, 0]), number(&[orientation, 0]), vec![0; 2]];
+    let head = [if is_big { b"MM".to_vec() } else { b"II".to_vec() }, number(&[42, 0]), number(&[8, 0, 0, 0])];
+    [head.concat(), number(&[1, 0]), entry.concat(), vec![0; 4]].concat()
+}
+
+/// XMP with the orientation as an attribute or an element.
+fn xmp(orientation: u8, is_element: bool) -> Vec<u8> {
+    match is_element {
+        true => format!("<x><tiff:Orientation>{orientation}</tiff:Orientation></x>"),
+        false => format!("<x tiff:Orientation=\"{orientation}\"/>"),
+    }
+    .into_bytes()
+}
+
+/// Adds a block of metadata, EXIF or XMP, to the file of an image.
+fn with_block(file: &[u8], is_exif: bool, block: &[u8]) -> Vec<u8> {
+    match ::image::guess_format(file).unwrap() {
+        ImageFormat::Jpeg => {
+            let name: &[u8] = if is_exif { b"Exif\0\0" } else { b"http://ns.adobe.com/xap/1.0/\0" };
+            let length = (2 + name.len() + block.len()) as u16;
+            [&file[..2], &[0xff, 0xe1], &length.to_be_bytes(), name, block, &file[2..]].concat()
+        }
+        ImageFormat::Png => {
+            let (name, head): (&[u8], &[u8]) =
+                if is_exif { (b"eXIf", b"") } else { (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0") };
+            let content = [name, head, block].concat();
+            let length = (content.len() - 4) as u32;
+            // Before IEND, the last 12 bytes. The checksum of the added chunk is wrong, which Pillow ignores, too.
+            let (front, end) = file.split_at(file.len() - 12);
+            [front, &length.to_be_bytes(), &content, &[0; 4], end].concat()
+        }
+        _ => {
+            let name: &[u8] = if is_exif { b"EXIF" } else { b"XMP " };
+            let pad = vec![0; block.len() % 2];
+            let chunk = [name, &(block.len() as u32).to_le_bytes(), block, &pad].concat();
+            let length = (file.len() - 8 + chunk.len()) as u32;
+            [&file[..4], &length.to_le_bytes(), &file[8..], &chunk].concat()
+        }
+    }
+}
+
+/// The pixels of all 8 orientations are those of Pillow's `exif_transpose`, whose rule is written out here.
+#[test]
+fn images_are_turned_by_their_exif_orientation() {
+    for name in ["13_png_rgb.png", "kinds/jpeg_420_9x4.jpg", "kinds/lossy.webp"] {
+        let plain = golden(name);
+        let stored = decode(&plain, name, ExifOrientation::Apply).unwrap();
+        let (h, w) = (stored.height, stored.width);
+        assert_ne!(h, w, "{name}: a square does not show whether the sides are exchanged");
+        for orientation in 0..=9u8 {
+            let source = |y: usize, x: usize| match orientation {
+                2 => (y, w - 1 - x),
+                3 => (h - 1 - y, w - 1 - x),
+                4 => (h - 1 - y, x),
+                5 => (x, y),
+                6 => (h - 1 - x, y),
+                7 => (h - 1 - x, w - 1 - y),
+                8 => (x, w - 1 - y),
+                _ => (y, x),
+            };
+            let (height, width) = if (5..=8).contains(&orientation) { (w, h) } else { (h, w) };
+            let pixel = |y: usize, x: usize| {
+                let (y, x) = source(y, x);
+                stored.data[(y * w + x) * 3..][..3].to_vec()
+            };
+            let data: Vec<u8> = (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(y, x))).collect();
+            let want = RgbImage { data, height, width };
+            for (is_exif, block) in [
+                (true, exif(orientation, false)),
+                (true, exif(orientation, true)),
+                (false, xmp(orientation, false)),
+                (false, xmp(orientation, true)),
+            ] {
+                let file = with_block(&plain, is_exif, &block);
+                assert!(decode(&file, name, ExifOrientation::Apply).unwrap() == want, "{name} {orientation} {is_exif}");
+                assert!(decode(&file, name, ExifOrientation::Ignore).unwrap() == stored, "{name} {orientation}");
+            }
+        }
+    }
+}
+
+proptest! {
+    /// Damaged metadata are ignored: they do not turn the image and do not fail.
+    #[test]
+    fn any_metadata_may_be_damaged(block in prop::collection::vec(any::<u8>(), 0..40), cut in 0usize..40) {
+        for format in [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP] {
+            let file = with_block(&golden("13_png_rgb.png"), true, &block);
+            exif::orientation(&file[..file.len() - cut], format);
+            exif::orientation(&block, format);
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::fs;
 use reel_device::compile;
 use reel_device::{Kernels, SimOptions};
 use reel_input::tensor_file::StoredDType;
-use reel_media::image::{self, RgbImage};
+use reel_media::image::{self, ExifOrientation, RgbImage};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -29,7 +29,10 @@ fn texts() -> Vec<String> {
 }
 
 fn images() -> Vec<RgbImage> {
-    strings(&json("index.json")["pictures"]).iter().map(|file| image::open(&golden(file)).unwrap()).collect()
+    strings(&json("index.json")["pictures"])
+        .iter()
+        .map(|file| image::open(&golden(file), ExifOrientation::Apply).unwrap())
+        .collect()
 }
 
 fn expected(name: &str) -> Vec<f32> {

@@ -100,15 +100,16 @@ impl MediaInspector<'_> {
     }
 
     fn image(&self, source: &MediaSource) -> Result<MediaProperties, InputError> {
+        let rule = self.options.overrides.exif_orientation();
         let image = match source {
             MediaSource::Path(path) => {
                 let path = self.options.access.allowed_path(path)?;
                 if !self.decodes {
                     return self.exists(&path, source);
                 }
-                reel_media::image::open(&path)?
+                reel_media::image::open(&path, rule)?
             }
-            MediaSource::Data(uri) => reel_media::image::from_data_uri(uri)?,
+            MediaSource::Data(uri) => reel_media::image::from_data_uri(uri, rule)?,
             MediaSource::Url(_) => return Ok(fact(source)),
         };
         Ok(MediaProperties { size: Some((image.height, image.width)), ..fact(source) })

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use reel_device::{DType, Device};
 use reel_media::frames::{FrameBuf, FrameView};
-use reel_media::image;
+use reel_media::image::{self, ExifOrientation};
 use reel_model::ModelError;
 use reel_model::siglip::Siglip;
 use reel_rewards::{RewardError, SemanticModel};
@@ -142,7 +142,7 @@ impl SemanticModel for SiglipScorer {
         negative: bool,
     ) -> reel_rewards::Result<Vec<Vec<f32>>> {
         let frames = frames.iter().map(|path| {
-            let picture = image::open(path)?;
+            let picture = image::open(path, ExifOrientation::Apply)?;
             Ok(Frame { data: picture.data.into(), height: picture.height, width: picture.width })
         });
         self.similarities_with(texts, frames, negative).map_err(|e| RewardError::Semantic(Box::new(e)))
@@ -262,7 +262,7 @@ mod tests {
             ["v0_0", "v0_1", "v1_0", "v0_0"].iter().map(|f| golden(&format!("frames/{f}.png"))).collect();
         let frames: Vec<FrameBuf> = files
             .iter()
-            .map(|file| image::open(file).unwrap())
+            .map(|file| image::open(file, ExifOrientation::Apply).unwrap())
             .map(|p| FrameBuf { data: p.data, frames: 1, height: p.height, width: p.width })
             .collect();
         let mut of_files = scorer();

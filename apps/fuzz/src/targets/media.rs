@@ -1,6 +1,6 @@
 //! Fuzz targets for image and video files.
 
-use reel_media::image;
+use reel_media::image::{self, ExifOrientation};
 
 use super::{FuzzTarget, repository_file};
 use crate::mutate::{PartFormat, Seed};
@@ -25,7 +25,9 @@ pub const IMAGE: FuzzTarget = FuzzTarget {
     },
     open: || {
         Ok(Box::new(|input| {
-            let Some(image) = value_if_accepted(image::decode(input, "image"))? else { return Ok(false) };
+            let Some(image) = value_if_accepted(image::decode(input, "image", ExifOrientation::Apply))? else {
+                return Ok(false);
+            };
             require(image.view().is_ok(), || "an image without pixels".to_string())?;
             Ok(true)
         }))

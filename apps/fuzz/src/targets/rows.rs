@@ -201,7 +201,10 @@ pub const URLS: FuzzTarget = FuzzTarget {
             require(escaped.as_ref() == Some(&text), || "escape_controls_in_json changes the parsed text".to_string())?;
             std::hint::black_box(MediaSource::parse(&text, Path::new("/root")).path_or_address());
             let decoded = verdict_of(decode_data_uri(&text))?;
-            Ok(verdict_of(image::from_data_uri(&text))? || decoded || redacted != text || printable != text)
+            Ok(verdict_of(image::from_data_uri(&text, image::ExifOrientation::Apply))?
+                || decoded
+                || redacted != text
+                || printable != text)
         }))
     },
 };
