@@ -18,6 +18,9 @@ pub struct VideoInfo {
     pub width: usize,
     /// Number of frames.
     pub total_frames: u64,
+    /// Number of further frames at the start of the file that cannot be decoded, because the file starts inside their
+    /// group of pictures. Frame 0 and second 0 are those after them.
+    pub left_out_frames: u64,
     /// Average number of frames per second, as the container states it.
     pub video_fps: f64,
 }
@@ -34,8 +37,10 @@ pub struct DecodedVideo {
     pub width: usize,
     /// Index of each frame in display order, `[T]`.
     pub indices: Vec<u64>,
-    /// Number of frames of the whole video.
+    /// Number of frames of the whole video, without `left_out_frames`.
     pub total_frames: u64,
+    /// Number of frames at the start of the file that cannot be decoded ([`VideoInfo::left_out_frames`]).
+    pub left_out_frames: u64,
     /// Average frame rate of the whole video in frames per second, as the container states it.
     pub video_fps: f64,
     /// Number of selected frames per second of video.

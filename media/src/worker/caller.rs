@@ -1,14 +1,15 @@
 //! The caller's side of a decoding worker: sends a request to the worker and maps the frames that the worker returns.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use memmap2::Mmap;
-use reel_diagnostic::Diagnostic;
 use reel_diagnostic::input::UnsuitableFile;
+use reel_diagnostic::{Diagnostic, print_note_once};
 use reel_worker::{Worker, WorkerFailure, WorkerPool, WorkerProgram};
 use rustix::fs::{MemfdFlags, SealFlags};
 
@@ -59,7 +60,10 @@ impl DecodeWorker {
     /// The video cannot be read, or the worker fails, exceeds its limits or cannot be started.
     pub fn probe(&self, path: &Path) -> Result<VideoInfo> {
         match self.run(path, WorkerJob::Probe)? {
-            (WorkerReply::Probed(info), _) => Ok(info),
+            (WorkerReply::Probed(info), _) => {
+                note_left_out_frames(path, info.left_out_frames);
+                Ok(info)
+            }
             _ => Err(invalid_reply(path)),
         }
     }
@@ -107,7 +111,10 @@ impl DecodeWorker {
     ) -> Result<DecodedVideo> {
         let job = WorkerJob::Decode { profile, overrides: *overrides, size };
         match self.run(path, job)? {
-            (WorkerReply::Decoded(video), memory) => map_pixels(path, video, &memory),
+            (WorkerReply::Decoded(video), memory) => {
+                note_left_out_frames(path, video.left_out_frames);
+                map_pixels(path, video, &memory)
+            }
             _ => Err(invalid_reply(path)),
         }
     }
@@ -204,6 +211,26 @@ impl DecodeWorker {
             "raise the limit (--media-memory), take fewer frames, or leave the file out",
         )
     }
+}
+
+/// Says once how many frames at the start of a video cannot be decoded. A data set may have many such videos, so only
+/// the first ones are named.
+fn note_left_out_frames(path: &Path, frames: u64) {
+    const MAX_NAMED: usize = 10;
+    static NAMED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    let mut named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
+    if frames == 0 || named.contains(path) {
+        return;
+    }
+    if named.len() == MAX_NAMED {
+        return print_note_once("further videos that start inside a group of pictures are not named".to_string());
+    }
+    named.insert(path.to_path_buf());
+    print_note_once(format!(
+        "{}: starts inside a group of pictures, so its first {frames} frames cannot be decoded and are left out; frame 0 \
+         and second 0 are those after them",
+        path.display()
+    ));
 }
 
 /// The help text of an error about a file that may be damaged.

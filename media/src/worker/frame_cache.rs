@@ -136,6 +136,7 @@ mod tests {
             height: 1,
             width: bytes / 3,
             indices: vec![0],
+            left_out_frames: 0,
             total_frames: 1,
             video_fps: 1.0,
             sample_fps: 1.0,

@@ -5,7 +5,7 @@
 //! plan runs of packets                                   plan.rs
 //! several lanes, each a thread with its own decoder, take runs from a queue, longest first:
 //!     send the packets of the run; write each target frame that comes out
-//!     if frames are missing: decode again from an earlier key frame and with later packets, then from packet 0
+//!     if frames are missing: decode again from an earlier key frame and with later packets, then from the start
 //!     if only frames before the first key frame are missing (a cut at an open GOP): write the key frame for them
 //! ```
 
@@ -19,7 +19,7 @@ use ffmpeg::codec::{Id, decoder, threading};
 use ffmpeg::frame::Video as AvFrame;
 
 use super::convert::RgbConverter;
-use super::demux::VideoFile;
+use super::demux::{VideoFile, has_reliable_key_flags};
 use super::error::{ffmpeg_error, out_of_memory};
 use super::packets::PacketSource;
 use super::plan::{PacketRun, has_usable_times, key_packet_index_before, leading_frame_count, plan_packet_runs};
@@ -147,23 +147,6 @@ fn has_memory_for_frames(video: &VideoFile) -> bool {
     buffer.try_reserve_exact(bytes).is_ok() && std::hint::black_box(&buffer).capacity() >= bytes
 }
 
-/// Whether, for this codec, containers set the key-frame flag only on frames at which decoding can start.
-fn has_reliable_key_flags(codec: Id) -> bool {
-    matches!(
-        codec,
-        Id::H264
-            | Id::HEVC
-            | Id::VP8
-            | Id::VP9
-            | Id::AV1
-            | Id::MPEG4
-            | Id::MPEG1VIDEO
-            | Id::MPEG2VIDEO
-            | Id::MJPEG
-            | Id::PRORES
-    )
-}
-
 /// A decoder with its own packet source and RGB converter, used by one thread.
 struct DecodeLane<'f> {
     video: &'f VideoFile,
@@ -206,7 +189,8 @@ impl<'f> DecodeLane<'f> {
             let packets = &self.video.packets;
             let earlier = start.checked_sub(1).map_or(0, |p| key_packet_index_before(packets, p, packets[p].pts));
             let later = (end + MAX_OUTPUT_DELAY).min(packets.len().saturating_sub(1));
-            let attempts = [(start, end, self.can_skip_unreferenced), (earlier, later, false), (0, later, false)];
+            let attempts =
+                [(start, end, self.can_skip_unreferenced), (earlier, later, false), (self.video.start, later, false)];
             for (start, end, skip_unreferenced) in attempts {
                 self.decode_by_time(job, start, end, skip_unreferenced)?;
                 if job.slots.is_empty() {
@@ -250,7 +234,7 @@ impl<'f> DecodeLane<'f> {
         self.drain(frame_index, &mut job.slots)
     }
 
-    /// Decodes from the first packet and counts the frames that come out, for videos without usable times.
+    /// Decodes from the first usable packet and counts the frames that come out, for videos without usable times.
     fn decode_by_counting(&mut self, job: &mut Job<'_>) -> Result<()> {
         let leading = leading_frame_count(&self.video.packets);
         let first_time = self.video.packets.iter().find(|e| !e.hidden).and_then(|e| e.pts);
@@ -266,7 +250,7 @@ impl<'f> DecodeLane<'f> {
         };
         self.decoder.flush();
         self.decoder.skip_frame(Discard::Default);
-        for packet in 0..self.video.packets.len() {
+        for packet in self.video.start..self.video.packets.len() {
             self.send(packet)?;
             self.receive(&mut frame_index, &mut job.slots)?;
             if job.slots.is_empty() {
@@ -285,8 +269,9 @@ impl<'f> DecodeLane<'f> {
         let mut first = Slots::from([(frame, &mut *slot)]);
         self.decoder.flush();
         self.decoder.skip_frame(Discard::Default);
-        let last = MAX_OUTPUT_DELAY.min(self.video.packets.len().saturating_sub(1));
-        for packet in 0..=last {
+        let start = self.video.start;
+        let last = (start + MAX_OUTPUT_DELAY).min(self.video.packets.len().saturating_sub(1));
+        for packet in start..=last {
             self.send(packet)?;
             self.receive(|_| Some(frame), &mut first)?;
             if first.is_empty() {

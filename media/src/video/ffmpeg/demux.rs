@@ -8,6 +8,7 @@ use std::ptr;
 
 use ffmpeg_next as ffmpeg;
 
+use ffmpeg::codec::Id;
 use ffmpeg::codec::packet::side_data::Type as SideDataType;
 use ffmpeg::ffi;
 use ffmpeg::format::context::Input;
@@ -67,6 +68,11 @@ pub(super) struct VideoFile {
     pub video_fps: f64,
     /// All packets in decoding order.
     pub packets: Vec<PacketInfo>,
+    /// Index of the first packet that can be decoded: 0, or the first key frame of a file that starts inside a group of
+    /// pictures.
+    pub start: usize,
+    /// Number of frames that are hidden because they cannot be decoded: the file starts inside their group of pictures.
+    pub left_out_frames: u64,
     /// The compressed data of all packets; `None` if it exceeds the limit for keeping it in memory.
     pub data: Option<Vec<ffmpeg::Packet>>,
     /// Whether this is HEVC with one temporal layer. HEVC marks some frames as "not referenced". Only with one temporal
@@ -103,6 +109,9 @@ impl VideoFile {
             }
         }
         video.data = data;
+        if has_reliable_key_flags(video.parameters.codec_id()) {
+            (video.start, video.left_out_frames) = hide_incomplete_group(&mut video.packets);
+        }
         // A file is cut off if its index lists more frames than the packets that could be read.
         truncated |= video.packets.len() < index_entries(&input, stream) || is_truncated(path);
         if truncated {
@@ -137,7 +146,8 @@ impl VideoFile {
     pub(super) fn video_info(&self) -> VideoInfo {
         let (height, width) = self.displayed_height_and_width();
         let codec = self.parameters.codec_id().name().to_owned();
-        VideoInfo { codec, height, width, total_frames: self.total_frames(), video_fps: self.video_fps }
+        let (total_frames, left_out_frames) = (self.total_frames(), self.left_out_frames);
+        VideoInfo { codec, height, width, total_frames, left_out_frames, video_fps: self.video_fps }
     }
 
     /// If the container states no average frame rate, uses the stream's base rate, or the number of frames divided by
@@ -243,6 +253,8 @@ fn describe(path: &Path, input: &Input, index: usize) -> Result<VideoFile> {
         rotation: matrix.map_or_else(Rotation::default, |m| Rotation::from_display_matrix(&m)),
         video_fps: f64::from(rate.numerator()) / f64::from(rate.denominator()),
         packets: Vec::new(),
+        start: 0,
+        left_out_frames: 0,
         data: None,
     })
 }
@@ -277,6 +289,44 @@ pub(super) fn packet_info(packet: &ffmpeg::Packet, codec: ffmpeg::codec::Id) -> 
     }
 }
 
+/// Whether, for this codec, containers set the key-frame flag only on frames at which decoding can start.
+pub(super) fn has_reliable_key_flags(codec: Id) -> bool {
+    matches!(
+        codec,
+        Id::H264
+            | Id::HEVC
+            | Id::VP8
+            | Id::VP9
+            | Id::AV1
+            | Id::MPEG4
+            | Id::MPEG1VIDEO
+            | Id::MPEG2VIDEO
+            | Id::MJPEG
+            | Id::PRORES
+    )
+}
+
+/// Hides the frames of an incomplete group of pictures at the start of a file, such as a recording of a broadcast: those
+/// before the first key frame in decoding order, and those of its own group that are displayed before it, because they
+/// refer to frames before it. Returns the index of that key frame and the number of hidden frames; 0 and 0 if the file
+/// starts with a key frame or has none.
+fn hide_incomplete_group(packets: &mut [PacketInfo]) -> (usize, u64) {
+    let start = packets.iter().position(|packet| packet.key).unwrap_or(0);
+    if packets[..start].iter().all(|packet| packet.hidden) {
+        return (0, 0);
+    }
+    let (time, mut hidden, mut keys) = (packets[start].pts, 0, 0);
+    for (i, packet) in packets.iter_mut().enumerate() {
+        keys += usize::from(packet.key);
+        let is_displayed_before = packet.pts.is_some() && packet.pts < time;
+        if keys < 2 && !packet.hidden && (i < start || is_displayed_before) {
+            packet.hidden = true;
+            hidden += 1;
+        }
+    }
+    (start, hidden)
+}
+
 /// Number of frames that the container's index lists for the stream.
 fn index_entries(input: &Input, stream: usize) -> usize {
     // SAFETY: the stream belongs to the context, which is alive; the call only reads.
@@ -296,4 +346,31 @@ fn has_one_layer(parameters: &ffmpeg::codec::Parameters) -> bool {
         }
     };
     parameters.id() == ffmpeg::codec::Id::HEVC && extra.len() > 22 && extra[0] == 1 && (extra[21] >> 3) & 7 == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_incomplete_group_at_the_start_is_hidden() {
+        let packet = |&(pts, key): &(i64, bool)| PacketInfo { pts: Some(pts), dts: None, size: 1, key, hidden: false };
+        let hide = |times: &[(i64, bool)]| {
+            let mut packets: Vec<PacketInfo> = times.iter().map(packet).collect();
+            let found = hide_incomplete_group(&mut packets);
+            let shown: Vec<i64> = packets.iter().filter(|e| !e.hidden).filter_map(|e| e.pts).collect();
+            (found, shown)
+        };
+        // P3 B1 B2 | I6 B4 B5 P9 B7 | I0: the last group belongs to a video that was appended.
+        let cut =
+            [(3, false), (1, false), (2, false), (6, true), (4, false), (5, false), (9, false), (7, false), (0, true)];
+        assert_eq!(hide(&cut), ((3, 5), vec![6, 9, 7, 0]));
+        // An open group at the start is complete as far as its key frame goes; a file without key frames stays as it is.
+        assert_eq!(hide(&cut[3..]), ((0, 0), vec![6, 4, 5, 9, 7, 0]));
+        assert_eq!(hide(&cut[..3]), ((0, 0), vec![3, 1, 2]));
+        assert_eq!(hide(&[]), ((0, 0), vec![]));
+        let mut edited: Vec<PacketInfo> = cut.iter().map(packet).collect();
+        edited[..3].iter_mut().for_each(|e| e.hidden = true);
+        assert_eq!(hide_incomplete_group(&mut edited), (0, 0));
+    }
 }

@@ -93,6 +93,7 @@ pub fn decode_into<B: AsMut<[u8]>>(
         width,
         indices: selection.indices,
         total_frames: video.total_frames(),
+        left_out_frames: video.left_out_frames,
         video_fps: video.video_fps,
         sample_fps: selection.sample_fps,
     };

@@ -129,6 +129,30 @@ fn frames_of_an_open_gop_do_not_depend_on_the_selection() {
     }
 }
 
+/// The clip is a broadcast recording in small: MPEG-TS from the middle of the first of three groups of 8 frames. Frame
+/// `i` of the whole video is grey with the luma 24 + 8 i.
+#[test]
+fn a_file_that_starts_inside_a_group_begins_with_its_first_key_frame() {
+    let path = clips().join("starts_in_group.ts");
+    let info = probe(&path).unwrap();
+    assert_eq!((info.total_frames, info.left_out_frames, info.video_fps), (16, 6, 10.0));
+    let all = decode_n(&path, MediaProfile::Uniform16, 16);
+    assert_eq!((&all.indices, all.left_out_frames), (&(0..16).collect::<Vec<_>>(), 6));
+    let len = all.height * all.width * 3;
+    for (i, frame) in all.data.chunks(len).enumerate() {
+        // Luma 16 to 235 is RGB 0 to 255.
+        let grey = f64::from(24 + 8 * (8 + i as i32) - 16) * 255.0 / 219.0;
+        let mean = frame.iter().map(|&v| f64::from(v)).sum::<f64>() / len as f64;
+        assert!((mean - grey).abs() < 3.0, "frame {i}: {mean} for {grey}");
+    }
+    for n in [2, 4, 6, 8] {
+        let some = decode_n(&path, MediaProfile::Qwen, n);
+        for (&i, frame) in some.indices.iter().zip(some.data.chunks(len)) {
+            assert!(frame == &all.data[i as usize * len..][..len], "frame {i} of {n}");
+        }
+    }
+}
+
 fn decode_n(path: &Path, profile: MediaProfile, n: i64) -> DecodedVideo {
     decode(path, profile, &MediaOverrides { nframes: Some(n), ..Default::default() }).unwrap()
 }
