@@ -24,6 +24,7 @@ use crate::eval::EvalArgs;
 use crate::fail::{failed, usage_error};
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::output;
+use crate::rank_flags::JobFlags;
 use crate::report::ReportArgs;
 use crate::training::ResolvedOptions;
 
@@ -128,7 +129,8 @@ fn resolved<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + Deseria
 ) -> Result<ResolvedOptions<O>> {
     let (media, worker) = (MediaFlags::default(), WorkerFlags::default());
     let access = MediaAccessFlags::default();
-    let defaults = ResolvedOptions { options, media, access, worker, common: common.clone(), has_default_rate: false };
+    let (job, own) = (JobFlags::default(), common.clone());
+    let defaults = ResolvedOptions { options, media, access, worker, job, common: own, has_default_rate: false };
     let mut resolved: ResolvedOptions<O> = ConfigFile::read(config)?.apply(&defaults, |_| false)?;
     resolved.common = common.clone();
     Ok(resolved)

@@ -7,6 +7,7 @@ use reel_train::GrpoOptions;
 
 use crate::common::CommonOptions;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
+use crate::rank_flags::JobFlags;
 use crate::training::ResolvedOptions;
 
 /// Reinforcement learning from rewards (GRPO; T-GRPO with --temporal).
@@ -31,12 +32,14 @@ pub struct GrpoArgs {
     access: MediaAccessFlags,
     #[command(flatten)]
     worker: WorkerFlags,
+    #[command(flatten)]
+    job: JobFlags,
 }
 
 impl GrpoArgs {
     /// Merges the options of the command line with those of the configuration file. The command line wins.
     pub fn resolved(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<ResolvedOptions<GrpoOptions>> {
-        ResolvedOptions::new(&self.options, &self.media, &self.access, &self.worker, common, matches)
+        ResolvedOptions::new(&self.options, &self.media, &self.access, &self.worker, &self.job, common, matches)
     }
 
     pub fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {

@@ -1,7 +1,11 @@
 //! Handles signals. Ctrl-C ends the process and removes incomplete files. Training and generation have safe points:
-//! they continue to the next safe point and stop there; a second Ctrl-C ends the process at once. The exit code is
-//! 128 plus the signal's number, as in a shell: 130 for SIGINT, 143 for SIGTERM. Exceeding the file size limit
-//! (`ulimit -f`) is a write error.
+//! they continue to the next safe point and stop there; a second Ctrl-C, or a SIGTERM at least 10 s after the first
+//! signal, ends the process at once. The exit code is 128 plus the signal's number, as in a shell: 130 for SIGINT, 143
+//! for SIGTERM. Exceeding the file size limit (`ulimit -f`) is a write error.
+//!
+//! An earlier second SIGTERM has no effect. At a job's time limit and at a preemption, Slurm sends SIGTERM, SIGCONT and
+//! SIGTERM to each process within 15 ms, and a launcher may pass its own SIGTERM on; the checkpoint that the first one
+//! asks for must be written.
 //!
 //! SIGUSR1, with which Slurm announces the end of a job's time (`--signal=USR1@120`), ends no command: a training run
 //! writes a checkpoint after its current step and goes on.
@@ -9,6 +13,7 @@
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use reel_diagnostic::remove_unfinished_files;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
@@ -22,6 +27,28 @@ static SIGNAL: AtomicU8 = AtomicU8::new(0);
 /// True once a signal has begun to end the process.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
+/// The time from the first signal to a SIGTERM or SIGHUP that ends the process at once.
+const REPETITION_TIME: Duration = Duration::from_secs(10);
+
+/// The signals that have asked this process to end.
+#[derive(Default)]
+struct ReceivedSignals {
+    first: Option<Instant>,
+    interrupts: u32,
+}
+
+impl ReceivedSignals {
+    /// Records a signal. Returns true if it ends the process at once, even before the next safe point.
+    fn ends_at_once(&mut self, signal: i32, now: Instant) -> bool {
+        let first = *self.first.get_or_insert(now);
+        self.interrupts += u32::from(signal == SIGINT);
+        match signal {
+            SIGINT => self.interrupts > 1,
+            _ => now.duration_since(first) >= REPETITION_TIME,
+        }
+    }
+}
+
 /// Starts a thread that handles SIGINT (Ctrl-C), SIGTERM and SIGHUP. Signals that were ignored when the process
 /// started stay ignored, as is usual on Unix: `nohup` ignores SIGHUP, and a shell ignores SIGINT in the background
 /// jobs of a script, so that Ctrl-C ends only the foreground job. If no handler can be installed, the signals end the
@@ -30,15 +57,18 @@ pub fn watch_signals() {
     let ignored = ignored_signals();
     let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
     if let Ok(mut signals) = Signals::new(wanted) {
-        let _ = std::thread::Builder::new().name("signals".into()).spawn(move || signals.forever().for_each(on_signal));
+        let mut received = ReceivedSignals::default();
+        let handle = move || signals.forever().for_each(|signal| on_signal(signal, &mut received));
+        let _ = std::thread::Builder::new().name("signals".into()).spawn(handle);
     }
 }
 
-fn on_signal(signal: i32) {
+fn on_signal(signal: i32, received: &mut ReceivedSignals) {
+    let ends_at_once = received.ends_at_once(signal, Instant::now());
     let number = u8::try_from(signal).unwrap_or(0);
     let _ = SIGNAL.compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst);
     let begun = STOP.get();
-    if begun.is_some_and(|stop| !stop.swap(true, Ordering::SeqCst)) {
+    if begun.is_some_and(|stop| !stop.swap(true, Ordering::SeqCst) || !ends_at_once) {
         return;
     }
     ENDING.store(true, Ordering::SeqCst);
@@ -75,8 +105,8 @@ fn ignored_signals() -> u64 {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// Returns the flag that the first Ctrl-C sets. From this call on, the first Ctrl-C only sets the flag; the second
-/// one ends the process.
+/// Returns the flag that the first signal sets. From this call on, the first signal only sets the flag; a later one may
+/// end the process (see the top of this file).
 pub fn stop_flag() -> Arc<AtomicBool> {
     Arc::clone(STOP.get_or_init(Arc::default))
 }
@@ -104,4 +134,28 @@ pub fn block_if_process_is_ending() {
 pub fn make_file_size_limit_an_error() {
     // Without a handler, the signal SIGXFSZ would end the process at such a write.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
+}
+
+#[cfg(test)]
+mod tests {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+    use super::*;
+
+    /// Slurm's second SIGTERM comes within 15 ms; a person's second Ctrl-C at any time.
+    #[test]
+    fn only_a_second_sigint_or_a_late_sigterm_ends_the_process_at_once() {
+        let start = Instant::now();
+        let of = |signals: &[(i32, u64)]| {
+            let mut received = ReceivedSignals::default();
+            let at = |(signal, ms): &(i32, u64)| received.ends_at_once(*signal, start + Duration::from_millis(*ms));
+            signals.iter().map(at).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            of(&[(SIGTERM, 0), (SIGTERM, 15), (SIGTERM, 9_999), (SIGTERM, 10_000)]),
+            [false, false, false, true]
+        );
+        assert_eq!(of(&[(SIGINT, 0), (SIGTERM, 5), (SIGHUP, 6), (SIGINT, 7)]), [false, false, false, true]);
+        assert_eq!(of(&[(SIGTERM, 0), (SIGINT, 9), (SIGHUP, 12_000)]), [false, false, true]);
+    }
 }

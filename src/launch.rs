@@ -1,5 +1,5 @@
 //! `--gpus N` and `--tensor-parallel-size N`: starts N processes of this command on this machine, as `torchrun
-//! --nproc-per-node N` does.
+//! --nproc-per-node N` does. With `--nodes`, they are a part of the processes of several machines.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -29,6 +29,24 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Time between two checks of whether processes have ended.
 const INTERVAL: Duration = Duration::from_millis(50);
 
+/// The processes that this command starts on this machine.
+pub struct LocalProcesses {
+    pub count: usize,
+    /// The rank of the first of them.
+    pub first: usize,
+    /// The number of processes of the job, on all machines.
+    pub size: usize,
+    /// The id of the job, which is the same on all machines; `None` for a job of this machine.
+    pub job: Option<String>,
+}
+
+impl LocalProcesses {
+    /// `count` processes, which are the whole job.
+    pub fn of_one_machine(count: usize) -> Self {
+        Self { count, first: 0, size: count, job: None }
+    }
+}
+
 struct Process {
     rank: usize,
     child: Child,
@@ -38,33 +56,35 @@ struct Process {
     printers: Vec<JoinHandle<Option<Vec<u8>>>>,
 }
 
-/// Runs `count` processes of this command with its arguments until all have ended. Each process finds its rank in the
+/// Runs the processes `local` of this command with its arguments until all have ended. Each process finds its rank in the
 /// variables that torchrun sets. Signals are passed on to all processes, and if one process fails, all are ended.
 /// `option` is the command-line option that asks for the processes.
 ///
 /// # Errors
 /// A process cannot be started, or has failed. If the cause was wrong options or a signal, this process ends with the
 /// same exit code and prints nothing more.
-pub fn launch_processes(option: &str, count: usize) -> Result<()> {
+pub fn launch_processes(option: &str, local: &LocalProcesses) -> Result<()> {
     // This process writes no trace: rank 0 writes the file of `--trace`.
     trace::discard_trace();
     // From here on, the first Ctrl-C sets the flag and does not end this process.
     let (stop, save) = (interrupt::stop_flag(), interrupt::save_flag());
     let program = std::env::current_exe().map_err(|e| failed(option, e, "start the processes with torchrun"))?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let job = format!("{:016x}", RandomState::new().hash_one(std::process::id()));
+    let own_job = || format!("{:016x}", RandomState::new().hash_one(std::process::id()));
+    let job = local.job.clone().unwrap_or_else(own_job);
     // The folder has a temporary (hidden) name, so that it is removed with its contents if a signal ends this
     // process.
     let temporary = tempfile::Builder::new().prefix(".reel-ranks-").suffix(".part").tempdir();
     let temporary = temporary.map_err(|e| output::cannot_write(&std::env::temp_dir(), e))?;
     let _unfinished = TemporaryPaths::new([temporary.path().to_path_buf()]);
     let mut processes = Vec::new();
-    for rank in 0..count {
+    for local_rank in 0..local.count {
+        let rank = local.first + local_rank;
         let mut command = Command::new(&program);
         command.args(&arguments).envs([("REEL_LAUNCH", "1"), ("REEL_JOB", &job)]);
         command.env(TEMPORARY_FOLDER_VARIABLE, temporary.path());
-        for (name, value) in [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", count), ("LOCAL_WORLD_SIZE", count)]
-        {
+        let of_machine = [("LOCAL_RANK", local_rank), ("LOCAL_WORLD_SIZE", local.count)];
+        for (name, value) in [("RANK", rank), ("WORLD_SIZE", local.size)].into_iter().chain(of_machine) {
             command.env(name, value.to_string());
         }
         // Each process gets a process group of its own, so that Ctrl-C reaches only this process, which passes it on.
@@ -81,6 +101,7 @@ pub fn launch_processes(option: &str, count: usize) -> Result<()> {
     let mut passed_on = false;
     let mut failure: Option<(usize, ExitStatus)> = None;
     let mut ending: Option<(Instant, Signal)> = None;
+    let mut stopped: Option<usize> = None;
     let mut usage_errors = BTreeSet::new();
     while processes.iter().any(|process| process.status.is_none()) {
         thread::sleep(INTERVAL);
@@ -99,6 +120,11 @@ pub fn launch_processes(option: &str, count: usize) -> Result<()> {
             send_all(&processes, Signal::USR1);
         }
         if failure.is_some() {
+            // A stopped process (SIGSTOP) ends by no other signal. The others have ended because it was silent.
+            for process in processes.iter().filter(|process| process.is_stopped()) {
+                stopped = stopped.or(Some(process.rank));
+                process.send(Signal::KILL);
+            }
             let (since, signal) = *ending.get_or_insert((Instant::now(), Signal::TERM));
             if since.elapsed() > PATIENCE {
                 send_all(&processes, signal);
@@ -108,6 +134,10 @@ pub fn launch_processes(option: &str, count: usize) -> Result<()> {
     }
     processes.iter_mut().for_each(|process| process.print_last_lines(&mut usage_errors, true));
     let Some((rank, status)) = failure else { return Ok(()) };
+    if let Some(rank) = stopped.filter(|_| status.signal().is_none()) {
+        let help = "find out what has stopped the process, such as a debugger or kill -STOP";
+        return Err(failed(format!("rank {rank}"), "was stopped (SIGSTOP), so the other ranks have ended", help));
+    }
     match status.code().and_then(|code| u8::try_from(code).ok()) {
         Some(code) if code == fail::USAGE_ERROR_EXIT_CODE || code > fail::SIGNAL_EXIT_CODE_BASE => {
             Err(ErrorReportedByOtherProcess { code }.into())
@@ -124,6 +154,21 @@ impl Process {
         let out = printer(child.stdout.take().map(|pipe| Box::new(pipe) as _), false);
         let error = printer(child.stderr.take().map(|pipe| Box::new(pipe) as _), true);
         Self { rank, child, status: None, printers: out.into_iter().chain(error).collect() }
+    }
+
+    /// Whether a signal has stopped the process, which has not ended.
+    fn is_stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        // The state follows the program's name, which may contain any character.
+        self.status.is_none() && stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('T'))
+    }
+
+    /// Sends a signal to the process if it is still running.
+    fn send(&self, signal: Signal) {
+        if let Some(pid) = i32::try_from(self.child.id()).ok().filter(|_| self.status.is_none()).and_then(Pid::from_raw)
+        {
+            let _ = kill_process(pid, signal);
+        }
     }
 
     /// Checks whether the process has ended. Returns its exit status once, at the first check after its end.
@@ -153,11 +198,7 @@ impl Process {
 
 /// Sends a signal to each process that is still running.
 fn send_all(processes: &[Process], signal: Signal) {
-    for process in processes.iter().filter(|process| process.status.is_none()) {
-        if let Some(pid) = i32::try_from(process.child.id()).ok().and_then(Pid::from_raw) {
-            let _ = kill_process(pid, signal);
-        }
-    }
+    processes.iter().for_each(|process| process.send(signal));
 }
 
 /// Prints the lines of a process, except for an error message at the end of its stderr, which is returned.

@@ -37,6 +37,7 @@ mod predictor;
 mod preprocess;
 mod profiler;
 mod prompt;
+mod rank_flags;
 mod ranks;
 mod replaced;
 mod replay;

@@ -15,22 +15,46 @@ use reel_device::cuda::Nvidia;
 use reel_diagnostic::{TemporaryPaths, remove_unfinished_files};
 use reel_engine::EngineError;
 use reel_measure::trace;
-use reel_ranks::{RankError, Ranks, Timeouts, Transport, World};
+use reel_ranks::{Fact, RankError, Ranks, Timeouts, Transport, World};
 use reel_runs::folder::output;
 use reel_samples::SampleError;
 use reel_serve::ServeError;
 use reel_train::TrainError;
 use reel_train::options::{ReportTo, RunOptions};
 use reel_train::setup::RunRanks;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::common::{CommonOptions, DeviceName};
 use crate::fail::{failed, usage_error};
-use crate::{interrupt, launch, output as print};
+use crate::rank_flags::RankFlags;
+use crate::{interrupt, launch, model, output as print};
 
 /// Maximum time that a rank waits for the other ranks in one call. It is long, because rank 0 may write a checkpoint
 /// or a report between two steps.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+
+/// Options of a run that may differ between its processes. They are paths of the same files on different machines,
+/// whose contents are compared instead, or only rank 0 uses them. The kind of the device is compared, not its index.
+const MAY_DIFFER: [&str; 17] = [
+    "model",
+    "data",
+    "media_root",
+    "out",
+    "eval_file",
+    "eval_data",
+    "eval_media_root",
+    "save_total_limit",
+    "logging_steps",
+    "report_to",
+    "report_command",
+    "run_name",
+    "wandb_project",
+    "device",
+    "threads",
+    "rank_ports",
+    "rank_interface",
+];
 
 /// Returns the rank of this process and the size of its job, from the environment variables of a launcher; `None` for
 /// a single process.
@@ -65,13 +89,6 @@ pub fn single_process_error(command: &str, world: &World) -> anyhow::Error {
     failed(format!("reel {command}"), what, help)
 }
 
-/// Refuses a value of `--gpus` that is not the number of processes of the launcher.
-pub fn refuse_wrong_gpu_count(gpus: Option<u32>, world: &World) -> Result<()> {
-    let Some(gpus) = gpus.filter(|&gpus| gpus as usize != world.size) else { return Ok(()) };
-    let what = format!("is {gpus}, but {} has started {} processes", world.launcher, world.size);
-    Err(usage_error("--gpus", what, "leave it out"))
-}
-
 /// Describes this process's place in its job, for `reel doctor`.
 pub fn describe_process() -> String {
     match World::from_variables(|name| std::env::var(name).ok()) {
@@ -96,7 +113,7 @@ pub struct RunProcess {
     /// Set once all ranks have agreed to stop.
     pub stop: AtomicBool,
     interrupted: Arc<AtomicBool>,
-    /// The absolute path of the output folder, which all ranks can access.
+    /// The output folder, which all ranks can access.
     out: PathBuf,
     /// The temporary output folder of a rank other than 0.
     scratch: Option<TempDir>,
@@ -107,23 +124,31 @@ pub struct RunProcess {
 }
 
 impl RunProcess {
-    /// Waits until all processes of `world` have joined, and finds the checkpoint from which the run starts.
+    /// Waits until all processes of `world` have joined, and finds the checkpoint from which the run starts. `resolved`
+    /// has every option of the run.
     ///
     /// # Errors
-    /// A process is missing; the command or the device does not support several processes; rank 0 refuses the output
-    /// folder.
-    pub fn join(world: World, options: &RunOptions, common: &CommonOptions) -> Result<Self> {
+    /// A process is missing or has other options; the command or the device does not support several processes; rank 0
+    /// refuses the output folder.
+    pub fn join(
+        world: World,
+        options: &RunOptions,
+        common: &CommonOptions,
+        flags: &RankFlags,
+        resolved: &Value,
+    ) -> Result<Self> {
         refuse_unusable_devices(common, &world)?;
         if options.serve.is_some() {
             return Err(usage_error("--serve", "is not possible with several processes", "leave it out"));
         }
-        let accumulated = options.gradient_accumulation_steps;
-        if accumulated < world.size {
-            let what = format!("is {accumulated}, so some of the {} processes would have no micro-batch", world.size);
-            let help = format!("give at least {}; it counts the micro-batches of all processes", world.size);
+        let (accumulated, size) = (options.gradient_accumulation_steps, world.size);
+        let mut process = Self::connect(world, &options.out, common, flags, option_facts(resolved))?;
+        // From here on, all ranks have the same options, so all of them return this error.
+        if accumulated < size {
+            let what = format!("is {accumulated}, so some of the {size} processes would have no micro-batch");
+            let help = format!("give at least {size}; it counts the micro-batches of all processes");
             return Err(usage_error("--gradient-accumulation-steps", what, help));
         }
-        let mut process = Self::connect(world, &options.out, common)?;
         if !process.is_rank_0() {
             // A hidden name, so that the folder is removed with its contents if this process is ended.
             let folder =
@@ -141,33 +166,46 @@ impl RunProcess {
     ///
     /// # Errors
     /// A process is missing; the device does not support several processes; `out` cannot be written.
-    pub fn join_evaluation(world: World, out: &Path, common: &CommonOptions) -> Result<Self> {
+    pub fn join_evaluation(world: World, out: &Path, common: &CommonOptions, flags: &RankFlags) -> Result<Self> {
         refuse_unusable_devices(common, &world)?;
-        Self::connect(world, out, common)
+        // The options of each benchmark are compared before its first question.
+        Self::connect(world, out, common, flags, Vec::new())
     }
 
     /// Joins a check of data whose list of unusable rows is in `folder`. Returns when all processes of `world` have
     /// joined.
     ///
     /// # Errors
-    /// A process is missing; the device does not support several processes; `folder` cannot be written.
-    pub fn join_data_check(world: World, folder: &Path, common: &CommonOptions) -> Result<Self> {
+    /// A process is missing or has other options; the device does not support several processes; `folder` cannot be
+    /// written.
+    pub fn join_data_check(
+        world: World,
+        folder: &Path,
+        common: &CommonOptions,
+        flags: &RankFlags,
+        resolved: &Value,
+    ) -> Result<Self> {
         refuse_unusable_devices(common, &world)?;
-        Self::connect(world, folder, common)
+        Self::connect(world, folder, common, flags, option_facts(resolved))
     }
 
-    fn connect(world: World, out: &Path, common: &CommonOptions) -> Result<Self> {
+    fn connect(
+        world: World,
+        out: &Path,
+        common: &CommonOptions,
+        flags: &RankFlags,
+        options: Vec<Fact>,
+    ) -> Result<Self> {
         fs::create_dir_all(out).map_err(|e| print::cannot_write(out, e))?;
         if world.rank > 0 {
             trace::discard_trace();
         }
-        let timeouts = Timeouts { call: LONGEST_PAUSE, ..Timeouts::default() };
-        let ranks = join_ranks(world, out, timeouts, common)?;
+        let ranks = join_ranks(world, out, flags.timeouts(LONGEST_PAUSE, true), common, options)?;
         Ok(Self {
             ranks: Arc::new(ranks),
             stop: AtomicBool::new(false),
             interrupted: interrupt::stop_flag(),
-            out: std::path::absolute(out).unwrap_or_else(|_| out.to_path_buf()),
+            out: out.to_path_buf(),
             scratch: None,
             _unfinished: None,
             checkpoint: None,
@@ -227,8 +265,19 @@ impl RunProcess {
         self.ranks.rank() == 0
     }
 
+    /// Names the folder for temporary files in an error in place of this rank's own folder in it, which is removed and
+    /// which the user has not chosen.
+    fn without_temporary_folder(&self, e: anyhow::Error) -> anyhow::Error {
+        let Some(scratch) = &self.scratch else { return e };
+        match e.downcast::<TrainError>() {
+            Ok(e) => e.with_path_renamed(&scratch.path().join("out"), &std::env::temp_dir()).into(),
+            Err(e) => e,
+        }
+    }
+
     /// Ends this rank: reports an error to the other ranks, or waits until they have finished, too.
     pub fn finish<T>(self, done: Result<T>) -> Result<T> {
+        let done = done.map_err(|e| self.without_temporary_folder(e));
         match &done {
             Err(e) if is_error_of_another_rank(e) => {}
             // All ranks have agreed to stop. Rank 0 may still be writing a checkpoint, so this rank must not report a
@@ -252,12 +301,21 @@ impl RunProcess {
     }
 }
 
-/// Connects the processes of `world`; the rendezvous file is in `folder`.
+/// Connects the processes of `world`; the rendezvous file is in `folder`. `options` are the options that all processes
+/// must have.
 ///
 /// # Errors
-/// A process is missing; two processes compute on the same GPU.
-pub fn join_ranks(world: World, folder: &Path, timeouts: Timeouts, common: &CommonOptions) -> Result<Ranks> {
+/// A process is missing, or has another option, device, instruction set or version of the program; two processes
+/// compute on the same GPU.
+pub fn join_ranks(
+    world: World,
+    folder: &Path,
+    timeouts: Timeouts,
+    common: &CommonOptions,
+    options: Vec<Fact>,
+) -> Result<Ranks> {
     let ranks = Ranks::join(world, folder, timeouts, Box::new(end_process_after_rank_error))?;
+    ranks.check_same("program and options", &[program_facts(common)?, options].concat())?;
     if let DeviceName::Cuda(named) = common.device()? {
         let world = ranks.world();
         let own = if world.local_size > 1 { gpu_of(world, Nvidia::gpu_count())? } else { named };
@@ -270,6 +328,35 @@ pub fn join_ranks(world: World, folder: &Path, timeouts: Timeouts, common: &Comm
         }
     }
     Ok(ranks)
+}
+
+/// Returns what the processes of a job must have in common apart from their options: the version of the program, the
+/// kind of device, the dtype and the instruction set.
+fn program_facts(common: &CommonOptions) -> Result<Vec<Fact>> {
+    let (device, isa) = match common.device()? {
+        DeviceName::Cuda(_) => ("cuda", "that of the GPU"),
+        _ => ("cpu", reel_device::cpu::simd::isa().name()),
+    };
+    let dtype = model::activation_dtype(common).name();
+    let facts = [
+        ("version of reel", env!("CARGO_PKG_VERSION")),
+        ("--device", device),
+        ("instruction set", isa),
+        ("--dtype", dtype),
+    ];
+    Ok(facts.map(|(name, value)| (name.to_string(), value.to_string())).to_vec())
+}
+
+/// Returns the options that all processes of a run must have. `resolved` has every option of the run.
+fn option_facts(resolved: &Value) -> Vec<Fact> {
+    let options = resolved.as_object().into_iter().flatten();
+    let compared = options.filter(|(name, _)| !MAY_DIFFER.contains(&name.as_str()));
+    let text = |value: &Value| match value {
+        Value::Null => "not given".to_string(),
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
+    };
+    compared.map(|(name, value)| (format!("--{}", name.replace('_', "-")), text(value))).collect()
 }
 
 /// Returns the common options of one of several processes. The process gets its share of this machine's CPUs, or a
@@ -371,9 +458,7 @@ mod tests {
             local_rank,
             local_size,
             launcher: Launcher::Srun,
-            job: String::new(),
-            address: None,
-            offers_mpi: false,
+            ..World::default()
         };
         let gpu = |local_rank: usize, local_size: usize, visible: usize| {
             gpu_of(&world(local_rank, local_size), visible).map_err(|e| e.to_string())

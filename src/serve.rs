@@ -35,7 +35,7 @@ use crate::{interrupt, output};
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Ends at Ctrl-C or SIGTERM: requests that run are answered, new ones get status
-503. A second signal ends it at once.
+503. A second Ctrl-C, or a SIGTERM 10 s later, ends it at once.
 
 Example:
   reel init --preset tiny --out tiny

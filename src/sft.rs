@@ -8,6 +8,7 @@ use reel_train::SftOptions;
 use crate::common::CommonOptions;
 use crate::hub;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
+use crate::rank_flags::JobFlags;
 use crate::training::ResolvedOptions;
 
 /// Supervised fine-tuning (SFT) of all weights or of a LoRA adapter (--lora-r), on conversations about videos, images
@@ -31,13 +32,16 @@ pub struct SftArgs {
     access: MediaAccessFlags,
     #[command(flatten)]
     worker: WorkerFlags,
+    #[command(flatten)]
+    job: JobFlags,
 }
 
 impl SftArgs {
     /// Merges the options of the command line with those of the configuration file. The command line wins.
     pub fn resolved(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<ResolvedOptions<SftOptions>> {
         let (options, access) = (&self.options, &self.access);
-        let mut resolved = ResolvedOptions::new(options, &self.media, access, &self.worker, common, matches)?;
+        let mut resolved =
+            ResolvedOptions::new(options, &self.media, access, &self.worker, &self.job, common, matches)?;
         if let Some(file) = &mut resolved.options.eval_file {
             *file = hub::local_data_path("--eval-file", file)?;
         }

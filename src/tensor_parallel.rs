@@ -11,7 +11,7 @@ use reel_device::Device;
 use reel_input::config::ModelConfig;
 use reel_measure::trace;
 use reel_model::tensor_parallel::TensorParallel;
-use reel_ranks::{Launcher, Ranks, Timeouts, World};
+use reel_ranks::{Fact, Launcher, Ranks, World};
 use reel_samples::SampleError;
 use reel_train::TrainError;
 use reel_train::step::shard_exchange;
@@ -19,7 +19,9 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
+use crate::launch::LocalProcesses;
 use crate::prompt::{ModelFlags, find_or_download_model};
+use crate::rank_flags::RankFlags;
 use crate::{interrupt, launch, ranks};
 
 /// The name of the option.
@@ -33,12 +35,14 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const LONGEST_LEAVE: Duration = Duration::from_secs(5);
 
 /// The option that divides a model among several processes.
-#[derive(Args, Clone, Copy, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct TensorParallelFlag {
     /// Divide the model among N processes of this machine, each on a GPU of its own with 1/N of the decoder's weights
     /// and KV cache; the results have the bits of one process [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     tensor_parallel_size: Option<u32>,
+    #[command(flatten)]
+    ranks: RankFlags,
 }
 
 /// This process, as one of several processes that compute a model together.
@@ -50,7 +54,7 @@ pub struct TensorParallelProcess {
 
 impl TensorParallelFlag {
     /// Returns true if the model is divided among several processes.
-    pub fn uses_several_processes(self) -> bool {
+    pub fn uses_several_processes(&self) -> bool {
         self.tensor_parallel_size.is_some_and(|size| size > 1)
     }
 
@@ -61,7 +65,7 @@ impl TensorParallelFlag {
     /// The model of `model` cannot be divided by N; the device does not suit N processes; the errors of `work`; another
     /// process has failed.
     pub fn run(
-        self,
+        &self,
         command: &str,
         model: &ModelFlags,
         common: &CommonOptions,
@@ -75,11 +79,11 @@ impl TensorParallelFlag {
                 let (base, _) = model.base_model_and_adapter_folder()?;
                 TensorParallel::check(&ModelConfig::open(&find_or_download_model(&base)?)?, size)?;
                 ranks::refuse_unusable_devices(common, &processes_of_this_machine(size))?;
-                launch::launch_processes(OPTION, size)
+                launch::launch_processes(OPTION, &LocalProcesses::of_one_machine(size))
             }
             Some(world) if size == 1 => Err(ranks::single_process_error(command, &world)),
             Some(world) => {
-                let process = TensorParallelProcess::join(world, size, common)?;
+                let process = TensorParallelProcess::join(self.ranks.place(world), size, common, &self.ranks)?;
                 let own = ranks::common_options(process.ranks.world(), common);
                 let done = work(Some(&process), &own);
                 process.finish(done)
@@ -90,12 +94,21 @@ impl TensorParallelFlag {
 
 /// Describes rank 0 of `size` processes that this program starts on this machine.
 fn processes_of_this_machine(size: usize) -> World {
-    let (rank, local_rank, launcher) = (0, 0, Launcher::Reel);
-    World { rank, size, local_rank, local_size: size, launcher, job: String::new(), address: None, offers_mpi: false }
+    World { size, local_size: size, ..World::default() }
+}
+
+/// Returns the words of the command line, which must be the same on all ranks, because they run on one machine. Keys of
+/// the API are left out.
+fn command_line_facts() -> Vec<Fact> {
+    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let is_key = |word: &str| word.starts_with("--api-key");
+    let is_secret = |at: usize| is_key(&words[at]) || at > 0 && is_key(&words[at - 1]);
+    let numbered = (0..words.len()).filter(|at| !is_secret(*at));
+    numbered.map(|at| (format!("word {} of the command line", at + 1), words[at].clone())).collect()
 }
 
 impl TensorParallelProcess {
-    fn join(world: World, size: usize, common: &CommonOptions) -> Result<Self> {
+    fn join(world: World, size: usize, common: &CommonOptions, flags: &RankFlags) -> Result<Self> {
         let World { launcher, size: started, local_size, .. } = &world;
         if *started != size {
             let what = format!("is {size}, but {launcher} has started {started} processes");
@@ -115,8 +128,8 @@ impl TensorParallelProcess {
             // The process ends if its parent is killed. Otherwise a server process would never end.
             let _ = set_parent_process_death_signal(Some(Signal::TERM));
         }
-        let timeouts = Timeouts { call: LONGEST_PAUSE, ..Timeouts::default() };
-        let ranks = ranks::join_ranks(world, &std::env::temp_dir(), timeouts, common)?;
+        let timeouts = flags.timeouts(LONGEST_PAUSE, false);
+        let ranks = ranks::join_ranks(world, &std::env::temp_dir(), timeouts, common, command_line_facts())?;
         Ok(Self { ranks: Arc::new(ranks), is_done: AtomicBool::new(false) })
     }
 

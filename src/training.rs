@@ -26,7 +26,8 @@ use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::profiler::RunProfiler;
-use crate::ranks::{self, RunProcess};
+use crate::rank_flags::JobFlags;
+use crate::ranks::RunProcess;
 use crate::training_evaluator::{EvaluationSetup, TrainingRunEvaluator};
 use crate::training_server::TrainingRunServer;
 use crate::{hub, interrupt, launch, model, output, prompt, replaced};
@@ -43,6 +44,8 @@ pub struct ResolvedOptions<O> {
     #[serde(flatten)]
     pub worker: WorkerFlags,
     #[serde(flatten)]
+    pub job: JobFlags,
+    #[serde(flatten)]
     pub common: CommonOptions,
     /// Whether neither the command line nor the configuration file sets the learning rate.
     #[serde(skip)]
@@ -56,6 +59,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         media: &MediaFlags,
         access: &MediaAccessFlags,
         worker: &WorkerFlags,
+        job: &JobFlags,
         common: &CommonOptions,
         matches: &ArgMatches,
     ) -> Result<Self> {
@@ -64,6 +68,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             media: media.clone(),
             access: access.clone(),
             worker: worker.clone(),
+            job: job.clone(),
             common: common.clone(),
             has_default_rate: false,
         };
@@ -86,6 +91,9 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         run.gpus = options.gpus.or(start.gpus);
         let absolute = |to: PathBuf| std::path::absolute(&to).unwrap_or(to);
         let is_traced_by_file = start.trace.is_some() || start.folded.is_some();
+        // A file has no number of machines, because each machine has its own number.
+        let ranks = std::mem::replace(&mut resolved.job, job.clone()).ranks;
+        resolved.job.ranks = ranks;
         resolved.common = CommonOptions {
             json: common.json || start.json,
             quiet: common.quiet || start.quiet,
@@ -207,21 +215,18 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 "give the folder that the media paths in the data are relative to",
             ));
         }
-        let world = ranks::world_from_environment()?;
-        if let Some(world) = &world {
-            ranks::refuse_wrong_gpu_count(self.options.gpus, world)?;
-        }
+        let world = self.job.world()?;
+        let local = self.job.processes_to_start(self.options.gpus, world.as_ref())?;
         let is_check_only = self.options.is_check_only();
         if self.options.max_steps == Some(0) && !is_check_only && !self.common.quiet && !self.common.json {
             reel_diagnostic::note!("--max-steps 0 sets no limit, as in TRL: the number of epochs decides");
         }
-        let count = self.options.gpus.filter(|&count| count > 1 && world.is_none());
-        if !is_check_only && count.is_none() && world.as_ref().is_none_or(|world| world.rank == 0) {
+        if !is_check_only && local.is_none() && world.as_ref().is_none_or(|world| world.rank == 0) {
             self.explain_default_rate_of_lora();
         }
-        if let Some(count) = count {
+        if let Some(local) = local {
             self.options.validate()?;
-            return launch::launch_processes("--gpus", count as usize);
+            return launch::launch_processes("--gpus", &local);
         }
         match (world, is_check_only) {
             (None, true) => self.print_check(self.with_setup(None, |setup| Ok(check(setup)?))?),
@@ -255,7 +260,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         run: impl FnOnce(&RunSetup<O>) -> reel_train::Result<RunSummary>,
     ) -> Result<()> {
         self.options.validate()?;
-        let process = RunProcess::join(world, &self.options, &self.common)?;
+        let (common, flags) = (&self.common, &self.job.ranks);
+        let process = RunProcess::join(world, &self.options, common, flags, &serde_json::to_value(self)?)?;
         let mut own = self.clone();
         process.adapt_options_to_rank(&mut own.options);
         own.common = process.common_options(&self.common);
@@ -273,7 +279,9 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
     ) -> Result<()> {
         self.options.validate()?;
         let list = std::path::absolute(self.options.quarantine_list_path())?;
-        let process = RunProcess::join_data_check(world, list.parent().unwrap_or(Path::new("")), &self.common)?;
+        let (folder, flags) = (list.parent().unwrap_or(Path::new("")), &self.job.ranks);
+        let resolved = serde_json::to_value(self)?;
+        let process = RunProcess::join_data_check(world, folder, &self.common, flags, &resolved)?;
         let own = Self { common: process.common_options(&self.common), ..self.clone() };
         let done = own.with_setup(Some(&process), |setup| Ok(check(setup)?));
         let prints = process.is_rank_0();

@@ -189,3 +189,78 @@ fn sigusr1_writes_a_checkpoint_and_the_run_goes_on() {
         assert!(saved >= 3 && last >= saved + 3 && out.join(format!("checkpoint-{last}")).is_dir(), "{saved} {last}");
     }
 }
+
+/// Slurm sends SIGTERM, SIGCONT and SIGTERM within 15 ms to every process of a step, and the process that has started the
+/// ranks passes its own on. The checkpoint of the first SIGTERM is written.
+#[test]
+fn a_repeated_sigterm_leaves_the_checkpoint() {
+    let w = training_folder(9);
+    for (name, gpus) in [("one", "1"), ("two", "2")] {
+        let out = w.path().join(name);
+        let options = ["--max-steps", "4000", "--save-steps", "4000", "--gradient-accumulation-steps", "16"];
+        let mut command = sft_command(w.path(), name, &[&options[..], &["--gpus", gpus]].concat());
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        wait_for_steps(&out, 3);
+        let processes = if gpus == "1" { Vec::new() } else { support::child_processes(&child) };
+        for signal in ["-TERM", "-CONT", "-TERM"] {
+            [&[child.id()], &processes[..]].concat().into_iter().for_each(|process| send_signal(process, signal));
+        }
+        let done = finished_run(child.wait_with_output().expect("it ends"));
+        assert_eq!(done.code, Some(143), "{}", done.stderr);
+        let last = metrics_without_times(&out).len();
+        assert!(out.join(format!("checkpoint-{last}")).is_dir(), "{name}: {last}: {}", done.stderr);
+        // Each rank names the output folder of the command, not its own temporary one.
+        let stopped = done.stderr.lines().filter(|line| line.contains(&format!("error: --out {name}: stopped after")));
+        assert_eq!(stopped.count().to_string(), gpus, "{}", done.stderr);
+    }
+}
+
+/// A stopped process (SIGSTOP) cannot be ended by SIGTERM. It is named as the cause, and the other ranks name it too.
+#[test]
+fn a_stopped_process_is_named_and_ended() {
+    let w = training_folder(9);
+    for victim in [0, 1] {
+        let name = ["stopped0", "stopped1"][victim];
+        let options = ["--max-steps", "4000", "--gpus", "2", "--heartbeat-timeout", "4"];
+        let mut command = sft_command(w.path(), name, &options);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        wait_for_steps(&w.path().join(name), 3);
+        send_signal(support::child_processes(&child)[victim], "-STOP");
+        let stopped = Instant::now();
+        let done = finished_run(child.wait_with_output().expect("it ends"));
+        assert!(stopped.elapsed() < Duration::from_secs(20), "{:?}", stopped.elapsed());
+        assert_eq!(done.code, Some(1), "{}", done.stderr);
+        let last = done.stderr.lines().last().unwrap_or_default();
+        assert!(last.starts_with(&format!("error: rank {victim}: was stopped (SIGSTOP)")), "{}", done.stderr);
+        let start = format!("[rank {}] error: rank {victim} (", 1 - victim);
+        let line = done.stderr.lines().find(|line| line.starts_with(&start)).unwrap_or_default();
+        assert!(line.contains("has sent no heartbeat for 4 s; "), "{}", done.stderr);
+    }
+}
+
+/// Rank 1 may write no file as large as the weights. Its part of checkpoint 2 fails, and checkpoint 1 is complete.
+#[test]
+fn a_rank_that_cannot_write_advises_to_resume() {
+    let w = training_folder(9);
+    run_sft(w.path(), "out", &["--save-steps", "1", "--max-steps", "1"]).ok();
+    let largest = std::fs::metadata(w.path().join("out/model.safetensors")).expect("weights").len();
+    let start = |rank: usize| {
+        let options = ["--save-steps", "1", "--max-steps", "6", "--resume-from-checkpoint", "last"];
+        let train = sft_command(w.path(), "out", &options);
+        let mut shell = std::process::Command::new("sh");
+        // The unit of `ulimit -f` is 512 bytes.
+        let limit = if rank == 1 { (largest / 1024).to_string() } else { "unlimited".into() };
+        shell.args(["-c", &format!("ulimit -f {limit}; exec \"$0\" \"$@\"")]).arg(train.get_program());
+        shell.args(train.get_args()).current_dir(w.path()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let numbers = [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 2)];
+        shell.envs(numbers.map(|(name, value)| (name, value.to_string()))).spawn().expect("sh starts")
+    };
+    for child in [0, 1].map(start) {
+        let done = finished_run(child.wait_with_output().expect("it ends"));
+        assert_eq!(done.code, Some(1), "{}", done.stderr);
+        let last = done.stderr.lines().last().unwrap_or_default();
+        assert!(last.contains("then resume with --resume-from-checkpoint last"), "{last}");
+        assert!(!last.contains("--overwrite") && !last.contains(".part"), "{last}");
+    }
+    assert!(w.path().join("out/checkpoint-1").is_dir());
+}

@@ -12,7 +12,7 @@ use std::process::Stdio;
 
 use rank_runs::{SFT_ARGS, assert_same_results, mpirun, run_sft, sft_command};
 use sft_rows::{copy_test_media, media_question_row, training_folder};
-use support::{FinishedRun, file_names_in, finished_run, reel, run};
+use support::{FinishedRun, file_names_in, finished_run, reel, run, run_in};
 
 #[test]
 fn any_number_of_processes_gives_the_bits_of_one() {
@@ -63,14 +63,30 @@ fn a_run_changes_its_number_of_processes_at_a_resume() {
     assert_same_results(&w.path().join("straight"), &w.path().join("changing"), "checkpoint-6");
 }
 
-/// Starts two processes with the environment variables `variables(rank)`, and returns what they print.
-fn started_by(folder: &Path, out: &str, variables: impl Fn(usize) -> Vec<(&'static str, String)>) -> [FinishedRun; 2] {
+/// Starts two processes with the environment variables `variables(rank)` and the options `more(rank)`, and returns what
+/// they print.
+fn started_with(
+    folder: &Path,
+    out: &str,
+    variables: impl Fn(usize) -> Vec<(&'static str, String)>,
+    more: impl Fn(usize) -> Vec<&'static str>,
+) -> [FinishedRun; 2] {
     let start = |rank| {
-        let mut command = sft_command(folder, out, &["--max-steps", "2"]);
+        let mut command = sft_command(folder, out, &[&["--max-steps", "2"][..], &more(rank)].concat());
         command.envs(variables(rank)).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().expect("the binary starts")
     };
     [0, 1].map(start).map(|child| finished_run(child.wait_with_output().expect("it ends")))
+}
+
+/// The variables of torchrun for two processes of this machine.
+fn torchrun_variables(rank: usize) -> Vec<(&'static str, String)> {
+    let numbers = [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 2)];
+    let mut all: Vec<_> = numbers.into_iter().map(|(name, value)| (name, value.to_string())).collect();
+    let texts = [("TORCHELASTIC_RUN_ID", "none"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")];
+    all.extend(texts.map(|(name, value)| (name, value.to_string())));
+    all.push(("TORCHELASTIC_RESTART_COUNT", "0".into()));
+    all
 }
 
 #[test]
@@ -78,12 +94,10 @@ fn launchers_start_processes_by_their_variables() {
     let w = training_folder(9);
     run_sft(w.path(), "one", &["--max-steps", "2"]).ok();
     let text = |value: &str| value.to_string();
-    let torchrun = |rank: usize| {
-        let numbers = [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 2)];
-        let mut all: Vec<_> = numbers.into_iter().map(|(name, value)| (name, value.to_string())).collect();
-        all.extend([("TORCHELASTIC_RUN_ID", text("none")), ("MASTER_ADDR", text("127.0.0.1"))]);
-        all.extend([("MASTER_PORT", text("29500")), ("TORCHELASTIC_RESTART_COUNT", text("0"))]);
-        all
+    let deepspeed = |rank: usize| {
+        let numbers = [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_SIZE", 2)];
+        let more = [("CROSS_RANK", 0), ("CROSS_SIZE", 1), ("MASTER_PORT", 29500)];
+        numbers.into_iter().chain(more).map(|(name, value)| (name, value.to_string())).collect()
     };
     let open_mpi = |rank: usize| {
         vec![
@@ -106,9 +120,10 @@ fn launchers_start_processes_by_their_variables() {
         ]
     };
     type Variables<'a> = &'a dyn Fn(usize) -> Vec<(&'static str, String)>;
-    let launchers: [(&str, Variables); 3] = [("torchrun", &torchrun), ("mpirun", &open_mpi), ("srun", &srun)];
+    let launchers: [(&str, Variables); 4] =
+        [("torchrun", &torchrun_variables), ("deepspeed", &deepspeed), ("mpirun", &open_mpi), ("srun", &srun)];
     for (name, variables) in launchers {
-        let [first, second] = started_by(w.path(), name, variables);
+        let [first, second] = started_with(w.path(), name, variables, |_| Vec::new());
         assert!(first.ok().starts_with(&format!("{name}: 2 steps, ")), "{}", first.stdout);
         assert_eq!((second.ok(), second.stderr.as_str()), ("", ""), "{name}");
         assert_same_results(&w.path().join("one"), &w.path().join(name), "checkpoint-2");
@@ -117,6 +132,84 @@ fn launchers_start_processes_by_their_variables() {
         // The test started the processes without mpirun, so data goes by sockets instead of MPI.
         assert!(doctor.stdout.contains("; data between CPUs by sockets"), "{name}: {}", doctor.stdout);
     }
+}
+
+/// Ranks that differ in an option, the data, the weights or the instruction set would train a mixture. Options that
+/// describe the machine may differ.
+#[test]
+fn ranks_with_other_options_or_files_are_refused_in_one_line() {
+    let w = training_folder(9);
+    run_in(w.path(), ["init", "--preset", "tiny", "--seed", "77", "--out", "other"]).ok();
+    let rows = fs::read_to_string(w.path().join("rows.jsonl")).expect("rows");
+    fs::write(w.path().join("other.jsonl"), rows.replace("3 + 3", "3 * 2")).expect("written");
+    let cases: [(&str, [&str; 2]); 7] = [
+        ("--learning-rate: is 0.1 on rank 1 (", ["--learning-rate", "0.1"]),
+        ("--seed: is 9 on rank 1 (", ["--seed", "9"]),
+        ("--lora-r: is 4 on rank 1 (", ["--lora-r", "4"]),
+        ("--zero-stage: is 3 on rank 1 (", ["--zero-stage", "3"]),
+        ("--gradient-accumulation-steps: is 1 on rank 1 (", ["--gradient-accumulation-steps", "1"]),
+        ("fingerprint of model.safetensors in --model: is ", ["--model", "other"]),
+        ("fingerprint of the rows of --data: is ", ["--data", "other.jsonl"]),
+    ];
+    for (at, (starts, of_rank_1)) in cases.into_iter().enumerate() {
+        for shared in [&[][..], &["--lora-target-modules", "all-linear", "--lora-r", "2"]] {
+            if !shared.is_empty() && !of_rank_1[0].starts_with("--model") {
+                continue;
+            }
+            let out = format!("refused{at}");
+            let options = |rank| [shared, if rank == 1 { &of_rank_1 } else { &[] }].concat();
+            for done in started_with(w.path(), &out, torchrun_variables, options) {
+                assert_eq!(done.code, Some(1), "{}", done.stderr);
+                let line = done.stderr.trim_end();
+                assert!(line.lines().count() == 1 && line.starts_with(&format!("error: {starts}")), "{line}");
+                assert!(line.contains(" on rank 1 (") && line.contains(" on rank 0; start all ranks with"), "{line}");
+            }
+            assert!(!w.path().join(&out).join("metrics.jsonl").exists());
+        }
+    }
+    let other_machine = |rank: usize| {
+        let isa = ("REEL_CPU", if rank == 0 { "plain" } else { "avx2" }.to_string());
+        [torchrun_variables(rank), vec![isa]].concat()
+    };
+    let [first, _] = started_with(w.path(), "isa", other_machine, |_| Vec::new());
+    assert!(first.stderr.contains("instruction set: is avx2 on rank 1 ("), "{}", first.stderr);
+    let own =
+        |rank| [&["--threads", "1", "--rank-ports", "1024-65535"][..], if rank == 0 { &["--quiet"] } else { &[] }];
+    for done in started_with(w.path(), "allowed", torchrun_variables, |rank| own(rank).concat()) {
+        done.ok();
+    }
+}
+
+/// Each machine starts its part of the processes. The machines are told apart by `--nodes` and `--node-rank`, or by the
+/// variables of a launcher that starts one process on each, such as a PyTorchJob.
+#[test]
+fn several_machines_start_their_processes_without_torchrun() {
+    let w = training_folder(9);
+    run_sft(w.path(), "one", &["--max-steps", "2"]).ok();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|held| held.local_addr()).expect("a port").port();
+    let rendezvous: &str = Box::leak(format!("127.0.0.1:{port}").into_boxed_str());
+    let by_options = |node: usize| {
+        let all = ["--gpus", "2", "--nodes", "2", "--rendezvous", rendezvous, "--node-rank"];
+        [&all[..], &[["0", "1"][node]]].concat()
+    };
+    let pods = |pod: usize| {
+        let texts = [("MASTER_ADDR", "127.0.0.1".to_string()), ("MASTER_PORT", "23456".to_string())];
+        [vec![("RANK", pod.to_string()), ("WORLD_SIZE", "2".into())], texts.to_vec()].concat()
+    };
+    let runs = [
+        ("nodes", started_with(w.path(), "nodes", |_| Vec::new(), by_options)),
+        ("pods", started_with(w.path(), "pods", pods, |_| vec!["--gpus", "2"])),
+    ];
+    for (out, [first, second]) in runs {
+        assert!(first.ok().starts_with(&format!("{out}: 2 steps, ")), "{}", first.stdout);
+        assert_eq!(second.ok(), "", "{out}");
+        assert_same_results(&w.path().join("one"), &w.path().join(out), "checkpoint-2");
+    }
+    let refused = |options: &[&str], words: &[&str]| run_sft(w.path(), "x", options).assert_refused(2, words);
+    refused(&["--nodes", "2", "--node-rank", "2"], &["--node-rank: is 2, but --nodes is 2; give 0 to 1"]);
+    refused(&["--nodes", "2"], &["--node-rank"]);
+    refused(&["--rendezvous", "host:1"], &["--nodes"]);
+    refused(&["--rank-ports", "9-8"], &["--rank-ports: is \"9-8\"", "29500-29507"]);
 }
 
 /// A packed run without `--max-steps` reads all rows before the first step. The ranks share this scan: each row is

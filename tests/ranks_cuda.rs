@@ -15,7 +15,7 @@ use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_ranks::{Launcher, Ranks, Timeouts, Traffic, TrafficVolume, World};
+use reel_ranks::{Ranks, Timeouts, Traffic, TrafficVolume, World};
 use reel_samples::SampleError;
 use reel_samples::sample::Sample;
 use reel_train::live_server::DeviceLender;
@@ -161,16 +161,7 @@ fn on_ranks<T: Send>(
     std::thread::scope(|scope| {
         let start = |(rank, device): (usize, Device)| {
             let (local_rank, local_size, job) = (rank, size, "ranks_cuda".to_string());
-            let world = World {
-                rank,
-                size,
-                local_rank,
-                local_size,
-                launcher: Launcher::Reel,
-                job,
-                address: None,
-                offers_mpi: false,
-            };
+            let world = World { rank, size, local_rank, local_size, job, ..World::default() };
             let (folder, step) = (folder.path(), &step);
             scope.spawn(move || {
                 let ranks = Ranks::join(world, folder, timeouts, Box::new(|_| {})).expect("all ranks join");

@@ -321,8 +321,11 @@ fn ranks_with_different_models_are_refused() {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts")
     };
     let [first, second] = [("0", "tiny"), ("1", "other")].map(start);
-    let words = "--model: differs between this rank and rank 0";
-    for (child, words) in [(first, format!("rank 1: {words}")), (second, words.to_string())] {
-        finished_run(child.wait_with_output().expect("it ends")).assert_refused(1, &[&words]);
+    for child in [first, second] {
+        let done = finished_run(child.wait_with_output().expect("it ends"));
+        done.assert_refused(
+            1,
+            &["fingerprint of --model: is ", " on rank 1 (", ", but ", " on rank 0; start all ranks"],
+        );
     }
 }

@@ -325,3 +325,29 @@ fn a_server_ends_when_one_of_its_processes_is_killed() {
         assert!(said.contains("error: rank 1"), "busy {is_busy}: {said}");
     }
 }
+
+/// While rank 1 is stopped, requests wait and /health is 503. When it continues, the server answers again.
+#[test]
+fn the_health_of_a_server_fails_while_one_of_its_processes_is_silent() {
+    let folder = folder();
+    let server = start(folder.path(), &["--heartbeat-timeout", "30"]);
+    let health = |path: &str| server.send("GET", path, "", "");
+    assert_eq!((health("/health").status, health("/ready").status), (200, 200));
+    let rank_1 = child_processes(&server.child)[1];
+    send_signal(rank_1, "-STOP");
+    let begun = Instant::now();
+    while health("/health").status == 200 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "rank 1 is silent for {:?}", begun.elapsed());
+        thread::sleep(Duration::from_millis(50));
+    }
+    let error = health("/health").error(503);
+    assert!(error["message"].as_str().is_some_and(|text| text.starts_with("rank 1 (")), "{error}");
+    assert_eq!(health("/ready").status, 503);
+    send_signal(rank_1, "-CONT");
+    while health("/health").status == 503 {
+        assert!(begun.elapsed() < Duration::from_secs(40), "rank 1 is silent for {:?}", begun.elapsed());
+        thread::sleep(Duration::from_millis(50));
+    }
+    server.assert_still_answers();
+    assert_eq!(server.stop(15), Some(0));
+}

@@ -16,7 +16,7 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::tensor_parallel::TensorParallel;
-use reel_ranks::{Launcher, Ranks, Timeouts, TrafficVolume, World};
+use reel_ranks::{Ranks, Timeouts, TrafficVolume, World};
 use reel_runtime::Cx;
 use reel_train::step::shard_exchange;
 
@@ -81,17 +81,8 @@ fn two_fake_gpus_generate_the_tokens_of_one_with_half_of_its_memory() {
         let (fakes, devices): (Vec<_>, Vec<_>) = (0..RANKS).map(|_| fake_cuda(GPU_BYTES)).unzip();
         std::thread::scope(|scope| {
             let start = |(rank, device): (usize, Device)| {
-                let (launcher, job) = (Launcher::Reel, "tensor_parallel_cuda".to_string());
-                let world = World {
-                    rank,
-                    size: RANKS,
-                    local_rank: rank,
-                    local_size: RANKS,
-                    launcher,
-                    job,
-                    address: None,
-                    offers_mpi: false,
-                };
+                let job = "tensor_parallel_cuda".to_string();
+                let world = World { rank, size: RANKS, local_rank: rank, local_size: RANKS, job, ..World::default() };
                 let timeouts = Timeouts { join: Duration::from_secs(60), ..Timeouts::default() };
                 let (folder, wanted, whole, config) = (folder.path(), &wanted, &whole, &config);
                 scope.spawn(move || {

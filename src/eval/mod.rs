@@ -31,6 +31,7 @@ use crate::fail::usage_error;
 use crate::generate::parse_top_k;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::model::QuantizeFlag;
+use crate::rank_flags::JobFlags;
 use crate::ranks;
 
 /// Run a model over video benchmarks under one fixed protocol, and score its answers with 95 % confidence intervals.
@@ -131,6 +132,8 @@ pub struct EvalRunFlags {
     /// machines: docs/cluster.md)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     gpus: Option<u32>,
+    #[command(flatten)]
+    job: JobFlags,
     /// Answer only the first N questions of each benchmark
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
@@ -211,6 +214,7 @@ impl EvalArgs {
             ("--data", self.run.data.is_some()),
             ("--shard", self.run.shard.is_some()),
             ("--gpus", self.run.gpus.is_some()),
+            ("--nodes", self.run.job.names_machines()),
             ("--limit", self.run.limit.is_some()),
             ("--resume", self.run.resume),
         ];

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::live_server::LiveServer;
-use crate::options::{GrpoOptions, SftOptions};
+use crate::options::{GrpoOptions, SftOptions, TrainingOptions};
 use crate::{Result, TrainError};
 
 /// The inputs of a training run.
@@ -109,6 +109,13 @@ impl RunRanks<'_> {
             let help = "start all ranks with the same version of the program";
             TrainError::output(format!("rank {rank}"), format!("sent data that this rank cannot read: {e}"), help)
         })
+    }
+}
+
+impl<O: TrainingOptions> RunSetup<'_, O> {
+    /// The output folder that the command names. In `options.out`, ranks other than 0 have a folder of their own.
+    pub fn shared_out(&self) -> &Path {
+        self.ranks.map_or(&self.options.out, |run| run.out)
     }
 }
 

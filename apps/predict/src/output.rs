@@ -7,9 +7,8 @@ use std::sync::Arc;
 use reel_input::ModelInput;
 use reel_samples::conversations::RowConversations;
 use reel_samples::feed::SampleSource;
+use reel_train::Result;
 use reel_train::setup::RunRanks;
-use reel_train::{Result, TrainError};
-use serde::{Deserialize, Serialize};
 
 use crate::file::PredictionFile;
 use crate::prompts::RowPrompts;
@@ -30,14 +29,6 @@ pub struct PredictionOutput<'a> {
     is_complete: bool,
 }
 
-/// The message that rank 0 sends to all other ranks before a run.
-#[derive(Serialize, Deserialize)]
-struct RowsToAnswer {
-    settings: PredictionSettings,
-    /// The rows without a line; `None` if an earlier run has completed the file.
-    missing: Option<Vec<usize>>,
-}
-
 impl From<PredictionFile> for PredictionOutput<'_> {
     /// The output of a run of one process, which answers all rows that have no line in `file`.
     fn from(file: PredictionFile) -> Self {
@@ -51,7 +42,7 @@ impl<'a> PredictionOutput<'a> {
     /// are this rank's settings, and `rows` are all rows of the data.
     ///
     /// # Errors
-    /// `open` fails; the settings differ from rank 0's settings; another rank has failed.
+    /// `open` fails; the settings of two ranks differ; another rank has failed.
     pub fn open(
         ranks: Option<RunRanks<'a>>,
         settings: &PredictionSettings,
@@ -70,7 +61,7 @@ impl<'a> PredictionOutput<'a> {
     /// ranks compute each row together. All ranks call this function.
     ///
     /// # Errors
-    /// `open` fails; the settings differ from rank 0's settings; another rank has failed.
+    /// `open` fails; the settings of two ranks differ; another rank has failed.
     pub fn open_for_divided_model(
         run: RunRanks<'_>,
         settings: &PredictionSettings,
@@ -87,17 +78,10 @@ impl<'a> PredictionOutput<'a> {
         settings: &PredictionSettings,
         open: impl FnOnce() -> Result<PredictionFile>,
     ) -> Result<(Option<PredictionFile>, Option<Vec<usize>>)> {
+        run.ranks.check_same("settings of the answers", &settings.facts())?;
         let file = if run.is_rank_0() { Some(open()?) } else { None };
-        let work = file.as_ref().map(|file| RowsToAnswer {
-            settings: file.settings().clone(),
-            missing: (!file.is_complete()).then(|| file.rows_without_line()),
-        });
-        let RowsToAnswer { settings: of_rank_0, missing } = run.broadcast("rows to answer", work)?;
-        if let Some(difference) = settings.difference_from_rank_0(&of_rank_0) {
-            let help = "start all ranks with the same program, options, model and data";
-            return Err(TrainError::output(difference, "differs between this rank and rank 0", help));
-        }
-        Ok((file, missing))
+        let missing = file.as_ref().map(|file| (!file.is_complete()).then(|| file.rows_without_line()));
+        Ok((file, run.broadcast("rows to answer", missing)?))
     }
 
     /// The predictions file, on the process that writes it.

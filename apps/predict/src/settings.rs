@@ -6,6 +6,7 @@ use std::path::Path;
 use reel_diagnostic::{input, redact_urls};
 use reel_files::digest::ModelFiles;
 use reel_files::json::redact_urls_in_json;
+use reel_ranks::Fact;
 use reel_train::{Result, TrainError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -165,21 +166,19 @@ impl PredictionSettings {
         }
     }
 
-    /// Returns the name of a setting that differs from rank 0's settings, such as `--model`; `None` if none differs.
-    /// All ranks must answer the same questions in the same way.
-    pub(super) fn difference_from_rank_0(&self, rank_0: &Self) -> Option<String> {
-        let differs = [
-            ("version of reel", self.version != rank_0.version),
-            ("--model", self.model.fingerprint != rank_0.model.fingerprint),
-            ("--adapter", self.adapter_fingerprint() != rank_0.adapter_fingerprint()),
-            ("--data", self.data.fingerprint != rank_0.data.fingerprint || self.rows != rank_0.rows),
-            ("--device", self.device != rank_0.device),
-            ("instruction set", self.instruction_set != rank_0.instruction_set),
+    /// Returns the settings that must be the same on all ranks, which answer the same questions in the same way.
+    pub(super) fn facts(&self) -> Vec<Fact> {
+        let inputs = [
+            ("version of reel", self.version.as_str()),
+            ("--device", &self.device),
+            ("instruction set", self.instruction_set.as_deref().unwrap_or_default()),
+            ("fingerprint of --model", &self.model.fingerprint),
+            ("fingerprint of --adapter", self.adapter_fingerprint().unwrap_or_default()),
+            ("fingerprint of the rows of --data", &self.data.fingerprint),
         ];
-        match differs.iter().find(|(_, differs)| *differs) {
-            Some((name, _)) => Some(name.to_string()),
-            None => self.first_different_option(rank_0).map(|(name, ..)| format!("--{}", name.replace('_', "-"))),
-        }
+        let inputs = inputs.into_iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        let option = |(name, value): (&String, &Value)| (format!("--{}", name.replace('_', "-")), value.to_string());
+        inputs.chain(self.options.iter().map(option)).collect()
     }
 
     fn adapter_fingerprint(&self) -> Option<&str> {

@@ -170,15 +170,15 @@ pub fn data_check_fingerprint<O: TrainingOptions>(setup: &RunSetup<O>, rows: &im
     Ok(bytes_fingerprint(all.to_string().as_bytes()))
 }
 
-/// Returns the state of a run before its first step.
+/// Returns the state of a run before its first step. `model_files` are the files of its model.
 pub fn fresh_run_state<O: TrainingOptions>(
     setup: &RunSetup<O>,
+    model_files: ModelFiles,
     rows: &impl DataSource,
     steps: u64,
     skipped: &[SkippedRow],
-) -> Result<RunState> {
-    let model_files = ModelFiles::read(setup.model)?;
-    Ok(RunState {
+) -> RunState {
+    RunState {
         version: env!("CARGO_PKG_VERSION").to_string(),
         step: 0,
         steps,
@@ -193,13 +193,14 @@ pub fn fresh_run_state<O: TrainingOptions>(
         rewards: BestCheckpointTracker::default(),
         evaluated: None,
         hash: String::new(),
-    })
+    }
 }
 
-/// Reads the state of the checkpoint in `folder`, and checks that model, data and options are the same as in the run
+/// Reads the state of the checkpoint in `folder`, and checks that the model of the files `model`, data and options are the same as in the run
 /// that wrote it. If the options change the number of steps, `measure_steps` computes the new number.
 pub fn resumed_run_state<O: TrainingOptions>(
     setup: &RunSetup<O>,
+    model: &ModelFiles,
     rows: &impl DataSource,
     folder: &Path,
     measure_steps: impl FnOnce() -> Result<u64>,
@@ -209,7 +210,6 @@ pub fn resumed_run_state<O: TrainingOptions>(
         let help = "give the value that the run was started with, or start a new run in another --out";
         TrainError::option(what, format!("{why} {}", folder.display()), help)
     };
-    let model = ModelFiles::read(setup.model)?;
     if model.fingerprint() != state.model_hash {
         let which = model.differences_from(&state.model_files);
         let what = format!("is not the model of the run that wrote {}{which}", folder.display());

@@ -2,6 +2,7 @@
 //! which defines what a step does. `start.rs` prepares a run, fresh or resumed. This file does everything around the
 //! steps: checkpoints, logs, reports, interruption. `evaluation.rs` evaluates the model between steps.
 
+mod agreement;
 mod evaluation;
 pub mod grpo;
 mod hardware;
@@ -80,16 +81,15 @@ pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<Run
         // Invalid variables are refused before OUT is changed.
         WandbEnvironment::read()?;
     }
-    let out = &setup.options.out;
-    let lock = Arc::new(output::lock_output_folder(out)?);
-    train::<W>(setup, &lock).map_err(|e| output::with_help_to_continue(e, out))
+    let lock = Arc::new(output::lock_output_folder(&setup.options.out)?);
+    train::<W>(setup, &lock).map_err(|e| output::with_help_to_continue(e, setup.shared_out()))
 }
 
 fn train<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>, lock: &Arc<FolderLock>) -> Result<RunSummary> {
     let inputs = start::read_inputs::<W>(setup)?;
     let loaded = start::load_run::<W>(setup, &inputs)?;
     // Rank 0 may change OUT only after all ranks have read the checkpoint from which they resume.
-    setup.ranks.map_or(Ok(()), |run| run.ranks.barrier("start of the run"))?;
+    loaded.check_start(setup, &inputs)?;
     let mut run = start::begin_run(setup, inputs, loaded, Some(lock.clone()))?;
     let done = run.steps();
     run.reports.progress.finish();
@@ -228,7 +228,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             // row cannot be used.
             Err(e @ (TrainError::Reward(_) | TrainError::Sample(SampleError::Row(_)))) => {
                 self.save_before_error()?;
-                let saved = entries::checkpoints_by_step(&self.setup.options.out)?;
+                let saved = entries::checkpoints_by_step(self.setup.shared_out())?;
                 return Err(match saved.contains_key(&self.state.step) {
                     true => e.with_help_to_resume(self.setup.options.strict),
                     false => e,
@@ -470,9 +470,11 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         }
     }
 
-    /// Checks that OUT is still the folder that the run has locked and that contains the run's logs.
+    /// Checks that OUT is still the folder that the run has locked and that contains the run's logs. Ranks other than 0
+    /// have no lock on OUT.
     fn check_out_is_the_same(&self) -> Result<()> {
-        if self.folder.lock.as_ref().is_none_or(|lock| lock.still_protects_folder()) {
+        let lock = self.folder.lock.as_ref().filter(|_| self.setup.ranks.is_none_or(|run| run.is_rank_0()));
+        if lock.is_none_or(|lock| lock.still_protects_folder()) {
             return Ok(());
         }
         let location = format!("--out {}", self.setup.options.out.display());
@@ -493,7 +495,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         } else {
             "resume with --resume-from-checkpoint last"
         };
-        let location = format!("--out {}", self.setup.options.out.display());
+        let location = format!("--out {}", self.setup.shared_out().display());
         let what = format!("stopped after step {}", self.state.step);
         Ok(SampleError::Stopped(Diagnostic::new(location, what, help)).into())
     }

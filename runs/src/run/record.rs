@@ -95,7 +95,7 @@ impl RunJsonExtras {
 
 /// Returns the fingerprint of each file with program code that the run uses ([`TrainingOptions::code_files`]), by
 /// path.
-fn code_fingerprints(options: &impl TrainingOptions) -> BTreeMap<String, String> {
+pub(super) fn code_fingerprints(options: &impl TrainingOptions) -> BTreeMap<String, String> {
     let files = options.code_files().into_iter();
     let fingerprint =
         |path: PathBuf| Some((path.display().to_string(), bytes_fingerprint(&std::fs::read(&path).ok()?)));

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use reel_files::FolderLock;
+use reel_files::digest::ModelFiles;
 use reel_input::config::ModelConfig;
 use reel_model::save::ConfigAndTokenizerFiles;
 use reel_samples::feed::{MicroBatchFeed, SampleSource, decoding_threads};
@@ -30,7 +31,7 @@ use serde_json::Value;
 use super::hardware::HardwareMonitor;
 use super::record::{RunJsonExtras, code_change_warning, device_change_warning};
 use super::validate::{ScannedRows, scan_rows, unusable_rows};
-use super::{CheckpointWriting, OutFolder, Reports, Run, TrainLoop};
+use super::{CheckpointWriting, OutFolder, Reports, Run, TrainLoop, agreement};
 use crate::folder::checkpoint::{self, BaseModel, CheckpointWriter};
 use crate::folder::logs::{self, RecordedLogs, RunLogs};
 use crate::folder::output::{self, RunStart};
@@ -88,15 +89,18 @@ pub(super) fn read_inputs<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>
         reel_diagnostic::note!("the run resumes (--resume-from-checkpoint), so --overwrite has no effect");
     }
     let rows = Arc::new(W::open_rows(setup)?);
+    let model = ModelFiles::read(setup.model)?;
+    agreement::check_files(setup, &*rows, Some(&model))?;
     let order = row_order(setup.options.no_shuffle, &*rows, setup.seed);
     match start {
-        RunStart::Fresh => inputs_of_fresh_run::<W>(setup, rows, order),
-        RunStart::From(folder) => inputs_of_resumed_run::<W>(setup, folder, rows, order),
+        RunStart::Fresh => inputs_of_fresh_run::<W>(setup, model, rows, order),
+        RunStart::From(folder) => inputs_of_resumed_run::<W>(setup, folder, &model, rows, order),
     }
 }
 
 fn inputs_of_fresh_run<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
+    model: ModelFiles,
     rows: Arc<W::DataSource>,
     order: RowOrder,
 ) -> Result<RunInputs<W::DataSource>> {
@@ -109,7 +113,7 @@ fn inputs_of_fresh_run<'a, W: TrainLoop<'a>>(
     } else if let Some(first) = unusable.first().filter(|_| !setup.quiet) {
         reel_diagnostic::note!("{share} are skipped; the first: {}", first.reason);
     }
-    let state = resume::fresh_run_state(setup, &*rows, steps, &unusable)?;
+    let state = resume::fresh_run_state(setup, model, &*rows, steps, &unusable);
     let lengths = vec![PlannedStepCount { after: 0, steps }];
     Ok(RunInputs { rows, row_lengths, order, state, lengths, unusable, resumed: None })
 }
@@ -117,6 +121,7 @@ fn inputs_of_fresh_run<'a, W: TrainLoop<'a>>(
 fn inputs_of_resumed_run<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     folder: PathBuf,
+    model: &ModelFiles,
     rows: Arc<W::DataSource>,
     order: RowOrder,
 ) -> Result<RunInputs<W::DataSource>> {
@@ -129,7 +134,7 @@ fn inputs_of_resumed_run<'a, W: TrainLoop<'a>>(
         row_lengths = scanned.lengths;
         Ok(scanned.steps)
     };
-    let mut state = resume::resumed_run_state(setup, &*rows, &folder, count_steps)?;
+    let mut state = resume::resumed_run_state(setup, model, &*rows, &folder, count_steps)?;
     if state.step == state.steps && output::has_final_model(&options.out, &folder)? {
         let what = format!("{} is after the last step of a finished run", folder.display());
         let help =
@@ -157,6 +162,20 @@ pub(super) struct LoadedRun<W> {
     trainer: Trainer,
     train_loop: W,
     base: BaseModel,
+}
+
+impl<'a, W: TrainLoop<'a>> LoadedRun<W> {
+    /// Waits for the other ranks, and checks that all of them start in the same way.
+    ///
+    /// # Errors
+    /// A rank has other steps or rows, or has failed.
+    pub(super) fn check_start(
+        &self,
+        setup: &RunSetup<'a, W::Options>,
+        inputs: &RunInputs<W::DataSource>,
+    ) -> Result<()> {
+        agreement::check_start(setup, &inputs.state, self.train_loop.validation())
+    }
 }
 
 /// Loads the model and the optimizer, and starts to prepare rows. If the run serves its model, also starts to answer

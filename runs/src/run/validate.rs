@@ -17,7 +17,7 @@ use reel_train::Result;
 use reel_train::options::{RunOptions, TrainingOptions};
 use reel_train::setup::RunSetup;
 
-use super::TrainLoop;
+use super::{TrainLoop, agreement};
 use crate::folder::resume;
 
 /// The result of `--check-data`.
@@ -55,6 +55,7 @@ impl ValidationCheckResult {
 pub fn check_data<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<DataCheckResult> {
     setup.options.validate()?;
     let rows = Arc::new(W::open_rows(setup)?);
+    agreement::check_files(setup, &*rows, None)?;
     let order = row_order(true, &*rows, setup.seed);
     let unusable = scan_rows::<W>(setup, &rows, &order, Vec::new())?.unusable;
     let list = setup.options.quarantine_list_path();

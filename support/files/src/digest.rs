@@ -92,6 +92,11 @@ impl ModelFiles {
         self.0.is_empty()
     }
 
+    /// Returns the names and fingerprints of the files, in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.0.iter()
+    }
+
     /// Returns one fingerprint of all files.
     pub fn fingerprint(&self) -> String {
         let all: String = self.0.iter().map(|(name, fingerprint)| format!("{name} {fingerprint}\n")).collect();

@@ -92,15 +92,17 @@ impl FailureDetector {
 
     /// Returns the failure of the job, if the job has failed at this time.
     pub fn failure(&self, now: Instant) -> Option<RankError> {
-        self.silence(now).or_else(|| self.lost_connection(now)).or_else(|| self.mismatch()).or_else(|| self.stall())
+        self.silent_rank(now, self.timeouts.silence)
+            .or_else(|| self.lost_connection(now))
+            .or_else(|| self.mismatch())
+            .or_else(|| self.stall())
     }
 
-    /// Returns the failure of a rank that sends no heartbeats.
-    fn silence(&self, now: Instant) -> Option<RankError> {
-        let is_silent =
-            |peer: &Peer| self.is_needed(peer) && now.duration_since(peer.last_received) > self.timeouts.silence;
+    /// Returns the error of a rank that has sent no heartbeats for longer than `limit`.
+    pub fn silent_rank(&self, now: Instant, limit: Duration) -> Option<RankError> {
+        let is_silent = |peer: &Peer| self.is_needed(peer) && now.duration_since(peer.last_received) > limit;
         let rank = (1..self.peers.len()).find(|rank| is_silent(&self.peers[*rank]))?;
-        Some(silent_rank_error(&self.members[rank], self.timeouts.silence))
+        Some(silent_rank_error(&self.members[rank], limit))
     }
 
     /// Returns the failure of a rank that another rank cannot reach.
@@ -205,7 +207,7 @@ pub(crate) fn process_ended_error(member: &JobMember) -> RankError {
 
 /// Returns the failure of a rank that has sent no heartbeats for this time.
 pub(crate) fn silent_rank_error(member: &JobMember, time: Duration) -> RankError {
-    let what = format!("ended: it has sent no heartbeat for {} s", time.as_secs_f64());
+    let what = format!("has sent no heartbeat for {} s", time.as_secs_f64());
     let help = "check that the machine of this rank runs and can be reached, and that its process is not stopped";
     failure(member, what, help)
 }
@@ -248,7 +250,10 @@ mod tests {
         assert_eq!(detector.failure(now + seconds(40)), None);
         let error = detector.failure(now + seconds(41)).expect("rank 2 is silent");
         assert_eq!(error.rank, Some(2));
-        assert!(error.to_string().starts_with("rank 2 (node, process 12): ended: "), "{error}");
+        assert!(
+            error.to_string().starts_with("rank 2 (node, process 12): has sent no heartbeat for 40 s; "),
+            "{error}"
+        );
         detector.record_leave(2);
         assert_eq!(detector.failure(now + seconds(60)), None, "the silence of a rank that has left is no failure");
         assert_eq!(detector.failure(now + seconds(61)).and_then(|e| e.rank), Some(1));

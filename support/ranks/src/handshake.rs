@@ -180,17 +180,24 @@ enum Progress {
 }
 
 impl ConnectionAcceptor {
-    /// Listens at a free port. `is_local`: accepts connections only from this machine.
+    /// Listens at a free port, which is one of `ports` (the first and the last one) if they are given. `is_local`:
+    /// accepts connections only from this machine.
     ///
     /// # Errors
     /// No port or file descriptor is free, or the machine has no network.
-    pub fn open(rank: usize, is_local: bool, limit: Duration) -> io::Result<Self> {
-        let listener = if is_local {
-            TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        } else {
+    pub fn open(rank: usize, is_local: bool, ports: Option<(u16, u16)>, limit: Duration) -> io::Result<Self> {
+        let listen = |port| match is_local {
+            true => TcpListener::bind((Ipv4Addr::LOCALHOST, port)),
             // An IPv6 socket also accepts IPv4 connections.
-            TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))?
+            false => TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
+                .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))),
         };
+        let (first, last) = ports.unwrap_or_default();
+        let mut listener = listen(first);
+        for port in first.saturating_add(1)..=last {
+            listener = listener.or_else(|_| listen(port));
+        }
+        let listener = listener?;
         listener.set_nonblocking(true)?;
         Ok(Self { listener, token: JobToken::random()?, rank, limit, pending: Vec::new(), paused_until: None })
     }
@@ -303,14 +310,15 @@ impl PendingHandshake {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::launch::Transport;
+    use crate::launch::World;
 
     /// A listener that is open to other machines is reachable at each IPv4 address of this machine.
     #[test]
     fn other_machines_connect_at_any_address_of_this_one() {
-        let mut acceptor = ConnectionAcceptor::open(0, false, Duration::from_secs(5)).unwrap();
+        let mut acceptor = ConnectionAcceptor::open(0, false, None, Duration::from_secs(5)).unwrap();
         let token = acceptor.token();
-        let mut member = JobMember::of_this_process(0, acceptor.port().unwrap(), false, Transport::Sockets);
+        let world = World { size: 2, ..World::default() };
+        let mut member = JobMember::of_this_process(&world, acceptor.port().unwrap()).unwrap();
         member.machine = "another machine".into();
         member.addresses.retain(|address| address.is_ipv4());
         member.addresses.push(Ipv4Addr::LOCALHOST.into());
@@ -328,6 +336,16 @@ mod tests {
                 assert_eq!(stream.local_addr().unwrap().port(), accepted.1.peer_addr().unwrap().port());
             });
         }
+    }
+
+    #[test]
+    fn the_first_free_port_of_a_range_is_taken() {
+        let open = |first, last| ConnectionAcceptor::open(0, true, Some((first, last)), Duration::from_secs(5));
+        let held = ConnectionAcceptor::open(0, true, None, Duration::from_secs(5)).unwrap();
+        let port = held.port().unwrap();
+        assert!(open(port, port).is_err_and(|e| e.kind() == ErrorKind::AddrInUse));
+        let next = open(port, port.saturating_add(20)).unwrap().port().unwrap();
+        assert!(next > port && next <= port + 20, "{next}");
     }
 
     #[test]

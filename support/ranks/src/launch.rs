@@ -4,6 +4,7 @@
 //! | launcher | rank, size | local rank, local size | job |
 //! |---|---|---|---|
 //! | torchrun | `RANK`, `WORLD_SIZE` | `LOCAL_RANK`, `LOCAL_WORLD_SIZE` | run id and port |
+//! | DeepSpeed | `RANK`, `WORLD_SIZE` | `LOCAL_RANK`, `LOCAL_SIZE` | port |
 //! | `reel --gpus` | as torchrun, and `REEL_LAUNCH=1` | as torchrun | `REEL_JOB` |
 //! | Open MPI | `OMPI_COMM_WORLD_RANK`, `…_SIZE` | `OMPI_COMM_WORLD_LOCAL_RANK`, `…_LOCAL_SIZE` | `PMIX_NAMESPACE` |
 //! | MPICH, Intel MPI | `PMI_RANK`, `PMI_SIZE` | `MPI_LOCALRANKID`, `MPI_LOCALNRANKS` | `I_MPI_HYDRA_UUID` |
@@ -14,7 +15,7 @@
 //! The launchers are tried in this order, so that the innermost launcher is found: torchrun may run inside srun, and
 //! mpirun uses srun to start its daemons on other machines.
 //!
-//! The variables are those of PyTorch (`local_elastic_agent.py`), Open MPI (`environment-var`), MPICH (`pmip_cb.c`),
+//! The variables are those of PyTorch (`local_elastic_agent.py`), DeepSpeed (`launcher/launch.py`), Open MPI (`environment-var`), MPICH (`pmip_cb.c`),
 //! Kubeflow's training operator (`envvar.go`) and Slurm (`env.c`, `env_array_for_step`).
 //!
 //! mpirun, Hydra and srun may also name the process manager by which an MPI library finds the other processes: PMIx by
@@ -44,6 +45,12 @@ pub struct World {
     pub job: String,
     /// The name or address of rank 0's machine (`MASTER_ADDR`), if the launcher or the user has set it.
     pub address: Option<String>,
+    /// The ports, from the first to the last, of which this process takes a free one to accept connections; `None`
+    /// takes any free port.
+    pub ports: Option<(u16, u16)>,
+    /// The network interface, such as `eth0`, at whose addresses the other machines connect to this one; `None` allows
+    /// all interfaces.
+    pub interface: Option<String>,
     /// Whether the launcher starts MPI programs: it has set the variables of the process manager (PMIx or PMI)
     /// through which an MPI library finds the other processes.
     pub offers_mpi: bool,
@@ -72,6 +79,8 @@ impl fmt::Display for Transport {
 pub enum Launcher {
     /// torchrun, or another launcher that sets the variables of `torch.distributed`.
     Torchrun,
+    /// The launcher of DeepSpeed.
+    DeepSpeed,
     /// `reel --gpus`, which starts one process per GPU.
     Reel,
     /// mpirun of Open MPI.
@@ -90,6 +99,7 @@ impl fmt::Display for Launcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Torchrun => "torchrun",
+            Self::DeepSpeed => "DeepSpeed",
             Self::Reel => "reel --gpus",
             Self::OpenMpi => "Open MPI",
             Self::Hydra => "Hydra (MPICH or Intel MPI)",
@@ -115,6 +125,24 @@ const PROCESS_MANAGERS: [&str; 8] = [
     "PMI_FD",
     "PMI_PORT",
 ];
+
+impl Default for World {
+    /// A process that `reel` itself has started, alone.
+    fn default() -> Self {
+        Self {
+            rank: 0,
+            size: 1,
+            local_rank: 0,
+            local_size: 1,
+            launcher: Launcher::Reel,
+            job: String::new(),
+            address: None,
+            ports: None,
+            interface: None,
+            offers_mpi: false,
+        }
+    }
+}
 
 impl World {
     /// Reads the environment variables that launchers set. `get` returns the value of a variable, such as
@@ -180,7 +208,7 @@ impl Variables<'_> {
         check_below(names.rank, rank, names.size, size)?;
         let is_of_mpi = matches!(launcher, Launcher::OpenMpi | Launcher::Hydra | Launcher::Srun);
         let offers_mpi = is_of_mpi && PROCESS_MANAGERS.iter().any(|name| self.has(name));
-        let mut world = World { rank, size, local_rank: 0, local_size: 1, launcher, job, address: None, offers_mpi };
+        let mut world = World { rank, size, launcher, job, offers_mpi, ..World::default() };
         if let Some([local_rank, local_size]) = names.local {
             (world.local_rank, world.local_size) = (self.number(local_rank)?, self.number(local_size)?);
             check_below(local_rank, world.local_rank, local_size, world.local_size)?;
@@ -216,7 +244,7 @@ fn check_local_size(name: &str, value: usize, size_name: &str, size: usize) -> R
     Ok(())
 }
 
-/// Reads the variables of torchrun and `reel --gpus`.
+/// Reads the variables of torchrun, DeepSpeed and `reel --gpus`.
 fn torchrun(variables: Variables<'_>) -> Result<Option<World>> {
     let is_reel = variables.text("REEL_LAUNCH").is_some_and(|value| value == "1");
     let is_torch = variables.has("TORCHELASTIC_RUN_ID") || variables.has("RANK") && variables.has("LOCAL_RANK");
@@ -226,23 +254,26 @@ fn torchrun(variables: Variables<'_>) -> Result<Option<World>> {
         };
         (Launcher::Reel, job)
     } else if is_torch {
-        (Launcher::Torchrun, torchrun_job(variables))
+        let is_deepspeed = variables.has("LOCAL_SIZE") && !variables.has("LOCAL_WORLD_SIZE");
+        let launcher = if is_deepspeed { Launcher::DeepSpeed } else { Launcher::Torchrun };
+        (launcher, torchrun_job(variables, launcher))
     } else {
         return Ok(None);
     };
-    let local = Some(["LOCAL_RANK", "LOCAL_WORLD_SIZE"]);
+    let local_size = if launcher == Launcher::DeepSpeed { "LOCAL_SIZE" } else { "LOCAL_WORLD_SIZE" };
+    let local = Some(["LOCAL_RANK", local_size]);
     variables.world(launcher, &Names { rank: "RANK", size: "WORLD_SIZE", local }, job).map(Some)
 }
 
-/// Returns the job id of torchrun. The run id is `none` by default, so the port, which is the same on all nodes, is
+/// Returns the job id of torchrun or DeepSpeed. The run id is `none` by default, so the port, which is the same on all nodes, is
 /// added. A restart starts a new job. But the number of restarts is added only if there is one node: on several nodes
 /// it can differ within an attempt, because each agent counts the restarts that its own processes have caused
 /// (<https://github.com/pytorch/pytorch/issues/108158>).
-fn torchrun_job(variables: Variables<'_>) -> String {
+fn torchrun_job(variables: Variables<'_>, launcher: Launcher) -> String {
     let text = |name| variables.text(name).unwrap_or_default();
     let is_one_node = text("LOCAL_WORLD_SIZE") == text("WORLD_SIZE");
     let restarts = if is_one_node { text("TORCHELASTIC_RESTART_COUNT") } else { String::new() };
-    ["torchrun".into(), text("TORCHELASTIC_RUN_ID"), text("MASTER_PORT"), restarts].join(" ")
+    [launcher.to_string(), text("TORCHELASTIC_RUN_ID"), text("MASTER_PORT"), restarts].join(" ")
 }
 
 fn open_mpi(variables: Variables<'_>) -> Result<Option<World>> {

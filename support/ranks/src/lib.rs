@@ -17,7 +17,7 @@
 //!
 //! [`World::from_variables`] reads the rank and size of this process from the launcher's variables (torchrun, mpirun,
 //! srun, Kubernetes). [`Ranks::join`] connects the ranks. [`Ranks`] has the calls. No call reduces data, so the
-//! caller chooses the order of its sums.
+//! caller chooses the order of its sums. [`Ranks::check_same`] finds ranks with other options or files.
 //!
 //! # Connections
 //!
@@ -61,6 +61,7 @@
 //! `mpi` by MPI, and `link` is one of the two; `control`, `failure_detector` and `watch` notice failures; `ranks` has
 //! the calls.
 
+mod agreement;
 mod call;
 mod control;
 mod error;
@@ -81,6 +82,7 @@ mod timeouts;
 mod traffic;
 mod watch;
 
+pub use agreement::Fact;
 pub use error::{RankError, Result};
 pub use launch::{Launcher, Transport, World};
 pub use ranks::Ranks;

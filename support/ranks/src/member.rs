@@ -5,9 +5,11 @@ use std::fmt;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
+use reel_diagnostic::Diagnostic;
 use serde::{Deserialize, Serialize};
 
-use crate::launch::Transport;
+use crate::error::Result;
+use crate::launch::{Transport, World};
 
 /// A process of the job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,16 +37,33 @@ impl fmt::Display for JobMember {
 }
 
 impl JobMember {
-    /// Describes this process. `is_local`: all ranks run on this machine, so its addresses are not needed.
-    pub fn of_this_process(rank: usize, port: u16, is_local: bool, transport: Transport) -> Self {
+    /// Describes this process, which accepts connections at `port`. If all ranks run on this machine, its addresses
+    /// are left out, because they are not needed.
+    ///
+    /// # Errors
+    /// The interface of `world` does not exist or has no address.
+    pub fn of_this_process(world: &World, port: u16) -> Result<Self> {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let host = read("/proc/sys/kernel/hostname").trim().to_string();
         let mut addresses = Vec::new();
-        if !is_local {
-            addresses.extend(ipv4_addresses(&read("/proc/net/fib_trie")).into_iter().map(IpAddr::from));
-            addresses.extend(ipv6_addresses(&read("/proc/net/if_inet6")).into_iter().map(IpAddr::from));
+        if !world.is_on_one_machine() {
+            let interface = world.interface.as_deref();
+            let is_usable = |name: &str| interface.is_none_or(|interface| interface == name);
+            let routes = read("/proc/net/route");
+            let mut of_ipv4 = ipv4_addresses(&read("/proc/net/fib_trie"));
+            of_ipv4.retain(|address| interface.is_none_or(|name| interface_has(&routes, name, *address)));
+            addresses.extend(of_ipv4.into_iter().map(IpAddr::from));
+            let table = read("/proc/net/if_inet6");
+            let of_ipv6 = ipv6_addresses(&table).into_iter();
+            addresses.extend(of_ipv6.filter(|(_, name)| is_usable(name)).map(|(address, _)| IpAddr::from(address)));
+            if let Some(name) = interface.filter(|_| addresses.is_empty()) {
+                let help = "give the name of an interface of every machine (ip address), or leave the interface out";
+                let what = format!("has no address that other machines can reach on {host}");
+                return Err(Diagnostic::new(format!("interface {name}"), what, help).into());
+            }
         }
-        Self { rank, host, pid: std::process::id(), machine: machine_id(), addresses, port, transport }
+        let (rank, transport) = (world.rank, world.transport());
+        Ok(Self { rank, host, pid: std::process::id(), machine: machine_id(), addresses, port, transport })
     }
 
     /// Returns the addresses for connecting to this process, in the order of attempts. `first` is the name or address
@@ -95,16 +114,30 @@ fn ipv4_addresses(table: &str) -> Vec<Ipv4Addr> {
     found
 }
 
-/// Parses the IPv6 addresses at which other machines can reach this machine from the text of /proc/net/if_inet6. Its
-/// columns are: 32 hex digits, index of the interface, length of the prefix, scope (00 is global), flags, name of the
-/// interface.
-fn ipv6_addresses(table: &str) -> Vec<Ipv6Addr> {
-    let address = |line: &str| {
-        let mut fields = line.split_whitespace();
-        let (digits, scope) = (fields.next()?, fields.nth(2)?);
-        let bits = u128::from_str_radix(digits, 16).ok()?;
-        (scope == "00").then_some(Ipv6Addr::from_bits(bits))
+/// Tells whether an address is in a network that this interface is connected to, from the text of /proc/net/route.
+/// The columns are: name of the interface, destination, gateway (0 for a connected network), five more, mask. Numbers
+/// are 8 hex digits of the address's bytes in the machine's order.
+fn interface_has(routes: &str, interface: &str, address: Ipv4Addr) -> bool {
+    let is_of_network = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let number = |at: usize| u32::from_str_radix(fields.get(at)?, 16).ok();
+        let (destination, gateway, mask) = (number(1)?, number(2)?, number(7)?);
+        let own = u32::from_ne_bytes(address.octets());
+        Some(fields[0] == interface && gateway == 0 && mask != 0 && own & mask == destination)
     };
+    routes.lines().any(|line| is_of_network(line) == Some(true))
+}
+
+/// Parses the IPv6 addresses at which other machines can reach this machine, with the names of their interfaces, from
+/// the text of /proc/net/if_inet6. Its columns are: 32 hex digits, index of the interface, length of the prefix, scope
+/// (00 is global), flags, name of the interface.
+fn ipv6_addresses(table: &str) -> Vec<(Ipv6Addr, &str)> {
+    fn address(line: &str) -> Option<(Ipv6Addr, &str)> {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [digits, _, _, scope, _, name] = fields[..] else { return None };
+        let bits = u128::from_str_radix(digits, 16).ok()?;
+        (scope == "00").then_some((Ipv6Addr::from_bits(bits), name))
+    }
     table.lines().filter_map(address).collect()
 }
 
@@ -123,12 +156,32 @@ mod tests {
         let table = "fe8000000000000000fc00fffe000001 04 40 20 80     eth0\n\
                      00000000000000000000000000000001 01 80 10 80       lo\n\
                      fd000000000000000000000000000002 04 40 00 82     eth0\nzz 04 40 00 82 eth1\n\n";
-        assert_eq!(ipv6_addresses(table), ["fd00::2".parse::<Ipv6Addr>().unwrap()]);
+        assert_eq!(ipv6_addresses(table), [("fd00::2".parse::<Ipv6Addr>().unwrap(), "eth0")]);
+    }
+
+    #[test]
+    fn an_address_belongs_to_the_interface_of_its_network() {
+        let hex = |octets: [u8; 4]| format!("{:08X}", u32::from_ne_bytes(octets));
+        let line = |name: &str, destination, gateway, mask| {
+            format!("{name}\t{}\t{}\t0001\t0\t0\t0\t{}\t0\t0\t0\n", hex(destination), hex(gateway), hex(mask))
+        };
+        let header = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n";
+        let routes = header.to_string()
+            + &line("eth0", [0; 4], [172, 17, 0, 1], [0; 4])
+            + &line("eth0", [172, 17, 0, 0], [0; 4], [255, 255, 0, 0])
+            + &line("ib0", [10, 1, 0, 0], [0; 4], [255, 255, 0, 0]);
+        let has = |name, address| interface_has(&routes, name, Ipv4Addr::from(address));
+        assert!(has("eth0", [172, 17, 3, 4]) && has("ib0", [10, 1, 9, 9]));
+        assert!(!has("eth0", [10, 1, 9, 9]) && !has("ib0", [172, 17, 3, 4]) && !has("ib", [10, 1, 9, 9]));
+        let world = World { size: 2, interface: Some("none0".into()), ..World::default() };
+        let e = JobMember::of_this_process(&world, 4000).unwrap_err().to_string();
+        assert!(e.starts_with("interface none0: has no address that other machines can reach on "), "{e}");
     }
 
     #[test]
     fn other_machines_are_reached_at_each_address_once_and_the_given_one_first() {
-        let mut member = JobMember::of_this_process(3, 4000, false, Transport::Sockets);
+        let world = World { rank: 3, size: 4, ..World::default() };
+        let mut member = JobMember::of_this_process(&world, 4000).unwrap();
         let local = [SocketAddr::from((Ipv4Addr::LOCALHOST, 4000))];
         assert_eq!(member.socket_addresses(Some("10.9.9.9")), local, "this machine is reached at its loopback address");
         member.machine = "another".into();

@@ -7,7 +7,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use reel_diagnostic::{Diagnostic, resource_shortage_help};
+use reel_files::fingerprint::bytes_fingerprint;
 
+use crate::agreement::{Fact, difference};
 use crate::call::{Call, CallKind};
 use crate::error::{RankError, Result};
 use crate::exchange::{ExchangeError, Transfer};
@@ -48,6 +50,7 @@ pub struct Ranks {
     /// `None` if this rank is the only one.
     job: Option<Job>,
     counters: TrafficCounters,
+    timeouts: Timeouts,
 }
 
 #[derive(Debug)]
@@ -81,7 +84,7 @@ impl Ranks {
     pub fn join(world: World, folder: &Path, timeouts: Timeouts, on_failure: OnFailure) -> Result<Self> {
         let counters = TrafficCounters::default();
         if world.size == 1 {
-            return Ok(Self { world, job: None, counters });
+            return Ok(Self { world, job: None, counters, timeouts });
         }
         let joined = rendezvous::join(&world, folder, &timeouts)?;
         let (rank, members, token) = (world.rank, joined.members.clone(), joined.acceptor.token());
@@ -93,7 +96,7 @@ impl Ranks {
         // noticing failed ones.
         let link = DataLink::open(&world, mesh).inspect_err(|e| job.fail(&e.to_string()))?;
         *job.link() = Some(link);
-        Ok(Self { world, job: Some(job), counters })
+        Ok(Self { world, job: Some(job), counters, timeouts })
     }
 
     /// The number of this process, from 0 to [`Ranks::size`] - 1.
@@ -127,6 +130,20 @@ impl Ranks {
     /// The job has failed.
     pub fn check(&self) -> Result<()> {
         self.job.as_ref().map_or(Ok(()), |job| job.shared.check())
+    }
+
+    /// Returns an error if the job has failed, or if a rank has sent no heartbeats for a quarter of
+    /// [`Timeouts::silence`]. Rank 0 knows this of all ranks, the other ranks know it of rank 0. Does not wait.
+    ///
+    /// # Errors
+    /// The job has failed; a rank is silent.
+    pub fn check_heartbeats(&self) -> Result<()> {
+        self.job.as_ref().map_or(Ok(()), |job| job.shared.check_heartbeats())
+    }
+
+    /// The time limits with which this rank has joined.
+    pub fn timeouts(&self) -> Timeouts {
+        self.timeouts
     }
 
     /// Waits until all ranks have called this function.
@@ -223,6 +240,22 @@ impl Ranks {
         let sent_bytes = send.iter().map(|part| part.len()).sum::<usize>() - send[here].len();
         self.counters.add(CallKind::AllToAll, sent_bytes, received_bytes);
         Ok(())
+    }
+
+    /// Checks that all ranks pass the same facts about themselves, such as options and fingerprints of files. The ranks
+    /// exchange one digest each, and the facts only if the digests differ. `name` is the name of the call.
+    ///
+    /// # Errors
+    /// All ranks return the same error, which names the first fact that differs, its values and the ranks. The job
+    /// fails, see [`Ranks`].
+    pub fn check_same(&self, name: &str, facts: &[Fact]) -> Result<()> {
+        let Some(job) = &self.job else { return Ok(()) };
+        let json = serde_json::to_vec(facts).unwrap_or_default();
+        let digests = self.all_gather(name, bytes_fingerprint(&json).as_bytes())?;
+        if digests.iter().all(|digest| *digest == digests[0]) {
+            return Ok(());
+        }
+        Err(difference(&job.members, &self.all_gather(name, &json)?))
     }
 
     /// Ends the job because of an error of this rank: the calls of all ranks return `rank 3: TEXT`. Returns when rank

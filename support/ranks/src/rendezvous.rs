@@ -78,10 +78,10 @@ pub(crate) fn join(world: &World, folder: &Path, timeouts: &Timeouts) -> Result<
     let mut job = FingerprintBuilder::default();
     job.add(&world.job, 0);
     let path = folder.join(format!("ranks-{}.json", job.finish()));
-    let acceptor =
-        ConnectionAcceptor::open(world.rank, world.is_on_one_machine(), timeouts.handshake).map_err(cannot_listen)?;
-    let port = acceptor.port().map_err(cannot_listen)?;
-    let member = JobMember::of_this_process(world.rank, port, world.is_on_one_machine(), world.transport());
+    let failed = |e| cannot_listen(world.ports, e);
+    let acceptor = ConnectionAcceptor::open(world.rank, world.is_on_one_machine(), world.ports, timeouts.handshake);
+    let acceptor = acceptor.map_err(failed)?;
+    let member = JobMember::of_this_process(world, acceptor.port().map_err(failed)?)?;
     if world.rank == 0 {
         Coordinator::new(world, path, acceptor, member, *timeouts)?.join()
     } else {
@@ -89,9 +89,18 @@ pub(crate) fn join(world: &World, folder: &Path, timeouts: &Timeouts) -> Result<
     }
 }
 
-fn cannot_listen(error: io::Error) -> RankError {
-    let what = format!("no port can be opened for the other ranks: {error}");
-    Diagnostic::new("", what, "check the network of this machine and the limit of open files (ulimit -n)").into()
+fn cannot_listen(ports: Option<(u16, u16)>, error: io::Error) -> RankError {
+    let port = match ports {
+        None => "no port can".to_string(),
+        Some((first, last)) if first == last => format!("port {first} cannot"),
+        Some((first, last)) => format!("no port from {first} to {last} can"),
+    };
+    let what = format!("{port} be opened for the other ranks: {error}");
+    let help = match error.kind() {
+        io::ErrorKind::AddrInUse => "give ports that no other program of this machine uses, one for each rank on it",
+        _ => "check the network of this machine and the limit of open files (ulimit -n)",
+    };
+    Diagnostic::new("", what, help).into()
 }
 
 /// The deadline of a wait, and the times at which notes are printed during the wait.
@@ -204,7 +213,7 @@ impl<'a> Coordinator<'a> {
         while !self.missing().is_empty() {
             self.wait();
             for (hello, stream) in self.acceptor.accept_ready() {
-                self.add(hello, ControlConnection::new(stream).map_err(cannot_listen)?)?;
+                self.add(hello, ControlConnection::new(stream).map_err(|e| cannot_listen(None, e))?)?;
             }
             self.check_joined()?;
             self.check_file()?;

@@ -35,6 +35,8 @@ struct State {
     failure: Option<RankError>,
     /// Whether a call has returned the failure.
     is_returned: bool,
+    /// The error of a rank that has sent no heartbeats for a while, although the job has not failed yet.
+    silent_rank: Option<RankError>,
     requests: Vec<WatcherRequest>,
     /// The last call of this rank.
     call: Option<Call>,
@@ -136,6 +138,17 @@ impl RankState {
         let mut state = self.state();
         state.is_returned = true;
         state.failure.clone().map_or(Ok(()), Err)
+    }
+
+    /// Records the rank that sends no heartbeats at present, if any.
+    pub fn set_silent_rank(&self, error: Option<RankError>) {
+        self.state().silent_rank = error;
+    }
+
+    /// Returns the error of a rank that sends no heartbeats at present, or the failure of the job.
+    pub fn check_heartbeats(&self) -> Result<()> {
+        let state = self.state();
+        state.failure.clone().or(state.silent_rank.clone()).map_or(Ok(()), Err)
     }
 
     /// Records that this rank begins a call.

@@ -264,15 +264,23 @@ impl Watcher {
                 detector.record_activity(0, self.shared.activity());
                 detector.failure(now)
             }
-            None => {
-                let silence = self.timeouts.silence;
-                let control = self.controls[0].as_ref();
-                let is_silent = control.is_some_and(|control| now.duration_since(control.last_received) > silence);
-                is_silent.then(|| silent_rank_error(&self.members[0], silence))
-            }
+            None => self.silent_rank(now, self.timeouts.silence),
         };
+        self.shared.set_silent_rank(self.silent_rank(now, self.timeouts.warning()));
         if let Some(error) = failure {
             self.fail(error);
+        }
+    }
+
+    /// Returns the error of a rank from which this rank expects heartbeats and has had none for longer than `limit`.
+    fn silent_rank(&self, now: Instant, limit: Duration) -> Option<RankError> {
+        match &self.detector {
+            Some(detector) => detector.silent_rank(now, limit),
+            None => {
+                let control = self.controls[0].as_ref();
+                let is_silent = control.is_some_and(|control| now.duration_since(control.last_received) > limit);
+                is_silent.then(|| silent_rank_error(&self.members[0], limit))
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use reel_device::MemoryCategory;
 use reel_input::ModelInput;
-use reel_ranks::{Launcher, Ranks, Timeouts, World};
+use reel_ranks::{Ranks, Timeouts, World};
 use reel_samples::sample::Sample;
 
 /// The folder of a small model.
@@ -37,9 +37,8 @@ pub fn run_on_rank_threads<T: Send>(size: usize, f: impl Fn(Arc<Ranks>) -> T + S
     let timeouts = Timeouts { join: Duration::from_secs(60), ..Timeouts::default() };
     std::thread::scope(|scope| {
         let start = |rank| {
-            let (launcher, job) = (Launcher::Reel, "test".to_string());
-            let (local_rank, local_size, address) = (rank, size, None);
-            let world = World { rank, size, local_rank, local_size, launcher, job, address, offers_mpi: false };
+            let job = "test".to_string();
+            let world = World { rank, size, local_rank: rank, local_size: size, job, ..World::default() };
             let (folder, f) = (folder.path(), &f);
             scope.spawn(move || {
                 let ranks = Arc::new(Ranks::join(world, folder, timeouts, Box::new(|_| {})).unwrap());

@@ -5,17 +5,12 @@ use std::cell::RefCell;
 use std::fmt::Debug;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use reel_device::{Device, DeviceRange, NcclCollectives, PendingExchange};
 use reel_ranks::Ranks;
 use reel_runtime::Tensor;
 
 use crate::Result;
-
-/// Time limit of an exchange of GPU memory. It includes the time of waiting for the other ranks, which may have to
-/// decode long videos. The value is PyTorch's default for NCCL.
-const TIME_LIMIT: Duration = Duration::from_secs(600);
 
 /// Exchanges tensors between the ranks of a job. All ranks call the same functions with the same names in the same
 /// order. The sender's list of tensors and the receiver's list have the same sizes. In
@@ -69,7 +64,7 @@ pub fn connect(ranks: &Arc<Ranks>, device: &Device) -> Result<Box<dyn TensorExch
     ranks.barrier("start of NCCL")?;
     let mut bytes = [0; 128];
     bytes.iter_mut().zip(id).for_each(|(to, from)| *to = from);
-    Ok(Box::new(NcclExchange(device.join_nccl(rank, size, &bytes, TIME_LIMIT)?)))
+    Ok(Box::new(NcclExchange(device.join_nccl(rank, size, &bytes, ranks.timeouts().device_exchange)?)))
 }
 
 /// Wraps a rank's exchange, so that the exchanges of gradients and of weights can share it.

@@ -1,4 +1,4 @@
-//! `/health`: whether the process answers. `/ready`: whether the server accepts requests. `/version` and `/metrics`.
+//! `/health`: whether the process answers, with all processes of a divided model. `/ready`: whether the server accepts requests. `/version` and `/metrics`.
 
 use std::sync::Arc;
 
@@ -13,14 +13,16 @@ use super::ApiError;
 use super::queue::refuse_if_stopping;
 use super::shared::ServerState;
 
-/// Always status 200.
-pub(crate) async fn health() -> StatusCode {
-    StatusCode::OK
+/// Status 200, or 503 if another process of a divided model has failed or sends no heartbeats.
+pub(crate) async fn health(State(shared): State<Arc<ServerState>>) -> Result<StatusCode, ApiError> {
+    let heartbeats = shared.model.divided.as_ref().map_or(Ok(()), |divided| divided.ranks.check_heartbeats());
+    heartbeats.map(|()| StatusCode::OK).map_err(|e| ApiError::service_unavailable(&e.to_string()))
 }
 
-/// Status 200, or 503 while the server stops or after the engine has failed.
-pub(crate) async fn ready(State(shared): State<Arc<ServerState>>) -> Result<StatusCode, ApiError> {
-    refuse_if_stopping(&shared).map(|()| StatusCode::OK)
+/// Status 200, or 503 while the server stops, after the engine has failed, and where `/health` is 503.
+pub(crate) async fn ready(state: State<Arc<ServerState>>) -> Result<StatusCode, ApiError> {
+    refuse_if_stopping(&state.0)?;
+    health(state).await
 }
 
 /// The version of this program.

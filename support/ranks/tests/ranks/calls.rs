@@ -273,3 +273,32 @@ fn a_rank_that_panics_tells_the_others() {
     });
     assert_eq!(all[0], "rank 1: it panicked");
 }
+
+/// Returns what each of `size` ranks says about the facts that `facts(rank)` returns.
+fn compared(size: usize, facts: impl Fn(usize) -> Vec<(&'static str, String)> + Sync) -> Vec<Result<(), String>> {
+    run_ranks_in_threads(size, Timeouts::default(), |ranks| {
+        let facts: Vec<_> = facts(ranks.rank()).into_iter().map(|(name, value)| (name.to_string(), value)).collect();
+        let result = ranks.check_same("facts", &facts).map_err(|e| e.to_string());
+        ranks.leave().expect("the job has not failed");
+        result
+    })
+}
+
+#[test]
+fn the_first_fact_that_differs_is_named_on_all_ranks() {
+    let same = |_| vec![("--seed", "3".to_string()), ("version", "1".into())];
+    assert_eq!(compared(3, same), vec![Ok(()); 3]);
+    let said = |facts: fn(usize) -> Vec<(&'static str, String)>, starts: &str, has: &str| {
+        for result in compared(4, facts) {
+            let e = result.unwrap_err();
+            assert!(e.starts_with(starts) && e.contains(has) && e.contains("; start all ranks with the same"), "{e}");
+        }
+    };
+    let rate =
+        |rank| vec![("--seed", "3".to_string()), ("--rate", if rank == 2 { "0.1".into() } else { "0.2".into() })];
+    said(rate, "--rate: is 0.1 on rank 2 (", "), but 0.2 on rank 0; ");
+    let two = |rank| vec![("--seed", rank.min(1).to_string()), ("--rate", rank.to_string())];
+    said(two, "--seed: is 1 on ranks 1, 2, 3, but 0 on rank 0; ", "");
+    let more = |rank| if rank == 3 { vec![("--lora-r", "x".repeat(200))] } else { Vec::new() };
+    said(more, "--lora-r: is xxx", "x… on rank 3 (");
+}

@@ -3,20 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use reel_ranks::{Launcher, RankError, Ranks, Timeouts, World};
+use reel_ranks::{RankError, Ranks, Timeouts, World};
 
 /// Returns the world of a rank in a job whose ranks all run on this machine.
 pub fn world(rank: usize, size: usize) -> World {
-    World {
-        rank,
-        size,
-        local_rank: rank,
-        local_size: size,
-        launcher: Launcher::Reel,
-        job: "test".into(),
-        address: None,
-        offers_mpi: false,
-    }
+    World { rank, size, local_rank: rank, local_size: size, job: "test".into(), ..World::default() }
 }
 
 /// Joins a job with a callback that does nothing.

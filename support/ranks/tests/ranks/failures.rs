@@ -184,7 +184,7 @@ fn a_stopped_rank_ends_the_others_which_name_it() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut ranks = start(3, Work::CallsWithShortLimits, folder.path());
         ranks[victim].signal(Signal::STOP);
-        check_survivors(&mut ranks, victim, FAILED, "ended: it has sent no heartbeat for 1.5 s;");
+        check_survivors(&mut ranks, victim, FAILED, "has sent no heartbeat for 1.5 s;");
         // When the stopped process continues, it finds that the other ranks have ended.
         ranks[victim].signal(Signal::CONT);
         assert_eq!(ranks[victim].end().0, Some(FAILED));

@@ -40,6 +40,19 @@ const TORCHRUN: &str = "
     OMP_NUM_THREADS=1
 ";
 
+/// DeepSpeed's launcher on two nodes with two processes each.
+const DEEPSPEED: &str = "
+    CUDA_VISIBLE_DEVICES=0,1
+    MASTER_ADDR=node1
+    MASTER_PORT=29500
+    WORLD_SIZE=4
+    CROSS_RANK=1
+    CROSS_SIZE=2
+    LOCAL_SIZE=2
+    RANK=3
+    LOCAL_RANK=1
+";
+
 /// The variables of mpirun of Open MPI 4.1.
 const OPEN_MPI_4: &str = "
     OMPI_COMMAND=reel
@@ -151,6 +164,7 @@ fn each_launcher_is_recognised() {
     let cases = [
         (TORCHRUN, Launcher::Torchrun, [5, 8, 1, 4], "torchrun none 29500 ", Some("node1")),
         (&local, Launcher::Torchrun, [5, 8, 1, 8], "torchrun none 29500 2", Some("node1")),
+        (DEEPSPEED, Launcher::DeepSpeed, [3, 4, 1, 2], "DeepSpeed  29500 ", Some("node1")),
         (reel, Launcher::Reel, [1, 2, 1, 2], "5f3a", Some("127.0.0.1")),
         (OPEN_MPI_4, Launcher::OpenMpi, [2, 4, 0, 2], "mpirun 1543503873", None),
         (OPEN_MPI_5, Launcher::OpenMpi, [3, 4, 3, 4], "mpirun prterun-node1-2812@1", None),
