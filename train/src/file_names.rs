@@ -9,7 +9,7 @@ pub const SKIPPED_FILE: &str = "skipped.jsonl";
 pub const SKIPPED_AFTER_CHECKPOINT_FILE: &str = ".skipped-later.jsonl";
 /// The file in OUT in which a run records its options, data and weights.
 pub const RUN_FILE: &str = "run.json";
-/// The file in OUT that names the best checkpoint.
+/// The file in OUT with the fields of transformers' `TrainerState`, such as the best checkpoint.
 pub const TRAINER_STATE_FILE: &str = "trainer_state.json";
 /// The file in OUT with the hashes of all trained tensors after each step.
 pub const HASHES_FILE: &str = "hashes.bin";

@@ -36,7 +36,7 @@ use crate::folder::checkpoint::{self, BaseModel, CheckpointWriter};
 use crate::folder::logs::{self, RecordedLogs, RunLogs};
 use crate::folder::output::{self, RunStart};
 use crate::folder::resume::{self, PlannedStepCount, RunState};
-use crate::folder::{best, digests, later_skipped};
+use crate::folder::{digests, later_skipped, trainer_state};
 use crate::reporting::progress::Progress;
 use crate::reporting::watch::Reporters;
 
@@ -190,6 +190,7 @@ pub(super) fn load_run<'a, W: TrainLoop<'a>>(
     let (options, state) = (setup.options, &inputs.state);
     let config = ModelConfig::open(setup.model)?;
     let hyperparameters = Hyperparameters::new(options, state.steps).with_seed(setup.seed);
+    let hyperparameters = hyperparameters.with_loss_mean(options.loss_mean());
     let ranks = setup.ranks.map(|run| run.ranks.clone());
     let (mut trainer, files) =
         Trainer::resume(setup.device, &config, setup.model, inputs.checkpoint(), setup.dtype, hyperparameters, ranks)?;
@@ -263,7 +264,9 @@ pub(super) fn begin_run<'a, W: TrainLoop<'a>>(
     let reported = state.step - u64::from(unreported.is_some());
     let home = resumed.as_ref().map_or(out.as_path(), ResumedCheckpoint::home);
     let reporters = Reporters::start(options, home, reported, &recorded.run_json(setup, &state))?;
-    best::write_trainer_state(out, state.rewards.best.as_ref(), state.step, state.steps)?;
+    if state.step > 0 {
+        trainer_state::write(out, state.rewards.best.as_ref(), (state.step, state.steps), options.logging_steps)?;
+    }
     let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
     if let Some(resumed) = &resumed {
         let run = resumed.run.as_ref();

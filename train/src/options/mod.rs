@@ -114,6 +114,17 @@ impl std::fmt::Display for GradientCheckpointing {
     }
 }
 
+/// Over what the loss of a step of SFT is a mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LossMean {
+    /// Over its micro-batches, whose losses are means over their learned tokens: each micro-batch counts the same
+    #[default]
+    MicroBatch,
+    /// Over all its learned tokens: each token counts the same, however the rows are divided into micro-batches
+    Step,
+}
+
 /// Where the metrics of a run are reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
-    BestMetric, EvaluationOptions, FolderFormatName, GradientCheckpointing, LrScheduler, Optim, Recipe, ReportTo,
-    StepRange, check, range,
+    BestMetric, EvaluationOptions, FolderFormatName, GradientCheckpointing, LossMean, LrScheduler, Optim, Recipe,
+    ReportTo, StepRange, check, range,
 };
 use crate::Result;
 use crate::file_names::QUARANTINE_FILE;
@@ -40,6 +40,11 @@ pub trait TrainingOptions: Default + Serialize + Deref<Target = RunOptions> {
     /// Whether the run has validation rows, on which it computes a validation loss.
     fn has_validation_rows(&self) -> bool {
         false
+    }
+
+    /// Over what the loss of a step of SFT is a mean.
+    fn loss_mean(&self) -> LossMean {
+        LossMean::default()
     }
 
     /// The number of steps between two evaluations of the model in training: `--eval-steps`, or `--save-steps` if the

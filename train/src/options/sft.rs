@@ -7,7 +7,7 @@ use reel_samples::labels::LabelRule;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{BestMetric, Recipe, RunOptions, TrainingOptions, check, run};
+use super::{BestMetric, LossMean, Recipe, RunOptions, TrainingOptions, check, run};
 use crate::Result;
 
 /// What happens to a row that is longer than `--max-length`.
@@ -34,6 +34,9 @@ pub struct SftOptions {
     /// Tokens that count in the loss [default: assistant; videorft with --parity videorft or video-r1]
     #[arg(long, value_enum)]
     pub labels: Option<LabelRule>,
+    /// The loss of a step: the mean over its micro-batches, or over all its learned tokens
+    #[arg(long, value_enum, default_value_t)]
+    pub loss_mean: LossMean,
     /// Packing: fill each micro-batch with whole rows up to --max-length tokens
     #[arg(long)]
     pub packing: bool,
@@ -109,6 +112,10 @@ impl TrainingOptions for SftOptions {
         map.insert("labels".into(), json!(self.label_rule()));
         map.insert("val_size".into(), json!(self.held_out_size()));
         map
+    }
+
+    fn loss_mean(&self) -> LossMean {
+        self.loss_mean
     }
 
     fn has_validation_rows(&self) -> bool {

@@ -6,7 +6,7 @@ use reel_model::flops::TrainedParts;
 use reel_model::lora::LoraSpec;
 use reel_runtime::optim::{AdamWParams, LearningRateSchedule, MomentFormat, ScheduleKind};
 
-use crate::options::{GradientCheckpointing, LrScheduler, RunOptions};
+use crate::options::{GradientCheckpointing, LossMean, LrScheduler, RunOptions};
 
 /// The hyperparameters of a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +16,8 @@ pub struct Hyperparameters {
     pub schedule: LearningRateSchedule,
     /// Number of micro-batches per step.
     pub gradient_accumulation_steps: usize,
+    /// Over what the loss of a step of SFT is a mean.
+    pub loss_mean: LossMean,
     /// Maximum L2 norm of all gradients together; larger gradients are scaled down to it.
     pub max_grad_norm: f32,
     /// Which activations the backward pass recomputes instead of keeping them.
@@ -60,6 +62,7 @@ impl Hyperparameters {
                 max_steps: steps,
             },
             gradient_accumulation_steps: options.gradient_accumulation_steps,
+            loss_mean: LossMean::default(),
             max_grad_norm: options.gradient_norm_limit(),
             gradient_checkpointing: options.gradient_checkpointing,
             freeze_vision: options.freeze_vision,
@@ -76,6 +79,11 @@ impl Hyperparameters {
             betas: [options.adam_beta1, options.adam_beta2],
             epsilon: options.adam_epsilon,
         }
+    }
+
+    /// Returns the hyperparameters with the loss of a step as a mean over `loss_mean`.
+    pub fn with_loss_mean(self, loss_mean: LossMean) -> Self {
+        Self { loss_mean, ..self }
     }
 
     /// Returns the hyperparameters with another seed.

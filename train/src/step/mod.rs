@@ -5,6 +5,8 @@ pub mod checkpointing;
 mod gradient_sum;
 pub mod grpo;
 pub mod hyperparameters;
+#[cfg(test)]
+mod loss_mean_tests;
 pub mod packing;
 #[cfg(test)]
 mod rank_threads;

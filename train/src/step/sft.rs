@@ -9,12 +9,18 @@ use reel_samples::sample::Sample;
 
 use crate::Result;
 use crate::exchange::gather_in_order;
+use crate::options::LossMean;
 use crate::step::trainer::{ComputedMicroBatch, MicroBatchInput, StepResult, Trainer};
+
+/// The gradients of [`LossMean::Step`] are divided by this number of learned tokens while they are added up. It is a
+/// power of two, so that the division rounds nothing.
+const EXPECTED_TOKENS: f32 = 1024.0;
 
 /// Does step `n`, counted from 1, on the micro-batches that `next` returns; `None` if `next` returns no micro-batch.
 ///
-/// The loss of a micro-batch is the mean over its learned tokens; the loss of the step is the mean over its
-/// micro-batches.
+/// The loss of a micro-batch is the mean over its learned tokens. The loss of the step is the mean over its
+/// micro-batches, or with [`LossMean::Step`] the mean over all its learned tokens, in which a micro-batch has the weight
+/// of its learned tokens.
 pub fn step(
     t: &mut Trainer,
     n: u64,
@@ -23,6 +29,11 @@ pub fn step(
     t.begin_step();
     let device = t.device.clone();
     let (mut own, mut count) = (Vec::new(), 0);
+    // The weights of the micro-batches add up to 1 only after the multiplication at the end of the step: the number of
+    // micro-batches of the run's last step, and the number of learned tokens of a step, are known only then.
+    let is_per_token = t.hyperparameters.loss_mean == LossMean::Step;
+    let full = if is_per_token { EXPECTED_TOKENS } else { t.hyperparameters.gradient_accumulation_steps as f32 };
+    let weight_of = |learned: usize| if is_per_token { learned as f64 } else { 1.0 };
     while count < t.hyperparameters.gradient_accumulation_steps {
         // With several ranks, each rank computes one micro-batch of the round.
         let Some((in_round, samples)) = next_round(t, count, &mut next)? else { break };
@@ -44,17 +55,19 @@ pub fn step(
             let loss = ops::weighted_sum(&cx, &log_probs, &packed.weights)?; // −1/L · Σ log p
             drop(forward);
             let _backward = device.profiler().phase("backward");
-            t.backward(&cx, &loss, 1.0 / t.hyperparameters.gradient_accumulation_steps as f32)?;
-            let forward = ForwardFlops::for_batch(&t.model.config, &packed.batch, packed.targets.count());
+            let learned = packed.targets.count();
+            t.backward(&cx, &loss, weight_of(learned) as f32 / full)?;
+            let forward = ForwardFlops::for_batch(&t.model.config, &packed.batch, learned);
             let model_flops = forward.training_flops(t.hyperparameters.trained_parts(&t.model.config));
-            computed = Some((loss, packed.batch.token_count() as u32, model_flops));
+            computed = Some((loss, [learned as u32, packed.batch.token_count() as u32], model_flops));
         }
         t.end_round()?; // several ranks: adds the gradients of the round to the sums
         // The loss is read only after `end_round`. If another rank hangs, `end_round` returns an error after its time
         // limit; an earlier read would wait for the device forever.
-        if let Some((loss, tokens, model_flops)) = computed {
+        if let Some((loss, [learned, tokens], model_flops)) = computed {
             let _range = range(RangeName::Phase("read the loss"));
-            own.push(vec![ComputedMicroBatch { model_flops, loss: loss.to_f32()?[0], tokens }]);
+            let loss = f64::from(loss.to_f32()?[0]);
+            own.push(vec![ComputedMicroBatch { model_flops, loss, learned, tokens }]);
         }
         count += in_round;
     }
@@ -65,10 +78,9 @@ pub fn step(
     let all = gather_in_order(t.ranks(), "losses", own, |index| t.rank_of_micro_batch(index))?.concat();
     drop(gathering);
     let _optimizer = device.profiler().phase("optimizer");
-    // Each gradient was divided by the number of micro-batches of a full step. The run's last step may have fewer
-    // micro-batches; this factor then corrects the division.
-    let clip = t.norm_and_clip_factor(t.hyperparameters.gradient_accumulation_steps as f32 / count as f32)?; // [norm, factor]
-    let loss = all.iter().map(|batch| f64::from(batch.loss)).sum::<f64>() / count as f64;
+    let weight: f64 = all.iter().map(|batch| weight_of(batch.learned as usize)).sum();
+    let clip = t.norm_and_clip_factor(full / weight as f32)?; // [norm, factor]
+    let loss = all.iter().map(|batch| batch.loss * weight_of(batch.learned as usize)).sum::<f64>() / weight;
     let tokens = all.iter().map(|batch| batch.tokens as usize).sum();
     let model_flops = all.iter().map(|batch| batch.model_flops).sum();
     let learning_rate = t.hyperparameters.decoder_learning_rate(n);

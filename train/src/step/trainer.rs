@@ -62,8 +62,10 @@ pub struct Trainer {
 pub struct ComputedMicroBatch {
     /// Floating-point operations of the model, see [`reel_model::flops`].
     pub model_flops: f64,
-    /// The loss of the micro-batch.
-    pub loss: f32,
+    /// The loss of the micro-batch: the mean over its learned tokens.
+    pub loss: f64,
+    /// Number of learned tokens of the micro-batch.
+    pub learned: u32,
     /// Number of tokens in the forward and backward pass of the micro-batch.
     pub tokens: u32,
 }
