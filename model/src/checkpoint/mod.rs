@@ -1,8 +1,7 @@
 //! The weights of a model folder, memory-mapped: one safetensors file or shards, with classic or nested tensor names.
 //!
 //! [`Checkpoint::open`] validates every header ([`read_header`]): each tensor lies inside its file, has the size of its
-//! shape and dtype, overlaps no other tensor and is aligned for its dtype. [`Checkpoint::check`] compares all names and
-//! shapes with a config.
+//! shape and dtype, and overlaps no other tensor. [`Checkpoint::check`] compares all names and shapes with a config.
 
 pub(crate) mod expected;
 mod shards;
@@ -69,7 +68,7 @@ pub struct TensorView<'a> {
     pub dtype: StoredDType,
     /// The shape, outermost dimension first.
     pub shape: &'a [usize],
-    /// The elements, row-major, little-endian; aligned for `dtype`.
+    /// The elements, row-major, little-endian. They may begin at any address: the format pads no header.
     pub bytes: &'a [u8],
     /// The mapped file, which stays mapped even if the checkpoint is dropped.
     pub file: Arc<MappedFile>,
@@ -162,10 +161,6 @@ impl Checkpoint {
                 let what = format!("is stored as {}; only F32, BF16 and F16 are supported", tensor.dtype);
                 return Err(fault(path, &tensor.name, what, "use the unquantised model"));
             };
-            if tensor.begin % dtype.element_bytes() != 0 {
-                let what = format!("starts at byte {}, which is not aligned for {}", tensor.begin, tensor.dtype);
-                return Err(fault(path, &tensor.name, what, "write the file again with the safetensors library"));
-            }
             let entry = Entry { shard, dtype, shape: tensor.shape, begin: tensor.begin, end: tensor.end };
             if let Some(other) = self.tensors.insert(name, entry) {
                 let first = self.shards.get(other.shard).map_or(path, |file| file.path());
