@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use reel_device::MappedFile;
 use reel_diagnostic::print_note_once;
 use reel_input::config::ModelConfig;
-use reel_input::tensor_file::{StoredDType, read_header};
+use reel_input::tensor_file::{HeaderTensor, StoredDType, read_header};
 
 use crate::error::{ModelError, Result};
 use crate::tensor_parallel::RowShare;
@@ -52,7 +52,8 @@ impl TensorNaming {
         }
     }
 
-    fn of(names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+    /// The naming scheme of tensors or modules with these names.
+    pub(crate) fn of(names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
         let nested = |name: &str| name.starts_with("model.language_model.") || name.starts_with("model.visual.");
         match names.into_iter().any(|name| nested(name.as_ref())) {
             true => TensorNaming::Nested,
@@ -86,7 +87,7 @@ impl TensorView<'_> {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     shard: usize,
     dtype: StoredDType,
@@ -105,7 +106,8 @@ pub struct Checkpoint {
     is_copied: bool,
 }
 
-const LM_HEAD: &str = "lm_head.weight";
+pub(crate) const EMBEDDINGS: &str = "model.embed_tokens.weight";
+pub(crate) const LM_HEAD: &str = "lm_head.weight";
 const COPY_AGAIN: &str = "copy or download the file again";
 
 impl Checkpoint {
@@ -177,6 +179,25 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Gives the tensor `from` a second name.
+    pub(crate) fn copy_entry(&mut self, from: &str, to: &str) {
+        self.tensors.extend(self.tensors.get(from).cloned().map(|entry| (to.to_string(), entry)));
+    }
+
+    /// Adds tensors of another file. They replace tensors of the same classic names.
+    pub(crate) fn replace_tensors<'a>(
+        &mut self,
+        file: &Arc<MappedFile>,
+        tensors: impl IntoIterator<Item = (String, StoredDType, &'a HeaderTensor)>,
+    ) {
+        let shard = self.shards.len();
+        let entry = |(name, dtype, &HeaderTensor { ref shape, begin, end, .. })| {
+            (name, Entry { shard, dtype, shape: shape.clone(), begin, end })
+        };
+        self.tensors.extend(tensors.into_iter().map(entry));
+        self.shards.push(file.clone());
+    }
+
     fn check_index(&self, listing: &shards::WeightFilePaths) -> Result<()> {
         for (name, file) in &listing.indexed_tensors {
             let classic = TensorNaming::to_classic_name(name);
@@ -235,8 +256,7 @@ impl Checkpoint {
     pub fn check(&self, config: &ModelConfig) -> Result<()> {
         let is_tied = config.tie_word_embeddings;
         self.check_tensor_list(&expected_tensors(config), |name| is_tied && name == LM_HEAD)?;
-        if let (true, Some(head), Some(table)) =
-            (is_tied, self.tensor(LM_HEAD), self.tensor("model.embed_tokens.weight"))
+        if let (true, Some(head), Some(table)) = (is_tied, self.tensor(LM_HEAD), self.tensor(EMBEDDINGS))
             && (head.dtype, head.bytes) != (table.dtype, table.bytes)
         {
             let file = head.file.path().display();
