@@ -123,7 +123,11 @@ impl LoadedModel {
             let files = files.with_copied_weights(is_copied);
             let adapter = adapter.map(Adapter::open).transpose()?;
             adapter.iter().try_for_each(|adapter| adapter.check(config))?;
-            let base = Qwen25Vl::open_quantized(device, &files, config, dtype, quantization, parallel)?;
+            let (files, config) = match &adapter {
+                Some(adapter) => adapter.replace_tensors(files, config)?,
+                None => (files, config.clone()),
+            };
+            let base = Qwen25Vl::open_quantized(device, &files, &config, dtype, quantization, parallel)?;
             Ok(match &adapter {
                 Some(adapter) => base.with_adapter(device, dtype, AdapterSource::Files(adapter), false)?,
                 None => base,

@@ -66,6 +66,16 @@ fn invalid_or_too_large_images_are_refused() {
     fs::write(dir.join("bomb.png"), parts.concat()).expect("written");
     fs::write(dir.join("text.png"), "not an image").expect("written");
     fs::write(dir.join("empty.png"), "").expect("written");
+    for (name, content, what) in [
+        ("pointer.png", &b"version https://git-lfs.github.com/spec/v1\n"[..], "is a pointer of Git LFS"),
+        ("page.png", b"<html><body>Not Found</body></html>", "is a web page (HTML)"),
+        ("avif.png", b"\0\0\0\x1cftypavif\0\0\0\0avifmif1", "is an AVIF image, which is not supported; convert it"),
+        ("heic.png", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is a HEIC image, which is not supported; convert it"),
+    ] {
+        fs::write(dir.join(name), content).expect("written");
+        preprocess_image(&s, name, &[]).assert_refused(1, &[&format!("{name}: {what}")]);
+        assert_video_refused(&dir.join(name), &[], &[what]);
+    }
     for name in ["bomb.png", "text.png", "empty.png", "none.png"] {
         let got =
             run_in(dir, ["generate", "--model", "tiny", "--image", name, "--prompt", "?", "--max-new-tokens", "1"]);

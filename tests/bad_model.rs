@@ -57,7 +57,7 @@ fn wrong_offsets_dtypes_and_shapes_are_refused() {
         }),
         ("beyond the file", |h, d| h[NORM]["data_offsets"] = json!([d.len(), d.len() + 512])),
         ("backwards", |h, _| h[NORM]["data_offsets"] = json!([512, 0])),
-        ("misaligned", |h, d| {
+        ("a gap", |h, d| {
             let end = d.len();
             h[NORM]["data_offsets"] = json!([end + 1, end + 513]);
             d.resize(end + 513, 0);
@@ -80,6 +80,35 @@ fn wrong_offsets_dtypes_and_shapes_are_refused() {
         h["model.other.weight"] = taken;
     });
     s.run_score().assert_refused(1, &["model.norm.weight"]);
+}
+
+#[test]
+fn files_of_other_kinds_are_named() {
+    const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3949\n";
+    for name in
+        ["config.json", "tokenizer.json", "preprocessor_config.json", "chat_template.jinja", "model.safetensors"]
+    {
+        let s = ModelWorkspace::new();
+        let page = "<!DOCTYPE html>\n<html><head><title>404</title></head></html>";
+        for (content, word) in [(POINTER, "is a pointer of Git LFS"), (page, "is a web page (HTML)")] {
+            fs::write(s.model_file(name), content).expect("written");
+            s.run_score().assert_refused(1, &[&format!("{name}: {word}")]);
+        }
+    }
+    for (file, what, help, keeps_config) in [
+        ("global_step9/zero_pp_rank_0_mp_rank_00_model_states.pt", "DeepSpeed ZeRO", "zero_to_fp32.py", false),
+        ("pytorch_model_fsdp_0/__0_0.distcp", "FSDP", "accelerate merge-weights", true),
+        ("pytorch_model.bin", "torch.save", "safe_serialization=True", true),
+    ] {
+        let s = ModelWorkspace::new();
+        fs::remove_file(s.model_file("model.safetensors")).expect("removed");
+        if !keeps_config {
+            fs::remove_file(s.model_file("config.json")).expect("removed");
+        }
+        fs::create_dir_all(s.model_file(file).parent().expect("a folder")).expect("created");
+        fs::write(s.model_file(file), "").expect("written");
+        s.run_score().assert_refused(1, &["tiny: ", what, help]);
+    }
 }
 
 #[test]

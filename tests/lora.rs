@@ -7,6 +7,8 @@ mod tensors;
 use std::fs;
 use std::path::Path;
 
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 use support::{file_names_in, golden, read_metrics, run};
 use tensors::{assert_close, read_tensors};
 
@@ -26,8 +28,12 @@ impl Place {
 
     /// Computes logits with `reel score` for the inputs of PEFT's golden values.
     fn score(&self, model: &[&str]) -> Vec<f64> {
-        let (inputs, out) = (golden("lora/inputs.safetensors").display().to_string(), self.path("score.safetensors"));
-        let args = ["score", "--dtype", "f32", "--inputs", &inputs, "--out", &out, "--quiet"];
+        self.score_inputs(&golden("lora/inputs.safetensors").display().to_string(), model)
+    }
+
+    fn score_inputs(&self, inputs: &str, model: &[&str]) -> Vec<f64> {
+        let out = self.path("score.safetensors");
+        let args = ["score", "--dtype", "f32", "--inputs", inputs, "--out", &out, "--quiet"];
         run([&args[..], model].concat()).ok();
         read_tensors(Path::new(&out))["logits"].values.clone()
     }
@@ -76,7 +82,11 @@ fn adapter_is_trained_used_and_merged() {
     assert_eq!(losses.len(), 4);
     let matrices = read_tensors(&Path::new(&whole).join("adapter_model.safetensors"));
     assert_eq!(matrices.len(), 2 * 7 * 2);
-    assert!(matrices.keys().all(|name| name.starts_with("base_model.model.model.layers.")), "{:?}", matrices.keys());
+    assert!(
+        matrices.keys().all(|name| name.starts_with("base_model.model.model.language_model.layers.")),
+        "{:?}",
+        matrices.keys()
+    );
 
     // A resumed run gives the same bits as an uninterrupted one.
     let part = |steps: &str, more: &[&str]| {
@@ -143,6 +153,73 @@ fn sampling_uses_the_adapter_and_the_reference_does_not() {
             assert_eq!(of(i, "rollout_drift"), 0.0, "{dtype}, step {}", i + 1);
         }
         assert!(of(0, "grad_norm") > 0.0 && of(2, "kl") > 0.0, "{dtype}");
+    }
+}
+
+/// PEFT's `modules_to_save`: the adapter has the output layer of a model with tied embeddings.
+#[test]
+fn an_adapter_with_its_own_output_layer_unties_the_embeddings() {
+    let p = Place::new();
+    let tiny = support::tiny_model(p.dir.path());
+    let base = read_tensors(&tiny.join("model.safetensors"));
+    let [vocab, hidden] = base["model.embed_tokens.weight"].shape[..] else { panic!("not a matrix") };
+    let head: Vec<u8> =
+        (0..vocab * hidden).flat_map(|i| ((i * 7919 % 1009) as f32 / 1009.0 - 0.5).to_le_bytes()).collect();
+    let adapter = p.path("adapter");
+    fs::create_dir(&adapter).expect("a folder");
+    let view = TensorView::new(Dtype::F32, vec![vocab, hidden], &head).expect("a tensor");
+    let file = Path::new(&adapter).join("adapter_model.safetensors");
+    let bytes = safetensors::serialize([("base_model.model.lm_head.weight", view)], None).expect("a file");
+    fs::write(file, bytes).expect("written");
+    let config = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "modules_to_save": ["lm_head"]}"#;
+    fs::write(Path::new(&adapter).join("adapter_config.json"), config).expect("written");
+
+    let (tiny, merged) = (tiny.display().to_string(), p.path("merged"));
+    run(["merge", "--model", &tiny, "--adapter", &adapter, "--out", &merged, "--quiet"]).ok();
+    let config: serde_json::Value =
+        serde_json::from_slice(&fs::read(Path::new(&merged).join("config.json")).expect("a file")).expect("JSON");
+    assert_eq!(config["tie_word_embeddings"], false);
+    let ask = |more: &[&str]| {
+        let args = ["generate", "--prompt", "Hello", "--max-new-tokens", "8", "--temperature", "0", "--json"];
+        run([&args[..], more].concat()).json()["token_ids"].clone()
+    };
+    let with_adapter = ask(&["--model", &tiny, "--adapter", &adapter]);
+    assert_eq!(with_adapter, ask(&["--model", &merged]));
+    assert_ne!(with_adapter, ask(&["--model", &tiny]));
+    // The adapters of a server share one base model.
+    run(["serve", "--model", &tiny, "--port", "0", "--device", "cpu", "--lora", &format!("x={adapter}")])
+        .assert_refused(1, &["lm_head.weight: replaces a tensor of the base model (modules_to_save)", "reel merge"]);
+}
+
+/// The safetensors format pads no header, so that elements may begin at odd addresses.
+#[test]
+fn files_whose_data_begin_at_any_byte_are_read() {
+    let p = Place::new();
+    let (base, adapter, inputs) =
+        (golden("train/model_a"), golden("lora/all_linear"), golden("lora/inputs.safetensors"));
+    let adapter = adapter.display().to_string();
+    let wanted = p.score(&["--model", &p.base, "--adapter", &adapter]);
+    for more in [1, 2, 3, 4] {
+        let shifted = |from: &Path, to: &str| {
+            let bytes = fs::read(from).expect("a file");
+            let (length, rest) = bytes.split_first_chunk().expect("eight bytes");
+            let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
+            let header = [header, &b"    "[..more]].concat();
+            fs::write(to, [&(header.len() as u64).to_le_bytes()[..], &header, data].concat()).expect("written");
+        };
+        let folder = |from: &Path, name: &str| {
+            let to = p.path(&format!("{name}{more}"));
+            fs::create_dir(&to).expect("a folder");
+            for file in file_names_in(from) {
+                let (from, to) = (from.join(&file), format!("{to}/{file}"));
+                if file.ends_with(".safetensors") { shifted(&from, &to) } else { drop(fs::copy(from, to)) }
+            }
+            to
+        };
+        let (base, adapter, to) =
+            (folder(&base, "base"), folder(Path::new(&adapter), "adapter"), p.path("in.safetensors"));
+        shifted(&inputs, &to);
+        assert_eq!(p.score_inputs(&to, &["--model", &base, "--adapter", &adapter]), wanted, "{more}");
     }
 }
 

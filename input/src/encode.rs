@@ -327,7 +327,7 @@ fn open_image(source: &MediaSource, options: &MediaOptions, part: MediaOverrides
         MediaSource::Url(url) => {
             let file = options.access.download(url, fetch::MAX_IMAGE_BYTES, options.decoder.program.timeout)?;
             let bytes = input::read_file(file.path(), fetch::MAX_IMAGE_BYTES)
-                .map_err(|e| InputError::cannot_read(file.path(), e))?;
+                .map_err(|e| InputError::cannot_read(source.path_or_address(), e))?;
             reel_media::image::decode(&bytes, &source.path_or_address(), rule)?
         }
     })

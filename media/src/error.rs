@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use reel_diagnostic::input::UnsuitableFile;
 use reel_diagnostic::{Diagnostic, failed_start_help, resource_shortage_help};
 use serde::{Deserialize, Serialize};
 
@@ -58,11 +59,16 @@ impl MediaError {
         Self::Setting(Diagnostic::new(name, what, help))
     }
 
-    /// Creates a [`MediaError::Unreadable`], or a [`MediaError::Worker`] if this machine lacks a resource such as
-    /// memory or open files.
+    /// Creates a [`MediaError::Unreadable`]; a [`MediaError::File`] if the file is something else than its name says;
+    /// or a [`MediaError::Worker`] if this machine lacks a resource such as memory or open files.
     pub(crate) fn cannot_read(path: &Path, error: &std::io::Error) -> Self {
         let diagnostic = Diagnostic::cannot_read(path, error);
-        if resource_shortage_help(error).is_some() { Self::Worker(diagnostic) } else { Self::Unreadable(diagnostic) }
+        let why = error.get_ref().and_then(|cause| cause.downcast_ref());
+        match why {
+            Some(UnsuitableFile::Other { .. }) => Self::File(diagnostic),
+            _ if resource_shortage_help(error).is_some() => Self::Worker(diagnostic),
+            _ => Self::Unreadable(diagnostic),
+        }
     }
 
     pub(crate) fn cannot_start_worker(program: &Path, error: &std::io::Error) -> Self {

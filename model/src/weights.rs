@@ -1,6 +1,6 @@
 //! Loads weights onto a device. Weights are read in place from the memory-mapped files if their dtype allows it, and
-//! copied if they are trained, change dtype, are padded with zeros ([`PaddedWidth`]) or if the checkpoint asks for
-//! copies ([`Checkpoint::with_copied_weights`]). On device `dry` only the bytes of the weights are counted. Weights
+//! copied if they are trained, change dtype, are padded with zeros ([`PaddedWidth`]), are not aligned in the file, or if
+//! the checkpoint asks for copies ([`Checkpoint::with_copied_weights`]). On device `dry` only the bytes of the weights are counted. Weights
 //! that are divided among ranks ([`DeferredWeights`]) get no memory here.
 
 use std::cell::RefCell;
@@ -349,7 +349,8 @@ impl WeightLoader<'_> {
 
     fn read(&self, view: TensorView, name: &str, shape: &[usize], trained: bool, copied: bool) -> Result<Tensor> {
         match self.kept_dtype(view.dtype, shape, trained) {
-            Some(dtype) if copied => {
+            // A tensor whose elements begin at an odd address cannot be read in place.
+            Some(dtype) if copied || !view.offset.is_multiple_of(dtype.size()) => {
                 Ok(Tensor::from_slice(self.device, shape, dtype, view.bytes, MemoryCategory::Weights)?)
             }
             Some(dtype) => {

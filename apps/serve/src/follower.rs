@@ -85,7 +85,7 @@ fn command(
             let (from, model) = (folder.clone(), model.clone());
             let open = Box::new(move || {
                 let adapter = Adapter::open(&from)?;
-                adapter.check(&model.folder.config)?;
+                adapter.check_shared(&model.folder.config)?;
                 Ok(adapter)
             });
             EngineCommand::LoadAdapter(Box::new(LoadAdapterCommand { folder, open, done: oneshot::channel().0 }))

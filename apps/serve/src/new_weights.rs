@@ -58,7 +58,13 @@ impl CheckedWeightFiles {
         }
         let files = Checkpoint::open(&base)?.with_copied_weights(served.is_copied);
         files.check(&config)?;
-        adapter.iter().try_for_each(|adapter| adapter.check(&config))?;
+        let (files, config) = match &adapter {
+            Some(adapter) => {
+                adapter.check(&config)?;
+                adapter.replace_tensors(files, &config)?
+            }
+            None => (files, config),
+        };
         let parallel = served.divided.as_ref().map(|divided| divided.parallel.clone());
         Ok(Self { config, files, adapter, quantization: served.quantization, parallel })
     }

@@ -11,7 +11,7 @@ use reel_engine::{Completion, ContinuousBatch, Engine, GenerationRequest, Sampli
 use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::StoredDType;
-use reel_model::checkpoint::{Checkpoint, TensorNaming};
+use reel_model::checkpoint::Checkpoint;
 use reel_model::init::{InitOptions, Preset, init_model_folder};
 use reel_model::lora::{self, Adapter, AdapterFolder, AdapterSource, LinearLayer, LoraSpec};
 use reel_model::quantization::Quantization;
@@ -59,10 +59,10 @@ pub fn with_adapter(base: &Qwen25Vl, device: &Device, dtype: DType, adapter: &Te
     };
     let tensors: Vec<TensorSpec> = spec.target_layers(&base.config).unwrap().iter().flat_map(spec_of).collect();
     let dir = tempfile::tempdir().unwrap();
-    let (small_files, naming) = (ConfigAndTokenizerFiles::read(&model_folder()).unwrap(), TensorNaming::Classic);
+    let small_files = ConfigAndTokenizerFiles::read(&model_folder()).unwrap();
     lora::save_adapter(
         dir.path(),
-        AdapterFolder { spec: &spec, base: "base", small_files: &small_files, naming },
+        AdapterFolder { spec: &spec, base: "base", small_files: &small_files },
         &tensors,
         |spec, to| {
             let salt = spec.name.bytes().fold(seed, |a, b| a.wrapping_mul(31).wrapping_add(b.into()));

@@ -18,7 +18,7 @@ use std::path::Path;
 use reel_diagnostic::{input, print_note_once};
 
 use crate::error::{InputError, Result};
-use crate::tensor_file::StoredDType;
+use crate::tensor_file::{StoredDType, foreign_checkpoint};
 use fields::JsonFields;
 
 pub use generation::GenerationConfig;
@@ -143,7 +143,13 @@ impl ModelConfig {
     /// Reads `config.json` of a model folder.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = input::read_text(&path, input::MAX_CONFIG_BYTES).map_err(|e| InputError::cannot_read(&path, e))?;
+        let text = input::read_text(&path, input::MAX_CONFIG_BYTES).map_err(|e| {
+            let is_missing = e.kind() == std::io::ErrorKind::NotFound;
+            match foreign_checkpoint(folder).filter(|_| is_missing) {
+                Some((what, help)) => InputError::config(folder.display().to_string(), what, help),
+                None => InputError::cannot_read(&path, e),
+            }
+        })?;
         Self::parse(&path.display().to_string(), &text)
     }
 

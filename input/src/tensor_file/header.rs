@@ -3,7 +3,10 @@
 
 use std::path::Path;
 
+use reel_diagnostic::input::{self, SIGNATURE_BYTES};
+use safetensors::tensor::TensorInfo;
 use safetensors::{SafeTensorError, SafeTensors};
+use serde_json::{Map, Value};
 
 use crate::error::{InputError, Result};
 
@@ -28,8 +31,13 @@ pub struct HeaderTensor {
 /// # Errors
 /// The file is not a safetensors file, or is damaged.
 pub fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<HeaderTensor>> {
-    let broken =
-        |what: String| InputError::tensor_file(path.display().to_string(), what, "copy or download the file again");
+    const COPY_AGAIN: &str = "copy or download the file again";
+    let broken = |what: String| InputError::tensor_file(path.display().to_string(), what, COPY_AGAIN);
+    if bytes.get(8) != Some(&b'{')
+        && let Some(other) = input::recognise(&bytes[..bytes.len().min(SIGNATURE_BYTES)])
+    {
+        return Err(InputError::cannot_read(path, other.into()));
+    }
     if bytes.len() < 8 {
         return Err(broken(format!("is only {} bytes long, so it is not a safetensors file", bytes.len())));
     }
@@ -38,6 +46,9 @@ pub fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<HeaderTensor>> {
         return Err(broken(what.to_string()));
     }
     let (header_bytes, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| {
+        if let Some((name, what)) = damaged_entry(bytes) {
+            return InputError::tensor_file(format!("{}: {name}", path.display()), what, COPY_AGAIN);
+        }
         let what = match e {
             SafeTensorError::InvalidHeaderLength => "has a header that ends after the file; the file is cut off",
             SafeTensorError::MetadataIncompleteBuffer => "is cut off, or has bytes after its last tensor",
@@ -52,4 +63,26 @@ pub fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<HeaderTensor>> {
         Some(HeaderTensor { dtype: info.dtype.to_string(), shape: info.shape.clone(), name, begin, end })
     });
     Ok(tensors.collect())
+}
+
+/// The first tensor whose entry in the header is damaged, and what is wrong with it. The crate safetensors names no
+/// tensor in its errors about dtypes and sizes.
+fn damaged_entry(bytes: &[u8]) -> Option<(String, String)> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    let text = rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+    let entries: Map<String, Value> = serde_json::from_slice(text).ok()?;
+    entries.into_iter().filter(|(name, _)| name != "__metadata__").find_map(|(name, entry)| {
+        let what = match serde_json::from_value::<TensorInfo>(entry) {
+            Ok(TensorInfo { dtype, shape, data_offsets: (begin, end) }) => {
+                let elements = shape.iter().try_fold(1, |n: usize, &length| n.checked_mul(length));
+                let bits = elements.and_then(|n| n.checked_mul(dtype.bitsize()));
+                let fits = end.checked_sub(begin).and_then(|n| n.checked_mul(8)) == bits && bits.is_some();
+                (!fits).then(|| {
+                    format!("has data_offsets [{begin}, {end}], which do not fit its shape {shape:?} and dtype {dtype}")
+                })?
+            }
+            Err(e) => format!("has a damaged entry in the header ({e})"),
+        };
+        Some((name, what))
+    })
 }

@@ -12,7 +12,7 @@ use ::image::codecs::{bmp::BmpDecoder, png::PngDecoder, tiff::TiffDecoder, webp:
 use ::image::metadata::Orientation;
 use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageResult, Limits};
 use base64::Engine as _;
-use reel_diagnostic::print_note_once;
+use reel_diagnostic::{input, print_note_once};
 
 use crate::frames::{FrameView, MAX_IMAGE_PIXELS};
 use crate::{DATA_URI, MediaError, Result};
@@ -95,7 +95,7 @@ pub enum ExifOrientation {
 /// The file cannot be read, is not a regular file, is too long, is damaged, or is not an image of a supported format.
 pub fn open(path: &Path, rule: ExifOrientation) -> Result<RgbImage> {
     let cannot_read = |e| MediaError::cannot_read(path, &e);
-    let bytes = reel_diagnostic::input::read_file(path, MAX_FILE_BYTES).map_err(cannot_read)?;
+    let bytes = input::read_file(path, MAX_FILE_BYTES).map_err(cannot_read)?;
     decode(&bytes, &path.display().to_string(), rule)
 }
 
@@ -129,12 +129,13 @@ pub fn decode(bytes: &[u8], name: &str, rule: ExifOrientation) -> Result<RgbImag
     if bytes.is_empty() {
         return Err(MediaError::file_error(name, "is empty", "give an image file"));
     }
-    let unknown = || {
-        MediaError::file_error(
+    let unknown = || match input::recognise(&bytes[..bytes.len().min(input::SIGNATURE_BYTES)]) {
+        Some(other) => MediaError::cannot_read(Path::new(name), &other.into()),
+        None => MediaError::file_error(
             name,
             "is not an image of a supported format",
             "give a PNG, JPEG, WebP, GIF, BMP or TIFF file",
-        )
+        ),
     };
     let cursor = Cursor::new(bytes);
     let format = ::image::guess_format(bytes).map_err(|_| unknown())?;

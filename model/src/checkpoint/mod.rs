@@ -1,8 +1,7 @@
 //! The weights of a model folder, memory-mapped: one safetensors file or shards, with classic or nested tensor names.
 //!
 //! [`Checkpoint::open`] validates every header ([`read_header`]): each tensor lies inside its file, has the size of its
-//! shape and dtype, overlaps no other tensor and is aligned for its dtype. [`Checkpoint::check`] compares all names and
-//! shapes with a config.
+//! shape and dtype, and overlaps no other tensor. [`Checkpoint::check`] compares all names and shapes with a config.
 
 pub(crate) mod expected;
 mod shards;
@@ -17,7 +16,7 @@ use rayon::prelude::*;
 use reel_device::MappedFile;
 use reel_diagnostic::print_note_once;
 use reel_input::config::ModelConfig;
-use reel_input::tensor_file::{StoredDType, read_header};
+use reel_input::tensor_file::{HeaderTensor, StoredDType, read_header};
 
 use crate::error::{ModelError, Result};
 use crate::tensor_parallel::RowShare;
@@ -53,7 +52,8 @@ impl TensorNaming {
         }
     }
 
-    fn of(names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+    /// The naming scheme of tensors or modules with these names.
+    pub(crate) fn of(names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
         let nested = |name: &str| name.starts_with("model.language_model.") || name.starts_with("model.visual.");
         match names.into_iter().any(|name| nested(name.as_ref())) {
             true => TensorNaming::Nested,
@@ -69,7 +69,7 @@ pub struct TensorView<'a> {
     pub dtype: StoredDType,
     /// The shape, outermost dimension first.
     pub shape: &'a [usize],
-    /// The elements, row-major, little-endian; aligned for `dtype`.
+    /// The elements, row-major, little-endian. They may begin at any address: the format pads no header.
     pub bytes: &'a [u8],
     /// The mapped file, which stays mapped even if the checkpoint is dropped.
     pub file: Arc<MappedFile>,
@@ -87,7 +87,7 @@ impl TensorView<'_> {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     shard: usize,
     dtype: StoredDType,
@@ -106,7 +106,8 @@ pub struct Checkpoint {
     is_copied: bool,
 }
 
-const LM_HEAD: &str = "lm_head.weight";
+pub(crate) const EMBEDDINGS: &str = "model.embed_tokens.weight";
+pub(crate) const LM_HEAD: &str = "lm_head.weight";
 const COPY_AGAIN: &str = "copy or download the file again";
 
 impl Checkpoint {
@@ -162,10 +163,6 @@ impl Checkpoint {
                 let what = format!("is stored as {}; only F32, BF16 and F16 are supported", tensor.dtype);
                 return Err(fault(path, &tensor.name, what, "use the unquantised model"));
             };
-            if tensor.begin % dtype.element_bytes() != 0 {
-                let what = format!("starts at byte {}, which is not aligned for {}", tensor.begin, tensor.dtype);
-                return Err(fault(path, &tensor.name, what, "write the file again with the safetensors library"));
-            }
             let entry = Entry { shard, dtype, shape: tensor.shape, begin: tensor.begin, end: tensor.end };
             if let Some(other) = self.tensors.insert(name, entry) {
                 let first = self.shards.get(other.shard).map_or(path, |file| file.path());
@@ -180,6 +177,25 @@ impl Checkpoint {
         }
         self.shards.push(file);
         Ok(())
+    }
+
+    /// Gives the tensor `from` a second name.
+    pub(crate) fn copy_entry(&mut self, from: &str, to: &str) {
+        self.tensors.extend(self.tensors.get(from).cloned().map(|entry| (to.to_string(), entry)));
+    }
+
+    /// Adds tensors of another file. They replace tensors of the same classic names.
+    pub(crate) fn replace_tensors<'a>(
+        &mut self,
+        file: &Arc<MappedFile>,
+        tensors: impl IntoIterator<Item = (String, StoredDType, &'a HeaderTensor)>,
+    ) {
+        let shard = self.shards.len();
+        let entry = |(name, dtype, &HeaderTensor { ref shape, begin, end, .. })| {
+            (name, Entry { shard, dtype, shape: shape.clone(), begin, end })
+        };
+        self.tensors.extend(tensors.into_iter().map(entry));
+        self.shards.push(file.clone());
     }
 
     fn check_index(&self, listing: &shards::WeightFilePaths) -> Result<()> {
@@ -240,8 +256,7 @@ impl Checkpoint {
     pub fn check(&self, config: &ModelConfig) -> Result<()> {
         let is_tied = config.tie_word_embeddings;
         self.check_tensor_list(&expected_tensors(config), |name| is_tied && name == LM_HEAD)?;
-        if let (true, Some(head), Some(table)) =
-            (is_tied, self.tensor(LM_HEAD), self.tensor("model.embed_tokens.weight"))
+        if let (true, Some(head), Some(table)) = (is_tied, self.tensor(LM_HEAD), self.tensor(EMBEDDINGS))
             && (head.dtype, head.bytes) != (table.dtype, table.bytes)
         {
             let file = head.file.path().display();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::{input, print_note_once};
+use reel_input::tensor_file::foreign_checkpoint;
 use serde_json::Value;
 
 use super::COPY_AGAIN;
@@ -98,25 +99,13 @@ fn is_plain_name(file: &str) -> bool {
 }
 
 fn any(folder: &Path) -> Result<WeightFilePaths> {
-    let entries = std::fs::read_dir(folder).map_err(|e| ModelError::cannot_read(folder, e))?;
-    let mut files = Vec::new();
-    let mut other = false;
-    for entry in entries {
-        let path = entry.map_err(|e| ModelError::cannot_read(folder, e))?.path();
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let is_adapter_folder = name.starts_with("adapter_");
-        if name.ends_with(".safetensors") && !is_adapter_folder && path.is_file() {
-            files.push(path);
-        }
-        other |= name.ends_with(".bin") || name.ends_with(".gguf") || name.ends_with(".pt") || name.ends_with(".pth");
-    }
+    let names = safetensors_names(folder)?;
+    let paths = names.iter().filter(|name| !name.starts_with("adapter_")).map(|name| folder.join(name));
+    let files: Vec<PathBuf> = paths.filter(|path| path.is_file()).collect();
     if files.is_empty() {
-        let (what, help) = match other {
-            true => ("has no *.safetensors, only weights of another format", "save the model as safetensors first"),
-            false => ("has no *.safetensors", "use a folder with the weights of the model"),
-        };
+        let none = ("has no *.safetensors", "use a folder with the weights of the model");
+        let (what, help) = foreign_checkpoint(folder).unwrap_or(none);
         return Err(ModelError::weights(folder.display().to_string(), what, help));
     }
-    files.sort();
     Ok(WeightFilePaths { files, indexed_tensors: Vec::new() })
 }

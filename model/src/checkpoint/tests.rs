@@ -131,15 +131,26 @@ fn rejects_each_kind_of_damage() {
     let a = tensor("F32", json!([2]), 0, 8);
     assert!(two(a.clone(), tensor("F32", json!([2]), 4, 12), 12).contains("invalid offset for tensor `b`"));
     assert!(two(a.clone(), tensor("F32", json!([2]), 12, 20), 20).contains("invalid offset for tensor `b`"));
-    assert!(two(a.clone(), tensor("F32", json!([3]), 8, 16), 16).contains("invalid shape"));
-    assert!(two(a.clone(), tensor("F32", json!([2]), 16, 8), 16).contains("invalid offset for tensor `b`"));
-    assert!(two(a.clone(), tensor("F32", json!([2]), 8, u64::MAX), 16).contains("invalid shape, data type, or offset"));
-    assert!(two(a.clone(), tensor("F32", json!([u64::MAX, 2]), 8, 16), 16).contains("overflow"));
+    for (shape, from, to) in
+        [(json!([3]), 8, 16), (json!([2]), 16, 8), (json!([2]), 8, u64::MAX), (json!([u64::MAX, 2]), 8, 16)]
+    {
+        let error = two(a.clone(), tensor("F32", shape, from, to), 16);
+        assert!(error.contains("b: has data_offsets [") && error.contains("do not fit its shape"), "{error}");
+    }
     assert!(two(a.clone(), tensor("I64", json!([1]), 8, 16), 16).contains("stored as I64"));
     assert!(two(a.clone(), tensor("F4", json!([16]), 8, 16), 16).contains("stored as F4"));
-    assert!(two(tensor("F16", json!([1]), 0, 2), tensor("F32", json!([2]), 2, 10), 10).contains("not aligned"));
-    assert!(two(a.clone(), json!({"dtype": "F32"}), 8).contains("invalid JSON in header"));
-    assert!(two(a, tensor("F32", json!([-1]), 8, 16), 16).contains("invalid JSON in header"));
+    for entry in [json!({"dtype": "F32"}), tensor("F32", json!([-1]), 8, 16), tensor("", json!([2]), 8, 16), json!([])]
+    {
+        let error = two(a.clone(), entry, 16);
+        assert!(error.contains("model.safetensors: b: has a damaged entry in the header ("), "{error}");
+    }
+    for (bytes, what) in [
+        (&b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3949\n"[..], "is a pointer of Git LFS"),
+        (b"<!doctype html>\n<html></html>", "is a web page (HTML)"),
+        (b"PK\x03\x04\0\0\x08\x08archive/data.pkl", "is a file of torch.save"),
+    ] {
+        assert!(error_of(bytes.to_vec()).contains(what));
+    }
     let twice = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#;
     assert!(error_of(with_header(twice, 8)).contains("invalid offset for tensor `a`"));
 }
@@ -170,7 +181,7 @@ fn rejects_shards_that_contradict_the_index() {
     let own = folder_with(&[(single, a.clone()), (name, index(json!({"model.norm.weight": single})))]);
     assert!(Checkpoint::open(own.path()).is_ok());
     assert!(open(&[("config.json", b"{}".to_vec())]).contains("has no *.safetensors"));
-    assert!(open(&[("pytorch_model.bin", b"x".to_vec())]).contains("another format"));
+    assert!(open(&[("pytorch_model.bin", b"x".to_vec())]).contains("only weights of torch.save"));
     let loose = folder_with(&[("weights-1.safetensors", a.clone()), ("adapter_model.safetensors", a)]);
     assert_eq!(Checkpoint::open(loose.path()).unwrap().tensor_names().collect::<Vec<_>>(), ["model.norm.weight"]);
 }
@@ -192,8 +203,7 @@ proptest::proptest! {
             Ok(checkpoint) => for name in checkpoint.tensor_names() {
                 let view = checkpoint.tensor(name).unwrap();
                 let needed = view.shape.iter().product::<usize>() * view.dtype.element_bytes();
-                proptest::prop_assert!(view.bytes.len() == needed && view.offset % view.dtype.element_bytes() == 0);
-                proptest::prop_assert_eq!(view.bytes.as_ptr() as usize % view.dtype.element_bytes(), 0);
+                proptest::prop_assert_eq!(view.bytes.len(), needed);
             }
         }
     }

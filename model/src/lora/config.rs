@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use reel_diagnostic::input;
+use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::LoraSpec;
@@ -19,21 +20,25 @@ pub fn is_adapter_folder(folder: &Path) -> bool {
 }
 
 /// The fields of `adapter_config.json` that affect results.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(super) struct AdapterConfig {
     /// The base model, as a folder or a hub id.
     pub(super) base: Option<String>,
-    pub(super) r: usize,
-    pub(super) scale: f64,
+    r: usize,
+    alpha: f64,
+    /// Ranks and alphas of single layers, by patterns of their names; the first pattern that matches applies.
+    rank_pattern: Vec<(Regex, usize)>,
+    alpha_pattern: Vec<(Regex, f64)>,
+    /// Whether the scale is alpha / √r (rank-stabilised LoRA) instead of alpha / r.
+    rslora: bool,
+    /// The modules that were trained in full: each whose name ends with one of these texts.
+    pub(super) modules_to_save: Vec<String>,
 }
 
 /// Fields of unsupported kinds of LoRA, each with what it means if it is set. Every one must be absent, null, false
 /// or empty.
-const UNSUPPORTED: [(&str, &str); 16] = [
+const UNSUPPORTED: [(&str, &str); 13] = [
     ("use_dora", "asks for DoRA, which is not supported"),
-    ("modules_to_save", "lists modules that were trained in full (not by LoRA), which is not supported"),
-    ("rank_pattern", "sets ranks of single layers, which is not supported"),
-    ("alpha_pattern", "sets alpha of single layers, which is not supported"),
     ("fan_in_fan_out", "says that weights are stored transposed, which is not supported"),
     ("lora_bias", "adds biases to the adapter, which is not supported"),
     ("layer_replication", "repeats layers of the base model, which is not supported"),
@@ -50,6 +55,8 @@ const UNSUPPORTED: [(&str, &str); 16] = [
 
 /// The values of `init_lora_weights` that are supported, because they leave the weights of the base model unchanged.
 const PLAIN_INITS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
+
+const COPY_AGAIN: &str = "copy or download the adapter again";
 
 /// The largest accepted rank; a larger one is surely a mistake in the file.
 const MAX_RANK: u64 = 1 << 16;
@@ -71,14 +78,12 @@ impl AdapterConfig {
         })?;
         match serde_json::from_str(&text) {
             Ok(Value::Object(fields)) => Self::parse(&location, &fields),
-            Ok(_) => Err(ModelError::config(location, "is not a JSON object", "copy or download the adapter again")),
-            Err(e) => {
-                Err(ModelError::config(location, format!("is not JSON ({e})"), "copy or download the adapter again"))
-            }
+            Ok(_) => Err(ModelError::config(location, "is not a JSON object", COPY_AGAIN)),
+            Err(e) => Err(ModelError::config(location, format!("is not JSON ({e})"), COPY_AGAIN)),
         }
     }
 
-    fn parse(location: &str, fields: &Map<String, Value>) -> Result<Self> {
+    pub(super) fn parse(location: &str, fields: &Map<String, Value>) -> Result<Self> {
         let refuse =
             |key: &str, what: String, help: &str| Err(ModelError::config(format!("{location}: {key}"), what, help));
         match fields.get("peft_type").and_then(Value::as_str) {
@@ -110,32 +115,67 @@ impl AdapterConfig {
                 help,
             );
         }
-        let r = match fields.get("r").and_then(Value::as_u64).filter(|r| (1..=MAX_RANK).contains(r)) {
-            Some(r) => r as usize,
-            None => {
-                let what = format!("is {}, expected a rank from 1 to {MAX_RANK}", shown(fields.get("r")));
-                return refuse("r", what, "copy or download the adapter again");
-            }
+        let rank = |value: &Value| match value.as_u64().filter(|r| (1..=MAX_RANK).contains(r)) {
+            Some(r) => Ok(r as usize),
+            None => Err(format!("is {value}, expected a rank from 1 to {MAX_RANK}")),
         };
-        let alpha = match fields.get("lora_alpha").and_then(Value::as_f64) {
-            Some(alpha) => alpha,
-            None => {
-                let what = format!("is {}, expected a number", shown(fields.get("lora_alpha")));
-                return refuse("lora_alpha", what, "copy or download the adapter again");
-            }
+        // A scale is at most alpha, because ranks are 1 or more.
+        let alpha = |value: &Value| match value.as_f64() {
+            Some(alpha) if (alpha as f32).is_finite() => Ok(alpha),
+            Some(_) => Err(format!("is {value}; the factor computed from it is outside the range of f32")),
+            None => Err(format!("is {value}, expected a number")),
         };
-        let rslora = fields.get("use_rslora").is_some_and(is_set);
-        let by = if rslora { (r as f64).sqrt() } else { r as f64 };
-        if !((alpha / by) as f32).is_finite() {
-            return refuse(
-                "lora_alpha",
-                format!("is {alpha}; the factor computed from it is outside the range of f32"),
-                "copy or download the adapter again",
-            );
-        }
+        let missing = |key: &str| ModelError::config(format!("{location}: {key}"), "is missing", COPY_AGAIN);
+        let field = |key| fields.get(key).ok_or_else(|| missing(key));
+        let wrong = |key: &str| {
+            let location = format!("{location}: {key}");
+            move |what: String| ModelError::config(location, what, COPY_AGAIN)
+        };
         let base = fields.get("base_model_name_or_path").and_then(Value::as_str).filter(|base| !base.is_empty());
-        Ok(Self { base: base.map(str::to_string), r, scale: alpha / by })
+        Ok(Self {
+            base: base.map(str::to_string),
+            r: rank(field("r")?).map_err(wrong("r"))?,
+            alpha: alpha(field("lora_alpha")?).map_err(wrong("lora_alpha"))?,
+            rank_pattern: patterns(fields.get("rank_pattern"), rank).map_err(wrong("rank_pattern"))?,
+            alpha_pattern: patterns(fields.get("alpha_pattern"), alpha).map_err(wrong("alpha_pattern"))?,
+            rslora: fields.get("use_rslora").is_some_and(is_set),
+            modules_to_save: names(fields.get("modules_to_save")).map_err(wrong("modules_to_save"))?,
+        })
     }
+
+    /// The rank of the layer `name`, and the factor by which its `B A x` is multiplied. `name` is the layer's name in
+    /// the adapter's own naming scheme, because the patterns were written for it.
+    pub(super) fn rank_and_scale(&self, name: &str) -> (usize, f64) {
+        let r = first_match(&self.rank_pattern, name).unwrap_or(self.r);
+        let alpha = first_match(&self.alpha_pattern, name).unwrap_or(self.alpha);
+        (r, alpha / if self.rslora { (r as f64).sqrt() } else { r as f64 })
+    }
+}
+
+/// The value of the first pattern that matches the layer `name`.
+fn first_match<T: Copy>(patterns: &[(Regex, T)], name: &str) -> Option<T> {
+    patterns.iter().find(|(pattern, _)| pattern.is_match(name)).map(|&(_, value)| value)
+}
+
+/// Parses an object whose keys are patterns of layer names: by PEFT's rule (`get_pattern_key`) a regular expression for
+/// the whole name of a layer, or for its end after a point.
+fn patterns<T>(field: Option<&Value>, parse: impl Fn(&Value) -> Result<T, String>) -> Result<Vec<(Regex, T)>, String> {
+    let Some(field) = field.filter(|field| is_set(field)) else { return Ok(Vec::new()) };
+    let entries = field.as_object().ok_or_else(|| format!("is {field}, expected an object"))?;
+    let parse = |(key, value): (&String, &Value)| {
+        let pattern = Regex::new(&format!(r"^(?:(?:.*\.)?(?:{key}))$"));
+        let pattern =
+            pattern.map_err(|_| format!("has the key {key:?}, which is not a supported regular expression"))?;
+        Ok((pattern, parse(value).map_err(|what| format!("has the key {key:?}, whose value {what}"))?))
+    };
+    entries.iter().map(parse).collect()
+}
+
+/// Parses a list of names of modules.
+fn names(field: Option<&Value>) -> Result<Vec<String>, String> {
+    let Some(field) = field.filter(|field| is_set(field)) else { return Ok(Vec::new()) };
+    let names = field.as_array().and_then(|names| names.iter().map(|name| Some(name.as_str()?.to_string())).collect());
+    names.ok_or_else(|| format!("is {field}, expected a list of names"))
 }
 
 /// Whether a field has a value other than null, false or empty.
@@ -146,10 +186,6 @@ fn is_set(value: &Value) -> bool {
         Value::Object(fields) => !fields.is_empty(),
         _ => true,
     }
-}
-
-fn shown(value: Option<&Value>) -> String {
-    value.map_or("missing".to_string(), Value::to_string)
 }
 
 /// The adapter_config.json of an adapter that this program trained. The field `exclude_modules` keeps the adapter out

@@ -1,6 +1,7 @@
 //! Reads and writes an adapter folder in the format of PEFT: `adapter_config.json`, and `adapter_model.safetensors`
 //! with two matrices per layer, `base_model.model.LAYER.lora_A.weight` `[r, in]` and
-//! `base_model.model.LAYER.lora_B.weight` `[out, r]`.
+//! `base_model.model.LAYER.lora_B.weight` `[out, r]`. Tensors without `lora_` in their name replace tensors of the base
+//! model (PEFT's `modules_to_save`).
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -15,13 +16,15 @@ use reel_input::tensor_file::{HeaderTensor, StoredDType, read_header};
 
 use super::config::{AdapterConfig, adapter_config_json};
 use super::{ADAPTER_CONFIG_FILE, LinearLayer, LoraSpec, linear_layers};
-use crate::checkpoint::TensorNaming;
+use crate::checkpoint::{Checkpoint, EMBEDDINGS, LM_HEAD, TensorNaming, expected_tensors};
 use crate::error::{ModelError, Result};
 use crate::save::{ConfigAndTokenizerFiles, TensorSpec, write_tensor_file_and_finish};
 use crate::weights::widen_to_f32;
 
 /// The file with the matrices of an adapter.
 pub const ADAPTER_WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+const OF_BASE: &str = "use the model that the adapter was trained on";
 
 /// The prefix that PEFT puts before layer names.
 const PREFIX: &str = "base_model.model.";
@@ -32,13 +35,27 @@ pub struct Adapter {
     path: PathBuf,
     config: AdapterConfig,
     file: Arc<MappedFile>,
-    /// The matrices A and B of each adapted layer, keyed by the layer's classic name (as on the hub).
-    layers: BTreeMap<String, [Option<HeaderTensor>; 2]>,
+    /// The naming scheme of the stored tensors.
+    naming: TensorNaming,
+    /// The adapted layers, keyed by their classic name (as on the hub).
+    layers: BTreeMap<String, AdaptedLayer>,
+    /// The tensors that replace tensors of the base model, keyed by their classic name.
+    replaced: BTreeMap<String, HeaderTensor>,
+}
+
+/// The rank and the scale of an adapted layer, and its matrices A and B.
+#[derive(Debug)]
+struct AdaptedLayer {
+    r: usize,
+    scale: f32,
+    matrices: [Option<HeaderTensor>; 2],
 }
 
 /// The LoRA matrices of a layer, in f32.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct LoraMatrices {
+    /// The factor by which `B A x` is multiplied: alpha / r, or alpha / √r with rsLoRA.
+    pub(super) scale: f32,
     pub(super) r: usize,
     pub(super) inner: usize,
     pub(super) out: usize,
@@ -60,25 +77,43 @@ impl Adapter {
             return Err(ModelError::weights(folder.join("adapter_model.bin").display().to_string(), what, help));
         }
         let file = MappedFile::open(&path).map_err(|e| ModelError::cannot_read(&path, e))?;
-        let mut layers: BTreeMap<String, [Option<HeaderTensor>; 2]> = BTreeMap::new();
-        for stored in read_header(&path, file.as_bytes())? {
-            let Some((layer, place)) = parse_matrix_name(&stored.name) else {
-                let what = "is not a matrix of a LoRA adapter (…lora_A.weight or …lora_B.weight)";
-                let help = "only plain LoRA is supported; merge this adapter with PEFT (merge_and_unload)";
-                return Err(fault(&path, &stored.name, what, help));
-            };
-            let places = layers.entry(layer).or_default();
-            if let Some(other) = &places[place] {
+        let (mut layers, mut replaced) = (BTreeMap::<_, AdaptedLayer>::new(), BTreeMap::<_, HeaderTensor>::new());
+        let header = read_header(&path, file.as_bytes())?;
+        let naming = TensorNaming::of(header.iter().filter_map(|stored| stored.name.strip_prefix(PREFIX)));
+        for stored in header {
+            let twice = |other: &HeaderTensor| {
                 let what = format!("names the same matrix as {}", other.name);
-                return Err(fault(&path, &stored.name, what, "keep one of the two"));
+                Err(fault(&path, &stored.name, what, "keep one of the two"))
+            };
+            match TensorName::parse(&stored.name) {
+                Some(TensorName::Matrix(module, index)) => {
+                    let layer = layers.entry(TensorNaming::to_classic_name(module)).or_insert_with(|| {
+                        let (r, scale) = config.rank_and_scale(module);
+                        AdaptedLayer { r, scale: scale as f32, matrices: [None, None] }
+                    });
+                    if let Some(other) = &layer.matrices[index] {
+                        return twice(other);
+                    }
+                    layer.matrices[index] = Some(stored);
+                }
+                Some(TensorName::Replaced(name)) => {
+                    if let Some(other) = replaced.get(&name) {
+                        return twice(other);
+                    }
+                    replaced.insert(name, stored);
+                }
+                None => {
+                    let what = "is not a matrix of a LoRA adapter (…lora_A.weight or …lora_B.weight)";
+                    let help = "only plain LoRA is supported; merge this adapter with PEFT (merge_and_unload)";
+                    return Err(fault(&path, &stored.name, what, help));
+                }
             }
-            places[place] = Some(stored);
         }
-        if layers.is_empty() {
+        if layers.is_empty() && replaced.is_empty() {
             let help = "use a trained adapter";
             return Err(ModelError::weights(path.display().to_string(), "has no matrices", help));
         }
-        Ok(Adapter { path, config, file, layers })
+        Ok(Adapter { path, config, file, naming, layers, replaced })
     }
 
     /// The base model that the config names: a folder or a hub id.
@@ -105,9 +140,15 @@ impl Adapter {
         })
     }
 
-    /// The factor by which `B A x` is multiplied: alpha / r, or alpha / √r with rsLoRA.
-    pub fn scale(&self) -> f32 {
-        self.config.scale as f32
+    /// The factor by which `B A x` of a layer is multiplied, by the layer's classic name: alpha / r, or alpha / √r with
+    /// rsLoRA; `None` if the layer has no adapter.
+    pub fn scale(&self, layer: &str) -> Option<f32> {
+        self.layers.get(layer).map(|layer| layer.scale)
+    }
+
+    /// Whether the adapter replaces tensors of the base model (PEFT's `modules_to_save`).
+    pub fn replaces_tensors(&self) -> bool {
+        !self.replaced.is_empty()
     }
 
     /// The classic names (as on the hub) of the adapted layers.
@@ -115,66 +156,138 @@ impl Adapter {
         self.layers.keys().map(String::as_str)
     }
 
-    /// Checks the adapter against a model: all layers exist with the right shape, and all values are finite.
+    /// Checks the adapter against a model: all layers and replaced tensors exist with the right shape, and all values
+    /// are finite.
     pub fn check(&self, config: &ModelConfig) -> Result<()> {
         let known = linear_layers(config);
         let known: BTreeMap<&str, &LinearLayer> = known.iter().map(|layer| (layer.name.as_str(), layer)).collect();
-        for (name, places) in &self.layers {
-            let r = self.config.r;
-            let any = places.iter().flatten().next().map_or(name.as_str(), |stored| &stored.name);
+        for (name, AdaptedLayer { r, matrices, .. }) in &self.layers {
+            let any = matrices.iter().flatten().next().map_or(name.as_str(), |stored| &stored.name);
             let Some(layer) = known.get(name.as_str()) else {
                 let what = "belongs to a layer that the model does not have, or that cannot have an adapter";
-                return Err(fault(&self.path, any, what, "use the model that the adapter was trained on"));
+                return Err(fault(&self.path, any, what, OF_BASE));
             };
-            for (stored, shape) in places.iter().zip([[r, layer.inner], [layer.out, r]]) {
+            for (stored, shape) in matrices.iter().zip([[*r, layer.inner], [layer.out, *r]]) {
                 let Some(stored) = stored else {
                     let what = "has no counterpart: each layer needs both lora_A and lora_B";
                     return Err(fault(&self.path, any, what, "copy or download the file again"));
                 };
-                if stored.shape != shape {
-                    let what = format!("has shape {:?}, expected {shape:?} by the model and r = {r}", stored.shape);
-                    let help = "use the model that the adapter was trained on";
-                    return Err(fault(&self.path, &stored.name, what, help));
-                }
-                if self.values(stored)?.iter().any(|x| !x.is_finite()) {
-                    let what = "has a value that is not finite";
-                    return Err(fault(&self.path, &stored.name, what, "train the adapter again"));
-                }
+                self.check_tensor(stored, &shape, &format!("the model and r = {r}"))?;
             }
         }
+        // With tied embeddings the adapter may have an output layer of its own.
+        let known = expected_tensors(&ModelConfig { tie_word_embeddings: false, ..config.clone() });
+        for (name, shape) in &known {
+            match self.replaced.get(name) {
+                Some(stored) => self.check_tensor(stored, shape, "the model")?,
+                None if self.must_replace(name) => {
+                    let what = format!("lacks {name}, although modules_to_save lists its module");
+                    let help = "copy or download the file again";
+                    return Err(ModelError::weights(self.path.display().to_string(), what, help));
+                }
+                None => {}
+            }
+        }
+        match self.replaced.iter().find(|(name, _)| !known.iter().any(|(known, _)| known == *name)) {
+            Some((_, stored)) => Err(fault(&self.path, &stored.name, "is not a tensor of the model", OF_BASE)),
+            None => Ok(()),
+        }
+    }
+
+    /// Like [`Adapter::check`], for an adapter that shares the weights of its base model with other adapters.
+    ///
+    /// # Errors
+    /// The errors of [`Adapter::check`]; the adapter replaces tensors of the base model.
+    pub fn check_shared(&self, config: &ModelConfig) -> Result<()> {
+        self.check(config)?;
+        let Some(stored) = self.replaced.values().next() else { return Ok(()) };
+        let what = "replaces a tensor of the base model (modules_to_save), which other adapters use too";
+        let help = "serve the adapter alone, as --model, or merge it (reel merge)";
+        Err(fault(&self.path, &stored.name, what, help))
+    }
+
+    /// Whether `modules_to_save` lists a module that has the tensor `name`. By PEFT's rule it lists each module whose
+    /// name ends with one of its texts.
+    fn must_replace(&self, name: &str) -> bool {
+        let name = self.naming.from_classic_name(name);
+        let mut modules = name.match_indices('.').map(|(end, _)| &name[..end]);
+        modules.any(|module| self.config.modules_to_save.iter().any(|listed| module.ends_with(listed)))
+    }
+
+    fn check_tensor(&self, stored: &HeaderTensor, shape: &[usize], by: &str) -> Result<()> {
+        if stored.shape != shape {
+            let what = format!("has shape {:?}, expected {shape:?} by {by}", stored.shape);
+            return Err(fault(&self.path, &stored.name, what, OF_BASE));
+        }
+        if self.values(stored)?.iter().any(|x| !x.is_finite()) {
+            let what = "has a value that is not finite";
+            return Err(fault(&self.path, &stored.name, what, "train the adapter again"));
+        }
         Ok(())
+    }
+
+    /// Replaces tensors in the weights of the base model, and returns the files and the config of the result. If one of
+    /// two tied tensors is replaced, the result has both. [`Adapter::check`] must have been called before.
+    pub fn replace_tensors(&self, mut files: Checkpoint, config: &ModelConfig) -> Result<(Checkpoint, ModelConfig)> {
+        let mut config = config.clone();
+        if config.tie_word_embeddings && [EMBEDDINGS, LM_HEAD].iter().any(|name| self.replaced.contains_key(*name)) {
+            config.tie_word_embeddings = false;
+            files.copy_entry(EMBEDDINGS, LM_HEAD);
+        }
+        let replaced = self.replaced.iter().map(|(name, stored)| Ok((name.clone(), self.dtype(stored)?, stored)));
+        files.replace_tensors(&self.file, replaced.collect::<Result<Vec<_>>>()?);
+        Ok((files, config))
     }
 
     /// The LoRA matrices of a layer; `None` if the layer has no adapter. [`Adapter::check`] must have been called
     /// before.
     pub(super) fn matrices(&self, layer: &str) -> Result<Option<LoraMatrices>> {
-        let Some([Some(down), Some(up)]) = self.layers.get(layer) else { return Ok(None) };
+        let Some(AdaptedLayer { scale, matrices: [Some(down), Some(up)], .. }) = self.layers.get(layer) else {
+            return Ok(None);
+        };
         let (&[r, inner], &[out, _]) = (&down.shape[..], &up.shape[..]) else { return Ok(None) };
-        Ok(Some(LoraMatrices { r, inner, out, down: self.values(down)?, up: self.values(up)? }))
+        Ok(Some(LoraMatrices { scale: *scale, r, inner, out, down: self.values(down)?, up: self.values(up)? }))
+    }
+
+    fn dtype(&self, stored: &HeaderTensor) -> Result<StoredDType> {
+        StoredDType::from_safetensors_name(&stored.dtype).ok_or_else(|| {
+            let what = format!("is stored as {}; only F32, BF16 and F16 are supported", stored.dtype);
+            fault(&self.path, &stored.name, what, "save the adapter in one of these dtypes")
+        })
     }
 
     fn values(&self, stored: &HeaderTensor) -> Result<Vec<f32>> {
         let bytes = self.file.as_bytes().get(stored.begin..stored.end).unwrap_or_default();
-        match StoredDType::from_safetensors_name(&stored.dtype).and_then(|dtype| widen_to_f32(dtype, bytes)) {
-            Some(values) => Ok(values),
-            None => {
-                let what = format!("is stored as {}; only F32, BF16 and F16 are supported", stored.dtype);
-                Err(fault(&self.path, &stored.name, what, "save the adapter in one of these dtypes"))
-            }
-        }
+        // The header's check has found that the size is that of whole elements.
+        Ok(widen_to_f32(self.dtype(stored)?, bytes).unwrap_or_default())
     }
 }
 
-/// Splits the name of a stored matrix into its layer's classic name and the kind of matrix: 0 for A, 1 for B. Old
-/// versions of PEFT add the adapter name (`default`) to matrix names.
-fn parse_matrix_name(name: &str) -> Option<(String, usize)> {
-    let rest = name.strip_prefix(PREFIX)?.strip_suffix(".weight")?;
-    let rest = rest.strip_suffix(".default").unwrap_or(rest);
-    let (layer, place) = match rest.strip_suffix(".lora_A") {
-        Some(layer) => (layer, 0),
-        None => (rest.strip_suffix(".lora_B")?, 1),
-    };
-    Some((TensorNaming::to_classic_name(layer), place))
+/// What a tensor of an adapter's file is, by its name.
+enum TensorName<'a> {
+    /// A matrix of the layer with this stored name: index 0 is A, 1 is B.
+    Matrix(&'a str, usize),
+    /// The new content of the tensor with this classic name.
+    Replaced(String),
+}
+
+impl<'a> TensorName<'a> {
+    /// Parses a stored name. Old versions of PEFT add the adapter's name (`default`). A module that is both adapted and
+    /// saved has `base_layer` in its name.
+    fn parse(name: &'a str) -> Option<Self> {
+        let rest = name.strip_prefix(PREFIX)?;
+        if !rest.contains(".lora_") {
+            let name = rest.replace(".modules_to_save.default.", ".").replace(".base_layer.", ".");
+            return Some(Self::Replaced(TensorNaming::to_classic_name(&name)));
+        }
+        let rest = rest.strip_suffix(".weight")?;
+        let rest = rest.strip_suffix(".default").unwrap_or(rest);
+        let (layer, index) = match rest.strip_suffix(".lora_A") {
+            Some(layer) => (layer, 0),
+            None => (rest.strip_suffix(".lora_B")?, 1),
+        };
+        Some(Self::Matrix(layer, index))
+    }
 }
 
 fn fault(path: &Path, tensor: &str, what: impl Into<String>, help: &str) -> ModelError {
@@ -190,12 +303,11 @@ pub struct AdapterFolder<'a> {
     pub base: &'a str,
     /// The base model's tokenizer and templates.
     pub small_files: &'a ConfigAndTokenizerFiles,
-    /// The naming scheme of the base model.
-    pub naming: TensorNaming,
 }
 
 /// Writes an adapter folder as PEFT and TRL do: config and matrices of the adapter, and copies of the base model's
-/// tokenizer and processor files. `tensors` have parameter names (`LAYER.lora_A.weight`); `fill` writes the bytes of
+/// tokenizer and processor files. The layers have the names of transformers 4.52 and later, whatever the layout of the
+/// base folder: transformers 5 ignores matrices with older names. `tensors` have parameter names (`LAYER.lora_A.weight`); `fill` writes the bytes of
 /// one tensor and is called once per tensor, in order. All files get their final names together at the end.
 pub fn save_adapter(
     out: &Path,
@@ -207,6 +319,6 @@ pub fn save_adapter(
     let mut files = folder.small_files.write_tokenizer_and_processor_files(out)?;
     let config = format!("{:#}\n", adapter_config_json(folder.spec, folder.base));
     files.push(write_temporary(&out.join(ADAPTER_CONFIG_FILE), config.as_bytes())?);
-    let rename = |name: &str| format!("{PREFIX}{}", folder.naming.from_classic_name(name));
+    let rename = |name: &str| format!("{PREFIX}{}", TensorNaming::Nested.from_classic_name(name));
     write_tensor_file_and_finish(files, &out.join(ADAPTER_WEIGHTS_FILE), rename, tensors, fill)
 }

@@ -1,6 +1,8 @@
-//! Merges a LoRA adapter into its base model: `W + scale · B A` in f32, rounded once to the stored dtype of W.
+//! Merges a LoRA adapter into its base model: `W + scale · B A` in f32, rounded once to the stored dtype of W. Tensors
+//! that the adapter replaces are rounded to the dtype of the tensors that they replace.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
@@ -14,9 +16,11 @@ use reel_runtime::{Cx, Tensor, ops};
 
 use super::Adapter;
 use super::folder::LoraMatrices;
-use crate::checkpoint::{Checkpoint, TensorView};
+use crate::checkpoint::{Checkpoint, EMBEDDINGS, TensorView};
 use crate::error::{ModelError, Result};
-use crate::save::{ConfigAndTokenizerFiles, FolderFormat, MAX_SHARD_BYTES, TensorSpec, write_weights};
+use crate::save::{
+    ConfigAndTokenizerFiles, FolderFormat, MAX_SHARD_BYTES, TensorSpec, untie_embeddings, write_weights,
+};
 use crate::weights::widen_to_f32;
 
 /// The result of a merge.
@@ -29,7 +33,7 @@ pub struct MergeReport {
 }
 
 /// Merges `adapter` into the model folder `base` and writes the model folder `out`, which must be new or empty. Weights
-/// keep dtype and name. The other files of `base` (but not its sub-folders) are copied, then `more_files`, which
+/// keep dtype and name; config.json unties the embeddings if the adapter replaces one of two tied tensors. The other files of `base` (but not its sub-folders) are copied, then `more_files`, which
 /// replace files of the same name. With a `format`, the config, tokenizer and template files are converted to this
 /// format. `out` has a temporary name until all files are written.
 ///
@@ -48,23 +52,32 @@ pub fn merge_adapter(
     let files = Checkpoint::open(base)?;
     files.check(&config)?;
     adapter.check(&config)?;
+    let view = |name| files.tensor(name).map(|view| (name.to_string(), view.dtype));
+    let dtypes: BTreeMap<String, StoredDType> = files.tensor_names().filter_map(view).collect();
+    let (files, merged_config) = adapter.replace_tensors(files, &config)?;
     let draft = Draft::begin(out)?;
     copy_others(base, &draft.path)?;
     more_files.iter().try_for_each(|file| copy_into(file, &draft.path))?;
     if let Some(format) = format {
         ConfigAndTokenizerFiles::convert_folder(&draft.path, format)?;
     }
+    if merged_config.tie_word_embeddings != config.tie_word_embeddings {
+        untie_embeddings(&draft.path)?;
+    }
     let specs: Vec<TensorSpec> = files
         .tensor_names()
         .filter_map(|name| files.tensor(name).map(|view| (name, view)))
-        .map(|(name, view)| TensorSpec { name: name.to_string(), dtype: view.dtype, shape: view.shape.to_vec() })
+        .map(|(name, view)| {
+            // An output layer that was tied gets the dtype of the embedding table.
+            let dtype = dtypes.get(name).or(dtypes.get(EMBEDDINGS)).copied().unwrap_or(view.dtype);
+            TensorSpec { name: name.to_string(), dtype, shape: view.shape.to_vec() }
+        })
         .collect();
     let cx = Cx::inference(device, DType::F32);
     // The error that made `fill` fail. `merge_adapter` returns it in place of the write error that results from it.
     let mut wrong = None;
     let fill = |spec: &TensorSpec, to: &mut dyn Write| {
-        let view =
-            files.tensor_with_shape(&spec.name, &spec.shape).and_then(|view| merged(&cx, &adapter, &spec.name, view));
+        let view = files.tensor_with_shape(&spec.name, &spec.shape).and_then(|view| merged(&cx, &adapter, spec, view));
         match view {
             Ok(bytes) => to.write_all(&bytes),
             Err(e) => {
@@ -80,27 +93,27 @@ pub fn merge_adapter(
     Ok(MergeReport { layers: adapter.adapted_layers().count(), bytes: specs.iter().map(TensorSpec::bytes).sum() })
 }
 
-/// The bytes of a weight after the merge, in its stored dtype.
-fn merged<'a>(cx: &Cx, adapter: &Adapter, name: &str, view: TensorView<'a>) -> Result<Cow<'a, [u8]>> {
-    let layer = name.strip_suffix(".weight").unwrap_or_default();
-    let (Some(pair), Some(mut weight)) = (adapter.matrices(layer)?, widen_to_f32(view.dtype, view.bytes)) else {
+/// The bytes of a weight after the merge, in the dtype of `spec`.
+fn merged<'a>(cx: &Cx, adapter: &Adapter, spec: &TensorSpec, view: TensorView<'a>) -> Result<Cow<'a, [u8]>> {
+    let TensorSpec { name, dtype, .. } = spec;
+    let pair = adapter.matrices(name.strip_suffix(".weight").unwrap_or_default())?;
+    let Some(mut weight) = widen_to_f32(view.dtype, view.bytes).filter(|_| pair.is_some() || view.dtype != *dtype)
+    else {
         return Ok(Cow::Borrowed(view.bytes));
     };
-    let change = change(cx, &pair, adapter.scale())?;
-    weight.iter_mut().zip(change).for_each(|(w, change)| *w += change);
-    match narrow(view.dtype, &weight) {
-        Some(bytes) => Ok(Cow::Owned(bytes)),
-        None => {
-            let what = format!("has a value outside the range of {} after the merge", view.dtype.safetensors_name());
-            let help = "use a base model in bf16 or f32, whose range is larger";
-            Err(ModelError::weights(format!("{}: {name}", view.file.path().display()), what, help))
-        }
+    if let Some(pair) = pair {
+        weight.iter_mut().zip(change(cx, &pair)?).for_each(|(w, change)| *w += change);
     }
+    narrow(*dtype, &weight).map(Cow::Owned).ok_or_else(|| {
+        let what = format!("has a value outside the range of {} after the merge", dtype.safetensors_name());
+        let help = "use a base model in bf16 or f32, whose range is larger";
+        ModelError::weights(format!("{}: {name}", view.file.path().display()), what, help)
+    })
 }
 
 /// The change of a weight: `scale · B A`, with the weight's shape `[out, inner]`.
-fn change(cx: &Cx, pair: &LoraMatrices, scale: f32) -> Result<Vec<f32>> {
-    let LoraMatrices { r, inner, out, .. } = *pair;
+fn change(cx: &Cx, pair: &LoraMatrices) -> Result<Vec<f32>> {
+    let LoraMatrices { scale, r, inner, out, .. } = *pair;
     let columns: Vec<f32> = (0..inner * r).map(|i| pair.down[i % r * inner + i / r]).collect();
     let put =
         |shape: [usize; 2], x: &[f32]| Tensor::from_f32(cx.device(), &shape, DType::F32, x, MemoryCategory::Workspace);

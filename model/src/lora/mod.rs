@@ -13,6 +13,8 @@ mod merge;
 mod stack;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod variants_tests;
 
 use std::sync::Arc;
 
@@ -22,7 +24,7 @@ use reel_kernels::philox;
 use reel_runtime::Tensor;
 use reel_runtime::ops::Lora;
 
-use crate::checkpoint::expected_tensors;
+use crate::checkpoint::{TensorNaming, expected_tensors};
 use crate::error::Result;
 use crate::init::weights::fnv1a_hash;
 use crate::linear::Linear;
@@ -69,7 +71,8 @@ pub struct LoraSpec {
     pub r: usize,
     /// Alpha; the product `B A x` is scaled by `alpha / r`.
     pub alpha: f64,
-    /// The target layers: full names, ends of names such as `q_proj` (matched as in PEFT), or [`ALL_LINEAR`] alone.
+    /// The target layers: full names in either naming scheme, ends of names such as `q_proj` (matched as in PEFT), or
+    /// [`ALL_LINEAR`] alone.
     pub targets: Vec<String>,
     /// Whether layers of the vision tower and its merger can be targets.
     pub vision: bool,
@@ -89,7 +92,10 @@ impl LoraSpec {
             return Ok(all);
         }
         let named = |layer: &LinearLayer, target: &str| {
-            layer.name.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            let name = TensorNaming::Nested.from_classic_name(&layer.name);
+            let matches =
+                |name: &str| name.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+            matches(&layer.name) || matches(&name)
         };
         if let Some(target) = self.targets.iter().find(|target| !all.iter().any(|layer| named(layer, target))) {
             return Err(UnknownLoraTarget { target: target.clone(), known: self.known() });
@@ -107,10 +113,11 @@ impl LoraSpec {
         DECODER_LINEAR_LAYERS.into_iter().chain(vision.iter().copied()).collect()
     }
 
-    /// The targets as layer names; `all-linear` is replaced by the names of all layers, because old versions of PEFT
-    /// do not know it.
+    /// The targets by the names of the file ([`save_adapter`]); `all-linear` is replaced by the names of all layers,
+    /// because old versions of PEFT do not know it.
     fn target_names(&self) -> Vec<String> {
-        if self.is_all() { self.known().into_iter().map(str::to_string).collect() } else { self.targets.clone() }
+        let names = if self.is_all() { self.known() } else { self.targets.iter().map(String::as_str).collect() };
+        names.into_iter().map(|name| TensorNaming::Nested.from_classic_name(name)).collect()
     }
 
     /// The factor by which `B A x` is multiplied: alpha divided by the rank.
@@ -193,7 +200,7 @@ impl AdapterSource<'_> {
                 Some(pair) => Some(Lora {
                     down: put(of_down(pair.r, pair.inner), &pair.down)?,
                     up: put(of_up(pair.out, pair.r), share_of_rows(&pair.up, pair.out, share))?,
-                    scale: adapter.scale(),
+                    scale: pair.scale,
                 }),
                 None => None,
             },

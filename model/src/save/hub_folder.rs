@@ -202,6 +202,17 @@ fn read_config(folder: &Path) -> Result<Value> {
     })
 }
 
+/// Writes into config.json of `folder` that the output layer has a tensor of its own.
+pub(crate) fn untie_embeddings(folder: &Path) -> Result<()> {
+    const KEY: &str = "tie_word_embeddings";
+    let mut config = read_config(folder)?;
+    if let Some(tied) = config.get_mut("text_config").and_then(|text| text.get_mut(KEY)) {
+        *tied = json!(false);
+    }
+    config[KEY] = json!(false);
+    Ok(write_atomically(&folder.join("config.json"), format!("{config:#}\n").as_bytes())?)
+}
+
 fn set_dtype(object: &mut Value, dtype: StoredDType) {
     for key in ["dtype", "torch_dtype"] {
         if let Some(value) = object.get_mut(key) {

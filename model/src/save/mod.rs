@@ -10,9 +10,9 @@ mod tests;
 mod weight_files;
 
 pub use folder_format::FolderFormat;
-pub(crate) use hub_folder::write_tensor_file_and_finish;
 pub use hub_folder::{
     ConfigAndTokenizerFiles, HubFolder, MAX_SHARD_BYTES, TensorSpec, TensorWriter, create_hub_folder, move_hub_files,
     write_weights,
 };
+pub(crate) use hub_folder::{untie_embeddings, write_tensor_file_and_finish};
 pub use weight_files::WeightFiles;

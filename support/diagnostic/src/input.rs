@@ -7,6 +7,9 @@ use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::path::Path;
 
+use crate::content;
+pub use crate::content::{SIGNATURE_BYTES, recognise};
+
 /// The size limit of a JSON file of a model folder, such as config.json, in bytes.
 pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
@@ -36,6 +39,13 @@ pub enum UnsuitableFile {
         /// The limit in bytes.
         limit: u64,
     },
+    /// The file is something else than its name says ([`recognise`]).
+    Other {
+        /// What the file is.
+        what: &'static str,
+        /// What the user can do.
+        help: &'static str,
+    },
 }
 
 impl UnsuitableFile {
@@ -45,6 +55,7 @@ impl UnsuitableFile {
             Self::Folder => "give a file",
             Self::Special => "copy its content to a file",
             Self::TooLong { .. } => "check that it is the file you mean, or split it",
+            Self::Other { help, .. } => help,
         }
     }
 }
@@ -57,6 +68,7 @@ impl fmt::Display for UnsuitableFile {
             Self::TooLong { bytes, limit } => {
                 write!(f, "is {bytes} bytes long, above the limit of {limit} bytes for this kind of file")
             }
+            Self::Other { what, .. } => f.write_str(what),
         }
     }
 }
@@ -69,6 +81,7 @@ impl From<UnsuitableFile> for io::Error {
             UnsuitableFile::Folder => io::ErrorKind::IsADirectory,
             UnsuitableFile::Special => io::ErrorKind::InvalidInput,
             UnsuitableFile::TooLong { .. } => io::ErrorKind::FileTooLarge,
+            UnsuitableFile::Other { .. } => io::ErrorKind::InvalidData,
         };
         io::Error::new(kind, why)
     }
@@ -90,7 +103,8 @@ pub fn open_regular_file(path: impl AsRef<Path>) -> io::Result<File> {
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// The file cannot be opened, or is not a regular file; it has more than `limit` bytes; reading fails.
+/// The file cannot be opened, or is not a regular file; it has more than `limit` bytes; it is a pointer of Git LFS, a
+/// web page or a drawing in place of the file; reading fails.
 pub fn read_file(path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
     let file = open_regular_file(path)?;
     let bytes = file.metadata()?.len();
@@ -101,7 +115,20 @@ pub fn read_file(path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::with_capacity(bytes as usize);
     // Files of /proc and growing files have more bytes than their length says.
     file.take(limit + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > limit { Err(too_long(content.len() as u64)) } else { Ok(content) }
+    if content.len() as u64 > limit {
+        return Err(too_long(content.len() as u64));
+    }
+    content::recognise_text(&content).map_or(Ok(content), |other| Err(other.into()))
+}
+
+/// Returns what the regular file `path` is, if [`recognise`] knows its first bytes.
+///
+/// # Errors
+/// The file cannot be opened, or is not a regular file; reading fails.
+pub fn recognise_file(path: impl AsRef<Path>) -> io::Result<Option<UnsuitableFile>> {
+    let mut start = Vec::new();
+    open_regular_file(path)?.take(SIGNATURE_BYTES as u64).read_to_end(&mut start)?;
+    Ok(recognise(&start))
 }
 
 /// Reads a regular file of at most `limit` bytes as UTF-8 text.

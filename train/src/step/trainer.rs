@@ -422,7 +422,9 @@ fn check_adapter(folder: &Path, adapter: &Adapter, spec: &LoraSpec, config: &Mod
     let mut wanted: Vec<String> =
         spec.target_layers(config).unwrap_or_default().into_iter().map(|layer| layer.name).collect();
     wanted.sort();
-    if adapter.adapted_layers().eq(wanted.iter().map(String::as_str)) && adapter.scale() == spec.scale() {
+    let has_scale = |layer: &String| adapter.scale(layer) == Some(spec.scale());
+    let has_layers = adapter.adapted_layers().eq(wanted.iter().map(String::as_str)) && !adapter.replaces_tensors();
+    if has_layers && wanted.iter().all(has_scale) {
         return Ok(());
     }
     let what = "has an adapter whose layers or scale (alpha / rank) differ from this run's options";

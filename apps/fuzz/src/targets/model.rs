@@ -249,7 +249,7 @@ pub const ADAPTER: FuzzTarget = FuzzTarget {
                 fs::write(folder.join(name), part).map_err(|e| e.to_string())?;
             }
             let Some(adapter) = value_if_accepted(Adapter::open(&folder))? else { return Ok(false) };
-            std::hint::black_box((adapter.base_model(), adapter.scale(), adapter.adapted_layers().count()));
+            std::hint::black_box((adapter.base_model(), adapter.replaces_tensors(), adapter.adapted_layers().count()));
             verdict_of(adapter.check(&config))
         }))
     },

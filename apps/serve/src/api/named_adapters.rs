@@ -83,7 +83,7 @@ pub(crate) async fn load_adapter(
     let (path, model) = (folder.to_path_buf(), shared.model.clone());
     let checked = tokio::task::spawn_blocking(move || {
         let adapter = Adapter::open(&path)?;
-        adapter.check(&model.folder.config)?;
+        adapter.check_shared(&model.folder.config)?;
         Ok(adapter)
     });
     let checked = checked.await.map_err(|_| ApiError::internal("checking the adapter has panicked"))?;

@@ -11,16 +11,18 @@ mod truncation;
 
 use std::path::Path;
 
+use reel_diagnostic::input;
+
 use super::types::{DecodeRequest, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo, frames_too_large_error};
 use crate::libraries::load_ffmpeg_for_video;
 use crate::resize::{VideoPixelLimits, refuse_side_of_zero};
 use crate::selection::select_frames_of_file;
 use crate::{MediaError, Result};
 
-/// Checks that FFmpeg is installed and that the file can be opened and is not empty.
+/// Checks that FFmpeg is installed and that the file can be opened, is not empty and does not begin as other files do.
 ///
 /// # Errors
-/// FFmpeg is not installed, or the file cannot be opened or is empty.
+/// FFmpeg is not installed, or the file cannot be opened, is empty, or is known to be something else.
 pub(crate) fn check_video_file(path: &Path) -> Result<()> {
     load_ffmpeg_for_video(path)?;
     let cannot_read = |e| MediaError::cannot_read(path, &e);
@@ -30,7 +32,9 @@ pub(crate) fn check_video_file(path: &Path) -> Result<()> {
     }
     if metadata.is_file() {
         // Only a regular file is opened here, because opening a pipe would wait for its writer.
-        std::fs::File::open(path).map_err(cannot_read)?;
+        if let Some(other) = input::recognise_file(path).map_err(cannot_read)? {
+            return Err(cannot_read(other.into()));
+        }
         if metadata.len() == 0 {
             return Err(MediaError::file_error(path, "is empty (0 bytes)", "copy or download it again"));
         }

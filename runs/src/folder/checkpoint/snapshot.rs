@@ -190,8 +190,7 @@ impl TrainedWeights {
             shape: t.shape.clone(),
         };
         let tensors: Vec<TensorSpec> = trained.iter().map(stored).collect();
-        let (small_files, naming) = (&*origin.small_files, origin.files.tensor_naming());
-        let about = AdapterFolder { spec, base: &origin.name, small_files, naming };
+        let about = AdapterFolder { spec, base: &origin.name, small_files: &origin.small_files };
         let missing = |name: &str| io::Error::other(format!("{name} is not trained"));
         let fill = |spec: &TensorSpec, to: &mut dyn Write| {
             let stored = trained.get(&spec.name).ok_or_else(|| missing(&spec.name))?;

@@ -186,20 +186,16 @@ impl FileRows {
     }
 }
 
-/// The start of a Git LFS pointer file. A clone without Git LFS has such a file in place of each large file.
-const LFS_POINTER: &[u8] = b"version https://git-lfs";
-
 /// Opens a file and detects its format by the first bytes. A Parquet or Arrow file is decoded in a worker process of
 /// `program`, or in this process if `program` is `None`.
 fn open_file(path: &Path, program: Option<&WorkerProgram>) -> Result<FileRows> {
     let mut start = Vec::new();
     let file = input::open_regular_file(path);
-    let read = file.and_then(|file| file.take(foreign::SIGNATURE_BYTES).read_to_end(&mut start));
+    let read = file.and_then(|file| file.take(input::SIGNATURE_BYTES as u64).read_to_end(&mut start));
     read.map_err(|e| DataError::cannot_read(path, &e))?;
     let location = || path.display().to_string();
-    if start.starts_with(LFS_POINTER) {
-        let what = "is a pointer of Git LFS, not the data itself";
-        return Err(DataError::malformed(location(), what, "run git lfs pull in its folder, or download the file"));
+    if let Some(other) = input::recognise(&start) {
+        return Err(DataError::malformed(location(), other.to_string(), other.help()));
     }
     if let Some(format) = ColumnarFormat::from_magic_bytes(&start) {
         return ColumnarRows::open(path, format, program).map(FileRows::Columnar);
