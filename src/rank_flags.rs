@@ -100,10 +100,11 @@ impl From<PortRange> for String {
 #[serde(default)]
 #[command(next_help_heading = "Options for several processes")]
 pub struct JobFlags {
-    /// Number of machines. The command is started once on each of them, and starts --gpus processes there
-    #[arg(long, value_name = "N", requires = "node_rank", value_parser = clap::value_parser!(u32).range(1..=16_384))]
+    /// Number of machines of the job. The command is started on each of them, with its own --node-rank, and starts
+    /// --gpus processes there
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     #[serde(skip)]
-    nodes: Option<u32>,
+    pub nodes: Option<u32>,
     /// Number of this machine, from 0
     #[arg(long, value_name = "K", requires = "nodes")]
     #[serde(skip)]
@@ -136,11 +137,6 @@ impl FromStr for HostPort {
 }
 
 impl JobFlags {
-    /// Whether the command is started on several machines.
-    pub fn names_machines(&self) -> bool {
-        self.nodes.is_some()
-    }
-
     /// Returns the place of this process in its job, by the environment variables of a launcher and these options;
     /// `None` for a single process.
     ///
@@ -168,11 +164,16 @@ impl JobFlags {
     /// The options contradict each other or the launcher's variables.
     pub fn processes_to_start(&self, gpus: Option<u32>, world: Option<&World>) -> Result<Option<LocalProcesses>> {
         let count = gpus.unwrap_or(1) as usize;
-        let given = self.nodes.zip(self.node_rank).map(|(nodes, node)| (nodes as usize, node as usize));
-        if let Some((nodes, node)) = given.filter(|(nodes, node)| node >= nodes) {
-            let what = format!("is {node}, but --nodes is {nodes}");
-            return Err(usage_error("--node-rank", what, format!("give 0 to {}", nodes - 1)));
-        }
+        let given = match (self.nodes, self.node_rank) {
+            (None, _) => None,
+            (Some(nodes), Some(node)) if node < nodes => Some((nodes as usize, node as usize)),
+            (Some(1), None) => Some((1, 0)),
+            (Some(nodes), node) => {
+                let node = node.map_or("not given".to_string(), |node| node.to_string());
+                let (what, help) = (format!("is {node}, but --nodes is {nodes}"), format!("give 0 to {}", nodes - 1));
+                return Err(usage_error("--node-rank", what, help));
+            }
+        };
         let Some(world) = world else {
             let (nodes, node) = given.unwrap_or((1, 0));
             let job =
@@ -229,6 +230,9 @@ mod tests {
         assert_eq!(started(Some((2, 1)), None, None), Ok(Some([1, 1, 2])));
         assert_eq!(started(Some((1, 0)), None, None), Ok(None));
         assert_eq!(started(Some((2, 2)), None, None), Err("--node-rank: is 2, but --nodes is 2; give 0 to 1".into()));
+        let alone = JobFlags { nodes: Some(3), ..JobFlags::default() };
+        let e = alone.processes_to_start(None, None).err().map(|e| e.to_string());
+        assert_eq!(e, Some("--node-rank: is not given, but --nodes is 3; give 0 to 2".into()));
     }
 
     /// A PyTorchJob, an indexed Job and `srun --ntasks-per-node 1` start one process on each machine. With `--gpus`,

@@ -302,6 +302,10 @@ fn job_of_two_machines_exchanges_what_the_formulas_say() {
     let words = || command.split_whitespace();
     let plan = run_in(w.path(), words().chain(["--html", "job.html", "--json"])).json();
     let job = &plan["job"];
+    // The command of one of these machines describes the same job.
+    let of_machine =
+        command.replace("--world 16 --nodes 2", "--gpus 8 --nodes 2 --node-rank 1 --rendezvous node0:29500");
+    assert_eq!(&run_in(w.path(), of_machine.split_whitespace().chain(["--json"])).json()["job"], job);
     let of = |key: &str| number(job, key);
     let (parameters, weights) = (of("/trained_parameters"), of("/trained_bytes"));
     assert!(parameters > 2.6e9 && weights == 2.0 * parameters, "{job}");

@@ -97,7 +97,7 @@ fn launchers_start_processes_by_their_variables() {
     let deepspeed = |rank: usize| {
         let numbers = [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_SIZE", 2)];
         let more = [("CROSS_RANK", 0), ("CROSS_SIZE", 1), ("MASTER_PORT", 29500)];
-        numbers.into_iter().chain(more).map(|(name, value)| (name, value.to_string())).collect()
+        numbers.into_iter().chain(more).map(|(name, value)| (name, value.to_string())).collect::<Vec<_>>()
     };
     let open_mpi = |rank: usize| {
         vec![
@@ -152,12 +152,13 @@ fn ranks_with_other_options_or_files_are_refused_in_one_line() {
         ("fingerprint of the rows of --data: is ", ["--data", "other.jsonl"]),
     ];
     for (at, (starts, of_rank_1)) in cases.into_iter().enumerate() {
-        for shared in [&[][..], &["--lora-target-modules", "all-linear", "--lora-r", "2"]] {
+        let shares: [&[&'static str]; 2] = [&[], &["--lora-target-modules", "all-linear", "--lora-r", "2"]];
+        for shared in shares {
             if !shared.is_empty() && !of_rank_1[0].starts_with("--model") {
                 continue;
             }
             let out = format!("refused{at}");
-            let options = |rank| [shared, if rank == 1 { &of_rank_1 } else { &[] }].concat();
+            let options = |rank: usize| [shared, if rank == 1 { &of_rank_1[..] } else { &[] }].concat();
             for done in started_with(w.path(), &out, torchrun_variables, options) {
                 assert_eq!(done.code, Some(1), "{}", done.stderr);
                 let line = done.stderr.trim_end();
@@ -187,7 +188,7 @@ fn several_machines_start_their_processes_without_torchrun() {
     let w = training_folder(9);
     run_sft(w.path(), "one", &["--max-steps", "2"]).ok();
     let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|held| held.local_addr()).expect("a port").port();
-    let rendezvous: &str = Box::leak(format!("127.0.0.1:{port}").into_boxed_str());
+    let rendezvous: &str = format!("127.0.0.1:{port}").leak();
     let by_options = |node: usize| {
         let all = ["--gpus", "2", "--nodes", "2", "--rendezvous", rendezvous, "--node-rank"];
         [&all[..], &[["0", "1"][node]]].concat()

@@ -214,7 +214,7 @@ impl EvalArgs {
             ("--data", self.run.data.is_some()),
             ("--shard", self.run.shard.is_some()),
             ("--gpus", self.run.gpus.is_some()),
-            ("--nodes", self.run.job.names_machines()),
+            ("--nodes", self.run.job.nodes.is_some()),
             ("--limit", self.run.limit.is_some()),
             ("--resume", self.run.resume),
         ];

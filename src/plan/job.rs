@@ -33,8 +33,8 @@ pub struct JobFlags {
     /// Plan a job of N GPUs with a process for each, which share the micro-batches of --gradient-accumulation-steps
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     world: Option<u32>,
-    /// Number of machines of the job, each of which has the same number of GPUs
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    /// Number of machines of the job (`--nodes` of the planned command), each of which has the same number of GPUs.
+    #[arg(skip)]
     nodes: Option<u32>,
     /// Link within machines (nvlink, pcie4, pcie5), link between them (ib400, ib200, eth100), or both, divided by a
     /// comma [default: nvlink, or the PCIe of GPUs without it; and ib400]
@@ -55,6 +55,16 @@ pub struct PlannedJob {
 }
 
 impl JobFlags {
+    /// Returns these options for a command with `--nodes`, whose `--gpus` counts the GPUs of each machine.
+    pub fn on_machines(&self, nodes: Option<u32>, options: &mut RunOptions) -> Self {
+        let all =
+            nodes.zip(options.gpus).filter(|_| self.world.is_none()).map(|(nodes, gpus)| nodes.saturating_mul(gpus));
+        if all.is_some() {
+            options.gpus = None;
+        }
+        Self { nodes, world: self.world.or(all), ..self.clone() }
+    }
+
     /// Returns the job that `--world`, or `--gpus` of the planned command, describes; `None` for a single process.
     /// Changes `options` to the options of one process that has the micro-batches of the rank with the most work.
     ///

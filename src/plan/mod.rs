@@ -373,7 +373,8 @@ impl PlanSftArgs {
         let token_limit = |o: &SftOptions| ("--max-length", o.max_length);
         let counting =
             Counting { resolved, sizes, rows, unit, wanted, token_limit, plan_rows_of_one_size, plan_run_on_data };
-        let settings = PlannedSettings { options: resolved.options.clone(), job: self.job.clone() };
+        let mut options = resolved.options.clone();
+        let settings = PlannedSettings { job: self.job.on_machines(resolved.job.nodes, &mut options), options };
         TrainingPlanner { counting, sizes, common }.run(settings, self.batch_size.find_batch_size)
     }
 }
@@ -389,7 +390,8 @@ impl PlanGrpoArgs {
         let token_limit = |o: &GrpoOptions| ("--max-prompt-length", o.max_prompt_length);
         let counting =
             Counting { resolved, sizes, rows, unit, wanted, token_limit, plan_rows_of_one_size, plan_run_on_data };
-        let settings = PlannedSettings { options: resolved.options.clone(), job: self.job.clone() };
+        let mut options = resolved.options.clone();
+        let settings = PlannedSettings { job: self.job.on_machines(resolved.job.nodes, &mut options), options };
         TrainingPlanner { counting, sizes, common }.run(settings, self.batch_size.find_batch_size)
     }
 }

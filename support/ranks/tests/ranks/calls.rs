@@ -286,7 +286,7 @@ fn compared(size: usize, facts: impl Fn(usize) -> Vec<(&'static str, String)> + 
 
 #[test]
 fn the_first_fact_that_differs_is_named_on_all_ranks() {
-    let same = |_| vec![("--seed", "3".to_string()), ("version", "1".into())];
+    let same = |_: usize| vec![("--seed", "3".to_string()), ("version", "1".into())];
     assert_eq!(compared(3, same), vec![Ok(()); 3]);
     let said = |facts: fn(usize) -> Vec<(&'static str, String)>, starts: &str, has: &str| {
         for result in compared(4, facts) {
@@ -297,8 +297,8 @@ fn the_first_fact_that_differs_is_named_on_all_ranks() {
     let rate =
         |rank| vec![("--seed", "3".to_string()), ("--rate", if rank == 2 { "0.1".into() } else { "0.2".into() })];
     said(rate, "--rate: is 0.1 on rank 2 (", "), but 0.2 on rank 0; ");
-    let two = |rank| vec![("--seed", rank.min(1).to_string()), ("--rate", rank.to_string())];
+    let two = |rank: usize| vec![("--seed", rank.min(1).to_string()), ("--rate", rank.to_string())];
     said(two, "--seed: is 1 on ranks 1, 2, 3, but 0 on rank 0; ", "");
-    let more = |rank| if rank == 3 { vec![("--lora-r", "x".repeat(200))] } else { Vec::new() };
+    let more = |rank: usize| if rank == 3 { vec![("--lora-r", "x".repeat(200))] } else { Vec::new() };
     said(more, "--lora-r: is xxx", "x… on rank 3 (");
 }
