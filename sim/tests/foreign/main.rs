@@ -4,6 +4,7 @@ mod atomics;
 mod braces;
 mod cluster_addresses;
 mod copies;
+mod descriptors;
 mod fences;
 mod found;
 mod found_libraries;

@@ -23,7 +23,7 @@ pub use warp::{ShuffleMode, VoteMode, WarpOp, WarpOpKind};
 use crate::alu::{AluOp, OperandSlots};
 use crate::order::AccessStrength;
 use crate::regs::Slot;
-use crate::tensor_map::Reduction;
+use crate::tensor_map::{MapField, Reduction};
 
 /// A decoded instruction.
 #[derive(Clone, Debug)]
@@ -139,7 +139,7 @@ pub enum Op {
     TensorMapReplace {
         addr: AddressOperand,
         window: AddressWindow,
-        field: &'static str,
+        field: MapField,
         ordinal: u32,
         value: Slot,
         wide: bool,
