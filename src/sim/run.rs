@@ -16,7 +16,7 @@ use super::case::PreparedLaunch;
 use super::causes::group_by_cause;
 use super::compiler::{CompilerOptions, PtxSource};
 use super::limits::LimitOptions;
-use super::parameters::kernel_parameters;
+use super::parameters::{is_from_triton, kernel_parameters};
 use super::quote::SourceQuotes;
 use super::{entry, page, show};
 use crate::common::CommonOptions;
@@ -211,7 +211,9 @@ impl SimRunArgs {
             ..ExecOptions::default()
         };
         let parameters = kernel_parameters(&program, &kernel);
-        let bound = bind_arguments(&kernel, &parameters, &arguments, common.seed(), self.limits.memory_bytes())?;
+        let from_triton = is_from_triton(&program);
+        let bound =
+            bind_arguments(&kernel, from_triton, &parameters, &arguments, common.seed(), self.limits.memory_bytes())?;
         let launch = LaunchConfig {
             grid: self.grid.0,
             block: self.block.0,
