@@ -42,6 +42,31 @@ fn stored(dir: &Path, file: &str, name: &str) -> Vec<f64> {
     }
 }
 
+/// Triton passes two scratch buffers after the parameters that the Python source declares.
+#[test]
+fn too_few_arguments_for_a_triton_kernel_name_its_scratch_buffers() {
+    let kernel = ".visible .entry k(.param .u64 .ptr .global .align 1 k_param_0, .param .u32 k_param_1,
+        .param .u64 .ptr .global .align 1 k_param_2, .param .u64 .ptr .global .align 1 k_param_3) { ret; }";
+    let shared = ".extern .shared .align 16 .b8 global_smem[];";
+    let dir = folder(&[
+        ("triton.ptx", format!("{PTX_HEADER}{shared}{kernel}")),
+        ("python.ptx", format!("{PTX_HEADER}{kernel}\n.file 1 \"softmax.py\"\n")),
+        ("cuda.ptx", format!("{PTX_HEADER}{kernel}\n.file 1 \"softmax.cu\"\n")),
+    ]);
+    let run = |file: &str, more: &str| {
+        sim(dir.path(), &format!("{file} --grid 1 --block 1 --arg buf:f32:4:zeros --arg u32:4{more}"))
+    };
+    for (file, named) in [("triton.ptx", true), ("python.ptx", true), ("cuda.ptx", false)] {
+        let got = run(file, "");
+        assert_eq!(got.code, Some(2), "{}", got.stderr);
+        assert!(got.stderr.contains("got 2 arguments, but kernel k has 4 parameters"), "{}", got.stderr);
+        let says =
+            got.stderr.contains("the last two pointers of a Triton kernel are its global and its profile scratch");
+        assert_eq!(says, named, "{}", got.stderr);
+    }
+    assert_eq!(run("triton.ptx", &" --arg buf:u8:4096:zeros".repeat(2)).code, Some(0));
+}
+
 #[test]
 fn correct_kernel_has_results_counts_and_no_findings() {
     let dir = folder(&[("k.ptx", format!("{PTX_HEADER}{SAXPY_PTX}"))]);

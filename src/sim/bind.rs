@@ -32,9 +32,11 @@ const MAP_ALIGN: usize = 64;
 
 /// Allocates the buffers of all arguments, then lays out the kernel's parameters. There may be more arguments than
 /// parameters: a kernel may take only the tensor map of a buffer and not the buffer's pointer; such buffers must be the
-/// last arguments. All buffers together may have at most `max_bytes` bytes.
+/// last arguments. All buffers together may have at most `max_bytes` bytes. `from_triton` tells whether Triton made the
+/// kernel.
 pub fn bind_arguments(
     kernel: &Kernel,
+    from_triton: bool,
     parameters: &[KernelParameter],
     arguments: &[(String, KernelArgument)],
     seed: u64,
@@ -50,11 +52,14 @@ pub fn bind_arguments(
             kernel.name,
             sizes.join(", ")
         );
-        return Err(usage_error(
-            "--arg",
-            what,
-            "give one --arg per parameter, in order; more arguments must be buffers of tensor maps",
-        ));
+        let of_triton = match given < taken && from_triton {
+            true => {
+                "the last two pointers of a Triton kernel are its global and its profile scratch buffer, such as \
+                     --arg buf:u8:4096:zeros (global_scratch_size in Triton's metadata has the bytes per block)"
+            }
+            false => "more arguments must be buffers of tensor maps",
+        };
+        return Err(usage_error("--arg", what, format!("give one --arg per parameter, in order; {of_triton}")));
     }
     for ((text, argument), parameter) in arguments.iter().zip(parameters) {
         parameter.check_kind(text, argument)?;

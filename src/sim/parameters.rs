@@ -61,6 +61,13 @@ pub fn kernel_parameters(program: &Program, kernel: &Kernel) -> Vec<KernelParame
     declared.iter().enumerate().map(one).collect()
 }
 
+/// Returns whether Triton made the PTX: its source is Python, or its shared memory has the name that Triton gives it.
+pub fn is_from_triton(program: &Program) -> bool {
+    let module = &program.module;
+    module.files.iter().any(|(_, name)| name.ends_with(".py"))
+        || module.variables.iter().any(|variable| variable.name == "global_smem")
+}
+
 /// Returns the class of arguments for a parameter of this C++ type; `None` for structs and for type names of the
 /// program.
 fn class_of_source_type(name: &str) -> Option<ParameterClass> {

@@ -174,15 +174,22 @@ pub fn is_tensor_map(bytes: &EncodedMap) -> bool {
 
 /// Executes `tensormap.replace.tile.FIELD [map], {ordinal,} value`. 32-bit values are zero-extended; `ordinal` is 0
 /// for fields without one. The map may be invalid until further fields are replaced; [`TensorMap::decode`] checks it.
+/// 128 zero bytes are a map whose fields are all zero, which is rank 1: compilers fill a map with zeros and then replace
+/// the other fields.
 ///
 /// # Errors
-/// Returns an error if the bytes are not an intact map, or if the ordinal or element type does not exist.
+/// Returns an error if the bytes are neither zero nor an intact map, or if the ordinal or element type does not exist.
 pub fn replace_field(
     bytes: &mut EncodedMap,
     field: MapField,
     ordinal: u32,
     value: u64,
 ) -> Result<(), InvalidTensorMap> {
+    if *bytes == [0; ENCODED_MAP_BYTES] {
+        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[RANK] = 1;
+        seal(bytes);
+    }
     check(bytes)?;
     let ordinals = match field {
         MapField::GlobalStride => MAX_RANK - 1,

@@ -102,6 +102,70 @@ fn replaces_fields() {
     assert_eq!(TensorMap::decode(&blob).unwrap(), want);
 }
 
+/// Compilers fill 128 bytes with zeros and then set all fields; a field that they leave out has no valid value.
+#[test]
+fn zero_bytes_become_a_map_when_all_fields_are_replaced() {
+    let mut random = Random(0x1357_9bdf_2468_ace1);
+    for _ in 0..200 {
+        let rank = 1 + random.below(5) as u32;
+        let swizzle = random.below(4);
+        let mut fields = vec![
+            (MapField::GlobalAddress, 0, 16 * random.below(1 << 40)),
+            (MapField::Rank, 0, u64::from(rank) - 1),
+            (MapField::ElemType, 0, 6),
+            (MapField::SwizzleMode, 0, swizzle),
+        ];
+        for i in 0..rank {
+            let extent = if i == 0 { 8 * (1 + random.below(2)) } else { 1 + random.below(256) };
+            fields.push((MapField::GlobalDim, i, 1 + random.below(1 << 32)));
+            fields.push((MapField::BoxDim, i, extent));
+            fields.push((MapField::ElementStride, i, 1));
+        }
+        fields.extend((1..rank).map(|i| (MapField::GlobalStride, i - 1, 16 * random.below(1 << 36))));
+        let value = |field, ordinal| fields.iter().find(|f| (f.0, f.1) == (field, ordinal)).map_or(0, |f| f.2);
+        let all = |field, count: u32| (0..count).map(|i| value(field, i)).collect::<Vec<u64>>();
+        let boxes: Vec<u32> = all(MapField::BoxDim, rank).iter().map(|n| *n as u32).collect();
+        let swizzles = [Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128];
+        let want = TensorMap::tiled(
+            DataType::F16,
+            value(MapField::GlobalAddress, 0),
+            &all(MapField::GlobalDim, rank),
+            &all(MapField::GlobalStride, rank - 1),
+            &boxes,
+            swizzles[swizzle as usize],
+        )
+        .unwrap();
+        let replaced = |left_out: usize| {
+            let mut blob = [0; ENCODED_MAP_BYTES];
+            let kept = fields.iter().enumerate().filter(|(i, _)| *i != left_out);
+            kept.for_each(|(_, &(field, ordinal, value))| replace_field(&mut blob, field, ordinal, value).unwrap());
+            TensorMap::decode(&blob)
+        };
+        let got = replaced(usize::MAX).unwrap();
+        let n = rank as usize;
+        assert_eq!((got.address, got.rank, got.swizzle), (want.address, want.rank, want.swizzle));
+        assert_eq!((got.data_type, &got.dims[..n]), (want.data_type, &want.dims[..n]));
+        assert_eq!((&got.strides[..n - 1], &got.box_dims[..n]), (&want.strides[..n - 1], &want.box_dims[..n]));
+        // Zero is a valid address, element type, swizzle and stride, and stands for rank 1, but is not a valid extent.
+        for (i, (field, ordinal, _)) in fields.iter().enumerate() {
+            let name = match field {
+                MapField::Rank => {
+                    assert_eq!(replaced(i).unwrap().rank, 1);
+                    continue;
+                }
+                MapField::GlobalDim => format!("globalDim[{ordinal}]"),
+                MapField::BoxDim => format!("boxDim[{ordinal}]"),
+                MapField::ElementStride => format!("elementStrides[{ordinal}]"),
+                _ => continue,
+            };
+            assert_eq!(replaced(i).unwrap_err().field, name);
+        }
+    }
+    let mut other = [0; ENCODED_MAP_BYTES];
+    other[ENCODED_MAP_BYTES - 1] = 1;
+    assert_eq!(replace_field(&mut other, MapField::Rank, 0, 1).unwrap_err().field, "bytes");
+}
+
 /// PTX and the driver number the element types differently from number 8 on. The expected PTX numbers are those of
 /// LLVM's `TensormapElemType`.
 #[test]

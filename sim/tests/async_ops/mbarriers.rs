@@ -116,3 +116,35 @@ fn a_copy_on_an_mbarrier_that_was_initialised_without_a_fence() {
         assert_eq!(outcome.notes.iter().any(|n| n.contains("initialisation")), !strict_proxy);
     }
 }
+
+/// Warp 1 waits for the first phase of an mbarrier, whose first two phases are over: it waits for the third phase.
+#[test]
+fn a_wait_for_a_phase_that_is_over_is_named() {
+    let text = ".version 8.0\n.target sm_90a\n.address_size 64\n.visible .entry k() {
+        .reg .pred %p<3>; .reg .b32 %r<3>; .reg .b64 %d<3>; .shared .align 8 .b64 bar;
+        mov.u32 %r0, %tid.x; setp.ne.u32 %p0, %r0, 0; @%p0 bra READY;
+        mbarrier.init.shared::cta.b64 [bar], 1;
+        mbarrier.arrive.shared::cta.b64 %d0, [bar]; mbarrier.arrive.shared::cta.b64 %d0, [bar];
+        READY: bar.sync 0; setp.ne.u32 %p1, %r0, 32; @%p1 bra DONE;
+        WAIT: mbarrier.try_wait.parity.shared::cta.b64 %p2, [bar], 0; @!%p2 bra WAIT;
+        DONE: ret; }";
+    let message = |text: &str| {
+        let program = Program::parse(text).expect("the kernel parses");
+        let setup = |_: &mut SimMemory| launch_config(1, 64, Params::default());
+        let (outcome, _) = run_once(&program, "k", &early_deadlock_options(), &setup);
+        outcome.findings.into_list().iter().map(|f| f.message.clone()).collect::<Vec<_>>().join("; ")
+    };
+    let waits = "in phase 2, 1 of 1 arrivals and 0 bytes are missing";
+    let over = " (phase 0, which has the same parity, is over)";
+    assert!(message(text).contains(&format!("{waits}{over}")), "{}", message(text));
+    // A wait for the state that the second arrival returned is over, and a third phase that is named by its state is
+    // the one that the warp waits for.
+    let third = "mbarrier.arrive.noComplete.shared::cta.b64 %d1, [bar], 1;";
+    let by_state =
+        text.replace("try_wait.parity.shared::cta.b64 %p2, [bar], 0", "try_wait.shared::cta.b64 %p2, [bar], %d1");
+    let by_state = by_state.replace("[bar], 1;", "[bar], 2;").replace("WAIT:", &format!("{third} WAIT:"));
+    let arrive = "mbarrier.arrive.shared::cta.b64 %d0, [bar];";
+    let by_state = by_state.replace(arrive, &arrive.repeat(2));
+    assert!(message(&by_state).contains("in phase 2, 1 of 2 arrivals"), "{}", message(&by_state));
+    assert!(!message(&by_state).contains("parity"), "{}", message(&by_state));
+}

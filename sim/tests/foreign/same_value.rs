@@ -38,3 +38,24 @@ fn different_values_are_a_race_although_one_of_them_is_in_memory() {
         assert_eq!(store_by_all_lanes(some, other_value).finding_kinds(), ["race"], "{some}");
     }
 }
+
+/// Two warps store the same matrix to the same bytes, as Triton's warps do if a tile has fewer elements than the block
+/// has threads.
+#[test]
+fn matrices_that_two_warps_store_may_be_equal() {
+    let case = Case::new(
+        "sm_90a",
+        64,
+        ".reg .b32 %r<6>; .reg .b64 %d<3>; .shared .align 16 .b8 tile[128];
+        ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; and.b32 %r1, %r0, 31; shl.b32 %r2, %r0, 4; and.b32 %r2, %r2, 0x70;
+        mov.u32 %r3, tile; add.u32 %r3, %r3, %r2;
+        stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r3], {%r1};
+        bar.sync 0;
+        shl.b32 %r2, %r1, 2; mov.u32 %r3, tile; add.u32 %r3, %r3, %r2; ld.shared.u32 %r4, [%r3];
+        cvt.u64.u32 %d1, %r2; add.u64 %d1, %d0, %d1; st.global.u32 [%d1], %r4; ret;",
+    );
+    let report = case.run();
+    assert_eq!(report.findings.concat(), []);
+    assert!(report.notes.iter().any(|n| n.contains("the same value")), "{:?}", report.notes);
+    assert_eq!(case.replace("[%r3], {%r1}", "[%r3], {%r0}").finding_kinds(), ["race"]);
+}

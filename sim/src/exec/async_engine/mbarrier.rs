@@ -230,7 +230,8 @@ impl AsyncEngine {
             }
         }
         if let (true, 0, Some((at, phase)), false) = (blocking, done, blocked, cx.fragment.gathered) {
-            cx.fragment.state = FragmentState::Mbarrier { slot: at.slot, address: at.address, phase };
+            cx.fragment.state =
+                FragmentState::Mbarrier { slot: at.slot, address: at.address, phase, by_parity: parity };
             return NextAction::Stop;
         }
         cx.fragment.gathered = false;

@@ -149,8 +149,11 @@ impl AsyncEngine {
         let copy = match b.map.box_copy_at(b.coordinates, offset) {
             Ok(copy) => copy,
             Err(e) => {
-                let aligned = e.field != "shared address";
-                let kind = if aligned { FindingKind::Unsupported } else { FindingKind::Misaligned };
+                let kind = match e.field.as_str() {
+                    "shared address" => FindingKind::Misaligned,
+                    "coordinates" => FindingKind::OutOfBounds,
+                    _ => FindingKind::Unsupported,
+                };
                 cx.report_access(kind, b.lane, ("shared", offset as u64), || e.to_string());
                 return None;
             }

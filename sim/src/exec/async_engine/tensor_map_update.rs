@@ -18,8 +18,8 @@ pub struct TensorMapReplace<'o> {
     pub map: &'o AddressOperand,
     /// State space of the address.
     pub window: AddressWindow,
-    /// Name of the field to replace.
-    pub field: &'o str,
+    /// The field to replace.
+    pub field: MapField,
     /// Index of the dimension, for fields that have one value per dimension.
     pub ordinal: u32,
     /// Register that holds the field's new value.
@@ -36,19 +36,14 @@ pub fn tensormap_replace(cx: &mut InstructionContext, memory: &mut MemorySystem,
     for lane in lanes_in_mask(cx.mask) {
         let found = memory.locate_bytes(cx, lane, r.window, at[lane as usize], MAP_BYTES as u64);
         let Some((location, offset)) = found else { continue };
+        check_map_access(cx, memory, lane, (location, offset), AccessKind::Read);
         let data = memory.location_bytes_mut(&mut cx.grid.blocks, location);
         let bytes = &mut data[offset as usize..offset as usize + MAP_BYTES];
         let mut blob: EncodedMap = [0; MAP_BYTES];
         blob.copy_from_slice(bytes);
-        let result = match MapField::from_qualifier(r.field) {
-            Some(field) => {
-                tensor_map::replace_field(&mut blob, field, r.ordinal, values[lane as usize]).map_err(|e| e.to_string())
-            }
-            None => Err(format!("tensormap.replace of an unknown field: {}", r.field)),
-        };
-        match result {
+        match tensor_map::replace_field(&mut blob, r.field, r.ordinal, values[lane as usize]) {
             Ok(()) => bytes.copy_from_slice(&blob),
-            Err(e) => cx.report(FindingKind::OutOfBounds, lane, || e),
+            Err(e) => cx.report(FindingKind::OutOfBounds, lane, || e.to_string()),
         }
         check_map_access(cx, memory, lane, (location, offset), AccessKind::Write);
     }

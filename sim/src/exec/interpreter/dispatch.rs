@@ -75,7 +75,7 @@ impl Interpreter<'_> {
                 engine.async_store(cx, memory, &AsyncStore { to: addr, mbarrier, width, values: regs, reduce })
             }
             Op::TensorMapReplace { addr, window, field, ordinal, value, wide } => {
-                let (window, ordinal, value, wide) = (*window, *ordinal, *value, *wide);
+                let (window, field, ordinal, value, wide) = (*window, *field, *ordinal, *value, *wide);
                 tensormap_replace(cx, memory, &TensorMapReplace { map: addr, window, field, ordinal, value, wide })
             }
             Op::TensorMapCopyFence { dst, src, scope } => tensormap_cp_fenceproxy(cx, memory, dst, src, *scope),

@@ -18,17 +18,20 @@ use crate::order::{
 };
 use crate::program::op::{LoadStore, Op};
 
+/// Returns the lanes of a store whose bytes in memory already have the stored value.
+type SameValueLanes<'f> = &'f dyn Fn(&MemorySystem, &InstructionContext) -> u32;
+
 impl MemorySystem {
     /// Runs `check` on the shadow memory of a location (a buffer, or the shared memory of a block) and reports the
-    /// conflicts that it finds. `store` describes the access if it is a store whose conflicts with stores of equal
-    /// values are harmless; the store must not have changed memory yet. Does nothing in runs with `count_only`.
+    /// conflicts that it finds. If the access is a store, `same_value` returns the lanes whose bytes in memory already have
+    /// the stored value: their conflicts with earlier stores are harmless. Does nothing in runs with `count_only`.
     #[inline(always)]
     pub fn check_shadow(
         &mut self,
         cx: &mut InstructionContext,
         location: MemoryLocation,
         access: AccessKind,
-        store: Option<(&LaneGroup, &LoadStore)>,
+        same_value: Option<SameValueLanes>,
         check: impl FnOnce(&mut ShadowMemory, &WarpVectorClocks, &RaceCheckContext, &mut Vec<Conflict>),
     ) {
         if cx.grid.context.options.count_only {
@@ -41,7 +44,7 @@ impl MemorySystem {
             check(shadow, &cx.warp.order, &order, &mut found);
         }
         if !found.is_empty() {
-            let same_value = store.map_or(0, |(group, t)| self.lanes_with_same_value(cx, group, t));
+            let same_value = same_value.map_or(0, |lanes| lanes(self, cx));
             self.report_conflicts(cx, location, access, &found, same_value);
         }
         self.conflicts = found;
@@ -67,7 +70,8 @@ impl MemorySystem {
     /// Checks a store of each lane of `group` for races, before it changes memory.
     pub fn check_store(&mut self, cx: &mut InstructionContext, group: &LaneGroup, t: &LoadStore) {
         let (pc, strength, access) = (cx.pc, access_strength(t), AccessKind::Write);
-        self.check_shadow(cx, group.location, access, Some((group, t)), |shadow, warp, order, found| {
+        let same_value = |memory: &Self, cx: &InstructionContext| memory.lanes_with_same_value(cx, group, t);
+        self.check_shadow(cx, group.location, access, Some(&same_value), |shadow, warp, order, found| {
             AccessSize::of(t).for_each_access(strength, &group.offsets, |offsets, bytes| {
                 shadow.check_access(access, warp, group.lanes, offsets, bytes, strength, pc, order, found);
             });

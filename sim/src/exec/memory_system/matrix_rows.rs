@@ -1,11 +1,10 @@
 //! `ldmatrix` and `stmatrix`: 8 × 8 matrices between shared memory and the registers of a warp.
 
-use super::check::AccessSize;
 use super::locate::AccessRequest;
 use super::system::MemorySystem;
 use crate::counters;
 use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
-use crate::exec::operands::{lane_addresses, lanes_with_undefined_address};
+use crate::exec::operands::{lane_addresses, lanes_where, lanes_with_undefined_address};
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::layout;
 use crate::matrix::{Lanes, ldmatrix};
@@ -66,7 +65,15 @@ impl MemorySystem {
         ldmatrix::store(&values, t.trans, &mut bytes[..rows]);
         for group in groups {
             self.count_traffic(cx.grid.reporter.counts(cx.pc), group, 16, true);
-            self.check_lane_accesses(cx, AccessKind::Write, group, AccessSize::whole(16), AccessStrength::Weak);
+            let (pc, access) = (cx.pc, AccessKind::Write);
+            let same_value = |memory: &Self, cx: &InstructionContext| {
+                let data = memory.location_bytes(&cx.grid.blocks, group.location);
+                lanes_where(group.lanes, |lane| data[group.offsets[lane] as usize..][..16] == bytes[lane])
+            };
+            self.check_shadow(cx, group.location, access, Some(&same_value), |shadow, warp, order, found| {
+                let strength = AccessStrength::Weak;
+                shadow.check_access(access, warp, group.lanes, &group.offsets, 16, strength, pc, order, found);
+            });
             self.check_mbarrier_overwrite(cx, group, 16);
             let data = self.location_bytes_mut(&mut cx.grid.blocks, group.location);
             for lane in lanes_in_mask(group.lanes).map(|lane| lane as usize) {

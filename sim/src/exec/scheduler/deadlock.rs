@@ -218,10 +218,17 @@ fn describe_wait(block: &Block, warp: &Warp, state: FragmentState) -> String {
             format!("waits at barrier {id}, where {arrivals}")
         }
         FragmentState::ClusterBarrier { .. } => "waits at the cluster's barrier".into(),
-        FragmentState::Mbarrier { address, .. } => match block.mbarriers.get(&address) {
-            Some(o) => format!("waits for the mbarrier at shared address {address:#x}: {}", o.describe_phase()),
-            None => format!("waits for an mbarrier at shared address {address:#x}"),
-        },
+        FragmentState::Mbarrier { address, phase, by_parity, .. } => {
+            // A parity names the current phase or the one before it. A warp that waits for an older phase of the same
+            // parity waits for the current phase instead.
+            let over = match phase.checked_sub(2).filter(|_| by_parity) {
+                Some(older) => format!(" (phase {older}, which has the same parity, is over)"),
+                None => String::new(),
+            };
+            let state =
+                block.mbarriers.get(&address).map_or("it was invalidated".into(), MbarrierObject::describe_phase);
+            format!("waits for the mbarrier at shared address {address:#x}: {state}{over}")
+        }
         FragmentState::Spin { .. } => "spins in a loop that only other threads' writes can end".into(),
         FragmentState::Registers => "waits for registers (setmaxnreg.inc)".into(),
         FragmentState::Wgmma => "waits for a wgmma that not all four warps of its warpgroup execute".into(),

@@ -61,8 +61,8 @@ pub enum FragmentState {
     /// Waits at `barrier.cluster.wait` until phase `phase` of the cluster barrier is complete.
     ClusterBarrier { phase: u64 },
     /// Waits, after an mbarrier `try_wait` that was false, until the mbarrier at shared address `address` of the
-    /// block in `slot` leaves phase `phase`.
-    Mbarrier { slot: u32, address: u32, phase: u32 },
+    /// block in `slot` leaves phase `phase`. The wait names the phase by its parity, or by a state token.
+    Mbarrier { slot: u32, address: u32, phase: u32, by_parity: bool },
     /// Waits in a loop that only a memory change can end; `progress` is the number of memory changes at the loop's
     /// last iteration.
     Spin { progress: u64 },

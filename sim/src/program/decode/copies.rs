@@ -4,7 +4,7 @@ use super::{Decoded, Decoder, bulk, nth};
 use crate::order::AccessStrength;
 use crate::program::op::*;
 use crate::ptx::ast::{Instruction, Operand, Type};
-use crate::tensor_map::Reduction;
+use crate::tensor_map::{MapField, Reduction};
 
 impl Decoder<'_> {
     pub(super) fn decode_cp_async(&mut self, instruction: &Instruction, parts: &[&str]) -> Decoded {
@@ -98,22 +98,8 @@ impl Decoder<'_> {
         let o = &instruction.operands;
         let has = |p: &str| parts.contains(&p);
         if has("replace") {
-            const FIELDS: [&str; 10] = [
-                "global_address",
-                "rank",
-                "box_dim",
-                "global_dim",
-                "global_stride",
-                "element_stride",
-                "elemtype",
-                "interleave_layout",
-                "swizzle_mode",
-                "fill_mode",
-            ];
-            let field = FIELDS
-                .into_iter()
-                .find(|f| has(f))
-                .ok_or_else(|| self.o.error("the opcode lacks a field such as .rank"))?;
+            let field = parts.iter().find_map(|part| MapField::from_qualifier(part));
+            let field = field.ok_or_else(|| self.o.error("the opcode lacks a field such as .rank"))?;
             let window = self.window(parts)?;
             let (addr, window) = self.o.address_operand(nth(o, 0)?, window)?;
             let wide = has("b64");

@@ -18,12 +18,12 @@ pub use copies::{BulkCopy, BulkCopyKind, BulkReduction, CpAsync};
 pub use matrix::{LdStMatrix, Mma, Wgmma, Wmma, WmmaTransfer};
 pub use memory::{AddressOperand, AddressWindow, Atomic, AtomicOp, AtomicType, LoadStore, NamedParam};
 pub use sync::{Barrier, BarrierKind, Fence, Mbarrier, MbarrierOperationKind};
-pub use warp::{ShuffleMode, VoteMode, WarpOp, WarpOpKind};
+pub use warp::{ReduxNumber, ShuffleMode, VoteMode, WarpOp, WarpOpKind};
 
 use crate::alu::{AluOp, OperandSlots};
 use crate::order::AccessStrength;
 use crate::regs::Slot;
-use crate::tensor_map::Reduction;
+use crate::tensor_map::{MapField, Reduction};
 
 /// A decoded instruction.
 #[derive(Clone, Debug)]
@@ -139,7 +139,7 @@ pub enum Op {
     TensorMapReplace {
         addr: AddressOperand,
         window: AddressWindow,
-        field: &'static str,
+        field: MapField,
         ordinal: u32,
         value: Slot,
         wide: bool,
