@@ -35,8 +35,9 @@ use crate::{interrupt, launch, model, output as print};
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// Options of a run that may differ between its processes. They are paths of the same files on different machines,
-/// whose contents are compared instead, or only rank 0 uses them. The kind of the device is compared, not its index.
-const MAY_DIFFER: [&str; 17] = [
+/// whose contents are compared instead, or only rank 0 uses them. [`program_facts`] has the kind of the device and the
+/// dtype that the run really uses.
+const MAY_DIFFER: [&str; 18] = [
     "model",
     "data",
     "media_root",
@@ -51,6 +52,7 @@ const MAY_DIFFER: [&str; 17] = [
     "run_name",
     "wandb_project",
     "device",
+    "dtype",
     "threads",
     "rank_ports",
     "rank_interface",
