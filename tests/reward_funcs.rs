@@ -49,12 +49,18 @@ fn has_python(test: &str) -> bool {
     found.is_ok()
 }
 
-/// Runs `reel grpo` without the reward command of [`grpo_args`] and without `--quiet`.
-fn run(at: &Path, out: &str, functions: &[&str], more: &[&str]) -> FinishedRun {
+/// Returns the arguments of `reel grpo` without the reward command of [`grpo_args`] and without `--quiet`.
+fn args_without_rewards(out: &str, more: &[&str]) -> Vec<String> {
     let mut args = grpo_args(out, more);
     let command = args.iter().position(|arg| arg == "--reward-command").expect("a reward command");
     args.drain(command..command + 2);
     args.retain(|arg| arg != "--quiet");
+    args
+}
+
+/// Runs `reel grpo` with Python functions as rewards.
+fn run(at: &Path, out: &str, functions: &[&str], more: &[&str]) -> FinishedRun {
+    let mut args = args_without_rewards(out, more);
     args.push("--reward-funcs".into());
     args.extend(functions.iter().map(|name| name.to_string()));
     run_in(at, args)
@@ -162,8 +168,8 @@ fn completions_without_any_reward_are_left_out() {
     run(at, "two", &["my.py:partly"], &[&options[..], &["--gpus", "2"]].concat()).ok();
     let hash = |out: &str| read_metrics(&at.join(out))[0]["hash"].clone();
     assert_eq!((hash("two"), &read_metrics(&at.join("two"))[0]["nan_rewards"]), (hash("out"), &line["nan_rewards"]));
-    let given = grpo_args("given", &[&options[..], &["--rollouts", "out/rollouts/000001.jsonl"]].concat());
-    run_in(at, given.into_iter().filter(|arg| arg != "--quiet")).ok();
+    let rollouts = ["--rollouts", "out/rollouts/000001.jsonl"];
+    run_in(at, args_without_rewards("given", &[&options[..], &rollouts].concat())).ok();
     assert_eq!(hash("given"), hash("out"));
     assert_eq!(read_metrics(&at.join("given"))[0]["completions_without_reward"], line["completions_without_reward"]);
 

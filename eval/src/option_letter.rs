@@ -16,7 +16,7 @@ use regex::Regex;
 /// What a declaration begins with; the letter or the text of an option follows.
 static DECLARATION: LazyLock<Regex> = LazyLock::new(|| {
     regex(
-        r#"(?ix) \b(?: answer | ans | solution )\b [\s*_`"')\]]* (?: \b(?:is|was|(?:would|should|must|has\sto)\sbe)\b | [:：=–—-] | \n )
+        r#"(?ix) \b(?: answer | ans | solution )\b (?: \s(?:to|for)\s[^.:\n]{1,80}? | ,\s(?:therefore|then|thus), )? [\s*_`"')\]]* (?: \b(?:is|was|(?:would|should|must|has\sto)\sbe)\b | [:：=–—-] | \n )
         | \b(?: option | choice | (?:correct|right|best)\sone )\b [\s*_]* (?: \b(?:is|(?:would|should|must)\sbe)\b | [:：=] )
         | \b(?: choose | chose | select | selected | pick | picked | going\swith | go\swith | opt\sfor )\b
         | \b(?: therefore | thus | hence | so | conclusion )\b [,:]* \s+ (?: (?:it\sis|it's|it\smust\sbe)\s+ )? (?: option|choice )?
@@ -101,7 +101,11 @@ pub fn option_letter<'o>(text: &'o str, options: &'o [String]) -> Option<&'o str
         };
     }
     let own: Vec<&str> = lines_without_copied_options(text, &options);
-    let first_or_last = [own.first(), own.last()].into_iter().flatten().find_map(|line| leading_letter(line));
+    let bare = |line: &'o str| {
+        let named = ["Option ", "Choice ", "option ", "choice "].iter().find_map(|word| line.trim().strip_prefix(word));
+        leading_letter(named.unwrap_or(line))
+    };
+    let first_or_last = [own.first(), own.last()].into_iter().flatten().copied().find_map(bare);
     first_or_last.filter(|letter| is_known(letter)).or_else(|| {
         let lower = own.join("\n").to_ascii_lowercase();
         let mut named = options.iter().filter(|option| occurs_as_words(&lower, &option.words));
@@ -112,11 +116,11 @@ pub fn option_letter<'o>(text: &'o str, options: &'o [String]) -> Option<&'o str
 /// Returns the capital letter at the beginning of a text, after brackets and asterisks, unless a word begins with this
 /// letter.
 pub fn leading_letter(text: &str) -> Option<&str> {
-    let text = text.trim_start_matches(|c: char| c.is_whitespace() || "(*[\"'`:".contains(c));
+    let text = text.trim_start_matches(|c: char| c.is_whitespace() || "(*[\"'`:$【".contains(c));
     let letter = text.get(..1).filter(|letter| letter.as_bytes()[0].is_ascii_uppercase())?;
     let next = text[1..].chars().next();
     // "A cat" may be an article; "A" alone, "A." and "A)" are letters.
-    (next.is_none_or(|c| ".):]*\"'`,\n".contains(c))).then_some(letter)
+    (next.is_none_or(|c| ".):]*\"'`,$】\n".contains(c))).then_some(letter)
 }
 
 impl<'o> OptionText<'o> {
@@ -158,16 +162,31 @@ fn declared_option<'o>(mut rest: &'o str, options: &[OptionText<'o>]) -> Option<
             None => break,
         }
     }
-    let (letter, after) = rest.split_at_checked(1).filter(|(c, _)| c.as_bytes()[0].is_ascii_uppercase())?;
-    if !is_end(after) || after.starts_with(['\'', '’']) {
-        return None;
-    }
-    let next = after.trim_start_matches(' ');
-    let word: &str = next.split(|c: char| !c.is_alphabetic()).next().unwrap_or_default();
-    if letter == "A" && next.len() < after.len() && word.starts_with(char::is_lowercase) && !REASONS.contains(&word) {
-        return None;
-    }
+    let (letter, after) = letter_at_start(rest).or_else(|| letter_in_brackets(rest))?;
     Some(if is_list(after) { Declared::Several } else { Declared::Letter(letter) })
+}
+
+/// Returns the capital letter at the beginning of a text, if it is a word of its own, and the text after it. `A` before
+/// another word than a reason is an article.
+fn letter_at_start(text: &str) -> Option<(&str, &str)> {
+    let (letter, after) = text.split_at_checked(1).filter(|(c, _)| c.as_bytes()[0].is_ascii_uppercase())?;
+    let next = after.trim_start_matches(' ');
+    let word = next.split(|c: char| !c.is_alphabetic()).next().unwrap_or_default();
+    let is_article =
+        letter == "A" && next.len() < after.len() && word.starts_with(char::is_lowercase) && !REASONS.contains(&word);
+    (is_end(after) && !after.starts_with(['\'', '’']) && !is_article).then_some((letter, after))
+}
+
+/// Returns the only letter in brackets in the sentence at the beginning of a text, as in `the cat (B)`, and the text
+/// after it. A negated sentence has none.
+fn letter_in_brackets(text: &str) -> Option<(&str, &str)> {
+    let sentence = &text[..text.find(['.', '\n']).unwrap_or(text.len())];
+    let mut found = sentence.match_indices('(').filter_map(|(at, _)| {
+        let (letter, after) = letter_at_start(&text[at + 1..])?;
+        after.starts_with(')').then_some((letter, after))
+    });
+    let first = found.next().filter(|_| !["not ", "none ", "neither "].iter().any(|no| sentence.starts_with(no)))?;
+    found.next().is_none().then_some(first)
 }
 
 /// Whether another letter follows a letter: `, B`, `/B`, `or (B)`. `, B is wrong` is another sentence.
@@ -264,6 +283,15 @@ mod tests {
             "B. A cat\n\nA. No dog: there is none.",
             "It purrs.\n\nB",
             "The frames show an animal.\n(B) A cat",
+            "Option B",
+            "It purrs.\nOption B.",
+            "The answer to the question is B.",
+            "The answer, therefore, is B.",
+            "Final answer: The animal (B)",
+            "**Answer:** (B) A cat",
+            "{\"answer\": \"B\"}",
+            "【B】",
+            "$B$",
         ] {
             assert_eq!(letter(text).as_deref(), Some("B"), "{text}");
         }
@@ -293,6 +321,9 @@ mod tests {
             "Answer: A and (B)",
             "The answer is either A or option B",
             "The answer is not A.",
+            "The answer is not (A).",
+            "The answer is either the dog (A) or the cat (B)",
+            "Options",
             "The answer is A matter of taste.",
             "Both A and B",
             "A man walks",

@@ -326,46 +326,27 @@ fn prompts_may_be_chats_without_an_answer() {
     assert_eq!(columns["answer"], "3");
     assert_eq!(prompt(json!({"instruction": "?", "answer": "3"})).unwrap().0.into_json(), json!([user("?")]));
     // VLM-R1's rows: the first message is the problem, the second one the solution.
-    let sharegpt = |turns: &[(&str, Value)]| {
-        let turn = |(from, value): &(&str, Value)| json!({"from": from, "value": value});
-        json!({"conversations": turns.iter().map(turn).collect::<Vec<_>>()})
-    };
-    let and = |mut row: Value, name: &str, value: Value| {
-        row[name] = value;
-        row
-    };
-    for (value, solution) in [
-        (json!("<answer> 3 </answer>"), "<answer> 3 </answer>"),
-        (json!(" B\n"), "<answer> B </answer>"),
-        (json!(4), "<answer> 4 </answer>"),
-        (json!(2.50), "<answer> 2.5 </answer>"),
-    ] {
-        let row = and(sharegpt(&[("human", json!("<image>How many?")), ("gpt", value)]), "image", json!("a.png"));
-        let (content, columns) = prompt(row).unwrap();
-        let image = json!({"type": "image", "image": "a.png"});
-        let asked = json!([{"role": "user", "content": [image, {"type": "text", "text": "How many?"}]}]);
-        assert_eq!(
-            (content.into_json(), &columns["solution"], &columns["problem"]),
-            (asked, &json!(solution), &json!("How many?"))
-        );
+    let turns =
+        |answer: Value| json!([{"from": "human", "value": "<image>How many?"}, {"from": "gpt", "value": answer}]);
+    let vlm_r1 = |answer, name: &str, value| json!({"conversations": turns(answer), "image": "a.png", name: value});
+    let values = [json!("<answer> 3 </answer>"), json!(" B\n"), json!(4), json!(2.50)];
+    for (value, want) in values.into_iter().zip(["3", "B", "4", "2.5"]) {
+        let (content, columns) = prompt(vlm_r1(value, "id", json!(1))).unwrap();
+        let asked = json!([{"type": "image", "image": "a.png"}, {"type": "text", "text": "How many?"}]);
+        assert_eq!(content.into_json(), json!([{"role": "user", "content": asked}]));
+        let got = json!([columns["solution"], columns["problem"]]);
+        assert_eq!(got, json!([format!("<answer> {want} </answer>"), "How many?"]));
     }
+    let several = [turns(json!("!")), json!([{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}])];
+    let several: Vec<Value> = several.iter().flat_map(|turns| turns.as_array().cloned().unwrap()).collect();
     for (given, what) in [
+        (json!({"conversations": several, "image": "a.png"}), "ends with an answer"),
+        (vlm_r1(json!("!"), "solution", json!("?")), "differs from the answer"),
+        (vlm_r1(json!("!"), "accu_reward_method", json!("map")), "is \"map\""),
         (json!({"messages": [user("?"), answer("!")]}), "ends with an answer"),
         (json!({"prompt": [user("?")], "completion": [answer("!")]}), "ends with an answer"),
         (json!({"prompt": "?", "completion": "!"}), "has a `completion`"),
         (json!({"query": "?", "response": "!"}), "ends with an answer"),
-        (
-            sharegpt(&[("human", json!("?")), ("gpt", json!("!")), ("human", json!("?")), ("gpt", json!("!"))]),
-            "ends with",
-        ),
-        (
-            and(sharegpt(&[("human", json!("?")), ("gpt", json!("!"))]), "solution", json!("?")),
-            "differs from the answer",
-        ),
-        (
-            and(sharegpt(&[("human", json!("?")), ("gpt", json!("!"))]), "accu_reward_method", json!("map")),
-            "is \"map\"",
-        ),
     ] {
         let error = prompt(given.clone()).unwrap_err();
         assert!(error.what.starts_with(what), "{given}: {error}");
