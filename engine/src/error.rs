@@ -15,9 +15,17 @@ pub enum EngineError {
     /// An error of the device or an op.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    /// A request has an invalid field, or more tokens than the KV cache holds.
+    /// A request has an invalid field.
     #[error("{0}")]
     Request(Diagnostic),
+    /// A request has more tokens than the KV cache holds.
+    #[error("{diagnostic}")]
+    TooLong {
+        /// The number of tokens that the KV cache holds.
+        room: usize,
+        /// What the request needs, and what to do.
+        diagnostic: Diagnostic,
+    },
     /// The logits of a sequence are NaN.
     #[error(
         "logits: not a number at generated token {token} of completion {completion}; the weights are damaged, or the dtype overflows: try --dtype f32"
@@ -39,9 +47,6 @@ pub enum EngineError {
     Interrupted,
 }
 
-/// The location that is named in an error about a request that does not fit into the KV cache.
-pub(crate) const KV_CACHE_LOCATION: &str = "KV cache";
-
 impl From<InputError> for EngineError {
     fn from(e: InputError) -> Self {
         Self::Model(e.into())
@@ -49,17 +54,12 @@ impl From<InputError> for EngineError {
 }
 
 impl EngineError {
-    /// Whether a request has more tokens than the KV cache holds.
-    pub fn is_too_long(&self) -> bool {
-        matches!(self, Self::Request(diagnostic) if diagnostic.location == KV_CACHE_LOCATION)
-    }
-
     /// Whether all processes of a tensor-parallel model get this error for the same request, so that each of them can
     /// drop the request and continue.
     pub(crate) fn is_same_on_all_ranks(&self) -> bool {
         let is_of_input = |e: &ModelError| matches!(e, ModelError::Input(_));
         match self {
-            Self::Request(_) | Self::NotANumber { .. } | Self::NotANumberInPrompt => true,
+            Self::Request(_) | Self::TooLong { .. } | Self::NotANumber { .. } | Self::NotANumberInPrompt => true,
             Self::Model(e) => is_of_input(e),
             Self::Runtime(_) | Self::DeadlineExceeded | Self::Interrupted => false,
         }

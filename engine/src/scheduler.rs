@@ -25,7 +25,7 @@ use reel_runtime::ops::KvPages;
 
 use crate::adapters::AdapterId;
 use crate::block_allocator::BlockAllocator;
-use crate::error::{EngineError, KV_CACHE_LOCATION, Result};
+use crate::error::{EngineError, Result};
 use crate::prefill::PrefillJob;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::request::{Completion, TokenEvent};
@@ -155,9 +155,10 @@ impl Scheduler {
         let (needed, most) = (BlockAllocator::blocks_for_tokens(max_tokens), self.blocks.block_count());
         let is_computed = sequences.first().is_some_and(|sequence| !sequence.is_finished());
         if is_computed && needed > most {
-            let what = format!("has room for {} tokens, but prompt and completion need {max_tokens}", most * BLOCK);
+            let room = most * BLOCK;
+            let what = format!("has room for {room} tokens, but prompt and completion need {max_tokens}");
             let help = "shorten the prompt, lower the number of new tokens, or give the KV cache more memory";
-            return Err(EngineError::Request(Diagnostic::new(KV_CACHE_LOCATION, what, help)));
+            return Err(EngineError::TooLong { room, diagnostic: Diagnostic::new("KV cache", what, help) });
         }
         let first = self.next_key;
         let keys: Vec<usize> = (first..first + sequences.len()).collect();

@@ -398,7 +398,7 @@ impl PlanServeArgs {
 
 /// Returns true if a plan failed because the KV cache has no room for one request.
 fn is_out_of_memory(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(EngineError::Request(e)) if e.to_string().starts_with("KV cache: "))
+    matches!(error.downcast_ref(), Some(EngineError::TooLong { .. }))
 }
 
 /// Replaces the number of keys that the attention of a decode step reads. The counted step is at the beginning of the

@@ -357,7 +357,7 @@ impl RowsInProgress<'_, '_> {
                 self.unfinished.insert(row, UnfinishedRow { prompt, completions: Vec::new() });
                 Ok(())
             }
-            Err(EngineError::Request(fault)) => {
+            Err(EngineError::Request(fault) | EngineError::TooLong { diagnostic: fault, .. }) => {
                 self.fail_row(row, RowFailureKind::Row.error(fault.at(self.run.prompts.location(row).0)).into(), lines)
             }
             Err(e) => Err(e.into()),

@@ -74,12 +74,14 @@ fn errors_name_the_field_that_is_wrong() {
         ),
         (json!({"max_completion_tokens": 1u64 << 40}), "messages", "or lower max_completion_tokens to "),
         (json!({"max_tokens": 1u64 << 40}), "messages", "or lower max_tokens to "),
-        (json!({"max_tokens": 100_000}), "messages", "KV cache: has room for "),
+        (json!({"max_tokens": 100_000}), "messages", " tokens here. KV cache: has room for "),
     ] {
         let e = server.post_refused(CHAT, &chat(fields.clone()), 400);
         let message = e["message"].as_str().unwrap();
         assert_eq!(e["param"], param, "{fields}: {e}");
         assert!(message.contains(words) && message.contains("; ") && message.lines().count() == 1, "{e}");
+        let is_too_long = message.starts_with("This model's maximum context length is ");
+        assert_eq!(is_too_long, e["code"] == "context_length_exceeded", "{e}");
     }
     let body = |max_tokens: u64| json!({"prompt": "x", "max_tokens": max_tokens});
     let e = server.post_refused(COMPLETIONS, &body(1 << 40), 400);
@@ -100,7 +102,8 @@ fn errors_about_models_are_objects_of_limited_length() {
     let e = error_object(&get("/v1/models/%E9"), 400);
     assert!(e["param"] == "model" && e["message"].as_str().unwrap().contains("is not UTF-8; "), "{e}");
     let e = error_object(&get("/v1/models/other"), 404);
-    assert_eq!(e["message"], "model: there is no model \"other\" here; this server has \"tiny\"");
+    assert_eq!(e["message"], "model: the model \"other\" does not exist; this server has \"tiny\"");
+    assert_eq!(e["code"], "model_not_found");
     let e = error_object(&get(&format!("/{}", "y".repeat(30_000))), 404);
     assert!(e.to_string().len() < 10_000, "{e}");
 }

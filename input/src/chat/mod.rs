@@ -25,7 +25,7 @@ use sha2::{Digest, Sha256};
 use self::engine::{CompiledTemplate, RenderInput};
 use self::isolation::{IsolatedTemplate, WorkerTemplate};
 use crate::error::{InputError, Result};
-use crate::messages::Conversation;
+use crate::messages::{Conversation, insert_text_arguments, mark_text_arguments};
 
 pub use self::isolation::TEMPLATE_WORKER;
 pub use self::prompt_end::PromptEnd;
@@ -147,7 +147,7 @@ impl ChatTemplate {
     /// does not use; the template refuses the messages.
     pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String> {
         let main = &self.main;
-        let (template, tools, messages) = match (&conversation.tools[..], &self.tools) {
+        let (template, tools, mut messages) = match (&conversation.tools[..], &self.tools) {
             ([], _) if conversation.has_tool_calls() && !mentions(&main.text, "tool_calls") => {
                 (main, Value::Null, conversation.with_calls_as_text().to_template_value())
             }
@@ -162,7 +162,9 @@ impl ChatTemplate {
             }
         };
         let variables = template.used_variables(conversation)?;
-        template.render(&RenderInput { messages, tools, add_generation_prompt, variables })
+        let texts = mark_text_arguments(&mut messages);
+        let prompt = template.render(&RenderInput { messages, tools, add_generation_prompt, variables })?;
+        Ok(insert_text_arguments(prompt, &texts))
     }
 
     /// Renders a conversation as [`Self::render`] does, to a prompt that ends at `end`.

@@ -242,6 +242,9 @@ fn built_in_template_writes_tools_calls_and_results() {
         {"role": "tool", "tool_call_id": "2", "content": [{"type": "text", "text": "two"}]},
         {"role": "assistant", "content": "a", "tool_calls": [{"id": "3", "function": {"name": "f"}}]},
         {"role": "tool", "tool_call_id": "3", "content": "three"},
+        {"role": "assistant", "content": null, "tool_calls": [
+            {"id": "4", "type": "function", "function": {"name": "f", "arguments": "{\"x\": \"cut"}}]},
+        {"role": "tool", "tool_call_id": "4", "content": "not JSON"},
     ]);
     let own = template(CHAT_TEMPLATE);
     let text = own.render(&with_tool(messages), true).unwrap();
@@ -253,7 +256,9 @@ fn built_in_template_writes_tools_calls_and_results() {
         <tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call><|im_end|>\n\
         <|im_start|>user\n<tool_response>\none\n</tool_response>\n<tool_response>\ntwo\n</tool_response><|im_end|>\n\
         <|im_start|>assistant\na\n<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call><|im_end|>\n\
-        <|im_start|>user\n<tool_response>\nthree\n</tool_response><|im_end|>\n<|im_start|>assistant\n";
+        <|im_start|>user\n<tool_response>\nthree\n</tool_response><|im_end|>\n\
+        <|im_start|>assistant\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": \"cut}\n</tool_call><|im_end|>\n\
+        <|im_start|>user\n<tool_response>\nnot JSON\n</tool_response><|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(rest, wanted);
     let question = own.render(&with_tool(json!([{"role": "user", "content": "u"}])), false).unwrap();
     assert!(question.starts_with("<|im_start|>system\nYou are a helpful assistant.\n\n"), "{question}");

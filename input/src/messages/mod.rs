@@ -24,7 +24,7 @@ use crate::error::{InputError, Result};
 
 pub use self::media_source::{MediaSource, media_type_of_base64};
 pub use self::part_keys::{IMAGE_KEYS, VIDEO_KEYS};
-pub(crate) use self::tool_messages::is_function_name;
+pub(crate) use self::tool_messages::{insert_text_arguments, is_function_name, mark_text_arguments};
 
 /// A list of chat messages.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,7 +46,8 @@ pub struct Message {
     pub role: String,
     /// The text of the message, or its parts.
     pub content: MessageContent,
-    /// All other keys of the message, unchanged except for the arguments of tool calls, which are objects.
+    /// All other keys of the message, unchanged except for the arguments of tool calls, which are objects, or texts
+    /// that are not JSON.
     pub others: Map<String, Value>,
 }
 

@@ -75,10 +75,12 @@ impl Conversation {
     /// without it, only the keys of parts are checked.
     ///
     /// # Errors
-    /// A message is malformed, or has a key with a value that neither this program nor the template reads.
+    /// A message is malformed, has a key with a value that neither this program nor the template reads, or calls a tool
+    /// with arguments that are not JSON.
     pub fn from_row(location: &str, messages: &Value, root: &Path, template: Option<&str>) -> Result<Self> {
         let conversation = Self::from_json(location, messages, root)?;
         refuse_unknown_part_keys(location, messages, UnknownTextKeys::Refused)?;
+        conversation.refuse_text_arguments()?;
         let Some(template) = template else { return Ok(conversation) };
         for (i, message) in conversation.messages.iter().enumerate() {
             let is_read = |key: &str| READ_KEYS.contains(&key) || reads_key(template, key);

@@ -1,5 +1,8 @@
 //! Tool calls and their results in chat messages. An assistant's message has `tool_calls`, whose arguments are an
 //! object or, as in OpenAI's API, a text with its JSON. A message of the role `tool` has the result of one call.
+//!
+//! A client sends an answer back as it came, so arguments may also be a text that is not JSON: the model wrote it, or
+//! did not complete it. The prompt then has the text unchanged, where a template would write it as a JSON string.
 
 use serde_json::{Map, Value, json};
 
@@ -14,7 +17,7 @@ const CALL: &str = "give {\"id\": ..., \"type\": \"function\", \"function\": {\"
     JSON}}";
 
 /// Reads the tool calls in `keys`, a message's keys other than `role` and `content`. Converts the arguments of calls to
-/// JSON objects, which chat templates expect.
+/// JSON objects, which chat templates expect. Arguments that are not JSON stay texts.
 ///
 /// # Errors
 /// A call has the wrong form; the message has the old field `function_call`, which `tool_calls` has replaced.
@@ -41,7 +44,12 @@ pub(crate) fn read_tool_calls(location: &str, role: &str, mut keys: Map<String, 
     Ok(keys)
 }
 
-/// Checks one call. If its arguments are a text, they are replaced by the JSON object in the text.
+/// The object with the name and the arguments of a call: its key `function`, or the call itself; templates accept both.
+fn function_mut(call: &mut Value) -> &mut Value {
+    if call.get("function").is_some() { &mut call["function"] } else { call }
+}
+
+/// Checks one call. If its arguments are a text with a JSON object, they are replaced by this object.
 fn read_call(location: &str, call: &mut Value) -> Result<()> {
     let wrong = |what: String| Err(InputError::messages(location, what, CALL));
     if !call.is_object() {
@@ -50,8 +58,7 @@ fn read_call(location: &str, call: &mut Value) -> Result<()> {
     if call.get("type").is_some_and(|kind| kind != "function") {
         return wrong(format!("has the type {}", call["type"]));
     }
-    // The name and the arguments of a call are in its key `function`, or directly in the call; templates accept both.
-    let function = if call.get("function").is_some() { &mut call["function"] } else { call };
+    let function = function_mut(call);
     match function.get("name") {
         Some(Value::String(name)) if is_function_name(name) => {}
         Some(name) => return wrong(format!("has the function name {name}")),
@@ -64,7 +71,7 @@ fn read_call(location: &str, call: &mut Value) -> Result<()> {
         Some(Value::String(text)) if text.trim().is_empty() => Map::new(),
         Some(Value::String(text)) => match serde_json::from_str(text) {
             Ok(arguments) => arguments,
-            Err(e) => return wrong(format!("has arguments that are not a JSON object ({e})")),
+            Err(_) => return Ok(()),
         },
         Some(_) => return wrong("has arguments that are neither an object nor a text".into()),
     };
@@ -75,8 +82,53 @@ fn read_call(location: &str, call: &mut Value) -> Result<()> {
 /// The text that Qwen2.5's template writes for a call after the text of a message. `call` was checked by [`read_call`].
 fn call_text(call: &Value) -> String {
     let function = call.get("function").unwrap_or(call);
-    let arguments = python_json(&function["arguments"]);
+    let arguments = match &function["arguments"] {
+        Value::String(text) => text.clone(),
+        arguments => python_json(arguments),
+    };
     format!("\n<tool_call>\n{{\"name\": {}, \"arguments\": {arguments}}}\n</tool_call>", function["name"])
+}
+
+/// The beginning of the mark that stands for a text in `arguments` while a template is rendered; its index and `]`
+/// follow.
+const MARK: &str = "[reel-arguments-";
+
+/// Replaces the arguments that are texts by marks, in messages as JSON for a chat template. Returns the texts.
+pub(crate) fn mark_text_arguments(messages: &mut Value) -> Vec<String> {
+    let mut texts = Vec::new();
+    let calls = |message| Value::get_mut(message, "tool_calls").and_then(Value::as_array_mut);
+    for call in messages.as_array_mut().into_iter().flatten().filter_map(calls).flatten() {
+        if let Some(Value::String(text)) = function_mut(call).get_mut("arguments") {
+            let mark = format!("{MARK}{}]", texts.len());
+            texts.push(std::mem::replace(text, mark));
+        }
+    }
+    texts
+}
+
+/// Replaces the marks in a rendered prompt by the texts that they stand for. A template may have written a mark as a
+/// JSON string; its quotes are removed.
+pub(crate) fn insert_text_arguments(prompt: String, texts: &[String]) -> String {
+    if texts.is_empty() {
+        return prompt;
+    }
+    let mut parts = prompt.split(MARK);
+    let mut inserted = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        let text_of = |index: &str| texts.get(index.parse::<usize>().ok()?);
+        let Some((text, rest)) = part.split_once(']').and_then(|(index, rest)| Some((text_of(index)?, rest))) else {
+            inserted += MARK;
+            inserted += part;
+            continue;
+        };
+        let unquoted = rest.strip_prefix('"').filter(|_| inserted.ends_with('"'));
+        if unquoted.is_some() {
+            inserted.pop();
+        }
+        inserted += text;
+        inserted += unquoted.unwrap_or(rest);
+    }
+    inserted
 }
 
 impl Message {
@@ -90,6 +142,22 @@ impl Conversation {
     /// The conversation with tools that the model may call, as JSON.
     pub fn with_tools(self, tools: Vec<Value>) -> Self {
         Self { tools, ..self }
+    }
+
+    /// Refuses a call whose arguments are not JSON. A row of training data must not teach such a call.
+    ///
+    /// # Errors
+    /// The arguments of a call are not a JSON object.
+    pub(super) fn refuse_text_arguments(&self) -> Result<()> {
+        for (i, message) in self.messages.iter().enumerate() {
+            for (j, call) in message.tool_calls().iter().enumerate() {
+                if call.get("function").unwrap_or(call)["arguments"].is_string() {
+                    let location = format!("{}: message {i}, tool call {j}", self.location);
+                    return Err(InputError::messages(location, "has arguments that are not a JSON object", CALL));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether a message has calls.
@@ -236,6 +304,27 @@ mod tests {
         assert_eq!(plain.with_calls_as_text(), plain);
     }
 
+    /// Arguments that the model did not complete come back as the text that they are.
+    #[test]
+    fn arguments_that_are_not_json_stay_texts() {
+        let cut = ["{\"q\": \"a\\n\"b", "[1]", "é]", "[reel-arguments-0]"];
+        let calls: Vec<Value> = cut.iter().map(|text| call("1", json!(text))).collect();
+        let conversation = read(assistant(json!(calls))).unwrap();
+        let written = conversation.with_calls_as_text().to_template_value()[0]["content"].as_str().unwrap().to_string();
+        let wanted = cut.map(|text| format!("<tool_call>\n{{\"name\": \"f\", \"arguments\": {text}}}\n</tool_call>"));
+        assert_eq!(written, wanted.join("\n"));
+        let mut messages = conversation.to_template_value();
+        let texts = mark_text_arguments(&mut messages);
+        assert_eq!(texts, cut);
+        let written = |i: usize| messages[0]["tool_calls"][i]["function"]["arguments"].to_string();
+        let prompt = format!("a {} {MARK}9] {MARK}] {} [reel-arguments-3] {}z", written(0), written(1), written(2));
+        let wanted = format!("a {} {MARK}9] {MARK}] {} {} {}z", cut[0], cut[1], cut[3], cut[2]);
+        assert_eq!(insert_text_arguments(prompt, &texts), wanted);
+        let row = assistant(json!([call("1", json!("{\"a\": "))]));
+        let e = Conversation::from_row("d.jsonl:1", &row, Path::new(""), None).unwrap_err().to_string();
+        assert!(e.starts_with("d.jsonl:1: message 0, tool call 0: has arguments that are not a JSON object; "), "{e}");
+    }
+
     #[test]
     fn parts_become_text() {
         let parts = json!([{"type": "image", "image": "a.png"}, {"type": "text", "text": "and "},
@@ -254,8 +343,6 @@ mod tests {
             (with(json!({"type": "custom"})), "has the type \"custom\""),
             (with(json!({"type": "function", "function": 3})), "has no function name"),
             (with(json!({"function": {"name": "a b"}})), "has the function name \"a b\""),
-            (with(call("1", json!("{\"a\": "))), "has arguments that are not a JSON object (EOF"),
-            (with(call("1", json!("[1]"))), "has arguments that are not a JSON object"),
             (with(call("1", json!(3))), "has arguments that are neither"),
             (
                 json!([{"role": "user", "content": "x", "tool_calls": [call("1", json!({}))]}]),

@@ -225,9 +225,10 @@ impl RequestSettings {
                 let number = |value: &Value| value.as_i64().and_then(|n| i32::try_from(n).ok());
                 self.priority = field.parsed("a whole number", number)?;
             }
-            // These fields do not change the answer. The field `model` is ignored: --model names the model.
-            "model" | "stream" | "stream_options" | "user" | "metadata" | "store" | "service_tier"
-            | "safety_identifier" | "prompt_cache_key" => {}
+            // The field `model` is ignored: --model names the model.
+            name if WITHOUT_EFFECT.contains(&name) => {}
+            "prediction" | "verbosity" => note_field(field.name, "has no effect"),
+            "reasoning_effort" if value == "none" => note_field(field.name, "has no effect"),
             // This field only selects whether a server's answer has its reasoning in a separate field.
             "include_reasoning" => drop(field.truth()?),
             name if ToolRequest::FIELD_NAMES.contains(&name) || PromptFields::FIELD_NAMES.contains(&name) => {}
@@ -236,7 +237,7 @@ impl RequestSettings {
                 return Err(field.refused("is a field of the request that reel does not support", "remove it"));
             }
             // An unknown field is ignored, as in vLLM.
-            name => note_unknown_field(name),
+            name => note_field(name, "is unknown and ignored"),
         }
         Ok(())
     }
@@ -334,9 +335,9 @@ fn ends_with_assistant(messages: &Value) -> bool {
     messages.as_array().and_then(|list| list.last()).is_some_and(|last| last["role"] == "assistant")
 }
 
-/// Fields of OpenAI's and vLLM's requests that reel does not support. A field is still accepted if its value has no
-/// effect ([`has_no_effect`]).
-const UNSUPPORTED: [&str; 36] = [
+/// Fields of OpenAI's and vLLM's requests that reel does not support, up to openai 2 and vLLM 0.33. A field is still
+/// accepted if its value has no effect ([`has_no_effect`]).
+const UNSUPPORTED: [&str; 49] = [
     "add_generation_prompt",
     "add_special_tokens",
     "allowed_token_ids",
@@ -347,6 +348,8 @@ const UNSUPPORTED: [&str; 36] = [
     "chat_template",
     "continue_final_message",
     "documents",
+    "early_stopping",
+    "ec_transfer_params",
     "echo",
     "function_call",
     "functions",
@@ -356,36 +359,61 @@ const UNSUPPORTED: [&str; 36] = [
     "kv_transfer_params",
     "length_penalty",
     "logits_processors",
+    "logprob_token_ids",
     "messages",
+    "mm_payload",
     "modalities",
-    "prediction",
+    "moderation",
     "prompt",
     "prompt_embeds",
     "reasoning_effort",
+    "repetition_detection",
     "request_id",
+    "return_mm_kwargs",
+    "return_prompt_text",
     "return_token_ids",
+    "return_token_offsets",
     "return_tokens_as_token_ids",
+    "return_weight_versions",
+    "routed_experts_prompt_start",
     "skip_special_tokens",
     "spaces_between_special_tokens",
+    "stream_interval",
     "suffix",
+    "thinking_token_budget",
     "truncate_prompt_tokens",
+    "truncation_side",
     "use_beam_search",
-    "verbosity",
     "vllm_xargs",
+    "watermarking",
     "web_search_options",
 ];
 
-/// Prints one note that a field is ignored. Only the first few names are printed, because clients choose the names.
-fn note_unknown_field(name: &str) {
+/// Fields that never change an answer here: names for the provider's own records, and hints that make answers faster.
+const WITHOUT_EFFECT: [&str; 12] = [
+    "metadata",
+    "model",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "session_id",
+    "store",
+    "stream",
+    "stream_options",
+    "user",
+];
+
+/// Prints one note about a field that changes nothing. Only the first few names are printed, because clients choose the
+/// names.
+fn note_field(name: &str, what: &str) {
     const MAX_NAMES: usize = 16;
     static NAMES: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let short: String = name.chars().take(64).collect();
     let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
     if names.len() < MAX_NAMES && names.insert(short.clone()) {
-        reel_diagnostic::note!(
-            "note: the field {} of a request is unknown and ignored",
-            reel_diagnostic::escape_controls(&short)
-        );
+        reel_diagnostic::note!("note: the field {} of a request {what}", reel_diagnostic::escape_controls(&short));
     }
 }
 
@@ -393,7 +421,16 @@ fn note_unknown_field(name: &str) {
 /// the last message is from the assistant, so the prompt ends after it and begins no new message.
 fn has_no_effect(name: &str, value: &Value, ends_with_answer: bool) -> bool {
     match name {
-        "echo" | "include_stop_str_in_output" | "use_beam_search" => *value == Value::Bool(false),
+        "early_stopping"
+        | "echo"
+        | "include_stop_str_in_output"
+        | "return_prompt_text"
+        | "return_token_ids"
+        | "return_token_offsets"
+        | "return_tokens_as_token_ids"
+        | "return_weight_versions"
+        | "use_beam_search"
+        | "watermarking" => *value == Value::Bool(false),
         "skip_special_tokens" => *value == Value::Bool(true),
         "add_generation_prompt" => *value == Value::Bool(!ends_with_answer),
         "continue_final_message" => *value == Value::Bool(false) && !ends_with_answer,
@@ -404,7 +441,12 @@ fn has_no_effect(name: &str, value: &Value, ends_with_answer: bool) -> bool {
         "functions" | "bad_words" => value.as_array().is_some_and(Vec::is_empty),
         // This field only affects special tokens in the text, and the text has none.
         "spaces_between_special_tokens" => value.is_boolean(),
-        "return_token_ids" | "return_tokens_as_token_ids" => *value == Value::Bool(false),
+        "stream_interval" => value.as_u64() == Some(1),
+        "routed_experts_prompt_start" => value.as_u64() == Some(0),
+        // In vLLM, -1 means no limit.
+        "thinking_token_budget" => value.as_i64() == Some(-1),
+        "mm_payload" => value == "tensors",
+        "return_mm_kwargs" => *value == Value::Bool(true),
         "modalities" => *value == json!(["text"]),
         "function_call" => value.as_str() == Some("none"),
         _ => false,

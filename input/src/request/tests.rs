@@ -68,7 +68,10 @@ fn fields_that_are_not_supported_may_have_values_without_effect() {
         "include_stop_str_in_output": false, "add_special_tokens": false, "use_beam_search": false,
         "length_penalty": 1.0, "bad_words": [], "chat_template_kwargs": {}, "modalities": ["text"], "seed": -1,
         "include_reasoning": true, "spaces_between_special_tokens": true, "return_token_ids": false,
-        "return_tokens_as_token_ids": false,
+        "return_tokens_as_token_ids": false, "stream_interval": 1, "thinking_token_budget": -1, "watermarking": false,
+        "return_weight_versions": false, "routed_experts_prompt_start": 0, "return_prompt_text": false,
+        "return_token_offsets": false, "mm_payload": "tensors", "reasoning_effort": "none", "verbosity": "low",
+        "prediction": {"type": "content", "content": "x"}, "session_id": "s", "prompt_cache_retention": "24h",
         "function_call": "none", "functions": [], "echo": false, "safety_identifier": "a", "prompt_cache_key": "b",
     });
     let with_messages = |messages: Value, fields: &Value| {
@@ -122,6 +125,34 @@ fn token_ids_are_those_of_the_model() {
     }
     let only_stop = RequestSettings { stop_token_ids: vec![7], ..Default::default() };
     assert!(only_stop.check_token_ids("r", 7).unwrap_err().to_string().starts_with("r: stop_token_ids: has the"));
+}
+
+/// The fields of the classes ChatCompletionRequest, BatchChatCompletionRequest and CompletionRequest of vLLM 0.33.0, and
+/// those of chat completions in openai 2.
+const FIELDS: &str = "add_generation_prompt add_special_tokens allowed_token_ids audio bad_words best_of cache_salt \
+    chat_template chat_template_kwargs continue_final_message documents early_stopping echo ec_transfer_params \
+    frequency_penalty function_call functions guided_decoding_backend ignore_eos include_reasoning \
+    include_stop_str_in_output kv_transfer_params length_penalty logit_bias logprob_token_ids logprobs max_completion_tokens \
+    max_tokens media_io_kwargs metadata min_p min_tokens mm_payload mm_processor_kwargs modalities model moderation n \
+    parallel_tool_calls prediction presence_penalty priority prompt prompt_cache_key prompt_cache_options \
+    prompt_cache_retention prompt_embeds prompt_logprobs reasoning_effort repetition_detection repetition_penalty \
+    request_id response_format return_mm_kwargs return_prompt_text return_token_ids return_token_offsets \
+    return_tokens_as_token_ids return_weight_versions routed_experts_prompt_start safety_identifier seed service_tier \
+    session_id skip_special_tokens spaces_between_special_tokens stop stop_token_ids store stream stream_interval \
+    stream_options structured_outputs suffix temperature thinking_token_budget tool_choice tools top_k top_logprobs top_p \
+    truncate_prompt_tokens truncation_side use_beam_search user verbosity vllm_xargs watermarking web_search_options";
+
+/// No field of these requests is taken for an unknown one, which would be ignored.
+#[test]
+fn fields_of_openai_and_vllm_are_read_or_refused_or_known_to_have_no_effect() {
+    for name in FIELDS.split_ascii_whitespace() {
+        let mut body = json!({"messages": []});
+        body[name] = json!([{"odd": 1}]);
+        match read(&body.to_string()) {
+            Ok(_) => assert!(WITHOUT_EFFECT.contains(&name) || ["prediction", "verbosity"].contains(&name), "{name}"),
+            Err(e) => assert!(e.to_string().starts_with(&format!("body.json: {name}")), "{name}: {e}"),
+        }
+    }
 }
 
 /// A field that only another server reads has no effect, as in vLLM.
@@ -183,6 +214,13 @@ fn unsupported_and_wrong_fields_are_refused_by_name() {
         ("return_token_ids", json!(true)),
         ("modalities", json!(["text", "audio"])),
         ("function_call", json!("auto")),
+        ("thinking_token_budget", json!(64)),
+        ("logprob_token_ids", json!([1])),
+        ("repetition_detection", json!({"max_pattern_size": 4, "min_count": 3})),
+        ("truncation_side", json!("left")),
+        ("return_prompt_text", json!(true)),
+        ("stream_interval", json!(4)),
+        ("reasoning_effort", json!("low")),
     ] {
         let mut body = json!({"messages": []});
         body[field] = value;

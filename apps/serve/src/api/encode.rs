@@ -94,12 +94,8 @@ fn refuse_long_text(shared: &ServerState, text: &str, field: &str) -> Result<(),
     match text.len() > positions.saturating_mul(shared.longest_token_bytes) {
         false => Ok(()),
         true => {
-            let message = format!(
-                "the prompt has {} bytes of text, and the model has {positions} positions for prompt and answer; shorten \
-                 the prompt",
-                text.len()
-            );
-            Err(ApiError::prompt_too_long(message, field))
+            let message = format!(". However, the prompt has {} bytes of text; shorten the prompt", text.len());
+            Err(ApiError::prompt_too_long(positions, &message, field))
         }
     }
 }

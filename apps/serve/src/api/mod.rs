@@ -58,8 +58,11 @@ impl ApiError {
         Self { status, ..Self::bad_request(message, None) }
     }
 
-    /// The prompt, which is in the field `param`, and the answer do not fit into the model's positions.
-    pub(crate) fn prompt_too_long(message: impl Into<String>, param: &str) -> Self {
+    /// The prompt, which is in the field `param`, and the answer do not fit into `positions` tokens. `what` continues
+    /// the sentence: how many they have, and what to do. Clients find this error by the words of OpenAI's and vLLM's
+    /// message, and read the number in it.
+    pub(crate) fn prompt_too_long(positions: usize, what: &str, param: &str) -> Self {
+        let message = format!("This model's maximum context length is {positions} tokens{what}");
         Self { code: "context_length_exceeded", ..Self::bad_request(message, Some(param.into())) }
     }
 
@@ -89,6 +92,11 @@ impl ApiError {
         Self { status: StatusCode::NOT_FOUND, message, param, code: "not_found" }
     }
 
+    /// The request names a model that the server does not have.
+    pub(crate) fn model_not_found(message: String) -> Self {
+        Self { code: "model_not_found", ..Self::not_found(message, Some("model".into())) }
+    }
+
     /// The server failed.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         let (status, message) = (StatusCode::INTERNAL_SERVER_ERROR, message.into());
@@ -97,9 +105,11 @@ impl ApiError {
 
     /// The error of the engine about a request. `prompt_field` is the request field with the prompt.
     pub(crate) fn of_request(e: &EngineError, prompt_field: &str) -> Self {
-        match e.is_too_long() {
-            true => Self::prompt_too_long(e.to_string(), prompt_field),
-            false => Self::of_engine(e),
+        match e {
+            EngineError::TooLong { room, diagnostic } => {
+                Self::prompt_too_long(*room, &format!(" here. {diagnostic}"), prompt_field)
+            }
+            e => Self::of_engine(e),
         }
     }
 

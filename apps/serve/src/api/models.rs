@@ -73,9 +73,9 @@ pub(crate) async fn get_model(
 /// The error of a request for a model that the server does not have.
 pub(crate) fn unknown_model_error(shared: &ServerState, name: &str) -> ApiError {
     let names: Vec<String> = shared.adapters.all().into_iter().map(|(name, _)| format!(", {name:?}")).collect();
-    let (what, own) = (format!("there is no model {name:?} here"), &shared.model.name);
+    let (what, own) = (format!("the model {name:?} does not exist"), &shared.model.name);
     let diagnostic = Diagnostic::new("model", what, format!("this server has {own:?}{}", names.concat()));
-    ApiError::not_found(diagnostic.to_string(), Some("model".into()))
+    ApiError::model_not_found(diagnostic.to_string())
 }
 
 /// The error of a request to unload an adapter that names the server's own model.

@@ -203,17 +203,21 @@ fn new_tokens(
     new_tokens_within_positions(positions, prompt_tokens, number, default_tokens).map_err(|e| {
         let message = match e {
             TooLongReason::Prompt => format!(
-                "the prompt has {prompt_tokens} tokens, and the model has {positions} positions for prompt and answer; \
-                 shorten the prompt, or take fewer frames or pixels"
+                ". However, the prompt has {prompt_tokens} tokens, which leaves none for an answer; shorten the prompt, or take \
+                 fewer frames or pixels"
             ),
-            TooLongReason::NewTokens { left } => format!(
-                "the prompt has {prompt_tokens} tokens, and {} more are asked for, but the model has {positions} \
-                 positions; shorten the prompt, or lower {} to {left}",
-                number.unwrap_or_default(),
-                field.unwrap_or_default()
-            ),
+            TooLongReason::NewTokens { left } => {
+                let asked = number.unwrap_or_default();
+                format!(
+                    ". However, you requested {} tokens ({prompt_tokens} in the {}, {asked} in the completion); shorten the \
+                     prompt, or lower {} to {left}",
+                    prompt_tokens.saturating_add(asked),
+                    form.prompt_field(),
+                    field.unwrap_or_default()
+                )
+            }
         };
-        ApiError::prompt_too_long(message, form.prompt_field())
+        ApiError::prompt_too_long(positions, &message, form.prompt_field())
     })
 }
 
