@@ -101,8 +101,8 @@ pub(crate) struct AnswerStream {
     choices: Vec<StreamedChoice>,
     /// The number of tokens of all choices so far.
     tokens: usize,
-    /// The events that are to be sent next.
-    ready: VecDeque<sse::Event>,
+    /// The data of the events that are to be sent next.
+    ready: VecDeque<Value>,
     /// The events of the request; `None` once the last event is in `ready`.
     events: Option<RequestEvents>,
 }
@@ -113,8 +113,8 @@ impl Stream for AnswerStream {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         loop {
-            if let Some(event) = this.ready.pop_front() {
-                return Poll::Ready(Some(Ok(event)));
+            if let Some(data) = this.ready.pop_front() {
+                return Poll::Ready(Some(Ok(server_sent_event(&data))));
             }
             let Some(events) = &mut this.events else { return Poll::Ready(None) };
             match ready!(events.poll_recv(cx)) {
@@ -123,7 +123,7 @@ impl Stream for AnswerStream {
                 Err(e) => {
                     match &mut this.response {
                         Some(response) => response.fail(&e, &mut this.ready),
-                        None => this.ready.extend([data(&e.to_json().to_string()), data(DONE)]),
+                        None => this.ready.extend([e.to_json(), DONE.into()]),
                     }
                     this.events = None;
                 }
@@ -132,9 +132,13 @@ impl Stream for AnswerStream {
     }
 }
 
-/// An event of a chunk.
-fn data(text: &str) -> sse::Event {
-    sse::Event::default().data(text)
+/// An event with this data. If the data has a `type`, as in the Responses API, this is the name of the event.
+fn server_sent_event(data: &Value) -> sse::Event {
+    match (data, data["type"].as_str()) {
+        (Value::String(text), _) => sse::Event::default().data(text),
+        (data, Some(name)) => sse::Event::default().event(name).data(data.to_string()),
+        (data, None) => sse::Event::default().data(data.to_string()),
+    }
 }
 
 impl AnswerStream {
@@ -157,7 +161,7 @@ impl AnswerStream {
         let mut ready = VecDeque::new();
         match &mut response {
             Some(response) => response.begin(&mut ready),
-            None => ready.extend((0..choices).filter_map(|i| Some(data(&answer.first_chunk(i)?.to_string())))),
+            None => ready.extend((0..choices).filter_map(|choice| answer.first_chunk(choice))),
         }
         let model = shared.model.clone();
         Self { answer, response, model, choices: states, tokens: 0, ready, events: Some(events) }
@@ -184,8 +188,9 @@ impl AnswerStream {
     /// Turns an event of the engine into events for the client, and adds them to `ready`.
     fn take(&mut self, event: ChoiceEvent) {
         match event {
-            ChoiceEvent::Token { choice, id, log_probs } => {
+            ChoiceEvent::Token { choice, id, log_probs, cached_tokens } => {
                 self.tokens += 1;
+                self.response.iter_mut().for_each(|response| response.cached_tokens = cached_tokens);
                 let state = &mut self.choices[choice];
                 state.log_probs.extend(log_probs.map(|log_probs| (id, log_probs)));
                 let text = state.text.as_mut().map_or(String::new(), |text| text.push(id));
@@ -210,15 +215,15 @@ impl AnswerStream {
                     None => {
                         let has_calls = self.choices[choice].calls.as_ref().is_some_and(ToolCallParser::has_calls);
                         let chunk = self.answer.last_chunk(choice, reason, has_calls, self.tokens);
-                        self.ready.push_back(data(&chunk.to_string()));
+                        self.ready.push_back(chunk);
                     }
                 }
             }
         }
         if self.events.as_ref().is_some_and(|events| events.unfinished_count() == 0) {
             if self.response.is_none() {
-                let usage = self.answer.stream.include_usage.then(|| self.answer.usage_chunk(self.tokens).to_string());
-                self.ready.extend(usage.as_deref().into_iter().chain([DONE]).map(data));
+                let usage = self.answer.stream.include_usage.then(|| self.answer.usage_chunk(self.tokens));
+                self.ready.extend(usage.into_iter().chain([DONE.into()]));
             }
             self.events = None;
         }
@@ -230,7 +235,7 @@ impl AnswerStream {
             Some(response) => response.add(piece, log_probs, self.tokens, &mut self.ready),
             None => {
                 let chunk = self.answer.piece_chunk(choice, piece, log_probs, self.tokens);
-                self.ready.push_back(data(&chunk.to_string()));
+                self.ready.push_back(chunk);
             }
         }
     }

@@ -159,3 +159,92 @@ fn joined(first: Value, second: Value) -> Value {
     };
     [parts(first), parts(second)].concat().into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn messages(input: Value) -> (Value, Vec<String>) {
+        let (messages, locations) =
+            messages_of_input(None, Some(input.clone())).unwrap_or_else(|e| panic!("{input}: {e:?}"));
+        (messages.into(), locations)
+    }
+
+    fn call(id: &str) -> Value {
+        json!({"type": "function_call", "id": "fc_1", "status": "completed", "call_id": id, "name": "f", "arguments": "{}"})
+    }
+
+    fn chat_call(id: &str) -> Value {
+        json!({"id": id, "type": "function", "function": {"name": "f", "arguments": "{}"}})
+    }
+
+    fn output(id: &str) -> Value {
+        json!({"type": "function_call_output", "call_id": id, "output": "x"})
+    }
+
+    #[test]
+    fn texts_and_messages_are_messages() {
+        let given = messages_of_input(Some(json!("Be brief.")), Some(json!("Hi"))).unwrap();
+        let wanted = json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]);
+        assert_eq!((Value::from(given.0), given.1), (wanted, vec!["instructions".into(), "input".to_string()]));
+        let parts = json!([{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": "a.png"}]);
+        let (given, locations) = messages(json!([
+            {"role": "developer", "content": "d"}, {"type": "message", "role": "user", "content": parts, "name": "n"},
+            {"type": "message", "id": "msg_1", "status": "completed", "role": "assistant", "phase": "final_answer",
+                "content": [{"type": "output_text", "text": "y", "annotations": []}]},
+            {"role": "assistant", "content": "z"},
+        ]));
+        assert_eq!(
+            given,
+            json!([
+                {"role": "system", "content": "d"}, {"role": "user", "content": parts, "name": "n"},
+                {"role": "assistant", "content": [{"type": "output_text", "text": "y", "annotations": []}]},
+                {"role": "assistant", "content": "z"},
+            ])
+        );
+        assert_eq!(locations, ["input[0]", "input[1]", "input[2]", "input[3]"]);
+    }
+
+    #[test]
+    fn the_items_of_an_answer_are_one_message() {
+        let text = |text: &str| json!({"type": "message", "role": "assistant", "content": text});
+        let reasoning = json!({"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "s"}],
+            "content": [{"type": "reasoning_text", "text": "r"}]});
+        let (given, locations) = messages(json!([
+            {"role": "user", "content": "q"}, reasoning, text("a"), call("1"), call("2"), text("b"), output("2"), output("1"),
+            call("3"), output("3"), {"role": "user", "content": "q"},
+        ]));
+        let tool = |id: &str| json!({"role": "tool", "content": "x", "tool_call_id": id});
+        let both = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
+        assert_eq!(
+            given,
+            json!([
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": both, "tool_calls": [chat_call("1"), chat_call("2")],
+                    "reasoning_content": "r"},
+                tool("2"), tool("1"),
+                {"role": "assistant", "content": null, "tool_calls": [chat_call("3")]},
+                tool("3"), {"role": "user", "content": "q"},
+            ])
+        );
+        let wanted = ["input[0]", "input[2]", "input[6]", "input[7]", "input[8]", "input[9]", "input[10]"];
+        assert_eq!(locations, wanted);
+    }
+
+    #[test]
+    fn items_that_need_a_store_or_other_tools_are_refused_by_name() {
+        for (input, words) in [
+            (json!([{"type": "item_reference", "id": "msg_1"}]), "request: input[0]: refers to a stored item, but"),
+            (json!([call("1"), {"id": "fc_1"}]), "request: input[1]: refers to a stored item, but"),
+            (json!([{"type": "web_search_call"}]), "request: input[0]: has the type `web_search_call`, which"),
+            (json!([3]), "request: input[0]: is 3; give an object"),
+            (json!(3), "request: input: is 3; give a text, or"),
+        ] {
+            let e = messages_of_input(None, Some(input.clone())).expect_err(&input.to_string());
+            assert!(e.message().starts_with(words), "{input}: {e:?}");
+        }
+        assert!(messages_of_input(None, None).unwrap_err().message().starts_with("request: input: is missing; "));
+        let e = messages_of_input(Some(json!([])), Some(json!("x"))).unwrap_err();
+        assert!(e.message().starts_with("request: instructions: is []; "), "{e:?}");
+    }
+}

@@ -251,3 +251,139 @@ pub(super) fn with_names_of_responses(e: ApiError, locations: &[String]) -> ApiE
     let param = e.param.map(|name| if name == "messages" { "input".into() } else { here(name) });
     ApiError { message: format!("{start}{}", here(renamed)), param, ..e }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn translate(mut request: Value) -> Result<(Value, Value)> {
+        let fields = request.as_object_mut().unwrap();
+        fields.insert("input".into(), json!("x"));
+        let chat = into_chat_request(fields)?;
+        assert_eq!(chat.messages, [json!({"role": "user", "content": "x"})]);
+        Ok((request, chat.repeated))
+    }
+
+    #[test]
+    fn fields_become_those_of_a_chat_request() {
+        let schema = json!({"type": "integer"});
+        let function = json!({"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": true});
+        let mut tool = function.clone();
+        (tool["type"], tool["defer_loading"], tool["output_schema"]) = (json!("function"), json!(false), Value::Null);
+        let mut other = tool.clone();
+        other["name"] = json!("g");
+        let chat_tool = json!({"type": "function", "function": function});
+        let named = json!({"type": "function", "name": "f"});
+        let allowed = json!({"type": "allowed_tools", "mode": "required", "tools": [named]});
+        for (request, chat) in [
+            (
+                json!({"max_output_tokens": 3, "temperature": 1, "seed": 2}),
+                json!({"max_completion_tokens": 3, "temperature": 1, "seed": 2}),
+            ),
+            (
+                json!({"text": {"format": {"type": "json_schema", "name": "n", "strict": true, "schema": schema}, "verbosity": "low"}}),
+                json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": schema}}, "verbosity": "low"}),
+            ),
+            (json!({"text": {"format": {"type": "json_object"}}}), json!({"response_format": {"type": "json_object"}})),
+            (json!({"text": {"verbosity": null}, "reasoning": {"effort": "low"}}), json!({"reasoning_effort": "low"})),
+            (json!({"include": ["message.output_text.logprobs"]}), json!({"logprobs": true})),
+            (json!({"include": ["reasoning.encrypted_content"], "top_logprobs": 0}), json!({"top_logprobs": 0})),
+            (json!({"top_logprobs": 2}), json!({"top_logprobs": 2, "logprobs": true})),
+            (json!({"tools": [tool], "tool_choice": "auto"}), json!({"tools": [chat_tool], "tool_choice": "auto"})),
+            (
+                json!({"tools": [tool], "tool_choice": named}),
+                json!({"tools": [chat_tool], "tool_choice": {"type": "function", "function": {"name": "f"}}}),
+            ),
+            (
+                json!({"tools": [other, tool], "tool_choice": allowed}),
+                json!({"tools": [chat_tool], "tool_choice": "required"}),
+            ),
+            (json!({"n": 1, "background": false, "truncation": "disabled", "max_tool_calls": 2}), json!({})),
+        ] {
+            let (translated, _) = translate(request.clone()).unwrap_or_else(|e| panic!("{request}: {e:?}"));
+            assert_eq!(translated, chat, "{request}");
+        }
+    }
+
+    #[test]
+    fn the_answer_repeats_the_request() {
+        let tool = json!({"type": "function", "name": "f"});
+        let request = json!({"instructions": "i", "tools": [tool], "metadata": {"a": "b"}, "store": true,
+            "text": {"format": {"type": "json_object"}}, "max_output_tokens": 3});
+        let (_, repeated) = translate(request).unwrap();
+        for (name, value) in [
+            ("instructions", json!("i")),
+            ("tools", json!([tool])),
+            ("metadata", json!({"a": "b"})),
+            ("store", json!(false)),
+            ("max_output_tokens", json!(3)),
+            ("tool_choice", json!("auto")),
+            ("parallel_tool_calls", json!(true)),
+            ("previous_response_id", Value::Null),
+            ("text", json!({"format": {"type": "json_object"}, "verbosity": null})),
+        ] {
+            assert_eq!(repeated[name], value, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_name() {
+        let named = json!({"type": "function", "name": "g"});
+        for (request, param, words) in [
+            (
+                json!({"previous_response_id": "resp_1"}),
+                "previous_response_id",
+                "send the whole conversation in `input`",
+            ),
+            (json!({"truncation": "auto"}), "truncation", "shorten `input`"),
+            (json!({"background": true}), "background", "is not supported"),
+            (json!({"max_tokens": 3}), "max_tokens", "give max_output_tokens"),
+            (json!({"n": 2}), "n", "is not supported"),
+            (json!({"metadata": 3}), "metadata", "is 3"),
+            (json!({"include": ["all"]}), "include", "list some of message.output_text.logprobs, "),
+            (json!({"reasoning": {"summary": "auto"}}), "reasoning.summary", "is not supported"),
+            (json!({"text": []}), "text", "give an object with format and verbosity"),
+            (json!({"tools": {}}), "tools", "give a list of functions"),
+            (json!({"tools": [{"type": "web_search"}]}), "tools[0]", "has the type \"web_search\", but"),
+            (json!({"tools": [{"name": "f"}]}), "tools[0]", "has the type null, but"),
+            (
+                json!({"tools": [{"type": "function", "name": "f", "defer_loading": true}]}),
+                "tools[0].defer_loading",
+                "is not",
+            ),
+            (json!({"tool_choice": {"type": "web_search"}}), "tool_choice", "is {\"type\":\"web_search\"}; give"),
+            (
+                json!({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [named]}}),
+                "tool_choice",
+                "functions of `tools`",
+            ),
+        ] {
+            let e = translate(request.clone()).expect_err(&request.to_string());
+            assert_eq!(e.param.as_deref(), Some(param), "{e:?}");
+            assert!(e.message.starts_with(&format!("request: {param}: ")) && e.message.contains(words), "{e:?}");
+        }
+    }
+
+    #[test]
+    fn errors_about_the_chat_request_name_the_fields_of_the_request() {
+        let locations = ["instructions".to_string(), "input[0]".into(), "input[3]".into()];
+        for (message, param, wanted, wanted_param) in [
+            ("request: messages: have 3 images", "messages", "request: input: have 3 images", "input"),
+            ("messages: name a file", "messages", "input: name a file", "input"),
+            ("request: message 2, part 1: is text", "messages", "request: input[3], part 1: is text", "input"),
+            ("request: message 0: is messages", "messages", "request: instructions: is messages", "input"),
+            ("request: message 7: is", "messages", "request: message 7: is", "input"),
+            (
+                "request: tools[1].function.name: is",
+                "tools[1].function.name",
+                "request: tools[1].name: is",
+                "tools[1].name",
+            ),
+            ("request: response_format: is", "response_format", "request: text.format: is", "text.format"),
+            ("lower max_completion_tokens to 3", "messages", "lower max_output_tokens to 3", "input"),
+        ] {
+            let e = with_names_of_responses(ApiError::bad_request(message, Some(param.into())), &locations);
+            assert_eq!((&*e.message, e.param.as_deref()), (wanted, Some(wanted_param)));
+        }
+    }
+}
