@@ -69,13 +69,15 @@ const INCLUDABLE: [&str; 8] = [
 ];
 
 /// Names in messages about a chat request, and what they are called here.
-const NAMES: [(&str, &str); 6] = [
+const NAMES: [(&str, &str); 8] = [
     ("max_completion_tokens", "max_output_tokens"),
     ("max_tokens", "max_output_tokens"),
     ("response_format", "text.format"),
     ("reasoning_effort", "reasoning.effort"),
     ("verbosity", "text.verbosity"),
     ("tool_call_id", "call_id"),
+    (" in its `json_schema`", ""),
+    ("\"json_schema\": {\"name\": ..., \"schema\": ...}", "\"name\": ..., \"schema\": ..."),
 ];
 
 /// Replaces the fields of a request by those of a chat request. The messages are not among `fields`, but in the result.
@@ -380,6 +382,12 @@ mod tests {
                 "tools[1].name",
             ),
             ("request: response_format: is", "response_format", "request: text.format: is", "text.format"),
+            (
+                "request: response_format: has; give {\"json_schema\": {\"name\": ..., \"schema\": ...}}",
+                "response_format",
+                "request: text.format: has; give {\"name\": ..., \"schema\": ...}",
+                "text.format",
+            ),
             ("lower max_completion_tokens to 3", "messages", "lower max_output_tokens to 3", "input"),
         ] {
             let e = with_names_of_responses(ApiError::bad_request(message, Some(param.into())), &locations);
