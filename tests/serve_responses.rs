@@ -196,7 +196,10 @@ fn forms_and_calls_are_items_that_can_be_sent_back() {
     input.extend(output.clone());
     input.extend(output.iter().filter(|item| item["type"] == "function_call").map(result));
     let next = ask(&server, json!({"input": input, "tools": [tool], "max_output_tokens": 4}));
-    let call = |item: &Value| json!({"id": item["call_id"], "type": "function", "function": {"name": item["name"], "arguments": item["arguments"]}});
+    let call = |item: &Value| {
+        let function = json!({"name": item["name"], "arguments": item["arguments"]});
+        json!({"id": item["call_id"], "type": "function", "function": function})
+    };
     let tool_message = |item: &Value| json!({"role": "tool", "tool_call_id": item["call_id"], "content": "sunny"});
     let messages = json!([
         {"role": "user", "content": "Weather?"},
@@ -223,7 +226,8 @@ fn the_usage_counts_prompt_tokens_of_the_prefix_cache() {
 fn errors_name_the_fields_of_the_request() {
     let server = Server::start(&[]);
     let reference = json!([{"type": "item_reference", "id": "msg_1"}]);
-    let file = json!([{"role": "user", "content": "x"}, {"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]);
+    let file = json!([{"type": "input_file", "file_id": "f"}]);
+    let file = json!([{"role": "user", "content": "x"}, {"role": "user", "content": file}]);
     let result =
         json!([{"role": "user", "content": "x"}, {"type": "function_call_output", "call_id": "c", "output": "x"}]);
     for (more, param, words) in [

@@ -92,8 +92,8 @@ impl CheckedRequest {
         Self { include_reasoning, ..self }
     }
 
-    /// Sets the form of the answer: with `response`, that of the Responses API. `response` has the fields of the request
-    /// that the answer repeats.
+    /// Sets the form of the answer: with `response`, that of the Responses API. `response` has the fields of the
+    /// request that the answer repeats.
     pub(crate) fn with_response(self, response: Option<Value>) -> Self {
         Self { response, ..self }
     }

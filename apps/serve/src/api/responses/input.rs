@@ -171,7 +171,7 @@ mod tests {
     }
 
     fn call(id: &str) -> Value {
-        json!({"type": "function_call", "id": "fc_1", "status": "completed", "call_id": id, "name": "f", "arguments": "{}"})
+        json!({"type": "function_call", "id": "fc_1", "call_id": id, "name": "f", "arguments": "{}"})
     }
 
     fn chat_call(id: &str) -> Value {
@@ -211,8 +211,8 @@ mod tests {
         let reasoning = json!({"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "s"}],
             "content": [{"type": "reasoning_text", "text": "r"}]});
         let (given, locations) = messages(json!([
-            {"role": "user", "content": "q"}, reasoning, text("a"), call("1"), call("2"), text("b"), output("2"), output("1"),
-            call("3"), output("3"), {"role": "user", "content": "q"},
+            {"role": "user", "content": "q"}, reasoning, text("a"), call("1"), call("2"), text("b"), output("2"),
+            output("1"), call("3"), output("3"), {"role": "user", "content": "q"},
         ]));
         let tool = |id: &str| json!({"role": "tool", "content": "x", "tool_call_id": id});
         let both = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);

@@ -1,5 +1,5 @@
-//! `/v1/responses`: OpenAI's Responses API. [`request`] and [`input`] translate a request into a chat request, which is then
-//! answered as any other; [`writer`] gives the answer the form of this API. The server stores no responses.
+//! `/v1/responses`: OpenAI's Responses API. [`request`] and [`input`] translate a request into a chat request, which is
+//! then answered as any other; [`writer`] gives the answer the form of this API. The server stores no responses.
 
 mod input;
 mod request;

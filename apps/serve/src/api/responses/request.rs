@@ -30,8 +30,8 @@ pub(super) struct ChatTranslation {
     pub(super) repeated: Value,
 }
 
-/// Fields that are refused, and what to do instead. The first ones need stored texts or OpenAI's servers; the others are
-/// fields of chat requests.
+/// Fields that are refused, and what to do instead. The first ones need stored texts or OpenAI's servers; the others
+/// are fields of chat requests.
 const REFUSED: [(&str, &str); 20] = [
     ("previous_response_id", "this server stores no responses: send the whole conversation in `input`"),
     ("conversation", "this server stores no conversations: send the whole conversation in `input`"),
@@ -269,6 +269,8 @@ mod tests {
     #[test]
     fn fields_become_those_of_a_chat_request() {
         let schema = json!({"type": "integer"});
+        let format = json!({"type": "json_schema", "name": "n", "strict": true, "schema": schema});
+        let chat_format = json!({"name": "n", "strict": true, "schema": schema});
         let function = json!({"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": true});
         let mut tool = function.clone();
         (tool["type"], tool["defer_loading"], tool["output_schema"]) = (json!("function"), json!(false), Value::Null);
@@ -283,8 +285,8 @@ mod tests {
                 json!({"max_completion_tokens": 3, "temperature": 1, "seed": 2}),
             ),
             (
-                json!({"text": {"format": {"type": "json_schema", "name": "n", "strict": true, "schema": schema}, "verbosity": "low"}}),
-                json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": schema}}, "verbosity": "low"}),
+                json!({"text": {"format": format, "verbosity": "low"}}),
+                json!({"response_format": {"type": "json_schema", "json_schema": chat_format}, "verbosity": "low"}),
             ),
             (json!({"text": {"format": {"type": "json_object"}}}), json!({"response_format": {"type": "json_object"}})),
             (json!({"text": {"verbosity": null}, "reasoning": {"effort": "low"}}), json!({"reasoning_effort": "low"})),

@@ -430,12 +430,14 @@ mod tests {
             prop_assert_eq!(&last["response"], &object);
             prop_assert_eq!(&object["output"], &json!(output));
             let status = if fails { "failed" } else if is_cut { "incomplete" } else { "completed" };
-            prop_assert_eq!((&object["status"], &object["error"]["message"]), (&json!(status), &if fails { json!("x") } else { Value::Null }));
+            let message = if fails { json!("x") } else { Value::Null };
+            prop_assert_eq!((&object["status"], &object["error"]["message"]), (&json!(status), &message));
             let of_kind = |kind: &str, text: fn(&Value) -> &Value| -> String {
                 output.iter().filter(|item| item["type"] == kind).filter_map(|item| text(item).as_str()).collect()
             };
             let text: fn(&Value) -> &Value = |item| &item["content"][0]["text"];
-            let joined = [of_kind("reasoning", text), of_kind("message", text), of_kind("function_call", |item| &item["arguments"])];
+            let arguments = of_kind("function_call", |item| &item["arguments"]);
+            let joined = [of_kind("reasoning", text), of_kind("message", text), arguments];
             prop_assert_eq!(joined, texts);
             if !fails {
                 prop_assert!(!output.is_empty() && object["usage"]["total_tokens"] == 7 + tokens);
