@@ -327,6 +327,7 @@ fn every_example_of_the_document_is_accepted() {
     assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
     for (path, needed, schema) in [
         ("/v1/chat/completions", json!({"messages": question("x"), "max_tokens": 1}), "ChatRequest"),
+        ("/v1/responses", json!({"input": "x", "max_output_tokens": 1}), "ResponsesRequest"),
         ("/v1/completions", json!({"prompt": "x", "max_tokens": 1}), "TextRequest"),
         ("/tokenize", json!({"prompt": "x"}), "TokenizeRequest"),
         ("/detokenize", json!({"tokens": [1]}), "DetokenizeRequest"),
@@ -343,7 +344,7 @@ fn every_example_of_the_document_is_accepted() {
                 let reply = server.send("POST", path, "", &body.to_string());
                 assert_eq!(reply.status, 200, "{path}: {name}: {}", reply.body);
             }
-            let has_example = field["examples"].is_array() || ["model", "messages"].contains(&name.as_str());
+            let has_example = field["examples"].is_array() || ["model", "messages", "input"].contains(&name.as_str());
             assert!(has_example, "{path}: {name} has no example");
         }
         let mut body = needed;

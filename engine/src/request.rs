@@ -234,6 +234,8 @@ pub struct TokenEvent<'a> {
     pub id: TokenId,
     /// The token's log-probabilities, if the request asked for them.
     pub log_probs: Option<&'a TokenLogProbs>,
+    /// The number of tokens of the prompt whose keys and values were in the prefix cache.
+    pub cached_tokens: usize,
 }
 
 /// The completions and requests that ended in a step of the engine.

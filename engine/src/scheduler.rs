@@ -253,6 +253,10 @@ impl Scheduler {
             return false;
         };
         table.extend(new);
+        // A sequence that is computed again after it lost its blocks finds its own ones.
+        if sequence.generated_token_count() == 0 {
+            sequence.request.cached_tokens.set(found * BLOCK);
+        }
         self.stats.prefix_tokens_queried += job.tokens as u64;
         self.stats.prefix_tokens_found += (found * BLOCK) as u64;
         if let Some(job) = self.queue.get_mut(&rank) {

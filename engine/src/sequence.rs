@@ -1,6 +1,6 @@
 //! A sequence that is being generated: its tokens, its KV blocks, and the conditions that end it.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -42,6 +42,8 @@ pub(crate) struct RequestState {
     top_prompt_log_probs: Option<usize>,
     /// The log-probabilities of the prompt's tokens, once they are computed.
     prompt_log_probs: OnceCell<Arc<[PromptTokenLogProbs]>>,
+    /// The number of tokens of the prompt that were found in the prefix cache.
+    pub(crate) cached_tokens: Cell<usize>,
 }
 
 /// A sampled token, as downloaded from the device.
@@ -113,6 +115,7 @@ impl SequenceState {
             top_log_probs: request.top_log_probs,
             top_prompt_log_probs: request.prompt_log_probs,
             prompt_log_probs: OnceCell::new(),
+            cached_tokens: Cell::new(0),
         });
         let sequence = |(index, stop): (usize, StopCondition)| SequenceState {
             request: request.clone(),
@@ -308,7 +311,14 @@ impl SequenceState {
             self.token_log_probs.push(likeliest);
         }
         let log_probs = self.token_log_probs.last();
-        on_token(TokenEvent { request: self.request.index, index: self.index, id, log_probs });
+        let RequestState { index: request, cached_tokens, .. } = &*self.request;
+        on_token(TokenEvent {
+            request: *request,
+            index: self.index,
+            id,
+            log_probs,
+            cached_tokens: cached_tokens.get(),
+        });
         // An end token that the grammar allows ends the completion even if the request ignores end tokens, because no
         // token may follow it.
         let ends_grammar = self.grammar.as_ref().is_some_and(|grammar| grammar.is_end_token(id));

@@ -50,6 +50,8 @@ pub(crate) enum GenerationEvent {
         id: TokenId,
         /// The token's log-probabilities, if the request asked for them.
         log_probs: Option<TokenLogProbs>,
+        /// The number of tokens of the prompt that were in the prefix cache.
+        cached_tokens: usize,
     },
     /// All tokens of a completion were sent.
     Finished(Completion),
@@ -469,7 +471,7 @@ impl<'e> ServedRequests<'e> {
 
 fn send_event(requests: &BTreeMap<usize, Running>, token: TokenEvent) {
     let Some(running) = requests.get(&token.request) else { return };
-    let log_probs = token.log_probs.cloned();
+    let (log_probs, cached_tokens) = (token.log_probs.cloned(), token.cached_tokens);
     // Sending fails only if the request's handler is gone. Then the request is dropped before the next step.
-    let _ = running.events.send(GenerationEvent::Token { index: token.index, id: token.id, log_probs });
+    let _ = running.events.send(GenerationEvent::Token { index: token.index, id: token.id, log_probs, cached_tokens });
 }

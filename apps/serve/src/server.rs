@@ -175,6 +175,8 @@ fn routes(shared: Arc<ServerState>) -> Router {
         .route("/v1/models", get(api::models::list_models))
         .route("/v1/models/{*name}", get(api::models::get_model))
         .route("/v1/chat/completions", post(api::chat::create_chat_completion))
+        .route("/v1/responses", post(api::responses::create_response))
+        .route("/v1/responses/{id}", get(api::responses::unknown_response).delete(api::responses::unknown_response))
         .route("/v1/completions", post(api::completions::create_completion))
         .route("/tokenize", post(api::tokenize::tokenize))
         .route("/detokenize", post(api::tokenize::detokenize))

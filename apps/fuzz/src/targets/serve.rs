@@ -76,6 +76,11 @@ pub const REQUEST: FuzzTarget = FuzzTarget {
         "ignore_eos",
         "add_generation_prompt",
         "return_token_strs",
+        "input",
+        "function_call",
+        "function_call_output",
+        "reasoning",
+        "allowed_tools",
         "data:image/png;base64,AA==",
         "data:video/mp4;base64,AA==",
         "file:///etc/passwd",
@@ -102,6 +107,10 @@ pub const REQUEST: FuzzTarget = FuzzTarget {
             {"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{png}")}, "max_pixels": 3136},
             {"type": "text", "text": "?"},
         ]}]);
+        let call = json!({"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"});
+        let output = json!({"type": "function_call_output", "call_id": "c", "output": "x"});
+        let items = json!([{"role": "user", "content": [{"type": "input_text", "text": "?"}]}, call, output]);
+        let tool = json!({"type": "function", "name": "f", "parameters": schema, "strict": false});
         let seeds = [
             chat(
                 json!({"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "n": 2, "seed": 1, "stop": ["END"]}),
@@ -118,6 +127,11 @@ pub const REQUEST: FuzzTarget = FuzzTarget {
             (CHAT, json!({"messages": image, "max_tokens": 1})),
             ("/v1/completions", json!({"prompt": ["Once", "Twice"], "max_tokens": 2, "n": 2, "stream": true})),
             ("/v1/completions", json!({"prompt": [[1, 2, 3], [4]], "max_tokens": 2})),
+            ("/v1/responses", json!({"input": items, "tools": [tool], "tool_choice": "auto", "max_output_tokens": 2})),
+            (
+                "/v1/responses",
+                json!({"instructions": "s", "input": "x", "text": {"format": {"type": "json_object"}}, "stream": true}),
+            ),
             ("/tokenize", json!({"prompt": "some words", "return_token_strs": true})),
             ("/tokenize", json!({"messages": messages, "add_generation_prompt": false})),
             ("/detokenize", json!({"tokens": [1, 2, 300]})),
@@ -213,6 +227,13 @@ fn judge_stream(body: &str) -> Verdict {
         Some((events, last)) => (last, events.matches("data: ").count()),
         None => ("", 0),
     };
+    // A stream of the Responses API ends with an event that has the whole response.
+    if let Ok(Value::String(status)) =
+        serde_json::from_str(last).map(|event: Value| event["response"]["status"].clone())
+    {
+        require(count > 0 && status != "in_progress", || format!("the stream has no end: {body:?}"))?;
+        return Ok(status != "failed");
+    }
     require(last == "[DONE]" && count > 0, || format!("the stream has no end: {body:?}"))?;
     match reader.push(body.as_bytes(), 1.0) {
         Ok(_) => reader.finish().map(|_| true).map_err(|e| format!("{e}: {body:?}")),

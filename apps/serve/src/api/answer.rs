@@ -322,7 +322,7 @@ impl AnswerBuilder {
 }
 
 /// A random id for a tool call. The message with the call's result names this id.
-fn call_id() -> String {
+pub(crate) fn call_id() -> String {
     format!("call_{:016x}", random_number())
 }
 

@@ -27,6 +27,18 @@ pub(crate) async fn create_chat_completion(
     let Some(messages) = fields.take_value("messages") else {
         return Err(wrong_field("messages", "is missing", "give a list of messages"));
     };
+    answer_messages(&shared, log, fields, messages, None).await
+}
+
+/// Answers chat messages. `fields` are the other fields of a chat request. With `response`, the answer has the form of
+/// the Responses API, and `response` has the fields of the request that this answer repeats.
+pub(crate) async fn answer_messages(
+    shared: &Arc<ServerState>,
+    log: Arc<RequestLog>,
+    mut fields: RequestFields,
+    messages: Value,
+    response: Option<Value>,
+) -> Result<Response, ApiError> {
     let (model, memory, stream) = (fields.take_model(), fields.take_memory_permit(), fields.take_stream()?);
     let (prompt_end, names) = (fields.take_prompt_end()?, fields.given_names());
     let reasoning = fields.take_reasoning()?;
@@ -36,14 +48,14 @@ pub(crate) async fn create_chat_completion(
     }
     let rules = ToolCallRules { one_call: tools.one_call, is_named: matches!(tools.choice, ToolChoice::Function(_)) };
     let calls = tools.allows_tool_calls().then_some(rules);
-    let checked = CheckedRequest::new(&shared, ApiKind::Chat, model, stream, (settings, names), 1)?;
-    let checked = checked.with_tool_calls(calls).with_reasoning(reasoning);
-    let prompt = encode::encode_messages_on_blocking_thread(&shared, messages, move |shared, messages| {
+    let checked = CheckedRequest::new(shared, ApiKind::Chat, model, stream, (settings, names), 1)?;
+    let checked = checked.with_tool_calls(calls).with_reasoning(reasoning).with_response(response);
+    let prompt = encode::encode_messages_on_blocking_thread(shared, messages, move |shared, messages| {
         // Moves the messages and the permit for their memory into the closure, which drops both when the prompt is
         // encoded.
         let (_memory, messages): (_, Value) = (memory, messages);
         encode::encode_messages(shared, &messages, tools.definitions, prompt_fields, prompt_end)
     });
     let prompt = prompt.await?;
-    checked.answer(&shared, log, vec![prompt], shared.limits.new_tokens).await
+    checked.answer(shared, log, vec![prompt], shared.limits.new_tokens).await
 }

@@ -19,8 +19,8 @@ use crate::metrics::{CompletionOutcome, Metrics};
 /// An event of one of the completions of a request. Completion j of prompt i is choice `i * n + j`.
 #[derive(Debug)]
 pub(crate) enum ChoiceEvent {
-    /// A token was generated.
-    Token { choice: usize, id: TokenId, log_probs: Option<TokenLogProbs> },
+    /// A token was generated. `cached_tokens` is the number of tokens of the prompt that were in the prefix cache.
+    Token { choice: usize, id: TokenId, log_probs: Option<TokenLogProbs>, cached_tokens: usize },
     /// All tokens of a completion were generated.
     Finished { choice: usize, completion: Completion },
 }
@@ -107,10 +107,10 @@ impl RequestEvents {
     /// Records an event of a prompt.
     fn take(&mut self, prompt: usize, event: Option<GenerationEvent>) -> Result<ChoiceEvent, ApiError> {
         match event {
-            Some(GenerationEvent::Token { index, id, log_probs }) => {
+            Some(GenerationEvent::Token { index, id, log_probs, cached_tokens }) => {
                 let choice = prompt * self.n + index;
                 self.record_token(prompt, choice);
-                Ok(ChoiceEvent::Token { choice, id, log_probs })
+                Ok(ChoiceEvent::Token { choice, id, log_probs, cached_tokens })
             }
             Some(GenerationEvent::Finished(completion)) => {
                 let choice = prompt * self.n + completion.index;

@@ -100,6 +100,11 @@ impl RequestFields {
         std::mem::take(&mut self.model)
     }
 
+    /// The fields that are not taken out yet, for a handler that translates them into those of a chat request.
+    pub(crate) fn remaining_fields(&mut self) -> &mut Map<String, Value> {
+        &mut self.fields
+    }
+
     /// Takes out the permit that counts the memory of the fields. The caller drops the permit together with the fields.
     pub(crate) fn take_memory_permit(&mut self) -> Option<OwnedSemaphorePermit> {
         self.memory.take()

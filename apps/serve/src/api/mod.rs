@@ -18,6 +18,7 @@ pub(crate) mod profile;
 mod prompt_log_probs;
 mod queue;
 mod reasoning;
+pub(crate) mod responses;
 pub(crate) mod shared;
 mod stream;
 pub(crate) mod tokenize;

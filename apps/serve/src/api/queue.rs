@@ -19,14 +19,17 @@ use reel_engine::{
 };
 use reel_input::ModelInput;
 use reel_input::request::RequestSettings;
+use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::answer::{AnswerBuilder, ApiKind, ToolCallRules};
 use super::events::{ChoiceEvent, QueuedPrompt, RequestEvents};
 use super::fields::{GivenFieldNames, MAX_COMPLETIONS, StreamFields, wrong_field};
+use super::responses::ResponseWriter;
 use super::shared::ServerState;
-use super::{ApiError, REQUEST_LOCATION, encode, encoding_error, models, seconds_since_1970, stream};
+use super::stream::AnswerStream;
+use super::{ApiError, REQUEST_LOCATION, encode, encoding_error, models, seconds_since_1970};
 use crate::engine_thread::GenerationJob;
 use crate::http::{RequestLog, random_number};
 
@@ -40,6 +43,7 @@ pub(crate) struct CheckedRequest {
     names: GivenFieldNames,
     calls: Option<ToolCallRules>,
     include_reasoning: Option<bool>,
+    response: Option<Value>,
     begun: Instant,
     permit: OwnedSemaphorePermit,
 }
@@ -73,8 +77,8 @@ impl CheckedRequest {
         let sampling = SamplingParams::from_settings(&settings, &shared.model.folder.generation);
         sampling.validate().map_err(|e| ApiError::bad_request(e.to_string(), None))?;
         let begun = Instant::now();
-        let (calls, include_reasoning, permit) = (None, None, shared.request_permits(prompts)?);
-        Ok(Self { form, model, stream, settings, names, calls, include_reasoning, begun, permit })
+        let (calls, include_reasoning, response, permit) = (None, None, None, shared.request_permits(prompts)?);
+        Ok(Self { form, model, stream, settings, names, calls, include_reasoning, response, begun, permit })
     }
 
     /// Sets the rules by which tool calls are found in the answers; `None` for answers of text only.
@@ -88,6 +92,12 @@ impl CheckedRequest {
         Self { include_reasoning, ..self }
     }
 
+    /// Sets the form of the answer: with `response`, that of the Responses API. `response` has the fields of the
+    /// request that the answer repeats.
+    pub(crate) fn with_response(self, response: Option<Value>) -> Self {
+        Self { response, ..self }
+    }
+
     /// Puts the encoded prompts into the engine's queue, and answers with their completions. A request without a limit
     /// gets `default_tokens` new tokens.
     pub(crate) async fn answer(
@@ -97,7 +107,7 @@ impl CheckedRequest {
         prompts: Vec<ModelInput>,
         default_tokens: usize,
     ) -> Result<Response, ApiError> {
-        let Self { form, model, stream, settings, names, calls, include_reasoning, begun, permit } = self;
+        let Self { form, model, stream, settings, names, calls, include_reasoning, response, begun, permit } = self;
         // The grammar is cloned, because the settings are also sent to the other processes that compute the model.
         let grammar = match settings.grammar.clone() {
             Some(spec) => {
@@ -127,6 +137,7 @@ impl CheckedRequest {
             })
             .collect();
         let choices = n * queued.len();
+        let sampling = SamplingParams::from_settings(&settings, &shared.model.folder.generation);
         let answer = AnswerBuilder {
             form,
             id: next_id(shared, form),
@@ -139,12 +150,17 @@ impl CheckedRequest {
             include_reasoning,
             stream,
         };
+        let response = response.map(|fields| ResponseWriter::new(fields, &answer, &sampling));
         let mut events = RequestEvents::new(queued, n, begun, shared.metrics.clone(), log, form.prompt_field(), permit);
         if stream.stream {
             // Waits for the first event, because an error in it can still change the HTTP status, which is sent
             // before the text.
             let first = events.recv().await?;
-            return Ok(stream::stream_answer(answer, shared, choices, first, events));
+            return Ok(AnswerStream::new(answer, response, shared, choices, events).into_response(first));
+        }
+        if response.is_some() {
+            let whole = AnswerStream::new(answer, response, shared, choices, events).whole_response().await?;
+            return Ok(Json(whole).into_response());
         }
         let completions = collect(events, choices).await?;
         Ok(Json(answer.whole_answer(&shared.model.folder.tokenizer, &completions)).into_response())

@@ -18,40 +18,17 @@ use reel_input::TokenId;
 use serde_json::Value;
 use tokio_stream::Stream;
 
+use super::ApiError;
 use super::answer::{AnswerBuilder, TextOffsets};
 use super::events::{ChoiceEvent, RequestEvents};
 use super::reasoning::{AddedText, ReasoningParser};
+use super::responses::ResponseWriter;
 use super::shared::ServerState;
 use super::tool_calls::{AnswerPiece, ToolCallParser};
 use crate::settings::ServedModel;
 
 /// The last event of a streamed answer.
 const DONE: &str = "[DONE]";
-
-/// The streamed answer to a request. `first` is the request's first event, `events` gives the following ones.
-pub(crate) fn stream_answer(
-    answer: AnswerBuilder,
-    shared: &ServerState,
-    choices: usize,
-    first: ChoiceEvent,
-    events: RequestEvents,
-) -> Response {
-    let choice = |_| StreamedChoice {
-        text: Some(CompletionStream::new(&shared.model.folder.tokenizer, &answer.stop)),
-        reasoning: answer.include_reasoning.map(|is_shown| (ReasoningParser::default(), is_shown)),
-        calls: answer.calls.map(|rules| ToolCallParser::new(rules.one_call)),
-        log_probs: Vec::new(),
-        offsets: TextOffsets::default(),
-    };
-    let states = (0..choices).map(choice).collect();
-    let ready = (0..choices).filter_map(|choice| answer.first_chunk(choice)).map(|chunk| chunk.to_string()).collect();
-    let mut stream =
-        AnswerStream { answer, model: shared.model.clone(), choices: states, tokens: 0, ready, events: Some(events) };
-    stream.take(first);
-    // This header makes nginx pass on each event at once, even if its configuration does not.
-    let unbuffered = [(HeaderName::from_static("x-accel-buffering"), "no")];
-    (unbuffered, Sse::new(stream).keep_alive(KeepAlive::default())).into_response()
-}
 
 /// The state of one choice while its tokens are generated.
 struct StreamedChoice {
@@ -115,14 +92,17 @@ impl StreamedChoice {
     }
 }
 
-struct AnswerStream {
+/// Turns the events of a request into the events that the client gets.
+pub(crate) struct AnswerStream {
     answer: AnswerBuilder,
+    /// Writes the events of the Responses API; `None` for the chunks of the other APIs.
+    response: Option<ResponseWriter>,
     model: Arc<ServedModel>,
     choices: Vec<StreamedChoice>,
     /// The number of tokens of all choices so far.
     tokens: usize,
     /// The data of the events that are to be sent next.
-    ready: VecDeque<String>,
+    ready: VecDeque<Value>,
     /// The events of the request; `None` once the last event is in `ready`.
     events: Option<RequestEvents>,
 }
@@ -130,32 +110,88 @@ struct AnswerStream {
 impl Stream for AnswerStream {
     type Item = Result<sse::Event, Infallible>;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
         loop {
-            if let Some(data) = self.ready.pop_front() {
-                return Poll::Ready(Some(Ok(sse::Event::default().data(data))));
+            if let Some(data) = this.ready.pop_front() {
+                return Poll::Ready(Some(Ok(server_sent_event(&data))));
             }
-            let Some(events) = &mut self.events else { return Poll::Ready(None) };
+            let Some(events) = &mut this.events else { return Poll::Ready(None) };
             match ready!(events.poll_recv(cx)) {
-                Ok(event) => self.take(event),
+                Ok(event) => this.take(event),
                 // The HTTP status has already been sent, so the error is sent as an event.
                 Err(e) => {
-                    self.ready.extend([e.to_json().to_string(), DONE.to_string()]);
-                    self.events = None;
+                    match &mut this.response {
+                        Some(response) => response.fail(&e, &mut this.ready),
+                        None => this.ready.extend([e.to_json(), DONE.into()]),
+                    }
+                    this.events = None;
                 }
             }
         }
     }
 }
 
+/// An event with this data. If the data has a `type`, as in the Responses API, this is the name of the event.
+fn server_sent_event(data: &Value) -> sse::Event {
+    match (data, data["type"].as_str()) {
+        (Value::String(text), _) => sse::Event::default().data(text),
+        (data, Some(name)) => sse::Event::default().event(name).data(data.to_string()),
+        (data, None) => sse::Event::default().data(data.to_string()),
+    }
+}
+
 impl AnswerStream {
-    /// Turns an event of the engine into chunks, and adds them to `ready`.
+    /// Creates the stream of an answer with so many `choices`, to which `events` lead.
+    pub(crate) fn new(
+        answer: AnswerBuilder,
+        mut response: Option<ResponseWriter>,
+        shared: &ServerState,
+        choices: usize,
+        events: RequestEvents,
+    ) -> Self {
+        let choice = |_| StreamedChoice {
+            text: Some(CompletionStream::new(&shared.model.folder.tokenizer, &answer.stop)),
+            reasoning: answer.include_reasoning.map(|is_shown| (ReasoningParser::default(), is_shown)),
+            calls: answer.calls.map(|rules| ToolCallParser::new(rules.one_call)),
+            log_probs: Vec::new(),
+            offsets: TextOffsets::default(),
+        };
+        let states = (0..choices).map(choice).collect();
+        let mut ready = VecDeque::new();
+        match &mut response {
+            Some(response) => response.begin(&mut ready),
+            None => ready.extend((0..choices).filter_map(|choice| answer.first_chunk(choice))),
+        }
+        let model = shared.model.clone();
+        Self { answer, response, model, choices: states, tokens: 0, ready, events: Some(events) }
+    }
+
+    /// The answer as server-sent events. `first` is the request's first event.
+    pub(crate) fn into_response(mut self, first: ChoiceEvent) -> Response {
+        self.take(first);
+        // This header makes nginx pass on each event at once, even if its configuration does not.
+        let unbuffered = [(HeaderName::from_static("x-accel-buffering"), "no")];
+        (unbuffered, Sse::new(self).keep_alive(KeepAlive::default())).into_response()
+    }
+
+    /// Waits for the end of an answer of the Responses API. Returns the object that the last event of the stream has.
+    pub(crate) async fn whole_response(mut self) -> Result<Value, ApiError> {
+        while let Some(events) = &mut self.events {
+            let event = events.recv().await?;
+            self.take(event);
+            self.ready.clear();
+        }
+        Ok(self.response.map_or(Value::Null, ResponseWriter::into_object))
+    }
+
+    /// Turns an event of the engine into events for the client, and adds them to `ready`.
     fn take(&mut self, event: ChoiceEvent) {
-        let Self { answer, model, choices, tokens, ready, events } = self;
         match event {
-            ChoiceEvent::Token { choice, id, log_probs } => {
-                *tokens += 1;
-                let state = &mut choices[choice];
+            ChoiceEvent::Token { choice, id, log_probs, cached_tokens } => {
+                self.tokens += 1;
+                self.response.iter_mut().for_each(|response| response.cached_tokens = cached_tokens);
+                let state = &mut self.choices[choice];
                 state.log_probs.extend(log_probs.map(|log_probs| (id, log_probs)));
                 let text = state.text.as_mut().map_or(String::new(), |text| text.push(id));
                 let mut pieces: Vec<Option<AnswerPiece>> = state.push(text).into_iter().map(Some).collect();
@@ -165,26 +201,42 @@ impl AnswerStream {
                     pieces.push(None);
                 }
                 for piece in pieces {
-                    let log_probs = state.take_log_probs(answer, model);
-                    ready.push_back(answer.piece_chunk(choice, piece, log_probs, *tokens).to_string());
+                    let log_probs = self.choices[choice].take_log_probs(&self.answer, &self.model);
+                    self.add_piece(choice, piece, log_probs);
                 }
             }
             ChoiceEvent::Finished { choice, completion } => {
-                let state = &mut choices[choice];
-                for piece in state.finish() {
-                    ready.push_back(answer.piece_chunk(choice, Some(piece), Value::Null, *tokens).to_string());
+                for piece in self.choices[choice].finish() {
+                    self.add_piece(choice, Some(piece), Value::Null);
                 }
-                let has_calls = state.calls.as_ref().is_some_and(ToolCallParser::has_calls);
                 let reason = completion.finish_reason;
-                ready.push_back(answer.last_chunk(choice, reason, has_calls, *tokens).to_string());
+                match &mut self.response {
+                    Some(response) => response.finish(reason, self.tokens, &mut self.ready),
+                    None => {
+                        let has_calls = self.choices[choice].calls.as_ref().is_some_and(ToolCallParser::has_calls);
+                        let chunk = self.answer.last_chunk(choice, reason, has_calls, self.tokens);
+                        self.ready.push_back(chunk);
+                    }
+                }
             }
         }
-        if events.as_ref().is_some_and(|events| events.unfinished_count() == 0) {
-            if answer.stream.include_usage {
-                ready.push_back(answer.usage_chunk(*tokens).to_string());
+        if self.events.as_ref().is_some_and(|events| events.unfinished_count() == 0) {
+            if self.response.is_none() {
+                let usage = self.answer.stream.include_usage.then(|| self.answer.usage_chunk(self.tokens));
+                self.ready.extend(usage.into_iter().chain([DONE.into()]));
             }
-            ready.push_back(DONE.to_string());
-            *events = None;
+            self.events = None;
+        }
+    }
+
+    /// Adds the events of a piece of a choice; `piece` is `None` for a token that adds no text.
+    fn add_piece(&mut self, choice: usize, piece: Option<AnswerPiece>, log_probs: Value) {
+        match &mut self.response {
+            Some(response) => response.add(piece, log_probs, self.tokens, &mut self.ready),
+            None => {
+                let chunk = self.answer.piece_chunk(choice, piece, log_probs, self.tokens);
+                self.ready.push_back(chunk);
+            }
         }
     }
 }
