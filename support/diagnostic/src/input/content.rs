@@ -2,7 +2,7 @@
 //! leaves pointers in place of large files, a failed download leaves a web page, and phones and sites write image
 //! formats that few decoders know.
 
-use crate::input::UnsuitableFile;
+use super::UnsuitableFile;
 
 /// The number of bytes at the start of a file that [`recognise`] needs. The signature of a tar archive ends at byte
 /// 262.
@@ -48,7 +48,7 @@ pub fn recognise(start: &[u8]) -> Option<UnsuitableFile> {
 }
 
 /// Like [`recognise`], for texts that are in place of any file: a pointer of Git LFS, a web page, an SVG image.
-pub(crate) fn recognise_text(start: &[u8]) -> Option<UnsuitableFile> {
+pub(super) fn recognise_text(start: &[u8]) -> Option<UnsuitableFile> {
     let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
     let lower = text[..text.len().min(SIGNATURE_BYTES)].to_ascii_lowercase();
     let has = |tag: &str| lower.windows(tag.len()).any(|part| part == tag.as_bytes());
