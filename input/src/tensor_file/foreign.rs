@@ -8,12 +8,18 @@ const MAX_NAMES: usize = 10_000;
 
 /// What the folder of a checkpoint holds in place of safetensors files, and how to convert it: a checkpoint of
 /// DeepSpeed's ZeRO, of FSDP or of verl, or weights in a format of PyTorch or llama.cpp. Looks at the names of the
-/// files in `folder` and in its sub-folders; `None` if no name is known.
+/// files in `folder` and in its sub-folders; `None` if no name is known, or if the folder has safetensors files.
 pub fn foreign_checkpoint(folder: &Path) -> Option<(&'static str, &'static str)> {
-    let mut names = names_in(folder);
-    for name in names.clone() {
-        names.extend(names_in(&folder.join(name)));
+    let own = names_in(folder);
+    let below: Vec<String> = own.iter().flat_map(|name| names_in(&folder.join(name))).collect();
+    let is_model = |name: &String| name.ends_with(".safetensors") && !name.starts_with("adapter_");
+    if own.iter().any(is_model) {
+        return None;
     }
+    if below.iter().any(is_model) {
+        return Some(("is not a model itself, but a folder in it has *.safetensors", "give that folder"));
+    }
+    let names = [own, below].concat();
     let has = |known: &dyn Fn(&str) -> bool| names.iter().any(|name| known(name));
     let ends = |name: &str, of: &[&str]| of.iter().any(|end| name.ends_with(end));
     if has(&|name| name == "zero_to_fp32.py" || name.contains("zero_pp_rank_") || name.ends_with("_model_states.pt")) {
@@ -62,6 +68,11 @@ mod tests {
             (&["pytorch_model-00001-of-00002.bin", "training_args.bin"], "torch.save", "save_pretrained"),
             (&["consolidated.00.pth"], "torch.save", "save_pretrained"),
             (&["model-q4.gguf"], "GGUF", "safetensors"),
+            (
+                &["checkpoint-2/zero_to_fp32.py", "checkpoint-2/model.safetensors"],
+                "is not a model itself",
+                "that folder",
+            ),
         ] {
             let folder = tempfile::tempdir().unwrap();
             for file in files {
@@ -72,6 +83,10 @@ mod tests {
             let found = foreign_checkpoint(folder.path()).unwrap_or_else(|| panic!("{files:?}"));
             assert!(found.0.contains(what) && found.1.contains(help), "{files:?}: {found:?}");
         }
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("model.safetensors"), "").unwrap();
+        fs::write(folder.path().join("pytorch_model.bin"), "").unwrap();
+        assert_eq!(foreign_checkpoint(folder.path()), None);
         let folder = tempfile::tempdir().unwrap();
         for name in ["config.json", "training_args.bin", "optimizer.pt", "rng_state_0.pth"] {
             fs::write(folder.path().join(name), "").unwrap();

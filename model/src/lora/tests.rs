@@ -270,6 +270,7 @@ fn targets_match_layers_like_peft() {
         names(&["layers.1.mlp.up_proj", "merger.mlp.0"], true),
         ["visual.merger.mlp.0", "model.layers.1.mlp.up_proj"]
     );
+    assert_eq!(names(&["model.language_model.layers.0.mlp.up_proj"], false), ["model.layers.0.mlp.up_proj"]);
     // A saved config lists layer names instead of all-linear; they must match the same layers.
     let all = spec(&[ALL_LINEAR], true);
     let written = LoraSpec { targets: all.target_names(), ..all.clone() };

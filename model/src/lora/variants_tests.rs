@@ -82,8 +82,8 @@ fn each_layer_has_its_own_rank_and_scale() {
         ("model.language_model.layers.0.self_attn.q_proj.lora_B.weight", vec![64, 2]),
         ("model.language_model.layers.1.self_attn.q_proj.lora_A.weight", vec![2, 64]),
         ("model.language_model.layers.1.self_attn.q_proj.lora_B.weight", vec![64, 2]),
-        ("model.visual.blocks.0.attn.qkv.lora_A.weight", vec![4, 40]),
-        ("model.visual.blocks.0.attn.qkv.lora_B.weight", vec![120, 4]),
+        ("model.visual.blocks.0.attn.qkv.lora_A.weight", vec![4, 32]),
+        ("model.visual.blocks.0.attn.qkv.lora_B.weight", vec![96, 4]),
     ];
     write_adapter(&adapter, &fields, &tensors);
     let opened = Adapter::open(&adapter).unwrap();
@@ -106,7 +106,7 @@ fn saved_modules_replace_tensors_of_the_base() {
     let mut tensors = vec![
         ("lm_head.weight", vec![config().text.vocab_size, 64]),
         ("model.norm.weight", vec![64]),
-        ("visual.merger.mlp.2.modules_to_save.default.weight", vec![64, 160]),
+        ("visual.merger.mlp.2.modules_to_save.default.weight", vec![64, 128]),
         ("visual.merger.mlp.2.modules_to_save.default.bias", vec![64]),
         ("model.layers.1.input_layernorm.weight", vec![64]),
     ];
@@ -122,7 +122,9 @@ fn saved_modules_replace_tensors_of_the_base() {
     };
     let lacks = check(&tensors[..3]);
     assert!(lacks.contains("lacks visual.merger.mlp.2.bias, although modules_to_save lists its module"), "{lacks}");
-    let wrong = check(&[("lm_head.weight", vec![3, 64])]);
+    let mut misshapen = tensors.clone();
+    misshapen[0].1 = vec![3, 64];
+    let wrong = check(&misshapen);
     assert!(wrong.contains("lm_head.weight: has shape [3, 64], expected "), "{wrong}");
     tensors.push(("model.layers.9.mlp.up_proj.weight", vec![2]));
     assert!(check(&tensors).contains("layers.9.mlp.up_proj.weight: is not a tensor of the model; "));

@@ -8,7 +8,6 @@
 //! into an error. [`resource_shortage_help`], [`failed_start_help`] and [`disk_full_help`] return the help texts for
 //! exceeded limits of the machine. [`TemporaryPaths`] registers files that a signal must not leave behind.
 
-mod content;
 mod diagnostic;
 pub mod input;
 mod notes;

@@ -2,13 +2,14 @@
 //! such as `/dev/zero` never ends, opening a pipe without a writer never returns, and a file can be larger than
 //! memory.
 
+mod content;
+
 use std::fmt;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::path::Path;
 
-use crate::content;
-pub use crate::content::{SIGNATURE_BYTES, recognise};
+pub use content::{SIGNATURE_BYTES, recognise};
 
 /// The size limit of a JSON file of a model folder, such as config.json, in bytes.
 pub const MAX_CONFIG_BYTES: u64 = 16 << 20;

@@ -2,7 +2,7 @@
 //! leaves pointers in place of large files, a failed download leaves a web page, and phones and sites write image
 //! formats that few decoders know.
 
-use crate::input::UnsuitableFile;
+use super::UnsuitableFile;
 
 /// The number of bytes at the start of a file that [`recognise`] needs. The signature of a tar archive ends at byte
 /// 262.
@@ -27,7 +27,7 @@ pub fn recognise(start: &[u8]) -> Option<UnsuitableFile> {
         () if at(0, b"PK\x03\x04") => ("is a ZIP archive", UNPACK),
         () if at(0, b"7z\xbc\xaf\x27\x1c") => ("is a 7z archive", UNPACK),
         () if at(257, b"ustar") => ("is a tar archive", UNPACK),
-        () if at(0, b"\x80\x02") || at(0, b"\x80\x04") => ("is a file of Python's pickle", AS_SAFETENSORS),
+        () if at(0, b"\x80\x02\x8a\x0a") || at(0, b"\x80\x04\x95") => ("is a file of Python's pickle", AS_SAFETENSORS),
         () if at(0, b"GGUF") => ("has weights in the format GGUF", "use the safetensors of the model"),
         () if at(0, b"%PDF-") => ("is a PDF", "save its pages as images"),
         () if at(0, b"\0\0\0\x0cJXL ") || at(0, b"\xff\x0a") => ("is a JPEG XL image, which is not supported", TO_JPEG),
@@ -48,7 +48,7 @@ pub fn recognise(start: &[u8]) -> Option<UnsuitableFile> {
 }
 
 /// Like [`recognise`], for texts that are in place of any file: a pointer of Git LFS, a web page, an SVG image.
-pub(crate) fn recognise_text(start: &[u8]) -> Option<UnsuitableFile> {
+pub(super) fn recognise_text(start: &[u8]) -> Option<UnsuitableFile> {
     let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
     let lower = text[..text.len().min(SIGNATURE_BYTES)].to_ascii_lowercase();
     let has = |tag: &str| lower.windows(tag.len()).any(|part| part == tag.as_bytes());
@@ -87,7 +87,7 @@ mod tests {
             (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "a HEIC image"),
             (b"PK\x03\x04\0\0\x08\x08archive/data.pkl", "a file of torch.save"),
             (b"PK\x03\x04\0\0\x08\x08a.txt", "a ZIP archive"),
-            (b"\x80\x02}q\0", "a file of Python's pickle"),
+            (b"\x80\x02\x8a\nl\xfc\x9cF\xf9", "a file of Python's pickle"),
             (b"\x1f\x8b\x08", "compressed with gzip"),
             (b"\x28\xb5\x2f\xfd\x04", "compressed with zstd"),
             (b"BZh91AY&SY\x01", "compressed with bzip2"),
