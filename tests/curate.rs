@@ -53,7 +53,9 @@ fn asked(body: &Value) -> (&'static str, usize) {
     let text = content.as_str().or_else(|| content.as_array()?.last()?["text"].as_str()).unwrap();
     if system.starts_with("You describe") {
         let url = content[0]["image_url"]["url"].as_str().unwrap();
-        let level = usize::from(reel_media::image::from_data_uri(url).unwrap().data[0]);
+        let level = usize::from(
+            reel_media::image::from_data_uri(url, reel_media::image::ExifOrientation::Apply).unwrap().data[0],
+        );
         return ("caption", (level + GREY / 2) / GREY);
     }
     let after = text.split("Question: Q").nth(1).unwrap();

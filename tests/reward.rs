@@ -297,6 +297,9 @@ def short(completions, **columns):
 def none(completions, **columns):
     return [float("nan") for _ in completions]
 
+def endless(completions, **columns):
+    return [float("inf") for _ in completions]
+
 def breaks(completions, **columns):
     raise KeyError("colour")
 "#;
@@ -364,15 +367,18 @@ impl Drop for Server {
 
 #[test]
 fn trl_reward_functions_run_unchanged() {
-    for (function, chat, want) in
-        [("length", false, vec![4.0, 1.0]), ("chat", true, vec![1.0, -1.0]), ("later", true, vec![0.5, 0.5])]
-    {
+    for (function, chat, want) in [
+        ("length", false, vec![4.0, 1.0]),
+        ("chat", true, vec![1.0, -1.0]),
+        ("later", true, vec![0.5, 0.5]),
+        ("none", true, vec![-1.0, -1.0]),
+    ] {
         let Some(got) = python(function, chat) else { return };
         assert_eq!(got, [Ok(want.clone()), Ok(want)], "{function}");
     }
     for (function, words) in [
         ("short", "the function returned 1 rewards for 2 completions"),
-        ("none", "the function returned nan for completion 0"),
+        ("endless", "the function returned inf for completion 0"),
         ("breaks", "KeyError: 'colour'"),
     ] {
         let Some(got) = python(function, false) else { return };

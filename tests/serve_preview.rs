@@ -90,7 +90,8 @@ fn check_medium(medium: &Value) {
 }
 
 fn png(thumbnail: &Value) -> RgbImage {
-    reel_media::image::from_data_uri(thumbnail["url"].as_str().unwrap()).unwrap()
+    reel_media::image::from_data_uri(thumbnail["url"].as_str().unwrap(), reel_media::image::ExifOrientation::Apply)
+        .unwrap()
 }
 
 fn mean_color(image: &RgbImage) -> [f64; 3] {

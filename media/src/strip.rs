@@ -138,6 +138,7 @@ pub fn encode_png(pixels: &[u8], height: usize, width: usize) -> Result<PngImage
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::{ExifOrientation, decode};
     use proptest::prelude::*;
 
     proptest! {
@@ -145,7 +146,7 @@ mod tests {
         fn thumbnail_fits_and_keeps_the_aspect_ratio_and_pixels(h in 1usize..60, w in 1usize..60, side in 1usize..50) {
             let frame: Vec<u8> = (0..h * w * 3).map(|i| (i % 251) as u8).collect();
             let png = thumbnail(&frame, (h, w), side).unwrap();
-            let read = crate::image::decode(&png.bytes, "thumbnail").unwrap();
+            let read = decode(&png.bytes, "thumbnail", ExifOrientation::Apply).unwrap();
             let view = read.view().unwrap();
             prop_assert_eq!(view.height_and_width(), (png.height, png.width));
             if h.max(w) <= side {
@@ -162,7 +163,7 @@ mod tests {
         #[test]
         fn jpeg_has_the_size_and_about_the_pixels_of_its_frame(h in 1usize..40, w in 1usize..40, level in any::<u8>()) {
             let frame = vec![level; h * w * 3];
-            let read = crate::image::decode(&encode_jpeg(&frame, (h, w)).unwrap(), "frame").unwrap();
+            let read = decode(&encode_jpeg(&frame, (h, w)).unwrap(), "frame", ExifOrientation::Apply).unwrap();
             prop_assert_eq!((read.height, read.width), (h, w));
             prop_assert!(read.data.iter().all(|&got| got.abs_diff(level) <= 3));
             prop_assert!(encode_jpeg(&frame[1..], (h, w)).is_err());
@@ -174,7 +175,7 @@ mod tests {
         ) {
             let data = (0..frames).flat_map(|f| vec![(f * 20) as u8; h * w * 3]).collect();
             let png = frame_strip(&FrameBuf { data, frames, height: h, width: w }, max_frames, max_height).unwrap();
-            let read = crate::image::decode(&png.bytes, "strip").unwrap();
+            let read = decode(&png.bytes, "strip", ExifOrientation::Apply).unwrap();
             let view = read.view().unwrap();
             prop_assert_eq!(view.height_and_width(), (png.height, png.width));
             prop_assert!(png.height <= max_height && png.width.is_multiple_of(frames.min(max_frames)));
@@ -195,7 +196,7 @@ mod tests {
             let data = (0..frames).flat_map(|f| vec![grey(f); h * w * 3]).collect();
             let strip = jpeg_strip(&FrameBuf { data, frames, height: h, width: w }, max_frames, side, 70).unwrap();
             prop_assert!(strip.width.max(strip.height) <= side.max(1) && strip.shown.len() == frames.min(max_frames));
-            let read = crate::image::decode(&strip.bytes, "strip").unwrap();
+            let read = decode(&strip.bytes, "strip", ExifOrientation::Apply).unwrap();
             let view = read.view().unwrap();
             prop_assert_eq!(view.height_and_width(), (strip.height, strip.width * strip.shown.len()));
             for (i, &frame) in strip.shown.iter().enumerate() {

@@ -3,7 +3,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::*;
-use crate::image::decode;
+use crate::image::{ExifOrientation, decode};
 use crate::profile::{MediaOverrides, MediaProfile};
 use crate::resize::{VideoPixelLimits, torch_bicubic};
 
