@@ -80,7 +80,7 @@ pub struct SimRunArgs {
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     smem: u32,
     /// Architecture to compile for, and whose limits apply [default: that of the PTX; sm_90a for CUDA]
-    #[arg(long, value_name = "sm_80|sm_90a", value_parser = architecture)]
+    #[arg(long, value_name = "sm_80|sm_90a|sm_100a", value_parser = architecture)]
     arch: Option<String>,
     /// Kernel argument, in order; `--help` lists the forms
     #[arg(long = "arg", value_name = "ARG")]
@@ -124,8 +124,8 @@ fn dims(text: &str) -> Result<Dimensions, String> {
 /// Parses `--arch`: an architecture that the simulator models.
 fn architecture(text: &str) -> Result<String, String> {
     match text {
-        "sm_80" | "sm_90" | "sm_90a" => Ok(text.to_string()),
-        _ => Err("the simulator models sm_80 (A100) and sm_90a (H100, H200); use one of them".into()),
+        "sm_80" | "sm_90" | "sm_90a" | "sm_100" | "sm_100a" => Ok(text.to_string()),
+        _ => Err("the simulator models sm_80 (A100), sm_90a (H100, H200) and parts of sm_100a; use one of them".into()),
     }
 }
 

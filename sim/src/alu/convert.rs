@@ -3,10 +3,12 @@
 
 use super::f32_math::{self, flush_subnormal};
 use super::float::is_tiny_after_rounding;
+use super::half::half_format;
 use super::integer::{clamp_to_type, low_bits_mask, sign_or_zero_extend};
 use super::scalar::ScalarFlags;
 use super::soft_float::{
-    BF16, E4M3, E5M2, ExactFloat, F16, F32, F64, FloatFormat, RoundingMode, TF32, decode_float, encode_float,
+    BF16, E2M1, E2M3, E3M2, E4M3, E5M2, ExactFloat, F16, F32, F64, FloatFormat, RoundingMode, TF32, decode_float,
+    encode_float,
 };
 
 /// The number format of a conversion's source or destination.
@@ -136,23 +138,69 @@ pub fn pack_f32s_as_halves(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u6
     to_float(f, source(f, b, F32), to) | to_float(f, source(f, a, F32), to) << 16
 }
 
-fn fp8(f: ScalarFlags) -> FloatFormat {
-    if f.variant { E5M2 } else { E4M3 }
+/// The formats of fewer than 16 bits that `cvt` packs in pairs, with their names in PTX. For these conversions
+/// [`ScalarFlags::wide`] is the index of the format.
+pub const NARROW_FORMATS: [(&str, FloatFormat); 5] =
+    [("e4m3x2", E4M3), ("e5m2x2", E5M2), ("e2m1x2", E2M1), ("e2m3x2", E2M3), ("e3m2x2", E3M2)];
+
+/// Returns the narrow format of a conversion, and the bits by which its upper element is shifted.
+fn narrow_format(f: ScalarFlags) -> (FloatFormat, u32) {
+    let format = NARROW_FORMATS[f.wide as usize].1;
+    (format, if format == E2M1 { 4 } else { 8 })
 }
 
-/// Converts two f32 to a packed pair of fp8, `a` in the upper byte: e5m2 if `variant`, else e4m3.
-pub fn pack_f32s_as_fp8(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
-    let f = ScalarFlags { strict: true, ..f };
-    to_float(f, source(f, b, F32), fp8(f)) | to_float(f, source(f, a, F32), fp8(f)) << 8
+/// Rounds two numbers to a narrow format and packs them. Numbers beyond the largest finite one become that one.
+fn pack_narrow(f: ScalarFlags, high: f64, low: f64) -> u64 {
+    let (format, shift) = narrow_format(f);
+    let most = decode_float(format.max_finite, format);
+    let [high, low] = [high, low].map(|x| to_float(f, x.clamp(-most, most), format));
+    low | high << shift
 }
 
-/// Converts a packed pair of f16 to a packed pair of fp8.
-pub fn pack_halves_as_fp8(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    let f = ScalarFlags { strict: true, ..f };
-    to_float(f, decode_float(a & 0xffff, F16), fp8(f)) | to_float(f, decode_float(a >> 16, F16), fp8(f)) << 8
+/// Converts two f32 to a packed pair of narrow floats, `a` in the upper half.
+pub fn pack_f32s_as_narrow(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    pack_narrow(f, source(f, a, F32), source(f, b, F32))
 }
 
-/// Converts a packed pair of fp8 to a packed pair of f16, without rounding.
-pub fn unpack_fp8_as_halves(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
-    to_float(f, decode_float(a & 0xff, fp8(f)), F16) | to_float(f, decode_float(a >> 8 & 0xff, fp8(f)), F16) << 16
+/// Converts a packed pair of f16, or of bf16 if `variant`, to a packed pair of narrow floats.
+pub fn pack_halves_as_narrow(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    pack_narrow(f, decode_float(a >> 16, half_format(f)), decode_float(a & 0xffff, half_format(f)))
+}
+
+/// Converts a packed pair of narrow floats to a packed pair of f16, or of bf16 if `variant`, without rounding.
+pub fn unpack_narrow_as_halves(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    let (format, shift) = narrow_format(f);
+    let half = |x: u64| to_float(f, decode_float(x & low_bits_mask(format.sign_bit + 1), format), half_format(f));
+    half(a) | half(a >> shift) << 16
+}
+
+/// Converts two f32 to a packed pair of powers of two, `a` in the upper byte.
+pub fn pack_f32s_as_ue8m0(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+    f32_to_ue8m0(f, b) | f32_to_ue8m0(f, a) << 8
+}
+
+/// Converts a packed pair of bf16 to a packed pair of powers of two.
+pub fn pack_bf16s_as_ue8m0(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    f32_to_ue8m0(f, a << 16 & 0xffff_0000) | f32_to_ue8m0(f, a & 0xffff_0000) << 8
+}
+
+/// Rounds the magnitude of an f32 to a power of two, 2^(result − 127). Infinity, numbers above 2^127 that are rounded
+/// up, and NaN become 255, the NaN of ue8m0; with `.satfinite` only NaN does. Source: `cuda_fp8.hpp`.
+fn f32_to_ue8m0(f: ScalarFlags, x: u64) -> u64 {
+    let (magnitude, exponent) = (x & 0x7fff_ffff, x >> 23 & 0xff);
+    // 2^-127, the smallest power, is a subnormal f32.
+    let up =
+        f.rounding == RoundingMode::Up && magnitude & 0x7f_ffff != 0 && (0x40_0001..0x7f80_0000).contains(&magnitude);
+    let rounded = exponent + u64::from(up);
+    if f.strict && magnitude <= 0x7f80_0000 { rounded.min(254) } else { rounded }
+}
+
+/// Converts a packed pair of powers of two to a packed pair of bf16.
+pub fn unpack_ue8m0_as_bf16s(_: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+    let half = |x: u64| match x & 0xff {
+        0 => 0x40,
+        255 => BF16.nan,
+        x => x << 7,
+    };
+    half(a) | half(a >> 8) << 16
 }

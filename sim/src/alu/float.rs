@@ -5,7 +5,7 @@
 //! ([`super::soft_float`]). Source: PTX ISA 9.0, chapter 9.7.3.
 
 use super::f32_math::{self, flush_subnormal};
-use super::scalar::ScalarFlags;
+use super::scalar::{ScalarFlags, ScalarFunction, scalar_functions};
 use super::soft_float::{ExactFloat, F32, F64, FloatFormat, RoundingMode, add_round_to_odd};
 
 /// Arithmetic operations that round their result.
@@ -96,6 +96,18 @@ arithmetic_functions! {
     div_f32 div_f64 Div |a, b, _c| a / b;
     rcp_f32 rcp_f64 Rcp |a, _b, _c| 1.0 / a;
     sqrt_f32 sqrt_f64 Sqrt |a, _b, _c| a.sqrt();
+}
+
+scalar_functions! {
+    add_f32_pair |f, a, b, c, _| map_f32_pair(f, a, b, c, add_f32);
+    sub_f32_pair |f, a, b, c, _| map_f32_pair(f, a, b, c, sub_f32);
+    mul_f32_pair |f, a, b, c, _| map_f32_pair(f, a, b, c, mul_f32);
+    fma_f32_pair |f, a, b, c, _| map_f32_pair(f, a, b, c, fma_f32);
+}
+
+/// Applies `function` to the low and to the high half of packed pairs of f32.
+fn map_f32_pair(f: ScalarFlags, a: u64, b: u64, c: u64, function: ScalarFunction) -> u64 {
+    function(f, a, b, c, 0) | function(f, a >> 32, b >> 32, c >> 32, 0) << 32
 }
 
 /// Returns true if `.ftz` flushes the result `x`, which is exact or rounded to odd: `x` is below the smallest normal

@@ -5,9 +5,9 @@
 
 use super::OperandSlots;
 use super::f32_math::{self, f16_to_f32, f32_to_bf16, f32_to_f16};
-use super::float::{FloatArithmetic, is_tiny_after_rounding};
+use super::float::{FloatArithmetic, add_f32, fma_f32, is_tiny_after_rounding, sub_f32};
 use super::lanes::map_lanes_ternary;
-use super::scalar::ScalarFlags;
+use super::scalar::{ScalarFlags, scalar_functions};
 use super::soft_float::{BF16, F16, FloatFormat, add_round_to_odd, encode_float};
 use crate::regs::Registers;
 use crate::simd::run_with_widest_simd;
@@ -125,6 +125,17 @@ half_functions! {
     fma_half fma_halves |a, b, c| add_round_to_odd(a * b, c);
     ex2_half ex2_halves |a, _b, _c| a.exp2();
     tanh_half tanh_halves |a, _b, _c| a.tanh();
+}
+
+scalar_functions! {
+    /// `add.f32.f16` and `add.f32.bf16`: adds the half `a` to the f32 `b`.
+    add_half_to_f32 |f, a, b, _, _| add_f32(f, half_to_f32_bits(f, a), b, 0, 0);
+    sub_f32_from_half |f, a, b, _, _| sub_f32(f, half_to_f32_bits(f, a), b, 0, 0);
+    fma_halves_to_f32 |f, a, b, c, _| fma_f32(f, half_to_f32_bits(f, a), half_to_f32_bits(f, b), c, 0);
+}
+
+fn half_to_f32_bits(f: ScalarFlags, x: u64) -> u64 {
+    (half_to_f64(f, x) as f32).to_bits() as u64
 }
 
 /// `neg`: flips the sign, flushes with `.ftz`; any NaN becomes the canonical NaN, as on an H200.

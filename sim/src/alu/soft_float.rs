@@ -59,6 +59,12 @@ pub const TF32: FloatFormat =
 pub const E4M3: FloatFormat = FloatFormat { precision: 4, min_exponent: -6, max_finite: 0x7e, sign_bit: 7, nan: 0x7f };
 /// fp8 E5M2: 5 exponent bits, 2 mantissa bits.
 pub const E5M2: FloatFormat = FloatFormat { precision: 3, min_exponent: -14, max_finite: 0x7b, sign_bit: 7, nan: 0x7f };
+/// fp6 E2M3: 2 exponent bits, 3 mantissa bits, no infinity and no NaN: `nan` is what a NaN is converted to.
+pub const E2M3: FloatFormat = FloatFormat { precision: 4, min_exponent: 0, max_finite: 0x1f, sign_bit: 5, nan: 0x1f };
+/// fp6 E3M2: 3 exponent bits, 2 mantissa bits, no infinity and no NaN.
+pub const E3M2: FloatFormat = FloatFormat { precision: 3, min_exponent: -2, max_finite: 0x1f, sign_bit: 5, nan: 0x1f };
+/// fp4 E2M1: 2 exponent bits, 1 mantissa bit, no infinity and no NaN.
+pub const E2M1: FloatFormat = FloatFormat { precision: 2, min_exponent: 0, max_finite: 0x7, sign_bit: 3, nan: 0x7 };
 
 /// The number `±mantissa · 2^exponent`. If `sticky`, the exact number has a further non-zero part below the
 /// mantissa's last bit.

@@ -21,6 +21,8 @@ const SM_86: Target = Target { architecture: 86, specific: false };
 const SM_89: Target = Target { architecture: 89, specific: false };
 const SM_90: Target = Target { architecture: 90, specific: false };
 const SM_90A: Target = Target { architecture: 90, specific: true };
+const SM_100: Target = Target { architecture: 100, specific: false };
+const SM_100A: Target = Target { architecture: 100, specific: true };
 
 impl Target {
     /// Returns the target of a module; sm_80 if the module names none.
@@ -43,7 +45,9 @@ impl Target {
                 _ => None,
             });
             let mut needs = of_instruction.into_iter().chain(special);
-            if let Some((what, needed)) = needs.find(|(_, needed)| !self.includes(*needed)) {
+            // Of the instructions of sm_90a, later architectures lack only `wgmma`.
+            let removed = self.architecture > 90 && i.opcode.starts_with("wgmma.");
+            if let Some((what, needed)) = needs.find(|(_, needed)| removed || !self.includes(*needed)) {
                 return Err(ProgramError::Target { line: i.line, what, needed, target: self });
             }
         }
@@ -84,6 +88,8 @@ fn needed_by_instruction(i: &Instruction) -> Option<Target> {
         "wgmma" | "setmaxnreg" => Some(SM_90A),
         "tensormap" => Some(if any(&["replace"]) { SM_90A } else { SM_90 }),
         "mapa" | "getctarank" | "elect" | "griddepcontrol" | "multimem" | "stmatrix" => Some(SM_90),
+        "cp" if any(&["tile::scatter4"]) => Some(SM_100A),
+        "cp" if any(&["tile::gather4"]) => Some(SM_100),
         "cp" => Some(if any(&["bulk"]) { SM_90 } else { SM_80 }),
         "mbarrier" => {
             let transactions = any(&["try_wait", "expect_tx", "complete_tx"]);
@@ -102,14 +108,21 @@ fn needed_by_instruction(i: &Instruction) -> Option<Target> {
             when(clusters || bf16 || vector || any(&["async", "b128"]), SM_90).or(when(any(&["L2::cache_hint"]), SM_80))
         }
         "ld" | "ldu" | "st" => {
-            when(clusters || any(&["async", "unified"]), SM_90).or(when(any(&["L2::cache_hint", "L2::256B"]), SM_80))
+            // 32 bytes per lane.
+            let wide = any(&["v8"]) || any(&["v4"]) && any(&["b64", "u64", "s64", "f64"]);
+            when(wide, SM_100)
+                .or(when(clusters || any(&["async", "unified"]), SM_90))
+                .or(when(any(&["L2::cache_hint", "L2::256B"]), SM_80))
         }
         "cvta" | "isspacep" => when(clusters, SM_90),
         "prefetch" => when(any(&["tensormap"]), SM_90).or(when(starts("L2::evict"), SM_80)),
+        "redux" if any(&["f32"]) => Some(SM_100A),
         "createpolicy" | "discard" | "applypriority" | "redux" => Some(SM_80),
+        "add" | "sub" | "mul" | "fma" if any(&["f32x2"]) || any(&["f32"]) && any(&["f16", "bf16"]) => Some(SM_100),
         "add" | "sub" | "mul" => when(bf16 || any(&["u16x2", "s16x2"]), SM_90),
         "fma" => when(any(&["oob"]), SM_90).or(when(bf16 || any(&["relu"]), SM_80)),
         "neg" | "abs" => when(bf16, SM_80),
+        "min" | "max" if i.operands.len() > 3 => Some(SM_100),
         "min" | "max" => when(any(&["u16x2", "s16x2"]) || any(&["s32"]) && any(&["relu"]), SM_90)
             .or(when(any(&["xorsign"]), SM_86))
             .or(when(bf16 || any(&["f16", "f16x2", "NaN"]), SM_80)),
@@ -138,8 +151,10 @@ fn needed_by_conversion(parts: &[&str]) -> Option<Target> {
         (to, from) => to == "bf16" || from == "bf16",
     };
     let fp8 = any(&["e4m3x2", "e5m2x2"]);
+    let narrower = any(&["rs", "e2m1x2", "e2m3x2", "e3m2x2", "ue8m0x2"]) || fp8 && any(&["bf16x2"]);
     let half = matches!((*to, *from), ("f16x2" | "bf16" | "bf16x2" | "tf32", _) | ("f32", "bf16"));
     let rules = [
+        (narrower, SM_100A),
         (with_bf16 || *to == "tf32" && any(&["relu", "rn", "rz"]), SM_90),
         (fp8, SM_89),
         (half || any(&["relu"]), SM_80),
@@ -168,9 +183,13 @@ mod tests {
         assert_eq!(message, "line 5: %cluster_ctarank needs sm_90, but the module's .target is sm_80");
         let message = refused("sm_90", "setmaxnreg.dec.sync.aligned.u32 40;").unwrap();
         assert!(message.ends_with("needs sm_90a, but the module's .target is sm_90"), "{message}");
+        let message = refused("sm_100a", "wgmma.fence.sync.aligned;").unwrap();
+        assert!(message.ends_with("needs sm_90a, but the module's .target is sm_100a"), "{message}");
+        assert_eq!(refused("sm_90a", "wgmma.fence.sync.aligned;"), None);
     }
 
-    /// For each instruction, the first target for which ptxas of CUDA 13.0 accepts it.
+    /// For each instruction, the first target for which ptxas accepts it: that of CUDA 13.0, and of CUDA 13.4 for those
+    /// that begin with sm_100. An instruction of a target with `a` is in later targets with `a`.
     const FIRST_TARGETS: &str = "
         sm_75 barrier.sync 0;
         sm_75 cvt.rn.f16.f32 %h0, %r0;
@@ -292,16 +311,32 @@ mod tests {
         sm_90 tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned [%d0],[%r0],128;
         sm_90a setmaxnreg.inc.sync.aligned.u32 232;
         sm_90a tensormap.replace.tile.global_address.global.b1024.b64 [%d0], %d1;
-        sm_90a wgmma.fence.sync.aligned;
+        sm_100 add.rz.ftz.f32x2 %d0, %d1, %d2;
+        sm_100 fma.rn.f32x2 %d0, %d1, %d2, %d3;
+        sm_100 sub.rn.f32.bf16 %r0, %h0, %r1;
+        sm_100 fma.rn.sat.f32.f16 %r0, %h0, %h1, %r1;
+        sm_100 max.f32 %r0, %r1, %r2, %r3;
+        sm_100 ld.global.v8.b32 {%r0,%r1,%r2,%r3,%r4,%r5,%r6,%r7}, [%d0];
+        sm_100 st.global.v4.b64 [%d0], {%d1,%d2,%d3,%d4};
+        sm_100 cp.async.bulk.tensor.2d.tile::gather4.shared::cta.global.mbarrier::complete_tx::bytes [s], [%d0, {%r0,%r1,%r2,%r3,%r4}], [s];
+        sm_100a cp.async.bulk.tensor.2d.tile::scatter4.global.shared::cta.bulk_group [%d0, {%r0,%r1,%r2,%r3,%r4}], [s];
+        sm_100a redux.sync.min.abs.NaN.f32 %r0, %r1, -1;
+        sm_100a cvt.rn.bf16x2.e4m3x2 %r0, %h0;
+        sm_100a cvt.rn.satfinite.e5m2x2.bf16x2 %h0, %r0;
+        sm_100a cvt.rn.satfinite.e2m1x2.f32 %h0, %r0, %r1;
+        sm_100a cvt.rn.f16x2.e3m2x2 %r0, %h0;
+        sm_100a cvt.rz.satfinite.ue8m0x2.f32 %h0, %r0, %r1;
+        sm_100a cvt.rs.f16x2.f32 %r0, %r1, %r2, %r3;
     ";
 
     #[test]
     fn targets_have_the_instructions_that_ptxas_accepts() {
-        let targets = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a"];
+        let targets = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_100a"];
         for line in FIRST_TARGETS.lines().map(str::trim).filter(|line| !line.is_empty()) {
             let (first, instruction) = line.split_once(' ').unwrap();
             let allowed = targets.into_iter().filter(|target| refused(target, instruction).is_none());
-            let expected = targets.into_iter().skip_while(|target| *target != first);
+            let is_specific = |target: &&str| target.ends_with('a') || !first.ends_with('a');
+            let expected = targets.into_iter().skip_while(|target| *target != first).filter(is_specific);
             assert!(allowed.eq(expected), "{line}");
         }
     }

@@ -1,6 +1,7 @@
 //! Kernels as other projects write them, reduced to small PTX. Each of them once revealed an error of the simulator.
 
 mod atomics;
+mod blackwell;
 mod braces;
 mod cluster_addresses;
 mod copies;

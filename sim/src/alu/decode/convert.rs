@@ -2,13 +2,13 @@
 
 use super::{DecodedInstruction, InstructionForm};
 use crate::alu::RegisterClass;
-use crate::alu::convert::{self, NumberFormat, number_format_index};
+use crate::alu::convert::{self, NARROW_FORMATS, NumberFormat, number_format_index};
 use crate::alu::integer;
 use crate::alu::op::Op;
 use crate::alu::scalar::ScalarFlags;
 use crate::alu::soft_float::{BF16 as BFLOAT, F16 as HALF, F32 as SINGLE, F64 as DOUBLE, RoundingMode, TF32};
 use crate::ptx::ast::Operand;
-use crate::ptx::ast::Type::{self, B16, B32, BF16, BF16x2, F16, F16x2, F32, F64, S8, S16, S32, S64, U8, U16, U32, U64};
+use crate::ptx::ast::Type::{self, B8, B16, B32, BF16, BF16x2, F16, F32, F64, S8, S16, S32, S64, U8, U16, U32, U64};
 
 /// Rounding modifiers: name, rounding mode, and whether the modifier rounds to an integer.
 const ROUNDINGS: [(&str, (RoundingMode, bool)); 9] = [
@@ -35,6 +35,10 @@ fn kind(ty: Type) -> Option<NumberFormat> {
     })
 }
 
+fn is_narrow(name: &str) -> bool {
+    NARROW_FORMATS.iter().any(|(narrow, _)| *narrow == name)
+}
+
 impl InstructionForm<'_> {
     pub(super) fn decode_conversion(&self) -> DecodedInstruction {
         if self.tokens.first() == Some(&"pack") {
@@ -53,7 +57,8 @@ impl InstructionForm<'_> {
         };
         let plain = !(flags.ftz || flags.sat || flags.relu || flags.strict);
         match (to, from) {
-            ("e4m3x2" | "e5m2x2", _) | (_, "e4m3x2" | "e5m2x2") => f.fp8(to, from, rounding, flags),
+            ("ue8m0x2", _) | (_, "ue8m0x2") => f.ue8m0(to, from, rounding?, flags),
+            _ if is_narrow(to) || is_narrow(from) => f.narrow(to, from, rounding, flags),
             ("tf32", "f32") => f.tf32(rounding?, flags),
             ("f16x2" | "bf16x2", "f32") => f.pair(to, rounding?, flags, plain),
             _ => f.scalar(Type::from_name(to)?, Type::from_name(from)?, rounding, flags, plain),
@@ -76,7 +81,8 @@ impl InstructionForm<'_> {
         let (from_float, to_float) =
             (matches!(source, NumberFormat::Float(_)), matches!(target, NumberFormat::Float(_)));
         // PTX requires an integer rounding for float to integer (and allows it if source and destination have the
-        // same float format), and a rounding mode wherever bits may be lost.
+        // same float format), and a rounding mode wherever bits may be lost. Between f16 and bf16 ptxas takes no mode and
+        // rounds to nearest.
         let valid = match (from_float, to_float, rounding) {
             (true, false, Some((mode, integer))) => integer && mode != RoundingMode::Away,
             (true, false, None) => false,
@@ -85,7 +91,7 @@ impl InstructionForm<'_> {
             (false, false, rounding) => rounding.is_none(),
             (true, true, Some((mode, true))) => mode != RoundingMode::Away && from == to,
             (true, true, Some((mode, false))) => mode != RoundingMode::Away,
-            (true, true, None) => to.bits() > from.bits() || to == from,
+            (true, true, None) => to.bits() >= from.bits(),
         };
         let half = matches!(to, F16 | BF16) && from == F32;
         if !valid || (flags.relu || flags.strict) && !half || flags.ftz && from != F32 && to != F32 {
@@ -185,8 +191,8 @@ impl InstructionForm<'_> {
         self.scalar_op(convert::cvt, ScalarFlags { bits, wide, ..flags }, B32, &[F32])
     }
 
-    /// Decodes conversions to and from packed pairs of e4m3 or e5m2.
-    fn fp8(
+    /// Decodes conversions to and from packed pairs of fp8, fp6 or fp4.
+    fn narrow(
         &self,
         to: &str,
         from: &str,
@@ -196,16 +202,35 @@ impl InstructionForm<'_> {
         if rounding != Some((RoundingMode::Nearest, false)) || flags.sat || flags.ftz {
             return None;
         }
-        let flags = |name: &str| ScalarFlags { variant: name == "e5m2x2", ..flags };
+        let wide = NARROW_FORMATS.iter().position(|(name, _)| *name == to || *name == from)? as u8;
+        let flags = ScalarFlags { wide, variant: to == "bf16x2" || from == "bf16x2", ..flags };
+        let packed = if to == "e2m1x2" || from == "e2m1x2" { B8 } else { B16 };
         match (to, from) {
-            ("e4m3x2" | "e5m2x2", "f32") if flags(to).strict => {
-                self.scalar_op(convert::pack_f32s_as_fp8, flags(to), B16, &[F32; 2])
+            (_, "f32") if flags.strict => self.scalar_op(convert::pack_f32s_as_narrow, flags, packed, &[F32; 2]),
+            (_, "f16x2" | "bf16x2") if flags.strict => {
+                self.scalar_op(convert::pack_halves_as_narrow, flags, packed, &[Type::from_name(from)?])
             }
-            ("e4m3x2" | "e5m2x2", "f16x2") if flags(to).strict => {
-                self.scalar_op(convert::pack_halves_as_fp8, flags(to), B16, &[F16x2])
+            ("f16x2" | "bf16x2", _) if !flags.strict || flags.variant => {
+                self.scalar_op(convert::unpack_narrow_as_halves, flags, Type::from_name(to)?, &[packed])
             }
-            ("f16x2", "e4m3x2" | "e5m2x2") if !flags(from).strict => {
-                self.scalar_op(convert::unpack_fp8_as_halves, flags(from), F16x2, &[B16])
+            _ => None,
+        }
+    }
+
+    /// Decodes conversions to and from packed pairs of powers of two.
+    fn ue8m0(&self, to: &str, from: &str, rounding: (RoundingMode, bool), flags: ScalarFlags) -> DecodedInstruction {
+        if flags.sat || flags.ftz || flags.relu {
+            return None;
+        }
+        match (to, from, rounding) {
+            (_, "f32", (RoundingMode::Zero | RoundingMode::Up, false)) => {
+                self.scalar_op(convert::pack_f32s_as_ue8m0, flags, B16, &[F32; 2])
+            }
+            (_, "bf16x2", (RoundingMode::Zero | RoundingMode::Up, false)) => {
+                self.scalar_op(convert::pack_bf16s_as_ue8m0, flags, B16, &[BF16x2])
+            }
+            ("bf16x2", _, (RoundingMode::Nearest, false)) if !flags.strict => {
+                self.scalar_op(convert::unpack_ue8m0_as_bf16s, flags, BF16x2, &[B16])
             }
             _ => None,
         }

@@ -7,7 +7,7 @@ use crate::alu::op::{Op, RareOp};
 use crate::alu::scalar::{ScalarFlags, ScalarFunction};
 use crate::alu::soft_float::RoundingMode;
 use crate::alu::{min_max, special};
-use crate::ptx::ast::Type::{self, BF16, BF16x2, F16, F16x2, F32, F64};
+use crate::ptx::ast::Type::{self, B64, BF16, BF16x2, F16, F16x2, F32, F64};
 
 const ROUNDINGS: [(&str, RoundingMode); 4] =
     [("rn", RoundingMode::Nearest), ("rz", RoundingMode::Zero), ("rm", RoundingMode::Down), ("rp", RoundingMode::Up)];
@@ -19,6 +19,7 @@ impl InstructionForm<'_> {
         match (f.base, ty) {
             ("min" | "max", _) => f.min_max(ty),
             ("copysign", F32 | F64) => f.scalar_op(float::copysign, flags(ty), ty, &[ty; 2]),
+            (_, F16 | BF16) if f.take_modifier("f32") => f.mixed(ty),
             (_, F16 | BF16 | F16x2 | BF16x2) => f.half(ty),
             (_, F32) => f.single(),
             _ => f.double(),
@@ -50,6 +51,34 @@ impl InstructionForm<'_> {
         };
         let src = &[F32; 3][..sources];
         if nearest { self.build_if_complete(op, &[F32], src) } else { self.scalar_op(function, flags, F32, src) }
+    }
+
+    /// Decodes arithmetic of packed pairs of f32 (`.f32x2`, sm_100).
+    pub(super) fn decode_f32_pair(&self) -> DecodedInstruction {
+        let mut f = self.clone();
+        f.take_modifier("f32x2");
+        let (ftz, mode) = (f.take_modifier("ftz"), f.take_modifier_value(&ROUNDINGS));
+        let (function, sources): (ScalarFunction, usize) = match f.base {
+            "add" => (float::add_f32_pair, 2),
+            "sub" => (float::sub_f32_pair, 2),
+            "mul" => (float::mul_f32_pair, 2),
+            "fma" if mode.is_some() => (float::fma_f32_pair, 3),
+            _ => return None,
+        };
+        let flags = ScalarFlags { rounding: mode.unwrap_or_default(), ftz, ..flags(F32) };
+        f.scalar_op(function, flags, B64, &[B64; 3][..sources])
+    }
+
+    /// Decodes arithmetic in f32 whose first source, or both factors of `fma`, have the type `from` (sm_100).
+    fn mixed(&mut self, from: Type) -> DecodedInstruction {
+        let (mode, sat) = (self.take_modifier_value(&ROUNDINGS), self.take_modifier("sat"));
+        let flags = ScalarFlags { rounding: mode.unwrap_or_default(), sat, ..flags(from) };
+        match self.base {
+            "add" => self.scalar_op(half::add_half_to_f32, flags, F32, &[from, F32]),
+            "sub" => self.scalar_op(half::sub_f32_from_half, flags, F32, &[from, F32]),
+            "fma" if mode.is_some() => self.scalar_op(half::fma_halves_to_f32, flags, F32, &[from, from, F32]),
+            _ => None,
+        }
     }
 
     /// Decodes f32 instructions without a rounding mode: sign changes and approximations.

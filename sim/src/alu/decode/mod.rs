@@ -25,6 +25,7 @@ pub fn decode(opcode: &str, operands: &[Operand], registers: &[RegisterDecl]) ->
         "cvt" => form.decode_conversion(),
         "setp" | "set" | "selp" | "slct" | "testp" => form.decode_comparison(),
         "and" | "or" | "xor" | "not" | "cnot" | "shl" | "shr" | "shf" | "lop3" | "prmt" => form.decode_logic(),
+        _ if form.tokens.last() == Some(&"f32x2") => form.decode_f32_pair(),
         _ if form.is_float() => form.decode_float(),
         _ => form.decode_integer(),
     }

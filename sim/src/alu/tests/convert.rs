@@ -143,6 +143,12 @@ fn conversions_to_floats_match_rust() {
         let x = f32::from_bits(s[0] as u32);
         if x.is_nan() { 0x7fff } else { half::f16::from_f32_const(x.clamp(-65504.0, 65504.0)).to_bits() as u64 }
     });
+    for opcode in ["cvt.bf16.f16", "cvt.rn.bf16.f16"] {
+        check_instruction(opcode, 1, |s| {
+            let x = half::f16::from_bits(s[0] as u16).to_f32();
+            if x.is_nan() { 0x7fff } else { half::bf16::from_f32(x).to_bits() as u64 }
+        });
+    }
     check_instruction("cvt.pack.sat.u8.s32.b32", 3, |s| {
         let one = |x: u64| as_integer(x, 32, true).clamp(0, 255) as u64;
         (s[2] << 16 | one(s[0]) << 8 | one(s[1])) & 0xffff_ffff

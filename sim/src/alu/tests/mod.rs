@@ -1,5 +1,6 @@
 //! Compares arithmetic instructions with independent definitions.
 
+mod blackwell;
 mod carry;
 mod compare;
 mod convert;

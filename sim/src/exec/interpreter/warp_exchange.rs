@@ -1,11 +1,12 @@
 //! Instructions in which the lanes of a warp exchange registers: `shfl`, `vote`, `match`, `redux`, `elect`; and
 //! `bar.warp.sync`, the only one of these instructions that orders memory.
 
+use crate::alu::f32_math::{CANONICAL_NAN, is_nan, min_or_max};
 use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::operands::{lanes_where, mark_undefined_lanes, set_predicate};
 use crate::exec::state::warp::FragmentState;
 use crate::finding::FindingKind;
-use crate::program::op::{AtomicOp, ShuffleMode, VoteMode, WarpOp, WarpOpKind};
+use crate::program::op::{AtomicOp, ReduxNumber, ShuffleMode, VoteMode, WarpOp, WarpOpKind};
 use crate::regs::Registers;
 
 /// Executes a `.sync` instruction of a warp.
@@ -121,17 +122,19 @@ fn exchange(regs: &mut Registers, w: &WarpOp, mask: u32) {
                 set_predicate(regs, p, if all_equal { u32::MAX } else { 0 }, mask);
             }
         }
-        WarpOpKind::Redux { op, signed, a } => {
-            let values = regs.get(a);
-            let result = lanes_in_mask(mask).map(|l| values[l as usize]).reduce(|x, y| match (op, signed) {
-                (AtomicOp::Add, _) => x.wrapping_add(y),
-                (AtomicOp::Min, true) => (x as i32).min(y as i32) as u32,
-                (AtomicOp::Max, true) => (x as i32).max(y as i32) as u32,
-                (AtomicOp::Min, false) => x.min(y),
-                (AtomicOp::Max, false) => x.max(y),
-                (AtomicOp::And, _) => x & y,
-                (AtomicOp::Or, _) => x | y,
-                _ => x ^ y,
+        WarpOpKind::Redux { op, number, a } => {
+            let row = regs.get(a);
+            let values = lanes_in_mask(mask).map(|l| match number {
+                ReduxNumber::F32 { .. } if is_nan(row[l as usize]) => CANONICAL_NAN,
+                ReduxNumber::F32 { abs: true, .. } => row[l as usize] & 0x7fff_ffff,
+                _ => row[l as usize],
+            });
+            let result = values.reduce(|x, y| match number {
+                ReduxNumber::Unsigned => op.apply_unsigned(x as u64, y as u64) as u32,
+                ReduxNumber::Signed => op.apply_signed(x as i32 as i64, y as i32 as i64) as u32,
+                ReduxNumber::F32 { nan, .. } if nan && (is_nan(x) || is_nan(y)) => CANONICAL_NAN,
+                ReduxNumber::F32 { .. } if op == AtomicOp::Max => min_or_max::<true>(x, y),
+                ReduxNumber::F32 { .. } => min_or_max::<false>(x, y),
             });
             let unknown = if regs.undefined[a as usize] & mask != 0 { mask } else { 0 };
             if let Some(dst) = w.dst {
@@ -151,6 +154,7 @@ fn exchange(regs: &mut Registers, w: &WarpOp, mask: u32) {
         }
     }
 }
+
 /// Returns the lane from which a lane of `shfl` reads, and whether that lane lies inside its segment. PTX ISA,
 /// `shfl.sync`.
 fn shuffle_source(mode: ShuffleMode, lane: u32, b: u32, c: u32) -> (u32, bool) {

@@ -69,10 +69,16 @@ impl Decoder<'_> {
                     .iter()
                     .find_map(|p| AtomicOp::from_opcode_word(p))
                     .ok_or_else(|| self.o.error("the opcode lacks an operation such as .add"))?;
-                if parts.contains(&"f32") {
-                    return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
-                }
-                WarpOpKind::Redux { op, signed: parts.contains(&"s32"), a: self.o.source_slot(nth(o, 1)?, Type::B32)? }
+                let has = |p: &str| parts.contains(&p);
+                let number = match op {
+                    AtomicOp::Min | AtomicOp::Max if has("f32") => {
+                        ReduxNumber::F32 { abs: has("abs"), nan: has("NaN") }
+                    }
+                    _ if has("f32") => return Ok(Op::Unsupported(instruction.opcode.as_str().into())),
+                    _ if has("s32") => ReduxNumber::Signed,
+                    _ => ReduxNumber::Unsigned,
+                };
+                WarpOpKind::Redux { op, number, a: self.o.source_slot(nth(o, 1)?, Type::B32)? }
             }
             _ => {
                 dst = self.o.destination_slot(&first)?;

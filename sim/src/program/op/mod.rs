@@ -18,7 +18,7 @@ pub use copies::{BulkCopy, BulkCopyKind, BulkReduction, CpAsync};
 pub use matrix::{LdStMatrix, Mma, Wgmma, Wmma, WmmaTransfer};
 pub use memory::{AddressOperand, AddressWindow, Atomic, AtomicOp, AtomicType, LoadStore, NamedParam};
 pub use sync::{Barrier, BarrierKind, Fence, Mbarrier, MbarrierOperationKind};
-pub use warp::{ShuffleMode, VoteMode, WarpOp, WarpOpKind};
+pub use warp::{ReduxNumber, ShuffleMode, VoteMode, WarpOp, WarpOpKind};
 
 use crate::alu::{AluOp, OperandSlots};
 use crate::order::AccessStrength;

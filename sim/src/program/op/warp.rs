@@ -49,12 +49,28 @@ pub enum WarpOpKind {
     },
     Redux {
         op: AtomicOp,
-        signed: bool,
+        number: ReduxNumber,
         a: Slot,
     },
     Elect,
     /// `bar.warp.sync`
     Sync,
+}
+
+/// The numbers that `redux.sync` reduces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReduxNumber {
+    /// Unsigned integers, or bits.
+    Unsigned,
+    /// Signed integers.
+    Signed,
+    /// f32: with `abs` their absolute values; with `nan` (`.NaN`) any NaN makes the result NaN.
+    F32 {
+        /// `.abs`
+        abs: bool,
+        /// `.NaN`
+        nan: bool,
+    },
 }
 
 /// `vote.sync` modes.
