@@ -64,7 +64,7 @@ fn too_few_arguments_for_a_triton_kernel_name_its_scratch_buffers() {
             got.stderr.contains("the last two pointers of a Triton kernel are its global and its profile scratch");
         assert_eq!(says, named, "{}", got.stderr);
     }
-    assert_eq!(run("triton.ptx", &" --arg buf:u8:4096:zeros".repeat(2)).code, Some(0));
+    assert_eq!(run("triton.ptx", &(" --arg buf:u8:4096:zeros".repeat(2) + " --arch sm_100a")).code, Some(0));
 }
 
 #[test]
@@ -499,7 +499,7 @@ fn messages_name_what_the_user_knows() {
     let got = run("--entry wait --block 256 --arg buf:u32:1");
     let waits: Vec<&str> = got.stdout.lines().filter(|l| l.contains("at barrier")).collect();
     assert!(waits.len() == 2 && waits[1].contains("warps 1 to 7 wait"), "{}", got.stdout);
-    run("--entry shift --block 64 --arg buf:u32:64 --arch sm_100").assert_refused(2, &["--arch", "sm_80"]);
+    run("--entry shift --block 64 --arg buf:u32:64 --arch sm_120").assert_refused(2, &["--arch", "sm_80"]);
     run("--entry shift --block 64 --arg buf:u32:64 --arch sm_86").assert_refused(2, &["--arch", "sm_80"]);
 }
 

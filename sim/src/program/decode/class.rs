@@ -50,12 +50,33 @@ fn alu_class(opcode: &str) -> InstructionClass {
         "ex2" | "lg2" | "rcp" | "rsqrt" | "sqrt" | "sin" | "cos" | "tanh" | "div" if last.starts_with('f') => {
             InstructionClass::Special
         }
+        // Also pairs of f32, and f32 arithmetic with f16 sources (`add.f32.f16`).
+        _ if opcode.contains(".f32") => InstructionClass::Float,
         _ => match last {
-            "f32" => InstructionClass::Float,
             "f64" => InstructionClass::Double,
             "f16" | "f16x2" | "bf16" | "bf16x2" => InstructionClass::Half,
             "pred" => InstructionClass::Predicate,
             _ => InstructionClass::Integer,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arithmetic_of_f32_is_one_class() {
+        for (opcode, class) in [
+            ("add.f32", InstructionClass::Float),
+            ("fma.rn.f32x2", InstructionClass::Float),
+            ("sub.rn.f32.bf16", InstructionClass::Float),
+            ("ex2.approx.ftz.f32", InstructionClass::Special),
+            ("cvt.rn.f32.f16", InstructionClass::Convert),
+            ("add.bf16x2", InstructionClass::Half),
+            ("add.u32", InstructionClass::Integer),
+        ] {
+            assert_eq!(alu_class(opcode), class, "{opcode}");
+        }
     }
 }
