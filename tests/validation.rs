@@ -177,7 +177,10 @@ fn held_out_rows_stay_and_the_best_checkpoint_has_the_lowest_loss() {
     let state: Value =
         serde_json::from_slice(&fs::read(at.join("straight/trainer_state.json")).expect("a file")).expect("JSON");
     assert_eq!((&state["best_global_step"], &state["best_metric"]), (&best["step"], &best["eval_loss"]));
-    assert_eq!(state["metric_for_best_model"], "eval_loss");
+    assert_eq!(state["stateful_callbacks"]["reel"]["args"]["metric_for_best_model"], "eval_loss");
+    let history = state["log_history"].as_array().expect("a list");
+    assert_eq!(history.len(), 6);
+    assert!(history.iter().all(|entry| entry["loss"].is_f64() && entry["step"].is_u64()), "{history:?}");
     assert!(at.join(format!("straight/checkpoint-{}", best["step"])).is_dir());
     // A resumed run has the same evaluations. Another number of validation rows is refused, because it would change
     // the training rows.

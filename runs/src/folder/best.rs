@@ -1,16 +1,11 @@
 //! Tracks the best checkpoint of a run. It has the highest mean score or the lowest validation loss of its evaluation
 //! or, in a run without evaluations, the highest mean reward over the steps since the previous checkpoint.
-//! `--save-total-limit` never removes the best checkpoint, and `OUT/trainer_state.json` names it with the keys of
-//! transformers' Trainer: `best_model_checkpoint`, `best_metric`, `best_global_step`.
+//! `--save-total-limit` never removes the best checkpoint, and `OUT/trainer_state.json` names it.
 
 use std::path::Path;
 
-use reel_files::write_synced;
-use reel_train::file_names::TRAINER_STATE_FILE;
 use reel_train::metrics::StepMetrics;
-use reel_train::{Result, TrainError};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use crate::folder::entries;
 use crate::folder::evaluations::EvaluationLine;
@@ -103,28 +98,11 @@ impl BestCheckpointTracker {
     }
 }
 
-/// Writes `OUT/trainer_state.json` after step `step` of a run of `steps` steps, if there is a best checkpoint.
-pub fn write_trainer_state(out: &Path, best: Option<&BestCheckpoint>, step: u64, steps: u64) -> Result<()> {
-    let Some(best) = best else { return Ok(()) };
-    let path = out.join(TRAINER_STATE_FILE);
-    let part = out.join(format!(".{TRAINER_STATE_FILE}.part"));
-    let state = json!({
-        "best_metric": best.value,
-        "metric_for_best_model": best.metric,
-        "best_model_checkpoint": out.join(entries::checkpoint_folder_name(best.step)),
-        "best_global_step": best.step,
-        "global_step": step,
-        "max_steps": steps,
-    });
-    let failed = |e| TrainError::cannot_write(&path, e);
-    write_synced(&part, format!("{state:#}\n").as_bytes()).map_err(failed)?;
-    std::fs::rename(&part, &path).map_err(failed)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use reel_train::metrics::GrpoMetrics;
+    use serde_json::json;
 
     use super::*;
     use crate::folder::evaluations::tests::{line, loss_line};
@@ -205,14 +183,7 @@ mod tests {
         all.record_checkpoint(1);
         assert_eq!(all, BestCheckpointTracker::default());
         let dir = tempfile::tempdir().unwrap();
-        write_trainer_state(dir.path(), None, 1, 2).unwrap();
-        assert!(!dir.path().join(TRAINER_STATE_FILE).exists());
         all.best = Some(BestCheckpoint { step: 4, value: 0.5, metric: REWARD.into(), rows: None });
-        write_trainer_state(dir.path(), all.best.as_ref(), 5, 9).unwrap();
-        let message: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(dir.path().join(TRAINER_STATE_FILE)).unwrap()).unwrap();
-        assert_eq!(message["best_model_checkpoint"], json!(dir.path().join("checkpoint-4")));
-        assert_eq!((&message["best_metric"], &message["metric_for_best_model"]), (&json!(0.5), &json!("reward")));
         all.forget_best_if_missing(dir.path());
         assert_eq!(all.best, None);
     }

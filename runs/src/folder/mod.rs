@@ -12,3 +12,4 @@ pub mod logs;
 pub mod output;
 pub mod previous;
 pub mod resume;
+pub mod trainer_state;

@@ -1,9 +1,9 @@
 //! Writes TensorBoard event files. A record consists of length and data, each followed by its masked CRC-32C (the
 //! TFRecord format); the data is a small protobuf message. Field numbers of `tensorflow/core/util/event.proto`:
-//! wall_time 1, step 2, file_version 3, summary 5. Of `summary.proto`: value 1 with tag 1, simple_value 2, image 4
-//! (height 1, width 2, colorspace 3, encoded_image_string 4), histo 5 (min 1, max 2, num 3, sum 4, sum_squares 5,
-//! bucket_limit 6, bucket 7), tensor 8 (dtype 1, tensor_shape 2, string_val 8), metadata 9 (plugin_data 1 with
-//! plugin_name 1).
+//! wall_time 1, step 2, file_version 3, summary 5, session_log 7 (status 1). Of `summary.proto`: value 1 with tag 1,
+//! simple_value 2, image 4 (height 1, width 2, colorspace 3, encoded_image_string 4), histo 5 (min 1, max 2, num 3,
+//! sum 4, sum_squares 5, bucket_limit 6, bucket 7), tensor 8 (dtype 1, tensor_shape 2, string_val 8), metadata 9
+//! (plugin_data 1 with plugin_name 1).
 
 use std::fs::File;
 use std::io::Write;
@@ -25,15 +25,20 @@ pub struct TensorboardEventFile {
 }
 
 impl TensorboardEventFile {
-    /// Creates an event file in `dir`, with a file name that TensorBoard recognises. Each process of a run has its
-    /// own file.
-    pub fn create(dir: &Path) -> Result<Self> {
+    /// Creates an event file in `dir`, with a file name that TensorBoard recognises, for the steps after step `done`.
+    /// Each process of a run has its own file. If a run resumes from an earlier checkpoint, the files of its earlier
+    /// processes have later steps; the event START makes TensorBoard drop them.
+    pub fn create(dir: &Path, done: u64) -> Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let name = format!("events.out.tfevents.{}.{:06}.{}", now.as_secs(), now.subsec_micros(), std::process::id());
         let path = dir.join(name);
         let file = File::create(&path).map_err(|e| TrainError::cannot_write(&path, e))?;
         let mut events = Self { path, file };
         events.record(&ProtoMessage::default().double(1, now.as_secs_f64()).bytes(3, "brain.Event:2"))?;
+        if done > 0 {
+            let start = ProtoMessage::default().varint(1, 1);
+            events.record(&ProtoMessage::default().double(1, now.as_secs_f64()).varint(2, done + 1).bytes(7, start))?;
+        }
         Ok(events)
     }
 
@@ -154,20 +159,46 @@ mod tests {
     #[test]
     fn file_consists_of_complete_records() {
         let dir = tempfile::tempdir().unwrap();
-        let mut events = TensorboardEventFile::create(dir.path()).unwrap();
+        let mut events = TensorboardEventFile::create(dir.path(), 0).unwrap();
         events.write_scalars(1, &[("loss", 2.0), ("grad_norm", 1.0)]).unwrap();
         let strip = Some(PngImage { width: 2, height: 1, bytes: vec![1; 200] });
         events.write_preview(1, &RolloutPreview { rewards: vec![0.0, 1.0, 0.5], text: "a".into(), strip }).unwrap();
-        let data = std::fs::read(&events.path).unwrap();
         assert!(events.path.file_name().unwrap().to_string_lossy().contains("tfevents"));
-        let (mut at, mut records) = (0, 0);
+        assert_eq!(records(&events.path).len(), 3);
+    }
+
+    /// Returns the messages of the records of a file, and checks their checksums.
+    fn records(path: &Path) -> Vec<Vec<u8>> {
+        let data = std::fs::read(path).unwrap();
+        let (mut at, mut records) = (0, Vec::new());
         while at < data.len() {
             let n = u64::from_le_bytes(data[at..at + 8].try_into().unwrap()) as usize;
             assert_eq!(data[at + 8..at + 12], masked(&data[at..at + 8]));
             assert_eq!(data[at + 12 + n..at + 16 + n], masked(&data[at + 12..at + 12 + n]));
+            records.push(data[at + 12..at + 12 + n].to_vec());
             at += 16 + n;
-            records += 1;
         }
-        assert_eq!((at, records), (data.len(), 3));
+        records
+    }
+
+    /// TensorBoard drops the events of a folder from the step of an event START on (`event_accumulator.py`), so each
+    /// step remains once, from the last process that did it.
+    #[test]
+    fn steps_after_a_resume_replace_the_earlier_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut shown: Vec<(u64, usize)> = Vec::new();
+        for (process, (done, last)) in [(0, 6), (4, 5), (2, 8)].into_iter().enumerate() {
+            let mut events = TensorboardEventFile::create(dir.path(), done).unwrap();
+            (done + 1..=last).for_each(|step| events.write_scalars(step, &[("loss", 1.0)]).unwrap());
+            for record in records(&events.path) {
+                // An event has its time in 9 bytes, then the byte 16 and the step, then the tag of its last field.
+                let [16, step, field, ..] = record[9..] else { continue };
+                match field {
+                    58 if record[11..] == [58, 2, 8, 1] => shown.retain(|(shown, _)| *shown < u64::from(step)),
+                    _ => shown.push((u64::from(step), process)),
+                }
+            }
+        }
+        assert_eq!(shown, [(1, 0), (2, 0), (3, 2), (4, 2), (5, 2), (6, 2), (7, 2), (8, 2)]);
     }
 }

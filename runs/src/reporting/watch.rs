@@ -41,7 +41,7 @@ impl Reporters {
     pub fn start(options: &RunOptions, home: &Path, step: u64, run: &Value) -> Result<Self> {
         let events = options
             .reports_to(ReportTo::Tensorboard)
-            .then(|| TensorboardEventFile::create(&options.out))
+            .then(|| TensorboardEventFile::create(&options.out, step))
             .transpose()?;
         let command = options.report_command.as_deref().map(ReportCommand::start).transpose()?;
         if !options.reports_to(ReportTo::Wandb) {

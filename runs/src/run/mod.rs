@@ -37,7 +37,6 @@ use reel_train::step::trainer::{StepResult, Trainer, combined_fingerprint};
 use reel_train::{Result, TrainError};
 use serde_json::Value;
 
-use crate::folder::best;
 use crate::folder::checkpoint::{self, BaseModel, CheckpointSnapshot, CheckpointWriter, TrainedWeights};
 use crate::folder::entries;
 use crate::folder::later_skipped;
@@ -45,6 +44,7 @@ use crate::folder::logs::RunLogs;
 use crate::folder::output;
 use crate::folder::previous::PreviousRun;
 use crate::folder::resume::{self, PlannedStepCount, RunState};
+use crate::folder::trainer_state;
 use crate::reporting::progress::Progress;
 use crate::reporting::wandb::environment::WandbEnvironment;
 use crate::reporting::watch::Reporters;
@@ -273,10 +273,13 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             None => weights.write(&self.setup.options.out, &|_| Ok(()))?,
             Some(run) => weights.write(run.out, &|name| Ok(run.ranks.barrier(name)?))?,
         }
-        match self.setup.ranks.is_none_or(|run| run.is_rank_0()) {
-            true => later_skipped::remove(&self.setup.options.out),
-            false => Ok(()),
+        if self.setup.ranks.is_some_and(|run| !run.is_rank_0()) {
+            return Ok(());
         }
+        let (state, options) = (&self.state, self.setup.options);
+        let steps = (state.step, state.steps);
+        trainer_state::write(&options.out, state.rewards.best.as_ref(), steps, options.logging_steps)?;
+        later_skipped::remove(&options.out)
     }
 
     /// Does one step, logs it, and writes a checkpoint if one is due. Returns false at the end of the data.
@@ -433,10 +436,10 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let mut snapshot = CheckpointSnapshot::capture(&self.trainer, base, state.clone(), files)?.with_logs(logs);
         self.checkpoints.saved = Some(state.step);
         let (out, keep) = (self.setup.options.out.clone(), self.setup.options.checkpoint_limit());
-        let folder = out.clone();
+        let (folder, logging_steps) = (out.clone(), self.setup.options.logging_steps);
         let finish = move || {
             let best = state.rewards.best.as_ref();
-            best::write_trainer_state(&folder, best, state.step, state.steps)?;
+            trainer_state::write(&folder, best, (state.step, state.steps), logging_steps)?;
             checkpoint::remove_old_checkpoints(&folder, keep, best.map(|best| best.step))
         };
         if let Some(RunRanks { ranks, out: shared, .. }) = self.setup.ranks {
