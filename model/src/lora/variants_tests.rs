@@ -1,7 +1,6 @@
 //! Adapters whose layers have ranks and scales of their own, and adapters that replace tensors of the base model.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use reel_input::tensor_file::StoredDType;
