@@ -14,9 +14,7 @@ fn main() {
             "B".into(),
         ],
         lengths: vec![12, 6, 1],
-        shuffled: None,
-        semantic: None,
-        custom: Vec::new(),
+        ..ScoringGroup::default()
     };
     let scores = group.score(&RewardRules::default());
     for (name, values) in scores.named_rewards() {
