@@ -245,6 +245,68 @@ fn strict_functions_are_called_with_arguments_that_follow_their_schemas() {
     assert!(count > 0, "no call in any answer");
 }
 
+/// As in OpenAI's API, the model calls functions or answers by the schema of `response_format`.
+#[test]
+fn an_answer_beside_response_format_is_calls_or_follows_its_schema() {
+    let server = Server::start(&[]);
+    let schema = json!({"type": "object", "properties": {"b": {"enum": ["x", "y"]}}, "required": ["b"],
+        "additionalProperties": false});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "c", "strict": true, "schema": schema}});
+    // A logit bias makes the text that begins a call or a JSON object the likeliest.
+    let bias = |text: &str| -> Map<String, Value> {
+        let tokens = server.send("POST", "/tokenize", "", &json!({"prompt": text}).to_string()).ok();
+        tokens["tokens"].as_array().unwrap().iter().map(|id| (id.to_string(), json!(100))).collect()
+    };
+    let one_call = |choice: &Value| {
+        assert_eq!(check_calls(&choice["message"]).len(), 1, "{choice}");
+        assert!(choice["message"]["content"].is_null(), "{choice}");
+    };
+    let is_json = |choice: &Value| {
+        let content = choice["message"]["content"].as_str().unwrap_or_else(|| panic!("{choice}"));
+        let answer: Value = serde_json::from_str(content).unwrap();
+        assert!(["x", "y"].contains(&answer["b"].as_str().unwrap()) && choice["finish_reason"] == "stop", "{choice}");
+        assert!(choice["message"].get("tool_calls").is_none(), "{choice}");
+    };
+    let mut strict = tools();
+    strict.as_array_mut().unwrap().iter_mut().for_each(|tool| tool["function"]["strict"] = json!(true));
+    let with = |more: Value| {
+        let mut fields = json!({"response_format": format, "tools": strict, "parallel_tool_calls": false, "n": 4});
+        more.as_object().unwrap().iter().for_each(|(key, value)| fields[key] = value.clone());
+        ask(&server, fields)
+    };
+    with(json!({"logit_bias": bias("<tool_call>")})).iter().for_each(one_call);
+    with(json!({"logit_bias": bias("{")})).iter().for_each(is_json);
+    with(json!({"tool_choice": "none"})).iter().for_each(is_json);
+    with(json!({"tool_choice": "required", "logit_bias": bias("{")})).iter().for_each(one_call);
+    let named = json!({"type": "function", "function": {"name": "speed"}});
+    with(json!({"tool_choice": named})).iter().for_each(one_call);
+    // Arguments of a function that is not strict are any JSON object.
+    for choice in with(json!({"tools": tools(), "logit_bias": bias("<tool_call>"), "max_tokens": 60})) {
+        let call = &choice["message"]["tool_calls"][0]["function"];
+        assert!(["speed", "stop-now"].contains(&call["name"].as_str().unwrap()), "{choice}");
+    }
+    with(json!({"tools": tools(), "logit_bias": bias("{")})).iter().for_each(is_json);
+}
+
+/// A call whose arguments are not complete is sent back as it came, with a result that says so.
+#[test]
+fn a_call_without_valid_arguments_comes_back_as_it_was_written() {
+    let server = Server::start(&[]);
+    let named = json!({"type": "function", "function": {"name": "speed"}});
+    let cut = ask(&server, json!({"tool_choice": named, "max_tokens": 50})).remove(0);
+    let (message, mut messages) = (&cut["message"], question("How fast?"));
+    let arguments = message["tool_calls"][0]["function"]["arguments"].as_str().unwrap();
+    assert!(cut["finish_reason"] == "length" && serde_json::from_str::<Value>(arguments).is_err(), "{cut}");
+    let result = json!({"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "not JSON"});
+    messages.as_array_mut().unwrap().extend([message.clone(), result]);
+    let tokens =
+        server.send("POST", "/tokenize", "", &json!({"messages": messages, "tools": tools()}).to_string()).ok();
+    let text = server.send("POST", "/detokenize", "", &json!({"tokens": tokens["tokens"]}).to_string()).ok();
+    let written = format!("<tool_call>\n{{\"name\": \"speed\", \"arguments\": {arguments}}}\n</tool_call>");
+    assert!(text["prompt"].as_str().unwrap().contains(&written), "{text}");
+    ask(&server, json!({"messages": messages, "max_tokens": 4}));
+}
+
 #[test]
 fn results_of_tools_go_back_into_the_prompt() {
     let server = Server::start(&[]);
@@ -291,24 +353,23 @@ fn wrong_requests_with_tools_are_refused_by_name() {
     let server = Server::start(&[]);
     let named = |name: &str| json!({"type": "function", "function": {"name": name}});
     let broken = json!([{"type": "function", "function": {"name": "f", "parameters": {"properties": {"c": {"type": "colour"}}}}}]);
-    let format = json!({"type": "json_object"});
+    let form = json!({"choice": ["a"]});
+    let wrong_schema = json!({"type": "json_schema", "json_schema": {"schema": {"not": {"type": "null"}}}});
     let strict = json!([{"type": "function", "function": {"name": "f", "strict": true}}]);
-    let call = json!({"id": "1", "type": "function", "function": {"name": "f", "arguments": "{"}});
     let orphan = json!([{"role": "user", "content": "x"}, {"role": "tool", "tool_call_id": "1", "content": "x"}]);
-    let cut = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": null, "tool_calls": [call]}]);
     for (fields, param, word) in [
         (json!({"tools": "x"}), "tools", "is not a list"),
         (json!({"tools": [{"type": "function", "function": {"name": "a b"}}]}), "tools[0].function.name", "a b"),
         (json!({"tool_choice": "any"}), "tool_choice", "is \"any\""),
         (json!({"tool_choice": named("other")}), "tool_choice", "not one of the tools"),
         (json!({"tool_choice": "required", "tools": []}), "tool_choice", "there are no tools"),
-        (json!({"tool_choice": "required", "response_format": format}), "tool_choice", "response_format"),
+        (json!({"tool_choice": "required", "structured_outputs": form}), "tool_choice", "structured_outputs"),
         (json!({"tool_choice": named("speed"), "guided_regex": "a"}), "tool_choice", "guided"),
-        (json!({"tools": strict, "response_format": format}), "tools", "strict"),
+        (json!({"tools": strict, "structured_outputs": form}), "tools", "strict"),
+        (json!({"response_format": wrong_schema}), "response_format", "not"),
         (json!({"parallel_tool_calls": "no"}), "parallel_tool_calls", "is \"no\""),
         (json!({"tools": broken, "tool_choice": "required"}), "tools", "the parameters of f"),
         (json!({"messages": orphan}), "messages", "no tool call before it has this id"),
-        (json!({"messages": cut}), "messages", "not a JSON object"),
         (json!({"functions": [{"name": "f"}]}), "functions", "does not support"),
         (json!({"function_call": "auto"}), "function_call", "does not support"),
     ] {

@@ -14,10 +14,11 @@ use reel_diagnostic::Diagnostic;
 use reel_input::TokenId;
 use reel_input::encode::ModelFolder;
 pub use reel_input::grammar::GrammarSpec;
-use reel_input::grammar::ToolCallGrammar;
+use reel_input::grammar::{AnswerWithoutCalls, ToolCallGrammar};
 use serde_json::{Value, json};
 
 use crate::error::{EngineError, Result};
+use crate::json_schema::rewrite_schema;
 use crate::tool_calls;
 
 /// Compiles grammars for the vocabulary of a model.
@@ -62,23 +63,11 @@ impl GrammarCompiler {
     /// # Errors
     /// The grammar is invalid, uses a feature that is not supported, or is too large.
     pub fn compile(&self, spec: &GrammarSpec) -> Result<Grammar> {
-        let grammar = match spec {
-            GrammarSpec::JsonSchema(schema) => TopLevelGrammar::from_json_schema(without_spaces(schema)),
-            GrammarSpec::Regex(regex) => TopLevelGrammar::from_regex(regex),
-            GrammarSpec::Choice(texts) if texts.is_empty() => {
-                return Err(refused("choice: has no text".into(), "give at least one"));
-            }
-            GrammarSpec::Choice(texts) => {
-                let quoted: Vec<String> = texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
-                TopLevelGrammar::from_lark(format!("start: {}", quoted.join(" | ")))
-            }
-            GrammarSpec::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
-            GrammarSpec::ToolCalls(calls) => TopLevelGrammar::from_lark(tool_calls::lark_grammar(calls)),
-        };
+        let grammar = top_level_grammar(spec)?;
         let matcher = Matcher::new(self.factory.create_parser(grammar));
         match matcher.get_error() {
             Some(e) => match spec {
-                GrammarSpec::ToolCalls(calls) => Err(self.wrong_tool(calls, &e)),
+                GrammarSpec::ToolCalls(calls) => Err(self.wrong_call_grammar(calls, &e)),
                 _ => Err(refused(one_line(&e), "correct the grammar, or use a simpler one")),
             },
             None => {
@@ -93,16 +82,53 @@ impl GrammarCompiler {
 
 impl GrammarCompiler {
     /// The error for tools whose grammar cannot be compiled. It names the first function with an invalid parameter
-    /// schema.
-    fn wrong_tool(&self, calls: &ToolCallGrammar, e: &str) -> EngineError {
+    /// schema, or what is wrong with the form of an answer without calls.
+    fn wrong_call_grammar(&self, calls: &ToolCallGrammar, e: &str) -> EngineError {
         let error_of = |(name, schema): &(String, Value)| {
-            let grammar = TopLevelGrammar::from_json_schema(schema.clone());
+            let grammar = TopLevelGrammar::from_json_schema(rewrite_schema(schema, tool_calls::spaces()));
             let e = Matcher::new(self.factory.create_parser(grammar)).get_error()?;
             Some(format!("the parameters of {name}: {}", one_line(&e)))
         };
-        let what = calls.functions.iter().find_map(error_of).unwrap_or_else(|| one_line(e));
-        EngineError::Request(Diagnostic::new("tools", what, "correct the schema, or use a simpler one"))
+        let what = calls.functions.iter().find_map(error_of);
+        if let (None, AnswerWithoutCalls::Form(form)) = (&what, &calls.otherwise)
+            && let Err(e) = self.compile(form)
+        {
+            return e;
+        }
+        let help = "correct the schema, or use a simpler one";
+        EngineError::Request(Diagnostic::new("tools", what.unwrap_or_else(|| one_line(e)), help))
     }
+}
+
+/// The grammar of a spec as `llguidance` reads it.
+///
+/// # Errors
+/// A choice has no text.
+fn top_level_grammar(spec: &GrammarSpec) -> Result<TopLevelGrammar> {
+    Ok(match spec {
+        // Small models would generate white space without end.
+        GrammarSpec::JsonSchema(schema) => {
+            TopLevelGrammar::from_json_schema(rewrite_schema(schema, json!({"whitespace_flexible": false})))
+        }
+        GrammarSpec::Regex(regex) => TopLevelGrammar::from_regex(regex),
+        GrammarSpec::Choice(texts) if texts.is_empty() => {
+            return Err(refused("choice: has no text".into(), "give at least one"));
+        }
+        GrammarSpec::Choice(texts) => {
+            let quoted: Vec<String> = texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
+            TopLevelGrammar::from_lark(format!("start: {}", quoted.join(" | ")))
+        }
+        GrammarSpec::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
+        GrammarSpec::ToolCalls(calls) => {
+            let mut grammar = TopLevelGrammar::from_lark(tool_calls::lark_grammar(calls));
+            if let AnswerWithoutCalls::Form(form) = &calls.otherwise {
+                let mut form = top_level_grammar(form)?.grammars.swap_remove(0);
+                form.name = Some(tool_calls::FORM.into());
+                grammar.grammars.push(form);
+            }
+            grammar
+        }
+    })
 }
 
 /// A compiled grammar, with the parser's state after the tokens so far.
@@ -176,17 +202,6 @@ impl Grammar {
         }
         Ok(())
     }
-}
-
-/// Returns the schema with the option of `llguidance` that forbids extra white space between the parts of a value,
-/// because small models would generate white space without end. A schema that sets `x-guidance` itself keeps its
-/// options.
-fn without_spaces(schema: &Value) -> Value {
-    let mut schema = schema.clone();
-    if let Value::Object(fields) = &mut schema {
-        fields.entry("x-guidance").or_insert_with(|| json!({"whitespace_flexible": false}));
-    }
-    schema
 }
 
 fn refused(what: String, help: &str) -> EngineError {

@@ -16,6 +16,7 @@ mod continuous;
 mod engine;
 mod error;
 mod grammar;
+mod json_schema;
 mod kept_rows;
 mod prefill;
 mod prompt_log_probs;

@@ -30,10 +30,12 @@ pub struct ToolCallGrammar {
 }
 
 /// What an answer may contain instead of tool calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum AnswerWithoutCalls {
     /// Nothing: the answer must consist of calls.
     None,
     /// Any text, also before, between and after calls.
     Text,
+    /// A text that follows this grammar, which is not one of calls. The answer consists of it or of calls.
+    Form(Box<GrammarSpec>),
 }

@@ -99,45 +99,46 @@ impl ToolRequest {
         !self.functions.is_empty() && self.choice != ToolChoice::None
     }
 
-    /// The grammar that the answer must follow. `other` is the grammar of `response_format` and similar fields. Without
-    /// a forced call and without a `strict` function, the result is `other`.
+    /// The grammar that the answer must follow. `other` is the grammar that another field sets. If this field is
+    /// `response_format` (`is_response_format`), it is the form of an answer without calls, as in OpenAI's API: the model
+    /// calls functions or gives such an answer. The grammar of a field of vLLM holds for the whole answer with its calls.
     ///
     /// # Errors
-    /// The answer would have to follow both `other` and a grammar for calls.
-    pub fn grammar(&self, location: &str, other: Option<GrammarSpec>) -> Result<Option<GrammarSpec>> {
-        let rule = |functions: Vec<(String, Value)>, otherwise: AnswerWithoutCalls| {
-            let several = !self.one_call;
-            Ok(Some(GrammarSpec::ToolCalls(ToolCallGrammar { functions, several, otherwise })))
-        };
-        let forced: Vec<&Function> = match &self.choice {
-            ToolChoice::None => return Ok(other),
-            ToolChoice::Auto => {
-                let is_strict = self.functions.iter().any(|function| function.strict);
-                return match other {
-                    other if !is_strict => Ok(other),
-                    None => {
-                        let schema = |f: &Function| if f.strict { f.parameters.clone() } else { any_object() };
-                        rule(
-                            self.functions.iter().map(|f| (f.name.clone(), schema(f))).collect(),
-                            AnswerWithoutCalls::Text,
-                        )
-                    }
-                    Some(_) => {
-                        let what = "has a function with `strict`, but the request also sets a grammar for the answer";
-                        Err(wrong(location, "tools", what, "remove strict, or the grammar"))
-                    }
-                };
+    /// The answer would have to follow both a field of vLLM and a grammar for calls.
+    pub fn grammar(
+        &self,
+        location: &str,
+        other: Option<GrammarSpec>,
+        is_response_format: bool,
+    ) -> Result<Option<GrammarSpec>> {
+        let is_free = !self.functions.iter().any(|function| function.strict);
+        let (called, otherwise) = match (&self.choice, other) {
+            (ToolChoice::None, other) => return Ok(other),
+            (ToolChoice::Auto, other) if self.functions.is_empty() => return Ok(other),
+            (ToolChoice::Auto, Some(other)) if is_response_format => {
+                (self.functions.iter().collect(), AnswerWithoutCalls::Form(Box::new(other)))
             }
-            ToolChoice::Required => self.functions.iter().collect(),
-            ToolChoice::Function(name) => self.functions.iter().filter(|function| function.name == *name).collect(),
+            (ToolChoice::Auto, other) if is_free => return Ok(other),
+            (ToolChoice::Auto, Some(_)) => {
+                let what = "has a function with `strict`, but the request also has structured_outputs or guided_...";
+                let help = "remove strict, or give the form of the answer as response_format";
+                return Err(wrong(location, "tools", what, help));
+            }
+            (ToolChoice::Auto, None) => (self.functions.iter().collect(), AnswerWithoutCalls::Text),
+            (_, Some(_)) if !is_response_format => {
+                let what = "forces a call, and the request has structured_outputs or guided_...";
+                return Err(wrong(location, "tool_choice", what, "give one of the two"));
+            }
+            (ToolChoice::Required, _) => (self.functions.iter().collect::<Vec<_>>(), AnswerWithoutCalls::None),
+            (ToolChoice::Function(name), _) => {
+                let is_named = |function: &&Function| function.name == *name;
+                (self.functions.iter().filter(is_named).collect(), AnswerWithoutCalls::None)
+            }
         };
-        if other.is_some() {
-            let what = "forces a call, and the request has another rule for the answer's form (response_format, \
-                structured_outputs or guided_...)";
-            return Err(wrong(location, "tool_choice", what, "give one of the two"));
-        }
-        let functions = forced.into_iter().map(|f| (f.name.clone(), f.parameters.clone())).collect();
-        rule(functions, AnswerWithoutCalls::None)
+        let is_forced = otherwise == AnswerWithoutCalls::None;
+        let schema = |f: &Function| if f.strict || is_forced { f.parameters.clone() } else { any_object() };
+        let functions = called.into_iter().map(|f| (f.name.clone(), schema(f))).collect();
+        Ok(Some(GrammarSpec::ToolCalls(ToolCallGrammar { functions, several: !self.one_call, otherwise })))
     }
 }
 
@@ -258,7 +259,7 @@ mod tests {
         let strict = json!({"type": "function", "function": {"name": "b", "strict": true}});
         let nothing = json!({"type": "object", "properties": {}, "additionalProperties": false});
         let tools = json!([function("a"), strict]);
-        let rule = |body: Value, other: Option<GrammarSpec>| read(body).unwrap().grammar("m.json", other);
+        let rule = |body: Value, other: Option<GrammarSpec>| read(body).unwrap().grammar("m.json", other, false);
         let calls = |functions: Vec<(&str, Value)>, several: bool, otherwise: AnswerWithoutCalls| {
             let functions = functions.into_iter().map(|(name, schema)| (name.to_string(), schema)).collect();
             Some(GrammarSpec::ToolCalls(ToolCallGrammar { functions, several, otherwise }))
@@ -275,7 +276,7 @@ mod tests {
         );
         let named = json!({"type": "function", "function": {"name": "a"}});
         assert_eq!(
-            rule(json!({"tools": tools, "tool_choice": named}), None).unwrap(),
+            rule(json!({"tools": tools, "tool_choice": &named}), None).unwrap(),
             calls(vec![("a", any_object())], false, AnswerWithoutCalls::None)
         );
         assert_eq!(rule(json!({"tools": tools}), None).unwrap(), calls(both(), true, AnswerWithoutCalls::Text));
@@ -283,11 +284,28 @@ mod tests {
         assert_eq!(rule(json!({"tools": tools, "tool_choice": "none"}), regex()).unwrap(), regex());
         assert_eq!(rule(json!({}), None).unwrap(), None);
         for (body, words) in [
-            (json!({"tools": tools, "tool_choice": "required"}), "rule for the answer's form"),
-            (json!({"tools": tools}), "also sets a grammar for the answer"),
+            (json!({"tools": tools, "tool_choice": "required"}), "tool_choice: forces a call, and"),
+            (json!({"tools": tools}), "tools: has a function with `strict`, but"),
         ] {
             let error = rule(body, regex()).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
+        }
+        // `response_format` is the form of an answer without calls.
+        let rule = |body: Value| read(body).unwrap().grammar("m.json", regex(), true).unwrap();
+        let form = || AnswerWithoutCalls::Form(Box::new(regex().unwrap()));
+        assert_eq!(rule(json!({"tools": tools})), calls(both(), true, form()));
+        let free = json!({"tools": [function("a")], "parallel_tool_calls": false});
+        assert_eq!(rule(free), calls(vec![("a", any_object())], false, form()));
+        assert_eq!(
+            rule(json!({"tools": tools, "tool_choice": "required"})),
+            calls(both(), true, AnswerWithoutCalls::None)
+        );
+        assert_eq!(
+            rule(json!({"tools": tools, "tool_choice": named})),
+            calls(vec![("a", any_object())], false, AnswerWithoutCalls::None)
+        );
+        for body in [json!({"tools": tools, "tool_choice": "none"}), json!({"tools": []})] {
+            assert_eq!(rule(body), regex());
         }
     }
 

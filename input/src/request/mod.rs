@@ -105,7 +105,10 @@ impl ChatRequest {
         };
         let mut settings = RequestSettings::from_body(&location, &body, ends_with_assistant(&messages))?;
         let tools = ToolRequest::from_body(&location, &body)?;
-        settings.grammar = tools.grammar(&location, settings.grammar.take())?;
+        let form = settings.grammar.take();
+        // A request has one grammar, and a `response_format` of the type `text` sets none.
+        let is_response_format = is_given(&body, "response_format") && body["response_format"]["type"] != "text";
+        settings.grammar = tools.grammar(&location, form, is_response_format)?;
         let prompt = PromptFields::from_body(&location, &body)?;
         Ok(Self { location, messages, settings, tools, prompt })
     }

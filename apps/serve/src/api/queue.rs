@@ -198,9 +198,11 @@ fn compile(shared: &ServerState, spec: &GrammarSpec, field: &str) -> Result<Gram
             shared.grammars.get_or_init(|| made)
         }
     };
-    let field = if matches!(spec, GrammarSpec::ToolCalls(_)) { "tools" } else { field };
     compiler.compile(spec).map_err(|e| match e {
-        EngineError::Request(diagnostic) => wrong_field(field, &diagnostic.what, &diagnostic.help),
+        EngineError::Request(diagnostic) => {
+            let field = if diagnostic.location == "tools" { "tools" } else { field };
+            wrong_field(field, &diagnostic.what, &diagnostic.help)
+        }
         e => ApiError::of_engine(&e),
     })
 }
