@@ -282,7 +282,8 @@ fn answers_of_the_same_weights_are_not_asked_again() {
     // with earlier scores.
     let (answers, lines) = resume("--eval-limit 2");
     assert_eq!((answers.lines().count(), &lines[1]["benchmarks"]["mine"]["n"]), (2, &json!(2)));
-    assert_eq!((&state()["best_global_step"], &state()["metric_for_best_model"]), (&json!(4), &json!("eval/mine(2)")));
+    let metric = &state()["stateful_callbacks"]["reel"]["args"]["metric_for_best_model"];
+    assert_eq!((&state()["best_global_step"], metric), (&json!(4), &json!("eval/mine(2)")));
 }
 
 #[test]

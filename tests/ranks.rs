@@ -206,7 +206,9 @@ fn several_machines_start_their_processes_without_torchrun() {
         assert_eq!(second.ok(), "", "{out}");
         assert_same_results(&w.path().join("one"), &w.path().join(out), "checkpoint-2");
     }
-    let refused = |options: &[&str], words: &[&str]| run_sft(w.path(), "x", options).assert_refused(2, words);
+    let refused = |options: &[&str], words: &[&str]| {
+        run_sft(w.path(), "x", options).assert_refused(2, words);
+    };
     refused(&["--nodes", "2", "--node-rank", "2"], &["--node-rank: is 2, but --nodes is 2; give 0 to 1"]);
     refused(&["--nodes", "2"], &["--node-rank"]);
     refused(&["--rendezvous", "host:1"], &["--nodes"]);

@@ -283,3 +283,44 @@ fn checkpoint_above_the_limit_on_file_sizes_says_how_to_go_on() {
     let done = limited(&resume);
     assert!(done.stderr.contains("then resume with --resume-from-checkpoint last"), "{}", done.stderr);
 }
+
+/// `--loss-mean step` gives another loss than the default where micro-batches have different numbers of learned tokens.
+/// It is in run.json, a resume and a replay have it, and a resume with another mean is refused.
+#[test]
+fn a_loss_mean_belongs_to_the_run() {
+    let w = training_folder(9);
+    let step = |out: &str, more: &[&str]| {
+        let fixed = ["--loss-mean", "step", "--gradient-accumulation-steps", "3", "--save-steps", "2", "--max-steps"];
+        run_sft(w.path(), out, &[&fixed[..], more].concat())
+    };
+    step("straight", &["4"]).ok();
+    run_sft(w.path(), "plain", &["--gradient-accumulation-steps", "3", "--save-steps", "2", "--max-steps", "4"]).ok();
+    let loss = |out: &str| support::read_metrics(&w.path().join(out))[3]["loss"].as_f64().expect("a loss");
+    assert!((loss("straight") - loss("plain")).abs() > 1e-6, "{} {}", loss("straight"), loss("plain"));
+    let run: Value =
+        serde_json::from_slice(&fs::read(w.path().join("straight/run.json")).expect("run.json")).expect("JSON");
+    assert!(run.to_string().contains(r#""loss_mean":"step""#), "{run}");
+    step("parts", &["2"]).ok();
+    let other = ["--gradient-accumulation-steps", "3", "--max-steps", "4", "--resume-from-checkpoint", "last"];
+    run_sft(w.path(), "parts", &other).assert_refused(2, &["--loss-mean: is \"micro-batch\", but was \"step\" in"]);
+    step("parts", &["4", "--resume-from-checkpoint", "last"]).ok();
+    assert!(run_in(w.path(), ["replay", "straight", "--step", "3"]).ok().contains("gives the same bits"));
+}
+
+/// TensorBoard shows each step once, also if a run resumes from an earlier checkpoint: the event file of the resumed
+/// process has an event START (`status` 1 in field 7) at its first step.
+#[test]
+fn event_files_of_a_resumed_run_begin_with_its_first_step() {
+    let w = training_folder(9);
+    run_sft(w.path(), "out", &["--max-steps", "6", "--save-steps", "2"]).ok();
+    let from = ["--max-steps", "7", "--save-steps", "2", "--resume-from-checkpoint", "out/checkpoint-2"];
+    run_sft(w.path(), "out", &from).ok();
+    let mut files = file_names_in(&w.path().join("out"));
+    files.retain(|name| name.starts_with("events."));
+    files.sort();
+    let has_start = |name: &String| {
+        let bytes = fs::read(w.path().join("out").join(name)).expect("an event file");
+        bytes.windows(6).any(|part| part == [16, 3, 58, 2, 8, 1])
+    };
+    assert_eq!(files.iter().map(has_start).collect::<Vec<_>>(), [false, true], "{files:?}");
+}

@@ -28,6 +28,8 @@ mod weights;
 mod words;
 
 #[cfg(test)]
+mod effect_tests;
+#[cfg(test)]
 mod meaning_tests;
 #[cfg(test)]
 mod published_tests;

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::translation::CommandTranslation;
+use super::translation::{CommandTranslation, is_none_value};
 use super::words::GivenOption;
 
 /// Applies a rule for server options; returns `false` if `rule` is not one of them.
@@ -10,7 +10,23 @@ pub fn apply_serve_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Co
     match rule {
         // Only the tokenizer of the model's own folder is accepted. The model may come later on the command line, so
         // the check is made after all options are read.
-        "tokenizer" => t.keep("tokenizer", value.to_string(), given),
+        "tokenizer" => {
+            let part = match given.name.as_str() {
+                "data.tokenizer" => "data_tokenizer",
+                name if name.ends_with("hf_config_path") => "config_path",
+                _ => "tokenizer",
+            };
+            if !is_none_value(value) {
+                t.keep(part, value.to_string(), given);
+            }
+        }
+        "structured_outputs" => each_field(given, t, |name, value, t| {
+            let is_default = [Value::Null, Value::Bool(false), Value::from("")].contains(value);
+            if !is_default && !["backend", "disable_fallback"].contains(&name) {
+                let what = format!("has {name} {value}, which reel does not have");
+                t.refuse_option(&given.written, &what, "leave it out");
+            }
+        }),
         "config_file" => t.keep("config_file", value.to_string(), given),
         "mm_processor_kwargs" => each_field(given, t, |name, value, t| processor_field(name, value, given, t)),
         "media_io_kwargs" => each_field(given, t, |kind, value, t| match (kind, value) {
@@ -29,9 +45,7 @@ fn each_field(given: &GivenOption, t: &mut CommandTranslation, set: impl Fn(&str
     let text = given.joined_values().unwrap_or_default();
     match serde_json::from_str::<Map<String, Value>>(&text) {
         Ok(fields) => fields.iter().for_each(|(name, value)| set(name, value, t)),
-        Err(_) => {
-            t.refuse_option(&given.text_for_messages(), "is not a JSON object", "give --max-pixels, --nframes or --fps")
-        }
+        Err(_) => t.refuse_option(&given.text_for_messages(), "is not a JSON object", "write {\"NAME\": VALUE}"),
     }
 }
 

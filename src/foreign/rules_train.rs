@@ -53,6 +53,18 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Co
             t.parts.insert("eval_steps", PartValue { value: value.to_string(), shown: given.written.clone() });
         }
         "report_to" => report_to(given, t),
+        // Of Axolotl's plugins, those for kernels alone leave the result as it is.
+        "plugins" => {
+            let is_kernel = |name: &String| ["liger", "cut_cross_entropy"].iter().any(|kernel| name.contains(kernel));
+            let names = listed_values(given);
+            match names.iter().flat_map(|text| text.split(',').map(String::from)).find(|name| !is_kernel(name)) {
+                Some(name) => {
+                    let what = format!("has {name}, code that reel does not run");
+                    t.refuse_option(&given.written, &what, "leave it out");
+                }
+                None => t.harmless.push((given.written.clone(), "kernels and compilation: reel has its own")),
+            }
+        }
         "experiment_name" => {
             t.set_option("run_name", vec![value.into()], given);
             t.keep("experiment_name", value.to_string(), given);
@@ -114,6 +126,8 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Co
         "global_batch" => t.keep("global_batch", value.to_string(), given),
         "zero_stage" => zero_stage(value, given, t),
         "dual_clip" => t.keep("dual_clip", given.written.clone(), given),
+        // Whether the bound cuts completions depends on their length, which may come later on the command line.
+        "tokens_with_prompt" => t.keep("tokens_with_prompt", value.to_string(), given),
         "use_kl_loss" => t.keep("use_kl_loss", is_true.to_string(), given),
         "kl_penalty" => {
             // verl has separate KL estimators for the loss and for the reward.
@@ -146,32 +160,20 @@ pub fn is_python_true(value: &str) -> bool {
     ["true", "yes", "on", "1", "y", "t"].contains(&value.to_ascii_lowercase().as_str())
 }
 
-/// Experiment trackers to which other programs report and reel does not.
-const SERVICES: [&str; 13] = [
-    "swanlab",
-    "mlflow",
-    "comet_ml",
-    "clearml",
-    "trackio",
-    "neptune",
-    "azure_ml",
-    "codecarbon",
-    "dagshub",
-    "dvclive",
-    "flyte",
-    "vemlp_wandb",
-    "rerun",
-];
-
-/// Translates the option that names experiment trackers. Leaves out known trackers that reel does not support, with a
-/// note. Other names are passed on, and reel's parser refuses them.
+/// Translates the option that names experiment trackers. Other trackers than those of reel are refused, because
+/// nothing would be written for them.
 fn report_to(given: &GivenOption, t: &mut CommandTranslation) {
     let names = listed_values(given).iter().flat_map(|text| text.split(',').map(str::to_string)).collect::<Vec<_>>();
     let known = |name: &&String| ["tensorboard", "wandb", "none"].contains(&name.as_str());
     // The loggers `console` and `file` of verl and EasyR1 are what reel does anyway.
     let always = |name: &str| ["all", "console", "file"].contains(&name);
-    if names.iter().any(|name| !known(&name) && !always(name) && !SERVICES.contains(&name.as_str())) {
-        return t.set_option("report_to", vec![names.join(",")], given);
+    let others: Vec<&str> = names.iter().filter(|name| !known(name) && !always(name)).map(String::as_str).collect();
+    if !others.is_empty() {
+        t.is_foreign = true;
+        let what = format!("names {}, and reel reports to tensorboard and wandb alone", others.join(", "));
+        let help = "write a script with the client of the other service and give it as --report-command CMD \
+                    (examples/report.py)";
+        t.refuse_option(&given.text_for_messages(), &what, help);
     }
     let mut places: Vec<String> = names.iter().filter(known).cloned().collect();
     if names.iter().any(|name| name == "all") || given.values.len() > 1 {
@@ -179,13 +181,7 @@ fn report_to(given: &GivenOption, t: &mut CommandTranslation) {
     }
     if names.iter().any(|name| name == "all") {
         places = vec!["tensorboard".into(), "wandb".into()];
-    }
-    if names.iter().any(|name| SERVICES.contains(&name.as_str())) {
-        t.is_foreign = true;
-        t.harmless.push((
-            given.text_for_messages(),
-            "reports to other services: --report-command sends them (examples/report.py)",
-        ));
+        t.notes.push(format!("note: {} is tensorboard and wandb here", given.text_for_messages()));
     }
     if places.is_empty() {
         places = vec!["tensorboard".into()];
@@ -265,13 +261,36 @@ fn freezing(given: &GivenOption, is_true: bool, t: &mut CommandTranslation) {
     }
 }
 
+/// Parts of DeepSpeed's configuration file that decide how a model is trained, whatever the options of the program say.
+/// Its other parts divide, place or move the work; `gradient_clipping` and the batch sizes must agree with the options.
+const TRAINING_KEYS: [&str; 6] = [
+    "optimizer",
+    "scheduler",
+    "data_efficiency",
+    "curriculum_learning",
+    "compression_training",
+    "progressive_layer_drop",
+];
+
 /// Translates DeepSpeed's configuration and FSDP's sharding mode. A stage that shards the weights becomes ZeRO-3. The
-/// other stages, and offloading, need no option in reel.
+/// other stages, and offloading, need no option in reel. A configuration file with an optimizer other than AdamW, or
+/// with another part that changes the training, is refused.
 fn zero_stage(value: &str, given: &GivenOption, t: &mut CommandTranslation) {
     let text = value.to_ascii_lowercase();
     let file = std::fs::read_to_string(value).ok();
-    let of_file = file.and_then(|text| serde_json::from_str::<Value>(&text).ok());
-    let of_file = of_file.and_then(|value| value.pointer("/zero_optimization/stage")?.as_u64());
+    let file = file.and_then(|text| serde_json::from_str::<Value>(&text).ok());
+    let of_file = file.as_ref().and_then(|file| file.pointer("/zero_optimization/stage")?.as_u64());
+    let is_adam = |part: &Value| ["Adam", "AdamW"].map(Value::from).contains(&part["type"]);
+    let changes = |key: &&&str| {
+        let part = file.as_ref().and_then(|file| file.get(**key));
+        part.is_some_and(|part| !(part["enabled"] == Value::Bool(false) || **key == "optimizer" && is_adam(part)))
+    };
+    if let Some(key) = TRAINING_KEYS.iter().find(changes) {
+        let what = format!("has {key}, which changes the training");
+        let help = "take it out of the file, and give reel's options, such as --optim and --lr-scheduler-type";
+        t.harmless.retain(|(name, _)| *name != given.written);
+        t.refuse_option(&given.text_for_messages(), &what, help);
+    }
     let names_stage = ["zero3", "zero_3", "zero-3", "_z3", "stage3", "stage_3"].iter().any(|name| text.contains(name));
     let divides_weights = match given.name.as_str() {
         "fsdp" => is_python_true(value) || text.contains("full_shard") || text.contains("hybrid_shard"),

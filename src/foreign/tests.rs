@@ -86,7 +86,6 @@ fn name_and_value_are_judged_together() {
         ("--gradient_checkpointing True", "--gradient-checkpointing full"),
         ("--optim paged_adamw_8bit", "--optim adamw-8bit"),
         ("--report_to all", "--report-to tensorboard,wandb"),
-        ("--report_to tensorboard swanlab", "--report-to tensorboard"),
         ("--warmup_steps 0.1 --use_vllm false", "--warmup-ratio 0.1"),
         ("--resume_from_checkpoint True --tf32 true", ""),
         ("--tune_mm_vision False --tune_mm_mlp True --tune_mm_llm True", "--freeze-vision true --freeze-merger false"),
@@ -128,6 +127,14 @@ fn name_and_value_are_judged_together() {
             "--lr_scheduler_type cosine_with_min_lr",
             "--lr_scheduler_type cosine_with_min_lr: reel's cosine schedule ends",
         ),
+        (
+            "--report_to tensorboard swanlab",
+            "--report_to tensorboard,swanlab: names swanlab, and reel reports to tensorboard",
+        ),
+        ("--report_to mlflow --bf16", "--report_to mlflow: names mlflow, and reel reports to tensorboard"),
+        ("--report-to mlflow", "--report-to mlflow: names mlflow, and reel reports to tensorboard"),
+        ("--use_mlflow true", "--use_mlflow true: reel reports to TensorBoard and Weights & Biases"),
+        ("--dataloader_drop_last True", "--dataloader_drop_last True: leaves out the last rows"),
         ("--bf16 --frobnicate 3", "--frobnicate 3: is not an option of reel sft, nor known"),
         ("--bf16 --learning_rat 3", "--learning_rat 3: is not an option of reel sft; did you mean --learning-rate?"),
     ] {
@@ -246,7 +253,7 @@ fn validation_rows_and_reward_functions_keep_their_meaning() {
     let words = sft("--val_dataset v.jsonl --per_device_eval_batch_size 4 --metric_for_best_model eval_loss");
     assert!(words.contains("--eval-file v.jsonl") && words.contains("--metric-for-best-model eval_loss"), "{words}");
     assert!(!sft("--eval_steps 300").contains("--eval-steps"), "no rows to evaluate");
-    let line_of_grpo = "grpo --model m --data d --out o --reward_funcs my.py:f accuracy_reward --reward_weights 1 0.5";
+    let line_of_grpo = "grpo --model m --data d --out o --reward_funcs my.py:f accuracy --reward_weights 1 0.5";
     let (words, _) = expect_translated(outcome_of_line(line_of_grpo), "grpo");
     assert!(words.contains("--reward-funcs my.py:f,accuracy --reward-weights 1,0.5"), "{words}");
 }
@@ -366,7 +373,10 @@ fn nested_values_are_translated() {
     let (got, _) = expect_translated(outcome_of_words(&words, &[]), "vLLM");
     assert_eq!(got, "serve --model m --max-pixels 50176 --nframes 16 --limit-mm-per-prompt image=0,video=0");
     let message = expect_refused(outcome_of_line("serve m --tokenizer other"), "tokenizer");
-    assert!(message.contains("--tokenizer other: reel reads the tokenizer of the model folder"), "{message}");
+    assert!(
+        message.contains("--tokenizer other: reel reads the tokenizer and config.json of the model folder"),
+        "{message}"
+    );
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("vllm.yaml");
     fs::write(&file, "model: m\nport: 8001\nmax-model-len: 4k\n").unwrap();

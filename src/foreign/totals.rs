@@ -24,12 +24,14 @@ pub fn combine_options(t: &mut CommandTranslation) {
                 places::translate_data_set_names(t);
                 peers::set_default_output_folder(t);
             }
+            other_folders(t);
             resume(t);
             weights::translate_weight_options(t);
             if t.command == "grpo" {
                 rewards(t);
                 divergence(t);
                 second_bound(t);
+                tokens_with_prompt(t);
                 long_prompts(t);
             } else if t.is_foreign {
                 long_rows(t);
@@ -155,26 +157,29 @@ fn rewards(t: &mut CommandTranslation) {
         }
         return;
     };
-    if names.contains(':') {
-        // The list names functions in Python files, and may also name rewards of reel.
-        let names: Vec<&str> = names.split(',').map(|name| own_reward(name).unwrap_or(name)).collect();
-        t.add_option("reward_funcs", vec![names.join(",")], &shown);
-        if let Some(weights) = weights {
-            t.add_option("reward_weights", vec![weights.value], &weights.shown);
-        }
-        return;
+    let listed: Vec<&str> = names.split(',').filter(|name| !name.is_empty()).collect();
+    for name in listed.iter().filter(|name| !name.contains(':') && !OWN_REWARDS.contains(name)) {
+        let what = format!("has {name}, which is not a reward of reel (accuracy and format are)");
+        t.refuse_option(&shown, &what, "give --reward-funcs FILE.py:NAME, a function written for TRL");
     }
     let numbers: Vec<String> = weights.iter().flat_map(|part| part.value.split(',').map(str::to_string)).collect();
-    let mut chosen: Vec<(&str, String)> = Vec::new();
-    for (at, name) in names.split(',').filter(|name| !name.is_empty()).enumerate() {
-        let weight = numbers.get(at).cloned().unwrap_or_else(|| "1".into());
-        match own_reward(name) {
-            Some(own) => chosen.push((own, weight)),
-            None => {
-                let what = format!("has {name}, which is not a reward of reel (accuracy and format are)");
-                t.refuse_option(&shown, &what, "give --reward-funcs FILE.py:NAME, a function written for TRL");
-            }
+    let weight = |at: usize| numbers.get(at).cloned().unwrap_or_else(|| "1".into());
+    let kept = listed.iter().enumerate().filter_map(|(at, name)| Some((own_reward(name)?, weight(at))));
+    let chosen: Vec<(&str, String)> = kept.collect();
+    let has_accuracy = chosen.iter().any(|(own, _)| *own == "accuracy");
+    if has_accuracy && !["", "video-r1"].contains(&peers::most_likely_program(t)) {
+        let rule = "compares the answer by the row's problem_type (docs/data.md); other programs have other rules";
+        t.notes.push(format!("note: the reward accuracy {rule} under this name"));
+    }
+    if names.contains(':') {
+        // The list names functions in Python files, and may also name rewards of reel.
+        let (names, of_names): (Vec<&str>, Vec<String>) = chosen.into_iter().unzip();
+        t.add_option("reward_funcs", vec![names.join(",")], &shown);
+        if let Some(PartValue { value, shown }) = weights {
+            let value = if numbers.len() == listed.len() { of_names.join(",") } else { value };
+            t.add_option("reward_weights", vec![value], &shown);
         }
+        return;
     }
     let weight = |name: &str| chosen.iter().find(|(own, _)| *own == name).map_or("0", |(_, weight)| weight);
     let all = format!("accuracy={},format={}", weight("accuracy"), weight("format"));
@@ -188,13 +193,18 @@ fn rewards(t: &mut CommandTranslation) {
     }
 }
 
-/// Returns the reward of reel that another program calls `name`.
-fn own_reward(name: &str) -> Option<&'static str> {
-    match name {
-        "accuracy" | "accuracy_reward" | "external_accuracy" => Some("accuracy"),
-        "format" | "think_format_reward" | "format_reward" | "external_format" => Some("format"),
-        _ => None,
+/// The rewards of reel that other programs name in a list. Only the same rule has the same name: these are the rules
+/// of Video-R1 and VideoRFT. TRL's `think_format_reward` asks for no `<answer>` tags, and its `accuracy_reward` compares
+/// whole completions by `math_verify`.
+const OWN_REWARDS: [&str; 2] = ["accuracy", "format"];
+
+/// Returns the reward that the translated command has for a listed one: a function of a Python file, or a reward of
+/// reel; for a refused name the reward of reel that is closest to it, if there is one.
+fn own_reward(name: &str) -> Option<&str> {
+    if name.contains(':') {
+        return Some(name);
     }
+    OWN_REWARDS.into_iter().find(|own| name.contains(own))
 }
 
 /// Translates the KL term of verl and EasyR1: whether it is in the loss or in the reward, its coefficient and its
@@ -274,6 +284,19 @@ fn second_bound(t: &mut CommandTranslation) {
     }
 }
 
+/// Translates the limit of an engine for a prompt together with its completion. It has no effect if the options allow
+/// no longer ones; otherwise completions are cut after fewer tokens than `--max-completion-length`.
+fn tokens_with_prompt(t: &mut CommandTranslation) {
+    let Some(PartValue { value, shown }) = t.parts.remove("tokens_with_prompt") else { return };
+    let Ok(limit) = value.parse::<f64>() else { return };
+    let prompt = t.option_number("max_prompt_length").unwrap_or(1.0);
+    if limit < prompt + t.option_number("max_completion_length").unwrap_or(1.0) {
+        let what = "is less than the tokens of a prompt and its completion, so it cuts completions";
+        return t.refuse_option(&shown, what, "give --max-prompt-length and --max-completion-length, and leave it out");
+    }
+    t.harmless.push((shown, "the engine that samples: reel has its own, with the weights that it trains"));
+}
+
 /// Sets what happens to rows above the maximum length, and the length of a packed batch, to the defaults of the other
 /// program.
 fn long_rows(t: &mut CommandTranslation) {
@@ -295,6 +318,18 @@ fn long_rows(t: &mut CommandTranslation) {
     }
 }
 
+/// Refuses another folder for the tokenizer or the configuration than that of the model. A reference of a configuration
+/// file (`${worker.actor.model.model_path}`) is to that of the model.
+fn other_folders(t: &mut CommandTranslation) {
+    for part in ["tokenizer", "data_tokenizer", "config_path"] {
+        let Some(folder) = t.parts.remove(part).filter(|folder| !folder.value.starts_with("${")) else { continue };
+        if t.option_value("model") != Some(folder.value.as_str()) {
+            let help = "put the files there, and leave this option out";
+            t.refuse_option(&folder.shown, "reel reads the tokenizer and config.json of the model folder", help);
+        }
+    }
+}
+
 /// Translates the options of a server. vLLM serves every client that reaches it; reel needs an API key or `--no-auth`
 /// for an address that other machines can reach.
 fn server(t: &mut CommandTranslation) {
@@ -306,11 +341,7 @@ fn server(t: &mut CommandTranslation) {
             t.add_option("model", vec![model], "model");
         }
     }
-    let tokenizer = t.parts.remove("tokenizer");
-    if let Some(folder) = tokenizer.filter(|folder| t.option_value("model") != Some(folder.value.as_str())) {
-        let help = "put the tokenizer's files there, and leave this option out";
-        t.refuse_option(&folder.shown, "reel reads the tokenizer of the model folder", help);
-    }
+    other_folders(t);
     let host = t.option_value("host").unwrap_or("127.0.0.1").to_string();
     let is_local = ["localhost", "::1"].contains(&host.as_str()) || host.starts_with("127.");
     let has_key =

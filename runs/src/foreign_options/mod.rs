@@ -237,6 +237,28 @@ mod tests {
         }
     }
 
+    /// Options whose names tell of rows, weights or scores are without effect only if someone has looked at them: the
+    /// names here are of validation rows, of speed, or of algorithms that are not chosen.
+    #[test]
+    fn names_that_tell_of_an_effect_are_reviewed() {
+        let tell = "resume drop_last judge verifier dropout decay shuffle ckpt use_cpu no_cuda ignore_data penalty callbacks \
+                    group_by sampling filter streaming auto_find watchdog async_generate";
+        let reviewed = "actor_rollout_ref.actor.shuffle data.filter_overlong_prompts_workers data.validation_shuffle \
+                        dataset_shuffle disable_shuffle judge_api_nproc judge_base_url judge_key judge_retry judge_timeout \
+                        length_penalty logging_nan_inf_filter missing_eos_penalty repetition_penalty sampling_backend \
+                        save_hf_ckpt shuffle_buffer_size shuffle_merged_datasets trainer.del_local_ckpt_after_load \
+                        streaming trainer.max_critic_ckpt_to_keep use_flash_ckpt val_dataset_shuffle \
+                        vllm_importance_sampling_* watchdog_timeout";
+        let reviewed: Vec<&str> = reviewed.split_whitespace().collect();
+        let harmless = option_rows().iter().filter(|row| row.class == OptionClass::Harmless);
+        let tells = |name: &&str| tell.split_whitespace().any(|word| name.contains(word));
+        let names: Vec<&str> = harmless.flat_map(|row| &row.names).map(|(name, _)| *name).filter(tells).collect();
+        let new: Vec<_> = names.iter().filter(|name| !reviewed.contains(name)).collect();
+        assert!(new.is_empty(), "{new:?}");
+        let gone: Vec<_> = reviewed.iter().filter(|name| !names.contains(name)).collect();
+        assert!(gone.is_empty(), "{gone:?}");
+    }
+
     #[test]
     fn exact_names_and_values_stand_before_patterns() {
         let found = |name: &str, value: &str, command: &str| {
