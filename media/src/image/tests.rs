@@ -30,7 +30,8 @@ fn sizes_and_mean_colours_equal_golden_index() {
     let index: Value = serde_json::from_slice(&golden("index.json")).unwrap();
     for case in index["images"].as_array().unwrap() {
         let file = case["file"].as_str().unwrap();
-        let got = open(Path::new(&format!("{FOLDER}{file}")), ExifOrientation::Apply).unwrap();
+        // The golden sizes are those of qwen-vl-utils.
+        let got = open(Path::new(&format!("{FOLDER}{file}")), ExifOrientation::Ignore).unwrap();
         let size: (usize, usize) = serde_json::from_value(case["size_hw"].clone()).unwrap();
         assert_eq!((got.height, got.width), size, "{file}");
         let exact = case["rgb_sha256"].is_string();

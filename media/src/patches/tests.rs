@@ -14,7 +14,7 @@ fn golden(name: &str) -> Vec<u8> {
 }
 
 fn image(name: &str) -> RgbImage {
-    decode(&golden(name), name, ExifOrientation::Apply).unwrap()
+    decode(&golden(name), name, ExifOrientation::Ignore).unwrap()
 }
 
 fn limits(case: &Value) -> ImagePixelLimits {

@@ -141,7 +141,7 @@ fn media_and_places_that_do_not_agree_are_refused() {
         (
             json!("<image><image>?"),
             json!({"video": "a.mp4"}),
-            "video: has 1 video file(s), but the messages have 0 place(s)",
+            "messages[0].content: has the mark <image>, but the row has no",
         ),
         (
             json!("<video>?"),

@@ -273,7 +273,7 @@ pub(super) fn sharegpt_messages(turns: Value) -> Result<Vec<Value>, Diagnostic> 
         };
         // VLM-R1's rows have numbers as answers.
         let value = match turn.get("value").or(turn.get("content")) {
-            Some(Value::Number(number)) => Some(json!(number.to_string())),
+            Some(Value::Number(number)) if role == "assistant" => Some(json!(number.to_string())),
             value => value.filter(|value| value.is_string() || value.is_array()).cloned(),
         };
         let Some(value) = value else { return Err(Diagnostic::new(at("value"), "is missing or not text", TURNS)) };
