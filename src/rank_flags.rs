@@ -106,12 +106,12 @@ pub struct JobFlags {
     #[serde(skip)]
     pub nodes: Option<u32>,
     /// Number of this machine, from 0
-    #[arg(long, value_name = "K", requires = "nodes")]
+    #[arg(long, value_name = "K")]
     #[serde(skip)]
     node_rank: Option<u32>,
     /// Name or address of machine 0, and the port at which its first process waits for the others [default: what this
     /// process writes into OUT]
-    #[arg(long, value_name = "HOST:PORT", requires = "nodes")]
+    #[arg(long, value_name = "HOST:PORT")]
     #[serde(skip)]
     rendezvous: Option<HostPort>,
     #[command(flatten)]
@@ -165,7 +165,22 @@ impl JobFlags {
     pub fn processes_to_start(&self, gpus: Option<u32>, world: Option<&World>) -> Result<Option<LocalProcesses>> {
         let count = gpus.unwrap_or(1) as usize;
         let given = match (self.nodes, self.node_rank) {
-            (None, _) => None,
+            (None, _) if self.rendezvous.is_some() => {
+                return Err(usage_error(
+                    "--rendezvous",
+                    "is for several machines",
+                    "give --nodes N and --node-rank K, too",
+                ));
+            }
+            // Launch commands of other programs name machine 0 of one.
+            (None, None | Some(0)) => None,
+            (None, Some(node)) => {
+                return Err(usage_error(
+                    "--node-rank",
+                    format!("is {node}, but --nodes is not given"),
+                    "give --nodes N",
+                ));
+            }
             (Some(nodes), Some(node)) if node < nodes => Some((nodes as usize, node as usize)),
             (Some(1), None) => Some((1, 0)),
             (Some(nodes), node) => {
@@ -230,9 +245,17 @@ mod tests {
         assert_eq!(started(Some((2, 1)), None, None), Ok(Some([1, 1, 2])));
         assert_eq!(started(Some((1, 0)), None, None), Ok(None));
         assert_eq!(started(Some((2, 2)), None, None), Err("--node-rank: is 2, but --nodes is 2; give 0 to 1".into()));
-        let alone = JobFlags { nodes: Some(3), ..JobFlags::default() };
-        let e = alone.processes_to_start(None, None).err().map(|e| e.to_string());
-        assert_eq!(e, Some("--node-rank: is not given, but --nodes is 3; give 0 to 2".into()));
+        let of = |nodes, node_rank| JobFlags { nodes, node_rank, ..JobFlags::default() };
+        let refused = |flags: JobFlags| flags.processes_to_start(None, None).err().map(|e| e.to_string());
+        let missing = "--node-rank: is not given, but --nodes is 3; give 0 to 2";
+        assert_eq!(refused(of(Some(3), None)), Some(missing.into()));
+        assert_eq!(
+            refused(of(None, Some(1))),
+            Some("--node-rank: is 1, but --nodes is not given; give --nodes N".into())
+        );
+        assert_eq!(refused(of(None, Some(0))), None);
+        let rendezvous = JobFlags { rendezvous: "h:1".parse().ok(), ..JobFlags::default() };
+        assert!(refused(rendezvous).is_some_and(|e| e.starts_with("--rendezvous: is for several machines; ")));
     }
 
     /// A PyTorchJob, an indexed Job and `srun --ntasks-per-node 1` start one process on each machine. With `--gpus`,
