@@ -72,7 +72,7 @@ fn sampled_log_probs_equal_trained_log_probs() {
     assert_eq!(lines.len(), 4);
     for line in &lines {
         assert_eq!(line.grpo.rollout_drift, Some(0.0), "step {}", line.step);
-        assert!(line.grpo.entropy.unwrap() > 0.5 && line.grpo.rewards.iter().any(|(name, _)| name == "accuracy"));
+        assert!(line.grpo.entropy.unwrap() > 0.5 && line.grpo.rewards.iter().any(|(name, _)| name == "rewards/accuracy"));
         assert!(line.grpo.completion_length.unwrap() > 0.0);
     }
     // In the first step the policy equals the reference model (KL 0); the weights change in each step, so later KL is
@@ -216,7 +216,7 @@ fn siglip_encodes_each_frame_once() {
     // semantic reward, so they are never encoded.
     let encoded: Vec<Option<u64>> = lines.iter().map(|m| m.grpo.frames_encoded).collect();
     assert_eq!(encoded, [Some(4), Some(0), Some(0)]);
-    assert!(lines.iter().all(|m| m.grpo.rewards.iter().any(|(name, _)| name == "semantic")), "{lines:?}");
+    assert!(lines.iter().all(|m| m.grpo.rewards.iter().any(|(name, _)| name == "rewards/semantic")), "{lines:?}");
     let e = super::live::case(dir.path(), "none", &video).with(|o| o.siglip = Some(dir.path().to_path_buf()));
     let e = e.run().unwrap_err().to_string();
     assert!(e.contains("config.json") && e.contains("; "), "{e}");
