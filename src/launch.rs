@@ -56,8 +56,8 @@ struct Process {
     printers: Vec<JoinHandle<Option<Vec<u8>>>>,
 }
 
-/// Runs the processes `local` of this command with its arguments until all have ended. Each process finds its rank in the
-/// variables that torchrun sets. Signals are passed on to all processes, and if one process fails, all are ended.
+/// Runs the processes `local` of this command with its arguments until all have ended. Each process finds its rank in
+/// the variables that torchrun sets. Signals are passed on to all processes, and if one process fails, all are ended.
 /// `option` is the command-line option that asks for the processes.
 ///
 /// # Errors

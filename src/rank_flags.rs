@@ -24,8 +24,8 @@ pub struct RankFlags {
     /// Time in seconds without a sign of life after which a process counts as ended [default: 40]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(2..=86_400))]
     heartbeat_timeout: Option<u32>,
-    /// Time limit in seconds for an exchange, in which a process waits for others that are alive [default: 3600, between
-    /// GPUs 600]
+    /// Time limit in seconds for an exchange, in which a process waits for others that are alive [default: 3600,
+    /// between GPUs 600]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=604_800))]
     exchange_timeout: Option<u32>,
     /// Ports at which the processes connect to each other, such as 29500-29507; a machine needs one for each of its

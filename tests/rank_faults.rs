@@ -190,8 +190,8 @@ fn sigusr1_writes_a_checkpoint_and_the_run_goes_on() {
     }
 }
 
-/// Slurm sends SIGTERM, SIGCONT and SIGTERM within 15 ms to every process of a step, and the process that has started the
-/// ranks passes its own on. The checkpoint of the first SIGTERM is written.
+/// Slurm sends SIGTERM, SIGCONT and SIGTERM within 15 ms to every process of a step, and the process that has started
+/// the ranks passes its own on. The checkpoint of the first SIGTERM is written.
 #[test]
 fn a_repeated_sigterm_leaves_the_checkpoint() {
     let w = training_folder(9);

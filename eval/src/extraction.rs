@@ -15,7 +15,8 @@ pub enum Extraction {
     #[default]
     Tags,
     /// Also the letter that a text declares last, such as `The answer is B because …`, `\boxed{B}`, `(B)`, `B. red`, or
-    /// the one option whose text occurs in whole words, without copied options; and the number in `\boxed{}` or the first number of a text
+    /// the one option whose text occurs in whole words, without copied options; and the number in `\boxed{}` or the
+    /// first number of a text
     Lenient,
 }
 
@@ -56,8 +57,8 @@ fn conclusion<'o>(tagged: &'o str, output: &'o str) -> &'o str {
     }
 }
 
-/// Returns the letter of the option that a text names: in the last `\boxed{}`, else as [`option_letter`] finds it. A list
-/// of letters or an option's text in a box is not a letter.
+/// Returns the letter of the option that a text names: in the last `\boxed{}`, else as [`option_letter`] finds it. A
+/// list of letters or an option's text in a box is not a letter.
 fn letter<'o>(text: &'o str, options: &'o [String]) -> Option<&'o str> {
     let in_box = boxed(text).and_then(|text| leading_letter(text).filter(|_| !text.contains(',')));
     in_box.or_else(|| option_letter(text, options))

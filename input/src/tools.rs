@@ -100,8 +100,9 @@ impl ToolRequest {
     }
 
     /// The grammar that the answer must follow. `other` is the grammar that another field sets. If this field is
-    /// `response_format` (`is_response_format`), it is the form of an answer without calls, as in OpenAI's API: the model
-    /// calls functions or gives such an answer. The grammar of a field of vLLM holds for the whole answer with its calls.
+    /// `response_format` (`is_response_format`), it is the form of an answer without calls, as in OpenAI's API: the
+    /// model calls functions or gives such an answer. The grammar of a field of vLLM holds for the whole answer with
+    /// its calls.
     ///
     /// # Errors
     /// The answer would have to follow both a field of vLLM and a grammar for calls.

@@ -1,7 +1,7 @@
 //! Loads weights onto a device. Weights are read in place from the memory-mapped files if their dtype allows it, and
-//! copied if they are trained, change dtype, are padded with zeros ([`PaddedWidth`]), are not aligned in the file, or if
-//! the checkpoint asks for copies ([`Checkpoint::with_copied_weights`]). On device `dry` only the bytes of the weights are counted. Weights
-//! that are divided among ranks ([`DeferredWeights`]) get no memory here.
+//! copied if they are trained, change dtype, are padded with zeros ([`PaddedWidth`]), are not aligned in the file, or
+//! if the checkpoint asks for copies ([`Checkpoint::with_copied_weights`]). On device `dry` only the bytes of the
+//! weights are counted. Weights that are divided among ranks ([`DeferredWeights`]) get no memory here.
 
 use std::cell::RefCell;
 use std::ops::Range;

@@ -70,8 +70,8 @@ fn epochs(t: &mut CommandTranslation) {
 }
 
 /// Translates options that write a checkpoint after each epoch, or several in each epoch (`save_strategy epoch`,
-/// Axolotl's `saves_per_epoch`). The other programs then ignore `save_steps`. reel counts steps, and writes a checkpoint
-/// at the end, which is the only one of a run of one epoch.
+/// Axolotl's `saves_per_epoch`). The other programs then ignore `save_steps`. reel counts steps, and writes a
+/// checkpoint at the end, which is the only one of a run of one epoch.
 fn checkpoints_of_epochs(t: &mut CommandTranslation) {
     let Some(PartValue { value: per_epoch, shown }) = t.parts.remove("saves_per_epoch") else { return };
     if let Some(setting) = t.remove_option("save_steps") {
@@ -87,8 +87,8 @@ fn checkpoints_of_epochs(t: &mut CommandTranslation) {
     t.refuse_option(&shown, "counts the checkpoints of an epoch, and reel counts steps", help);
 }
 
-/// Settles a number of frames beside a frame rate, which exclude each other in reel. In `--media-io-kwargs` of vLLM, the
-/// number of frames is the maximum for a video that is read at the frame rate (`vllm/multimodal/video.py`).
+/// Settles a number of frames beside a frame rate, which exclude each other in reel. In `--media-io-kwargs` of vLLM,
+/// the number of frames is the maximum for a video that is read at the frame rate (`vllm/multimodal/video.py`).
 fn frames_beside_a_rate(t: &mut CommandTranslation) {
     let setting = |name: &str| t.settings.iter().find(|setting| setting.name == name).cloned();
     let Some((frames, rate)) = setting("nframes").zip(setting("fps")) else { return };
@@ -194,8 +194,8 @@ fn rewards(t: &mut CommandTranslation) {
 }
 
 /// The rewards of reel that other programs name in a list. Only the same rule has the same name: these are the rules
-/// of Video-R1 and VideoRFT. TRL's `think_format_reward` asks for no `<answer>` tags, and its `accuracy_reward` compares
-/// whole completions by `math_verify`.
+/// of Video-R1 and VideoRFT. TRL's `think_format_reward` asks for no `<answer>` tags, and its `accuracy_reward`
+/// compares whole completions by `math_verify`.
 const OWN_REWARDS: [&str; 2] = ["accuracy", "format"];
 
 /// Returns the reward that the translated command has for a listed one: a function of a Python file, or a reward of

@@ -170,8 +170,8 @@ impl ChatTemplate {
     /// Renders a conversation as [`Self::render`] does, to a prompt that ends at `end`.
     ///
     /// # Errors
-    /// The errors of [`Self::render`]; the last message cannot be continued, because it is not the assistant's, has tool
-    /// calls, does not end with a text, or because the template does not write its text.
+    /// The errors of [`Self::render`]; the last message cannot be continued, because it is not the assistant's, has
+    /// tool calls, does not end with a text, or because the template does not write its text.
     pub fn render_to_end(&self, conversation: &Conversation, end: PromptEnd) -> Result<String> {
         if end != PromptEnd::WithinLastMessage {
             return self.render(conversation, end == PromptEnd::NewMessage);

@@ -127,8 +127,8 @@ fn token_ids_are_those_of_the_model() {
     assert!(only_stop.check_token_ids("r", 7).unwrap_err().to_string().starts_with("r: stop_token_ids: has the"));
 }
 
-/// The fields of the classes ChatCompletionRequest, BatchChatCompletionRequest and CompletionRequest of vLLM 0.33.0, and
-/// those of chat completions in openai 2.
+/// The fields of the classes ChatCompletionRequest, BatchChatCompletionRequest and CompletionRequest of vLLM 0.33.0,
+/// and those of chat completions in openai 2.
 const FIELDS: &str = "add_generation_prompt add_special_tokens allowed_token_ids audio bad_words best_of cache_salt \
     chat_template chat_template_kwargs continue_final_message documents early_stopping echo ec_transfer_params \
     frequency_penalty function_call functions guided_decoding_backend ignore_eos include_reasoning \

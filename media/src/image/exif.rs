@@ -15,8 +15,8 @@ const XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
 /// The keyword, compression and languages that begin PNG's text chunk with XMP.
 const PNG_XMP: &[u8] = b"XML:com.adobe.xmp\0\0\0\0\0";
 
-/// Returns how the stored pixels of a file must be turned to be upright. A tag that cannot be read, or has another value
-/// than 1 to 8, does not turn the image.
+/// Returns how the stored pixels of a file must be turned to be upright. A tag that cannot be read, or has another
+/// value than 1 to 8, does not turn the image.
 pub(super) fn orientation(file: &[u8], format: ImageFormat) -> Orientation {
     let blocks = match format {
         ImageFormat::Jpeg => jpeg_blocks(file),

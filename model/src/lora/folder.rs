@@ -307,8 +307,9 @@ pub struct AdapterFolder<'a> {
 
 /// Writes an adapter folder as PEFT and TRL do: config and matrices of the adapter, and copies of the base model's
 /// tokenizer and processor files. The layers have the names of transformers 4.52 and later, whatever the layout of the
-/// base folder: transformers 5 ignores matrices with older names. `tensors` have parameter names (`LAYER.lora_A.weight`); `fill` writes the bytes of
-/// one tensor and is called once per tensor, in order. All files get their final names together at the end.
+/// base folder: transformers 5 ignores matrices with older names. `tensors` have parameter names
+/// (`LAYER.lora_A.weight`); `fill` writes the bytes of one tensor and is called once per tensor, in order. All files
+/// get their final names together at the end.
 pub fn save_adapter(
     out: &Path,
     folder: AdapterFolder,

@@ -33,9 +33,10 @@ pub struct MergeReport {
 }
 
 /// Merges `adapter` into the model folder `base` and writes the model folder `out`, which must be new or empty. Weights
-/// keep dtype and name; config.json unties the embeddings if the adapter replaces one of two tied tensors. The other files of `base` (but not its sub-folders) are copied, then `more_files`, which
-/// replace files of the same name. With a `format`, the config, tokenizer and template files are converted to this
-/// format. `out` has a temporary name until all files are written.
+/// keep dtype and name; config.json unties the embeddings if the adapter replaces one of two tied tensors. The other
+/// files of `base` (but not its sub-folders) are copied, then `more_files`, which replace files of the same name. With
+/// a `format`, the config, tokenizer and template files are converted to this format. `out` has a temporary name until
+/// all files are written.
 ///
 /// # Errors
 /// The adapter does not fit the model; `out` is not empty; a folder cannot be read or written.

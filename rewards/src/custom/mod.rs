@@ -176,7 +176,8 @@ impl CustomReward {
         &self.name
     }
 
-    /// Scores a batch of rows (JSON objects) and returns the rewards of its replies. For an empty batch nothing is sent.
+    /// Scores a batch of rows (JSON objects) and returns the rewards of its replies. For an empty batch nothing is
+    /// sent.
     ///
     /// # Errors
     /// The command or server fails, misses the deadline, or gives anything but one reply per row.

@@ -196,8 +196,9 @@ pub fn fresh_run_state<O: TrainingOptions>(
     }
 }
 
-/// Reads the state of the checkpoint in `folder`, and checks that the model of the files `model`, data and options are the same as in the run
-/// that wrote it. If the options change the number of steps, `measure_steps` computes the new number.
+/// Reads the state of the checkpoint in `folder`, and checks that the model of the files `model`, data and options are
+/// the same as in the run that wrote it. If the options change the number of steps, `measure_steps` computes the new
+/// number.
 pub fn resumed_run_state<O: TrainingOptions>(
     setup: &RunSetup<O>,
     model: &ModelFiles,

@@ -1,6 +1,6 @@
-//! Writes `OUT/trainer_state.json` with the fields of transformers' `TrainerState` (`trainer_callback.py`), which scripts
-//! read: the best checkpoint and the metrics of the reported steps. That class refuses fields that it does not know, so
-//! what it has no field for is in `stateful_callbacks`, whose entries are free.
+//! Writes `OUT/trainer_state.json` with the fields of transformers' `TrainerState` (`trainer_callback.py`), which
+//! scripts read: the best checkpoint and the metrics of the reported steps. That class refuses fields that it does not
+//! know, so what it has no field for is in `stateful_callbacks`, whose entries are free.
 
 use std::path::Path;
 

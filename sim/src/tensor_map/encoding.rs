@@ -174,8 +174,8 @@ pub fn is_tensor_map(bytes: &EncodedMap) -> bool {
 
 /// Executes `tensormap.replace.tile.FIELD [map], {ordinal,} value`. 32-bit values are zero-extended; `ordinal` is 0
 /// for fields without one. The map may be invalid until further fields are replaced; [`TensorMap::decode`] checks it.
-/// 128 zero bytes are a map whose fields are all zero, which is rank 1: compilers fill a map with zeros and then replace
-/// the other fields.
+/// 128 zero bytes are a map whose fields are all zero, which is rank 1: compilers fill a map with zeros and then
+/// replace the other fields.
 ///
 /// # Errors
 /// Returns an error if the bytes are neither zero nor an intact map, or if the ordinal or element type does not exist.

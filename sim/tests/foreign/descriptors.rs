@@ -1,5 +1,6 @@
 //! Tensor maps that a kernel builds itself, as Triton's `make_tensor_descriptor` does: 128 zero bytes in shared memory,
-//! every field by `tensormap.replace`, a copy to global memory, and a fence of the tensormap proxy before the first use.
+//! every field by `tensormap.replace`, a copy to global memory, and a fence of the tensormap proxy before the first
+//! use.
 
 use super::harness::{Case, bytes_of_words};
 

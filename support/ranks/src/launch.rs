@@ -15,8 +15,9 @@
 //! The launchers are tried in this order, so that the innermost launcher is found: torchrun may run inside srun, and
 //! mpirun uses srun to start its daemons on other machines.
 //!
-//! The variables are those of PyTorch (`local_elastic_agent.py`), DeepSpeed (`launcher/launch.py`), Open MPI (`environment-var`), MPICH (`pmip_cb.c`),
-//! Kubeflow's training operator (`envvar.go`) and Slurm (`env.c`, `env_array_for_step`).
+//! The variables are those of PyTorch (`local_elastic_agent.py`), DeepSpeed (`launcher/launch.py`), Open MPI
+//! (`environment-var`), MPICH (`pmip_cb.c`), Kubeflow's training operator (`envvar.go`) and Slurm (`env.c`,
+//! `env_array_for_step`).
 //!
 //! mpirun, Hydra and srun may also name the process manager by which an MPI library finds the other processes: PMIx by
 //! `PMIX_SERVER_URI…`, whose end is a version of PMIx, and PMI by `PMI_FD` or `PMI_PORT`.
@@ -265,10 +266,10 @@ fn torchrun(variables: Variables<'_>) -> Result<Option<World>> {
     variables.world(launcher, &Names { rank: "RANK", size: "WORLD_SIZE", local }, job).map(Some)
 }
 
-/// Returns the job id of torchrun or DeepSpeed. The run id is `none` by default, so the port, which is the same on all nodes, is
-/// added. A restart starts a new job. But the number of restarts is added only if there is one node: on several nodes
-/// it can differ within an attempt, because each agent counts the restarts that its own processes have caused
-/// (<https://github.com/pytorch/pytorch/issues/108158>).
+/// Returns the job id of torchrun or DeepSpeed. The run id is `none` by default, so the port, which is the same on all
+/// nodes, is added. A restart starts a new job. But the number of restarts is added only if there is one node: on
+/// several nodes it can differ within an attempt, because each agent counts the restarts that its own processes have
+/// caused (<https://github.com/pytorch/pytorch/issues/108158>).
 fn torchrun_job(variables: Variables<'_>, launcher: Launcher) -> String {
     let text = |name| variables.text(name).unwrap_or_default();
     let is_one_node = text("LOCAL_WORLD_SIZE") == text("WORLD_SIZE");

@@ -215,8 +215,8 @@ impl Ranks {
         Ok(received)
     }
 
-    /// Sends `send[r]` to each rank r, and writes the bytes that rank r sends to this rank into `receive[r]`, which must
-    /// have their length. Allocates no memory for them.
+    /// Sends `send[r]` to each rank r, and writes the bytes that rank r sends to this rank into `receive[r]`, which
+    /// must have their length. Allocates no memory for them.
     ///
     /// # Errors
     /// The job fails, see [`Ranks`]. After an error, the contents of `receive` are unspecified.

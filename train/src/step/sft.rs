@@ -19,8 +19,8 @@ const EXPECTED_TOKENS: f32 = 1024.0;
 /// Does step `n`, counted from 1, on the micro-batches that `next` returns; `None` if `next` returns no micro-batch.
 ///
 /// The loss of a micro-batch is the mean over its learned tokens. The loss of the step is the mean over its
-/// micro-batches, or with [`LossMean::Step`] the mean over all its learned tokens, in which a micro-batch has the weight
-/// of its learned tokens.
+/// micro-batches, or with [`LossMean::Step`] the mean over all its learned tokens, in which a micro-batch has the
+/// weight of its learned tokens.
 pub fn step(
     t: &mut Trainer,
     n: u64,

@@ -1,4 +1,5 @@
-//! `/health`: whether the process answers, with all processes of a divided model. `/ready`: whether the server accepts requests. `/version` and `/metrics`.
+//! `/health`: whether the process answers, with all processes of a divided model. `/ready`: whether the server accepts
+//! requests. `/version` and `/metrics`.
 
 use std::sync::Arc;
 

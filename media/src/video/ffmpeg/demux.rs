@@ -306,10 +306,10 @@ pub(super) fn has_reliable_key_flags(codec: Id) -> bool {
     )
 }
 
-/// Hides the frames of an incomplete group of pictures at the start of a file, such as a recording of a broadcast: those
-/// before the first key frame in decoding order, and those of its own group that are displayed before it, because they
-/// refer to frames before it. Returns the index of that key frame and the number of hidden frames; 0 and 0 if the file
-/// starts with a key frame or has none.
+/// Hides the frames of an incomplete group of pictures at the start of a file, such as a recording of a broadcast:
+/// those before the first key frame in decoding order, and those of its own group that are displayed before it, because
+/// they refer to frames before it. Returns the index of that key frame and the number of hidden frames; 0 and 0 if the
+/// file starts with a key frame or has none.
 fn hide_incomplete_group(packets: &mut [PacketInfo]) -> (usize, u64) {
     let start = packets.iter().position(|packet| packet.key).unwrap_or(0);
     if packets[..start].iter().all(|packet| packet.hidden) {
@@ -365,7 +365,8 @@ mod tests {
         let cut =
             [(3, false), (1, false), (2, false), (6, true), (4, false), (5, false), (9, false), (7, false), (0, true)];
         assert_eq!(hide(&cut), ((3, 5), vec![6, 9, 7, 0]));
-        // An open group at the start is complete as far as its key frame goes; a file without key frames stays as it is.
+        // An open group at the start is complete as far as its key frame goes; a file without key frames stays as it
+        // is.
         assert_eq!(hide(&cut[3..]), ((0, 0), vec![6, 4, 5, 9, 7, 0]));
         assert_eq!(hide(&cut[..3]), ((0, 0), vec![3, 1, 2]));
         assert_eq!(hide(&[]), ((0, 0), vec![]));

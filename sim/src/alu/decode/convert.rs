@@ -81,8 +81,8 @@ impl InstructionForm<'_> {
         let (from_float, to_float) =
             (matches!(source, NumberFormat::Float(_)), matches!(target, NumberFormat::Float(_)));
         // PTX requires an integer rounding for float to integer (and allows it if source and destination have the
-        // same float format), and a rounding mode wherever bits may be lost. Between f16 and bf16 ptxas takes no mode and
-        // rounds to nearest.
+        // same float format), and a rounding mode wherever bits may be lost. Between f16 and bf16 ptxas takes no mode
+        // and rounds to nearest.
         let valid = match (from_float, to_float, rounding) {
             (true, false, Some((mode, integer))) => integer && mode != RoundingMode::Away,
             (true, false, None) => false,

@@ -23,8 +23,8 @@ type SameValueLanes<'f> = &'f dyn Fn(&MemorySystem, &InstructionContext) -> u32;
 
 impl MemorySystem {
     /// Runs `check` on the shadow memory of a location (a buffer, or the shared memory of a block) and reports the
-    /// conflicts that it finds. If the access is a store, `same_value` returns the lanes whose bytes in memory already have
-    /// the stored value: their conflicts with earlier stores are harmless. Does nothing in runs with `count_only`.
+    /// conflicts that it finds. If the access is a store, `same_value` returns the lanes whose bytes in memory already
+    /// have the stored value: their conflicts with earlier stores are harmless. Does nothing in runs with `count_only`.
     #[inline(always)]
     pub fn check_shadow(
         &mut self,
