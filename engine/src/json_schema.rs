@@ -9,6 +9,8 @@
 //! {"oneOf": [A, B]}; A, B require other values of one property       {"anyOf": [A, B]}
 //! ```
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value, json};
 
 /// The formats that `llguidance` asserts. JSON Schema lets a validator treat any other format as an annotation.
@@ -28,22 +30,19 @@ const ANNOTATIONS: [&str; 7] = ["title", "description", "$comment", "default", "
 /// combine a `$ref` beside them with an empty schema, which fails for a schema that refers to itself.
 const UNKNOWN_ANNOTATIONS: [&str; 6] = ["deprecated", "discriminator", "example", "externalDocs", "nullable", "xml"];
 
-/// The key of the root's definitions under which copies are added.
-const DEFINITIONS: &str = "$defs";
+/// The number of steps and copied values that rewriting a schema may take. A keyword that needs more stays as it is.
+const MAX_STEPS: usize = 1 << 20;
 
 /// Rewrites a schema. `white_space` has options of `llguidance` for the space between the parts of a value; a schema
 /// that sets `x-guidance` itself keeps its options.
 pub(crate) fn rewrite_schema(schema: &Value, white_space: Value) -> Value {
-    let mut rewriter = Rewriter { root: schema, copies: Vec::new() };
+    let mut rewriter = Rewriter { root: schema, tags: Vec::new(), steps_left: MAX_STEPS };
     let mut rewritten = schema.clone();
     rewriter.rewrite(&mut rewritten);
-    let copies: Vec<Option<Value>> = rewriter.copies.iter().map(|copy| copy.make(&rewritten)).collect();
+    for (path, tag) in &rewriter.tags {
+        rewritten.pointer_mut(path).into_iter().for_each(|definition| require(definition, tag));
+    }
     if let Value::Object(fields) = &mut rewritten {
-        if !copies.is_empty()
-            && let Value::Object(definitions) = fields.entry(DEFINITIONS).or_insert_with(|| json!({}))
-        {
-            definitions.extend(copies.into_iter().enumerate().filter_map(|(i, copy)| Some((copy_name(i), copy?))));
-        }
         fields.entry("x-guidance").or_insert(white_space);
     }
     rewritten
@@ -52,35 +51,26 @@ pub(crate) fn rewrite_schema(schema: &Value, white_space: Value) -> Value {
 struct Rewriter<'a> {
     /// The whole schema as it was given.
     root: &'a Value,
-    /// The copies of definitions that the rewritten schema needs.
-    copies: Vec<TaggedCopy>,
-}
-
-/// A copy of a definition that requires a property.
-#[derive(PartialEq)]
-struct TaggedCopy {
-    /// The path of the definition in the whole schema.
-    path: String,
-    property: String,
-}
-
-impl TaggedCopy {
-    fn make(&self, root: &Value) -> Option<Value> {
-        let mut copy = root.pointer(&self.path)?.clone();
-        require(&mut copy, &self.property);
-        Some(copy)
-    }
-}
-
-fn copy_name(index: usize) -> String {
-    format!("reel-copy-{index}")
+    /// The paths of the definitions that are to require a property, and the name of this property.
+    tags: Vec<(String, String)>,
+    steps_left: usize,
 }
 
 /// Adds a property to those that a schema requires.
 fn require(schema: &mut Value, property: &str) {
-    match &mut schema["required"] {
-        Value::Array(names) => names.push(json!(property)),
-        required => *required = json!([property]),
+    let Value::Object(fields) = schema else { return };
+    match fields.entry("required").or_insert_with(|| json!([])) {
+        Value::Array(names) if !names.iter().any(|name| name == property) => names.push(json!(property)),
+        _ => {}
+    }
+}
+
+/// The number of values in a JSON value, itself included.
+fn value_count(value: &Value) -> usize {
+    match value {
+        Value::Array(list) => 1 + list.iter().map(value_count).sum::<usize>(),
+        Value::Object(fields) => 1 + fields.values().map(value_count).sum::<usize>(),
+        _ => 1,
     }
 }
 
@@ -97,55 +87,9 @@ fn resolved<'a>(mut schema: &'a Value, root: &'a Value) -> &'a Value {
     schema
 }
 
-/// Expresses `propertyNames` by other keywords; `None` if there is nothing to change or no way to express it.
-fn without_property_names(fields: &Map<String, Value>, root: &Value) -> Option<Map<String, Value>> {
-    let names = resolved(fields.get("propertyNames")?, root);
-    let mut names = if *names == Value::Bool(true) { Map::new() } else { names.as_object()?.clone() };
-    names.retain(|key, value| !(ANNOTATIONS.contains(&key.as_str()) || key == "type" && value == "string"));
-    // A pattern beside a format describes the same names.
-    if names.contains_key("pattern") {
-        names.shift_remove("format");
-    }
-    let mut rewritten = fields.clone();
-    rewritten.shift_remove("propertyNames");
-    if names.is_empty() {
-        return Some(rewritten);
-    }
-    let is_given = |key: &str| fields.get(key).and_then(Value::as_object).is_some_and(|named| !named.is_empty());
-    if is_given("patternProperties") {
-        return None;
-    }
-    let others = fields.get("additionalProperties").cloned().unwrap_or(Value::Bool(true));
-    let only = |key: &str| names.get(key).filter(|_| names.len() == 1);
-    let allowed = only("enum").and_then(Value::as_array).cloned().or(only("const").map(|name| vec![name.clone()]));
-    if let Some(allowed) = allowed {
-        let mut properties = fields.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
-        for (name, schema) in &mut properties {
-            if !allowed.contains(&json!(name)) {
-                *schema = Value::Bool(false);
-            }
-        }
-        for name in allowed.iter().filter_map(Value::as_str) {
-            properties.entry(name).or_insert_with(|| others.clone());
-        }
-        rewritten.insert("properties".into(), properties.into());
-    } else {
-        if is_given("properties") {
-            return None;
-        }
-        let length = |key: &str| names.get(key).map_or(Some(None), |value| value.as_u64().map(Some));
-        let pattern = match only("pattern") {
-            Some(pattern) => pattern.as_str()?.to_string(),
-            None if names.keys().all(|key| key == "minLength" || key == "maxLength") => {
-                let most = length("maxLength")?.map_or(String::new(), |most| most.to_string());
-                format!("^(.|\\n){{{},{most}}}$", length("minLength")?.unwrap_or(0))
-            }
-            None => return None,
-        };
-        rewritten.insert("patternProperties".into(), json!({pattern: others}));
-    }
-    rewritten.insert("additionalProperties".into(), Value::Bool(false));
-    Some(rewritten)
+/// The names of the properties that a schema requires.
+fn required_names<'a>(schema: &'a Value, root: &'a Value) -> &'a [Value] {
+    resolved(schema, root)["required"].as_array().map_or(&[], Vec::as_slice)
 }
 
 impl Rewriter<'_> {
@@ -161,18 +105,70 @@ impl Rewriter<'_> {
                         value => self.rewrite(value),
                     }
                 }
-                if let Some(rewritten) = without_property_names(fields, self.root) {
-                    *fields = rewritten;
-                }
+                self.rewrite_property_names(fields);
                 self.rewrite_one_of(fields);
                 fields.retain(|key, value| match key.as_str() {
                     "format" => value.as_str().is_none_or(|format| FORMATS.contains(&format)),
                     "uniqueItems" => *value != Value::Bool(false),
-                    key => !UNKNOWN_ANNOTATIONS.contains(&key) && (!key.starts_with("x-") || key == "x-guidance"),
+                    key => !UNKNOWN_ANNOTATIONS.contains(&key) && (!key.starts_with("x-") || value.is_object()),
                 });
             }
             _ => {}
         }
+    }
+
+    /// Takes steps; false if too few are left.
+    fn take_steps(&mut self, steps: usize) -> bool {
+        let left = self.steps_left.checked_sub(steps);
+        self.steps_left = left.unwrap_or(self.steps_left);
+        left.is_some()
+    }
+
+    /// Expresses `propertyNames` by other keywords, if there is a way.
+    fn rewrite_property_names(&mut self, fields: &mut Map<String, Value>) -> Option<()> {
+        let names = resolved(fields.get("propertyNames")?, self.root);
+        let mut names = if *names == Value::Bool(true) { Map::new() } else { names.as_object()?.clone() };
+        names.retain(|key, value| !(ANNOTATIONS.contains(&key.as_str()) || key == "type" && value == "string"));
+        // A pattern beside a format describes the same names.
+        if names.contains_key("pattern") {
+            names.shift_remove("format");
+        }
+        let is_given = |key: &str| fields.get(key).and_then(Value::as_object).is_some_and(|named| !named.is_empty());
+        if !names.is_empty() && is_given("patternProperties") {
+            return None;
+        }
+        let others = fields.get("additionalProperties").cloned().unwrap_or(Value::Bool(true));
+        let only = |key: &str| names.get(key).filter(|_| names.len() == 1);
+        let allowed = only("enum").and_then(Value::as_array).cloned().or(only("const").map(|name| vec![name.clone()]));
+        if let Some(allowed) = allowed {
+            if !self.take_steps(allowed.len().saturating_mul(value_count(&others))) {
+                return None;
+            }
+            let names: HashSet<&str> = allowed.iter().filter_map(Value::as_str).collect();
+            let mut properties = fields.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
+            for (_, schema) in properties.iter_mut().filter(|(name, _)| !names.contains(name.as_str())) {
+                *schema = Value::Bool(false);
+            }
+            for name in allowed.iter().filter_map(Value::as_str) {
+                properties.entry(name).or_insert_with(|| others.clone());
+            }
+            fields.insert("properties".into(), properties.into());
+            fields.insert("additionalProperties".into(), Value::Bool(false));
+        } else if !names.is_empty() {
+            let length = |key: &str| names.get(key).map_or(Some(None), |value| value.as_u64().map(Some));
+            let pattern = match only("pattern") {
+                _ if is_given("properties") => return None,
+                Some(pattern) => pattern.as_str()?.to_string(),
+                None if names.keys().all(|key| key == "minLength" || key == "maxLength") => {
+                    let most = length("maxLength")?.map_or(String::new(), |most| most.to_string());
+                    format!("^(.|\\n){{{},{most}}}$", length("minLength")?.unwrap_or(0))
+                }
+                None => return None,
+            };
+            fields.insert("patternProperties".into(), json!({pattern: others}));
+            fields.insert("additionalProperties".into(), Value::Bool(false));
+        }
+        fields.shift_remove("propertyNames").map(drop)
     }
 
     /// Renames `oneOf` to `anyOf` if no value can match two of its schemas, because each requires other values of one
@@ -180,46 +176,33 @@ impl Rewriter<'_> {
     fn rewrite_one_of(&mut self, fields: &mut Map<String, Value>) {
         let root = self.root;
         let Some(Value::Array(schemas)) = fields.get("oneOf") else { return };
-        if fields.contains_key("anyOf") {
-            return;
-        }
         let tag = fields.get("discriminator").and_then(|value| value["propertyName"].as_str());
-        let required = |schema: &Value, name: &str| {
-            resolved(schema, root)["required"].as_array().is_some_and(|names| names.iter().any(|other| other == name))
-        };
         let first = schemas.first().and_then(|schema| resolved(schema, root)["properties"].as_object());
         let names = tag.into_iter().chain(first.into_iter().flatten().map(|(name, _)| name.as_str()));
+        let steps = schemas.iter().map(|schema| 1 + required_names(schema, root).len()).sum::<usize>();
+        if fields.contains_key("anyOf") || !self.take_steps(steps.saturating_mul(names.clone().count())) {
+            return;
+        }
         let distinguishes = |name: &&str| {
-            let values = schemas.iter().map(|schema| {
-                let property = resolved(resolved(schema, root)["properties"].get(*name)?, root);
-                let is_required = tag == Some(*name) || required(schema, name);
-                let one = property.get("const").map(|value| vec![value.clone()]);
-                one.or_else(|| property["enum"].as_array().cloned()).filter(|_| is_required)
-            });
-            let Some(values) = values.collect::<Option<Vec<_>>>() else { return false };
-            let all = values.concat();
-            all.iter().enumerate().all(|(i, value)| value.is_string() && !all[..i].contains(value))
+            let mut seen = HashSet::new();
+            schemas.iter().all(|schema| {
+                let property = resolved(schema, root)["properties"].get(*name).map(|property| resolved(property, root));
+                let one = property.and_then(|property| property.get("const")).map(std::slice::from_ref);
+                let values =
+                    one.or_else(|| property.and_then(|property| property["enum"].as_array()).map(Vec::as_slice));
+                let is_required = tag == Some(*name) || required_names(schema, root).iter().any(|other| other == name);
+                let mut is_new = |value: &Value| value.as_str().is_some_and(|value| seen.insert(value.to_string()));
+                is_required && values.is_some_and(|values| values.iter().all(&mut is_new))
+            })
         };
         let Some(name) = names.into_iter().find(distinguishes).map(String::from) else { return };
-        let with_tag = |schema: &Value| {
-            let mut schema = schema.clone();
+        let Some(mut schemas) = fields.shift_remove("oneOf") else { return };
+        for schema in schemas.as_array_mut().into_iter().flatten() {
             match schema.get("$ref").and_then(Value::as_str).and_then(|path| path.strip_prefix('#')) {
-                _ if required(&schema, &name) => {}
-                Some(path) => {
-                    let copy = TaggedCopy { path: path.to_string(), property: name.clone() };
-                    let found = self.copies.iter().position(|other| *other == copy);
-                    let index = found.unwrap_or(self.copies.len());
-                    if found.is_none() {
-                        self.copies.push(copy);
-                    }
-                    schema["$ref"] = json!(format!("#/{DEFINITIONS}/{}", copy_name(index)));
-                }
-                None => require(&mut schema, &name),
+                Some(path) => self.tags.push((path.to_string(), name.clone())),
+                None => require(schema, &name),
             }
-            schema
-        };
-        let schemas = schemas.iter().map(with_tag).collect();
-        fields.shift_remove("oneOf");
+        }
         fields.insert("anyOf".into(), schemas);
     }
 }
@@ -332,8 +315,8 @@ mod tests {
             (union("o", tag()), vec!["{\"kind\":\"a\"}", "{\"kind\":\"b\"}"], vec!["{}", "{\"x\":null}"]),
             (
                 tree,
-                vec!["{}", "{\"kind\":\"t\",\"child\":{\"kind\":\"t\",\"child\":{\"kind\":\"leaf\"}}}"],
-                vec!["{\"child\":{}}", "{\"kind\":\"t\",\"child\":{\"kind\":\"t\",\"child\":{}}}"],
+                vec!["{\"kind\":\"t\",\"child\":{\"kind\":\"t\",\"child\":{\"kind\":\"leaf\"}}}"],
+                vec!["{\"kind\":\"t\",\"child\":{}}", "{\"kind\":\"t\",\"child\":{\"kind\":\"t\",\"child\":{}}}"],
             ),
         ] {
             let grammar =
@@ -344,6 +327,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A short schema must not become a very long one.
+    #[test]
+    fn rewriting_has_a_limit() {
+        let names: Vec<String> = (0..2000).map(|i| format!("n{i}")).collect();
+        let record = json!({"propertyNames": {"$ref": "#/$defs/names"}, "additionalProperties": {"type": "null"}});
+        let schema = json!({"prefixItems": vec![record; 2000], "$defs": {"names": {"enum": names}}});
+        assert!(value_count(&rewrite_schema(&schema, Value::Null)) < 2 * MAX_STEPS);
     }
 
     #[test]
