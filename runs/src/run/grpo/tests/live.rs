@@ -72,7 +72,9 @@ fn sampled_log_probs_equal_trained_log_probs() {
     assert_eq!(lines.len(), 4);
     for line in &lines {
         assert_eq!(line.grpo.rollout_drift, Some(0.0), "step {}", line.step);
-        assert!(line.grpo.entropy.unwrap() > 0.5 && line.grpo.rewards.iter().any(|(name, _)| name == "rewards/accuracy"));
+        assert!(
+            line.grpo.entropy.unwrap() > 0.5 && line.grpo.rewards.iter().any(|(name, _)| name == "rewards/accuracy")
+        );
         assert!(line.grpo.completion_length.unwrap() > 0.0);
     }
     // In the first step the policy equals the reference model (KL 0); the weights change in each step, so later KL is
