@@ -245,11 +245,12 @@ fn after_signal(size: usize, victim: usize, signal: Signal) -> Option<Duration> 
     }
     let output = job.wait_with_output().expect("mpirun ends");
     let said = String::from_utf8_lossy(&output.stderr);
+    let what = if signal == Signal::STOP { "has sent no heartbeat" } else { "ended" };
     let (name, id) = (format!("rank {victim} ("), processes[victim].as_raw_nonzero());
     for (rank, error) in others() {
         let error = error.unwrap_or_default();
         assert!(
-            error.starts_with(&name) && error.contains(&format!("process {id}): ended")),
+            error.starts_with(&name) && error.contains(&format!("process {id}): {what}")),
             "{rank}: {error}\n{said}"
         );
     }
