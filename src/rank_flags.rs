@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::fail::usage_error;
 use crate::launch::LocalProcesses;
-use crate::ranks;
 
 /// The options with which processes find each other and notice the end of another one.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -137,23 +136,16 @@ impl FromStr for HostPort {
 }
 
 impl JobFlags {
-    /// Returns the place of this process in its job, by the environment variables of a launcher and these options;
-    /// `None` for a single process.
-    ///
-    /// # Errors
-    /// The variables of a launcher contradict each other.
-    pub fn world(&self) -> Result<Option<World>> {
-        let place = |world| {
-            let mut world = self.ranks.place(world);
-            if let Some(HostPort { host, port }) = &self.rendezvous {
-                world.address = Some(host.clone());
-                if world.rank == 0 {
-                    world.ports = Some((*port, *port));
-                }
+    /// Returns the place `world` of a process in its job with the addresses and ports of these options.
+    pub fn place(&self, world: World) -> World {
+        let mut world = self.ranks.place(world);
+        if let Some(HostPort { host, port }) = &self.rendezvous {
+            world.address = Some(host.clone());
+            if world.rank == 0 {
+                world.ports = Some((*port, *port));
             }
-            world
-        };
-        Ok(ranks::world_from_environment()?.map(place))
+        }
+        world
     }
 
     /// Returns the processes that this command starts on this machine; `None` if this process does the work itself.

@@ -30,7 +30,7 @@ use crate::rank_flags::JobFlags;
 use crate::ranks::RunProcess;
 use crate::training_evaluator::{EvaluationSetup, TrainingRunEvaluator};
 use crate::training_server::TrainingRunServer;
-use crate::{hub, interrupt, launch, model, output, prompt, replaced};
+use crate::{hub, interrupt, launch, model, output, prompt, ranks, replaced};
 
 /// Every option of a run, as configuration files contain them and run.json records them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -215,7 +215,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 "give the folder that the media paths in the data are relative to",
             ));
         }
-        let world = self.job.world()?;
+        let world = ranks::world_from_environment()?.map(|world| self.job.place(world));
         let local = self.job.processes_to_start(self.options.gpus, world.as_ref())?;
         let is_check_only = self.options.is_check_only();
         if self.options.max_steps == Some(0) && !is_check_only && !self.common.quiet && !self.common.json {

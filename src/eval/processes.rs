@@ -22,7 +22,7 @@ pub(super) fn run_evaluation_processes<T>(
     if options.endpoint.is_some() {
         ranks::refuse_several_processes("eval --endpoint")?;
     }
-    let world = options.job.world()?;
+    let world = ranks::world_from_environment()?.map(|world| options.job.place(world));
     if let Some(local) = options.job.processes_to_start(options.gpus, world.as_ref())? {
         let (data, _) = options.validate(what)?;
         // The data set is downloaded here once, and each process then finds it in the cache.
