@@ -152,8 +152,13 @@ proptest! {
                     let want = &want[name];
                     let at = format!("{training:?} {dtype} {inner}: {name}");
                     prop_assert!(got.padding_is_zero, "{}: padding has a gradient", at);
-                    // The simulator's products add the zeros of the padding last, so the bits stay the same.
-                    prop_assert!(got.unpadded == want.unpadded, "{}: padding changes the result", at);
+                    // Products add the zeros of the padding last, so the bits stay the same. Those of bf16 on a
+                    // processor with AMX do not for every width (52), but differ by a rounding at most.
+                    let largest = want.unpadded.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+                    let tolerance = if dtype == DType::BF16 { largest / 128.0 } else { 0.0 };
+                    let same = |(got, want): (&f32, &f32)| (got - want).abs() <= tolerance;
+                    let mut pairs = got.unpadded.iter().zip(&want.unpadded);
+                    prop_assert!(got.unpadded.len() == want.unpadded.len() && pairs.all(same), "{}: padding changes the result", at);
                 }
             }
         }
