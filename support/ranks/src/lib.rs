@@ -43,8 +43,8 @@
 //!    `ranks-….json` in the job's folder, whose name is a hash of the job id. The other ranks wait for this file and
 //!    connect: at 127.0.0.1 on the same machine, else at `MASTER_ADDR` and then at each address in the file.
 //! 2. **Handshake.** A process that connects sends the token, its rank and the number of ranks. Without the right token
-//! its connection is closed. When all ranks have connected, rank 0 removes the file and sends each rank the addresses
-//!    of all.
+//!    its connection is closed. When all ranks have connected, rank 0 removes the file and sends each rank the
+//!    addresses of all.
 //! 3. **Calls.** For data, the higher rank of a pair connects to the lower one, with the same handshake. A message
 //!    contains the kind, the name and the sequence number of its call. The receiver compares them with its own call.
 //! 4. **Failures.** Each rank sends heartbeats with its last call to rank 0. Rank 0 declares the job failed if a
