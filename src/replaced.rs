@@ -260,7 +260,9 @@ pub fn refuse_run_folder_over_input(option: &str, folder: &Path, input_option: &
     let (Ok(folder), Ok(input)) = (folder.canonicalize(), input.canonicalize()) else { return Ok(()) };
     let Some(first) = input.strip_prefix(&folder).ok().and_then(|rest| rest.components().next()) else { return Ok(()) };
     let first = first.as_os_str().to_string_lossy();
-    if input.is_file() && (RUN_FILES.contains(&&*first) || first.starts_with("checkpoint-")) {
+    // A run continues with the options of its own record (`--config OUT/run.json`), and writes it again.
+    let is_record = input_option == "--config" && first == "run.json";
+    if input.is_file() && !is_record && (RUN_FILES.contains(&&*first) || first.starts_with("checkpoint-")) {
         let what =
             format!("is a folder that would be replaced, and with it {}, which {input_option} reads", input.display());
         return Err(usage_error(option, what, "choose another folder"));

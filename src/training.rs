@@ -16,6 +16,7 @@ use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_ranks::World;
 use reel_runs::config_file::ConfigFile;
 use reel_runs::run::{DataCheckResult, RunSummary, ValidationCheckResult};
+use reel_train::file_names::RUN_FILE;
 use reel_train::live_server::LiveServer;
 use reel_train::options::{RunOptions, TrainingOptions};
 use reel_train::setup::{PolicyEvaluator, RunSetup, StepProfiler};
@@ -52,6 +53,20 @@ pub struct ResolvedOptions<O> {
     pub has_default_rate: bool,
 }
 
+/// Returns the `run.json` of the run that `--resume-from-checkpoint` continues, if the command names no model or no
+/// data. The run then continues with its recorded options.
+fn record_of_resumed_run(options: &RunOptions) -> Option<PathBuf> {
+    let checkpoint = options.resume_from_checkpoint.as_deref()?;
+    if !options.model.is_empty() && !options.data.as_os_str().is_empty() {
+        return None;
+    }
+    let folder = match checkpoint {
+        "last" => options.out.clone(),
+        folder => std::path::absolute(folder).ok()?.parent()?.to_path_buf(),
+    };
+    Some(folder.join(RUN_FILE)).filter(|file| file.is_file())
+}
+
 impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> ResolvedOptions<O> {
     /// Merges the options of the command line with those of the file of `--config`. The command line wins.
     pub fn new(
@@ -72,8 +87,13 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             common: common.clone(),
             has_default_rate: false,
         };
-        let config = options.config.as_deref().map(ConfigFile::read).transpose()?;
         let given = |field: &str| matches.value_source(field) == Some(ValueSource::CommandLine);
+        let file = options.config.clone().or_else(|| record_of_resumed_run(options));
+        let config = file.as_deref().map(ConfigFile::read).transpose()?;
+        if let Some(config) = &config {
+            config.check_run_record(O::COMMAND, |field| field == "out" || given(field))?;
+        }
+        let is_record = config.as_ref().is_some_and(ConfigFile::is_run_record);
         let in_file =
             config.iter().flat_map(ConfigFile::entries).any(|(name, _)| name.replace('-', "_") == "learning_rate");
         let mut resolved = match &config {
@@ -84,7 +104,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         // leaves them out, and they are set here.
         let start = config.map(|file| file.start_flags()).transpose()?.unwrap_or_default();
         let run: &mut RunOptions = &mut resolved.options;
-        run.config.clone_from(&options.config);
+        // The record of a run is written again by the run, so it is not an input to be kept.
+        run.config = options.config.clone().filter(|_| !is_record);
         run.resume_from_checkpoint = options.resume_from_checkpoint.clone().or(start.resume_from_checkpoint);
         run.overwrite = if given("overwrite") { options.overwrite } else { start.overwrite };
         run.profile_steps = options.profile_steps.or(start.profile_steps);

@@ -346,6 +346,30 @@ fn kills_lose_no_finished_answer() {
     assert!(rest.is_disjoint(&known) && rest.len() == seen.len() && rest.len() + known.len() == 3 * ROWS, "{rest:?}");
 }
 
+/// A run that is killed while it writes its first files leaves a folder that the next run accepts.
+#[test]
+fn folder_of_a_run_killed_before_its_settings_is_accepted() {
+    let folder = list(1);
+    let endpoint = ChatEndpoint::start(|body, _| EndpointReply::Text(good(asked(body))));
+    let curation = Curation { folder: folder.path(), url: &endpoint.url };
+    curation.run(&["--quiet"]).ok();
+    let out = folder.path().join("out");
+    let first_files = ["media-hashes.jsonl", "list-keys.json"].map(|name| (name, curation.file(name)));
+    for (args, unfinished) in
+        [(&["--quiet"][..], ".media-hashes.jsonl.7.part"), (&["--quiet", "--resume"], ".curation.json.7.part")]
+    {
+        std::fs::remove_dir_all(&out).unwrap();
+        std::fs::create_dir(&out).unwrap();
+        first_files.iter().for_each(|(name, text)| std::fs::write(out.join(name), text).unwrap());
+        std::fs::write(out.join(unfinished), "{").unwrap();
+        curation.run(args).ok();
+        assert_eq!(curation.file("list-keys.json"), first_files[1].1);
+    }
+    std::fs::remove_file(out.join("curation.json")).unwrap();
+    std::fs::write(out.join("list-keys.json.bak"), "").unwrap();
+    curation.run(&[]).assert_refused(2, &["has files that do not belong to a curation"]);
+}
+
 #[test]
 fn cap_on_cost_is_never_exceeded() {
     let folder = list(ROWS);

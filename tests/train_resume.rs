@@ -70,6 +70,52 @@ fn resumed_run_equals_uninterrupted_run() {
     }
 }
 
+/// A run resumes with all options that its `run.json` records: by `--config OUT/run.json`, or if the command names no
+/// model and no data. Options given besides are compared with the checkpoint.
+#[test]
+fn run_resumes_with_its_recorded_options() {
+    let w = training_folder(9);
+    let all = "--learning-rate 1e-3 --max-steps 6 --save-steps 2 --weight-decay 0.1 --lr-scheduler-type cosine";
+    let all: Vec<_> = all.split(' ').collect();
+    run_sft(w.path(), "straight", &all).ok();
+    for (out, resume) in [
+        ("config", "sft --config config/run.json --resume-from-checkpoint"),
+        ("absolute", "sft --config ABSOLUTE/run.json --resume-from-checkpoint last"),
+        ("alone", "sft --resume-from-checkpoint alone/checkpoint-4"),
+        ("last", "sft --out last --resume-from-checkpoint last"),
+    ] {
+        run_sft(w.path(), out, &all).ok();
+        let path = w.path().join(out);
+        fs::remove_dir_all(path.join("checkpoint-6")).expect("the last checkpoint is removed");
+        let resume = resume.replace("ABSOLUTE", &path.display().to_string());
+        let args: Vec<_> = resume.split(' ').collect();
+        for (option, value, text) in [
+            ("--learning-rate", "0.5", "--learning-rate: is 0.5, but was 0.001"),
+            ("--weight-decay", "0.0", "--weight-decay: is 0.0, but was 0.1"),
+        ] {
+            run_in(w.path(), [&args[..], &[option, value]].concat()).assert_refused(2, &[text]);
+        }
+        run_in(w.path(), &args).ok();
+        assert_same_results(&w.path().join("straight"), &path, "checkpoint-6");
+    }
+    // Without a resume, the record's folder is in use; the options may start another run.
+    run_in(w.path(), ["sft", "--config", "last/run.json"]).assert_refused(2, &["--out last: is not empty"]);
+    run_in(w.path(), ["sft", "--config", "last/run.json", "--out", "again"]).ok();
+    assert_same_results(&w.path().join("straight"), &w.path().join("again"), "checkpoint-6");
+    // The record of another command, and paths of another folder.
+    let grpo = run_in(w.path(), ["grpo", "--config", "last/run.json", "--resume-from-checkpoint"]);
+    grpo.assert_refused(
+        2,
+        &["last/run.json: is the record of a run of reel sft", "run reel sft --config last/run.json"],
+    );
+    let elsewhere = run_in(&w.path().join("last"), ["sft", "--config", "run.json", "--resume-from-checkpoint"]);
+    elsewhere.assert_refused(2, &["run.json: model: is tiny, relative to ", "where the run was started"]);
+    // Without a record, the command says what is missing.
+    fs::remove_file(w.path().join("alone/run.json")).expect("the record is removed");
+    let missing = run_in(w.path(), ["sft", "--resume-from-checkpoint", "alone/checkpoint-4"]);
+    missing.assert_refused(2, &["--model: is missing"]);
+}
+
 #[test]
 fn progress_that_nobody_can_read_does_not_end_a_run() {
     let w = training_folder(4);

@@ -1,5 +1,6 @@
 //! Reads the file of `--config FILE`: any options of a command, under the names of their flags, in TOML, YAML or JSON.
-//! Flags on the command line override the file.
+//! Flags on the command line override the file. The file may also be the `run.json` of a run: its options are those
+//! of that run.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -60,6 +61,15 @@ const START: [&str; 10] = [
 pub struct ConfigFile {
     path: String,
     entries: Vec<ConfigEntry>,
+    record: Option<RunRecord>,
+}
+
+/// What the `run.json` of a run says beside the run's options.
+#[derive(Clone, Debug)]
+struct RunRecord {
+    command: String,
+    /// The folder that relative paths in the options are relative to.
+    working_directory: Option<PathBuf>,
 }
 
 /// One key of a configuration file with its value.
@@ -102,16 +112,46 @@ impl ConfigFile {
     }
 
     fn parse(path: &str, format: Format, text: &str) -> Result<Self> {
-        let options = match format {
+        let mut options = match format {
             Format::Toml => toml_options(path, text),
             Format::Yaml => yaml_options(path, text),
             Format::Json => json_options(path, text),
         }?;
+        let record = (format == Format::Json).then(|| take_run_record(path, &mut options)).flatten();
         // A key with the value null counts as absent, as in the configuration files of other trainers.
         let entries = options.into_iter().filter(|(_, value)| !value.is_null());
         let entries =
             entries.map(|(key, value)| ConfigEntry { field: option_names::field_name(&key), key, value }).collect();
-        Ok(Self { path: path.to_string(), entries })
+        Ok(Self { path: path.to_string(), entries, record })
+    }
+
+    /// Whether the file is the `run.json` of a run.
+    pub fn is_run_record(&self) -> bool {
+        self.record.is_some()
+    }
+
+    /// Refuses the `run.json` of a run that cannot be continued or repeated here: it is of another command than
+    /// `command`, or options that the command line leaves unset have paths relative to another folder.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn check_run_record(&self, command: &str, on_command_line: impl Fn(&str) -> bool) -> Result<()> {
+        let Some(record) = &self.record else { return Ok(()) };
+        if record.command != command {
+            let what = format!("is the record of a run of reel {}", record.command);
+            return Err(TrainError::option(&self.path, what, format!("run reel {} --config {0}", record.command)));
+        }
+        let real = |folder: &Path| folder.canonicalize().ok();
+        let Some(folder) = record.working_directory.as_deref().filter(|folder| folder.is_dir()) else { return Ok(()) };
+        if real(folder) == real(Path::new(".")) {
+            return Ok(());
+        }
+        let unset = self.entries.iter().filter(|entry| !on_command_line(&entry.field));
+        let relative = unset.filter_map(|entry| Some((entry, relative_path_in(folder, &entry.value)?))).next();
+        relative.map_or(Ok(()), |(entry, path)| {
+            let what = format!("is {path}, relative to {}, where the run was started", folder.display());
+            Err(self.error(entry, what, "start the command there, or give the option with an absolute path"))
+        })
     }
 
     /// Returns the keys and values of the file, in its order. Nested objects are values.
@@ -276,6 +316,33 @@ fn json_options(path: &str, text: &str) -> Result<KeysAndValues> {
         None => Ok(options),
         Some((key, _)) => Err(TrainError::option(format!("{path}: {key}"), "is given twice", "remove one of the two")),
     }
+}
+
+/// If the keys are those of a run's `run.json`, replaces them by the options of the run. The run's output folder is
+/// that of the file, wherever the run was started.
+fn take_run_record(path: &str, entries: &mut KeysAndValues) -> Option<RunRecord> {
+    let get = |name: &str| entries.iter().find(|(key, _)| key == name).map(|(_, value)| value);
+    let (command, Value::Object(options)) = (get("command")?.as_str()?.to_string(), get("options")?) else {
+        return None;
+    };
+    let mut options: KeysAndValues = options.clone().into_iter().collect();
+    let working_directory = get("working_directory").and_then(Value::as_str).map(PathBuf::from);
+    let folder = Path::new(path).parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    options.iter_mut().filter(|(key, _)| key == "out").for_each(|(_, out)| *out = folder.display().to_string().into());
+    *entries = options;
+    Some(RunRecord { command, working_directory })
+}
+
+/// Returns the first relative path of an existing file or folder in the text of an option, or in its texts. Several
+/// paths may be divided by commas, and have a weight or the name of a function after a colon.
+fn relative_path_in(folder: &Path, value: &Value) -> Option<String> {
+    if let Value::Array(values) = value {
+        return values.iter().find_map(|value| relative_path_in(folder, value));
+    }
+    let pieces = value.as_str()?.split(',').map(str::trim);
+    let paths = pieces.flat_map(|piece| [Some(piece), piece.rsplit_once([':', '@']).map(|(path, _)| path)]).flatten();
+    let mut relative = paths.filter(|path| !path.is_empty() && Path::new(path).is_relative());
+    relative.find(|path| folder.join(path).exists()).map(str::to_string)
 }
 
 /// The entries of a JSON object in file order. A repeated key gives several entries.

@@ -23,8 +23,8 @@ use serde_json::json;
 use crate::complete_file::write_json;
 use crate::filters::FilterSettings;
 use crate::frames::FrameSettings;
-use crate::list_keys::ListKeys;
-use crate::media_hash::MediaHashes;
+use crate::list_keys::{LIST_KEYS_FILE, ListKeys};
+use crate::media_hash::{MEDIA_HASHES_FILE, MediaHashes};
 use crate::model::ChatModel;
 use crate::prompts::{ResponseFormat, StagePrompt};
 use crate::recipe::{CurationRecipe, StageName};
@@ -364,12 +364,22 @@ fn lock(out: &Path) -> Result<FolderLock> {
     })
 }
 
+/// Whether a curation that was killed before it had written `curation.json` can leave a file of this name.
+fn is_written_before_settings(name: &str) -> bool {
+    let is_unfinished = |file: &str| {
+        name.strip_prefix('.').and_then(|rest| rest.strip_prefix(file)).is_some_and(|rest| rest.ends_with(".part"))
+    };
+    name == FOLDER_LOCK_FILE
+        || [MEDIA_HASHES_FILE, LIST_KEYS_FILE].contains(&name)
+        || [MEDIA_HASHES_FILE, LIST_KEYS_FILE, SETTINGS_FILE].into_iter().any(is_unfinished)
+}
+
 /// Refuses an output folder with files that do not belong to a curation. Refuses a folder with a curation if the
 /// options say neither to resume nor to overwrite it, or if that curation has a different recipe.
 fn refuse_existing(options: &CurationOptions) -> Result<()> {
     let out = &options.out;
     let has_files = match fs::read_dir(out) {
-        Ok(entries) => entries.flatten().any(|entry| entry.file_name() != FOLDER_LOCK_FILE),
+        Ok(entries) => entries.flatten().any(|entry| !is_written_before_settings(&entry.file_name().to_string_lossy())),
         Err(e) if e.kind() == ErrorKind::NotFound => false,
         Err(e) => return Err(CurateError::cannot_read(out, &e)),
     };

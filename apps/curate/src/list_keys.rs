@@ -12,7 +12,7 @@ use crate::recipe::StageName;
 use crate::{CurateError, Result};
 
 /// The file in OUT with the keys of the last list.
-const FILE: &str = "list-keys.json";
+pub(crate) const LIST_KEYS_FILE: &str = "list-keys.json";
 /// Number of leading characters of a key (a SHA-256 in hexadecimal) that are stored. Among a million keys, the
 /// probability that any two have the same beginning is below 1e-7.
 const KEPT: usize = 16;
@@ -53,7 +53,7 @@ impl ListKeys {
     /// # Errors
     /// The file cannot be written.
     pub(crate) fn save(&self, out: &Path) -> Result<()> {
-        crate::complete_file::write_json(&out.join(FILE), self)
+        crate::complete_file::write_json(&out.join(LIST_KEYS_FILE), self)
     }
 
     /// Reads the keys of the last list in the folder `out`.
@@ -61,7 +61,7 @@ impl ListKeys {
     /// # Errors
     /// The file cannot be read or is damaged.
     pub fn open(out: &Path) -> Result<Self> {
-        let file = out.join(FILE);
+        let file = out.join(LIST_KEYS_FILE);
         let unusable = |what: String| {
             CurateError::output_error(
                 file.display().to_string(),
