@@ -8,7 +8,7 @@ use crate::advantage::group_advantages;
 use crate::format::format_reward;
 use crate::length::length_reward;
 use crate::temporal::temporal_reward;
-use crate::{CustomReports, ProblemType, Recipe, RewardWeights, ScaleRewards};
+use crate::{BuiltInReward, CustomReports, ProblemType, Recipe, RewardWeights, ScaleRewards};
 
 /// Completions of one prompt with all data that the reward functions need.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -122,16 +122,20 @@ impl ScoringGroup {
 }
 
 impl Scores {
-    /// Returns the lists of the reward functions that apply, with their names. They are in the order in which
-    /// Video-R1's code adds them, because the last bit of the sum depends on this order.
+    /// Returns the list of a built-in reward function.
+    pub fn of(&self, reward: BuiltInReward) -> &[f32] {
+        match reward {
+            BuiltInReward::Accuracy => &self.accuracy,
+            BuiltInReward::Temporal => &self.temporal,
+            BuiltInReward::Format => &self.format,
+            BuiltInReward::Semantic => &self.semantic,
+            BuiltInReward::Length => &self.length,
+        }
+    }
+
+    /// Returns the lists of the reward functions that apply, with their names, in the order in which they are added.
     pub fn named_rewards(&self) -> impl Iterator<Item = (&str, &[f32])> {
-        let fixed = [
-            ("accuracy", &self.accuracy[..]),
-            ("temporal", &self.temporal),
-            ("format", &self.format),
-            ("semantic", &self.semantic),
-            ("length", &self.length),
-        ];
+        let fixed = BuiltInReward::ALL.map(|reward| (reward.name(), self.of(reward)));
         let custom = self.custom.iter().map(|(name, values)| (name.as_str(), &values[..]));
         fixed.into_iter().chain(custom).filter(|(_, values)| !values.is_empty())
     }

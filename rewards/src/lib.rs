@@ -13,6 +13,7 @@
 mod accuracy;
 mod advantage;
 mod answer;
+mod built_in;
 mod custom;
 mod error;
 mod format;
@@ -32,6 +33,7 @@ mod weights;
 pub use accuracy::{accuracy_reward, free_form_accuracy, multiple_choice_accuracy, numerical_accuracy, ocr_accuracy};
 pub use advantage::{ScaleRewards, group_advantages};
 pub use answer::extract_answer;
+pub use built_in::BuiltInReward;
 pub use custom::{
     BASIC_ENVIRONMENT, CustomReports, CustomReward, ProgramLog, RewardReply, TrainerState, function_name,
 };

@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Result, RewardError};
-
-/// Names of the built-in reward functions that can have a weight. Custom rewards can also have a weight.
-const REWARD_NAMES: [&str; 5] = ["accuracy", "format", "temporal", "semantic", "length"];
+use crate::{BuiltInReward, Result, RewardError};
 
 const FLAG: &str = "--reward-weights";
 
@@ -44,7 +41,8 @@ impl RewardWeights {
                 return Err(error(format!("`{item}` is not NAME=WEIGHT"), "write accuracy=1,format=0.5"));
             };
             let name = name.trim();
-            let known = REWARD_NAMES.into_iter().chain(custom.iter().map(String::as_str));
+            let own = BuiltInReward::ALL.iter().map(|reward| reward.name());
+            let known = own.chain(custom.iter().map(String::as_str));
             if !known.clone().any(|known| known == name) {
                 let all = known.collect::<Vec<_>>().join(", ");
                 return Err(error(format!("unknown reward `{name}`"), &format!("use one of {all}")));

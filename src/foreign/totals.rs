@@ -1,6 +1,8 @@
 //! Translates what several options of another program set together, after all options are read: the trained weights,
 //! the batch size, the rewards, the server's address.
 
+use reel_rewards::BuiltInReward;
+
 use super::translation::{CommandTranslation, PartValue};
 use super::{environment, peers, places, rules_data, weights};
 
@@ -158,8 +160,11 @@ fn rewards(t: &mut CommandTranslation) {
         return;
     };
     let listed: Vec<&str> = names.split(',').filter(|name| !name.is_empty()).collect();
-    for name in listed.iter().filter(|name| !name.contains(':') && !OWN_REWARDS.contains(name)) {
-        let what = format!("has {name}, which is not a reward of reel (accuracy and format are)");
+    for name in
+        listed.iter().filter(|name| !name.contains(':') && BuiltInReward::listed_names().all(|own| own != **name))
+    {
+        let own: Vec<&str> = BuiltInReward::listed_names().collect();
+        let what = format!("has {name}, which is not a reward of reel ({} are)", own.join(" and "));
         t.refuse_option(&shown, &what, "give --reward-funcs FILE.py:NAME, a function written for TRL");
     }
     let numbers: Vec<String> = weights.iter().flat_map(|part| part.value.split(',').map(str::to_string)).collect();
@@ -182,10 +187,11 @@ fn rewards(t: &mut CommandTranslation) {
         return;
     }
     let weight = |name: &str| chosen.iter().find(|(own, _)| *own == name).map_or("0", |(_, weight)| weight);
-    let all = format!("accuracy={},format={}", weight("accuracy"), weight("format"));
+    let all = BuiltInReward::listed_names().map(|name| (name, weight(name)));
     if !chosen.is_empty() && !t.is_set("reward_command") {
-        if all != "accuracy=1,format=1" {
-            t.add_option("reward_weights", vec![all], &shown);
+        if all.clone().any(|(_, weight)| weight != "1") {
+            let all: Vec<String> = all.map(|(name, weight)| format!("{name}={weight}")).collect();
+            t.add_option("reward_weights", vec![all.join(",")], &shown);
         }
         if !t.is_set("len_control") {
             t.add_option("len_control", vec!["false".into()], &shown);
@@ -193,18 +199,15 @@ fn rewards(t: &mut CommandTranslation) {
     }
 }
 
-/// The rewards of reel that other programs name in a list. Only the same rule has the same name: these are the rules
-/// of Video-R1 and VideoRFT. TRL's `think_format_reward` asks for no `<answer>` tags, and its `accuracy_reward`
-/// compares whole completions by `math_verify`.
-const OWN_REWARDS: [&str; 2] = ["accuracy", "format"];
-
 /// Returns the reward that the translated command has for a listed one: a function of a Python file, or a reward of
-/// reel; for a refused name the reward of reel that is closest to it, if there is one.
+/// reel; for a refused name the reward of reel that is closest to it, if there is one. Only the same rule has the same
+/// name: reel's rewards are the rules of Video-R1 and VideoRFT. TRL's `think_format_reward` asks for no `<answer>`
+/// tags, and its `accuracy_reward` compares whole completions by `math_verify`.
 fn own_reward(name: &str) -> Option<&str> {
     if name.contains(':') {
         return Some(name);
     }
-    OWN_REWARDS.into_iter().find(|own| name.contains(own))
+    BuiltInReward::listed_names().find(|own| name.contains(own))
 }
 
 /// Translates the KL term of verl and EasyR1: whether it is in the loss or in the reward, its coefficient and its

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
-use reel_rewards::{RewardWeights, ScaleRewards, function_name};
+use reel_rewards::{BuiltInReward, RewardWeights, ScaleRewards, function_name};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{BestMetric, RunOptions, TrainingOptions, check, range, run};
@@ -232,7 +232,7 @@ impl GrpoOptions {
         let mut weights = given.transpose()?.unwrap_or_default();
         if !self.reward_funcs.is_empty() {
             let is_named = |name: &&str| self.reward_funcs.iter().any(|named| named == *name);
-            weights = weights.with_default_weight_zero(OWN_FUNCTIONS.into_iter().filter(|name| !is_named(name)));
+            weights = weights.with_default_weight_zero(BuiltInReward::listed_names().filter(|name| !is_named(name)));
         }
         Ok(if self.len_control == Some(false) { weights.without_length_reward()? } else { weights })
     }
@@ -244,7 +244,10 @@ impl GrpoOptions {
 
     /// The Python functions in `--reward-funcs`, without the names of built-in rewards.
     pub fn python_reward_functions(&self) -> impl Iterator<Item = &str> {
-        self.reward_funcs.iter().map(String::as_str).filter(|name| !OWN_FUNCTIONS.contains(name))
+        self.reward_funcs
+            .iter()
+            .map(String::as_str)
+            .filter(|name| !BuiltInReward::listed_names().any(|own| own == *name))
     }
 
     /// The names of the custom rewards: the commands, the functions, then the URL. A single command is `command`;
@@ -277,14 +280,14 @@ impl GrpoOptions {
 
     /// Checks that each Python function has a different name from all other rewards of the run.
     fn validate_functions(&self) -> Result<()> {
-        let own = [
-            ("accuracy", true),
-            ("format", true),
-            ("temporal", self.temporal),
-            ("semantic", self.siglip.is_some()),
-            ("length", self.len_control == Some(false)),
-        ];
-        let mut names: Vec<String> = own.iter().filter(|(_, used)| *used).map(|(name, _)| name.to_string()).collect();
+        let is_used = |reward: &BuiltInReward| match reward {
+            BuiltInReward::Accuracy | BuiltInReward::Format => true,
+            BuiltInReward::Temporal => self.temporal,
+            BuiltInReward::Semantic => self.siglip.is_some(),
+            BuiltInReward::Length => self.len_control == Some(false),
+        };
+        let own = BuiltInReward::ALL.into_iter().filter(is_used);
+        let mut names: Vec<String> = own.map(|reward| reward.name().to_string()).collect();
         self.python_reward_functions().try_for_each(|function| function_name(function).map(drop))?;
         for name in self.custom_reward_names() {
             let what = format!("has two rewards with the name {name}");
@@ -299,9 +302,6 @@ impl GrpoOptions {
         self.epsilon_high.unwrap_or(self.epsilon)
     }
 }
-
-/// The built-in rewards that `--reward-funcs` may name, as the options of TRL and ms-swift do.
-const OWN_FUNCTIONS: [&str; 2] = ["accuracy", "format"];
 
 impl TrainingOptions for GrpoOptions {
     const COMMAND: &'static str = "grpo";
