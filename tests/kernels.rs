@@ -50,6 +50,43 @@ fn check_of_one_kernel_lists_its_functions() {
     run(["kernels", "check", "--arch", "sm_1"]).assert_refused(2, &["sm_1", "sm_80"]);
 }
 
+/// `--source` checks an edited file in place of the one that the program was built with.
+#[test]
+fn edited_source_is_checked_without_a_build() {
+    if compile::check_nvrtc().is_err() {
+        println!("skipped: edited_source_is_checked_without_a_build: NVRTC is not installed");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/src/swiglu/sm80.cu");
+    let text = std::fs::read_to_string(built).unwrap();
+    let file = folder.path().join("sm80.cu");
+    let check = |text: &str, more: &[&str]| {
+        std::fs::write(&file, text).unwrap();
+        let fixed = ["kernels", "check", "--kernel", "swiglu_fwd_f32", "--source", file.to_str().unwrap()];
+        run([&fixed[..], more].concat())
+    };
+    let simulated = ["--device", "sim", "--interleavings", "1"];
+    check(&format!("{text}// edited\n"), &simulated).ok();
+    let swapped = text.replacen("gated(v.gate[j], v.up[j])", "gated(v.up[j], v.gate[j])", 1);
+    assert_ne!(text, swapped);
+    check(&swapped, &simulated).assert_refused(1, &["swiglu: equals_the_formula"]);
+    check(&swapped, &["--arch", "sm_80"]).ok();
+    check(&format!("{text}int x = y;"), &["--arch", "sm_80"]).assert_refused(1, &["swiglu/sm80.cu"]);
+    check(&text, &["--device", "cpu"]).assert_refused(2, &["--source", "runs no CUDA code"]);
+    // A header that all kernels share, and a name that no file of the folder has.
+    let header = folder.path().join("map.cuh");
+    std::fs::write(&header, "#error edited\n").unwrap();
+    let of = |path: &std::path::Path| {
+        run(["kernels", "check", "--kernel", "swiglu", "--arch", "sm_80", "--source", path.to_str().unwrap()])
+    };
+    of(&header).assert_refused(1, &["edited"]);
+    let other = folder.path().join("other.cu");
+    std::fs::write(&other, &text).unwrap();
+    of(&other).assert_refused(2, &["other.cu", "swiglu/sm80.cu"]);
+    of(&folder.path().join("gone/sm80.cu")).assert_refused(2, &["gone/sm80.cu"]);
+}
+
 /// `reel kernels check` finds no register spills. sm_86 and sm_89 are left out, because their machine code comes from
 /// almost the same PTX as that of sm_80, and checking them would double the test's time.
 #[test]

@@ -185,7 +185,8 @@ impl BenchmarkRow {
 }
 
 impl VideoClip {
-    /// Returns the first candidate path that exists; if none exists, the first candidate.
+    /// Returns the first candidate path that exists, in the media folder or in its folder `videos`; if none exists, the
+    /// first candidate.
     fn find(
         columns: &Map<String, Value>,
         candidates: &[Template],
@@ -200,8 +201,10 @@ impl VideoClip {
                 );
             }
         }
-        let found = paths.iter().position(|path| media_root.join(path).exists()).unwrap_or(0);
-        let Some(path) = paths.into_iter().nth(found) else { return Ok(None) };
+        let exists = |path: &&String| media_root.join(path).exists();
+        // Users keep the videos of a benchmark in a folder `videos` beside its files.
+        let beside: Vec<String> = paths.iter().map(|path| format!("videos/{path}")).collect();
+        let Some(path) = paths.iter().chain(&beside).find(exists).or(paths.first()).cloned() else { return Ok(None) };
         let folder = media_root.join(&path);
         let frames = if folder.is_dir() { frames_in(&folder, &path)? } else { Vec::new() };
         Ok(Some(Self { path, frames, start: None, end: None, fps: None }))
@@ -384,6 +387,15 @@ mod tests {
         // If no candidate exists, the path is the first candidate, so that the error names the missing file.
         let gone = parse(&rules, json!({"id": 8, "q": "Which?", "o": ["x", "y"], "a": "B"}), root.path()).unwrap();
         assert_eq!(gone.video.unwrap().path, "8.mp4");
+        // A folder `videos` beside the files is found, after the folders that the task names.
+        std::fs::create_dir_all(root.path().join("videos/data")).unwrap();
+        for file in ["videos/data/8.mp4", "videos/7.mp4"] {
+            std::fs::write(root.path().join(file), "").unwrap();
+        }
+        for (id, path) in [(7, "data/7.mp4"), (8, "videos/data/8.mp4")] {
+            let row = json!({"id": id, "q": "Which?", "o": ["x", "y"], "a": "B"});
+            assert_eq!(parse(&rules, row, root.path()).unwrap().video.unwrap().path, path);
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! on a device.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
@@ -12,7 +13,8 @@ use reel_device::Source;
 use reel_device::compile::check::{CheckResult, CheckedFunction, check_machine_code};
 use reel_device::compile::ptxas::FunctionResources;
 use reel_device::compile::{self, ARCHITECTURES, CompileError};
-use reel_diagnostic::Diagnostic;
+use reel_device::launch::replace_file;
+use reel_diagnostic::{Diagnostic, input};
 use reel_kernels::FOLDERS;
 use reel_kernels::catalogue::find_kernel_folder;
 use reel_measure::catalogue::find_example_calls;
@@ -29,6 +31,7 @@ use crate::output;
 Example:
   reel kernels check --kernel rms_norm
   reel kernels check --device cpu --kernel rms_norm --seed 7
+  reel kernels check --kernel swiglu --source kernels/src/swiglu/sm80.cu --device sim
   reel kernels check --device cuda --compare")]
 pub struct KernelsCheckArgs {
     /// Only this kernel, or the kernels of this folder
@@ -37,6 +40,10 @@ pub struct KernelsCheckArgs {
     /// Only this GPU architecture; may be given several times [default: sm_80 sm_86 sm_89 sm_90a]
     #[arg(long, value_name = "ARCH")]
     arch: Vec<String>,
+    /// CUDA file in place of the file of the same name of the kernel's folder, or of kernels/src/cuh, that the program
+    /// was built with; may be given several times. An edited file is so checked without building the program
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    source: Vec<PathBuf>,
     /// With --device cuda: also simulate every launch, and print how far the GPU's results are from the simulator's
     #[arg(long)]
     compare: bool,
@@ -53,6 +60,7 @@ impl KernelsCheckArgs {
     /// Without `--device`, compiles the kernels and prints a table of their resources; with it, runs the kernels.
     /// Returns an error if a check fails.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
+        self.replace_sources(common)?;
         if common.device.is_some() {
             if !self.arch.is_empty() {
                 let help = "omit --arch or --device";
@@ -98,6 +106,34 @@ impl KernelsCheckArgs {
                 Err(failed("kernels", format!("{first}{others}"), "see the list of all problems on stdout"))
             }
         }
+    }
+
+    /// Replaces files of the kernel's folder by those of `--source`.
+    fn replace_sources(&self, common: &CommonOptions) -> Result<()> {
+        let (Some(kernel), false) = (&self.kernel, self.source.is_empty()) else { return Ok(()) };
+        if common.device.as_deref() == Some("cpu") {
+            let help = "give --device sim or cuda, or leave --device out to compile the file";
+            return Err(usage_error("--source", "has no effect with --device cpu, which runs no CUDA code", help));
+        }
+        let source = find_example_calls(kernel)?[0].0.source;
+        let mut replaced: Vec<String> = Vec::new();
+        for path in &self.source {
+            let option = format!("--source {}", path.display());
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            // The folder's own files come first, so they win over headers of the same name in other folders.
+            let names = source.file_names();
+            let Some(name) = names.iter().find(|name| name.rsplit('/').next() == Some(&*file)) else {
+                let what = format!("is not the name of a file that {kernel} is compiled from");
+                return Err(usage_error(&option, what, format!("name it as one of {}", names.join(", "))));
+            };
+            if replaced.contains(name) {
+                return Err(usage_error(&option, format!("replaces {name} a second time"), "give one file for it"));
+            }
+            let text = input::read_text(path, input::MAX_CONFIG_BYTES).map_err(|e| output::cannot_read(path, e))?;
+            replace_file(name, text);
+            replaced.push(name.clone());
+        }
+        Ok(())
     }
 
     /// Refuses architectures for which reel does not compile kernels.

@@ -68,6 +68,10 @@ pub struct GrpoMetrics {
     /// The standard deviation (n − 1) of the rewards within a group, averaged over the groups with several rewards.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reward_std: Option<f64>,
+    /// Share of the groups that the step trains on whose rewards are all equal, or which have fewer than two rewards:
+    /// their advantages are 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frac_reward_zero_std: Option<f64>,
     /// Mean over tokens of the k3 estimate of the KL divergence between policy and reference model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl: Option<f64>,

@@ -23,7 +23,7 @@ pub use dtype::{DType, Element};
 pub use matmul::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, ProductCode, WeightGroups, group_elements};
 pub use params::{Addr, CType, Padding, ParamField, Params, TensorMapSlot};
 pub use row_keys::{CostOfKeys, RowKeyCounts};
-pub use source::Source;
+pub use source::{Source, replace_file};
 pub use stage::{Arch, Stage, TensorMapError};
 pub use table::{AddressTable, ArrayEntry, Chunk, chunks};
 

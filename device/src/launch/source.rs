@@ -1,5 +1,8 @@
 //! The CUDA source of a kernel folder: headers, parameter structs and kernels, as a CUDA compiler reads them.
 
+use std::collections::BTreeMap;
+use std::sync::{PoisonError, RwLock};
+
 use super::params::{CType, TENSOR_MAP_SLOT_DECLARATION, TensorMapSlot};
 
 /// The CUDA source of one kernel folder: one translation unit with all kernels of the folder.
@@ -19,12 +22,53 @@ pub struct Source {
     pub header_owners: &'static [&'static Source],
 }
 
+/// The texts of files in place of those that the program was built with, by name (`swiglu/sm80.cu`).
+static REPLACED: RwLock<BTreeMap<String, &str>> = RwLock::new(BTreeMap::new());
+
+/// Replaces the text of a source file or header for the rest of this process. It is called before the first
+/// compilation, because modules that are already compiled stay. `name` is the file's name as in [`Source::file_names`].
+pub fn replace_file(name: &str, text: String) {
+    // The text lives as long as the texts of the build.
+    let text: &'static str = Box::leak(text.into_boxed_str());
+    REPLACED.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_string(), text);
+}
+
+/// The text of the file `name`, which was `built` when the program was built.
+fn current_text(name: &str, built: &'static str) -> &'static str {
+    REPLACED.read().unwrap_or_else(PoisonError::into_inner).get(name).copied().unwrap_or(built)
+}
+
 impl Source {
+    /// The name of `sm80.cu` in messages of the compiler, `swiglu/sm80.cu`.
+    fn main_name(&self) -> String {
+        format!("{}/sm80.cu", self.name)
+    }
+
+    /// The text of `sm80.cu`.
+    pub fn main_text(&self) -> &'static str {
+        current_text(&self.main_name(), self.sm80)
+    }
+
+    /// The folder's headers: names and texts.
+    fn own_headers(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.headers.iter().map(|(name, text)| (*name, current_text(name, text)))
+    }
+
+    /// The names of all files that [`replace_file`] can replace for this source: `sm80.cu`, the folder's headers, and
+    /// the other headers that it may include.
+    pub fn file_names(&self) -> Vec<String> {
+        let others = self.available_header_names_and_texts().into_iter().map(|(name, _)| name.to_string());
+        let (mut own, others): (Vec<_>, Vec<_>) = others.partition(|name| self.headers.iter().any(|(h, _)| h == name));
+        own.insert(0, self.main_name());
+        own.into_iter().chain(others).collect()
+    }
+
     /// Returns the headers that the source may include, sorted by name: those of `cuh/`, of the folder, and of
     /// [`Source::header_owners`].
     pub fn available_header_names_and_texts(&self) -> Vec<(&'static str, &'static str)> {
-        let owned = self.header_owners.iter().flat_map(|s| s.headers);
-        let mut all: Vec<_> = self.shared_headers.iter().chain(self.headers).chain(owned).copied().collect();
+        let owned = self.header_owners.iter().flat_map(|s| s.own_headers());
+        let shared = self.shared_headers.iter().map(|(name, text)| (*name, current_text(name, text)));
+        let mut all: Vec<_> = shared.chain(self.own_headers()).chain(owned).collect();
         all.sort_unstable();
         all
     }
@@ -32,7 +76,7 @@ impl Source {
     /// Returns the whole text that a CUDA compiler reads: [`Source::preamble`], then the source, whose `#include` lines
     /// name [`Source::available_header_names_and_texts`].
     pub fn text(&self) -> String {
-        self.preamble() + &format!("#line 1 \"{}/sm80.cu\"\n", self.name) + self.sm80
+        self.preamble() + &format!("#line 1 \"{}\"\n", self.main_name()) + self.main_text()
     }
 
     /// Returns the declarations that precede the source: `offsetof` and the parameter structs. They are generated; no
@@ -69,16 +113,18 @@ impl Source {
     /// Whether the source or a header of its folder includes this header of `cuh/`.
     fn includes(&self, header: &str) -> bool {
         let line = format!("#include \"cuh/{header}\"");
-        std::iter::once(self.sm80).chain(self.headers.iter().map(|(_, text)| *text)).any(|text| text.contains(&line))
+        std::iter::once(self.main_text())
+            .chain(self.own_headers().map(|(_, text)| text))
+            .any(|text| text.contains(&line))
     }
 
     /// Returns a hash (FNV-1a) of the folder's CUDA code: `sm80.cu`, then the folder's headers by name, without line
     /// comments and whitespace. A record of measured times contains this hash, so that a reader sees whether a kernel
     /// has changed since. Headers of `cuh/` are left out.
     pub fn code_hash(&self) -> u64 {
-        let mut headers = self.headers.to_vec();
+        let mut headers: Vec<_> = self.own_headers().collect();
         headers.sort_unstable();
-        let texts = std::iter::once(self.sm80).chain(headers.into_iter().map(|(_, text)| text));
+        let texts = std::iter::once(self.main_text()).chain(headers.into_iter().map(|(_, text)| text));
         let code = texts.flat_map(str::lines).map(|line| line.split_once("//").map_or(line, |(code, _)| code));
         let bytes = code.flat_map(str::bytes).filter(|byte| !byte.is_ascii_whitespace());
         bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))

@@ -312,7 +312,7 @@ fn places(module: &Module, place: Option<u32>) -> Vec<String> {
 fn text_of(folder: &str, file: &str) -> Option<&'static str> {
     let source = crate::catalogue::find_kernel_folder(folder)?.source;
     if file.ends_with("sm80.cu") {
-        return Some(source.sm80);
+        return Some(source.main_text());
     }
     source.available_header_names_and_texts().into_iter().find(|(name, _)| file.ends_with(name)).map(|(_, text)| text)
 }

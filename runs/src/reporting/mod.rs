@@ -5,5 +5,6 @@ pub mod command;
 pub mod events;
 pub mod progress;
 pub mod protobuf;
+pub mod signal;
 pub mod wandb;
 pub mod watch;

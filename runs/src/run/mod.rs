@@ -46,6 +46,7 @@ use crate::folder::previous::PreviousRun;
 use crate::folder::resume::{self, PlannedStepCount, RunState};
 use crate::folder::trainer_state;
 use crate::reporting::progress::Progress;
+use crate::reporting::signal::RewardSignalWatch;
 use crate::reporting::wandb::environment::WandbEnvironment;
 use crate::reporting::watch::Reporters;
 use hardware::HardwareMonitor;
@@ -193,6 +194,7 @@ struct Run<'a, W: TrainLoop<'a>> {
 struct Reports {
     reporters: Reporters,
     progress: Progress,
+    signal: RewardSignalWatch,
     /// The latest rollout preview that has not been reported yet. It may come from a step whose metrics are not
     /// reported.
     preview: Option<RolloutPreview>,
@@ -376,6 +378,9 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         };
         self.reports.progress.show_step(&line);
         self.warn_of_no_gradient(&line);
+        if let Some(note) = self.reports.signal.note_of_step(n, line.grpo.frac_reward_zero_std) {
+            self.reports.progress.print_line(&note);
+        }
         drop(logging);
         let validating = range(RangeName::Phase("validation"));
         // The step's line in `metrics.jsonl` includes its validation loss. If the loss cannot be computed, the line

@@ -38,6 +38,7 @@ use crate::folder::output::{self, RunStart};
 use crate::folder::resume::{self, PlannedStepCount, RunState};
 use crate::folder::{digests, later_skipped, trainer_state};
 use crate::reporting::progress::Progress;
+use crate::reporting::signal::RewardSignalWatch;
 use crate::reporting::watch::Reporters;
 
 /// The inputs of a run that are read from disk.
@@ -267,6 +268,7 @@ pub(super) fn begin_run<'a, W: TrainLoop<'a>>(
     if state.step > 0 {
         trainer_state::write(out, state.rewards.best.as_ref(), (state.step, state.steps), options.logging_steps)?;
     }
+    let signal = RewardSignalWatch::new(options.logging_steps);
     let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
     if let Some(resumed) = &resumed {
         let run = resumed.run.as_ref();
@@ -287,7 +289,7 @@ pub(super) fn begin_run<'a, W: TrainLoop<'a>>(
         recorded,
         logs,
         hardware: HardwareMonitor::start(setup),
-        reports: Reports { reporters, progress, preview: None, unreported },
+        reports: Reports { reporters, progress, signal, preview: None, unreported },
         checkpoints: CheckpointWriting { base, writer: CheckpointWriter::default(), saved: Some(state.step) },
         state,
         folder,

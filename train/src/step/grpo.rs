@@ -371,6 +371,12 @@ fn metrics(stats: &[MicroBatchStats], set: &RolloutSet, level: ImportanceSamplin
     };
     let (all_rewards, deviations): (Vec<f64>, Vec<f64>) =
         (groups.iter().flat_map(rewards).collect(), groups.iter().filter_map(std_dev).collect());
+    let is_equal = |g: &&RolloutGroup| {
+        let mut known = g.rewards.iter().filter(|reward| !reward.is_nan());
+        let first = known.next();
+        known.all(|reward| Some(reward) == first)
+    };
+    let equal_share = groups.iter().filter(is_equal).count() as f64 / groups.len().max(1) as f64;
     let without = groups.iter().map(|g| g.rewards.len()).sum::<usize>() - all_rewards.len();
     let mean_of_some = |values: Vec<f64>| (!values.is_empty()).then(|| mean(values.into_iter()));
     let drifts = stats.iter().filter(|batch| batch.has_drift != 0).map(|batch| batch.drift);
@@ -381,6 +387,7 @@ fn metrics(stats: &[MicroBatchStats], set: &RolloutSet, level: ImportanceSamplin
         completions_without_reward: Some(without as u64).filter(|count| *count > 0),
         reward: mean_of_some(all_rewards),
         reward_std: mean_of_some(deviations),
+        frac_reward_zero_std: (!groups.is_empty()).then_some(equal_share),
         kl: with_kl.then(|| mean(learned().map(|batch| batch.kl))),
         completion_length: Some(mean(groups.iter().flat_map(|g| g.completions.iter().map(|c| c.ids.len() as f64)))),
         clip_ratio: Some(clip_ratio),

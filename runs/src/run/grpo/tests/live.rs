@@ -154,8 +154,10 @@ fn dynamic_sampling_replaces_groups_of_equal_rewards() {
     let command = "while read -r line; do case $line in *colour*) echo 1;; *) echo ${#line};; esac; done";
     let plain = live(dir.path(), "plain").with(|o| o.reward_command = vec![command.into()]);
     plain.run().unwrap();
-    let zero = |m: &StepMetrics| m.grpo.reward_std == Some(0.0);
-    assert!(read_metrics(&dir.path().join("plain")).iter().any(zero));
+    let zero = |m: &StepMetrics| m.grpo.frac_reward_zero_std > Some(0.0);
+    let lines = read_metrics(&dir.path().join("plain"));
+    assert!(lines.iter().any(zero) && !lines.iter().all(zero));
+    assert!(lines.iter().filter(|m| m.grpo.reward_std == Some(0.0)).all(|m| m.grpo.frac_reward_zero_std == Some(1.0)));
     let dynamic = live(dir.path(), "dynamic");
     dynamic.with(|o| (o.reward_command, o.dynamic_sampling) = (vec![command.into()], true)).run().unwrap();
     let lines = read_metrics(&dir.path().join("dynamic"));
