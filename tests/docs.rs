@@ -94,6 +94,7 @@ impl Workshop {
             fs::copy(&clip, at(name)).expect("copied");
         }
         std::os::unix::fs::symlink(repository().join("examples"), at("examples")).expect("a link");
+        std::os::unix::fs::symlink(repository().join("kernels"), at("kernels")).expect("a link");
         for (name, text) in FILES {
             fs::write(at(name), text).expect("written");
         }

@@ -53,10 +53,7 @@ fn check_of_one_kernel_lists_its_functions() {
 /// `--source` checks an edited file in place of the one that the program was built with.
 #[test]
 fn edited_source_is_checked_without_a_build() {
-    if compile::check_nvrtc().is_err() {
-        println!("skipped: edited_source_is_checked_without_a_build: NVRTC is not installed");
-        return;
-    }
+    let Some(()) = compile::skip_without_nvrtc() else { return };
     let folder = tempfile::tempdir().unwrap();
     let built = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/src/swiglu/sm80.cu");
     let text = std::fs::read_to_string(built).unwrap();
@@ -85,6 +82,34 @@ fn edited_source_is_checked_without_a_build() {
     std::fs::write(&other, &text).unwrap();
     of(&other).assert_refused(2, &["other.cu", "swiglu/sm80.cu"]);
     of(&folder.path().join("gone/sm80.cu")).assert_refused(2, &["gone/sm80.cu"]);
+}
+
+/// Before kernels are compiled for the page, a line says how many and how long it takes. The run is killed then.
+#[test]
+fn report_says_how_long_it_will_compile() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let cache = tempfile::tempdir().unwrap();
+    // NVRTC stays that of the usual cache folder.
+    let usual = reel_device::compile::toolkit::cache_folder().unwrap();
+    for entry in std::fs::read_dir(&usual).unwrap().map(|entry| entry.unwrap()).filter(|e| e.file_name() != "kernels") {
+        std::fs::create_dir_all(cache.path().join("reel")).unwrap();
+        std::os::unix::fs::symlink(entry.path(), cache.path().join("reel").join(entry.file_name())).unwrap();
+    }
+    let mut child = support::reel()
+        .env("XDG_CACHE_HOME", cache.path())
+        .args(["kernels", "report", "--gpu", "h200", "--out"])
+        .arg(cache.path().join("page.html"))
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stderr.take().unwrap()), &mut line).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(
+        line.starts_with("compiling the CUDA of 2") && line.contains(" kernel folders for sm_90a: about "),
+        "{line}"
+    );
 }
 
 /// `reel kernels check` finds no register spills. sm_86 and sm_89 are left out, because their machine code comes from

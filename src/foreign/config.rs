@@ -9,6 +9,7 @@ use reel_runs::config_file::ConfigFile;
 use reel_runs::{foreign_options, option_names};
 use serde_json::Value;
 
+use super::rules_train;
 use super::translation::{CommandTranslation, OptionSetting, PartValue, TrainedWeights};
 use super::words::GivenOption;
 
@@ -49,7 +50,8 @@ pub fn read_config_file(t: &mut CommandTranslation) {
     let is_own = |given: &GivenOption| t.has_option(&given.name) || own_keys.contains(&given.name.as_str());
     // In sft and grpo, a file is translated only if it has an option of another program. A file whose only fault is a
     // misspelled key stays a file: the command then reports the key with its line number.
-    let has_foreign_keys = entries.iter().any(|given| !is_own(given) && is_known(t, given));
+    let has_foreign_keys =
+        entries.iter().any(|given| (!is_own(given) && is_known(t, given)) || rules_train::names_other_tracker(given));
     if trains && !t.is_foreign && !has_foreign_keys {
         t.set_by_file = entries.into_iter().map(|given| given.name).collect();
         return;

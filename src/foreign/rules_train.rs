@@ -160,14 +160,31 @@ pub fn is_python_true(value: &str) -> bool {
     ["true", "yes", "on", "1", "y", "t"].contains(&value.to_ascii_lowercase().as_str())
 }
 
+fn tracker_names(given: &GivenOption) -> Vec<String> {
+    listed_values(given).iter().flat_map(|text| text.split(',').map(str::to_string)).collect()
+}
+
+fn is_own_tracker(name: &str) -> bool {
+    ["tensorboard", "wandb", "none"].contains(&name)
+}
+
+/// The trackers to which reel does not report. The loggers `console` and `file` of verl and EasyR1 are what reel does
+/// anyway.
+fn other_trackers(names: &[String]) -> Vec<&str> {
+    let always = |name: &str| ["all", "console", "file"].contains(&name);
+    names.iter().map(String::as_str).filter(|name| !is_own_tracker(name) && !always(name)).collect()
+}
+
+/// Whether an option of a configuration file names an experiment tracker that reel does not have.
+pub fn names_other_tracker(given: &GivenOption) -> bool {
+    given.name == "report_to" && !other_trackers(&tracker_names(given)).is_empty()
+}
+
 /// Translates the option that names experiment trackers. Other trackers than those of reel are refused, because
 /// nothing would be written for them.
 fn report_to(given: &GivenOption, t: &mut CommandTranslation) {
-    let names = listed_values(given).iter().flat_map(|text| text.split(',').map(str::to_string)).collect::<Vec<_>>();
-    let known = |name: &&String| ["tensorboard", "wandb", "none"].contains(&name.as_str());
-    // The loggers `console` and `file` of verl and EasyR1 are what reel does anyway.
-    let always = |name: &str| ["all", "console", "file"].contains(&name);
-    let others: Vec<&str> = names.iter().filter(|name| !known(name) && !always(name)).map(String::as_str).collect();
+    let names = tracker_names(given);
+    let others = other_trackers(&names);
     if !others.is_empty() {
         t.is_foreign = true;
         let what = format!("names {}, and reel reports to tensorboard and wandb alone", others.join(", "));
@@ -175,7 +192,7 @@ fn report_to(given: &GivenOption, t: &mut CommandTranslation) {
                     (examples/report.py)";
         t.refuse_option(&given.text_for_messages(), &what, help);
     }
-    let mut places: Vec<String> = names.iter().filter(known).cloned().collect();
+    let mut places: Vec<String> = names.iter().filter(|name| is_own_tracker(name)).cloned().collect();
     if names.iter().any(|name| name == "all") || given.values.len() > 1 {
         t.is_changed = true;
     }

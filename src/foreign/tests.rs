@@ -362,6 +362,24 @@ fn the_command_line_wins_over_the_file() {
     assert!(notes.iter().any(|note| note == wanted), "{notes:?}");
 }
 
+/// A tracker that reel does not have is refused with the way on also in a file that has only reel's own keys.
+#[test]
+fn other_trackers_in_a_file_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("run.yaml");
+    for (value, is_refused) in [("mlflow", true), ("[tensorboard, swanlab]", true), ("[tensorboard, wandb]", false)] {
+        fs::write(&file, format!("model: m\ndata: d\nout: o\nreport_to: {value}\n")).unwrap();
+        let line = format!("sft --config {}", file.display());
+        match is_refused {
+            true => {
+                let message = expect_refused(outcome_of_line(&line), value);
+                assert!(message.contains("run.yaml: report_to") && message.contains("--report-command"), "{message}");
+            }
+            false => assert!(matches!(outcome_of_line(&line), TranslationOutcome::Unchanged), "{value}"),
+        }
+    }
+}
+
 /// Translates JSON values of vLLM's options, vLLM's configuration file, and names of models and data sets.
 #[test]
 fn nested_values_are_translated() {

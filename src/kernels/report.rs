@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use reel_device::{Source, compile};
 use reel_kernels::FOLDERS;
 use reel_measure::machine::MachineSpec;
 use reel_measure::roofline_page::{RooflinePage, is_gpu_page, roofline_page};
@@ -38,6 +39,31 @@ pub struct KernelsReportArgs {
     out: PathBuf,
 }
 
+/// The architecture whose register counts the page has.
+const ARCHITECTURE: &str = "sm_90a";
+
+/// Seconds of one core for each byte of a folder's CUDA files, as measured for all folders together (NVRTC 13.0).
+const SECONDS_PER_BYTE: f64 = 0.35e-3;
+
+/// Says how long the compilation of the files that are not in the cache will take.
+fn note_compile_time(sources: &[&Source], common: &CommonOptions) -> Result<()> {
+    let missing = sources.iter().filter(|source| !compile::is_cached(source, ARCHITECTURE));
+    let seconds: Vec<f64> = missing.map(|source| source.own_bytes() as f64 * SECONDS_PER_BYTE).collect();
+    if seconds.is_empty() || common.quiet || common.json || compile::check_nvrtc().is_err() {
+        return Ok(());
+    }
+    // One thread compiles a folder, so all folders take at least as long as the largest one.
+    let total = seconds.iter().sum::<f64>() / common.threads()? as f64;
+    let total = seconds.iter().copied().fold(total, f64::max).max(1.0);
+    reel_diagnostic::note!(
+        "compiling the CUDA of {} of {} kernel folders for {ARCHITECTURE}: about {total:.0} s; later runs read it from \
+         the cache",
+        seconds.len(),
+        sources.len()
+    );
+    Ok(())
+}
+
 impl KernelsReportArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         // Refuses an unknown GPU before the kernels are compiled, which takes long.
@@ -46,11 +72,9 @@ impl KernelsReportArgs {
         if is_gpu_page(gpu, times)? {
             // Compiles all kernels in parallel beforehand. Otherwise the page would request the register counts one
             // by one, and each request would compile one kernel. Without NVRTC the page has no register counts.
-            compile_all_sources(
-                &FOLDERS.iter().map(|f| f.source).collect::<Vec<_>>(),
-                &["sm_90a".to_string()],
-                common,
-            )?;
+            let sources: Vec<&Source> = FOLDERS.iter().map(|f| f.source).collect();
+            note_compile_time(&sources, common)?;
+            compile_all_sources(&sources, &[ARCHITECTURE.to_string()], common)?;
         }
         let RooflinePage { html, kernel_count: kernels } = roofline_page(gpu, times)?;
         output::write_file(&self.out, html.as_bytes())?;

@@ -161,6 +161,24 @@ pub fn compile_to_cubin(source: &Source, sm: &str) -> Result<Cubin, CompileError
     Ok(Cubin { image: cubin, ptx, report })
 }
 
+/// Whether the machine code of a kernel folder is in the cache, so that [`compile_to_cubin`] compiles nothing.
+pub fn is_cached(source: &Source, sm: &str) -> bool {
+    let entry = || {
+        let compiler = compiler().ok()?;
+        let cache = compiler.cache.as_ref()?;
+        let load =
+            |unit: Result<Unit, CompileError>, program: &Path| cache.load(&Cache::entry_key(&unit.ok()?, program));
+        match &compiler.ptxas {
+            Some(ptxas) => {
+                let unit = ptx_unit(source, architecture_of_ptx(source, sm).ok()?);
+                load(ptxas_unit(source, sm, load(unit, &compiler.library)?.ptx), ptxas)
+            }
+            None => load(cubin_unit(source, sm), &compiler.library),
+        }
+    };
+    entry().is_some()
+}
+
 /// Returns the architecture whose PTX is assembled for `sm`. On Hopper, sources with programmatic dependent launches or
 /// warpgroup matrix products (wgmma) need PTX of Hopper. All others use PTX of sm_80. GPUs newer than Hopper have no
 /// wgmma.

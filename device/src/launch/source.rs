@@ -73,6 +73,11 @@ impl Source {
         all
     }
 
+    /// Number of bytes of `sm80.cu` and of the folder's headers.
+    pub fn own_bytes(&self) -> usize {
+        self.main_text().len() + self.own_headers().map(|(_, text)| text.len()).sum::<usize>()
+    }
+
     /// Returns the whole text that a CUDA compiler reads: [`Source::preamble`], then the source, whose `#include` lines
     /// name [`Source::available_header_names_and_texts`].
     pub fn text(&self) -> String {

@@ -271,6 +271,39 @@ fn line_of(text: &str, byte: usize) -> usize {
 mod tests {
     use super::*;
 
+    /// The page of evaluation has every key of a task file, and every name that is a value.
+    #[test]
+    fn every_key_is_documented() {
+        let page = include_str!("../../../docs/evaluation.md");
+        let keys = page.split_once("### All keys of a task file").unwrap().1;
+        let layout = |row: &str| format!("name = \"x\"\nfiles = []\ncolumns = []\n{row}");
+        // A key or value that does not exist gives an error with all that do.
+        let tables: [Result<(), toml::de::Error>; 10] = [
+            toml::from_str::<Task>("zzz = 1").map(drop),
+            toml::from_str::<PromptRules>("zzz = 1").map(drop),
+            toml::from_str::<ScoreRules>("zzz = 1").map(drop),
+            toml::from_str::<ScoreRules>("headline = \"zzz\"").map(drop),
+            toml::from_str::<PublishedScore>("zzz = 1").map(drop),
+            toml::from_str::<Layout>("zzz = 1").map(drop),
+            toml::from_str::<Layout>(&layout("row = { zzz = 1 }")).map(drop),
+            toml::from_str::<Layout>(&layout("derive = [{ zzz = 1 }]")).map(drop),
+            toml::from_str::<Layout>(&layout("[blocks]\nzzz = 1")).map(drop),
+            toml::from_str::<Layout>(&layout("row = {}\n[[case]]\nzzz = 1")).map(drop),
+        ];
+        let forms = ["answer-form", "option-marks"].map(|key| format!("{key} = \"zzz\""));
+        let values = forms.map(|text| toml::from_str::<RowRules>(&text).map(drop));
+        for table in tables.into_iter().chain(values) {
+            let message = table.unwrap_err().message().to_string();
+            let known = message.split_once("expected").unwrap_or_else(|| panic!("{message}")).1;
+            let names: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
+            assert!(names.len() > 1, "{message}");
+            for name in names {
+                let forms = [format!("`{name}`"), format!("[{name}]"), format!(".{name}]")];
+                assert!(forms.iter().any(|form| keys.contains(form)), "{name}: {message}");
+            }
+        }
+    }
+
     #[test]
     fn built_in_tasks_are_valid_and_named_as_their_files() {
         let tasks = Task::built_in_tasks();
