@@ -367,7 +367,7 @@ fn folder_of_a_run_killed_before_its_settings_is_accepted() {
     }
     std::fs::remove_file(out.join("curation.json")).unwrap();
     std::fs::write(out.join("list-keys.json.bak"), "").unwrap();
-    curation.run(&[]).assert_refused(2, &["has files that do not belong to a curation"]);
+    curation.run(&[]).assert_refused(1, &["has files that do not belong to a curation"]);
 }
 
 #[test]

@@ -95,14 +95,14 @@ mod tests {
         for (text, named) in [
             ("", "NAME=WEIGHT"),
             ("format", "`format`"),
-            ("acuracy=1", "accuracy, format"),
+            ("acuracy=1", "accuracy, temporal, format"),
             ("format=nan", "`nan`"),
             ("format=1e99", "`1e99`"),
             ("format=", "``"),
             ("format=1,format=2", "twice"),
             ("format=1,", "``"),
             ("format=1,2", "`2`"),
-            ("url=1", "length, command"),
+            ("url=1", "semantic, length, command"),
             ("1,2", "has 2 numbers for 1 custom rewards"),
             ("nan", "`nan`"),
         ] {

@@ -111,7 +111,8 @@ fn frames_beside_a_rate(t: &mut CommandTranslation) {
 /// Removes `--resume_from_checkpoint True` if the output folder has no checkpoint. Scripts that are started again
 /// after an interruption have this option from their first start on.
 fn resume(t: &mut CommandTranslation) {
-    let out = t.option_value("out").unwrap_or_default();
+    // Without --out on the command line, the folder is that of a configuration file, or of an earlier run.
+    let Some(out) = t.option_value("out") else { return };
     let is_checkpoint = |name: std::ffi::OsString| name.to_string_lossy().starts_with("checkpoint-");
     let mut entries = std::fs::read_dir(out).into_iter().flatten().flatten();
     if t.option_value("resume_from_checkpoint") != Some("last") || entries.any(|entry| is_checkpoint(entry.file_name()))

@@ -43,7 +43,7 @@ pub struct KernelsReportArgs {
 const ARCHITECTURE: &str = "sm_90a";
 
 /// Seconds of one core for each byte of a folder's CUDA files, as measured for all folders together (NVRTC 13.0).
-const SECONDS_PER_BYTE: f64 = 0.35e-3;
+const SECONDS_PER_BYTE: f64 = 0.23e-3;
 
 /// Says how long the compilation of the files that are not in the cache will take.
 fn note_compile_time(sources: &[&Source], common: &CommonOptions) -> Result<()> {

@@ -79,8 +79,8 @@ pub struct CheckSetup {
     /// Whether the check runs as a test. Tests simulate large launches with fewer interleavings than
     /// `reel kernels check`.
     pub in_test: bool,
-    /// If given, only launches of the kernel with this name run on the device. Launches of other kernels run on the
-    /// CPU.
+    /// If given, only launches of the kernel with this name are checked and counted. Launches of other kernels run once
+    /// on the same device, because a check may compare the bits of two kernels.
     pub only: Option<String>,
     /// On a GPU: whether each launch also runs on the simulator, and the results are compared.
     pub compare: bool,
@@ -241,7 +241,8 @@ pub(crate) fn run(launch: &Launch, threads: usize) {
     });
     match (device, launch) {
         (CheckDevice::Sim, Launch::Kernel(kernel)) if here => on_sim::run_interleavings(kernel),
-        (CheckDevice::Gpu(gpu), Launch::Kernel(kernel)) if here => on_gpu::run(&gpu, kernel),
+        (CheckDevice::Sim, Launch::Kernel(kernel)) => with_one_interleaving(|| on_sim::run_interleavings(kernel)),
+        (CheckDevice::Gpu(gpu), Launch::Kernel(kernel)) => on_gpu::run(&gpu, kernel),
         _ => {
             let team = Team::new(threads);
             // SAFETY: checks pass addresses of live arrays of the documented sizes.

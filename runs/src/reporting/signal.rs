@@ -59,7 +59,7 @@ mod tests {
         let mut shares = [1.0; 20];
         shares[9] = 0.5;
         let all = notes(5, &shares);
-        assert_eq!(all.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [5, 15]);
+        assert_eq!(all.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [5, 15, 20]);
         assert!(all[1].1.starts_with("note: steps 11 to 15: the rewards"), "{}", all[1].1);
         // SFT has no groups.
         assert_eq!(RewardSignalWatch::new(1).note_of_step(1, None), None);
