@@ -24,7 +24,7 @@ const OUTPUT_FILES: [&str; 5] = ["out", "output", "html", "trace", "folded"];
 const WRITES_FOLDER: [&str; 7] = ["curate", "demo", "grpo", "init", "man", "merge", "sft"];
 
 /// Options and arguments that name files or folders to read.
-const INPUTS: [&str; 30] = [
+const INPUTS: [&str; 31] = [
     "videos",
     "model",
     "adapter",
@@ -35,6 +35,7 @@ const INPUTS: [&str; 30] = [
     "rollouts",
     "siglip",
     "quarantine",
+    "source",
     "eval_data",
     "eval_file",
     "input",

@@ -99,7 +99,7 @@ fn run_resumes_with_its_recorded_options() {
         assert_same_results(&w.path().join("straight"), &path, "checkpoint-6");
     }
     // Without a resume, the record's folder is in use; the options may start another run.
-    run_in(w.path(), ["sft", "--config", "last/run.json"]).assert_refused(2, &["--out last: is not empty"]);
+    run_in(w.path(), ["sft", "--config", "last/run.json"]).assert_refused(1, &["--out last: is not empty"]);
     run_in(w.path(), ["sft", "--config", "last/run.json", "--out", "again"]).ok();
     assert_same_results(&w.path().join("straight"), &w.path().join("again"), "checkpoint-6");
     // The record of another command, and paths of another folder.

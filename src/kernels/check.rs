@@ -31,7 +31,6 @@ use crate::output;
 Example:
   reel kernels check --kernel rms_norm
   reel kernels check --device cpu --kernel rms_norm --seed 7
-  reel kernels check --kernel swiglu --source kernels/src/swiglu/sm80.cu --device sim
   reel kernels check --device cuda --compare")]
 pub struct KernelsCheckArgs {
     /// Only this kernel, or the kernels of this folder
