@@ -2,91 +2,123 @@
 //! Lark's syntax. The crate `llguidance` says after each token which tokens may follow; sampling takes only one of
 //! these tokens.
 //!
-//! [`GrammarCompiler`] is made once for a vocabulary. It compiles the [`GrammarSpec`] of a request to a [`Grammar`],
-//! which each completion copies and advances.
+//! [`LocalCompiler`] is made once for a vocabulary. It compiles the [`GrammarSpec`] of a request to a [`Grammar`], which
+//! each completion copies and advances. Compiling is recursive, so a deep grammar needs much stack. Read
+//! `grammar_compiler.rs` next: it limits time, memory and depth.
 
 use std::sync::Arc;
 
-use llguidance::api::TopLevelGrammar;
+use llguidance::api::{StopReason, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
-use llguidance::{Matcher, ParserFactory};
-use reel_diagnostic::Diagnostic;
+use llguidance::{ParserFactory, TokenParser};
+use reel_diagnostic::{Diagnostic, catch_panic};
 use reel_input::TokenId;
-use reel_input::encode::ModelFolder;
 pub use reel_input::grammar::GrammarSpec;
 use reel_input::grammar::{AnswerWithoutCalls, ToolCallGrammar};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::{EngineError, Result};
 use crate::json_schema::rewrite_schema;
 use crate::tool_calls;
 
-/// Compiles grammars for the vocabulary of a model.
-pub struct GrammarCompiler {
+/// The maximum size of the lexer of one completion, in bytes. It grows with the completion, by 1 to 2 kB for each
+/// state that the text reaches. The lexer of a schema of 1000 properties has 0.4 MB, of 100 000 choices 4 MB.
+const MAX_LEXER_BYTES: usize = 32 << 20;
+
+/// The steps of the lexer that a completion may take, about 70 ns each: a reserve, and an addition for each token.
+/// `llguidance` allows 200 000 steps (14 ms) for a single token. The engine waits, so this limit holds for the mean.
+const RESERVED_LEXER_STEPS: u64 = 2_000_000;
+const LEXER_STEPS_PER_TOKEN: u64 = 20_000;
+
+/// The tokens of a model and its end tokens, as a message to a worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Vocabulary {
+    pub(crate) end_token_ids: Vec<TokenId>,
+    /// The number of bytes of each token.
+    lengths: Vec<usize>,
+    /// The bytes of all tokens, each as the character with its number: JSON has no bytes, and lists of numbers are long.
+    bytes: String,
+}
+
+impl Vocabulary {
+    pub(crate) fn new(words: impl Iterator<Item = Vec<u8>>, end_token_ids: &[TokenId]) -> Self {
+        let (mut lengths, mut bytes) = (Vec::new(), String::new());
+        for word in words {
+            lengths.push(word.len());
+            bytes.extend(word.into_iter().map(char::from));
+        }
+        Self { end_token_ids: end_token_ids.to_vec(), lengths, bytes }
+    }
+
+    /// The bytes of each token.
+    pub(crate) fn words(&self) -> Vec<Vec<u8>> {
+        let mut bytes = self.bytes.chars().map(|byte| byte as u8);
+        self.lengths.iter().map(|&length| bytes.by_ref().take(length).collect()).collect()
+    }
+}
+
+/// Compiles grammars for the vocabulary of a model, on the stack of the current thread.
+pub(crate) struct LocalCompiler {
     factory: ParserFactory,
     end_token_ids: Arc<[TokenId]>,
     mask_words: usize,
 }
 
-impl std::fmt::Debug for GrammarCompiler {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GrammarCompiler").field("end_token_ids", &self.end_token_ids).finish_non_exhaustive()
-    }
-}
-
-impl GrammarCompiler {
-    /// Creates a compiler for a model. Sorting the vocabulary takes some tens of milliseconds for 150 000 tokens.
+impl LocalCompiler {
+    /// Creates a compiler. Sorting the vocabulary takes some tens of milliseconds for 150 000 tokens.
     ///
     /// # Errors
     /// The model has no end token, so no grammar could end.
-    pub fn new(folder: &ModelFolder) -> Result<GrammarCompiler> {
-        let vocab = folder.config.text.vocab_size;
-        let end_token_ids: Arc<[TokenId]> = folder.stop_token_ids().into();
+    pub(crate) fn new(vocabulary: &Vocabulary) -> Result<LocalCompiler> {
+        let end_token_ids: Arc<[TokenId]> = vocabulary.end_token_ids.as_slice().into();
         let Some(&end) = end_token_ids.first() else {
             let help = "add eos_token_id to generation_config.json";
             return Err(refused("the model has no end token".into(), help));
         };
-        // A special token has no text that a grammar could match.
-        let bytes =
-            |id: u32| if folder.tokenizer.is_special(id) { Vec::new() } else { folder.tokenizer.token_bytes(id) };
-        let words: Vec<Vec<u8>> = (0..vocab as u32).map(bytes).collect();
-        let env: TokEnv = Arc::new(ApproximateTokEnv::new(TokTrie::from(&TokRxInfo::new(vocab as u32, end), &words)));
+        let words = vocabulary.words();
+        let info = TokRxInfo::new(words.len() as u32, end);
+        let env: TokEnv = Arc::new(ApproximateTokEnv::new(TokTrie::from(&info, &words)));
         let mut factory = ParserFactory::new_simple(&env).map_err(|e| refused(e.to_string(), "report this"))?;
         factory.quiet();
         // Users of the model read these errors; verbose errors would contain the whole state of the parser.
         factory.limits_mut().verbose_errors = false;
-        Ok(GrammarCompiler { factory, end_token_ids, mask_words: vocab.div_ceil(32) })
+        Ok(LocalCompiler { factory, end_token_ids, mask_words: words.len().div_ceil(32) })
     }
 
-    /// Compiles a grammar. Time and memory are limited.
+    /// Compiles a grammar.
     ///
     /// # Errors
-    /// The grammar is invalid, uses a feature that is not supported, or is too large.
-    pub fn compile(&self, spec: &GrammarSpec) -> Result<Grammar> {
-        let grammar = top_level_grammar(spec)?;
-        let matcher = Matcher::new(self.factory.create_parser(grammar));
-        match matcher.get_error() {
-            Some(e) => match spec {
+    /// The grammar is invalid, uses a feature that is not supported, or exceeds a limit of `llguidance`.
+    pub(crate) fn compile(&self, spec: &GrammarSpec) -> Result<Grammar> {
+        match self.parser(top_level_grammar(spec)?) {
+            Err(e) => match spec {
                 GrammarSpec::ToolCalls(calls) => Err(self.wrong_call_grammar(calls, &e)),
                 _ => Err(refused(one_line(&e), "correct the grammar, or use a simpler one")),
             },
-            None => {
+            Ok(parser) => {
                 let (end_token_ids, mask_words) = (self.end_token_ids.clone(), self.mask_words);
-                let mut grammar = Grammar { matcher, end_token_ids, mask_words, allowed: Vec::new() };
+                let allowed = Vec::new();
+                let mut grammar =
+                    Grammar { parser, end_token_ids, mask_words, allowed, steps_left: RESERVED_LEXER_STEPS };
                 grammar.update_mask()?;
                 Ok(grammar)
             }
         }
     }
-}
 
-impl GrammarCompiler {
+    fn parser(&self, grammar: TopLevelGrammar) -> std::result::Result<TokenParser, String> {
+        let mut parser = self.factory.create_parser(grammar).map_err(|e| e.to_string())?;
+        parser.start_without_prompt();
+        Ok(parser)
+    }
+
     /// The error for tools whose grammar cannot be compiled. It names the first function with an invalid parameter
     /// schema, or what is wrong with the form of an answer without calls.
     fn wrong_call_grammar(&self, calls: &ToolCallGrammar, e: &str) -> EngineError {
         let error_of = |(name, schema): &(String, Value)| {
             let grammar = TopLevelGrammar::from_json_schema(rewrite_schema(schema, tool_calls::spaces()));
-            let e = Matcher::new(self.factory.create_parser(grammar)).get_error()?;
+            let e = self.parser(grammar).err()?;
             Some(format!("the parameters of {name}: {}", one_line(&e)))
         };
         let what = calls.functions.iter().find_map(error_of);
@@ -116,7 +148,8 @@ fn top_level_grammar(spec: &GrammarSpec) -> Result<TopLevelGrammar> {
         }
         GrammarSpec::Choice(texts) => {
             let quoted: Vec<String> = texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
-            TopLevelGrammar::from_lark(format!("start: {}", quoted.join(" | ")))
+            // One terminal for all texts: as a rule, each text would be a terminal, and 100 000 of them take a minute.
+            TopLevelGrammar::from_lark(format!("start: CHOICE\nCHOICE: {}", quoted.join(" | ")))
         }
         GrammarSpec::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
         GrammarSpec::ToolCalls(calls) => {
@@ -133,15 +166,17 @@ fn top_level_grammar(spec: &GrammarSpec) -> Result<TopLevelGrammar> {
 
 /// A compiled grammar, with the parser's state after the tokens so far.
 pub struct Grammar {
-    matcher: Matcher,
+    parser: TokenParser,
     end_token_ids: Arc<[TokenId]>,
     mask_words: usize,
     allowed: Vec<u32>,
+    /// The number of steps that the lexer may still take, without the addition for the next token.
+    steps_left: u64,
 }
 
 impl std::fmt::Debug for Grammar {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Grammar").field("stopped", &self.matcher.is_stopped()).finish_non_exhaustive()
+        f.debug_struct("Grammar").field("stopped", &self.parser.stopped()).finish_non_exhaustive()
     }
 }
 
@@ -149,10 +184,11 @@ impl Clone for Grammar {
     /// Copies the grammar with its state. The parser of the copy advances independently.
     fn clone(&self) -> Grammar {
         Grammar {
-            matcher: self.matcher.deep_clone(),
+            parser: self.parser.deep_clone(),
             end_token_ids: self.end_token_ids.clone(),
             mask_words: self.mask_words,
             allowed: self.allowed.clone(),
+            steps_left: self.steps_left,
         }
     }
 }
@@ -181,15 +217,37 @@ impl Grammar {
     /// Advances the parser by a token that the grammar allows and that is not an end token.
     ///
     /// # Errors
-    /// Computing the tokens that may follow takes too long.
+    /// The grammar exceeds a limit of time or memory. No other function may then be called.
     pub(crate) fn accept(&mut self, id: TokenId) -> Result<()> {
-        self.matcher.consume_token(id).map_err(|e| stopped(&e.to_string()))?;
+        let parser = &mut self.parser;
+        let accepted = catch_panic(|| {
+            parser.consume_token(id).map_err(|e| e.to_string())?;
+            parser.check_stop().map_err(|e| e.to_string())
+        });
+        accepted.and_then(|accepted| accepted).map_err(|e| stopped(&e))?;
         self.update_mask()
     }
 
+    /// Follows the grammar for a few tokens, to find out whether this works.
+    pub(crate) fn rehearse(mut self) {
+        for step in 0..8 {
+            let words = self.allowed.iter().enumerate().filter(|(_, word)| **word != 0);
+            let ids: Vec<u32> = words.map(|(at, word)| at as u32 * 32 + word.trailing_zeros()).collect();
+            // An end token ends a completion. A grammar that exceeds a limit here may stay below it for other tokens.
+            match ids.get(step * 7919 % ids.len().max(1)) {
+                Some(&id) if !self.end_token_ids.contains(&id) && self.accept(id).is_ok() => {}
+                _ => return,
+            }
+        }
+    }
+
     fn update_mask(&mut self) -> Result<()> {
-        let mask = self.matcher.compute_mask_or_eos();
-        let mask: SimpleVob = mask.map_err(|e| stopped(&e.to_string()))?;
+        let parser = &mut self.parser;
+        let mask = catch_panic(|| match parser.stop_reason() {
+            StopReason::NotStopped => parser.compute_mask().map_err(|e| e.to_string()),
+            _ => Ok(parser.token_env.tok_trie().eos_token_set()),
+        });
+        let mask: SimpleVob = mask.and_then(|mask| mask).map_err(|e| stopped(&e))?;
         self.allowed.clear();
         self.allowed.extend_from_slice(&mask.as_slice()[..self.mask_words.min(mask.as_slice().len())]);
         self.allowed.resize(self.mask_words, 0);
@@ -200,11 +258,29 @@ impl Grammar {
                 self.allowed[id as usize / 32] |= 1 << (id % 32);
             }
         }
-        Ok(())
+        self.check_limits()
+    }
+
+    /// Refuses to continue if the lexer has taken too many steps or has become too large.
+    fn check_limits(&mut self) -> Result<()> {
+        let help = "use a simpler grammar";
+        let left = (self.steps_left + LEXER_STEPS_PER_TOKEN).checked_sub(self.parser.last_step_stats().lexer_cost);
+        let Some(left) = left else {
+            let what = format!("takes more than {LEXER_STEPS_PER_TOKEN} steps of its lexer per token");
+            return Err(refused(what, help));
+        };
+        self.steps_left = left.min(RESERVED_LEXER_STEPS);
+        let stats = self.parser.parser.lexer_stats();
+        // The statistics leave out the set of possible terminals that each state has.
+        let bytes = stats.num_bytes + stats.num_states * stats.num_regexps / 8;
+        match bytes > MAX_LEXER_BYTES {
+            true => Err(refused(format!("needs more than {} MiB for its lexer", MAX_LEXER_BYTES >> 20), help)),
+            false => Ok(()),
+        }
     }
 }
 
-fn refused(what: String, help: &str) -> EngineError {
+pub(crate) fn refused(what: String, help: &str) -> EngineError {
     EngineError::Request(Diagnostic::new("grammar", what, help))
 }
 
@@ -226,4 +302,18 @@ fn one_line(text: &str) -> String {
     let text = text.trim_end().trim_end_matches("<non-verbose/>");
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     line.char_indices().nth(300).map_or(line.clone(), |(end, _)| format!("{} ...", &line[..end]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_vocabulary_has_all_bytes() {
+        let words = vec![vec![0, 255, b'"', 0x80], Vec::new(), "é\n".as_bytes().to_vec()];
+        let vocabulary = Vocabulary::new(words.clone().into_iter(), &[1, 2]);
+        let sent = serde_json::to_string(&vocabulary).unwrap();
+        let received: Vocabulary = serde_json::from_str(&sent).unwrap();
+        assert_eq!((received.words(), received.end_token_ids), (words, vec![1, 2]));
+    }
 }

@@ -6,6 +6,12 @@ use std::io::{self, ErrorKind, Read, Write};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+/// The byte before each job, which may have an open file attached.
+pub(crate) const JOB_BYTE: u8 = 1;
+
+/// A byte that cancels the running job of a worker whose forks can be cancelled.
+pub(crate) const CANCEL_BYTE: u8 = 0;
+
 pub(crate) fn write_message(out: &mut impl Write, header: &impl Serialize, body: &[u8]) -> io::Result<()> {
     let header = serde_json::to_vec(header)?;
     let lengths = [header.len(), body.len()].map(|bytes| (bytes as u64).to_le_bytes());

@@ -14,10 +14,10 @@ use reel_diagnostic::{catch_panic, note};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-use crate::message::{read_message, write_message};
+use crate::message::{CANCEL_BYTE, read_message, write_message};
 
 /// Sends the replies to a job.
 #[derive(Debug)]
@@ -66,6 +66,39 @@ pub fn serve_in_forks<J: DeserializeOwned>(
     ExitCode::from(code_of(served))
 }
 
+/// How a fork ended that sent no reply.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ForkExit {
+    /// The signal that killed the fork.
+    pub signal: Option<i32>,
+    /// The exit code of the fork, if it exited.
+    pub code: Option<i32>,
+}
+
+/// Prepares data from the first job, then runs each further job in a fork, which inherits the data. The reply to the
+/// first job is `Ok(())`. The reply to a further job is what `work` returns, or the [`ForkExit`] of a fork that failed
+/// or whose job was cancelled by [`JobCanceller`](crate::JobCanceller). Unlike in [`serve_in_forks`], the worker
+/// survives its forks, because preparing the data takes long.
+pub fn serve_in_prepared_forks<S: DeserializeOwned, T, J: DeserializeOwned, R: Serialize>(
+    prepare: impl FnOnce(S) -> io::Result<T>,
+    work: impl Fn(&T, J) -> io::Result<R>,
+) -> ExitCode {
+    let served = start().and_then(|socket| {
+        let mut replies = ReplySender(socket.try_clone()?);
+        let Some((setup, _)) = receive_job(&socket)? else { return Ok(()) };
+        let data = without_panic(|| prepare(setup))?;
+        replies.send(&Ok::<(), ForkExit>(()), &[])?;
+        while let Some((job, _)) = receive_job(&socket)? {
+            let fork = fork(|| replies.send(&Ok::<R, ForkExit>(without_panic(|| work(&data, job))?), &[]))?;
+            if let Some(exit) = wait_for_cancellable_fork(&socket, fork)? {
+                replies.send(&Err::<(), _>(exit), &[])?;
+            }
+        }
+        Ok(())
+    });
+    ExitCode::from(code_of(served))
+}
+
 /// Prepares this process to run jobs. Returns the socket to the caller.
 fn start() -> io::Result<UnixStream> {
     // Damaged input can cause panics. The caller learns of them from the line that `code_of` prints, so the hook
@@ -80,7 +113,7 @@ fn start() -> io::Result<UnixStream> {
     Ok(socket)
 }
 
-fn without_panic(work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+fn without_panic<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     catch_panic(work).unwrap_or_else(|panic| Err(io::Error::other(format!("it panicked: {panic}"))))
 }
 
@@ -96,9 +129,13 @@ fn code_of(done: io::Result<()>) -> u8 {
 fn receive_job<J: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<Option<(J, Option<File>)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut attached = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut [0])], &mut attached, RecvFlags::CMSG_CLOEXEC)?;
-    if received.bytes == 0 {
-        return Ok(None);
+    let mut first = [CANCEL_BYTE];
+    // A job that ended by itself leaves the byte that should have cancelled it.
+    while first == [CANCEL_BYTE] {
+        let received = recvmsg(socket, &mut [IoSliceMut::new(&mut first)], &mut attached, RecvFlags::CMSG_CLOEXEC)?;
+        if received.bytes == 0 {
+            return Ok(None);
+        }
     }
     let file = attached.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut files) => files.next(),
@@ -162,6 +199,25 @@ fn wait_for_fork(socket: &UnixStream, fork: Pid) -> io::Result<()> {
         Some((_, status)) if status.exit_status() != Some(0) => end_as(status),
         _ => Ok(()),
     }
+}
+
+/// Waits until the fork has ended. Kills it if the caller cancels its job or closes the socket. Returns how the fork
+/// ended if it failed.
+fn wait_for_cancellable_fork(socket: &UnixStream, fork: Pid) -> io::Result<Option<ForkExit>> {
+    let ended = rustix::process::pidfd_open(fork, PidfdFlags::empty())?;
+    // The caller sends no other job before it has the reply, so any byte cancels this job. `receive_job` reads it.
+    let mut events = [PollFd::new(socket, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
+    while let Err(e) = poll(&mut events, None) {
+        if e != rustix::io::Errno::INTR {
+            return Err(e.into());
+        }
+    }
+    if !events[0].revents().is_empty() {
+        rustix::process::kill_process(fork, Signal::KILL)?;
+    }
+    let status = rustix::process::waitpid(Some(fork), WaitOptions::empty())?.map(|(_, status)| status);
+    let failed = status.filter(|status| status.exit_status() != Some(0));
+    Ok(failed.map(|status| ForkExit { signal: status.terminating_signal(), code: status.exit_status() }))
 }
 
 /// Ends this process in the same way as another process ended: by the same signal, or with the same exit code.
