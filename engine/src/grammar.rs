@@ -7,6 +7,7 @@
 //! `grammar_compiler.rs` next: it limits time, memory and depth.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use llguidance::api::{StopReason, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
@@ -22,14 +23,21 @@ use crate::error::{EngineError, Result};
 use crate::json_schema::rewrite_schema;
 use crate::tool_calls;
 
-/// The maximum size of the lexer of one completion, in bytes. It grows with the completion, by 1 to 2 kB for each
-/// state that the text reaches. The lexer of a schema of 1000 properties has 0.4 MB, of 100 000 choices 4 MB.
-const MAX_LEXER_BYTES: usize = 32 << 20;
+/// The maximum size of the lexer and the parser's items of one completion, in bytes. It grows with the completion: by 1
+/// to 2 kB for each lexer state that the text reaches, and by some items for each terminal. The lexer of a schema of
+/// 1000 properties has 0.4 MB, of 100 000 choices 4 MB.
+const MAX_STATE_BYTES: usize = 32 << 20;
+
+/// The size of an item of the parser, in bytes.
+const ITEM_BYTES: usize = 8;
 
 /// The steps of the lexer that a completion may take, about 70 ns each: a reserve, and an addition for each token.
 /// `llguidance` allows 200 000 steps (14 ms) for a single token. The engine waits, so this limit holds for the mean.
 const RESERVED_LEXER_STEPS: u64 = 2_000_000;
 const LEXER_STEPS_PER_TOKEN: u64 = 20_000;
+
+/// The advice for a grammar that exceeds a limit.
+const SIMPLER: &str = "use a simpler grammar";
 
 /// The tokens of a model and its end tokens, as a message to a worker.
 #[derive(Debug, Serialize, Deserialize)]
@@ -98,9 +106,8 @@ impl LocalCompiler {
             },
             Ok(parser) => {
                 let (end_token_ids, mask_words) = (self.end_token_ids.clone(), self.mask_words);
-                let allowed = Vec::new();
-                let mut grammar =
-                    Grammar { parser, end_token_ids, mask_words, allowed, steps_left: RESERVED_LEXER_STEPS };
+                let (allowed, steps_left, memory) = (Vec::new(), RESERVED_LEXER_STEPS, StateMemory::of(0));
+                let mut grammar = Grammar { parser, end_token_ids, mask_words, allowed, steps_left, items: 0, memory };
                 grammar.update_mask()?;
                 Ok(grammar)
             }
@@ -108,7 +115,9 @@ impl LocalCompiler {
     }
 
     fn parser(&self, grammar: TopLevelGrammar) -> std::result::Result<TokenParser, String> {
-        let mut parser = self.factory.create_parser(grammar).map_err(|e| e.to_string())?;
+        let parser = self.factory.create_parser(grammar).map_err(|e| e.to_string());
+        // `llguidance` catches its own panics.
+        let mut parser = parser.map_err(|e| e.replacen("panic: ", "its compiler panicked: ", 1))?;
         parser.start_without_prompt();
         Ok(parser)
     }
@@ -164,6 +173,25 @@ fn top_level_grammar(spec: &GrammarSpec) -> Result<TopLevelGrammar> {
     })
 }
 
+/// The size of the states of all grammars of this process, in bytes.
+static STATE_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// The size of one state in bytes, which counts in [`STATE_BYTES`] while this value lives.
+struct StateMemory(usize);
+
+impl StateMemory {
+    fn of(bytes: usize) -> Self {
+        STATE_BYTES.fetch_add(bytes, Ordering::Relaxed);
+        Self(bytes)
+    }
+}
+
+impl Drop for StateMemory {
+    fn drop(&mut self) {
+        STATE_BYTES.fetch_sub(self.0, Ordering::Relaxed);
+    }
+}
+
 /// A compiled grammar, with the parser's state after the tokens so far.
 pub struct Grammar {
     parser: TokenParser,
@@ -172,6 +200,9 @@ pub struct Grammar {
     allowed: Vec<u32>,
     /// The number of steps that the lexer may still take, without the addition for the next token.
     steps_left: u64,
+    /// The number of items that the tokens so far have added to the parser.
+    items: usize,
+    memory: StateMemory,
 }
 
 impl std::fmt::Debug for Grammar {
@@ -189,13 +220,15 @@ impl Clone for Grammar {
             mask_words: self.mask_words,
             allowed: self.allowed.clone(),
             steps_left: self.steps_left,
+            items: self.items,
+            memory: StateMemory::of(self.memory.0),
         }
     }
 }
 
 impl Grammar {
     /// The tokens that may come next: bit `id % 32` of word `id / 32`.
-    pub(crate) fn allowed_token_mask(&self) -> &[u32] {
+    pub fn allowed_token_mask(&self) -> &[u32] {
         &self.allowed
     }
 
@@ -206,7 +239,7 @@ impl Grammar {
     }
 
     /// Whether a sampled token is an end token and the grammar allows the completion to end here.
-    pub(crate) fn is_end_token(&self, id: TokenId) -> bool {
+    pub fn is_end_token(&self, id: TokenId) -> bool {
         self.end_token_ids.contains(&id) && self.end_token_ids.first().is_some_and(|&first| self.allows(first))
     }
 
@@ -218,14 +251,23 @@ impl Grammar {
     ///
     /// # Errors
     /// The grammar exceeds a limit of time or memory. No other function may then be called.
-    pub(crate) fn accept(&mut self, id: TokenId) -> Result<()> {
+    pub fn accept(&mut self, id: TokenId) -> Result<()> {
         let parser = &mut self.parser;
-        let accepted = catch_panic(|| {
-            parser.consume_token(id).map_err(|e| e.to_string())?;
-            parser.check_stop().map_err(|e| e.to_string())
-        });
-        accepted.and_then(|accepted| accepted).map_err(|e| stopped(&e))?;
+        let items = parser.parser_stats().all_items;
+        without_panic(|| parser.consume_token(id).map_err(|e| e.to_string()))?;
+        self.items += parser.parser_stats().all_items.saturating_sub(items);
+        without_panic(|| parser.check_stop().map_err(|e| e.to_string()))?;
         self.update_mask()
+    }
+
+    /// The size of the state, in bytes. Each copy of the grammar has its own.
+    pub fn state_bytes(&self) -> usize {
+        self.memory.0
+    }
+
+    /// The size of the states of all grammars of this process and their copies, in bytes.
+    pub fn bytes_of_all_states() -> usize {
+        STATE_BYTES.load(Ordering::Relaxed)
     }
 
     /// Follows the grammar for a few tokens, to find out whether this works.
@@ -243,11 +285,10 @@ impl Grammar {
 
     fn update_mask(&mut self) -> Result<()> {
         let parser = &mut self.parser;
-        let mask = catch_panic(|| match parser.stop_reason() {
+        let mask: SimpleVob = without_panic(|| match parser.stop_reason() {
             StopReason::NotStopped => parser.compute_mask().map_err(|e| e.to_string()),
             _ => Ok(parser.token_env.tok_trie().eos_token_set()),
-        });
-        let mask: SimpleVob = mask.and_then(|mask| mask).map_err(|e| stopped(&e))?;
+        })?;
         self.allowed.clear();
         self.allowed.extend_from_slice(&mask.as_slice()[..self.mask_words.min(mask.as_slice().len())]);
         self.allowed.resize(self.mask_words, 0);
@@ -261,23 +302,29 @@ impl Grammar {
         self.check_limits()
     }
 
-    /// Refuses to continue if the lexer has taken too many steps or has become too large.
+    /// Refuses to continue if the lexer has taken too many steps, or if the state has become too large.
     fn check_limits(&mut self) -> Result<()> {
-        let help = "use a simpler grammar";
         let left = (self.steps_left + LEXER_STEPS_PER_TOKEN).checked_sub(self.parser.last_step_stats().lexer_cost);
         let Some(left) = left else {
             let what = format!("takes more than {LEXER_STEPS_PER_TOKEN} steps of its lexer per token");
-            return Err(refused(what, help));
+            return Err(refused(what, SIMPLER));
         };
         self.steps_left = left.min(RESERVED_LEXER_STEPS);
         let stats = self.parser.parser.lexer_stats();
         // The statistics leave out the set of possible terminals that each state has.
-        let bytes = stats.num_bytes + stats.num_states * stats.num_regexps / 8;
-        match bytes > MAX_LEXER_BYTES {
-            true => Err(refused(format!("needs more than {} MiB for its lexer", MAX_LEXER_BYTES >> 20), help)),
+        let lexer = stats.num_bytes + stats.num_states * stats.num_regexps / 8;
+        self.memory = StateMemory::of(lexer + self.items * ITEM_BYTES);
+        match self.memory.0 > MAX_STATE_BYTES {
+            true => Err(refused(format!("needs more than {} MiB for its state", MAX_STATE_BYTES >> 20), SIMPLER)),
             false => Ok(()),
         }
     }
+}
+
+/// Runs `work` of `llguidance`, and turns its errors and panics into errors of the request.
+fn without_panic<T>(work: impl FnOnce() -> std::result::Result<T, String>) -> Result<T> {
+    let done = catch_panic(work).map_err(|panic| refused(format!("its parser panicked: {panic}"), SIMPLER))?;
+    done.map_err(|e| stopped(&e))
 }
 
 pub(crate) fn refused(what: String, help: &str) -> EngineError {
@@ -292,7 +339,7 @@ fn stopped(text: &str) -> EngineError {
             "no text satisfies it".into(),
             "correct the grammar; for example, a schema that always refers to itself has no finite text",
         ),
-        line => refused(line, "use a simpler grammar"),
+        line => refused(line, SIMPLER),
     }
 }
 

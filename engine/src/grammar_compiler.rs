@@ -1,6 +1,9 @@
 //! Compiles grammars with limits on time, memory and depth: a worker process compiles a grammar first
 //! (`grammar_worker.rs`), then this process does, on a larger stack.
 
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
 use reel_diagnostic::Diagnostic;
 use reel_input::encode::ModelFolder;
 use reel_input::grammar::{AnswerWithoutCalls, GrammarSpec};
@@ -14,9 +17,17 @@ use crate::grammar_worker::{CompileCancellation, GrammarWorkers, STACK_BYTES, ru
 /// serde_json reads at most 127 levels.
 const MAX_SCHEMA_LEVELS: usize = 100;
 
+/// The number of grammars that are kept for later requests with the same grammar.
+const KEPT_GRAMMARS: usize = 8;
+
+/// The maximum size of the state of a grammar that is kept, in bytes.
+const MAX_KEPT_BYTES: usize = 512 << 10;
+
 /// Compiles grammars for the vocabulary of a model.
 pub struct GrammarCompiler {
     local: LocalCompiler,
+    /// The grammars that were compiled last, latest first.
+    kept: Mutex<VecDeque<(GrammarSpec, Grammar)>>,
     /// `None` if no worker process checks the grammars.
     workers: Option<GrammarWorkers>,
 }
@@ -39,7 +50,7 @@ impl GrammarCompiler {
         // The worker prepares itself while this process sorts the vocabulary.
         let workers = GrammarWorkers::start(program, vocabulary)?;
         let local = LocalCompiler::new(workers.vocabulary())?;
-        Ok(GrammarCompiler { local, workers: Some(workers) })
+        Ok(GrammarCompiler { local, kept: Mutex::default(), workers: Some(workers) })
     }
 
     /// Creates a compiler without worker processes, for grammars that another process has checked.
@@ -47,7 +58,8 @@ impl GrammarCompiler {
     /// # Errors
     /// The model has no end token.
     pub fn without_workers(folder: &ModelFolder) -> Result<GrammarCompiler> {
-        Ok(GrammarCompiler { local: LocalCompiler::new(&vocabulary_of(folder))?, workers: None })
+        let local = LocalCompiler::new(&vocabulary_of(folder))?;
+        Ok(GrammarCompiler { local, kept: Mutex::default(), workers: None })
     }
 
     /// Compiles a grammar. Time, memory and depth are limited if the program has workers.
@@ -63,11 +75,30 @@ impl GrammarCompiler {
     /// # Errors
     /// As [`compile`](Self::compile); [`EngineError::Interrupted`] if the work was cancelled.
     pub fn compile_unless_cancelled(&self, spec: &GrammarSpec, cancellation: &CompileCancellation) -> Result<Grammar> {
+        if let Some(grammar) = self.kept_grammar(spec) {
+            return Ok(grammar);
+        }
         refuse_deep_schemas(spec)?;
         if let Some(workers) = &self.workers {
             workers.check(spec, cancellation)?;
         }
-        run_on_stack(STACK_BYTES, || self.local.compile(spec))
+        let grammar = run_on_stack(STACK_BYTES, || self.local.compile(spec))?;
+        if grammar.state_bytes() <= MAX_KEPT_BYTES {
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.truncate(KEPT_GRAMMARS - 1);
+            kept.push_front((spec.clone(), grammar.clone()));
+        }
+        Ok(grammar)
+    }
+
+    /// A copy of a grammar that was compiled for one of the last requests. Takes well below a millisecond.
+    pub fn kept_grammar(&self, spec: &GrammarSpec) -> Option<Grammar> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = kept.iter().position(|(other, _)| other == spec)?;
+        let found = kept.remove(at)?;
+        let grammar = found.1.clone();
+        kept.push_front(found);
+        Some(grammar)
     }
 }
 

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -17,7 +17,7 @@ use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, Wa
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::message::{CANCEL_BYTE, read_message, write_message};
+use crate::message::{CANCEL_BYTE, is_message, read_message, write_message};
 
 /// Sends the replies to a job.
 #[derive(Debug)]
@@ -88,10 +88,22 @@ pub fn serve_in_prepared_forks<S: DeserializeOwned, T, J: DeserializeOwned, R: S
         let Some((setup, _)) = receive_job(&socket)? else { return Ok(()) };
         let data = without_panic(|| prepare(setup))?;
         replies.send(&Ok::<(), ForkExit>(()), &[])?;
+        let (work, data) = (&work, &data);
         while let Some((job, _)) = receive_job(&socket)? {
-            let fork = fork(|| replies.send(&Ok::<R, ForkExit>(without_panic(|| work(&data, job))?), &[]))?;
-            if let Some(exit) = wait_for_cancellable_fork(&socket, fork)? {
-                replies.send(&Err::<(), _>(exit), &[])?;
+            let (result, result_end) = UnixStream::pair()?;
+            // The parent drops this closure, and with it its copy of the fork's end.
+            let fork = fork(move || {
+                ReplySender(result_end).send(&Ok::<R, ForkExit>(without_panic(|| work(data, job))?), &[])
+            })?;
+            let reply = read_from_fork(&socket, &result, fork)?;
+            let is_whole = is_message(&reply);
+            if is_whole {
+                (&socket).write_all(&reply)?;
+            }
+            let status = rustix::process::waitpid(Some(fork), WaitOptions::empty())?.map(|(_, status)| status);
+            if !is_whole {
+                let (signal, code) = status.map_or((None, None), |s| (s.terminating_signal(), s.exit_status()));
+                replies.send(&Err::<(), _>(ForkExit { signal, code }), &[])?;
             }
         }
         Ok(())
@@ -201,23 +213,30 @@ fn wait_for_fork(socket: &UnixStream, fork: Pid) -> io::Result<()> {
     }
 }
 
-/// Waits until the fork has ended. Kills it if the caller cancels its job or closes the socket. Returns how the fork
-/// ended if it failed.
-fn wait_for_cancellable_fork(socket: &UnixStream, fork: Pid) -> io::Result<Option<ForkExit>> {
-    let ended = rustix::process::pidfd_open(fork, PidfdFlags::empty())?;
-    // The caller sends no other job before it has the reply, so any byte cancels this job. `receive_job` reads it.
-    let mut events = [PollFd::new(socket, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
-    while let Err(e) = poll(&mut events, None) {
-        if e != rustix::io::Errno::INTR {
-            return Err(e.into());
+/// Reads what a fork writes to `result` until it closes its end. Kills the fork if the caller cancels its job or closes
+/// the socket.
+fn read_from_fork(socket: &UnixStream, mut result: &UnixStream, fork: Pid) -> io::Result<Vec<u8>> {
+    let (mut reply, mut part) = (Vec::new(), [0; 4096]);
+    let mut is_cancelled = false;
+    loop {
+        // The caller sends no other job before it has the reply, so any byte cancels this job. `receive_job` reads it.
+        let mut events = [PollFd::new(&result, PollFlags::IN), PollFd::new(socket, PollFlags::IN)];
+        match poll(&mut events[..if is_cancelled { 1 } else { 2 }], None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(e.into()),
+            Ok(_) => {}
+        }
+        if !is_cancelled && !events[1].revents().is_empty() {
+            is_cancelled = true;
+            rustix::process::kill_process(fork, Signal::KILL)?;
+        }
+        if !events[0].revents().is_empty() {
+            match result.read(&mut part)? {
+                0 => return Ok(reply),
+                n => reply.extend_from_slice(&part[..n]),
+            }
         }
     }
-    if !events[0].revents().is_empty() {
-        rustix::process::kill_process(fork, Signal::KILL)?;
-    }
-    let status = rustix::process::waitpid(Some(fork), WaitOptions::empty())?.map(|(_, status)| status);
-    let failed = status.filter(|status| status.exit_status() != Some(0));
-    Ok(failed.map(|status| ForkExit { signal: status.terminating_signal(), code: status.exit_status() }))
 }
 
 /// Ends this process in the same way as another process ended: by the same signal, or with the same exit code.

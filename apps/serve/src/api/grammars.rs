@@ -17,6 +17,13 @@ pub(crate) const MAX_COMPILATIONS: usize = 2;
 /// The maximum time that a request waits before its grammar is compiled.
 const MAX_WAIT: Duration = Duration::from_secs(20);
 
+/// The maximum size of the grammar's states of all completions of one request, in bytes. Each completion has a copy, and copying
+/// 128 MiB takes about 60 ms of the threads that all requests share.
+const MAX_REQUEST_BYTES: usize = 128 << 20;
+
+/// The size of the grammars' states of all requests above which no further grammar is compiled, in bytes.
+const MAX_BYTES: usize = 1 << 30;
+
 /// The compiler of grammars, which the first request with a grammar creates, and a permit for each compilation.
 pub(crate) struct GrammarService {
     compiler: OnceLock<GrammarCompiler>,
@@ -38,13 +45,38 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// Compiles the grammar of a request on a blocking thread. `field` is the request field with the grammar; a grammar
-/// that was made from tools belongs to `tools`.
+/// Compiles the grammar of a request for this number of completions. `field` is the request field with the grammar; a
+/// grammar that was made from tools belongs to `tools`.
 pub(crate) async fn compile(
     shared: &Arc<ServerState>,
     spec: GrammarSpec,
     field: &'static str,
+    completions: usize,
 ) -> Result<Grammar, ApiError> {
+    if Grammar::bytes_of_all_states() > MAX_BYTES {
+        let what = "the grammars of other requests take too much memory; try again later";
+        return Err(ApiError::service_unavailable(what));
+    }
+    let grammar = compile_when_permitted(shared, spec, field).await?;
+    match grammar.state_bytes().saturating_mul(completions) > MAX_REQUEST_BYTES {
+        false => Ok(grammar),
+        true => {
+            let most = MAX_REQUEST_BYTES >> 20;
+            let what = format!("needs more than {most} MiB for {completions} completions");
+            Err(wrong_field(field, &what, "use a simpler grammar, or ask for fewer completions"))
+        }
+    }
+}
+
+/// Compiles a grammar on a blocking thread, unless it was compiled for one of the last requests.
+async fn compile_when_permitted(
+    shared: &Arc<ServerState>,
+    spec: GrammarSpec,
+    field: &'static str,
+) -> Result<Grammar, ApiError> {
+    if let Some(grammar) = shared.grammars.compiler.get().and_then(|compiler| compiler.kept_grammar(&spec)) {
+        return Ok(grammar);
+    }
     let permit = timeout(MAX_WAIT, shared.grammars.permits.clone().acquire_owned()).await;
     // This semaphore is never closed, so the only error is that of the timeout.
     let Ok(Ok(permit)) = permit else {

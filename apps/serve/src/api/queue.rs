@@ -105,13 +105,13 @@ impl CheckedRequest {
         default_tokens: usize,
     ) -> Result<Response, ApiError> {
         let Self { form, model, stream, settings, names, calls, include_reasoning, response, begun, permit } = self;
+        let n = settings.n.unwrap_or(1);
         // The grammar is cloned, because the settings are also sent to the other processes that compute the model.
         let grammar = match settings.grammar.clone() {
-            Some(spec) => Some(grammars::compile(shared, spec, names.grammar).await?),
+            Some(spec) => Some(grammars::compile(shared, spec, names.grammar, n * prompts.len()).await?),
             None => None,
         };
         let deadline = shared.limits.request_time.map(|time| begun + time);
-        let n = settings.n.unwrap_or(1);
         let prompt_tokens = prompts.iter().map(ModelInput::len).sum();
         let asked = settings.max_new_tokens.map(|number| (names.max_tokens, number));
         let limit = |prompt: &ModelInput| {
