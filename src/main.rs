@@ -70,7 +70,12 @@ fn main() -> ExitCode {
     // SIGUSR1 sets a flag instead of ending the process. Slurm sends this signal to all processes of a job step,
     // including the workers that decode media.
     interrupt::save_flag();
-    let kinds = [&reel_media::worker::VIDEO_WORKER, &chat::TEMPLATE_WORKER, &reel_data::worker::WORKER];
+    let kinds = [
+        &reel_media::worker::VIDEO_WORKER,
+        &chat::TEMPLATE_WORKER,
+        &reel_data::worker::WORKER,
+        &reel_engine::GRAMMAR_WORKER,
+    ];
     if let Some(code) = reel_worker::run_if_worker(&kinds) {
         return code;
     }

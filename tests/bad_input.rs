@@ -106,6 +106,25 @@ fn malformed_messages_are_refused() {
     }
 }
 
+/// These grammars would overflow a stack if this process alone compiled them.
+#[test]
+fn deep_grammars_are_refused() {
+    let s = ModelWorkspace::new();
+    let rules: Vec<String> = (0..50_000).map(|i| format!("a{i}: \"x\" a{} \"y\"", i + 1)).collect();
+    let grammar = format!("start: a0\n{}\na50000: \"x\"\n", rules.join("\n"));
+    let mut schema = json!({"$ref": "#/$defs/d0", "$defs": {"d20000": {"type": "null"}}});
+    for i in 0..20_000 {
+        schema["$defs"][format!("d{i}")] = json!({"type": "array", "items": {"$ref": format!("#/$defs/d{}", i + 1)}});
+    }
+    for form in [json!({"guided_grammar": grammar}), json!({"guided_json": schema})] {
+        let mut body = json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 1});
+        body.as_object_mut().unwrap().extend(form.as_object().unwrap().clone());
+        fs::write(s.dir.path().join("m.json"), body.to_string()).expect("written");
+        let got = run_in(s.dir.path(), ["generate", "--model", "tiny", "--messages", "m.json", "--device", "cpu"]);
+        got.assert_refused(1, &["grammar: ", "use a smaller or simpler grammar"]);
+    }
+}
+
 /// Replaces the file `path` by a pipe without a writer.
 fn replace_by_pipe(path: &Path) {
     let _ = fs::remove_file(path);

@@ -10,7 +10,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::set_socket_recv_buffer_size;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use server::{REQUEST_TIMEOUT, Server, question, read_reply, serve_command, wait, write_request};
 use tempfile::TempDir;
 
@@ -357,4 +357,109 @@ fn time_limits_and_numbers_of_connections_are_checked() {
     ] {
         support::finished_run(serve_command(&model, &args).output().unwrap()).assert_refused(2, &[words]);
     }
+}
+
+/// A JSON schema in which each definition refers to the next one, inside what `outer` makes of the reference.
+fn chain(length: usize, outer: fn(Value) -> Value) -> Value {
+    let reference = |i: usize| json!({"$ref": format!("#/$defs/d{i}")});
+    let mut defs: Map<String, Value> = (0..length).map(|i| (format!("d{i}"), outer(reference(i + 1)))).collect();
+    defs.insert(format!("d{length}"), json!({"type": "string"}));
+    json!({"$ref": "#/$defs/d0", "$defs": defs})
+}
+
+fn object_with(inner: Value) -> Value {
+    json!({"type": "object", "properties": {"a": inner}, "required": ["a"]})
+}
+
+/// Rules of a Lark grammar, from `a0` to `aN` (or terminals), each of which `line` makes from its own number.
+fn lark(count: usize, name: &str, line: fn(usize) -> String) -> String {
+    let lines: Vec<String> = (0..count).map(line).collect();
+    format!("start: {name}0\n{}\n{name}{count}: \"x\"\n", lines.join("\n"))
+}
+
+/// Each of these grammars would overflow a stack, or take minutes or all memory, in the server's process.
+#[test]
+fn deep_wide_and_slow_grammars_end_only_their_own_request() {
+    let server = Server::start(&[]);
+    let deep = chain(20_000, object_with);
+    let mut tool = json!({"name": "f", "strict": true, "parameters": deep});
+    tool["parameters"]["type"] = json!("object");
+    let nested = (0..55).fold(json!({"type": "string"}), |inner, _| object_with(inner));
+    let choices: Vec<String> = (0..100_000).map(|i| format!("word{i}")).collect();
+    let properties: Map<String, Value> = (0..20_000).map(|i| (format!("p{i}"), json!({"type": "integer"}))).collect();
+    let of_schema = |schema: Value| json!({"guided_json": schema});
+    let of_lark = |grammar: String| json!({"guided_grammar": grammar});
+    // The last one is a limit of the grammar compiler itself.
+    let limits = ["MiB of stack", "MiB of memory", "s of processor time", "too large"];
+    // The words that a refusal may contain; without words, the grammar is accepted.
+    let cases: [(Value, &str, &[&str]); 19] = [
+        (of_schema(chain(1000, |inner| inner)), "guided_json", &[]),
+        (of_schema(chain(100, object_with)), "guided_json", &[]),
+        (json!({"guided_choice": choices}), "guided_choice", &[]),
+        (of_schema(chain(20_000, |inner| inner)), "guided_json", &limits),
+        (of_schema(deep.clone()), "guided_json", &limits),
+        (of_schema(chain(20_000, |inner| json!({"type": "array", "items": inner}))), "guided_json", &limits),
+        (of_schema(chain(20_000, |inner| json!({"anyOf": [inner, {"type": "null"}]}))), "guided_json", &limits),
+        (of_schema(chain(20_000, |inner| json!({"allOf": [inner]}))), "guided_json", &limits),
+        (of_schema(chain(20_000, |inner| json!({"type": "array", "prefixItems": [inner]}))), "guided_json", &limits),
+        (of_schema(chain(20_000, |inner| json!({"patternProperties": {"a": inner}}))), "guided_json", &limits),
+        (of_schema(json!({"type": "object", "properties": properties})), "guided_json", &limits),
+        (of_schema(nested), "guided_json", &["more than 100 levels of JSON"]),
+        (json!({"structured_outputs": {"json": deep}}), "structured_outputs", &limits),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": deep}}}),
+            "response_format",
+            &limits,
+        ),
+        (json!({"tools": [{"type": "function", "function": tool}], "tool_choice": "required"}), "tools", &limits),
+        (of_lark(lark(50_000, "a", |i| format!("a{i}: \"x\" a{} \"y\"", i + 1))), "guided_grammar", &limits),
+        (of_lark(lark(50_000, "A", |i| format!("A{i}: \"x\" A{}", i + 1))), "guided_grammar", &limits),
+        (of_lark(format!("start: \"{}\"", choices.join("\" | \""))), "guided_grammar", &limits),
+        (json!({"guided_regex": "(".repeat(20_000) + "a" + &")*".repeat(20_000)}), "guided_regex", &["regex"]),
+    ];
+    for (mut body, field, words) in cases {
+        body["messages"] = question("x");
+        body["max_tokens"] = json!(2);
+        let reply = server.chat(&body);
+        if words.is_empty() {
+            reply.ok();
+            continue;
+        }
+        let error = reply.error(400);
+        let message = error["message"].as_str().unwrap();
+        let is_named = message.starts_with(&format!("request: {field}: ")) && error["param"] == field;
+        assert!(is_named && words.iter().any(|word| message.contains(word)), "{field}: {error}");
+        assert!(message.len() < 600 && !message.contains('\n'), "{message}");
+    }
+    let form = json!({"format": {"type": "json_schema", "name": "x", "schema": deep}});
+    let of_responses = json!({"input": "x", "max_output_tokens": 2, "text": form}).to_string();
+    let error = server.send("POST", "/v1/responses", "", &of_responses).error(400);
+    assert!(limits.iter().any(|word| error["message"].as_str().unwrap().contains(word)), "{error}");
+    server.assert_still_answers();
+}
+
+/// Grammars that take two seconds of processor time each, from clients that wait and from clients that leave.
+#[test]
+fn slow_grammars_hold_up_no_other_request() {
+    let server = Server::start(&[]);
+    let texts: Vec<String> = (0..100_000).map(|i| format!("\"word{i}\"")).collect();
+    let grammar = format!("start: {}", texts.join(" | "));
+    let body = json!({"messages": question("x"), "max_tokens": 1, "guided_grammar": grammar}).to_string();
+    let send = || {
+        let mut stream = server.connect();
+        write_request(&mut stream, "POST", CHAT, "", &body);
+        stream
+    };
+    let left: Vec<TcpStream> = (0..8).map(|_| send()).collect();
+    drop(left);
+    let mut waiting: Vec<TcpStream> = (0..4).map(|_| send()).collect();
+    for _ in 0..10 {
+        server.assert_still_answers();
+    }
+    for stream in &mut waiting {
+        let error = read_reply(stream).error(400);
+        assert!(error["message"].as_str().unwrap().contains("s of processor time"), "{error}");
+    }
+    let choice = json!({"messages": question("x"), "max_tokens": 9, "guided_choice": ["yes"]});
+    assert_eq!(server.chat(&choice).ok()["choices"][0]["message"]["content"], "yes");
 }

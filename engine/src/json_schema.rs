@@ -215,7 +215,7 @@ mod tests {
     use reel_input::grammar::GrammarSpec;
 
     use super::*;
-    use crate::grammar::GrammarCompiler;
+    use crate::grammar_compiler::GrammarCompiler;
     use crate::tool_calls::tests::accepts;
 
     fn folder() -> ModelFolder {

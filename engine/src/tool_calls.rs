@@ -51,7 +51,8 @@ pub(crate) mod tests {
     use reel_input::grammar::GrammarSpec;
 
     use super::*;
-    use crate::grammar::{Grammar, GrammarCompiler};
+    use crate::grammar::Grammar;
+    use crate::grammar_compiler::GrammarCompiler;
 
     /// Whether a completion may be exactly this text, however it is split into tokens.
     pub(crate) fn accepts(folder: &ModelFolder, grammar: &Grammar, text: &str) -> bool {

@@ -16,7 +16,7 @@ use reel_media::frames::FrameView;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::video::{self, DecodedVideo};
 use reel_media::worker::{self, DecodeWorker, FrameCache, VIDEO_WORKER, WorkerRequest};
-use reel_worker::{ReplySender, WorkerProgram};
+use reel_worker::{ForkExit, ReplySender, Worker, WorkerKind, WorkerProgram};
 use serde_json::{Value, json};
 
 fn main() -> ExitCode {
@@ -29,6 +29,7 @@ fn main() -> ExitCode {
             return reel_worker::serve_in_forks(|request, memory, replies| play(&args[2], request, memory, replies));
         }
         Some("__for-this-test-alone") => return (VIDEO_WORKER.main)(),
+        Some("__prepared-forks") => return prepared_forks(),
         Some("__not-a-server") => return not_a_server(),
         Some("__few-processes") => {
             forbid_threads();
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}
     }
-    let tests: [(&str, fn()); 15] = [
+    let tests: [(&str, fn()); 16] = [
         ("worker_frames_equal_in_process_frames", worker_frames_equal_in_process_frames),
         ("resized_frames_equal_torch_bicubic", resized_frames_equal_torch_bicubic),
         ("worker_errors_reach_the_caller", worker_errors_reach_the_caller),
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         ("worker_dies_with_its_caller", worker_dies_with_its_caller),
         ("one_server_serves_many_videos", one_server_serves_many_videos),
         ("kept_frames_need_no_worker", kept_frames_need_no_worker),
+        ("prepared_forks_are_cancelled_and_survived", prepared_forks_are_cancelled_and_survived),
     ];
     let wanted = args.iter().skip(1).find(|a| !a.starts_with('-'));
     for (name, test) in tests {
@@ -84,6 +86,48 @@ fn abort_first(part: &str) {
     std::fs::write(path, vec![b'x'; starts]).unwrap();
     if starts <= times.parse().unwrap() {
         std::process::abort();
+    }
+}
+
+/// A worker that is prepared by a number, and whose forks add it to another number, crash, or do not end.
+fn prepared_forks() -> ExitCode {
+    reel_worker::serve_in_prepared_forks(
+        |base: u64| Ok(base),
+        |base, job: Value| match job.as_u64() {
+            Some(number) => Ok(base + number),
+            None if job == "abort" => std::process::abort(),
+            None if job == "error" => Err(std::io::Error::other("no number")),
+            None => loop {
+                std::thread::sleep(Duration::from_secs(1));
+            },
+        },
+    )
+}
+
+/// The worker answers after each of its forks has failed, and after the caller has cancelled a job, even if the job had
+/// ended before.
+fn prepared_forks_are_cancelled_and_survived() {
+    type Reply = Result<u64, ForkExit>;
+    let kind = WorkerKind { name: "prepared", malloc_arenas: "1", main: prepared_forks };
+    let args = vec!["__prepared-forks".to_owned()];
+    let program = WorkerProgram { args, ..WorkerProgram::of_current_executable() };
+    let mut worker = Worker::start(&program, &kind).unwrap();
+    let limit = Duration::from_secs(60);
+    worker.send(&40, None, limit).unwrap();
+    worker.receive::<Result<(), ForkExit>>(0, &mut Vec::new()).unwrap().unwrap();
+    for (job, signal, code) in
+        [("abort", Some(6), None), ("error", None, Some(1)), ("hang", Some(9), None), ("hang", Some(9), None)]
+    {
+        worker.send(&job, None, limit).unwrap();
+        if job == "hang" {
+            worker.job_canceller().unwrap().cancel();
+        }
+        let exit = worker.receive::<Reply>(0, &mut Vec::new()).unwrap().unwrap_err();
+        assert_eq!((exit.signal, exit.code), (signal, code), "{job}");
+        assert_eq!(worker.read_stderr().contains("no number"), job == "error");
+        worker.send(&2, None, limit).unwrap();
+        assert_eq!(worker.receive::<Reply>(0, &mut Vec::new()).unwrap().unwrap(), 42);
+        worker.job_canceller().unwrap().cancel();
     }
 }
 

@@ -58,7 +58,12 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let kinds = [&reel_media::worker::VIDEO_WORKER, &chat::TEMPLATE_WORKER, &reel_data::worker::WORKER];
+    let kinds = [
+        &reel_media::worker::VIDEO_WORKER,
+        &chat::TEMPLATE_WORKER,
+        &reel_data::worker::WORKER,
+        &reel_engine::GRAMMAR_WORKER,
+    ];
     if let Some(code) = reel_worker::run_if_worker(&kinds) {
         return code;
     }

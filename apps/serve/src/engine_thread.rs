@@ -165,6 +165,10 @@ impl Drop for AliveFlag {
     }
 }
 
+/// The stack size of the engine's thread in bytes: as much as the main thread has, on which other commands generate. A
+/// worker process has followed each grammar for some tokens on a stack of 256 KiB.
+const STACK_BYTES: usize = 8 << 20;
+
 /// Starts the engine's thread and waits until the thread has allocated its KV cache. The thread ends once all clones of
 /// the queue are dropped. With `turns`, the thread uses the device only during the turns that it gets, even for this
 /// allocation.
@@ -183,7 +187,7 @@ pub(crate) fn start(
     let channels = Channels { commands: received, ready };
     let alive = Arc::new(AtomicBool::new(true));
     let flag = AliveFlag(alive.clone());
-    let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
+    let thread = std::thread::Builder::new().name("engine".into()).stack_size(STACK_BYTES).spawn(move || {
         let _alive = flag;
         run(&model, weights, limits, &gauges, channels, turns)
     })?;

@@ -66,7 +66,8 @@ fn command(
                 Some(spec) => {
                     let compiler = match grammars.take() {
                         Some(compiler) => compiler,
-                        None => GrammarCompiler::new(&model.folder)?,
+                        // Rank 0 has checked this grammar in a worker process.
+                        None => GrammarCompiler::without_workers(&model.folder)?,
                     };
                     Some(grammars.insert(compiler).compile(spec)?)
                 }

@@ -1,7 +1,7 @@
 //! The server: its routes, its start and its end.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
+use crate::api::grammars::{GrammarService, MAX_COMPILATIONS};
 use crate::api::named_adapters::{self, AdapterNames};
 use crate::api::shared::ServerState;
 use crate::api::{self, ApiError};
@@ -29,7 +30,7 @@ use crate::settings::{ServeError, ServeOptions, ServedModel, ServedWeights};
 /// How often the server checks whether it should stop.
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Number of blocking threads beyond those that decode media. They encode texts and compile grammars.
+/// Number of blocking threads beyond those that decode media and compile grammars. They encode texts.
 const SPARE_THREADS: usize = 2;
 
 /// Maximum number of clients that wait for their connection to be accepted. The system allows fewer if
@@ -73,13 +74,13 @@ pub(crate) fn serve_with_turns(
         .worker_threads(1)
         // The number of threads is limited, because each thread keeps memory of the size of the largest request that
         // it encoded.
-        .max_blocking_threads(options.limits.encoders + SPARE_THREADS)
+        .max_blocking_threads(options.limits.encoders + MAX_COMPILATIONS + SPARE_THREADS)
         .enable_all()
         .build()?;
     let log = if options.access_log { Some(AccessLog::start()?) } else { None };
     let shared = Arc::new(ServerState {
         model,
-        grammars: OnceLock::new(),
+        grammars: GrammarService::default(),
         media: options.media,
         limits: options.limits,
         bodies: BodyMemory::new(options.limits.body_bytes, options.connections.read_timeout),

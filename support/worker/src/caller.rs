@@ -10,12 +10,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::message::{read_message, write_message};
+use crate::message::{CANCEL_BYTE, JOB_BYTE, read_message, write_message};
 use crate::program::{WorkerKind, WorkerProgram};
 
 /// The maximum size of a reply's header in bytes.
@@ -103,6 +103,18 @@ impl WorkerExit {
     }
 }
 
+/// Cancels the job that a worker of [`serve_in_prepared_forks`](crate::serve_in_prepared_forks) runs. The worker then
+/// replies that the job's fork was killed.
+#[derive(Debug)]
+pub struct JobCanceller(UnixStream);
+
+impl JobCanceller {
+    /// Cancels the job. Has no effect if the job or the worker has ended.
+    pub fn cancel(&self) {
+        let _ = send(&self.0, &[CANCEL_BYTE], SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    }
+}
+
 impl Worker {
     /// Starts a worker.
     ///
@@ -153,10 +165,18 @@ impl Worker {
         let mut stream = &self.socket.get_ref().stream;
         let sent = stream
             .set_write_timeout(Some(timeout.max(Duration::from_millis(1))))
-            .and_then(|()| Ok(sendmsg(stream, &[IoSlice::new(&[1])], &mut attached, SendFlags::NOSIGNAL)?))
+            .and_then(|()| Ok(sendmsg(stream, &[IoSlice::new(&[JOB_BYTE])], &mut attached, SendFlags::NOSIGNAL)?))
             // The standard library ignores SIGPIPE. So writing to a worker that has ended returns an error.
             .and_then(|_| write_message(&mut stream, job, &[]));
         sent.map_err(|e| self.failure(&e))
+    }
+
+    /// Returns a value that cancels the job that was sent last.
+    ///
+    /// # Errors
+    /// The process has too many open files.
+    pub fn job_canceller(&self) -> io::Result<JobCanceller> {
+        self.socket.get_ref().stream.try_clone().map(JobCanceller)
     }
 
     /// Waits for a reply. Appends its body of at most `max_body` bytes to `body`, and returns its header.
@@ -182,8 +202,9 @@ impl Worker {
         WorkerFailure::Ended(WorkerExit { signal, code, stderr: self.read_stderr() })
     }
 
-    /// Reads the output of the worker on its standard error since the last call.
-    fn read_stderr(&self) -> String {
+    /// Reads the output of the worker and its forks on standard error since the start of the last job (or of the
+    /// worker), or since the last call.
+    pub fn read_stderr(&self) -> String {
         let mut bytes = Vec::new();
         // The read ends with an error when reading more would block.
         let _ = (&self.stderr).take(MAX_STDERR_BYTES).read_to_end(&mut bytes);

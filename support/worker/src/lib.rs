@@ -16,7 +16,8 @@
 //!
 //! [`serve`] runs the jobs in the worker. [`serve_in_forks`] runs each job in a fork of the worker, which inherits
 //! the loaded libraries but no data of other jobs. If a fork fails, the worker ends in the same way, so the caller
-//! sees no difference.
+//! sees no difference. [`serve_in_prepared_forks`] also runs each job in a fork, after one job that prepares data for
+//! all of them; the worker survives forks that fail, and the caller can cancel a job.
 //!
 //! A worker that exceeds its time limit, dies, or sends an invalid reply is killed when its [`Worker`] is dropped.
 //! The caller gets a [`WorkerFailure`] and decides whether another worker tries the job again. Idle workers wait in a
@@ -30,9 +31,11 @@ mod message;
 mod program;
 mod serve;
 
-pub use caller::{Worker, WorkerExit, WorkerFailure, WorkerPool};
+pub use caller::{JobCanceller, Worker, WorkerExit, WorkerFailure, WorkerPool};
 pub use program::{
     DEFAULT_WORKER_TIMEOUT, WORKER_ARGUMENT, WorkerKind, WorkerProgram, run_if_worker, set_worker_program,
     worker_program,
 };
-pub use serve::{ReplySender, limit_memory, limit_processor_time, serve, serve_in_forks};
+pub use serve::{
+    ForkExit, ReplySender, limit_memory, limit_processor_time, serve, serve_in_forks, serve_in_prepared_forks,
+};

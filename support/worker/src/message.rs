@@ -6,11 +6,23 @@ use std::io::{self, ErrorKind, Read, Write};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+/// The byte before each job, which may have an open file attached.
+pub(crate) const JOB_BYTE: u8 = 1;
+
+/// A byte that cancels the running job of a worker whose forks can be cancelled.
+pub(crate) const CANCEL_BYTE: u8 = 0;
+
 pub(crate) fn write_message(out: &mut impl Write, header: &impl Serialize, body: &[u8]) -> io::Result<()> {
     let header = serde_json::to_vec(header)?;
     let lengths = [header.len(), body.len()].map(|bytes| (bytes as u64).to_le_bytes());
     out.write_all(&[lengths.as_flattened(), &header].concat())?;
     out.write_all(body)
+}
+
+/// Whether these bytes are one whole message.
+pub(crate) fn is_message(bytes: &[u8]) -> bool {
+    let lengths = bytes.as_chunks::<8>().0.iter().take(2).map(|length| u64::from_le_bytes(*length));
+    bytes.len() >= 16 && bytes.len() as u64 - 16 == lengths.fold(0, u64::saturating_add)
 }
 
 /// Reads a message. Appends its body to `body`, and returns its header.
@@ -58,6 +70,7 @@ mod tests {
                 Ok::<_, io::Error>((header, body.split_off(7)))
             };
             let bytes = body.len() as u64;
+            prop_assert!(is_message(&sent) && !is_message(&sent[..sent.len() - 1]) && !is_message(&sent[..15]));
             prop_assert_eq!(read(&sent, bytes).unwrap(), (header, body));
             if bytes > 0 {
                 prop_assert_eq!(read(&sent, bytes - 1).unwrap_err().kind(), ErrorKind::InvalidData);

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -14,10 +14,10 @@ use reel_diagnostic::{catch_panic, note};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-use crate::message::{read_message, write_message};
+use crate::message::{CANCEL_BYTE, is_message, read_message, write_message};
 
 /// Sends the replies to a job.
 #[derive(Debug)]
@@ -66,6 +66,51 @@ pub fn serve_in_forks<J: DeserializeOwned>(
     ExitCode::from(code_of(served))
 }
 
+/// How a fork ended that sent no reply.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ForkExit {
+    /// The signal that killed the fork.
+    pub signal: Option<i32>,
+    /// The exit code of the fork, if it exited.
+    pub code: Option<i32>,
+}
+
+/// Prepares data from the first job, then runs each further job in a fork, which inherits the data. The reply to the
+/// first job is `Ok(())`. The reply to a further job is what `work` returns, or the [`ForkExit`] of a fork that failed
+/// or whose job was cancelled by [`JobCanceller`](crate::JobCanceller). Unlike in [`serve_in_forks`], the worker
+/// survives its forks, because preparing the data takes long.
+pub fn serve_in_prepared_forks<S: DeserializeOwned, T, J: DeserializeOwned, R: Serialize>(
+    prepare: impl FnOnce(S) -> io::Result<T>,
+    work: impl Fn(&T, J) -> io::Result<R>,
+) -> ExitCode {
+    let served = start().and_then(|socket| {
+        let mut replies = ReplySender(socket.try_clone()?);
+        let Some((setup, _)) = receive_job(&socket)? else { return Ok(()) };
+        let data = without_panic(|| prepare(setup))?;
+        replies.send(&Ok::<(), ForkExit>(()), &[])?;
+        let (work, data) = (&work, &data);
+        while let Some((job, _)) = receive_job(&socket)? {
+            let (result, result_end) = UnixStream::pair()?;
+            // The parent drops this closure, and with it its copy of the fork's end.
+            let fork = fork(move || {
+                ReplySender(result_end).send(&Ok::<R, ForkExit>(without_panic(|| work(data, job))?), &[])
+            })?;
+            let reply = read_from_fork(&socket, &result, fork)?;
+            let is_whole = is_message(&reply);
+            if is_whole {
+                (&socket).write_all(&reply)?;
+            }
+            let status = rustix::process::waitpid(Some(fork), WaitOptions::empty())?.map(|(_, status)| status);
+            if !is_whole {
+                let (signal, code) = status.map_or((None, None), |s| (s.terminating_signal(), s.exit_status()));
+                replies.send(&Err::<(), _>(ForkExit { signal, code }), &[])?;
+            }
+        }
+        Ok(())
+    });
+    ExitCode::from(code_of(served))
+}
+
 /// Prepares this process to run jobs. Returns the socket to the caller.
 fn start() -> io::Result<UnixStream> {
     // Damaged input can cause panics. The caller learns of them from the line that `code_of` prints, so the hook
@@ -80,7 +125,7 @@ fn start() -> io::Result<UnixStream> {
     Ok(socket)
 }
 
-fn without_panic(work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+fn without_panic<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     catch_panic(work).unwrap_or_else(|panic| Err(io::Error::other(format!("it panicked: {panic}"))))
 }
 
@@ -96,9 +141,13 @@ fn code_of(done: io::Result<()>) -> u8 {
 fn receive_job<J: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<Option<(J, Option<File>)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut attached = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut [0])], &mut attached, RecvFlags::CMSG_CLOEXEC)?;
-    if received.bytes == 0 {
-        return Ok(None);
+    let mut first = [CANCEL_BYTE];
+    // A job that ended by itself leaves the byte that should have cancelled it.
+    while first == [CANCEL_BYTE] {
+        let received = recvmsg(socket, &mut [IoSliceMut::new(&mut first)], &mut attached, RecvFlags::CMSG_CLOEXEC)?;
+        if received.bytes == 0 {
+            return Ok(None);
+        }
     }
     let file = attached.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut files) => files.next(),
@@ -161,6 +210,32 @@ fn wait_for_fork(socket: &UnixStream, fork: Pid) -> io::Result<()> {
     match rustix::process::waitpid(Some(fork), WaitOptions::empty())? {
         Some((_, status)) if status.exit_status() != Some(0) => end_as(status),
         _ => Ok(()),
+    }
+}
+
+/// Reads what a fork writes to `result` until it closes its end. Kills the fork if the caller cancels its job or closes
+/// the socket.
+fn read_from_fork(socket: &UnixStream, mut result: &UnixStream, fork: Pid) -> io::Result<Vec<u8>> {
+    let (mut reply, mut part) = (Vec::new(), [0; 4096]);
+    let mut is_cancelled = false;
+    loop {
+        // The caller sends no other job before it has the reply, so any byte cancels this job. `receive_job` reads it.
+        let mut events = [PollFd::new(&result, PollFlags::IN), PollFd::new(socket, PollFlags::IN)];
+        match poll(&mut events[..if is_cancelled { 1 } else { 2 }], None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(e.into()),
+            Ok(_) => {}
+        }
+        if !is_cancelled && !events[1].revents().is_empty() {
+            is_cancelled = true;
+            rustix::process::kill_process(fork, Signal::KILL)?;
+        }
+        if !events[0].revents().is_empty() {
+            match result.read(&mut part)? {
+                0 => return Ok(reply),
+                n => reply.extend_from_slice(&part[..n]),
+            }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! that the parser knows, and the function that gives the parser an input and checks the outcome.
 
 mod data;
+mod grammar;
 mod media;
 mod model;
 mod rows;
@@ -56,6 +57,7 @@ pub const ALL_TARGETS: &[FuzzTarget] = &[
     scoring::REWARDS,
     scoring::REWARD_COMMAND,
     serve::REQUEST,
+    grammar::GRAMMAR,
     template::TEMPLATE_VALUES,
     serve::EVENTS,
     sim::PTX,

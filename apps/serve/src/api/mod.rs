@@ -9,6 +9,7 @@ pub(crate) mod document;
 mod encode;
 mod events;
 pub(crate) mod fields;
+pub(crate) mod grammars;
 pub(crate) mod health;
 pub(crate) mod models;
 pub(crate) mod named_adapters;

@@ -13,10 +13,7 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use reel_engine::{
-    Completion, EngineError, Grammar, GrammarCompiler, GrammarSpec, SamplingParams, TooLongReason,
-    new_tokens_within_positions,
-};
+use reel_engine::{Completion, SamplingParams, TooLongReason, new_tokens_within_positions};
 use reel_input::ModelInput;
 use reel_input::request::RequestSettings;
 use serde_json::Value;
@@ -29,7 +26,7 @@ use super::fields::{GivenFieldNames, MAX_COMPLETIONS, StreamFields, wrong_field}
 use super::responses::ResponseWriter;
 use super::shared::ServerState;
 use super::stream::AnswerStream;
-use super::{ApiError, REQUEST_LOCATION, encode, encoding_error, models, seconds_since_1970};
+use super::{ApiError, REQUEST_LOCATION, encoding_error, grammars, models, seconds_since_1970};
 use crate::engine_thread::GenerationJob;
 use crate::http::{RequestLog, random_number};
 
@@ -108,15 +105,13 @@ impl CheckedRequest {
         default_tokens: usize,
     ) -> Result<Response, ApiError> {
         let Self { form, model, stream, settings, names, calls, include_reasoning, response, begun, permit } = self;
+        let n = settings.n.unwrap_or(1);
         // The grammar is cloned, because the settings are also sent to the other processes that compute the model.
         let grammar = match settings.grammar.clone() {
-            Some(spec) => {
-                Some(encode::run_on_blocking_thread(shared, move |shared| compile(shared, &spec, names.grammar)).await?)
-            }
+            Some(spec) => Some(grammars::compile(shared, spec, names.grammar, n * prompts.len()).await?),
             None => None,
         };
         let deadline = shared.limits.request_time.map(|time| begun + time);
-        let n = settings.n.unwrap_or(1);
         let prompt_tokens = prompts.iter().map(ModelInput::len).sum();
         let asked = settings.max_new_tokens.map(|number| (names.max_tokens, number));
         let limit = |prompt: &ModelInput| {
@@ -185,26 +180,6 @@ fn enqueue(shared: &ServerState, job: GenerationJob) -> QueuedPrompt {
     let tokens = job.prompt.len();
     shared.engine.send_request(GenerationJob { settings, ..job }, sender);
     QueuedPrompt { tokens, events }
-}
-
-/// Compiles the grammar of a request. `field` is the request field with the grammar; a grammar that was made from tools
-/// belongs to `tools`.
-fn compile(shared: &ServerState, spec: &GrammarSpec, field: &str) -> Result<Grammar, ApiError> {
-    let compiler = match shared.grammars.get() {
-        Some(compiler) => compiler,
-        // If two requests create a compiler at the same time, one of the two compilers is kept.
-        None => {
-            let made = GrammarCompiler::new(&shared.model.folder).map_err(|e| ApiError::internal(e.to_string()))?;
-            shared.grammars.get_or_init(|| made)
-        }
-    };
-    compiler.compile(spec).map_err(|e| match e {
-        EngineError::Request(diagnostic) => {
-            let field = if diagnostic.location == "tools" { "tools" } else { field };
-            wrong_field(field, &diagnostic.what, &diagnostic.help)
-        }
-        e => ApiError::of_engine(&e),
-    })
 }
 
 /// The maximum number of tokens to generate: the number that the request gives, otherwise the default, but at most

@@ -1,13 +1,13 @@
 //! What all handlers share.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use reel_engine::GrammarCompiler;
 use reel_input::TokenId;
 use subtle::ConstantTimeEq;
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore};
 
+use super::grammars::GrammarService;
 use super::named_adapters::AdapterNames;
 use super::{ApiError, seconds_since_1970};
 use crate::engine_thread::EngineQueue;
@@ -18,8 +18,7 @@ use crate::settings::{RequestMedia, ServedModel, ServerLimits, ServerProfiler};
 /// What all handlers share.
 pub(crate) struct ServerState {
     pub(crate) model: Arc<ServedModel>,
-    /// The compiler of grammars. The first request with a grammar creates it.
-    pub(crate) grammars: OnceLock<GrammarCompiler>,
+    pub(crate) grammars: GrammarService,
     pub(crate) media: RequestMedia,
     pub(crate) limits: ServerLimits,
     pub(crate) bodies: BodyMemory,

@@ -1,0 +1,116 @@
+//! Compiles the grammars of requests, a few at a time, so that slow grammars hold up only requests with a grammar.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use reel_engine::{CompileCancellation, EngineError, Grammar, GrammarCompiler, GrammarSpec};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::fields::wrong_field;
+use super::shared::ServerState;
+use super::{ApiError, encode};
+
+/// The maximum number of grammars that are compiled at the same time.
+pub(crate) const MAX_COMPILATIONS: usize = 2;
+
+/// The maximum time that a request waits before its grammar is compiled.
+const MAX_WAIT: Duration = Duration::from_secs(20);
+
+/// The maximum size of the grammar's states of all completions of one request, in bytes. Each completion has a copy, and copying
+/// 128 MiB takes about 60 ms of the threads that all requests share.
+const MAX_REQUEST_BYTES: usize = 128 << 20;
+
+/// The size of the grammars' states of all requests above which no further grammar is compiled, in bytes.
+const MAX_BYTES: usize = 1 << 30;
+
+/// The compiler of grammars, which the first request with a grammar creates, and a permit for each compilation.
+pub(crate) struct GrammarService {
+    compiler: OnceLock<GrammarCompiler>,
+    permits: Arc<Semaphore>,
+}
+
+impl Default for GrammarService {
+    fn default() -> Self {
+        Self { compiler: OnceLock::new(), permits: Arc::new(Semaphore::new(MAX_COMPILATIONS)) }
+    }
+}
+
+/// Cancels the compilation when the handler of a request is dropped, because its client has left.
+struct CancelOnDrop(Arc<CompileCancellation>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// Compiles the grammar of a request for this number of completions. `field` is the request field with the grammar; a
+/// grammar that was made from tools belongs to `tools`.
+pub(crate) async fn compile(
+    shared: &Arc<ServerState>,
+    spec: GrammarSpec,
+    field: &'static str,
+    completions: usize,
+) -> Result<Grammar, ApiError> {
+    if Grammar::bytes_of_all_states() > MAX_BYTES {
+        let what = "the grammars of other requests take too much memory; try again later";
+        return Err(ApiError::service_unavailable(what));
+    }
+    let grammar = compile_when_permitted(shared, spec, field).await?;
+    match grammar.state_bytes().saturating_mul(completions) > MAX_REQUEST_BYTES {
+        false => Ok(grammar),
+        true => {
+            let most = MAX_REQUEST_BYTES >> 20;
+            let what = format!("needs more than {most} MiB for {completions} completions");
+            Err(wrong_field(field, &what, "use a simpler grammar, or ask for fewer completions"))
+        }
+    }
+}
+
+/// Compiles a grammar on a blocking thread, unless it was compiled for one of the last requests.
+async fn compile_when_permitted(
+    shared: &Arc<ServerState>,
+    spec: GrammarSpec,
+    field: &'static str,
+) -> Result<Grammar, ApiError> {
+    if let Some(grammar) = shared.grammars.compiler.get().and_then(|compiler| compiler.kept_grammar(&spec)) {
+        return Ok(grammar);
+    }
+    let permit = timeout(MAX_WAIT, shared.grammars.permits.clone().acquire_owned()).await;
+    // This semaphore is never closed, so the only error is that of the timeout.
+    let Ok(Ok(permit)) = permit else {
+        let what = "too many grammars are being compiled; try again later, or use simpler grammars";
+        return Err(ApiError::service_unavailable(what));
+    };
+    let cancellation = Arc::new(CompileCancellation::default());
+    let _cancel = CancelOnDrop(cancellation.clone());
+    encode::run_on_blocking_thread(shared, move |shared| {
+        let _permit = permit;
+        compile_now(shared, &spec, field, &cancellation)
+    })
+    .await
+}
+
+fn compile_now(
+    shared: &ServerState,
+    spec: &GrammarSpec,
+    field: &str,
+    cancellation: &CompileCancellation,
+) -> Result<Grammar, ApiError> {
+    let compiler = match shared.grammars.compiler.get() {
+        Some(compiler) => compiler,
+        // If two requests create a compiler at the same time, one of the two compilers is kept.
+        None => {
+            let made = GrammarCompiler::new(&shared.model.folder).map_err(|e| ApiError::internal(e.to_string()))?;
+            shared.grammars.compiler.get_or_init(|| made)
+        }
+    };
+    compiler.compile_unless_cancelled(spec, cancellation).map_err(|e| match e {
+        EngineError::Request(diagnostic) => {
+            let field = if diagnostic.location == "tools" { "tools" } else { field };
+            wrong_field(field, &diagnostic.what, &diagnostic.help)
+        }
+        e => ApiError::of_engine(&e),
+    })
+}
