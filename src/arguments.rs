@@ -226,6 +226,7 @@ fn has_effect(option: &str, path: &str) -> bool {
                 "kernels pack",
                 "kernels report",
                 "data check",
+                "data show",
                 "data stats",
             ];
             on_device || one_of(&others) || path.starts_with("sim ")
@@ -249,6 +250,7 @@ fn has_effect(option: &str, path: &str) -> bool {
                 "bench op",
                 "bench serve",
                 "data convert",
+                "data show",
                 "data stats",
             ];
             (one_of(&MODEL) && !plans) || one_of(&others)

@@ -57,6 +57,18 @@ pub struct ModelSizeFlags {
 }
 
 impl ModelSizeFlags {
+    /// Refuses the options that change the size of a preset, for a command whose `--model` has its own size.
+    pub fn refuse_beside_model(&self) -> Result<()> {
+        let given = [("--layers", self.layers.is_some()), ("--vocab", self.vocab.is_some())];
+        given.iter().find(|(_, is_given)| *is_given).map_or(Ok(()), |(name, _)| {
+            Err(usage_error(
+                name,
+                "changes the size of a preset, but --model has its own size",
+                "give --preset instead",
+            ))
+        })
+    }
+
     /// Converts these options to those of `reel_model::init`.
     pub fn options(&self, common: &CommonOptions) -> Result<InitOptions> {
         let dtype = stored(common);

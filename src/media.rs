@@ -79,6 +79,13 @@ impl MediaFlags {
         flags
     }
 
+    /// Returns the names of the options that are given, such as `--nframes`.
+    pub fn given_options(&self) -> Vec<String> {
+        let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(self) else { return Vec::new() };
+        let given = fields.into_iter().filter(|(_, value)| !value.is_null() && *value != false);
+        given.map(|(name, _)| format!("--{}", name.replace('_', "-"))).collect()
+    }
+
     /// Checks the limits that the options set, and returns them. They take precedence over the limits of the profile
     /// and over those that a chat message sets for its image or video.
     pub fn limit_overrides(&self, profile: MediaProfile) -> Result<MediaOverrides> {

@@ -30,6 +30,22 @@ pub fn print_text(text: &str) -> Result<()> {
         .context("stdout: cannot be written; check where it is redirected to")
 }
 
+/// Returns true if stdout shows colours: it is a terminal, and `NO_COLOR` and `TERM=dumb` do not forbid them.
+pub fn stdout_shows_colors() -> bool {
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    io::stdout().is_terminal() && !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Prints a line of texts on stdout, each with the terminal's code for its colour (such as `32` for green), or with
+/// none. Control characters of the texts except newline and tab are escaped.
+pub fn print_colored_line<'a>(texts: impl IntoIterator<Item = (&'a str, Option<u8>)>) -> Result<()> {
+    let shown = texts.into_iter().map(|(text, color)| match color {
+        Some(code) => format!("\x1b[{code}m{}\x1b[0m", escape_controls(text)),
+        None => escape_controls(text).into_owned(),
+    });
+    write_line(&shown.collect::<String>())
+}
+
 /// Prints a result as one line of JSON on stdout, with all control characters escaped as JSON does.
 pub fn print_json(value: &impl Serialize) -> Result<()> {
     write_line(&escape_controls_in_json(&serde_json::to_string(value)?))

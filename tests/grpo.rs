@@ -655,7 +655,7 @@ fn completions_that_end_early_take_at_most_the_planned_memory() {
 #[test]
 fn full_7b_training_with_reference_fits_one_141_gb_gpu() {
     let sizes = ["--tokens", "2048", "--vision-patches", "4096", "--gpu", "h200", "--json"];
-    let plan = |more: &[&str]| run([&["plan", "grpo", "--preset", "7b"][..], &sizes, more].concat()).json();
+    let plan = |more: &[&str]| run([&["plan", "grpo", "--preset", "7b"][..], &sizes, more].concat()).plan_json();
     let small = plan(&["--optim", "adamw-bf16"]);
     // Bytes per parameter: 2 each for the weight, the low bits of the master weight, the two moments and the
     // reference weight, and 4 for the gradient. The model has 8.29e9 parameters.

@@ -32,7 +32,8 @@ fn plan_and_run_agree_on_peak_bytes() {
         run_sft(w.path(), "out", &[&options[..], &["--overwrite"]].concat()).ok();
         let ran = read_metrics(&w.path().join("out")).last().expect("a step")["peak_bytes"].as_f64().expect("a number");
         let base = ["plan", "sft", "--model", "tiny", "--data", "rows.jsonl", "--device", "cpu", "--json"];
-        let planned = run_in(w.path(), [&base[..], &options].concat()).json()["peak_bytes"].as_f64().expect("a number");
+        let planned =
+            run_in(w.path(), [&base[..], &options].concat()).plan_json()["peak_bytes"].as_f64().expect("a number");
         assert!((planned / ran - 1.0).abs() <= 0.01, "{options:?}: planned {planned}, ran {ran}");
     }
 }
@@ -133,7 +134,7 @@ fn plan_says_that_the_data_has_too_few_rows() {
     let w = training_folder(6);
     let plan = |command: &str, more: &str| {
         let line = format!("plan {command} --model tiny --data rows.jsonl --device cpu --json {more}");
-        run_in(w.path(), line.split(' ')).json()
+        run_in(w.path(), line.split(' ')).plan_json()
     };
     let peak = |plan: &Value| plan["peak_bytes"].as_f64().expect("a number");
     let [few, six, repeated] = [
@@ -166,7 +167,7 @@ fn launches_of_a_7b_step_are_few() {
 fn launches_of_a_7b_step(checkpointing: &str, forward: f64, most: f64) {
     let command = "plan sft --preset 7b --tokens 4096 --vision-patches 8192 --gpu h200 --json \
                    --gradient-accumulation-steps 1 --optim adamw-bf16 --gradient-checkpointing";
-    let plan = run(command.split_whitespace().chain([checkpointing])).json();
+    let plan = run(command.split_whitespace().chain([checkpointing])).plan_json();
     let ops = plan["ops"].as_array().expect("ops");
     let launches = |of: &dyn Fn(&str) -> bool| -> f64 {
         let is_of = |op: &&Value| op["op"].as_str().is_some_and(of);
@@ -195,7 +196,7 @@ fn selective_checkpointing_takes_little_memory_and_time() {
     let plan = |checkpointing: &str| {
         let command = "plan sft --preset 7b --tokens 8192 --vision-patches 4096 --gpu h200 --json --optim adamw-bf16 \
                        --gradient-accumulation-steps 1 --gradient-checkpointing";
-        let plan = run(command.split_whitespace().chain([checkpointing])).json();
+        let plan = run(command.split_whitespace().chain([checkpointing])).plan_json();
         let number = |key: &str| plan.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {key}"));
         let named = plan["subject"].as_str().is_some_and(|s| s.contains(", gradient checkpointing "));
         assert!(named, "the plan does not say what it computes again: {}", plan["subject"]);
@@ -212,7 +213,7 @@ fn selective_checkpointing_takes_little_memory_and_time() {
 fn plan_of_a_preset_needs_no_weights() {
     for (preset, least) in [("3b", 3.7e9), ("7b", 8.2e9)] {
         let command = format!("plan sft --preset {preset} --tokens 1024 --vision-patches 2048 --gpu h200 --json");
-        let plan = run(command.split(' ')).json();
+        let plan = run(command.split(' ')).plan_json();
         let number = |key: &str| plan.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {key}"));
         // At least 16 bytes per parameter: 2 for the bf16 weight, 2 for the low bits of the master weight, 8 for two
         // f32 moments, 4 for the f32 gradient.
@@ -229,14 +230,15 @@ fn plan_of_a_preset_needs_no_weights() {
     }
     let w = training_folder(3);
     let rows = w.path().join("rows.jsonl").display().to_string();
-    let plan = run(["plan", "sft", "--preset", "3b", "--data", &rows, "--gpu", "h100", "--json"]).json();
+    let plan = run(["plan", "sft", "--preset", "3b", "--data", &rows, "--gpu", "h100", "--json"]).plan_json();
     assert!(plan["tokens"].as_f64() > Some(60.0) && plan["fits"] == true, "{plan}");
-    let plan = run("plan generate --preset 3b --tokens 512 --max-new-tokens 16 --gpu h100 --json".split(' ')).json();
+    let plan =
+        run("plan generate --preset 3b --tokens 512 --max-new-tokens 16 --gpu h100 --json".split(' ')).plan_json();
     let (prefill, decode) = (plan["phases"]["prefill"].as_f64(), plan["phases"]["decode"].as_f64());
     assert!(prefill > Some(0.0) && decode > prefill, "{prefill:?} {decode:?}");
     let int8 =
         run("plan generate --preset 3b --tokens 512 --max-new-tokens 16 --gpu h100 --quantize int8 --json".split(' '));
-    let (int8, weights) = (int8.json(), |plan: &Value| plan["memory"]["weights"].as_f64().expect("bytes"));
+    let (int8, weights) = (int8.plan_json(), |plan: &Value| plan["memory"]["weights"].as_f64().expect("bytes"));
     // 2.77e9 weights of linear layers take one byte less each. With tied embeddings the output layer has an int8 copy
     // of its own, 0.31e9 bytes.
     let saved = weights(&plan) - weights(&int8);
@@ -251,7 +253,7 @@ fn plan_of_a_preset_needs_no_weights() {
 #[test]
 fn plan_of_a_cpu_has_no_rates_of_0() {
     let plan = run("plan sft --preset 7b --tokens 1024 --device cpu --threads 1 --dtype f32".split(' '));
-    let rates = plan.ok().lines().filter(|line| line.starts_with("ceilings: ") || line.starts_with("one step on "));
+    let rates = plan.stdout.lines().filter(|line| line.starts_with("ceilings: ") || line.starts_with("one step on "));
     let zero = |word: &str| word.parse::<f64>().is_ok_and(|number| number == 0.0);
     let rates: Vec<&str> = rates.collect();
     assert!(rates.len() == 2 && !rates.iter().any(|line| line.split(' ').any(zero)), "{rates:?}");
@@ -266,7 +268,7 @@ fn number(plan: &Value, key: &str) -> f64 {
 fn job_of_one_gpu_is_the_plain_plan() {
     for command in ["sft", "grpo --num-generations 4 --per-device-train-batch-size 4 --max-completion-length 32"] {
         let sizes = "--preset tiny --tokens 300 --vision-patches 64 --gpu h200 --json --gradient-accumulation-steps";
-        let plan = |more: &str| run(format!("plan {command} {sizes} {more}").split(' ')).json();
+        let plan = |more: &str| run(format!("plan {command} {sizes} {more}").split(' ')).plan_json();
         let (plain, mut job) = (plan("3"), plan("3 --world 1"));
         let one = job.as_object_mut().and_then(|plan| plan.remove("job")).expect("a job");
         assert_eq!(plain, job, "{command}");
@@ -300,12 +302,12 @@ fn job_of_two_machines_exchanges_what_the_formulas_say() {
     let command = "plan sft --preset 7b --layers 4 --tokens 2048 --vision-patches 4096 --gpu h200 --optim adamw-bf16 \
                    --world 16 --nodes 2 --gradient-accumulation-steps 20 --link ib200";
     let words = || command.split_whitespace();
-    let plan = run_in(w.path(), words().chain(["--html", "job.html", "--json"])).json();
+    let plan = run_in(w.path(), words().chain(["--html", "job.html", "--json"])).plan_json();
     let job = &plan["job"];
     // The command of one of these machines describes the same job.
     let of_machine =
         command.replace("--world 16 --nodes 2", "--gpus 8 --nodes 2 --node-rank 1 --rendezvous node0:29500");
-    assert_eq!(&run_in(w.path(), of_machine.split_whitespace().chain(["--json"])).json()["job"], job);
+    assert_eq!(&run_in(w.path(), of_machine.split_whitespace().chain(["--json"])).plan_json()["job"], job);
     let of = |key: &str| number(job, key);
     let (parameters, weights) = (of("/trained_parameters"), of("/trained_bytes"));
     assert!(parameters > 2.6e9 && weights == 2.0 * parameters, "{job}");
@@ -364,7 +366,7 @@ fn jobs_of_the_largest_presets() {
     let job = |preset: &str, more: &str| {
         let sizes = "--tokens 1024 --vision-patches 1024 --gpu h200 --gradient-accumulation-steps 64 --json";
         let job = format!("plan sft --preset {preset} {sizes} --world 64 --nodes 8{more}");
-        run(job.split(' ')).json()["job"].clone()
+        run(job.split(' ')).plan_json()["job"].clone()
     };
     for (preset, parameters, fits) in [("32b", 33_452_718_336.0, true), ("72b", 73_410_777_344.0, false)] {
         let job = job(preset, "");
@@ -387,7 +389,7 @@ fn divided_weights_of_the_largest_preset_fit() {
     let job = |more: &str| {
         let sizes = "--tokens 1024 --vision-patches 1024 --gpu h200 --gradient-accumulation-steps 64 --json";
         let job = format!("plan sft --preset 72b {sizes} --world 64 --nodes 8{more}");
-        run(job.split(' ')).json()["job"].clone()
+        run(job.split(' ')).plan_json()["job"].clone()
     };
     let fits = |job: &Value, gpus: u64| {
         let points = job["scaling"].as_array().expect("a table");
@@ -441,7 +443,7 @@ fn gpu_file(folder: &std::path::Path, memory_gb: f64) -> String {
 /// Plans `command` with the options `more` on a GPU with `memory_gb` GB.
 fn plan_on(folder: &std::path::Path, memory_gb: f64, command: &str, more: &str) -> Value {
     let line = format!("plan {command} --gpu {} --json {more}", gpu_file(folder, memory_gb));
-    run(line.split_whitespace()).json()
+    run(line.split_whitespace()).plan_json()
 }
 
 /// A plan for a GPU file uses the memory and rates in the file. Wrong files are refused in one line.
@@ -454,7 +456,7 @@ fn figures_of_a_gpu_come_from_a_file() {
     assert!(number(&plan, "/ceilings/flops_bf16") == 0.8 * 165e12 && plan["fits"] == true, "{plan}");
     let job = plan_on(w.path(), 24.0, command, "--world 2");
     assert_eq!(job["job"]["links"]["within_node"]["bytes_per_second"], 100e9);
-    let b200 = run("plan sft --preset 7b --tokens 2048 --gpu b200 --json".split(' ')).json();
+    let b200 = run("plan sft --preset 7b --tokens 2048 --gpu b200 --json".split(' ')).plan_json();
     assert_eq!(b200["capacity_bytes"], 180e9);
     let refused = |text: &str, words: &str| {
         std::fs::write(w.path().join("bad.toml"), text).expect("written");
@@ -533,7 +535,9 @@ fn advice_fits_when_it_is_planned() {
     let words =
         format!("the smallest plan needs {:.3} GB, {:.3} GB too much", smallest / 1e9, (smallest - 0.94e6) / 1e9);
     assert!(
-        text.ok().contains(&words) && text.stdout.contains("nothing that was tried fits (LoRA, "),
+        text.code == Some(1)
+            && text.stdout.contains(&words)
+            && text.stdout.contains("nothing that was tried fits (LoRA, "),
         "{}",
         text.stdout
     );

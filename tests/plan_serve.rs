@@ -7,7 +7,7 @@ use serde_json::Value;
 use support::run;
 
 fn plan(line: &str) -> Value {
-    run(format!("plan serve {line} --json").split(' ')).json()
+    run(format!("plan serve {line} --json").split(' ')).plan_json()
 }
 
 fn number(plan: &Value, path: &str) -> f64 {
@@ -98,7 +98,7 @@ fn a_decode_step_has_five_launches_a_layer() {
 #[test]
 fn a_plan_of_generation_counts_the_keys_that_exist() {
     let args = "plan generate --preset 3b --tokens 100 --max-new-tokens 3 --n 2 --gpu h200 --json";
-    let plan = run(args.split(' ')).json();
+    let plan = run(args.split(' ')).plan_json();
     let ops = plan["ops"].as_array().unwrap();
     let reads = |op: &&Value| op["phase"] == "decode" && op["op"].as_str().is_some_and(|op| op.starts_with("paged_"));
     let read = ops.iter().find(reads).and_then(|op| op["bytes"].as_f64()).unwrap();
@@ -123,6 +123,17 @@ fn predicted_steps_are_near_the_measured_ones() {
         let steps = |m: &Value| if op == "decode" { number(m, "/tokens") } else { 1.0 };
         found.map(|m| number(m, "/seconds") / steps(m)).fold(f64::INFINITY, f64::min)
     };
+    // The measured time lies in the range of the plan, and the time by the last measurements of the kernels is near it.
+    let check_range = |plan: &Value, part: &str, measured: f64| {
+        let parts = plan["parts"].as_array().expect("parts");
+        let part = parts.iter().find(|own| own["part"] == part).expect("a part");
+        let [least, most] = [0, 1].map(|at| part["range_seconds"][at].as_f64().expect("a bound"));
+        assert!(least <= measured && measured <= most, "{measured} s measured: {part}");
+        let last = number(part, "/last_measured/seconds");
+        assert!((0.85..1.15).contains(&(last / measured)), "{measured} s measured: {part}");
+        let shares: f64 = part["shares"].as_object().expect("shares").values().filter_map(Value::as_f64).sum();
+        assert!((shares - 1.0).abs() < 1e-9 && number(part, "/shares/prototype") > 0.3, "{part}");
+    };
     let compare = |what: &str, predicted: f64, measured: f64, ratios: std::ops::Range<f64>| {
         println!("{what}: {:.3} ms predicted, {:.3} ms measured", predicted * 1e3, measured * 1e3);
         assert!(ratios.contains(&(predicted / measured)), "{what}: {predicted} s predicted, {measured} s measured");
@@ -132,12 +143,16 @@ fn predicted_steps_are_near_the_measured_ones() {
         let sizes = format!("--tokens {context} --batch-size {batch} --max-new-tokens {new}");
         let plan = plan(&format!("--preset 7b {sizes} --gpu h200"));
         compare(&sizes, number(&plan, "/inter_token_seconds"), measured("decode", f64::from(batch)), 0.45..1.0);
+        check_range(&plan, "decode", measured("decode", f64::from(batch)));
         if context == 4096 {
+            check_range(&plan, "prefill", measured("prefill", 1.0));
             check("prefill", number(&plan, "/time_to_first_token_seconds"), measured("prefill", 1.0));
         }
     }
     let sft = "plan sft --preset 7b --tokens 8192 --gpu h200 --optim adamw-bf16 --gradient-accumulation-steps 1 --json";
-    check("sft", number(&run(sft.split(' ')).json(), "/seconds"), measured("train", 1.0));
+    let sft = run(sft.split(' ')).plan_json();
+    check_range(&sft, "all", measured("train", 1.0));
+    check("sft", number(&sft, "/seconds"), measured("train", 1.0));
 }
 
 #[test]

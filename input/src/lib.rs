@@ -21,6 +21,7 @@ pub mod model_input;
 pub mod mrope;
 pub mod network;
 pub mod prompt_fields;
+pub mod prompt_media;
 mod python_json;
 pub mod request;
 pub mod tensor_file;

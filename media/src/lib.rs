@@ -10,6 +10,7 @@ pub mod frames;
 pub mod image;
 pub mod libraries;
 pub mod patches;
+pub mod planned;
 pub mod profile;
 pub mod resize;
 pub mod selection;

@@ -66,7 +66,7 @@ pub fn jpeg_strip(frames: &FrameBuf, max_frames: usize, max_side: usize, quality
 }
 
 /// Returns at most `most` evenly spaced indices below `count`, including the first and the last index.
-fn evenly_spaced(count: usize, most: usize) -> Vec<usize> {
+pub fn evenly_spaced(count: usize, most: usize) -> Vec<usize> {
     let shown = count.min(most);
     (0..shown).map(|i| i * (count - 1) / (shown - 1).max(1)).collect()
 }
@@ -98,6 +98,16 @@ pub fn thumbnail(frame: &[u8], (height, width): (usize, usize), max_side: usize)
     let shrunk = |side: usize| if longer > max_side { (side * max_side / longer).max(1) } else { side };
     let small = pillow_bicubic(FrameView::new(frame, 1, height, width)?, (shrunk(height), shrunk(width)))?;
     encode_png(&small.data, small.height, small.width)
+}
+
+/// Draws the frame `index` of `frames` as [`thumbnail`] does.
+///
+/// # Errors
+/// `frames.data` does not have the length that `frames` states, there is no such frame, or memory runs out.
+pub fn frame_thumbnail(frames: &FrameBuf, index: usize, max_side: usize) -> Result<PngImage> {
+    let size = (frames.height, frames.width);
+    let missing = || MediaError::setting_error("frames", format!("have no frame {index}"), "report this as a bug");
+    thumbnail(frames.view()?.iter().nth(index).ok_or_else(missing)?, size, max_side)
 }
 
 /// JPEG quality that [`encode_jpeg`] uses, on the scale from 1 to 100.
@@ -140,6 +150,18 @@ mod tests {
     use super::*;
     use crate::image::{ExifOrientation, decode};
     use proptest::prelude::*;
+
+    #[test]
+    fn shown_frames_are_evenly_spaced_from_the_first_to_the_last() {
+        assert_eq!(evenly_spaced(3, 64), [0, 1, 2]);
+        assert_eq!(evenly_spaced(9, 5), [0, 2, 4, 6, 8]);
+        assert_eq!(evenly_spaced(1, 64), [0]);
+        assert_eq!(evenly_spaced(5, 1), [0]);
+        assert_eq!(evenly_spaced(5, 0), [0; 0]);
+        let many = evenly_spaced(768, 64);
+        assert_eq!((many.len(), many[0], many[63]), (64, 0, 767));
+        assert!(many.windows(2).all(|pair| pair[0] < pair[1]));
+    }
 
     proptest! {
         #[test]

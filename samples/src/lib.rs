@@ -20,6 +20,7 @@ pub mod sample;
 pub mod skipped_row;
 pub mod source;
 pub mod token_limit;
+pub mod token_runs;
 mod turn_marks;
 
 pub use error::{Result, RowFailure, RowFailureKind, SampleError, SkipCause, error_if_stopped};

@@ -6,8 +6,8 @@ use reel_train::step::checkpointing::usable_memory_share;
 use serde_json::{Map, Value, json};
 
 use super::Sizes;
+use super::format::{format_duration, format_rate};
 use super::search::{FittingSettings, PlanOutcome, SearchDimension, SearchResult, search_fitting_settings};
-use super::table::{format_duration, format_rate};
 use crate::common::CommonOptions;
 use crate::output;
 

@@ -1,7 +1,7 @@
 //! `reel plan generate`: memory and time of sampling completions of one prompt.
 
 use anyhow::Result;
-use clap::Args;
+use clap::{ArgMatches, Args};
 use reel_device::{DType, Device};
 use reel_engine::Engine;
 use reel_input::config::ModelConfig;
@@ -14,13 +14,15 @@ use reel_runtime::Cx;
 use serde_json::json;
 
 use super::advice::{PlanAdditions, UsableMemory, advise_on_settings, push_changed_option};
+use super::costs::{self, DryRunCounts};
+use super::format::format_duration;
 use super::search::{PlanOutcome, SearchDimension, SettingsChange};
 use super::serve::load_model_part_of_rank;
-use super::table::{self, DryRunCounts};
-use super::{Sizes, refuse_new_tokens, request};
+use super::{PlannedModel, Sizes, note_unused_options, refuse_new_tokens, request, table};
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
 use crate::generate;
+use crate::media::MediaFlags;
 use crate::model::QuantizeFlag;
 
 #[derive(Args, Clone, Debug)]
@@ -41,6 +43,8 @@ pub struct PlanGenerateArgs {
     #[command(flatten)]
     quantize: QuantizeFlag,
     #[command(flatten)]
+    media: MediaFlags,
+    #[command(flatten)]
     sizes: Sizes,
 }
 
@@ -51,7 +55,8 @@ struct Counted {
 }
 
 impl PlanGenerateArgs {
-    pub fn run(&self, common: &CommonOptions) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
+        note_unused_options(true, &self.sizes, common, matches);
         let machine = self.sizes.machine(common)?;
         let counted = self.count(common)?;
         let mut additions = self.gathers(&counted, &machine)?;
@@ -63,11 +68,13 @@ impl PlanGenerateArgs {
         };
         if common.json {
             additions.fields.extend(advice()?.fields);
-            return table::print_plan_with(common, &counted.counts, &machine, additions);
+            table::print_plan_with(common, &counted.counts, &machine, additions)?;
+        } else {
+            // The search may take a minute, so the plan is printed before it.
+            table::print_plan_with(common, &counted.counts, &machine, additions)?;
+            advice()?.print_lines()?;
         }
-        // The search may take a minute, so the plan is printed before it.
-        table::print_plan_with(common, &counted.counts, &machine, additions)?;
-        advice()?.print_lines()
+        table::refuse_large_peak(counted.counts.memory.peak as u64, &machine)
     }
 
     /// Searches for settings that fit into memory. `peak` is the peak memory of this plan in bytes.
@@ -89,7 +96,7 @@ impl PlanGenerateArgs {
             options.join(" ")
         };
         let plan = |changed: &Self| changed.outcome(common, machine, usable);
-        let (config, ..) = self.sizes.config(self.model.as_deref(), common)?;
+        let PlannedModel { config, .. } = self.sizes.config(self.model.as_deref(), common)?;
         Ok(advise_on_settings(self, &self.dimensions(common, &config), common, usable, Some(peak), options_of, plan))
     }
 
@@ -111,7 +118,7 @@ impl PlanGenerateArgs {
              {:.3} GB over {}, which takes {}; the latency of exchanges is not counted",
             bytes as f64 / 1e9,
             link.title,
-            table::format_duration(seconds)
+            format_duration(seconds)
         );
         Ok(PlanAdditions { fields, lines: vec![line] })
     }
@@ -140,7 +147,7 @@ impl PlanGenerateArgs {
 
     fn outcome(&self, common: &CommonOptions, machine: &MachineSpec, usable: UsableMemory) -> Result<PlanOutcome> {
         let Counted { counts, received } = self.count(common)?;
-        let compute = table::total(table::phase_seconds(&counts, machine).iter().map(|(_, seconds)| *seconds));
+        let compute = costs::total(costs::phase_seconds(&counts, machine).iter().map(|(_, seconds)| *seconds));
         let exchange =
             if received > 0 { JobLinks::new(machine, &[])?.within_node.transfer_seconds(received) } else { 0.0 };
         let (seconds, peak) = (compute + exchange, counts.memory.peak as u64);
@@ -155,8 +162,10 @@ impl PlanGenerateArgs {
 
     fn count(&self, common: &CommonOptions) -> Result<Counted> {
         let dtype = self.sizes.dtype(common);
-        let (config, files, name) = self.sizes.config(self.model.as_deref(), common)?;
-        let tokens = self.sizes.prompt_tokens()?;
+        let model = self.sizes.config(self.model.as_deref(), common)?;
+        let row = self.sizes.prompt(&model, &self.media, common)?;
+        let PlannedModel { config, files, name, .. } = model;
+        let (shape, tokens) = (&row.shape, row.shape.tokens);
         let positions = config.text.max_position_embeddings;
         if tokens > positions {
             let what = format!("is {tokens}, more than the model's {positions} positions");
@@ -166,7 +175,6 @@ impl PlanGenerateArgs {
         // would take very long.
         refuse_new_tokens(self.max_new_tokens, &config)?;
         generate::check_completion_count(self.n)?;
-        let shape = RowShape::new(tokens, self.sizes.vision_patches, &config)?;
         let device = self.sizes.device(common)?;
         let ranks = self.tensor_parallel_size as usize;
         let (exchange, weights) =
@@ -175,7 +183,7 @@ impl PlanGenerateArgs {
             device.profiler().clear();
             device.reset_peak();
             exchange.take_counts();
-            generate_on(&device, &weights, dtype, &shape, new, self.n)?;
+            generate_on(&device, &weights, dtype, shape, new, self.n)?;
             Ok(device.profiler().totals()?)
         };
         let prefill = count(1)?;
@@ -183,16 +191,15 @@ impl PlanGenerateArgs {
         plan::subtract_costs(&mut decode, &prefill);
         let counts = DryRunCounts {
             command: "generate",
-            subject: format!(
-                "{name}, a prompt of {tokens} tokens, {} completions of {} tokens",
-                self.n, self.max_new_tokens
-            ),
+            subject: format!("{name}, a prompt of {row}, {} completions of {} tokens", self.n, self.max_new_tokens),
             dtype,
             memory: device.memory(),
             phases: PhaseCosts(vec![("prefill", prefill), ("decode", decode)]),
             units: 1,
             unit: "call",
             tokens: (tokens + self.n * self.max_new_tokens) as u64,
+            row_sizes: row.sizes(),
+            video: row.video_json(),
             training: None,
         };
         Ok(Counted { counts, received: exchange.take_counts().bytes })

@@ -20,8 +20,10 @@ use serde_json::{Value, json};
 
 use super::Sizes;
 use super::advice::PlanAdditions;
+use super::costs::{self, DryRunCounts, TrainingCounts};
+use super::format::{format_duration, format_rate};
 use super::search::PlanOutcome;
-use super::table::{self, DryRunCounts, PredictionWording, TrainingCounts, format_duration};
+use super::table::{self, PredictionWording};
 use crate::common::{CommonOptions, DeviceName};
 use crate::fail::usage_error;
 use crate::output;
@@ -333,7 +335,7 @@ impl PlannedJob {
             "\none step on {ranks} {}: takes {about} {}; {rate} {} tokens/s",
             machine.name,
             format_duration(time.total_seconds()),
-            table::format_rate(prediction.tokens_per_second)
+            format_rate(prediction.tokens_per_second)
         ))?;
         output::print_line(format!(
             "of which computing {}, optimizer {}, exposed exchange {}; the exchange takes {} for gradients, of which {} \
@@ -408,7 +410,7 @@ fn print_scaling(points: &[ScalingPoint], machine: &MachineSpec) -> Result<()> {
             seconds(time.exposed_seconds()),
             seconds(time.hidden_seconds()),
             100.0 * efficiency,
-            table::format_rate(*tokens_per_second),
+            format_rate(*tokens_per_second),
             peak / 1e9
         ))?;
     }
@@ -417,12 +419,12 @@ fn print_scaling(points: &[ScalingPoint], machine: &MachineSpec) -> Result<()> {
 
 /// Returns the costs of one step of the process that `counts` describes.
 fn process_costs(counts: &DryRunCounts, training: &TrainingCounts, machine: &MachineSpec) -> ProcessCosts {
-    let step = table::total(table::phase_seconds(counts, machine).iter().map(|(_, seconds)| *seconds));
+    let step = costs::total(costs::phase_seconds(counts, machine).iter().map(|(_, seconds)| *seconds));
     // `training.parts` may cover fewer steps than `counts`, so only the relative times of the parts are used.
-    let parts = table::seconds_of_phases(&training.parts, counts, machine);
-    let all = table::total(parts.iter().map(|(_, seconds)| *seconds));
+    let parts = costs::seconds_of_phases(&training.parts, counts, machine);
+    let all = costs::total(parts.iter().map(|(_, seconds)| *seconds));
     let seconds_of = |wanted: &str| {
-        let part = table::total(parts.iter().filter(|(name, _)| *name == wanted).map(|(_, seconds)| *seconds));
+        let part = costs::total(parts.iter().filter(|(name, _)| *name == wanted).map(|(_, seconds)| *seconds));
         if all > 0.0 { step * part / all } else { 0.0 }
     };
     let optimizer_seconds = seconds_of("optimizer");
@@ -447,7 +449,7 @@ fn process_costs(counts: &DryRunCounts, training: &TrainingCounts, machine: &Mac
         compute_seconds: step - optimizer_seconds,
         backward_seconds: seconds_of("backward"),
         backward: BackwardTimes {
-            launches: table::backward_launch_seconds(training, counts.dtype, machine),
+            launches: costs::backward_launch_seconds(training, counts.dtype, machine),
             gradients: training.backward.gradients.clone(),
         },
         optimizer_seconds,

@@ -6,25 +6,33 @@
 //! (`reel_measure::pricing`); from the ceiling alone if there is no record.
 
 mod advice;
+mod costs;
+mod format;
 mod generate;
 mod job;
+mod parts;
+mod row;
 mod search;
 mod serve;
 mod table;
 mod training;
 
 use std::ops::DerefMut;
+use std::path::PathBuf;
 
 use anyhow::Result;
+use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Subcommand};
 use reel_device::{DType, Device, Kernels};
 use reel_engine::{GenerationRequest, StopCondition};
 use reel_input::ModelInput;
-use reel_input::config::ModelConfig;
+use reel_input::config::{ModelConfig, open_preprocessor_config};
+use reel_input::fetch::MediaAccess;
 use reel_input::tensor_file::StoredDType;
 use reel_measure::machine::MachineSpec;
+use reel_media::patches::ImageProcessorSettings;
 use reel_model::init::{init_without_weights, preset_config};
-use reel_runs::plan::{self, RowShape};
+use reel_runs::plan::{self, RowShape, RowSizes};
 use reel_train::RunSetup;
 use reel_train::options::{GradientCheckpointing, GrpoOptions, RunOptions, SftOptions, TrainingOptions};
 use serde::de::DeserializeOwned;
@@ -36,11 +44,12 @@ use crate::grpo::GrpoArgs;
 use crate::init::ModelSizeFlags;
 use crate::sft::SftArgs;
 use crate::training::ResolvedOptions;
-use crate::{model, prompt};
+use crate::{media, model, prompt};
+use costs::{DryRunCounts, TrainingCounts};
 use generate::PlanGenerateArgs;
 use job::JobFlags;
+use row::{PlannedMedia, PlannedRow, RowSizeFlags};
 use serve::PlanServeArgs;
-use table::{DryRunCounts, TrainingCounts};
 use training::{PlannedSettings, TrainingPlanner};
 
 /// Predict peak memory, floating-point operations and the time of a command, without running it, without a GPU and
@@ -52,7 +61,11 @@ use training::{PlannedSettings, TrainingPlanner};
 /// Predicted steps of a 7B model are within 25 % of the measured ones. For other GPUs every op is predicted from the
 /// ceilings alone, which gives the least possible time.
 ///
-/// A plan that does not fit ends with the nearest choices that would: LoRA, smaller moments of the optimizer,
+/// --nframes, --fps, --profile and the other media options, with --frame-size and --duration, plan rows with a video:
+/// its frames and their size are those that the command takes of such a video. Options of the command that change
+/// neither memory nor time, such as --learning-rate, are accepted and have no effect.
+///
+/// A plan that does not fit exits with 1, after the nearest choices that would: LoRA, smaller moments of the optimizer,
 /// checkpointing, a smaller micro-batch, more GPUs; int8 weights, shorter requests, tensor parallel.
 /// `--find-batch-size` finds the largest micro-batch that fits.
 ///
@@ -61,11 +74,11 @@ use training::{PlannedSettings, TrainingPlanner};
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
-  reel plan sft --preset 3b --tokens 2048 --vision-patches 4096 --gpu h200
+  reel plan sft --preset 3b --nframes 16 --frame-size 1280x720 --duration 20 --gpu h200
   reel plan grpo --preset 7b --tokens 2048 --vision-patches 4096 --gpu h200 \\
     --optim adamw-bf16
   reel plan sft --preset 72b --tokens 4096 --gpu h200 --lora-r 16 \\
-    --world 16 --nodes 2 --gradient-accumulation-steps 16
+    --world 16 --nodes 2 --gradient-accumulation-steps 16 --zero-stage 3
   reel plan generate --preset 7b --tokens 2048 --gpu h100
   reel plan serve --preset 7b --tokens 2048 --gpu h100")]
 pub struct PlanArgs {
@@ -102,12 +115,19 @@ struct Sizes {
     /// (docs/guide-performance.md); --device cpu plans for this machine
     #[arg(long, value_name = "NAME")]
     gpu: Option<String>,
-    /// Tokens per row (training example or prompt), including the vision tokens of its media
-    #[arg(long, value_name = "N")]
-    tokens: Option<usize>,
-    /// Patches of the video in each row; 4 patches make a vision token
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    vision_patches: usize,
+    #[command(flatten)]
+    row: RowSizeFlags,
+}
+
+/// The planned model, which needs no weights.
+struct PlannedModel {
+    config: ModelConfig,
+    /// The dtype of the weight files.
+    files: StoredDType,
+    name: String,
+    processor: ImageProcessorSettings,
+    /// The model folder; `None` for a preset.
+    folder: Option<PathBuf>,
 }
 
 /// The option `--find-batch-size` of plans of training commands.
@@ -149,8 +169,8 @@ impl PlanArgs {
         match &self.what {
             What::Sft(p) => p.run(common, matches),
             What::Grpo(p) => p.run(common, matches),
-            What::Generate(p) => p.run(common),
-            What::Serve(p) => p.run(common),
+            What::Generate(p) => p.run(common, matches),
+            What::Serve(p) => p.run(common, matches),
         }
     }
 }
@@ -182,9 +202,12 @@ impl Sizes {
         self.gpu.is_some() || matches!(common.device(), Ok(common::DeviceName::Cuda(_)))
     }
 
-    /// Returns the number of tokens of a prompt (`--tokens`); an error if the option is missing.
-    fn prompt_tokens(&self) -> Result<usize> {
-        self.tokens.ok_or_else(|| usage_error("--tokens", "is missing", "give the number of tokens of the prompt"))
+    /// Returns the prompt of `reel generate` or `reel serve`, whose frame and pixel limits are `flags`, or those of the
+    /// run that wrote the model.
+    fn prompt(&self, model: &PlannedModel, flags: &media::MediaFlags, common: &CommonOptions) -> Result<PlannedRow> {
+        let (worker, access) = (media::WorkerFlags::default(), MediaAccess::default());
+        let options = prompt::media_options(flags, &worker, model.folder.as_deref(), access, false, common)?;
+        self.row.row(&model.config, &model.processor, &PlannedMedia::new(&options, flags), "the prompt")
     }
 
     /// Opens device `dry` with the kernels that the planned machine would run and with its memory (on a CPU, the free
@@ -216,9 +239,8 @@ impl Sizes {
         if common.dtype.is_none() && self.gpu.is_some() { DType::BF16 } else { model::activation_dtype(common) }
     }
 
-    /// Returns the config, the dtype of the weight files and the name of the model that `--model` or `--preset`
-    /// selects.
-    fn config(&self, model: Option<&str>, common: &CommonOptions) -> Result<(ModelConfig, StoredDType, String)> {
+    /// Returns the model that `--model` or `--preset` selects.
+    fn config(&self, model: Option<&str>, common: &CommonOptions) -> Result<PlannedModel> {
         match (model.filter(|m| !m.is_empty()), &self.shape.preset) {
             (Some(_), Some(_)) => {
                 Err(usage_error("--preset", "cannot be combined with --model", "give one of the two"))
@@ -227,17 +249,49 @@ impl Sizes {
                 Err(usage_error("--model", "is missing", "give --model MODEL or --preset tiny|3b|7b|32b|72b"))
             }
             (Some(model), None) => {
+                self.shape.refuse_beside_model()?;
                 let folder = prompt::find_or_download_model(model)?;
                 let config = ModelConfig::open(&folder)?;
                 let files = plan::stored_weight_dtype(&folder, &config);
-                Ok((config, files, model.to_string()))
+                let processor = open_preprocessor_config(&folder, &config)?;
+                Ok(PlannedModel { config, files, name: model.to_string(), processor, folder: Some(folder) })
             }
             (None, Some(name)) => {
                 // In `reel plan`, --dtype is the dtype of activations; the preset decides the dtype of the weight
                 // files.
                 let options = self.shape.options(&CommonOptions { dtype: None, ..common.clone() })?;
-                Ok((preset_config(&options)?, options.preset.default_dtype(), name.clone()))
+                let (config, files) = (preset_config(&options)?, options.preset.default_dtype());
+                let processor = ImageProcessorSettings::default();
+                Ok(PlannedModel { config, files, name: name.clone(), processor, folder: None })
             }
+        }
+    }
+}
+
+/// Options that concern the rows of `--data`, or the threads of a CPU.
+const OF_DATA: [&str; 8] = [
+    "media_root",
+    "allow_remote_media",
+    "confine_media",
+    "media_timeout",
+    "media_memory",
+    "max_samples",
+    "no_shuffle",
+    "quarantine",
+];
+
+/// Prints which options on the command line have no effect on a plan: those for reading rows if no rows are read, and
+/// the number of CPU threads if the plan is for a GPU.
+fn note_unused_options(reads_rows: bool, sizes: &Sizes, common: &CommonOptions, matches: &ArgMatches) {
+    let is_given = |name: &&str| {
+        let is_known = matches.ids().any(|id| id.as_str() == *name);
+        is_known && matches.value_source(name) == Some(ValueSource::CommandLine)
+    };
+    let of_data: &[&str] = if reads_rows { &[] } else { &OF_DATA };
+    let of_cpu: &[&str] = if sizes.plans_gpu(common) { &["threads"] } else { &[] };
+    for (names, why) in [(of_data, "it reads no rows (--data)"), (of_cpu, "it is for a GPU")] {
+        for name in names.iter().filter(|name| is_given(name) && !common.quiet) {
+            reel_diagnostic::note!("note: --{}: has no effect on this plan, because {why}", name.replace('_', "-"));
         }
     }
 }
@@ -246,6 +300,7 @@ impl Sizes {
 struct Counting<'a, O> {
     resolved: &'a ResolvedOptions<O>,
     sizes: &'a Sizes,
+    media: PlannedMedia,
     /// The name of training examples in the printed plan: `rows` or `prompts`.
     rows: &'static str,
     /// The unit of work that needs `wanted` training examples: `micro-batch` or `step`.
@@ -261,36 +316,43 @@ struct Counting<'a, O> {
 type WithShape<O> = fn(&O, &ModelConfig, StoredDType, DType, &RowShape, &Device) -> reel_train::Result<plan::Plan>;
 
 impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Counting<'_, O> {
+    /// Returns the row of the planned sizes, for a plan without `--data`.
+    fn row(&self, model: &PlannedModel) -> Result<PlannedRow> {
+        let rows = format!("the {}, --data FILE", self.rows);
+        self.sizes.row.row(&model.config, &model.processor, &self.media, &rows)
+    }
+
+    /// Returns the number of tokens of each row; `None` for the rows of `--data`.
+    fn row_tokens(&self, common: &CommonOptions, options: &O) -> Result<Option<usize>> {
+        if !options.data.as_os_str().is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(self.row(&self.sizes.config(Some(&options.model), common)?)?.shape.tokens))
+    }
+
     /// Runs the command with `options` on device `dry` and returns its costs.
     fn count(&self, common: &CommonOptions, options: &O) -> Result<DryRunCounts> {
         let Self { resolved, sizes, rows, .. } = self;
         let dtype = sizes.dtype(common);
-        let model = Some(options.model.as_str());
-        let (config, files, name) = sizes.config(model, common)?;
-        let (plan, rows) = match sizes.tokens {
-            Some(_) if !options.data.as_os_str().is_empty() => {
-                return Err(usage_error(
-                    "--tokens",
-                    "sets the size of every row, but the rows of --data have their own sizes",
-                    "give one of the two",
-                ));
-            }
-            Some(tokens) => {
+        let planned = sizes.config(Some(&options.model), common)?;
+        let PlannedModel { config, files, name, .. } = &planned;
+        let (files, mut video) = (*files, serde_json::Value::Null);
+        let (plan, rows) = match options.data.as_os_str().is_empty() {
+            true => {
+                let row = self.row(&planned)?;
                 let (limit, most) = (self.token_limit)(options);
+                let tokens = row.shape.tokens;
                 if let Some(most) = most.filter(|most| tokens > *most) {
                     let what = format!("is {tokens}, more than {limit} {most} allows");
                     return Err(usage_error("--tokens", what, format!("lower it, or raise {limit}")));
                 }
-                let shape = RowShape::new(tokens, sizes.vision_patches, &config)?;
-                let patches = sizes.vision_patches;
-                let plan =
-                    (self.plan_rows_of_one_size)(options, &config, files, dtype, &shape, &sizes.device(common)?)?;
-                (plan, format!("{rows} of {tokens} tokens, {patches} patches"))
+                let device = sizes.device(common)?;
+                let plan = (self.plan_rows_of_one_size)(options, config, files, dtype, &row.shape, &device)?;
+                video = row.video_json();
+                (plan, format!("{rows} of {row}"))
             }
-            None if options.data.as_os_str().is_empty() => {
-                return Err(usage_error("--tokens", "is missing", "give --tokens N, or --data FILE with --model"));
-            }
-            None => {
+            false => {
+                sizes.row.refuse_beside_data()?;
                 // A preset has no model folder, so create a temporary one with its small tokenizer; it must exist
                 // until the rows are counted.
                 let preset = sizes.preset_folder(options.model.is_empty(), common)?;
@@ -298,30 +360,20 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                     Some(folder) => folder.path().to_path_buf(),
                     None => prompt::find_or_download_model(&options.model)?,
                 };
-                let setup = RunSetup {
-                    options,
-                    model: &folder,
-                    device: &sizes.device(common)?,
-                    dtype,
-                    seed: resolved.common.seed(),
-                    media: &resolved.media_options()?,
-                    resolved: &serde_json::Value::Null,
-                    quiet: true,
-                    verbose: false,
-                    stop: &std::sync::atomic::AtomicBool::new(false),
-                    server: None,
-                    evaluator: None,
-                    save: None,
-                    profiler: None,
-                    ranks: None,
-                    peak_flops_per_second: None,
-                };
+                let (device, media) = (sizes.device(common)?, resolved.media_options()?);
+                let seed = resolved.common.seed();
+                let setup = RunSetup::without_training(options, &folder, &device, dtype, &media, seed);
                 let tokenizer =
                     if preset.is_some() { " (text tokenized with the small tokenizer of the preset)" } else { "" };
-                (
-                    (self.plan_run_on_data)(&setup, files)?,
-                    format!("the {rows} of {}{tokenizer}", options.data.display()),
-                )
+                let plan = (self.plan_run_on_data)(&setup, files)?;
+                let RowSizes { rows: count, tokens, patches } = plan.row_sizes;
+                let range = |[least, most]: [usize; 2]| match least == most {
+                    true => least.to_string(),
+                    false => format!("{least} to {most}"),
+                };
+                let (tokens, patches) = (range(tokens), range(patches));
+                let sizes = format!("{count} planned, each of {tokens} tokens, {patches} patches");
+                (plan, format!("the {rows} of {}{tokenizer} ({sizes})", options.data.display()))
             }
         };
         if plan.steps == 0 {
@@ -351,6 +403,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             units: plan.steps,
             unit: "step",
             tokens: plan.tokens,
+            row_sizes: plan.row_sizes,
+            video,
             training: Some(TrainingCounts {
                 checkpoint: plan.checkpoint,
                 parts: plan.parts,
@@ -366,13 +420,24 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
 impl PlanSftArgs {
     fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
         let resolved = &self.sft.resolved(common, matches)?;
+        let media = planned_media(resolved, matches)?;
+        note_unused_options(!resolved.options.data.as_os_str().is_empty(), &self.sizes, common, matches);
         let common = &planned_common_options(&resolved.common, common, &self.sizes);
         let (plan_rows_of_one_size, plan_run_on_data) = (plan::plan_rows_of_one_size, plan::plan_run_on_data);
         let wanted = |o: &SftOptions| (!o.packing).then_some(o.per_device_train_batch_size);
         let (sizes, rows, unit) = (&self.sizes, "rows", "micro-batch");
         let token_limit = |o: &SftOptions| ("--max-length", o.max_length);
-        let counting =
-            Counting { resolved, sizes, rows, unit, wanted, token_limit, plan_rows_of_one_size, plan_run_on_data };
+        let counting = Counting {
+            resolved,
+            sizes,
+            media,
+            rows,
+            unit,
+            wanted,
+            token_limit,
+            plan_rows_of_one_size,
+            plan_run_on_data,
+        };
         let mut options = resolved.options.clone();
         let settings = PlannedSettings { job: self.job.on_machines(resolved.job.nodes, &mut options), options };
         TrainingPlanner { counting, sizes, common }.run(settings, self.batch_size.find_batch_size)
@@ -382,18 +447,41 @@ impl PlanSftArgs {
 impl PlanGrpoArgs {
     fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
         let resolved = &self.grpo.resolved(common, matches)?;
+        let media = planned_media(resolved, matches)?;
+        note_unused_options(!resolved.options.data.as_os_str().is_empty(), &self.sizes, common, matches);
         let common = &planned_common_options(&resolved.common, common, &self.sizes);
         let (plan_rows_of_one_size, plan_run_on_data) =
             (plan::grpo::plan_rows_of_one_size, plan::grpo::plan_run_on_data);
         let wanted = |o: &GrpoOptions| Some(o.groups_per_step());
         let (sizes, rows, unit) = (&self.sizes, "prompts", "step");
         let token_limit = |o: &GrpoOptions| ("--max-prompt-length", o.max_prompt_length);
-        let counting =
-            Counting { resolved, sizes, rows, unit, wanted, token_limit, plan_rows_of_one_size, plan_run_on_data };
+        let counting = Counting {
+            resolved,
+            sizes,
+            media,
+            rows,
+            unit,
+            wanted,
+            token_limit,
+            plan_rows_of_one_size,
+            plan_run_on_data,
+        };
         let mut options = resolved.options.clone();
         let settings = PlannedSettings { job: self.job.on_machines(resolved.job.nodes, &mut options), options };
         TrainingPlanner { counting, sizes, common }.run(settings, self.batch_size.find_batch_size)
     }
+}
+
+/// Returns the frame and pixel limits of a training command. The profile counts as given only if the command line names
+/// it, because every configuration file of a run names one.
+fn planned_media<O>(resolved: &ResolvedOptions<O>, matches: &ArgMatches) -> Result<PlannedMedia>
+where
+    O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned,
+{
+    let mut media = PlannedMedia::new(&resolved.media_options()?, &resolved.media);
+    let names_profile = matches.value_source("profile") == Some(ValueSource::CommandLine);
+    media.given.retain(|name| names_profile || name != "--profile");
+    Ok(media)
 }
 
 /// Returns the common options for planning a training command: those of the run (`resolved`, with its configuration

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
-use clap::Args;
+use clap::{ArgMatches, Args};
 use reel_device::{DType, Device};
 use reel_diagnostic::Diagnostic;
 use reel_engine::{Engine, EngineError};
@@ -27,18 +27,22 @@ use reel_model::tensor_parallel::{ShardExchange, TensorParallel};
 use reel_model::text::TextDecoder;
 use reel_model::vision::VisionTower;
 use reel_model::weights::{WeightLoader, WeightSource};
-use reel_runs::plan::{OpCosts, PhaseCosts, RowShape};
+use reel_runs::plan::{OpCosts, PhaseCosts};
 use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, Tensor};
 use serde::Serialize;
 use serde_json::json;
 
 use super::advice::{PlanAdditions, UsableMemory, advise_on_settings, push_changed_option};
+use super::costs::{self, DryRunCounts};
+use super::format::{format_duration, format_rate};
+use super::row::PlannedRow;
 use super::search::{PlanOutcome, SearchDimension, SettingsChange};
-use super::table::{self, DryRunCounts, PredictionWording, format_duration};
-use super::{Sizes, refuse_new_tokens, request};
+use super::table::{self, PredictionWording};
+use super::{PlannedModel, Sizes, note_unused_options, parts, refuse_new_tokens, request};
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
+use crate::media::MediaFlags;
 use crate::model::QuantizeFlag;
 use crate::{model, output};
 
@@ -78,6 +82,8 @@ pub struct PlanServeArgs {
     link: Option<String>,
     #[command(flatten)]
     quantize: QuantizeFlag,
+    #[command(flatten)]
+    media: MediaFlags,
     #[command(flatten)]
     sizes: Sizes,
 }
@@ -161,7 +167,8 @@ pub fn load_model_part_of_rank(
 }
 
 impl PlanServeArgs {
-    pub fn run(&self, common: &CommonOptions) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
+        note_unused_options(true, &self.sizes, common, matches);
         let machine = self.sizes.machine(common)?;
         let (counts, plan) = match self.count(common, machine.memory) {
             Err(e) if is_out_of_memory(&e) => return self.refuse_with_advice(common, &machine, e),
@@ -171,7 +178,7 @@ impl PlanServeArgs {
         if table::fits_in_memory(&counts, &machine) == Some(false) {
             additions = self.advice(common, &machine, Some(counts.memory.peak as u64))?;
         }
-        let seconds: BTreeMap<&str, f64> = table::phase_seconds(&counts, &machine).into_iter().collect();
+        let seconds: BTreeMap<&str, f64> = costs::phase_seconds(&counts, &machine).into_iter().collect();
         let ServingPlan { batch, kv_bytes, blocks, sequences, decoding, gathers } = plan;
         let ranks = self.tensor_parallel_size;
         let link = self.links(&machine)?.within_node;
@@ -185,7 +192,8 @@ impl PlanServeArgs {
                     "link": link.name, "prefill": gathers[0], "prefill_seconds": of_prompt, "decode": gathers[1],
                     "decode_seconds": of_step,
                 },
-                "command": "serve", "subject": counts.subject, "dtype": counts.dtype.name(), "device": machine.name,
+                "command": "serve", "subject": counts.subject, "rows": table::rows_json(&counts),
+                "parts": parts::parts_json(&counts, &machine), "dtype": counts.dtype.name(), "device": machine.name,
                 "peak_bytes": counts.memory.peak,
                 "memory": counts.memory.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
                 "capacity_bytes": machine.memory, "fits": table::fits_in_memory(&counts, &machine),
@@ -197,7 +205,8 @@ impl PlanServeArgs {
                 "ceilings": table::ceilings_json(&machine),
             });
             additions.merge_into(&mut all);
-            return output::print_json(&all);
+            output::print_json(&all)?;
+            return table::refuse_large_peak(counts.memory.peak as u64, &machine);
         }
         table::print_memory(&counts, &machine)?;
         output::print_line(
@@ -229,10 +238,11 @@ impl PlanServeArgs {
              their answers: {about} {} tokens/s",
             format_duration(prompt),
             format_duration(step),
-            table::format_rate(rate),
+            format_rate(rate),
         ))?;
         table::print_ops(&counts, &machine, common.verbose)?;
-        additions.print_lines()
+        additions.print_lines()?;
+        table::refuse_large_peak(counts.memory.peak as u64, &machine)
     }
 
     /// Prints the settings with which a request would fit, and returns `error`. Called if the KV cache has no room
@@ -266,18 +276,27 @@ impl PlanServeArgs {
             options.join(" ")
         };
         let plan = |changed: &Self| changed.outcome(common, machine, usable);
-        let (config, ..) = self.sizes.config(self.model.as_deref(), common)?;
-        Ok(advise_on_settings(self, &self.dimensions(common, &config), common, usable, peak, options_of, plan))
+        let model = self.sizes.config(self.model.as_deref(), common)?;
+        let row = self.sizes.prompt(&model, &self.media, common)?;
+        Ok(advise_on_settings(
+            self,
+            &self.dimensions(common, &model.config, &row),
+            common,
+            usable,
+            peak,
+            options_of,
+            plan,
+        ))
     }
 
     /// Returns the ways to save memory that these options do not use yet.
-    fn dimensions(&self, common: &CommonOptions, config: &ModelConfig) -> Vec<SearchDimension<Self>> {
+    fn dimensions(&self, common: &CommonOptions, config: &ModelConfig, row: &PlannedRow) -> Vec<SearchDimension<Self>> {
         let int8: Vec<SettingsChange<Self>> = match self.quantize.name() {
             Some(_) => Vec::new(),
             None => vec![Box::new(|args| args.quantize = QuantizeFlag::int8())],
         };
         // Tries half, a quarter, … of the planned length, as long as at least half of it is left for the prompt.
-        let now = self.prompt_and_answer();
+        let now = self.prompt_and_answer(row);
         let lengths = (1..16).map(|power| now >> power).take_while(|length| *length >= 2 * self.max_new_tokens);
         let shorter = |length: usize| -> SettingsChange<Self> {
             Box::new(move |args| args.max_model_len = Some(length.next_multiple_of(KvPages::BLOCK_TOKENS) as u32))
@@ -300,8 +319,8 @@ impl PlanServeArgs {
     /// Returns the memory and speed of a decode step of all sequences.
     fn outcome(&self, common: &CommonOptions, machine: &MachineSpec, usable: UsableMemory) -> Result<PlanOutcome> {
         let (counts, plan) = self.count(common, machine.memory)?;
-        let phases = table::phase_seconds(&counts, machine);
-        let compute = table::total(phases.iter().filter(|(name, _)| *name == "decode").map(|(_, s)| *s));
+        let phases = costs::phase_seconds(&counts, machine);
+        let compute = costs::total(phases.iter().filter(|(name, _)| *name == "decode").map(|(_, s)| *s));
         let seconds = compute + self.links(machine)?.within_node.transfer_seconds(plan.gathers[1].bytes);
         let peak = counts.memory.peak as u64;
         Ok(PlanOutcome {
@@ -314,8 +333,8 @@ impl PlanServeArgs {
     }
 
     /// Returns the number of tokens of a prompt with its answer.
-    fn prompt_and_answer(&self) -> usize {
-        let all = self.sizes.tokens.unwrap_or(0) + self.max_new_tokens;
+    fn prompt_and_answer(&self, row: &PlannedRow) -> usize {
+        let all = row.shape.tokens + self.max_new_tokens;
         self.max_model_len.map_or(all, |most| all.min(most as usize))
     }
 
@@ -332,10 +351,11 @@ impl PlanServeArgs {
     fn count(&self, common: &CommonOptions, memory: Option<f64>) -> Result<(DryRunCounts, ServingPlan)> {
         let Self { sizes, max_new_tokens: new, kv_memory, .. } = self;
         let dtype = sizes.dtype(common);
-        let (config, files, name) = sizes.config(self.model.as_deref(), common)?;
-        sizes.prompt_tokens()?;
+        let model = sizes.config(self.model.as_deref(), common)?;
+        let row = sizes.prompt(&model, &self.media, common)?;
+        let PlannedModel { config, files, name, .. } = model;
         refuse_new_tokens(*new, &config)?;
-        let tokens = self.prompt_and_answer().saturating_sub(*new);
+        let tokens = self.prompt_and_answer(&row).saturating_sub(*new);
         if tokens == 0 {
             let what = format!("is {new}, which leaves no token of --max-model-len for the prompt");
             return Err(usage_error("--max-new-tokens", what, "lower --max-new-tokens, or raise --max-model-len"));
@@ -345,7 +365,8 @@ impl PlanServeArgs {
             let what = format!("is {new}, but the prompt takes {tokens} of the model's {positions} positions");
             return Err(usage_error("--max-new-tokens", what, "lower --max-new-tokens or --tokens"));
         }
-        let shape = RowShape::new(tokens, sizes.vision_patches, &config)?;
+        let row = row.shortened_to(tokens, &config)?;
+        let shape = &row.shape;
         let device = sizes.device(common)?;
         let ranks = self.tensor_parallel_size as usize;
         let (exchange, weights) =
@@ -363,14 +384,14 @@ impl PlanServeArgs {
         let sequences = blocks / (tokens + planned - 1).div_ceil(KvPages::BLOCK_TOKENS);
         let decoding = batch.min(sequences).max(1);
         device.profiler().clear();
-        running.add(0, request(&config, &shape, 1, 1))?;
+        running.add(0, request(&config, shape, 1, 1))?;
         while !running.is_idle() {
             running.step(&mut |_| {})?;
         }
         let prefill = device.profiler().totals()?;
         let of_prompt = exchange.take_counts();
         // Completions of one prompt have the same decode costs as completions of different prompts.
-        running.add(1, request(&config, &shape, planned, decoding))?;
+        running.add(1, request(&config, shape, planned, decoding))?;
         while running.stats().running < decoding && !running.is_idle() {
             running.step(&mut |_| {})?;
         }
@@ -383,13 +404,15 @@ impl PlanServeArgs {
         count_keys(&mut decode, &text, dtype, keys);
         let counts = DryRunCounts {
             command: "serve",
-            subject: format!("{name}, prompts of {tokens} tokens, answers of {new} tokens"),
+            subject: format!("{name}, prompts of {row}, answers of {new} tokens"),
             dtype,
             memory: device.memory(),
             phases: PhaseCosts(vec![("prefill", prefill), ("decode", decode)]),
             units: 1,
             unit: "prompt and decode step",
             tokens: (tokens + decoding) as u64,
+            row_sizes: row.sizes(),
+            video: row.video_json(),
             training: None,
         };
         Ok((counts, ServingPlan { batch, kv_bytes, blocks, sequences, decoding, gathers }))

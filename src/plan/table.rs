@@ -3,83 +3,20 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use reel_device::{DType, MemoryUse, OpTotals};
 use reel_measure::kernel_model;
 use reel_measure::machine::MachineSpec;
 use reel_measure::ops::{MIN_SHOWN_SHARE, hidden_ops_line};
 use reel_measure::pricing::{PredictedTime, PredictionBasis, record_of_gpu};
-use reel_runs::plan::{BackwardPass, PhaseCosts, ShardedWeights, TrainedParameterSize};
+use reel_runs::plan::RowSizes;
 use serde_json::{Value, json};
 
 use super::advice::PlanAdditions;
+use super::costs::{DryRunCounts, Line, TrainingCounts, lines, phase_seconds, total};
+use super::format::{format_duration, format_large, format_rate};
+use super::parts::{parts_json, print_parts};
 use crate::common::CommonOptions;
+use crate::fail::failed;
 use crate::output;
-
-/// The counts of a command's run on device `dry`, which computes nothing and only counts memory, operations and bytes.
-pub struct DryRunCounts {
-    pub command: &'static str,
-    pub subject: String,
-    pub dtype: DType,
-    pub memory: MemoryUse,
-    /// The phases of the work (forward, decode, …) with the costs of their ops, summed over all steps or calls.
-    pub phases: PhaseCosts,
-    /// Number of steps or calls over which `phases` and `tokens` are summed; the table divides them by this number.
-    pub units: u64,
-    pub unit: &'static str,
-    pub tokens: u64,
-    /// Counts that only training commands have.
-    pub training: Option<TrainingCounts>,
-}
-
-/// Additional counts of a training command.
-pub struct TrainingCounts {
-    /// Size of a checkpoint in bytes.
-    pub checkpoint: u64,
-    /// The costs of some of the steps by part of the work, such as `backward` and `optimizer`.
-    pub parts: PhaseCosts,
-    /// The launches of the first backward pass.
-    pub backward: BackwardPass,
-    /// The number of trained parameters and their bytes.
-    pub trained: TrainedParameterSize,
-    /// The weights that ZeRO-3 shards among the ranks.
-    pub divided: ShardedWeights,
-    /// Whether the data has fewer rows than a micro-batch or a step.
-    pub has_few_rows: bool,
-}
-
-/// One line of the table of ops: the costs of one op in one phase, per step or call.
-struct Line<'a> {
-    phase: &'a str,
-    op: &'a str,
-    launches: f64,
-    flops: f64,
-    bytes: f64,
-    price: PredictedTime,
-    bound: &'static str,
-}
-
-/// Returns the lines of the table for `phases`. `counts` describe the command that has these costs.
-fn lines<'a>(phases: &'a PhaseCosts, counts: &DryRunCounts, machine: &MachineSpec) -> Vec<Line<'a>> {
-    let each = counts.units as f64;
-    let record = record_of_gpu(&machine.name);
-    let mut lines = Vec::new();
-    for (phase, totals) in &phases.0 {
-        lines.extend(totals.iter().map(|(op, t)| {
-            let floor_seconds = machine.ceilings.roofline_seconds_of_launches(op, t, counts.dtype);
-            let bound =
-                if floor_seconds * machine.ceilings.bytes > t.cost.bytes * 1.000_001 { "arithmetic" } else { "memory" };
-            let price = match record {
-                Some(record) => record.predict_time(op, t, &machine.ceilings, counts.dtype),
-                None => PredictedTime::by_ceilings(floor_seconds),
-            };
-            let price = price.per_step(each);
-            let (flops, bytes) = (t.cost.flops / each, t.cost.bytes / each);
-            Line { phase, op, launches: t.launches as f64 / each, flops, bytes, price, bound }
-        }));
-    }
-    lines.sort_by(|a, b| b.price.seconds.total_cmp(&a.price.seconds));
-    lines
-}
 
 /// Words in front of predicted numbers: a bound if the prediction uses the ceilings alone, else an estimate.
 pub struct PredictionWording {
@@ -99,33 +36,6 @@ impl PredictionWording {
     }
 }
 
-/// Returns the predicted seconds of each phase, per step or call.
-pub fn phase_seconds(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<(&'static str, f64)> {
-    seconds_of_phases(&counts.phases, counts, machine)
-}
-
-/// Returns the predicted seconds of each phase of `phases`, per step or call. `counts` describe the command that has
-/// these costs.
-pub fn seconds_of_phases(
-    phases: &PhaseCosts,
-    counts: &DryRunCounts,
-    machine: &MachineSpec,
-) -> Vec<(&'static str, f64)> {
-    let lines = lines(phases, counts, machine);
-    let seconds = |phase: &str| total(lines.iter().filter(|l| l.phase == phase).map(|l| l.price.seconds));
-    phases.0.iter().map(|(name, _)| (*name, seconds(name))).collect()
-}
-
-/// Returns the predicted seconds of each launch of the backward pass.
-pub fn backward_launch_seconds(training: &TrainingCounts, dtype: DType, machine: &MachineSpec) -> Vec<f64> {
-    let record = record_of_gpu(&machine.name);
-    let seconds = |(op, totals): &(&'static str, OpTotals)| match record {
-        Some(record) => record.predict_time(op, totals, &machine.ceilings, dtype).seconds,
-        None => machine.ceilings.roofline_seconds_of_launches(op, totals, dtype),
-    };
-    training.backward.launches.iter().map(seconds).collect()
-}
-
 /// Returns true if the peak memory fits the machine; `None` if the machine's memory is unknown.
 pub fn fits_in_memory(counts: &DryRunCounts, machine: &MachineSpec) -> Option<bool> {
     machine.memory.map(|all| counts.memory.peak as f64 <= all)
@@ -134,7 +44,7 @@ pub fn fits_in_memory(counts: &DryRunCounts, machine: &MachineSpec) -> Option<bo
 /// Returns the table of ops as JSON.
 pub fn ops_json(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<Value> {
     let line = |l: &Line| {
-        let PredictedTime { seconds, floor_seconds, recorded, modelled, basis } = &l.price;
+        let PredictedTime { seconds, floor_seconds, recorded, modelled, basis, .. } = &l.price;
         json!({
             "phase": l.phase, "op": l.op, "launches": l.launches, "flops": l.flops, "bytes": l.bytes, "seconds": seconds,
             "floor_seconds": floor_seconds, "share": l.price.assumed_share_of_ceilings(), "basis": basis.name(),
@@ -202,17 +112,38 @@ impl Totals {
     }
 }
 
+/// Returns the sizes of the planned rows as JSON: the least and the greatest numbers of tokens and patches.
+pub fn rows_json(counts: &DryRunCounts) -> Value {
+    let RowSizes { rows, tokens, patches } = counts.row_sizes;
+    json!({"planned": rows, "tokens": tokens, "patches": patches, "video": counts.video})
+}
+
+/// Refuses a plan whose peak memory does not fit into the machine's memory.
+///
+/// # Errors
+/// The plan does not fit.
+pub fn refuse_large_peak(peak: u64, machine: &MachineSpec) -> Result<()> {
+    match machine.memory {
+        Some(all) if peak as f64 > all => {
+            let what = format!("the plan needs {:.3} GB and does not fit into {:.3} GB", peak as f64 / 1e9, all / 1e9);
+            Err(failed("memory", what, "plan with one of the options above, or with smaller rows"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Returns the plan as JSON.
 pub fn plan_json(counts: &DryRunCounts, machine: &MachineSpec) -> Value {
     let Totals { flops, bytes, seconds, tokens } = Totals::of(counts, machine);
     let phases: BTreeMap<&str, f64> = phase_seconds(counts, machine).into_iter().collect();
     json!({
-        "command": counts.command, "subject": counts.subject, "dtype": counts.dtype.name(), "device": machine.name,
+        "command": counts.command, "subject": counts.subject, "rows": rows_json(counts), "dtype": counts.dtype.name(), "device": machine.name,
         "peak_bytes": counts.memory.peak, "memory": counts.memory.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
         "capacity_bytes": machine.memory, "fits": fits_in_memory(counts, machine),
         "checkpoint_bytes": counts.training.as_ref().map(|training| training.checkpoint),
         "tokens": tokens, "flops": flops, "bytes": bytes, "seconds": seconds, "phases": phases,
-        "tokens_per_second": tokens / seconds, "ops": ops_json(counts, machine),
+        "tokens_per_second": tokens / seconds, "parts": parts_json(counts, machine),
+        "ops": ops_json(counts, machine),
         "phases_by_basis": phase_seconds_by_prediction_basis_json(counts, machine), "ceilings": ceilings_json(machine),
     })
 }
@@ -326,7 +257,6 @@ pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Res
 
 /// Prints the ceilings and the basis of the predicted times.
 pub fn print_prediction_basis(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
-    let lines = lines(&counts.phases, counts, machine);
     output::print_line(format!(
         "ceilings: {} bf16, {} f32, {} ({})",
         format_large(machine.ceilings.bf16, 1e12, 1, "FLOP/s"),
@@ -334,101 +264,22 @@ pub fn print_prediction_basis(counts: &DryRunCounts, machine: &MachineSpec) -> R
         format_large(machine.ceilings.bytes, 1e11, 3, "B/s"),
         machine.source
     ))?;
-    output::print_line(assumptions(&lines, machine))?;
-    if record_of_gpu(&machine.name).is_some() {
-        for (phase, _) in &counts.phases.0 {
-            let [ceiling, record, model] = BASES.map(|basis| format_duration(seconds_by(&lines, phase, basis)));
-            let predicted = total(lines.iter().filter(|l| l.phase == *phase).map(|l| l.price.seconds));
-            output::print_line(format!(
-                "{phase}: {} predicted; by ceilings alone {ceiling}, by the record also of changed code {record}, by \
-                 the model {model}",
-                format_duration(predicted)
-            ))?;
-        }
-    }
-    Ok(())
+    output::print_line(assumptions(machine))?;
+    print_parts(counts, machine)
 }
 
-/// Describes the basis of the predicted times: the ceilings alone, or measured and modelled shares of the ceilings.
-fn assumptions(lines: &[Line], machine: &MachineSpec) -> String {
+/// Describes the basis of the predicted times: the ceilings alone, or records and the constants of the model.
+fn assumptions(machine: &MachineSpec) -> String {
     let Some(record) = record_of_gpu(&machine.name) else {
         return "times: every op reaches its ceiling; launch overhead is not counted".to_string();
     };
-    let all = total(lines.iter().map(|l| l.price.seconds));
-    let percent = |wanted: &dyn Fn(&PredictedTime) -> bool| {
-        100.0 * total(lines.iter().filter(|l| wanted(&l.price)).map(|l| l.price.seconds)) / all
-    };
-    let by_record = |p: &PredictedTime, changed: bool| {
-        p.basis == PredictionBasis::Record
-            && p.recorded.as_ref().is_some_and(|r| r.changed || r.similar.is_some()) == changed
-    };
     format!(
-        "times: {:.0} % of the time is that of measured kernels whose code is unchanged (benches/results/{}/{}), {:.0} % \
-         that of measured kernels whose code has changed or which are similar; {:.0} % is modelled, not measured: {:.0} % \
-         of the bandwidth (the share of plain copies in that record), {:.0} ns of latency, {:.1} us per launch",
-        percent(&|p| by_record(p, false)),
+        "times: measured in benches/results/{}/{}; modelled: {:.0} % of the bandwidth (the share of plain copies in that \
+         record), {:.0} ns of latency, {:.1} us per launch",
         machine.name,
         record.records.join(", "),
-        percent(&|p| by_record(p, true)),
-        percent(&|p| p.basis == PredictionBasis::Model),
         100.0 * record.streaming_share(&machine.ceilings),
         1e9 * kernel_model::MEMORY_LATENCY_SECONDS,
         1e6 * kernel_model::LAUNCH_GAP_SECONDS,
     )
-}
-
-/// Returns the sum of `values`; 0 if there are none. [`Iterator::sum`] returns -0 in that case, which would be
-/// printed.
-pub fn total(values: impl Iterator<Item = f64>) -> f64 {
-    values.fold(0.0, |sum, value| sum + value)
-}
-
-/// Formats a number with at least three significant digits; no decimals from 100 on.
-pub fn format_rate(rate: f64) -> String {
-    let decimals = match rate.abs() {
-        x if x >= 100.0 || x == 0.0 || !x.is_finite() => 0,
-        x => (2 - x.log10().floor() as i32).clamp(0, 12) as usize,
-    };
-    format!("{rate:.decimals$}")
-}
-
-/// Formats a large number of `unit` with its prefix: giga below `least_tera`, else tera with `decimals` decimals.
-fn format_large(number: f64, least_tera: f64, decimals: usize, unit: &str) -> String {
-    match number >= least_tera {
-        true => format!("{:.decimals$} T{unit}", number / 1e12),
-        false => format!("{} G{unit}", format_rate(number / 1e9)),
-    }
-}
-
-/// Formats a duration in s, ms or us.
-pub fn format_duration(seconds: f64) -> String {
-    match seconds {
-        s if s >= 1.0 => format!("{s:.2} s"),
-        s if s >= 1e-3 => format!("{:.2} ms", s * 1e3),
-        s => format!("{:.1} us", s * 1e6),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_of_small_machines_keep_three_digits() {
-        for (rate, wanted) in
-            [(0.0, "0"), (0.8412, "0.841"), (0.000_123_4, "0.000123"), (7.5, "7.50"), (99.46, "99.5"), (1234.5, "1234")]
-        {
-            assert_eq!(format_rate(rate), wanted);
-        }
-        let rates =
-            [(989.4e12, "989.4 TFLOP/s"), (1e12, "1.0 TFLOP/s"), (48.7e9, "48.7 GFLOP/s"), (0.8e9, "0.800 GFLOP/s")];
-        for (rate, wanted) in rates {
-            assert_eq!(format_large(rate, 1e12, 1, "FLOP/s"), wanted);
-        }
-    }
-
-    #[test]
-    fn a_sum_of_nothing_has_no_sign() {
-        assert_eq!(format_duration(total(std::iter::empty())), "0.0 us");
-    }
 }

@@ -11,12 +11,13 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::advice::{PlanAdditions, UsableMemory, advise_on_settings, push_changed_option, shows_progress};
+use super::costs::{self, DryRunCounts};
+use super::format::format_duration;
 use super::job::{JobFlags, PlannedJob};
 use super::search::{PlanOutcome, SearchDimension, SettingsChange, largest_that_fits};
-use super::table::{self, DryRunCounts};
-use super::{Counting, Sizes};
+use super::{Counting, Sizes, table};
 use crate::common::CommonOptions;
-use crate::fail::usage_error;
+use crate::fail::{failed, usage_error};
 
 /// LoRA rank in suggested options; the README's example has the same rank.
 const LORA_RANK: usize = 16;
@@ -98,7 +99,7 @@ impl Planned {
         if let Some(outcome) = self.job.as_ref().and_then(|job| job.outcome(&self.counts, machine, fits)) {
             return outcome;
         }
-        let seconds = table::total(table::phase_seconds(&self.counts, machine).iter().map(|(_, seconds)| *seconds));
+        let seconds = costs::total(costs::phase_seconds(&self.counts, machine).iter().map(|(_, seconds)| *seconds));
         let tokens_per_second = self.counts.tokens as f64 / self.counts.units as f64 / seconds;
         let peak = self.counts.memory.peak as u64;
         PlanOutcome { peak, seconds, tokens_per_second, gpus: 1, fits: fits(peak) }
@@ -117,8 +118,13 @@ impl<O: MicroBatchOptions> TrainingPlanner<'_, O> {
         let Some(usable) = UsableMemory::of_planned_machine(self.sizes, machine.memory, self.common)? else {
             return Err(usage_error("--find-batch-size", "the memory of this machine is unknown", "give --gpu NAME"));
         };
-        let (settings, additions) = self.find_batch_size(settings, &machine, usable)?;
-        self.print(&settings, &self.plan(&settings)?, &machine, additions)
+        let (settings, largest, additions) = self.find_batch_size(settings, &machine, usable)?;
+        self.print(&settings, &self.plan(&settings)?, &machine, additions)?;
+        let nothing_fits = || {
+            let what = format!("not even the smallest fits into the usable {:.1} GB", usable.bytes() as f64 / 1e9);
+            failed("--find-batch-size", what, "plan with one of the options above, or with shorter rows")
+        };
+        largest.map(drop).ok_or_else(nothing_fits)
     }
 
     fn plan(&self, settings: &PlannedSettings<O>) -> Result<Planned> {
@@ -131,6 +137,9 @@ impl<O: MicroBatchOptions> TrainingPlanner<'_, O> {
 
     /// Prints a plan with `additions`. If the plan does not fit, also searches for settings that fit and prints them
     /// after the text of the plan.
+    ///
+    /// # Errors
+    /// The plan does not fit into the memory; it cannot be printed.
     fn print(
         &self,
         settings: &PlannedSettings<O>,
@@ -169,10 +178,12 @@ impl<O: MicroBatchOptions> TrainingPlanner<'_, O> {
         };
         if self.common.json {
             additions.fields.extend(advice().fields);
-            return print(additions);
+            print(additions)?;
+        } else {
+            print(additions)?;
+            advice().print_lines()?;
         }
-        print(additions)?;
-        advice().print_lines()
+        table::refuse_large_peak(outcome.peak, machine)
     }
 
     /// Returns the ways to save memory that these settings do not use yet. A search weakens the last dimension first.
@@ -203,14 +214,14 @@ impl<O: MicroBatchOptions> TrainingPlanner<'_, O> {
     }
 
     /// Finds the largest micro-batch that fits. Returns the settings with this micro-batch, or with the smallest one
-    /// if none fits.
+    /// if none fits, and the number of its units.
     fn find_batch_size(
         &self,
         settings: PlannedSettings<O>,
         machine: &MachineSpec,
         usable: UsableMemory,
-    ) -> Result<(PlannedSettings<O>, PlanAdditions)> {
-        let unit = BatchUnit::of(&settings.options, self.sizes)?;
+    ) -> Result<(PlannedSettings<O>, Option<u64>, PlanAdditions)> {
+        let unit = BatchUnit::of(&settings.options, self.counting.row_tokens(self.common, &settings.options)?)?;
         let mut planned: BTreeMap<u64, PlanOutcome> = BTreeMap::new();
         let with = |n: u64| {
             let mut changed = settings.clone();
@@ -272,11 +283,11 @@ impl<O: MicroBatchOptions> TrainingPlanner<'_, O> {
                     unit.option,
                     value(n),
                     peak(n),
-                    table::format_duration(time)
+                    format_duration(time)
                 )
             }
         };
-        Ok((with(largest.unwrap_or(1)), PlanAdditions { fields, lines: vec![line] }))
+        Ok((with(largest.unwrap_or(1)), largest, PlanAdditions { fields, lines: vec![line] }))
     }
 }
 
@@ -290,11 +301,12 @@ struct BatchUnit {
 }
 
 impl BatchUnit {
-    fn of<O: MicroBatchOptions>(options: &O, sizes: &Sizes) -> Result<Self> {
+    /// `tokens` is the number of tokens of each row; `None` for the rows of a data file.
+    fn of<O: MicroBatchOptions>(options: &O, tokens: Option<usize>) -> Result<Self> {
         let mut options = options.clone();
         let rows_of_unit = options.rows_of_unit();
         let most = |tokens: usize, rows: usize| MAX_ROWS.min(MAX_TOKENS / tokens.max(1) / rows).max(1);
-        match (options.packed_tokens(), sizes.tokens) {
+        match (options.packed_tokens(), tokens) {
             (Some(_), Some(tokens)) => Ok(Self { option: "--max-length", size: tokens.max(1), most: most(tokens, 1) }),
             (Some(_), None) => Err(usage_error(
                 "--find-batch-size",

@@ -94,6 +94,22 @@ impl FinishedRun {
         serde_json::from_str(self.ok()).unwrap_or_else(|e| panic!("{e}: {}", self.stdout))
     }
 
+    /// Returns the plan that `reel plan --json` printed. Checks the exit code: 0 if the plan fits or its memory is not
+    /// known, 1 if it does not fit or no micro-batch does.
+    #[track_caller]
+    pub fn plan_json(&self) -> serde_json::Value {
+        let plan: serde_json::Value =
+            serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {}{}", self.stdout, self.stderr));
+        let fits = if plan["job"].is_null() { &plan["fits"] } else { &plan["job"]["fits"] };
+        let nothing_fits = !plan["find_batch_size"].is_null() && plan["find_batch_size"]["largest"].is_null();
+        let code = i32::from(*fits == false || nothing_fits);
+        assert_eq!(self.code, Some(code), "{fits} {}", self.stderr);
+        if code == 1 {
+            self.assert_refused(1, &["fit"]);
+        }
+        plan
+    }
+
     /// Checks that the command failed with exit code `code`, and with a one-line error that contains each of `words`
     /// and says what to do.
     #[track_caller]

@@ -112,6 +112,40 @@ impl RunRanks<'_> {
     }
 }
 
+impl<'a, O> RunSetup<'a, O> {
+    /// Makes the inputs for work on the rows of a run that trains nothing and prints nothing: a plan, or showing a row.
+    /// The fields have the same meaning as in [`RunSetup`].
+    pub fn without_training(
+        options: &'a O,
+        model: &'a Path,
+        device: &'a Device,
+        dtype: DType,
+        media: &'a MediaOptions,
+        seed: u64,
+    ) -> Self {
+        static NOTHING: Value = Value::Null;
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        RunSetup {
+            options,
+            model,
+            device,
+            dtype,
+            seed,
+            media,
+            resolved: &NOTHING,
+            quiet: true,
+            verbose: false,
+            stop: &NEVER,
+            save: None,
+            server: None,
+            evaluator: None,
+            profiler: None,
+            ranks: None,
+            peak_flops_per_second: None,
+        }
+    }
+}
+
 impl<O: TrainingOptions> RunSetup<'_, O> {
     /// The output folder that the command names. In `options.out`, ranks other than 0 have a folder of their own.
     pub fn shared_out(&self) -> &Path {

@@ -125,6 +125,9 @@ pub struct PredictedTime {
     pub floor_seconds: f64,
     /// The time predicted from a record of this GPU, if the record has the kernel or a similar kernel.
     pub recorded: Option<RecordedTime>,
+    /// The time predicted from the last measurement of the kernel itself, even if its code has changed since: the same
+    /// as `recorded` unless a prototype is recorded there.
+    pub last_measured: Option<RecordedTime>,
     /// The time predicted by the model of the kernel's code, if the GPU has a record and the launches have a plan.
     pub modelled: Option<ModelledTime>,
 }
@@ -249,7 +252,13 @@ impl GpuRecord {
     /// is the dtype of activations.
     pub fn predict_time(&self, name: &str, totals: &OpTotals, ceilings: &Ceilings, dtype: DType) -> PredictedTime {
         let floor_seconds = ceilings.roofline_seconds_of_launches(name, totals, dtype);
-        let recorded = self.recorded(name, totals, ceilings, dtype);
+        let recorded = self.recorded(name, totals, ceilings, dtype, true);
+        let last_measured = match &recorded {
+            Some(r) if r.prototype.is_some() || r.own_speed.is_some() => {
+                self.recorded(name, totals, ceilings, dtype, false)
+            }
+            other => other.clone(),
+        };
         let gpu = ModelledGpu::hopper(*ceilings, self.streaming_share(ceilings));
         let modelled = gpu.time_of_launches(&totals.planned, ceilings::uses_bf16_rate(name, dtype));
         let is_arithmetic = totals.cost.flops / ceilings.flops_per_second(name, dtype) >= floor_seconds;
@@ -264,19 +273,28 @@ impl GpuRecord {
             (None, Some(m)) => (PredictionBasis::Model, m.seconds),
             (None, None) => (PredictionBasis::Ceiling, floor_seconds),
         };
-        PredictedTime { seconds, basis, floor_seconds, recorded, modelled }
+        PredictedTime { seconds, basis, floor_seconds, recorded, last_measured, modelled }
     }
 
     /// Predicts the time of the launches in `totals` from the kernel's latency and the share of the ceilings that its
     /// most similar recorded launches reached. If the plans of the launches are known, each group of equal launches is
     /// predicted on its own; otherwise the mean launch is predicted. The result's time is the sum over the groups; its
-    /// other fields are those of the group that takes longest.
-    fn recorded(&self, name: &str, totals: &OpTotals, ceilings: &Ceilings, dtype: DType) -> Option<RecordedTime> {
+    /// other fields are those of the group that takes longest. Prototypes count only with `by_prototypes`.
+    fn recorded(
+        &self,
+        name: &str,
+        totals: &OpTotals,
+        ceilings: &Ceilings,
+        dtype: DType,
+        by_prototypes: bool,
+    ) -> Option<RecordedTime> {
         let mut groups: Vec<(u64, Cost)> = totals.planned.groups().map(|(_, count, cost)| (count, cost)).collect();
         if totals.planned.count() != totals.launches {
             groups = vec![(totals.launches.max(1), totals.cost)];
         }
-        let of_groups = groups.into_iter().map(|group| self.recorded_of_equal_launches(name, group, ceilings, dtype));
+        let of_groups = groups
+            .into_iter()
+            .map(|group| self.recorded_of_equal_launches(name, group, ceilings, dtype, by_prototypes));
         let of_groups = of_groups.collect::<Option<Vec<RecordedTime>>>()?;
         let seconds = of_groups.iter().map(|r| r.seconds).sum();
         let longest = of_groups.into_iter().max_by(|a, b| a.seconds.total_cmp(&b.seconds))?;
@@ -290,15 +308,16 @@ impl GpuRecord {
         (count, cost): (u64, Cost),
         ceilings: &Ceilings,
         dtype: DType,
+        by_prototypes: bool,
     ) -> Option<RecordedTime> {
         let launches = count as f64;
         let of_one = Cost { flops: cost.flops / launches, bytes: cost.bytes / launches };
-        let recorded = self.nearest(name, of_one, dtype)?;
+        let recorded = self.nearest(name, of_one, dtype, by_prototypes)?;
         let RecordedKernel { kernel, size, flops, bytes, .. } = recorded;
         let (floor, latency) = (recorded.floor_seconds(ceilings), self.latency_seconds(recorded, ceilings));
         let planned_floor = ceilings.roofline_seconds(name, cost, dtype);
         let own = self.products.iter().find(|own| own.op == name && dtype == DType::BF16);
-        let own_speed = own.map(|own| own.speed);
+        let own_speed = own.filter(|_| by_prototypes).map(|own| own.speed);
         let is_own_name = kernel == name || name.starts_with("matmul") || name == "sum_squares";
         Some(RecordedTime {
             seconds: (launches * latency + (recorded.seconds - latency) * planned_floor / floor)
@@ -340,7 +359,7 @@ impl GpuRecord {
     /// The recorded launch with the size nearest to `cost`, of the first kernel in [`recorded_names`] that the record
     /// has. If the kernel's code has changed since the record, a launch of its prototype is preferred, unless that
     /// launch's operations per byte differ from those of `cost` by more than a factor of [`SAME_KIND`].
-    fn nearest(&self, name: &str, cost: Cost, dtype: DType) -> Option<&RecordedKernel> {
+    fn nearest(&self, name: &str, cost: Cost, dtype: DType, by_prototypes: bool) -> Option<&RecordedKernel> {
         let from = |k: &RecordedKernel| distance(cost, Cost { flops: k.flops, bytes: k.bytes });
         let launches_of = |name: String| {
             let nearest_of = |of_prototypes: bool| {
@@ -353,8 +372,8 @@ impl GpuRecord {
             let is_alike = |k: &&RecordedKernel| {
                 (per_byte(k.flops, k.bytes) - per_byte(cost.flops, cost.bytes)).abs() <= SAME_KIND.ln()
             };
-            let prototype = prototype.filter(is_alike).filter(|_| !own.is_some_and(is_current));
-            prototype.or(own)
+            let prototype = prototype.filter(|_| by_prototypes).filter(is_alike);
+            prototype.filter(|_| !own.is_some_and(is_current)).or(own)
         };
         recorded_names(name, dtype).into_iter().find_map(launches_of)
     }
@@ -390,6 +409,7 @@ impl PredictedTime {
             basis: PredictionBasis::Ceiling,
             floor_seconds,
             recorded: None,
+            last_measured: None,
             modelled: None,
         }
     }
@@ -421,7 +441,7 @@ impl PredictedTime {
     pub fn per_step(mut self, steps: f64) -> PredictedTime {
         self.seconds /= steps;
         self.floor_seconds /= steps;
-        self.recorded.iter_mut().for_each(|r| r.seconds /= steps);
+        self.recorded.iter_mut().chain(&mut self.last_measured).for_each(|r| r.seconds /= steps);
         self.modelled.iter_mut().for_each(|m| m.divide_times(steps));
         self
     }

@@ -9,6 +9,7 @@
 pub mod chart;
 pub mod curation;
 mod curves;
+pub mod data_row;
 pub mod data_stats;
 mod error;
 pub mod escape;

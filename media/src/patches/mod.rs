@@ -138,7 +138,11 @@ pub fn processor_resize(frames: FrameBuf, processor: &ImageProcessorSettings) ->
     pillow_bicubic(frames.view()?, size)
 }
 
-fn processor_size((height, width): (usize, usize), processor: &ImageProcessorSettings) -> Result<(usize, usize)> {
+/// The size to which the image processor resizes frames of (height, width) pixels.
+pub(crate) fn processor_size(
+    (height, width): (usize, usize),
+    processor: &ImageProcessorSettings,
+) -> Result<(usize, usize)> {
     let factor = processor.patch_size.saturating_mul(processor.merge_size);
     processor_smart_resize(height, width, factor, processor.min_pixels, processor.max_pixels)
 }
@@ -148,8 +152,16 @@ fn processor_size((height, width): (usize, usize), processor: &ImageProcessorSet
 /// # Errors
 /// The sides are not multiples of `patch_size * merge_size`.
 pub fn patch_grid_thw(frames: FrameView<'_>, processor: &ImageProcessorSettings) -> Result<[usize; 3]> {
+    grid_of_size(frames.frame_count(), frames.height_and_width(), processor)
+}
+
+/// Number of patches of `frames` frames of (height, width) pixels along time, height and width.
+pub(crate) fn grid_of_size(
+    frames: usize,
+    (height, width): (usize, usize),
+    processor: &ImageProcessorSettings,
+) -> Result<[usize; 3]> {
     let ImageProcessorSettings { patch_size: p, temporal_patch_size: tp, merge_size: merge, .. } = *processor;
-    let (height, width) = frames.height_and_width();
     let block = p.saturating_mul(merge);
     if block == 0 || tp == 0 || !height.is_multiple_of(block) || !width.is_multiple_of(block) {
         return Err(MediaError::setting_error(
@@ -160,7 +172,7 @@ pub fn patch_grid_thw(frames: FrameView<'_>, processor: &ImageProcessorSettings)
             "resize first; check patch_size, temporal_patch_size and merge_size in preprocessor_config.json",
         ));
     }
-    Ok([frames.frame_count().div_ceil(tp), height / p, width / p])
+    Ok([frames.div_ceil(tp), height / p, width / p])
 }
 
 /// Normalises frames and cuts them into patches. The last frame is repeated if the last temporal patch is incomplete,

@@ -66,6 +66,8 @@ pub struct Plan {
     /// Largest number of rows in a planned micro-batch; for `grpo`, largest number of prompts in a planned step. The
     /// number is below that of the options if the data has fewer rows.
     pub rows: usize,
+    /// Sizes of the planned rows.
+    pub row_sizes: RowSizes,
     /// Which activations the backward pass of the last micro-batch recomputes. With `--gradient-checkpointing auto`
     /// this depends on the memory limit of the device.
     pub checkpointing: Option<Checkpointing>,
@@ -226,6 +228,39 @@ pub struct RowShape {
     pub video_grid_thw: Vec<GridThw>,
 }
 
+/// The least and the greatest number of tokens and patches of some rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowSizes {
+    /// Number of rows.
+    pub rows: u64,
+    /// Tokens of the shortest and the longest row, vision tokens included.
+    pub tokens: [usize; 2],
+    /// Patches of the images and videos of a row: least and greatest number.
+    pub patches: [usize; 2],
+}
+
+impl RowSizes {
+    /// The sizes of rows that all have this shape.
+    pub fn of_shape(shape: &RowShape) -> Self {
+        let mut sizes = Self::default();
+        sizes.add(shape.tokens, &shape.video_grid_thw);
+        sizes
+    }
+
+    /// Adds the rows `rows`.
+    pub fn add_rows<'r>(&mut self, rows: impl Iterator<Item = &'r ModelInput>) {
+        rows.for_each(|row| self.add(row.len(), row.image_grid_thw.iter().chain(&row.video_grid_thw)));
+    }
+
+    fn add<'g>(&mut self, tokens: usize, grids: impl IntoIterator<Item = &'g GridThw>) {
+        let patches = grids.into_iter().map(|grid| grid.iter().product::<usize>()).sum();
+        for (all, own) in [(&mut self.tokens, tokens), (&mut self.patches, patches)] {
+            *all = if self.rows == 0 { [own; 2] } else { [all[0].min(own), all[1].max(own)] };
+        }
+        self.rows += 1;
+    }
+}
+
 /// Maximum number of rows in a plan with data. More rows would make planning slow, because the size of a row is known
 /// only after its media are decoded.
 const MAX_ROWS: u64 = 256;
@@ -265,6 +300,18 @@ impl RowShape {
         let squares = patches / pairs / unit;
         let rows = (1..=squares.isqrt()).rev().find(|rows| squares.is_multiple_of(*rows)).unwrap_or(1);
         Ok(Self { tokens, video_grid_thw: vec![[pairs, rows * side, squares / rows * side]] })
+    }
+
+    /// Makes the shape of a row of `tokens` tokens, which include the vision tokens of a video with this patch grid.
+    pub fn with_video(tokens: usize, grid: GridThw) -> Result<Self> {
+        let patches = grid.iter().product::<usize>();
+        for (what, n) in [("tokens of a row", tokens), ("patches of a row", patches)] {
+            if n > MAX_ROW_SIZE {
+                let help = "take fewer frames, or lower --video-max-pixels or --tokens";
+                return Err(TrainError::option(what, format!("are {n}, more than {MAX_ROW_SIZE}"), help));
+            }
+        }
+        Ok(Self { tokens, video_grid_thw: vec![grid] })
     }
 
     /// Makes all-black videos whose sizes match the patch grids of this row.
@@ -413,11 +460,12 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
     let device = trainer.device.clone();
     device.profiler().clear();
     device.reset_peak();
-    let (mut done, mut tokens, mut rows) = (0, 0, 0);
+    let (mut done, mut tokens, mut rows, mut row_sizes) = (0, 0, 0, RowSizes::default());
     let (mut parts, mut backward) = (PhaseCosts::default(), BackwardPass::default());
     let mut next = || -> Result<Option<Vec<Sample>>> {
         let batch = next()?;
         rows = batch.as_ref().map_or(rows, |batch| batch.len().max(rows));
+        row_sizes.add_rows(batch.iter().flatten().map(|row| &row.tokens));
         Ok(batch)
     };
     while done < steps {
@@ -445,6 +493,7 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
         steps: done,
         tokens,
         rows,
+        row_sizes,
         checkpointing: trainer.last_checkpointing(),
         checkpoint: checkpoint_bytes(trainer),
     })

@@ -117,6 +117,11 @@ impl PromptSource {
         &self.bundle.config
     }
 
+    /// Config, tokenizer and chat template of the model.
+    pub fn bundle(&self) -> &ModelFolder {
+        &self.bundle
+    }
+
     /// Number of rows of the data file.
     pub fn data_row_count(&self) -> usize {
         self.data.len()

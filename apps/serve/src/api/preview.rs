@@ -18,9 +18,9 @@ use axum::extract::State;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reel_input::ModelInput;
-use reel_input::window::GridThw;
+use reel_input::prompt_media::{PromptMedium, media_in_prompt_order};
 use reel_media::frames::FrameBuf;
-use reel_media::strip::thumbnail;
+use reel_media::strip::{evenly_spaced, frame_thumbnail};
 use serde_json::{Value, json};
 
 use super::fields::{RequestFields, wrong_field};
@@ -63,8 +63,8 @@ pub(crate) async fn preview(State(shared): State<Arc<ServerState>>, body: Body) 
 fn describe(model: &ServedModel, input: &ModelInput) -> Result<Json<Value>, ApiError> {
     let mut left = MAX_ALL_THUMBNAILS;
     let mut media = Vec::new();
-    for medium in media_in_prompt_order(model, input) {
-        let one = medium.describe(model, left)?;
+    for medium in media_in_prompt_order(input, &model.folder.config) {
+        let one = describe_medium(&medium, left)?;
         left -= one["thumbnails"].as_array().map_or(0, Vec::len);
         media.push(one);
     }
@@ -74,87 +74,17 @@ fn describe(model: &ServedModel, input: &ModelInput) -> Result<Json<Value>, ApiE
     })))
 }
 
-/// An image or a video of a prompt.
-struct Medium<'a> {
-    kind: &'static str,
-    frames: &'a FrameBuf,
-    grid: GridThw,
-    /// The time of each frame in seconds; empty for an image.
-    times: &'a [f64],
-}
-
-/// The images and videos in the order of their pad tokens in the prompt. [`ModelInput`] holds images and videos in
-/// separate lists.
-fn media_in_prompt_order<'a>(model: &ServedModel, input: &'a ModelInput) -> Vec<Medium<'a>> {
-    let tokens = &model.folder.config.tokens;
-    let frames = &input.frames;
-    let times = frames.video_times.iter().map(Vec::as_slice).chain(std::iter::repeat(&[][..]));
-    let mut images = frames.images.iter().zip(&input.image_grid_thw);
-    let mut videos = frames.videos.iter().zip(&input.video_grid_thw).zip(times);
-    let mut media = Vec::new();
-    let mut ids = input.input_ids.iter();
-    while let Some(&id) = ids.next() {
-        let next = if id == tokens.image {
-            images.next().map(|(frames, &grid)| Medium { kind: "image", frames, grid, times: &[] })
-        } else if id == tokens.video {
-            videos.next().map(|((frames, &grid), times)| Medium { kind: "video", frames, grid, times })
-        } else {
-            None
-        };
-        if let Some(medium) = next {
-            // Skips the other pad tokens of this image or video.
-            ids.by_ref().take(vision_tokens(model, medium.grid) - 1).for_each(drop);
-            media.push(medium);
-        }
+/// Describes an image or video as JSON: size, tokens, times and at most `left` thumbnails.
+fn describe_medium(medium: &PromptMedium, left: usize) -> Result<Value, ApiError> {
+    let FrameBuf { frames, height, width, .. } = *medium.frames;
+    let mut thumbnails = Vec::new();
+    for frame in evenly_spaced(frames, MAX_THUMBNAILS.min(left)) {
+        let png = frame_thumbnail(medium.frames, frame, MAX_SIDE).map_err(|e| ApiError::internal(e.to_string()))?;
+        let url = format!("data:image/png;base64,{}", STANDARD.encode(png.bytes));
+        thumbnails.push(json!({"frame": frame, "url": url}));
     }
-    media
-}
-
-/// The number of tokens of an image or video with this grid; at least 1.
-fn vision_tokens(model: &ServedModel, grid: GridThw) -> usize {
-    (grid.iter().product::<usize>() / model.folder.config.vision.patches_per_vision_token()).max(1)
-}
-
-impl Medium<'_> {
-    /// Describes the image or video as JSON: size, tokens, times and at most `left` thumbnails.
-    fn describe(&self, model: &ServedModel, left: usize) -> Result<Value, ApiError> {
-        let FrameBuf { frames, height, width, .. } = *self.frames;
-        let view = self.frames.view().map_err(|e| ApiError::internal(e.to_string()))?;
-        let shown = evenly_spaced(frames, MAX_THUMBNAILS.min(left));
-        let mut thumbnails = Vec::with_capacity(shown.len());
-        for frame in shown {
-            let pixels = &view.data()[frame * height * width * 3..][..height * width * 3];
-            let png =
-                thumbnail(pixels, (height, width), MAX_SIDE).map_err(|e| ApiError::internal(e.to_string()))?.bytes;
-            let url = format!("data:image/png;base64,{}", STANDARD.encode(png));
-            thumbnails.push(json!({"frame": frame, "url": url}));
-        }
-        Ok(json!({
-            "kind": self.kind, "grid_thw": self.grid, "vision_tokens": vision_tokens(model, self.grid),
-            "frames": frames, "width": width, "height": height, "timestamps": self.times, "thumbnails": thumbnails,
-        }))
-    }
-}
-
-/// At most `most` of the indices `0..count`, evenly spaced, with the first and the last index.
-fn evenly_spaced(count: usize, most: usize) -> Vec<usize> {
-    let shown = count.min(most);
-    (0..shown).map(|i| i * (count - 1) / (shown - 1).max(1)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shown_frames_are_evenly_spaced_from_the_first_to_the_last() {
-        assert_eq!(evenly_spaced(3, 64), [0, 1, 2]);
-        assert_eq!(evenly_spaced(9, 5), [0, 2, 4, 6, 8]);
-        assert_eq!(evenly_spaced(1, 64), [0]);
-        assert_eq!(evenly_spaced(5, 1), [0]);
-        assert_eq!(evenly_spaced(5, 0), [0; 0]);
-        let many = evenly_spaced(768, MAX_THUMBNAILS);
-        assert_eq!((many.len(), many[0], many[63]), (64, 0, 767));
-        assert!(many.windows(2).all(|pair| pair[0] < pair[1]));
-    }
+    Ok(json!({
+        "kind": medium.kind, "grid_thw": medium.grid, "vision_tokens": medium.vision_tokens, "frames": frames,
+        "width": width, "height": height, "timestamps": medium.times, "thumbnails": thumbnails,
+    }))
 }

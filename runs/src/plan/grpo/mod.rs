@@ -29,7 +29,8 @@ use reel_train::step::trainer::Trainer;
 
 use super::evaluation::add_evaluation_memory;
 use super::{
-    BackwardPass, OpCosts, PhaseCosts, Plan, RowShape, ShardedWeights, TrainedParameterSize, keep_highest_peak,
+    BackwardPass, OpCosts, PhaseCosts, Plan, RowShape, RowSizes, ShardedWeights, TrainedParameterSize,
+    keep_highest_peak,
 };
 use crate::folder::checkpoint::checkpoint_bytes;
 use crate::run::grpo::{GrpoLoop, GrpoSetup};
@@ -118,6 +119,7 @@ struct PlanCostCounter<'a> {
     tokens: u64,
     /// Largest number of prompts in a step so far.
     rows: usize,
+    row_sizes: RowSizes,
     /// The longest prompt so far.
     longest: Option<ModelInput>,
 }
@@ -170,6 +172,7 @@ impl<'a> PlanCostCounter<'a> {
             steps: 0,
             tokens: 0,
             rows: 0,
+            row_sizes: RowSizes::default(),
             longest: None,
         })
     }
@@ -177,6 +180,7 @@ impl<'a> PlanCostCounter<'a> {
     /// Adds the costs of sampling a rollout set and of the training steps on it.
     fn count_set(&mut self, prompts: Vec<Prompt>) -> Result<()> {
         self.rows = self.rows.max(prompts.len());
+        self.row_sizes.add_rows(prompts.iter().map(|prompt| &*prompt.tokens));
         super::keep_longest(&mut self.longest, prompts.iter().map(|prompt| &*prompt.tokens));
         let mut products = None;
         let groups = match &self.sampler {
@@ -279,7 +283,7 @@ impl<'a> PlanCostCounter<'a> {
 
     fn plan(self, dtype: DType) -> Result<Plan> {
         let gathers_of_set = u64::from(self.sampler.is_some()) + u64::from(self.shares_base_with_reference());
-        let Self { trainer, phases, backward, steps, tokens, rows, options, longest, .. } = self;
+        let Self { trainer, phases, backward, steps, tokens, rows, row_sizes, options, longest, .. } = self;
         let of_steps = self.of_steps.unwrap_or_default();
         let memory = self.with_all_weights.iter().chain([&of_steps]).max_by_key(|memory| memory.peak).cloned();
         let divided = ShardedWeights::of(&trainer, of_steps);
@@ -297,6 +301,7 @@ impl<'a> PlanCostCounter<'a> {
             steps,
             tokens,
             rows,
+            row_sizes,
             checkpointing: trainer.last_checkpointing(),
             checkpoint: checkpoint_bytes(&trainer),
         };
