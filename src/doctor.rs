@@ -327,7 +327,8 @@ fn builtin(driver: Option<u32>) -> Option<String> {
 fn find_library(name: &str) -> Option<PathBuf> {
     let listed = |key: &str| env::var_os(key).map(|v| env::split_paths(&v).collect::<Vec<_>>()).unwrap_or_default();
     let mut folders = listed("LD_LIBRARY_PATH");
-    if let Some(cuda) = env::var_os("CUDA_HOME").or_else(|| env::var_os("CUDA_PATH")) {
+    let named = |key: &str| env::var_os(key).filter(|folder| !folder.is_empty());
+    if let Some(cuda) = named("CUDA_HOME").or_else(|| named("CUDA_PATH")) {
         folders.push(Path::new(&cuda).join("lib64"));
     }
     let arch = env::consts::ARCH;

@@ -123,21 +123,23 @@ pub fn print_usage_error(e: &clap::Error, parser: &Command) -> ExitCode {
         let _ = e.print();
         return ExitCode::from(USAGE_ERROR_EXIT_CODE);
     }
-    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
-    reel_diagnostic::note!("error: {}", redact_urls(&usage_error_message(e, parser, words)));
+    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    reel_diagnostic::note!("error: {}", redact_urls(&usage_error_message(e, parser, &words)));
     ExitCode::from(USAGE_ERROR_EXIT_CODE)
 }
 
 /// Returns the message of a parser error in the form `location: what; help`. `words` are the words of the command line
 /// after the program's name.
-pub fn usage_error_message(e: &clap::Error, parser: &Command, words: impl Iterator<Item = String>) -> String {
+pub fn usage_error_message(e: &clap::Error, parser: &Command, words: &[String]) -> String {
     let (command, path) = named_command(parser, words);
     let context = |kind| match e.get(kind) {
         Some(ContextValue::String(text)) => text.as_str(),
         _ => "",
     };
     let (argument, value) = (context(ContextKind::InvalidArg), context(ContextKind::InvalidValue));
+    let misplaced = misplaced_option_line(parser, command, &path, argument, words);
     let line = match e.kind() {
+        ErrorKind::UnknownArgument if misplaced.is_some() => misplaced,
         ErrorKind::UnknownArgument if e.get(ContextKind::Suggested).is_none() => {
             let other = option_of_other_command(parser, &path, argument);
             let line = || unknown_argument_line(command, &path, argument);
@@ -245,11 +247,29 @@ fn option_of_other_command(parser: &Command, path: &str, argument: &str) -> Opti
 }
 
 /// Returns the parser of the subcommand that the words name, and its full name, such as `reel sim run`.
-fn named_command(parser: &Command, words: impl Iterator<Item = String>) -> (&Command, String) {
-    words.fold((parser, "reel".to_string()), |(command, path), word| match command.find_subcommand(&word) {
+fn named_command<'p>(parser: &'p Command, words: &[String]) -> (&'p Command, String) {
+    words.iter().fold((parser, "reel".to_string()), |(command, path), word| match command.find_subcommand(word) {
         Some(inner) => (inner, format!("{path} {word}")),
         None => (command, path),
     })
+}
+
+/// Returns the message about an option of `command` that is given before the command's name, such as `--model` in `reel
+/// --model tiny sft`. `path` is the full name of the command.
+fn misplaced_option_line(
+    parser: &Command,
+    command: &Command,
+    path: &str,
+    argument: &str,
+    words: &[String],
+) -> Option<String> {
+    let name = argument.split(['=', ' ']).next().unwrap_or(argument);
+    let long = name.strip_prefix("--")?;
+    let own = |a: &clap::Arg| a.get_long() == Some(long) || a.get_all_aliases().is_some_and(|all| all.contains(&long));
+    let at = words.iter().position(|word| word.split('=').next() == Some(name))?;
+    let is_before = named_command(parser, &words[..at]).1 != path;
+    (is_before && command.get_arguments().any(own))
+        .then(|| format!("{name}: is an option of {path}; give it after the name of the command: {path} {name} …"))
 }
 
 /// Returns the name in the parser's text for an option, such as `--out` in `--out <DIR>`.
@@ -358,10 +378,10 @@ mod tests {
 
     fn message(line: &str) -> String {
         let parser = crate::cli::command();
-        let words: Vec<&str> = line.split(' ').collect();
-        let all = ["reel"].into_iter().chain(words.iter().copied()).map(OsString::from);
+        let words: Vec<String> = line.split(' ').map(str::to_string).collect();
+        let all = ["reel"].into_iter().chain(words.iter().map(String::as_str)).map(OsString::from);
         let e = parser.clone().try_get_matches_from(crate::arguments::join_negative_numbers(all)).expect_err(line);
-        usage_error_message(&e, &parser, words.iter().map(ToString::to_string))
+        usage_error_message(&e, &parser, &words)
     }
 
     /// [`the_panic_hook_prints_each_panic_once`] runs this test in its own process, because a process has only one
@@ -446,6 +466,19 @@ mod tests {
             ("demo --steps 0", "--steps: is 0; give 1 or more"),
             ("serve --model m --request-timeout 0", "--request-timeout: is 0; give 1 or more"),
             ("sim run k.ptx --gird 1", "--gird: is not an option of reel sim run; did you mean --grid?"),
+            (
+                "--model tiny sft",
+                "--model: is an option of reel sft; give it after the name of the command: reel sft --model …",
+            ),
+            (
+                "--max_steps=3 sft --model m",
+                "--max_steps: is an option of reel sft; give it after the name of the command: reel sft --max_steps …",
+            ),
+            (
+                "bench --model m train",
+                "--model: is an option of reel bench train; give it after the name of the command: reel bench train --model …",
+            ),
+            ("--packing grpo", "--packing: is an option of reel sft, not of reel grpo; leave it out"),
             ("resize 7", "7: is not an argument of reel resize; see 'reel resize --help'"),
             ("resize --height 3", "--width: is missing; give --width <W> (see 'reel resize --help')"),
             (

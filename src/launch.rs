@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use reel_diagnostic::TemporaryPaths;
+use reel_files::temporary_folder_in;
 use reel_measure::trace;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -74,8 +75,9 @@ pub fn launch_processes(option: &str, local: &LocalProcesses) -> Result<()> {
     let job = local.job.clone().unwrap_or_else(own_job);
     // The folder has a temporary (hidden) name, so that it is removed with its contents if a signal ends this
     // process.
-    let temporary = tempfile::Builder::new().prefix(".reel-ranks-").suffix(".part").tempdir();
-    let temporary = temporary.map_err(|e| output::cannot_write(&std::env::temp_dir(), e))?;
+    let folder = std::env::temp_dir();
+    let temporary = temporary_folder_in(&folder, ".reel-ranks-", ".part");
+    let temporary = temporary.map_err(|e| output::cannot_write(&folder, e))?;
     let _unfinished = TemporaryPaths::new([temporary.path().to_path_buf()]);
     let mut processes = Vec::new();
     for local_rank in 0..local.count {

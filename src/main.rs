@@ -46,6 +46,7 @@ mod request;
 mod resize;
 mod reward;
 mod score;
+mod search_paths;
 mod serve;
 mod sft;
 mod sim;
@@ -66,6 +67,9 @@ use reel_input::chat;
 use reel_measure::trace::{self, TraceOutputs};
 
 fn main() -> ExitCode {
+    if let Err(e) = search_paths::leave_out_current_folder() {
+        return ExitCode::from(fail::run_and_exit_code(|| Err(e), false));
+    }
     interrupt::make_file_size_limit_an_error();
     // SIGUSR1 sets a flag instead of ending the process. Slurm sends this signal to all processes of a job step,
     // including the workers that decode media.

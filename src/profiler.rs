@@ -48,11 +48,12 @@ impl RunProfiler {
         Self { steps, device: device.clone(), dtype, outputs, state: Cell::new(Window::Before) }
     }
 
-    /// Ends the window if the run ended within it. Prints a warning if the run did none of the steps.
-    pub fn finish(&self) -> Result<()> {
+    /// Ends the window if the run ended within it. Prints a warning if the run succeeded (`has_run`) and did none of the
+    /// steps.
+    pub fn finish(&self, has_run: bool) -> Result<()> {
         match self.state.get() {
             Window::Open => Ok(self.close()?),
-            Window::Before if self.outputs.is_some() => {
+            Window::Before if self.outputs.is_some() && has_run => {
                 let steps = self.steps;
                 reel_diagnostic::note!(
                     "warning: --profile-steps: the run did no step of {steps}, so there is no trace"

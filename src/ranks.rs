@@ -14,6 +14,7 @@ use reel_device::Device;
 use reel_device::cuda::Nvidia;
 use reel_diagnostic::{TemporaryPaths, remove_unfinished_files};
 use reel_engine::EngineError;
+use reel_files::temporary_folder_in;
 use reel_measure::trace;
 use reel_ranks::{Fact, RankError, Ranks, Timeouts, Transport, World};
 use reel_runs::folder::output;
@@ -155,7 +156,7 @@ impl RunProcess {
             // A hidden name, so that the folder is removed with its contents if this process is ended.
             let folder =
                 std::env::var_os(launch::TEMPORARY_FOLDER_VARIABLE).map_or_else(std::env::temp_dir, PathBuf::from);
-            let scratch = tempfile::Builder::new().prefix(".reel-rank-").suffix(".part").tempdir_in(&folder);
+            let scratch = temporary_folder_in(&folder, ".reel-rank-", ".part");
             let scratch = scratch.map_err(|e| print::cannot_write(&folder, e))?;
             process._unfinished = Some(TemporaryPaths::new([scratch.path().to_path_buf()]));
             process.scratch = Some(scratch);

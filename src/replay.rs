@@ -81,8 +81,8 @@ impl ReplayArgs {
         let mut resolved: ResolvedOptions<O> = serde_json::from_value(options).map_err(|e| {
             failed(file.display(), format!("cannot be parsed: {e}"), "use the version of reel that wrote it")
         })?;
-        let folder =
-            tempfile::tempdir().map_err(|e| failed("temporary folder", e, "set TMPDIR to a writable folder"))?;
+        let folder = reel_files::temporary_folder()
+            .map_err(|e| failed("temporary folder", e, "set TMPDIR to a writable folder"))?;
         resolved.options.prepare_replay(out);
         let run: &mut RunOptions = &mut resolved.options;
         run.out = folder.path().join("out");

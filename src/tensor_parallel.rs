@@ -1,6 +1,7 @@
 //! `--tensor-parallel-size N`: N processes (ranks) of this machine compute one model together, each with 1/N of the
 //! decoder's weights and KV cache. Every rank runs the same command; only rank 0 prints, writes files and listens.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::Args;
 use reel_device::Device;
+use reel_files::create_private_folder;
 use reel_input::config::ModelConfig;
 use reel_measure::trace;
 use reel_model::tensor_parallel::TensorParallel;
@@ -15,7 +17,7 @@ use reel_ranks::{Fact, Launcher, Ranks, World};
 use reel_samples::SampleError;
 use reel_train::TrainError;
 use reel_train::step::shard_exchange;
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{Signal, geteuid, set_parent_process_death_signal};
 
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
@@ -97,6 +99,18 @@ fn processes_of_this_machine(size: usize) -> World {
     World { size, local_size: size, ..World::default() }
 }
 
+/// Returns the folder in which the processes find each other, which only this user can use: that of the process that
+/// started them, or a folder of this user among the temporary files.
+///
+/// # Errors
+/// Another user has made the folder, or has rights to it.
+fn rendezvous_folder() -> Result<PathBuf> {
+    let own = || std::env::temp_dir().join(format!("reel-{}", geteuid().as_raw()));
+    let folder = std::env::var_os(launch::TEMPORARY_FOLDER_VARIABLE).map_or_else(own, PathBuf::from);
+    create_private_folder(&folder)?;
+    Ok(folder)
+}
+
 /// Returns the words of the command line, which must be the same on all ranks, because they run on one machine. Keys of
 /// the API are left out.
 fn command_line_facts() -> Vec<Fact> {
@@ -129,7 +143,8 @@ impl TensorParallelProcess {
             let _ = set_parent_process_death_signal(Some(Signal::TERM));
         }
         let timeouts = flags.timeouts(LONGEST_PAUSE, false);
-        let ranks = ranks::join_ranks(world, &std::env::temp_dir(), timeouts, common, command_line_facts())?;
+        let folder = rendezvous_folder()?;
+        let ranks = ranks::join_ranks(world, &folder, timeouts, common, command_line_facts())?;
         Ok(Self { ranks: Arc::new(ranks), is_done: AtomicBool::new(false) })
     }
 

@@ -157,6 +157,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         self.common.validate()?;
         let media = &self.media_options()?;
         self.refuse_replaced_inputs()?;
+        self.options.check_programs()?;
         let folder = prompt::find_or_download_model(&self.options.model)?;
         let device = model::open_device(&self.common)?;
         trace::start_recording_launches(&device, model::activation_dtype(&self.common));
@@ -201,7 +202,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             peak_flops_per_second: machine::peak_flops_per_second(&device, dtype),
         });
         server.iter().for_each(TrainingRunServer::finish);
-        let profiled = profiler.as_ref().map_or(Ok(()), RunProfiler::finish);
+        let profiled = profiler.as_ref().map_or(Ok(()), |profiler| profiler.finish(done.is_ok()));
         done.and_then(|done| profiled.map(|()| done))
     }
 

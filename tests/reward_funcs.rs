@@ -225,8 +225,10 @@ fn errors_of_functions_name_file_and_line() {
         &["--reward-funcs `my.py:fails`", "my.py:25: ValueError: no such colour: assistant", "reward.log"],
     );
     assert!(log(at, "out").contains("Traceback"), "{}", log(at, "out"));
-    run(at, "b", &["broken.py:f"], &one).assert_refused(1, &["broken.py:2: SyntaxError"]);
-    run(at, "c", &["my.py:none"], &one).assert_refused(1, &["my.py: has no function none"]);
+    run(at, "b", &["broken.py:f"], &one).assert_refused(2, &["--reward-funcs: broken.py:2: SyntaxError"]);
+    run(at, "c", &["my.py:none"], &one)
+        .assert_refused(2, &["--reward-funcs: my.py has no function none; give one that it has: length, sometimes"]);
+    run(at, "c", &["nomodule:f"], &one).assert_refused(2, &["--reward-funcs: there is no module nomodule; install"]);
     run(at, "d", &["none.py:f"], &one).assert_refused(2, &["--reward-funcs: there is no file none.py"]);
     assert!(!at.join("d").exists());
 }

@@ -38,6 +38,36 @@ fn folder() -> TempDir {
     folder
 }
 
+/// Processes of a launcher meet in a folder of this user among the temporary files. One that others have rights to, or
+/// that is a link, is refused at once.
+#[test]
+fn processes_meet_in_a_private_folder() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    let w = folder();
+    let temporary = w.path().join("tmp");
+    fs::create_dir(&temporary).expect("a folder");
+    let own = temporary.join(format!("reel-{}", fs::metadata(&temporary).expect("a folder").uid()));
+    let start = |rank: &str| {
+        let variables = [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2")];
+        let options = ["--prompt", "Hi", "--max-new-tokens", "2", "--tensor-parallel-size", "2"];
+        let words = ["generate", "--model", "four", "--device", "cpu", "--seed", "1"].into_iter().chain(options);
+        let mut command = reel();
+        command.current_dir(w.path()).env("TMPDIR", &temporary).envs(variables).args(words);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts")
+    };
+    let end = |process: std::process::Child| finished_run(process.wait_with_output().expect("it ends"));
+    let [first, second] = ["0", "1"].map(start).map(end);
+    assert!(!first.ok().is_empty() && second.ok().is_empty());
+    assert_eq!(fs::metadata(&own).expect("a folder").mode() & 0o7777, 0o700);
+    assert_eq!(fs::read_dir(&own).expect("a folder").count(), 0);
+
+    fs::set_permissions(&own, PermissionsExt::from_mode(0o777)).expect("set");
+    end(start("1")).assert_refused(1, &[text(&own), "other users have rights to this folder (mode 0777)", "chmod 700"]);
+    fs::rename(&own, temporary.join("other")).expect("renamed");
+    symlink("other", &own).expect("a link");
+    end(start("0")).assert_refused(1, &[text(&own), "is a symbolic link", "remove the link"]);
+}
+
 /// Runs `reel generate` with a model and more options.
 fn generate(folder: &Path, model: &str, more: &[&str]) -> FinishedRun {
     let words = ["generate", "--model", model, "--device", "cpu", "--nframes", "4", "--max-pixels", "12544"];

@@ -288,7 +288,7 @@ mod tests {
                 sum.fetch_add(10 * i + j, Ordering::Relaxed);
             });
         });
-        assert_eq!(sum.into_inner(), (0..200).sum());
+        assert_eq!(sum.into_inner(), (0..200).sum::<usize>());
         // After a task has panicked, the team must still run jobs.
         let barrier = std::sync::Barrier::new(3);
         team.run(3, |_| {

@@ -29,5 +29,5 @@ pub use lm_eval::{LmEvalSettings, lm_eval_results};
 pub use load::{DataFile, LoadedBenchmark, load_benchmark};
 pub use prediction::Prediction;
 pub use row::{BenchmarkRow, VideoClip};
-pub use score::{BenchmarkReport, CategoryScore, HeadlineScore, score_benchmark};
-pub use task::{Headline, PublishedScore, Task};
+pub use score::{BenchmarkReport, CategoryScore, HeadlineScore, can_be_predictions_of, score_benchmark};
+pub use task::{Headline, OWN_ROWS, PublishedScore, Task};

@@ -23,6 +23,9 @@ pub struct BenchmarkReport {
     pub extraction: Extraction,
     /// Number of scored rows.
     pub n: usize,
+    /// Number of questions of the published benchmark, if `n` is another number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published_rows: Option<usize>,
     /// Number of rows whose solution cannot be compared with outputs ([`Prediction::check_solution`]). These rows count
     /// in all means, as in the papers' evaluation scripts.
     pub unusable_solutions: usize,
@@ -78,6 +81,14 @@ pub struct CategoryScore {
     pub regressions: usize,
 }
 
+/// Whether these predictions can be those of the benchmark: `reel eval` has written them for it, or there are as many as
+/// the benchmark has questions. Always true for a task that is not built in.
+pub fn can_be_predictions_of(task: &Task, predictions: &[Prediction]) -> bool {
+    task.user_file_text.is_some()
+        || task.rows.is_none_or(|rows| rows == predictions.len())
+        || predictions.iter().all(|row| row.benchmark.as_ref() == Some(&task.name))
+}
+
 /// Scores the predictions of a benchmark.
 ///
 /// # Errors
@@ -122,6 +133,7 @@ pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extr
         task_version: task.version,
         extraction,
         n: scores.len(),
+        published_rows: task.rows.filter(|&rows| rows != scores.len()),
         unusable_solutions: predictions.iter().filter(|p| p.check_solution().is_err()).count(),
         errors: predictions.iter().filter(|p| p.error.is_some()).count(),
         truncated: predictions.iter().filter(|p| p.is_truncated).count(),

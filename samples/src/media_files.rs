@@ -140,7 +140,7 @@ fn read_through(path: &Path) -> io::Result<()> {
 }
 
 /// The media of a conversation that are local files, not URLs or `data:` URIs.
-fn local_files(conversation: &Conversation) -> Vec<&Path> {
+pub fn local_files(conversation: &Conversation) -> Vec<&Path> {
     let sources = conversation.media_parts().flat_map(|part| match part {
         ContentPart::Image(image) => std::slice::from_ref(&image.source),
         ContentPart::Video(video) => match &video.source {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use reel_diagnostic::input;
 use reel_files::FileLock;
 use reel_files::log::{self, JsonlLog};
-use reel_files::write_synced;
+use reel_files::replace_synced;
 use serde::{Deserialize, Serialize};
 
 use crate::skipped_row::SkippedRow;
@@ -147,9 +147,7 @@ impl ScanJournal {
             serde_json::to_writer(&mut text, row).map_err(|e| failed(e.into()))?;
             text.push(b'\n');
         }
-        let name = self.list.file_name().unwrap_or_default().to_string_lossy();
-        let part = self.list.with_file_name(format!(".{name}.part"));
-        write_synced(&part, &text).and_then(|()| fs::rename(&part, &self.list)).map_err(failed)?;
+        replace_synced(&self.list, &text, false).map_err(failed)?;
         fs::remove_file(&self.path).map_err(|e| SampleError::cannot_write(&self.path, e))?;
         Ok(self.list)
     }

@@ -1,7 +1,7 @@
 //! Makes samples for supervised fine-tuning: the token ids and media of a row, and the tokens that count in the loss.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use reel_device::{RangeName, range};
@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::dataset::{DataFile, Dataset};
 use crate::feed::SampleSource;
 use crate::labels::{LabelVocabulary, TokenLabeler};
-use crate::media_files::ReadMediaFiles;
+use crate::media_files::{ReadMediaFiles, local_files};
 use crate::order::mixture::Mixture;
 use crate::rows::SupervisedRow;
 use crate::source::DataSource;
@@ -205,6 +205,12 @@ impl DataSource for SftSampleSource {
             SupervisedRow::Chat { messages, .. } => self.conversation(&self.data.location(row), messages).map(drop),
             SupervisedRow::Text { .. } => Ok(()),
         }
+    }
+
+    fn media_files(&self, row: usize) -> Result<Vec<PathBuf>> {
+        let SupervisedRow::Chat { messages, .. } = self.row(row)? else { return Ok(Vec::new()) };
+        let conversation = self.conversation(&self.data.location(row), messages)?;
+        Ok(local_files(&conversation).into_iter().map(Path::to_path_buf).collect())
     }
 }
 

@@ -1,5 +1,7 @@
 //! Defines the data source of a run: its samples, its fingerprint, and the order of its rows.
 
+use std::path::PathBuf;
+
 use crate::Result;
 use crate::dataset::DataFile;
 use crate::feed::SampleSource;
@@ -20,6 +22,11 @@ pub trait DataSource: SampleSource {
     }
     /// Checks the fields of a row, without loading its media.
     fn validate_row(&self, row: usize) -> Result<()>;
+    /// The local media files that a row names, which need not exist.
+    ///
+    /// # Errors
+    /// The row is malformed.
+    fn media_files(&self, row: usize) -> Result<Vec<PathBuf>>;
 }
 
 /// Returns the order in which a run uses its rows: file order, or shuffled by `seed`. If the data files have weights,

@@ -72,8 +72,8 @@ enum EvalCommand {
 #[derive(Args, Clone, Debug)]
 pub struct EvalBenchmarkFlags {
     /// Benchmarks, separated by commas: all (the first six), vsibench, videommmu, mmvu, mvbench, tempcompass, videomme,
-    /// videoholmes, or a task file (.toml)
-    #[arg(long, value_name = "NAME", required = true)]
+    /// videoholmes, or a task file (.toml). Without it, --score-only scores predictions of your own rows
+    #[arg(long, value_name = "NAME", required_unless_present = "score_only")]
     benchmark: Option<String>,
     /// Folder for the results: NAME.jsonl (answers), NAME.json (scores), results.json (lm-evaluation-harness's schema),
     /// report.html (a page with scores and answers). With --score-only, the JSON file for the scores

@@ -165,6 +165,10 @@ pub fn print_benchmark_report(report: &BenchmarkReport) -> Result<()> {
         output::print_line(format!("{name:width$} {n:6} rows {score:5.1}  [{low:5.1}, {high:5.1}]"))
     };
     line(&report.benchmark, report.n, report.overall, report.overall_ci95)?;
+    if let Some(rows) = report.published_rows {
+        let what = format!("of {rows} questions, so not comparable with published scores");
+        output::print_line(format!("{:width$} {:6} {what}", "", report.n))?;
+    }
     if report.truncated > 0 {
         let (cut, n) = (report.truncated, report.n);
         output::print_line(format!("{:width$} {n:6} rows, {cut} of them cut at --max-new-tokens", ""))?;

@@ -35,7 +35,7 @@ pub fn repair_until_accepted(t: &mut CommandTranslation, root: &Command) {
 /// Corrects the command after an error of the argument parser. Returns false if the error names no option of the
 /// command.
 fn mend_usage(t: &mut CommandTranslation, e: &clap::Error, root: &Command, words: &[String]) -> bool {
-    let line = fail::usage_error_message(e, root, words.iter().cloned());
+    let line = fail::usage_error_message(e, root, words);
     let (location, rest) = line.split_once(": ").unwrap_or(("", &line));
     let (what, help) = rest.split_once("; ").unwrap_or((rest, "see --help"));
     match (e.kind(), e.get(ContextKind::InvalidArg)) {

@@ -228,8 +228,8 @@ impl Sizes {
         if !wanted {
             return Ok(None);
         }
-        let folder =
-            tempfile::tempdir().map_err(|e| failed("temporary folder", e, "set TMPDIR to a writable folder"))?;
+        let folder = reel_files::temporary_folder()
+            .map_err(|e| failed("temporary folder", e, "set TMPDIR to a writable folder"))?;
         init_without_weights(&self.shape.options(&CommonOptions { dtype: None, ..common.clone() })?, folder.path())?;
         Ok(Some(folder))
     }

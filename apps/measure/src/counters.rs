@@ -74,15 +74,16 @@ pub fn find_ncu() -> Option<PathBuf> {
 /// # Errors
 /// A file cannot be written, or `ncu` fails: this user may not read counters, or `program` fails.
 pub fn read_counters(ncu: &Path, program: &Path, arguments: &[String]) -> Result<Vec<KernelCounters>> {
-    let table = std::env::temp_dir().join(format!("reel-counters-{}.csv", std::process::id()));
+    let failed =
+        |e: std::io::Error| measurement_error("temporary folder", e.to_string(), "set TMPDIR to a writable folder");
+    let scratch = reel_files::temporary_folder().map_err(failed)?;
+    let table = scratch.path().join("counters.csv");
     let mut command = Command::new(ncu);
     command.args(["--csv", "--clock-control", "none", "--page", "details"]);
     command.args(SECTIONS.iter().flat_map(|section| ["--section", section]));
     command.arg("--log-file").arg(&table).arg(program).args(arguments);
     let ran = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     let text = std::fs::read_to_string(&table).unwrap_or_default();
-    // The file is in the temporary folder; a failure to remove it does no harm.
-    let _ = std::fs::remove_file(&table);
     let found = counters_from_csv(&text);
     match ran {
         Ok(status) if status.success() && !found.is_empty() => Ok(found),

@@ -19,7 +19,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::{Diagnostic, input};
-use reel_files::{AtomicFile, FileLock};
+use reel_files::{AtomicFile, FileLock, open_without_link};
 use reel_samples::SampleError;
 use reel_samples::conversations::remove_prediction_columns;
 use reel_samples::quarantine::lock_path;
@@ -197,13 +197,14 @@ impl PredictionFile {
         let file = match self.start {
             Start::Complete => return Ok(()),
             Start::After { bytes } => {
-                let file = File::options().append(true).open(partial).map_err(failed)?;
+                let file = open_without_link(partial, File::options().append(true)).map_err(failed)?;
                 file.set_len(bytes).map_err(failed)?;
                 file
             }
             Start::Fresh => {
                 remove_if_there(partial_settings)?;
-                let file = File::create(partial).map_err(failed)?;
+                remove_if_there(partial)?;
+                let file = File::create_new(partial).map_err(failed)?;
                 let mut settings = AtomicFile::create(partial_settings)?;
                 settings
                     .write_all(&self.settings.to_text())
@@ -214,7 +215,7 @@ impl PredictionFile {
         };
         self.file = Some(file);
         let failed = |e| TrainError::cannot_write(early, e);
-        let early_lines = File::options().create(true).append(true).open(early).map_err(failed)?;
+        let early_lines = open_without_link(early, File::options().create(true).append(true)).map_err(failed)?;
         early_lines.set_len(self.early_bytes).map_err(failed)?;
         self.early = Some(early_lines);
         // If the earlier process was killed between two lines, the next line may already be among the early lines.

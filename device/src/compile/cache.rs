@@ -1,14 +1,17 @@
 //! A cache of compiled kernels on disk. The key of an entry is a hash of everything that influences the compilation.
+//! An entry is used only if no other user can have written it ([`reel_files::read_own_file`]).
 //!
 //! Processes and threads that need the same unit at the same time take turns by a lock file: the first one compiles it,
 //! the others read its entry. An entry is written under a temporary name and then renamed, so that it is always
 //! complete. A checksum reveals damaged entries, which are compiled and written again.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Once;
 
+use reel_diagnostic::{Diagnostic, note};
+use reel_files::{check_folder_of_own_files, open_without_link, read_own_file, replace_synced};
 use twox_hash::XxHash3_128;
 
 use super::Unit;
@@ -17,15 +20,28 @@ use super::nvrtc::CompilerOutput;
 /// First bytes of an entry; the number increases when the format changes.
 const MAGIC: &str = "reel-kernel 1";
 
+/// The maximum size of an entry in bytes. The largest kernel folder has 3 MB of PTX and machine code.
+const MAX_ENTRY_BYTES: u64 = 256 << 20;
+
 /// A cache folder, with one file per compiled unit.
 pub(super) struct Cache {
     folder: PathBuf,
 }
 
 impl Cache {
-    /// Makes a cache in this folder, which is created when the first entry is stored.
-    pub fn new(folder: PathBuf) -> Cache {
-        Cache { folder }
+    /// Makes a cache in this folder, which is created when the first entry is stored. `None`, after a note, if every
+    /// user can replace files in the folder.
+    pub fn open(folder: PathBuf) -> Option<Cache> {
+        if !folder.exists() {
+            return Some(Cache { folder });
+        }
+        let is_safe = check_folder_of_own_files(&folder);
+        // A program before this version has created the folder with the permissions of umask, such as 0775.
+        let mode = fs::metadata(&folder).map_or(0, |facts| facts.mode());
+        if is_safe.is_ok() && mode & 0o022 != 0 {
+            let _ = fs::set_permissions(&folder, Permissions::from_mode(mode & 0o7755));
+        }
+        is_safe.map_err(|e| note_refusal(&e)).ok().map(|()| Cache { folder })
     }
 
     /// Returns the key of the entry for `unit`, compiled by the NVRTC library at path `compiler`.
@@ -41,9 +57,14 @@ impl Cache {
         hashed(unit, &[])
     }
 
-    /// Returns the stored output for a key; `None` if the file is missing or damaged.
+    /// Returns the stored output for a key. `None` if the file is missing or damaged; and, after a note, if another
+    /// user can have written it.
     pub fn load(&self, key: &str) -> Option<CompilerOutput> {
-        let bytes = fs::read(self.folder.join(key)).ok()?;
+        let read = read_own_file(&self.folder.join(key), MAX_ENTRY_BYTES);
+        let bytes = read.unwrap_or_else(|e| {
+            note_refusal(&e);
+            None
+        })?;
         let end = bytes.iter().position(|&b| b == b'\n')?;
         let (head, body) = (std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]);
         let [ptx, log, cubin, sum] = head.strip_prefix(MAGIC)?.split_whitespace().collect::<Vec<_>>()[..] else {
@@ -63,31 +84,33 @@ impl Cache {
     /// written or cannot hold locks; the caller then compiles without a lock.
     pub fn lock(&self, key: &str) -> Option<KeyLock> {
         let path = self.folder.join(format!(".{key}.lock"));
-        fs::create_dir_all(&self.folder).ok()?;
-        let file = File::create(&path).ok()?;
+        self.create_folder().ok()?;
+        // Another user who could open the file could hold its lock forever.
+        let options = File::options().write(true).create(true).truncate(false).mode(0o600).to_owned();
+        let file = open_without_link(&path, &options).ok()?;
         file.lock().ok()?;
         Some(KeyLock { path, _file: file })
     }
 
     /// Stores the output for a key. If that fails (read-only home, full disk), the next run compiles again.
     pub fn store(&self, key: &str, output: &CompilerOutput) {
-        static DRAFTS: AtomicU32 = AtomicU32::new(0);
-        let draft = DRAFTS.fetch_add(1, Ordering::Relaxed);
-        let aside = self.folder.join(format!(".{key}.{}.{draft}", std::process::id()));
         let body = [output.ptx.as_bytes(), output.log.as_bytes(), &output.cubin].concat();
         let lengths = format!("{} {} {}", output.ptx.len(), output.log.len(), output.cubin.len());
-        let write = || {
-            fs::create_dir_all(&self.folder)?;
-            let mut file = File::create(&aside)?;
-            writeln!(file, "{MAGIC} {lengths} {}", checksum(&body))?;
-            file.write_all(&body)?;
-            drop(file);
-            fs::rename(&aside, self.folder.join(key))
-        };
-        if write().is_err() {
-            let _ = fs::remove_file(&aside);
-        }
+        let head = format!("{MAGIC} {lengths} {}\n", checksum(&body));
+        let entry = [head.as_bytes(), &body].concat();
+        let _ = self.create_folder().and_then(|()| replace_synced(&self.folder.join(key), &entry, true));
     }
+
+    /// Creates the folder, which only this user can use (mode 0700), if it does not exist.
+    fn create_folder(&self) -> std::io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)
+    }
+}
+
+/// Says once per process why a file or folder of the cache is not used.
+fn note_refusal(why: &Diagnostic) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| note!("note: {why}; until then kernels that it has are compiled anew"));
 }
 
 /// The lock of a key in the cache. Dropping it releases the lock and removes its file.
@@ -148,7 +171,7 @@ mod tests {
     #[test]
     fn a_second_thread_waits_for_the_lock_and_finds_the_entry() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::new(dir.path().join("folder"));
+        let cache = Cache::open(dir.path().join("folder")).unwrap();
         let lock = cache.lock("k").expect("a lock");
         std::thread::scope(|scope| {
             let second = scope.spawn(|| {
@@ -162,6 +185,49 @@ mod tests {
         });
         let names: Vec<_> = fs::read_dir(&cache.folder).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["k"]);
+    }
+
+    /// An entry that others can have written, or that is no file, is not used, does not block, and is replaced.
+    #[test]
+    fn an_entry_that_others_can_have_written_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("kernels");
+        let cache = Cache::open(folder.clone()).unwrap();
+        let path = folder.join("k");
+        let set_mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        let victim = dir.path().join("victim");
+        let spoil: [&dyn Fn(); 4] = [
+            &|| set_mode(&path, 0o666),
+            &|| fs::rename(&path, &victim).and_then(|()| std::os::unix::fs::symlink(&victim, &path)).unwrap(),
+            &|| {
+                fs::remove_file(&path).unwrap();
+                assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+            },
+            // Only root can give a file away.
+            &|| match std::os::unix::fs::chown(&path, Some(12_345), None) {
+                Ok(()) => {}
+                Err(_) => set_mode(&path, 0o622),
+            },
+        ];
+        for spoil in spoil {
+            cache.store("k", &output());
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+            assert_eq!(cache.load("k"), Some(output()));
+            spoil();
+            assert_eq!(cache.load("k"), None);
+        }
+        cache.store("k", &output());
+        assert_eq!(cache.load("k"), Some(output()));
+        // The lock does not follow a link either, and truncates nothing.
+        std::os::unix::fs::symlink(&victim, folder.join(".k.lock")).unwrap();
+        assert!(cache.lock("k").is_none() && fs::metadata(&victim).unwrap().len() > 0);
+
+        assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o7777, 0o700);
+        set_mode(&folder, 0o775);
+        assert!(Cache::open(folder.clone()).is_some(), "a folder of a program before this version, with umask 002");
+        assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o7777, 0o755);
+        set_mode(&folder, 0o777);
+        assert!(Cache::open(folder).is_none());
     }
 
     #[test]
@@ -186,7 +252,7 @@ mod tests {
         #[test]
         fn a_damaged_entry_is_not_found(place: prop::sample::Index, bit in 0..8u32, cut: bool) {
             let dir = tempfile::tempdir().unwrap();
-            let cache = Cache::new(dir.path().join("new/folder"));
+            let cache = Cache::open(dir.path().join("new/folder")).unwrap();
             cache.store("k", &output());
             let whole = cache.load("k").expect("an entry just written");
             prop_assert_eq!(&whole, &output());

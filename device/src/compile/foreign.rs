@@ -84,7 +84,7 @@ pub fn registers_of_kernel(ptx: &str, symbol: &str, options: &[String]) -> Optio
     let target = ptx
         .lines()
         .find_map(|line| line.trim_start().strip_prefix(".target")?.split([',', ' ', '\t']).find(|w| !w.is_empty()))?;
-    let scratch = tempfile::tempdir().ok()?;
+    let scratch = reel_files::temporary_folder().ok()?;
     let file = scratch.path().join("in.ptx");
     fs::write(&file, ptx).ok()?;
     let mut command = Command::new(ptxas);
@@ -122,7 +122,7 @@ fn run_nvcc(
 ) -> Result<String, CompileError> {
     let failed = |e: std::io::Error| CompileError::Unusable { path: nvcc.into(), reason: e.to_string() };
     // When nvcc fails, it deletes its output file, which would be /dev/stdout; so it writes to a temporary file.
-    let scratch = tempfile::tempdir().map_err(failed)?;
+    let scratch = reel_files::temporary_folder().map_err(failed)?;
     let out = scratch.path().join("out.ptx");
     let mut command = Command::new(nvcc);
     command.args(["-ptx", "-lineinfo", "-o"]).arg(&out);

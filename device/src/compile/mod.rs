@@ -253,7 +253,7 @@ struct Compiler {
 
 impl Compiler {
     fn new(library: &Path, ptxas: Option<PathBuf>, cache: Option<PathBuf>) -> Compiler {
-        Compiler { library: library.to_path_buf(), ptxas, cache: cache.map(Cache::new), nvrtc: OnceLock::new() }
+        Compiler { library: library.to_path_buf(), ptxas, cache: cache.and_then(Cache::open), nvrtc: OnceLock::new() }
     }
 
     fn nvrtc(&self) -> Result<&Nvrtc, CompileError> {

@@ -10,7 +10,7 @@ use super::{CompileError, Unit};
 /// Assembles the PTX that is the text of `unit` by the program at path `ptxas`.
 pub(super) fn assemble(ptxas: &Path, unit: &Unit) -> Result<CompilerOutput, CompileError> {
     let failed = |e: std::io::Error| CompileError::Unusable { path: ptxas.into(), reason: e.to_string() };
-    let scratch = tempfile::tempdir().map_err(failed)?;
+    let scratch = reel_files::temporary_folder().map_err(failed)?;
     let [input, output] = ["in.ptx", "out.cubin"].map(|name| scratch.path().join(name));
     fs::write(&input, &unit.text).map_err(failed)?;
     let mut command = Command::new(ptxas);

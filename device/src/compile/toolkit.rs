@@ -5,7 +5,9 @@
 //! to), `CUDA_HOME`, `CUDA_PATH`, `/usr/local/cuda*` (newest first), the loader's and the shell's search paths, and
 //! the folders that `./x setup` fills: `cuda-13.0` and `cuda-12.9` in `$XDG_CACHE_HOME/reel`. Folders with NVRTC 13
 //! precede those with NVRTC 12, and these precede the others. A library that none of them has is searched in the
-//! packages of `python3`, where PyTorch's wheels install it.
+//! packages of Python, where PyTorch's wheels install it: in the environments that `VIRTUAL_ENV` and `CONDA_PREFIX` name,
+//! in that of the first `python3` in `PATH`, and in the user's own packages. No Python runs for this, because its own
+//! search path may begin with the current folder.
 
 use std::env;
 use std::ffi::OsStr;
@@ -124,7 +126,7 @@ impl Place {
         let mut packages = vec![root.to_path_buf()];
         for lib in ["lib", "lib64"] {
             let pythons = children(&root.join(lib), |name| name.starts_with("python3"));
-            packages.extend(pythons.iter().map(|p| p.join("site-packages")));
+            packages.extend(pythons.iter().flat_map(|p| ["site-packages", "dist-packages"].map(|name| p.join(name))));
         }
         let nvidia: Vec<PathBuf> = packages.iter().map(|p| p.join("nvidia")).collect();
         let newer = [root.to_path_buf()].into_iter().chain(nvidia.iter().map(|p| p.join("cu13")));
@@ -172,17 +174,35 @@ pub fn program_version(program: &Path) -> Option<String> {
     Some(version.trim().to_string())
 }
 
-/// Returns the folders of the program `python3` in which NVIDIA's wheels may be: its prefix and its package folders.
-/// Asks the program once per process; returns no folders if it cannot be run.
+/// Returns the folders of Python environments in which NVIDIA's wheels may be. Searches them once per process.
 fn python_packages() -> &'static [Place] {
     static PLACES: OnceLock<Vec<Place>> = OnceLock::new();
     PLACES.get_or_init(|| {
-        const FOLDERS: &str = "import site, sys, sysconfig\n\
-            print(sys.prefix, sysconfig.get_path('purelib'), site.getusersitepackages(), sep='\\n')";
-        let python = Command::new("python3").args(["-c", FOLDERS]).stdin(Stdio::null()).stderr(Stdio::null()).output();
-        let folders = python.map(|said| String::from_utf8_lossy(&said.stdout).into_owned()).unwrap_or_default();
-        folders.lines().flat_map(|folder| Place::installations(Path::new(folder))).collect()
+        let prefixes = python_prefixes(|name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from));
+        prefixes.iter().flat_map(|prefix| Place::installations(prefix)).collect()
     })
+}
+
+/// Returns the folders above `lib/python3.N` of the Python environments of this user, in search order. `var` returns
+/// the value of an environment variable.
+fn python_prefixes(var: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
+    let mut prefixes: Vec<PathBuf> = ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(|name| var(name)).collect();
+    let paths = var("PATH").unwrap_or_default();
+    let python = env::split_paths(&paths).map(|folder| folder.join("python3")).find(|python| is_program(python));
+    // In a virtual environment, python3 is a link to the interpreter that the environment was made with.
+    let programs = python.iter().cloned().chain(python.iter().filter_map(|python| python.canonicalize().ok()));
+    for prefix in programs.filter_map(|program| Some(program.parent()?.parent()?.to_path_buf())) {
+        // pyenv's python3 is a script, and its interpreters are in `versions`. Debian's packages are in `/usr/lib`, and
+        // those of pip in `/usr/local/lib`.
+        let mut versions = children(&prefix.join("versions"), |_| true);
+        versions.sort_by_key(|version| std::cmp::Reverse(version_of_name(version)));
+        prefixes.push(prefix.clone());
+        prefixes.extend(versions);
+        prefixes.push(prefix.join("local"));
+    }
+    prefixes.extend(var("PYTHONUSERBASE").or_else(|| Some(var("HOME")?.join(".local"))));
+    prefixes.retain(|prefix| prefix.is_absolute());
+    prefixes
 }
 
 /// Returns the folder for data kept between runs: `$XDG_CACHE_HOME/reel` or `~/.cache/reel`.
@@ -193,7 +213,8 @@ pub fn cache_folder() -> Option<PathBuf> {
 fn cache_of(var: &impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
     // The XDG base directory specification says to ignore relative paths.
     let xdg = var("XDG_CACHE_HOME").filter(|p| p.is_absolute());
-    Some(xdg.or_else(|| Some(var("HOME")?.join(".cache")))?.join("reel"))
+    let home = || Some(var("HOME").filter(|p| p.is_absolute())?.join(".cache"));
+    Some(xdg.or_else(home)?.join("reel"))
 }
 
 /// Returns NVRTC's builtins library in NVRTC's folder, if there is one. NVRTC opens it by name while it compiles, and
@@ -328,6 +349,47 @@ mod tests {
         let found = Toolkit { places: Place::installations(toolkit.path()).to_vec(), last: Some(last) };
         assert_eq!((found.nvrtc(), found.cublas_lt(13)), (Some(nvrtc), Some(blas)));
         assert_eq!(Toolkit { last: None, ..found }.cublas_lt(13), None);
+    }
+
+    /// A program `python3` is found by its file, its links and the names of the folders around it, and is not run.
+    #[test]
+    fn packages_of_python_are_found_without_running_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let python = |name: &str| {
+            let python = touch(at(name));
+            fs::write(&python, format!("#!/bin/sh\n: >'{}'\n", at("ran").display())).unwrap();
+            fs::set_permissions(&python, PermissionsExt::from_mode(0o755)).unwrap();
+        };
+        python("usr/bin/python3.12");
+        python("pyenv/shims/python3");
+        fs::create_dir_all(at("venv/bin")).unwrap();
+        std::os::unix::fs::symlink(at("usr/bin/python3.12"), at("venv/bin/python3")).unwrap();
+        let library = "nvidia/cu13/lib/libnvrtc.so.13";
+        // The variables, the folders in PATH, and the packages of the environment that is found.
+        for (variables, packages) in [
+            (&[("PATH", "none:venv/bin:usr/bin")][..], "venv/lib/python3.12/site-packages"),
+            (&[("PATH", "none:venv/bin")], "usr/lib/python3/dist-packages"),
+            (&[("PATH", "venv/bin")], "usr/local/lib/python3.12/dist-packages"),
+            (&[("PATH", "pyenv/shims")], "pyenv/versions/3.11.7/lib/python3.11/site-packages"),
+            (&[("VIRTUAL_ENV", "uv")], "uv/lib/python3.13/site-packages"),
+            (&[("CONDA_PREFIX", "conda")], "conda/lib64/python3.10/site-packages"),
+            (&[("HOME", "home")], "home/.local/lib/python3.12/site-packages"),
+            (&[("HOME", "home"), ("PYTHONUSERBASE", "base")], "base/lib/python3.12/site-packages"),
+        ] {
+            let nvrtc = touch(at(packages).join(library));
+            let value = |of: &str| {
+                let (_, value) = variables.iter().find(|(name, _)| *name == of)?;
+                Some(PathBuf::from(env::join_paths(value.split(':').map(at)).unwrap()))
+            };
+            let places: Vec<Place> = python_prefixes(value).iter().flat_map(|p| Place::installations(p)).collect();
+            assert_eq!(Toolkit { places, last: None }.nvrtc(), Some(nvrtc.clone()), "{variables:?}");
+            fs::remove_file(nvrtc).unwrap();
+        }
+        assert!(!at("ran").exists());
+        // The current folder is not searched.
+        let relative = |name: &str| ["VIRTUAL_ENV", "PATH", "HOME"].contains(&name).then(|| PathBuf::from("."));
+        assert_eq!(python_prefixes(relative), Vec::<PathBuf>::new());
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub use template::{Template, column};
 use self::options::text_without_letter;
 use crate::{EvalError, Result};
 
+/// The name under which a user's own rows are reported.
+pub const OWN_ROWS: &str = "own rows";
+
 /// A benchmark task: a benchmark and the protocol by which it is evaluated.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -172,6 +175,23 @@ impl Task {
                 Err(EvalError::Option(Diagnostic::new("--benchmark", what, "give each benchmark once")))
             }
             None => Ok(tasks),
+        }
+    }
+
+    /// The task of a user's own rows, which belong to no benchmark: the score is the mean over all rows.
+    pub fn of_own_rows() -> Self {
+        Self {
+            name: OWN_ROWS.into(),
+            title: OWN_ROWS.into(),
+            version: 1,
+            source: String::new(),
+            rows: None,
+            media_folder: None,
+            prompt: PromptRules::default(),
+            score: ScoreRules::default(),
+            layouts: Vec::new(),
+            published: Vec::new(),
+            user_file_text: Some(String::new()),
         }
     }
 

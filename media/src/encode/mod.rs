@@ -4,11 +4,11 @@ mod encoding;
 #[cfg(feature = "ffmpeg")]
 mod write;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub use encoding::{VideoCodec, VideoEncodingOptions};
 
-use reel_diagnostic::{Diagnostic, TemporaryPaths};
+use reel_diagnostic::{Diagnostic, create_temporary};
 
 use crate::frames::FrameView;
 use crate::{MediaError, Result, libraries};
@@ -23,14 +23,18 @@ pub fn encode_video(path: &Path, frames: FrameView<'_>, encoding: &VideoEncoding
     #[cfg(feature = "ffmpeg")]
     libraries::load_ffmpeg_for_video(path)?;
     check(frames, encoding)?;
-    let temporary = temporary_path(path)?;
-    let _unfinished = TemporaryPaths::new([temporary.clone()]);
+    let name = path.file_name().and_then(|name| name.to_str()).filter(|_| path.to_str().is_some());
+    let name = name.ok_or_else(|| MediaError::file_error(path, "is not valid UTF-8", "choose another file name"))?;
+    // The name ends in the file's extension, by which FFmpeg selects the container.
+    let path_of = |random: &str| path.with_file_name(format!(".unfinished-{random}-{name}"));
+    let created = create_temporary(path_of, |path| std::fs::File::create_new(path));
+    let (_, temporary, _unfinished) = created.map_err(|e| MediaError::File(Diagnostic::cannot_write(path, &e)))?;
     let written = encode_to_file(path, &temporary, frames, encoding);
     let renamed = written.and_then(|()| {
         std::fs::rename(&temporary, path).map_err(|e| MediaError::File(Diagnostic::cannot_write(path, &e)))
     });
     if renamed.is_err() {
-        // If removing fails, the temporary file was never created.
+        // If removing fails, only an empty or incomplete hidden file stays.
         let _ = std::fs::remove_file(&temporary);
     }
     renamed
@@ -72,14 +76,6 @@ fn check(frames: FrameView<'_>, encoding: &VideoEncodingOptions) -> Result<()> {
 
 /// A temporary path in the folder of `path`, with the same extension, because FFmpeg selects the container by
 /// extension.
-fn temporary_path(path: &Path) -> Result<PathBuf> {
-    let name = path.file_name().and_then(|n| n.to_str());
-    match (name, path.to_str()) {
-        (Some(name), Some(_)) => Ok(path.with_file_name(format!(".unfinished-{}-{name}", std::process::id()))),
-        _ => Err(MediaError::file_error(path, "is not valid UTF-8", "choose another file name")),
-    }
-}
-
 #[cfg(feature = "ffmpeg")]
 use write::encode_to_file;
 

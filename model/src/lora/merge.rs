@@ -9,7 +9,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use reel_device::{DType, Device, MemoryCategory};
-use reel_diagnostic::TemporaryPaths;
+use reel_diagnostic::{TemporaryPaths, create_temporary};
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::StoredDType;
 use reel_runtime::{Cx, Tensor, ops};
@@ -173,9 +173,10 @@ impl Draft {
             Err(e) if e.kind() == io::ErrorKind::NotADirectory => return refuse("is a file"),
             Err(e) => return Err(ModelError::cannot_read(out, e)),
         }
-        let path = out.with_file_name(format!(".{}.{}.part", name.to_string_lossy(), std::process::id()));
-        let unfinished = TemporaryPaths::new([path.clone()]);
-        fs::create_dir_all(&path).map_err(|e| ModelError::cannot_write(out, e))?;
+        let failed = |e| ModelError::cannot_write(out, e);
+        out.parent().map_or(Ok(()), fs::create_dir_all).map_err(failed)?;
+        let path_of = |random: &str| out.with_file_name(format!(".{}.{random}.part", name.to_string_lossy()));
+        let ((), path, unfinished) = create_temporary(path_of, |path| fs::create_dir(path)).map_err(failed)?;
         Ok(Draft { path, _unfinished: unfinished })
     }
 

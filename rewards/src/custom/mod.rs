@@ -101,6 +101,18 @@ pub fn function_name(function: &str) -> Result<&str> {
     name.filter(|_| !function.contains('\0')).map(|(_, name)| name).ok_or_else(error)
 }
 
+/// Looks for a Python function, `FILE.py:NAME` or `MODULE:NAME`, without running the code of its module, so that a wrong
+/// name is found before a model is loaded. `environment` has the names of variables as in
+/// [`CustomReward::with_environment`].
+///
+/// # Errors
+/// `function` has another form; its file or module does not exist, has a syntax error, or does not define the function;
+/// `python3` is not on the path.
+pub fn find_python_function(function: &str, environment: Option<&[String]>) -> Result<()> {
+    function_name(function)?;
+    command::CommandReward::find_python_function(function, environment)
+}
+
 /// A custom reward, by command or HTTP.
 #[derive(Debug)]
 pub struct CustomReward {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
 use reel_files::log::{LogDigest, LogHasher};
+use reel_files::replace_synced;
 use reel_train::file_names::HASHES_FILE;
 use reel_train::{Result, TrainError};
 
@@ -33,8 +34,7 @@ impl TensorHashLog {
             Err(e) => return Err(TrainError::cannot_read(home.join(HASHES_FILE), e)),
         }
         kept.resize(size as usize, 0);
-        let part = out.join(format!(".{HASHES_FILE}.part"));
-        std::fs::write(&part, &kept).and_then(|()| std::fs::rename(&part, &path)).map_err(failed)?;
+        replace_synced(&path, &kept, false).map_err(failed)?;
         let file = OpenOptions::new().append(true).open(&path).map_err(failed)?;
         Ok(Self { file, path, digest: LogHasher::from_bytes(&kept) })
     }

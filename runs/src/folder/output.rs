@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 
 use reel_diagnostic::{Diagnostic, input};
 use reel_files::json::{contains_commands, has_valid_digest, with_digest};
-use reel_files::{FOLDER_LOCK_FILE, FolderLock};
-use reel_files::{digest, write_synced_with_mode};
+use reel_files::{FOLDER_LOCK_FILE, FolderLock, digest, replace_synced};
 use reel_samples::SampleError;
 use reel_samples::quarantine;
 use reel_train::file_names::{METRICS_FILE, QUARANTINE_FILE, RUN_FILE};
@@ -168,11 +167,9 @@ pub fn has_final_model(out: &Path, folder: &Path) -> Result<bool> {
 /// Writes `run.json`: every resolved option, the version, the device and the fingerprints of model and data.
 pub fn write_run_json(out: &Path, run: &Value) -> Result<()> {
     let path = out.join(RUN_FILE);
-    let part = out.join(format!(".{RUN_FILE}.part"));
-    let failed = |e| TrainError::cannot_write(&path, e);
     let text = format!("{:#}\n", with_digest(run.clone()));
-    write_synced_with_mode(&part, text.as_bytes(), contains_commands(&run["options"])).map_err(failed)?;
-    fs::rename(&part, &path).map_err(failed)
+    replace_synced(&path, text.as_bytes(), contains_commands(&run["options"]))
+        .map_err(|e| TrainError::cannot_write(&path, e))
 }
 
 /// Reads the `run.json` of the run in `out`.

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use reel_files::{log, write_synced};
+use reel_files::{log, replace_synced};
 use reel_train::file_names::{METRICS_FILE, TRAINER_STATE_FILE};
 use reel_train::metrics::StepMetrics;
 use reel_train::{Result, TrainError};
@@ -24,7 +24,6 @@ const HISTORY_FIELDS: [&str; 8] =
 /// `metrics.jsonl` cannot be read, or the file cannot be written.
 pub fn write(out: &Path, best: Option<&BestCheckpoint>, (step, steps): (u64, u64), logging_steps: u64) -> Result<()> {
     let path = out.join(TRAINER_STATE_FILE);
-    let part = out.join(format!(".{TRAINER_STATE_FILE}.part"));
     let reported = |m: &StepMetrics| m.step <= step && m.step.is_multiple_of(logging_steps);
     let lines = log::read_matching_lines(&out.join(METRICS_FILE), reported)?;
     let history = lines.iter().filter_map(|line| {
@@ -44,9 +43,7 @@ pub fn write(out: &Path, best: Option<&BestCheckpoint>, (step, steps): (u64, u64
         "log_history": history.collect::<Vec<_>>(),
         "stateful_callbacks": callbacks.unwrap_or_else(|| json!({})),
     });
-    let failed = |e| TrainError::cannot_write(&path, e);
-    write_synced(&part, format!("{state:#}\n").as_bytes()).map_err(failed)?;
-    std::fs::rename(&part, &path).map_err(failed)
+    replace_synced(&path, format!("{state:#}\n").as_bytes(), false).map_err(|e| TrainError::cannot_write(&path, e))
 }
 
 #[cfg(test)]

@@ -88,6 +88,7 @@ pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<Run
 
 fn train<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>, lock: &Arc<FolderLock>) -> Result<RunSummary> {
     let inputs = start::read_inputs::<W>(setup)?;
+    inputs.check_profiled_steps(setup.options.profile_steps)?;
     let loaded = start::load_run::<W>(setup, &inputs)?;
     // Rank 0 may change OUT only after all ranks have read the checkpoint from which they resume.
     loaded.check_start(setup, &inputs)?;

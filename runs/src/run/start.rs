@@ -21,7 +21,7 @@ use reel_samples::order::RowOrder;
 use reel_samples::skipped_row::SkippedRow;
 use reel_samples::source::row_order;
 use reel_train::file_names::HASHES_FILE;
-use reel_train::options::{BestMetric, TrainingOptions};
+use reel_train::options::{BestMetric, StepRange, TrainingOptions};
 use reel_train::setup::RunSetup;
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::Trainer;
@@ -30,7 +30,7 @@ use serde_json::Value;
 
 use super::hardware::HardwareMonitor;
 use super::record::{RunJsonExtras, code_change_warning, device_change_warning};
-use super::validate::{ScannedRows, scan_rows, unusable_rows};
+use super::validate::{ScannedRows, refuse_missing_media, scan_rows, unusable_rows};
 use super::{CheckpointWriting, OutFolder, Reports, Run, TrainLoop, agreement};
 use crate::folder::checkpoint::{self, BaseModel, CheckpointWriter};
 use crate::folder::logs::{self, RecordedLogs, RunLogs};
@@ -78,6 +78,17 @@ impl<S> RunInputs<S> {
     fn checkpoint(&self) -> Option<&Path> {
         self.resumed.as_ref().map(|resumed| resumed.folder.as_path())
     }
+
+    /// Refuses a range of `--profile-steps` of which this process does no step.
+    ///
+    /// # Errors
+    /// The range is after the last step of the run, or before the first step of this process.
+    pub(super) fn check_profiled_steps(&self, range: Option<StepRange>) -> Result<()> {
+        let (before, last) = (self.state.step, self.state.steps);
+        let Some(range) = range.filter(|range| range.last <= before || range.first > last) else { return Ok(()) };
+        let what = format!("is {range}, but this process does the steps {} to {last} of the run", before + 1);
+        Err(TrainError::option("--profile-steps", what, "give some of these steps, counted from 1"))
+    }
 }
 
 /// Reads the run's inputs from disk, and checks that data, options and checkpoint belong together.
@@ -90,6 +101,9 @@ pub(super) fn read_inputs<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>
         reel_diagnostic::note!("the run resumes (--resume-from-checkpoint), so --overwrite has no effect");
     }
     let rows = Arc::new(W::open_rows(setup)?);
+    if matches!(start, RunStart::Fresh) && !setup.options.check_data {
+        refuse_missing_media(setup.options, &*rows)?;
+    }
     let model = ModelFiles::read(setup.model)?;
     agreement::check_files(setup, &*rows, Some(&model))?;
     let order = row_order(setup.options.no_shuffle, &*rows, setup.seed);

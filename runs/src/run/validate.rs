@@ -110,6 +110,37 @@ pub(super) fn unusable_rows_among<R: DataSource>(
     }
 }
 
+/// The maximum number of rows whose media are looked for before the model is loaded.
+const MAX_ROWS_LOOKED_AT: usize = 1000;
+
+/// Refuses data whose media files are missing, so that a wrong or missing `--media-root` is found before the model is
+/// loaded. Looks at some rows, spread over the file, up to the first one whose files all exist. Malformed rows are left
+/// out.
+///
+/// # Errors
+/// Each of these rows names a media file that does not exist.
+pub(super) fn refuse_missing_media<R: DataSource>(options: &RunOptions, rows: &R) -> Result<()> {
+    let count = rows.row_count();
+    let mut first = None;
+    for row in (0..count).step_by(count.div_ceil(MAX_ROWS_LOOKED_AT).max(1)) {
+        // A folder that cannot be read now is reported when the row is loaded.
+        let is_missing = |path: &PathBuf| path.try_exists().is_ok_and(|exists| !exists);
+        let Ok(files) = rows.media_files(row) else { continue };
+        let Some(missing) = files.into_iter().find(is_missing) else { return Ok(()) };
+        first.get_or_insert((row, missing));
+    }
+    let Some((row, missing)) = first else { return Ok(()) };
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or(path.to_path_buf());
+    let (missing, root) = (absolute(&missing), absolute(&options.media_root().join(".")));
+    let what = format!(
+        "no row of the file can be used, because its media do not exist, such as {}; relative paths are below {}",
+        missing.display(),
+        root.display()
+    );
+    let help = "correct the paths, or give their folder by --media-root";
+    Err(SampleError::data(rows.location(row).0, what, help).into())
+}
+
 /// What a run finds out about its data before the first step.
 pub(super) struct ScannedRows {
     /// The run's number of steps: `--max-steps` or, without it, the number computed from the data.

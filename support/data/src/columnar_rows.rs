@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 #[cfg(test)]
 use crate::columnar::ParquetDecoder;
 use crate::columnar::{ColumnInfo, ColumnarFormat, Decoder, RowTexts, row_location};
+use crate::limits::check_row_bytes;
 use crate::worker::WorkerFile;
 use crate::{DataError, Result};
 
@@ -88,7 +89,9 @@ impl ColumnarRows {
     /// # Errors
     /// The row's pages of a column with bytes cannot be read.
     pub(crate) fn value(&self, index: usize) -> Result<Value> {
-        let mut kept = self.parse(index, self.kept.row(index).unwrap_or(b"{}"))?;
+        let kept = self.kept.row(index).unwrap_or(b"{}");
+        check_row_bytes(|| self.location(index), kept.len())?;
+        let mut kept = self.parse(index, kept)?;
         let in_file = match &self.source {
             None => return Ok(Value::Object(kept)),
             Some(Source::ThisProcess(decoder)) => decoder.row(index)?,

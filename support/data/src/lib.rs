@@ -8,6 +8,7 @@ mod columnar_rows;
 mod convert;
 mod error;
 mod folder;
+mod limits;
 mod spec;
 mod table;
 mod text;

@@ -2,15 +2,17 @@
 //! when it is used.
 
 use std::collections::BTreeSet;
+use std::fmt::Formatter;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
 use reel_files::fingerprint;
-use serde::de::IgnoredAny;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::limits::{MAX_ROWS, check_row_bytes, check_row_count};
 use crate::{DataError, Result};
 
 /// The rows of a JSON or JSONL text.
@@ -80,6 +82,7 @@ impl TextRows {
         if rows.is_empty() {
             return Err(DataError::malformed(path.display().to_string(), "has no rows", LISTS));
         }
+        check_row_count(path.display(), rows.len())?;
         let rows_share_lines = rows.windows(2).any(|pair| pair[0].line == pair[1].line);
         Ok(Self { path: path.to_path_buf(), text, rows, rows_share_lines })
     }
@@ -95,6 +98,7 @@ impl TextRows {
         if *damaged {
             return Err(DataError::malformed(self.location(index), NOT_UTF8, SAVE_UTF8));
         }
+        check_row_bytes(|| self.location(index), bytes.len())?;
         let text = &self.text[bytes.clone()];
         if let Some(number) = whole_number_beyond_64_bits(text) {
             let shown: String = number.chars().take(40).collect();
@@ -176,6 +180,9 @@ fn lines(text: &str, start: usize) -> Vec<RowPosition> {
             let begin = at + (piece.len() - piece.trim_start().len());
             rows.push(RowPosition { bytes: begin..begin + row.len(), line, damaged: false });
         }
+        if rows.len() > MAX_ROWS {
+            break;
+        }
         at += piece.len() + 1;
     }
     rows
@@ -187,17 +194,46 @@ fn objects_over_lines(text: &str, start: usize) -> Option<Vec<RowPosition>> {
     let first = text[start..].lines().next().filter(|line| line.starts_with('{'))?;
     serde_json::from_str::<IgnoredAny>(first).err().filter(serde_json::Error::is_eof)?;
     let objects = serde_json::Deserializer::from_str(&text[start..]).into_iter::<&RawValue>();
-    let objects: Vec<&RawValue> = objects.collect::<Result<_, _>>().ok()?;
+    let objects: Vec<&RawValue> = objects.take(MAX_ROWS + 1).collect::<Result<_, _>>().ok()?;
     let is_all = objects.iter().all(|raw| raw.get().starts_with('{'));
     is_all.then(|| positions(text, objects))
 }
 
 fn list(path: &Path, text: &str, start: usize) -> Result<Vec<RowPosition>> {
-    let found: Vec<&RawValue> = serde_json::from_str(&text[start..]).map_err(|e| {
+    let found: FirstValues<'_> = serde_json::from_str(&text[start..]).map_err(|e| {
         let line = e.line() + text[..start].matches('\n').count();
         DataError::malformed(format!("{}:{line}", path.display()), format!("is not JSON: {e}"), LISTS)
     })?;
-    Ok(positions(text, found))
+    Ok(positions(text, found.0))
+}
+
+/// The values of a JSON list, at most one more than [`MAX_ROWS`]. The others are only checked to be JSON.
+struct FirstValues<'t>(Vec<&'t RawValue>);
+
+impl<'t> Deserialize<'t> for FirstValues<'t> {
+    fn deserialize<D: Deserializer<'t>>(from: D) -> Result<Self, D::Error> {
+        struct OfList;
+        impl<'t> Visitor<'t> for OfList {
+            type Value = FirstValues<'t>;
+
+            fn expecting(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<A: SeqAccess<'t>>(self, mut list: A) -> Result<FirstValues<'t>, A::Error> {
+                let mut values = Vec::new();
+                while values.len() <= MAX_ROWS {
+                    match list.next_element()? {
+                        Some(value) => values.push(value),
+                        None => return Ok(FirstValues(values)),
+                    }
+                }
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(FirstValues(values))
+            }
+        }
+        from.deserialize_seq(OfList)
+    }
 }
 
 /// Returns the positions of the values `found`, which are parts of `text` in the same order.
@@ -247,6 +283,22 @@ mod tests {
         // In JSONL each line is a row, whatever follows the first line.
         assert_eq!(parse("{\"a\": 1}\n{\n").len(), 2);
         assert_eq!(parse("{\"a\": 1\n{\"a\": 1}\n").len(), 2);
+    }
+
+    #[test]
+    fn a_file_with_very_many_rows_and_a_very_long_row_are_refused() {
+        for text in ["1\n".repeat(MAX_ROWS + 1), format!("[1{}]", ",1".repeat(MAX_ROWS + 5))] {
+            let e = TextRows::parse(Path::new("d.json"), text).unwrap_err().to_string();
+            assert_eq!(e, "d.json: has more than 10000000 rows; split it into several files");
+        }
+        let long = format!("{{\"a\": 1}}\n{{\"a\": \"{}\"}}\n", " ".repeat(crate::limits::MAX_ROW_BYTES));
+        let rows = TextRows::parse(Path::new("d.jsonl"), long).unwrap();
+        assert_eq!(rows.value(0).unwrap(), json!({"a": 1}));
+        let e = rows.value(1).unwrap_err().to_string();
+        assert!(
+            e.starts_with("d.jsonl:2: is a row of 67108873 bytes, above the limit of 67108864 bytes; split"),
+            "{e}"
+        );
     }
 
     #[test]

@@ -32,8 +32,7 @@ impl Diagnostic {
 
     /// Creates the diagnostic for a file or folder that could not be read.
     pub fn cannot_read(path: impl AsRef<Path>, error: &io::Error) -> Self {
-        let unsuitable = error.get_ref().and_then(|cause| cause.downcast_ref::<input::UnsuitableFile>());
-        if let Some(unsuitable) = unsuitable {
+        if let Some(unsuitable) = unsuitable_file(error) {
             return Self::new(display_path(path), unsuitable.to_string(), unsuitable.help());
         }
         let help = match error.kind() {
@@ -49,6 +48,9 @@ impl Diagnostic {
     /// Creates the diagnostic for a file or folder that could not be written.
     pub fn cannot_write(path: impl AsRef<Path>, error: &io::Error) -> Self {
         let path = path.as_ref();
+        if let Some(unsuitable) = unsuitable_file(error) {
+            return Self::new(path.display().to_string(), unsuitable.to_string(), unsuitable.help());
+        }
         if let Some(folder) = missing_folder(path).filter(|_| error.kind() == io::ErrorKind::NotFound) {
             let what = format!("cannot be written: the folder {} does not exist", folder.display());
             return Self::new(path.display().to_string(), what, "create it, or choose another folder");
@@ -150,6 +152,10 @@ fn shortened(text: &str, limit: usize) -> String {
 impl std::error::Error for Diagnostic {}
 
 const LOOP_HELP: &str = "remove or correct the symbolic links";
+
+fn unsuitable_file(error: &io::Error) -> Option<&input::UnsuitableFile> {
+    error.get_ref().and_then(|cause| cause.downcast_ref())
+}
 
 /// Tells whether a path could not be followed because its symbolic links form a loop.
 fn is_link_loop(error: &io::Error) -> bool {

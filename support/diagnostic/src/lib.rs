@@ -23,4 +23,4 @@ pub use panics::{catch_panic, is_panic_caught};
 pub use printable::{escape_controls, escape_controls_in_json, one_line};
 pub use redact::redact_urls;
 pub use shortage::{disk_full_help, failed_start_help, resource_shortage_help};
-pub use unfinished::{TemporaryPaths, remove_unfinished_files};
+pub use unfinished::{TemporaryPaths, create_temporary, remove_unfinished_files};

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The paths of incomplete files and folders. They are removed if the program is interrupted.
@@ -37,6 +39,29 @@ impl TemporaryPaths {
         unfinished().extend(paths.iter().cloned());
         Self(paths)
     }
+}
+
+/// Creates a temporary file or folder of a random name, so that nobody can have put a symbolic link or another file
+/// there. `path_of` returns the path for 8 random hex digits. `create` creates it, and fails if the path exists. Returns
+/// the result of `create`, the path, and its registration.
+///
+/// # Errors
+/// The errors of `create`.
+pub fn create_temporary<T>(
+    path_of: impl Fn(&str) -> PathBuf,
+    create: impl Fn(&Path) -> io::Result<T>,
+) -> io::Result<(T, PathBuf, TemporaryPaths)> {
+    const MAX_ATTEMPTS: usize = 100;
+    for _ in 0..MAX_ATTEMPTS {
+        let random = RandomState::new().hash_one(std::process::id()) as u32;
+        let path = path_of(&format!("{random:08x}"));
+        let unfinished = TemporaryPaths::new([path.clone()]);
+        match create(&path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            created => return created.map(|created| (created, path, unfinished)),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
 }
 
 impl Drop for TemporaryPaths {

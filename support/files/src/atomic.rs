@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use reel_diagnostic::TemporaryPaths;
+use reel_diagnostic::{TemporaryPaths, create_temporary};
 
 use crate::FileError;
 
@@ -27,10 +27,8 @@ impl AtomicFile {
             let file = File::options().write(true).open(target).map_err(|e| FileError::cannot_write(target, &e))?;
             return Ok(Self::new(target, None, file, TemporaryPaths::new([])));
         }
-        let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let temporary = target.with_file_name(format!(".{name}.{}.part", std::process::id()));
-        let unfinished = TemporaryPaths::new([temporary.clone()]);
-        let file = File::create(&temporary).map_err(|e| FileError::cannot_write(target, &e))?;
+        let created = create_temporary(|random| temporary_name(target, random), |path| File::create_new(path));
+        let (file, temporary, unfinished) = created.map_err(|e| FileError::cannot_write(target, &e))?;
         Ok(Self::new(target, Some(temporary), file, unfinished))
     }
 
@@ -103,6 +101,12 @@ pub fn write_temporary(path: &Path, bytes: &[u8]) -> Result<FinishedFile, FileEr
     file.finish()
 }
 
+/// Returns the temporary path of the file `target`: a hidden name in its folder, with `random` in it.
+pub(crate) fn temporary_name(target: &Path, random: &str) -> PathBuf {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    target.with_file_name(format!(".{name}.{random}.part"))
+}
+
 /// Tells whether a path is a device or a pipe, or names an open file of this process (`/dev/stdout` can be a link to
 /// a regular file).
 fn is_stream(path: &Path) -> bool {
@@ -136,6 +140,22 @@ impl Drop for AtomicFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The temporary name cannot be guessed, and no file that has it is written to.
+    #[test]
+    fn temporary_files_are_new_files_of_random_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        let create = || AtomicFile::create(&target).unwrap();
+        let names: std::collections::BTreeSet<_> = [create(), create()].iter().map(|f| f.temporary.clone()).collect();
+        assert_eq!(names.len(), 2);
+        let (first, second) = (dir.path().join("0"), dir.path().join("1"));
+        std::os::unix::fs::symlink(dir.path().join("victim"), &first).unwrap();
+        let next = std::cell::Cell::new(0);
+        let path_of = |_: &str| [&first, &second][next.replace(1)].clone();
+        let (_, path, _unfinished) = create_temporary(path_of, |path| File::create_new(path)).unwrap();
+        assert_eq!((path, dir.path().join("victim").exists()), (second, false));
+    }
 
     #[test]
     fn devices_are_written_directly() {

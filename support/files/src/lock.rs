@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use reel_diagnostic::TemporaryPaths;
 
+use crate::own::open_without_link;
+
 /// The file that a process locks while it writes to the file's folder. Its text is the id of that process and the
 /// name of its machine.
 pub const FOLDER_LOCK_FILE: &str = ".reel.lock";
@@ -87,8 +89,8 @@ impl FileLock {
     pub fn acquire(path: &Path) -> Result<Self, LockError> {
         let mut holder = LockHolder::default();
         for _ in 0..MAX_ATTEMPTS {
-            let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
-            let file = options.map_err(LockError::Io)?;
+            let options = File::options().read(true).write(true).create(true).truncate(false).to_owned();
+            let file = open_without_link(path, &options).map_err(LockError::Io)?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
@@ -266,6 +268,17 @@ mod tests {
         assert!(text.starts_with(&format!("{}\n", std::process::id())), "{text}");
         drop(lock);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn lock_file_that_is_a_link_is_refused_and_its_target_is_unchanged() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        fs::write(&victim, "text").unwrap();
+        std::os::unix::fs::symlink(&victim, dir.path().join(FOLDER_LOCK_FILE)).unwrap();
+        let Err(LockError::Io(e)) = FolderLock::acquire(dir.path()) else { panic!("the link was followed") };
+        assert!(e.to_string().contains("is a symbolic link"), "{e}");
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "text");
     }
 
     /// A process first locks the file and then writes its id into it. Until then, the file is empty or has the id of

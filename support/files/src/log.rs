@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
+use crate::synced::replace_synced;
 use crate::{FileError, Result};
 
 /// The number of bytes at the start of a log file, and their fingerprint.
@@ -74,16 +75,12 @@ impl JsonlLog {
     /// Continues a log: replaces the log file by a new one that contains `lines`. Further lines are appended to it.
     /// The new file is complete before it replaces the old one, so an interruption loses no line.
     pub fn resume(path: &Path, lines: &[String]) -> Result<Self> {
-        let part = path.with_file_name(format!(".{}.part", path.file_name().unwrap_or_default().to_string_lossy()));
         let mut text = lines.join("\n");
         if !text.is_empty() {
             text.push('\n');
         }
         let failed = |e| FileError::cannot_write(path, &e);
-        File::create(&part)
-            .and_then(|mut f| f.write_all(text.as_bytes()).and_then(|()| f.sync_all()))
-            .map_err(failed)?;
-        std::fs::rename(&part, path).map_err(failed)?;
+        replace_synced(path, text.as_bytes(), false).map_err(failed)?;
         let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
         Ok(Self { path: path.to_path_buf(), file, digest: LogHasher::from_bytes(text.as_bytes()) })
     }

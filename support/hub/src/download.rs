@@ -113,7 +113,7 @@ impl<'a> Downloader<'a> {
         let mut part = target.as_os_str().to_owned();
         part.push(".incomplete");
         let part = PathBuf::from(part);
-        let out = OpenOptions::new().create(true).append(true).open(&part);
+        let out = reel_files::open_without_link(&part, OpenOptions::new().create(true).append(true));
         let mut out = out.map_err(|e| HubError::cannot_write(&part, &e))?;
         let mut done = out.metadata().map_err(|e| HubError::cannot_read(&part, &e))?.len();
         let address = self.address(path);

@@ -6,14 +6,17 @@
 //! A file can be stale: an earlier job that crashed left it, possibly with the same job id. In this case the
 //! connection is refused, or another program uses the port and does not answer like rank 0. The rank then reads the
 //! file again until rank 0 has replaced it.
+//!
+//! A file of another user, or one that other users can change, is not used: its author could take rank 0's place, and
+//! would get the data of the job. A folder in which every user can replace files is refused.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use reel_diagnostic::{Diagnostic, TemporaryPaths, input, note};
-use reel_files::{digest::FingerprintBuilder, write_synced_with_mode};
+use reel_diagnostic::{Diagnostic, TemporaryPaths, note, print_note_once};
+use reel_files::{check_folder_of_own_files, digest::FingerprintBuilder, read_own_file, replace_synced};
 use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 
@@ -73,10 +76,11 @@ pub fn is_rendezvous_file(name: &str) -> bool {
 ///
 /// # Errors
 /// A rank is missing at the end of the time limit, or has ended; two processes have the same rank, or differ in the
-/// number of ranks; no port is free; rank 0 cannot write to the folder.
+/// number of ranks; no port is free; rank 0 cannot write to the folder, or every user can replace files in it.
 pub(crate) fn join(world: &World, folder: &Path, timeouts: &Timeouts) -> Result<JobConnections> {
     let mut job = FingerprintBuilder::default();
     job.add(&world.job, 0);
+    check_folder_of_own_files(folder)?;
     let path = folder.join(format!("ranks-{}.json", job.finish()));
     let failed = |e| cannot_listen(world.ports, e);
     let acceptor = ConnectionAcceptor::open(world.rank, world.is_on_one_machine(), world.ports, timeouts.handshake);
@@ -140,15 +144,9 @@ struct RendezvousFile {
 impl RendezvousFile {
     fn write(path: PathBuf, info: &RendezvousInfo, token: JobToken) -> Result<Self> {
         let text = serde_json::to_vec(info).unwrap_or_default();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let part = path.with_file_name(format!(".{name}.{}-{}.part", info.rank_0.pid, info.rank_0.port));
-        let unfinished = TemporaryPaths::new([path.clone(), part.clone()]);
+        let unfinished = TemporaryPaths::new([path.clone()]);
         // The file is private (mode 0600), because only this user may read the token.
-        let written = write_synced_with_mode(&part, &text, true).and_then(|()| fs::rename(&part, &path));
-        written.map_err(|e| {
-            let _ = fs::remove_file(&part);
-            Diagnostic::cannot_write(&path, &e)
-        })?;
+        replace_synced(&path, &text, true).map_err(|e| Diagnostic::cannot_write(&path, &e))?;
         Ok(Self { path, token, _unfinished: unfinished })
     }
 }
@@ -156,7 +154,7 @@ impl RendezvousFile {
 impl Drop for RendezvousFile {
     fn drop(&mut self) {
         // If another process has replaced the file, the file stays.
-        if read_info(&self.path).is_some_and(|info| info.token() == Some(self.token)) {
+        if read_info(&self.path).is_ok_and(|info| info.and_then(|info| info.token()) == Some(self.token)) {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -276,7 +274,8 @@ impl<'a> Coordinator<'a> {
             return Ok(());
         }
         self.next_check = Instant::now() + FILE_CHECK_INTERVAL;
-        let Some(info) = read_info(&self.file.path) else { return Ok(()) };
+        // A file of another user is no process of this job. The other ranks report it.
+        let Ok(Some(info)) = read_info(&self.file.path) else { return Ok(()) };
         let Some(token) = info.token().filter(|token| *token != self.file.token) else { return Ok(()) };
         let purpose = ConnectionPurpose::Join(self.member.clone());
         let hello = HelloMessage { from: 0, to: 0, size: self.world.size, purpose };
@@ -350,11 +349,15 @@ fn ended_early(member: &JobMember) -> RankError {
 
 /// Reads the rendezvous file. Returns `None` if it does not exist or is malformed. Lists the folder first, because
 /// NFS caches the absence of a file: opening the file could fail for a while after rank 0 has written it.
-fn read_info(path: &Path) -> Option<RendezvousInfo> {
-    let name = path.file_name()?;
-    let mut entries = fs::read_dir(path.parent()?).ok()?;
-    entries.find(|entry| entry.as_ref().is_ok_and(|entry| entry.file_name() == name))?.ok()?;
-    serde_json::from_slice(&input::read_file(path, MAX_FILE_BYTES).ok()?).ok()
+///
+/// # Errors
+/// Another user can have written the file.
+fn read_info(path: &Path) -> std::result::Result<Option<RendezvousInfo>, Diagnostic> {
+    let mut entries = path.parent().and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+    if !entries.any(|entry| Some(entry.file_name().as_os_str()) == path.file_name()) {
+        return Ok(None);
+    }
+    Ok(read_own_file(path, MAX_FILE_BYTES)?.and_then(|text| serde_json::from_slice(&text).ok()))
 }
 
 /// The state of a rank other than 0 while it joins.
@@ -371,8 +374,13 @@ impl Joiner<'_> {
         let mut pause = FIRST_PAUSE;
         loop {
             let obstacle = match read_info(&self.path) {
-                None => format!("there is no file {}", self.path.display()),
-                Some(info) => match self.connect(&info) {
+                // Rank 0 replaces the file, if it can.
+                Err(refusal) => {
+                    print_note_once(refusal.to_string());
+                    refusal.to_string()
+                }
+                Ok(None) => format!("there is no file {}", self.path.display()),
+                Ok(Some(info)) => match self.connect(&info) {
                     Ok((token, control)) => {
                         acceptor.set_token(token);
                         return self.wait_for_welcome(acceptor, control, info.rank_0);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
-use reel_rewards::{BuiltInReward, RewardWeights, ScaleRewards, function_name};
+use reel_rewards::{BuiltInReward, RewardWeights, ScaleRewards, find_python_function, function_name};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{BestMetric, RunOptions, TrainingOptions, check, range, run};
@@ -310,6 +310,12 @@ impl TrainingOptions for GrpoOptions {
         let files =
             self.python_reward_functions().filter_map(|function| Some(PathBuf::from(function.rsplit_once(':')?.0)));
         files.filter(|file| file.extension().is_some_and(|end| end == "py")).collect()
+    }
+
+    fn check_programs(&self) -> Result<()> {
+        let environment = self.reward_environment();
+        let find = |function| find_python_function(function, environment.as_deref());
+        Ok(self.python_reward_functions().try_for_each(find)?)
     }
 
     fn validate_values(&self) -> Result<()> {

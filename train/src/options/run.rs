@@ -37,6 +37,14 @@ pub trait TrainingOptions: Default + Serialize + Deref<Target = RunOptions> {
         Vec::new()
     }
 
+    /// Checks the programs that the run uses, as far as this is possible without running them.
+    ///
+    /// # Errors
+    /// A Python function that computes a reward does not exist.
+    fn check_programs(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether the run has validation rows, on which it computes a validation loss.
     fn has_validation_rows(&self) -> bool {
         false

@@ -1,7 +1,7 @@
 //! Makes the prompts of GRPO: turns the rows of a data file, or the rows that a `--rollouts` file names, into model
 //! inputs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use reel_files::fingerprint::bytes_fingerprint;
@@ -12,7 +12,7 @@ use reel_input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerG
 use reel_samples::SampleError;
 use reel_samples::dataset::{DataFile, Dataset};
 use reel_samples::feed::SampleSource;
-use reel_samples::media_files::ReadMediaFiles;
+use reel_samples::media_files::{ReadMediaFiles, local_files};
 use reel_samples::order::mixture::Mixture;
 use reel_samples::reward_columns::prepare_reward_columns;
 use reel_samples::rows::PromptContent;
@@ -286,5 +286,12 @@ impl DataSource for PromptSource {
         let line = given.line(row);
         line.check_not_empty(&given.location(row))?;
         self.validate_data_row(line.row)
+    }
+
+    fn media_files(&self, row: usize) -> Result<Vec<PathBuf>, SampleError> {
+        let row = self.given.as_ref().map_or(row, |given| given.line(row).row);
+        let PromptContent::Chat(messages) = self.content_and_columns(row)?.0 else { return Ok(Vec::new()) };
+        let conversation = self.conversation(&self.data.location(row), &messages)?;
+        Ok(local_files(&conversation).into_iter().map(Path::to_path_buf).collect())
     }
 }

@@ -8,7 +8,7 @@ use std::{fs, io};
 
 use reel_diagnostic::{Diagnostic, input};
 use reel_engine::Completion;
-use reel_files::{json, write_synced};
+use reel_files::{json, replace_synced, write_synced};
 use reel_input::{MediaFrames, TokenId};
 use reel_media::strip::{PngImage, frame_strip};
 use reel_rewards::Scores;
@@ -114,11 +114,7 @@ impl RolloutRecorder {
         self.wait_until_written()?;
         let (path, text) = (rollouts_file_path(&self.folder, step), self.text.clone().into_bytes());
         let to = path.clone();
-        let write = move || {
-            let part = to.with_extension("jsonl.part");
-            write_synced(&part, &text)?;
-            fs::rename(&part, &to)
-        };
+        let write = move || replace_synced(&to, &text, false);
         let begun = thread::Builder::new().name("rollouts".into()).spawn(write);
         self.writing = Some((path.clone(), begun.map_err(|e| TrainError::cannot_write(&path, e))?));
         Ok(())

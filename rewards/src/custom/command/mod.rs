@@ -23,10 +23,10 @@ use super::reply::{
     RewardReply, custom_reward_error, format_seconds, parse_json_with_nan, parse_reply, shorten_for_message,
 };
 use super::wait::{NoMessageReason, STOPPED_HELP, STOPPED_PROBLEM};
-use super::{BASIC_ENVIRONMENT, ProgramLog, TRAINER_STATE, TrainerState};
+use super::{ProgramLog, TRAINER_STATE, TrainerState};
 use crate::{Result, RewardError};
 use pipes::CommandPipes;
-use program::RewardProgram;
+use program::{RewardProgram, limit_environment};
 
 /// Maximum length of a line of standard error in bytes.
 const MAX_STDERR_LINE_BYTES: u64 = 1 << 20;
@@ -80,6 +80,11 @@ impl CommandReward {
     /// Creates the reward for a Python function, `FILE.py:NAME` or `MODULE:NAME`.
     pub(super) fn from_python_function(function: &str, timeout: Duration) -> Result<Self> {
         Ok(Self::of(RewardProgram::from_python_function(function)?, timeout))
+    }
+
+    /// Looks for a Python function without running the code of its module.
+    pub(super) fn find_python_function(function: &str, environment: Option<&[String]>) -> Result<()> {
+        RewardProgram::find_python_function(function, environment)
     }
 
     fn of(program: RewardProgram, timeout: Duration) -> Self {
@@ -247,11 +252,7 @@ impl RunningCommand {
         log: Option<ProgramLog>,
     ) -> std::io::Result<Self> {
         let mut command = program.command();
-        if let Some(names) = environment {
-            let given = BASIC_ENVIRONMENT.into_iter().chain(names.iter().map(String::as_str));
-            let set = given.filter_map(|name| Some((name, std::env::var_os(name)?))).collect::<Vec<_>>();
-            command.env_clear().envs(set);
-        }
+        limit_environment(&mut command, environment);
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn()?;
         let last_stderr_line = Arc::new(Mutex::new(String::new()));

@@ -1,6 +1,6 @@
 //! Tests with correct and broken commands, which use only `sh` and standard tools.
 
-use super::super::{CustomReports, CustomReward};
+use super::super::{BASIC_ENVIRONMENT, CustomReports, CustomReward};
 use super::*;
 use std::path::Path;
 

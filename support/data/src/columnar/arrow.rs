@@ -13,6 +13,7 @@ use reel_diagnostic::{catch_panic, input, one_line};
 use super::arrow_json::{check_type, write_text, write_value};
 use super::file::PositionedFile;
 use super::{FilePart, RowSink, RowTexts, row_location};
+use crate::limits::check_row_count;
 use crate::{DataError, Result};
 
 pub(super) const DAMAGED_FILE_HELP: &str = "copy or download it again, or write it as Parquet (Dataset.to_parquet)";
@@ -72,6 +73,7 @@ impl ArrowDecoder {
         for number in 1.. {
             sink.begin(FilePart { name: format!("record batch {number}"), group: None })?;
             let Some(batch) = self.read(&mut next)? else { break };
+            check_row_count(self.path.display(), count + batch.num_rows())?;
             for row in 0..batch.num_rows() {
                 let before = rows.text.len();
                 self.write_row(&mut rows, schema, &batch, row, count)?;

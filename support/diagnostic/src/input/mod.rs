@@ -40,6 +40,18 @@ pub enum UnsuitableFile {
         /// The limit in bytes.
         limit: u64,
     },
+    /// The path is a symbolic link, where only a file of this user may be.
+    Link,
+    /// The file or folder belongs to another user, where only one of this user may be.
+    OtherOwner {
+        /// The id of that user.
+        owner: u32,
+    },
+    /// Other users can write to the file, or replace the files of the folder.
+    WritableByOthers {
+        /// The permissions, such as 0o666.
+        mode: u32,
+    },
     /// The file is something else than its name says ([`recognise`]).
     Other {
         /// What the file is.
@@ -56,6 +68,9 @@ impl UnsuitableFile {
             Self::Folder => "give a file",
             Self::Special => "copy its content to a file",
             Self::TooLong { .. } => "check that it is the file you mean, or split it",
+            Self::Link => "remove the link, or choose another folder",
+            Self::OtherOwner { .. } => "remove it, or choose another folder",
+            Self::WritableByOthers { .. } => "take this right from them (chmod go-w), or choose another folder",
             Self::Other { help, .. } => help,
         }
     }
@@ -69,6 +84,9 @@ impl fmt::Display for UnsuitableFile {
             Self::TooLong { bytes, limit } => {
                 write!(f, "is {bytes} bytes long, above the limit of {limit} bytes for this kind of file")
             }
+            Self::Link => f.write_str("is a symbolic link, which another user may have made"),
+            Self::OtherOwner { owner } => write!(f, "belongs to another user (id {owner})"),
+            Self::WritableByOthers { mode } => write!(f, "can be changed by other users (mode {mode:04o})"),
             Self::Other { what, .. } => f.write_str(what),
         }
     }
@@ -82,6 +100,9 @@ impl From<UnsuitableFile> for io::Error {
             UnsuitableFile::Folder => io::ErrorKind::IsADirectory,
             UnsuitableFile::Special => io::ErrorKind::InvalidInput,
             UnsuitableFile::TooLong { .. } => io::ErrorKind::FileTooLarge,
+            UnsuitableFile::Link | UnsuitableFile::OtherOwner { .. } | UnsuitableFile::WritableByOthers { .. } => {
+                io::ErrorKind::PermissionDenied
+            }
             UnsuitableFile::Other { .. } => io::ErrorKind::InvalidData,
         };
         io::Error::new(kind, why)

@@ -97,6 +97,62 @@ fn stale_files_are_not_followed() {
     talk.join().expect("it was asked");
 }
 
+/// A file that another user can have written leads no rank to its author, and rank 0 replaces it. If rank 0 does not
+/// come, the error names the file.
+#[test]
+fn a_file_that_another_user_can_have_written_is_not_followed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (path, mut card) = stale_rendezvous_file(folder.path());
+    let author = TcpListener::bind("127.0.0.1:0").expect("a port");
+    author.set_nonblocking(true).expect("set");
+    card["rank_0"]["port"] = author.local_addr().expect("an address").port().into();
+    let elsewhere = folder.path().join("elsewhere");
+    std::fs::write(&elsewhere, card.to_string()).expect("written");
+    let set_mode = |mode| std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).expect("set");
+    let spoil: [(&str, &dyn Fn()); 4] = [
+        ("can be changed by other users (mode 0666); take this right from them (chmod go-w)", &|| set_mode(0o666)),
+        ("is a symbolic link, which another user may have made; remove the link", &|| {
+            std::fs::remove_file(&path).expect("removed");
+            std::os::unix::fs::symlink(&elsewhere, &path).expect("a link");
+        }),
+        ("is not a regular file; remove it, or choose another folder", &|| {
+            std::fs::remove_file(&path).expect("removed");
+            rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).expect("a pipe");
+        }),
+        // Only root can give a file away.
+        ("other user", &|| match std::os::unix::fs::chown(&path, Some(12_345), None) {
+            Ok(()) => {}
+            Err(_) => set_mode(0o622),
+        }),
+    ];
+    for (why, spoil) in spoil {
+        std::fs::write(&path, card.to_string()).expect("written");
+        spoil();
+        let timeouts = Timeouts { join: Duration::from_millis(200), ..short_timeouts() };
+        let error = join(world(1, 2), folder.path(), timeouts).expect_err("rank 0 is missing").to_string();
+        assert!(error.contains(&format!("{}: ", path.display())) && error.contains(why), "{error}");
+        finish(join_all(folder.path(), vec![(world(1, 2), 0), (world(0, 2), 150)], short_timeouts()));
+        assert!(!path.exists(), "the file is left");
+    }
+    assert!(author.accept().is_err(), "a rank has connected to the author of the file");
+}
+
+#[test]
+fn a_folder_that_its_group_can_write_is_used_and_one_of_all_users_is_not() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let set_mode = |mode| std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(mode)).expect("set");
+    for mode in [0o775, 0o2770, 0o1777] {
+        set_mode(mode);
+        finish(join_all(folder.path(), vec![(world(0, 2), 0), (world(1, 2), 0)], short_timeouts()));
+    }
+    set_mode(0o777);
+    for rank in [0, 1] {
+        let error = join(world(rank, 2), folder.path(), short_timeouts()).expect_err("it is refused").to_string();
+        let wanted = "every user can replace files in this folder (mode 0777); take this right from them (chmod o-w)";
+        assert!(error.starts_with(&format!("{}: {wanted}", folder.path().display())), "{error}");
+    }
+}
+
 #[test]
 fn a_live_job_with_another_token_is_not_joined() {
     // The file of one job contains the port of another job, which waits at the same time.

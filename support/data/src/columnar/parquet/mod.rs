@@ -24,6 +24,7 @@ use reel_diagnostic::{catch_panic, input, one_line};
 use super::arrow_json::{self, write_text, write_value};
 use super::file::PositionedFile;
 use super::{ColumnInfo, FilePart, RowSink, RowTexts, row_location};
+use crate::limits::check_row_count;
 use crate::{DataError, Result};
 
 /// Number of rows that are decoded together when a file is opened.
@@ -90,6 +91,7 @@ impl ParquetDecoder {
             };
             group_starts.push(group_starts[group_starts.len() - 1] + rows);
         }
+        check_row_count(path.display(), group_starts[group_starts.len() - 1])?;
         Ok(Self { path: path.to_path_buf(), file, metadata, columns, group_starts })
     }
 

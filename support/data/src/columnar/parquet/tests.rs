@@ -50,6 +50,18 @@ fn open(batches: &[RecordBatch]) -> ColumnarRows {
     open_path(&path).unwrap()
 }
 
+/// The number of rows is known before any is decoded: the file is a few KB long.
+#[test]
+fn a_file_with_very_many_rows_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d.parquet");
+    let million = batch(vec![("a", Arc::new(BooleanArray::from(vec![true; 1_000_000])))]);
+    write(&path, &vec![million; 11], WriterProperties::default());
+    assert!(std::fs::metadata(&path).unwrap().len() < 1 << 16);
+    let e = open_path(&path).unwrap_err().to_string();
+    assert_eq!(e, format!("{}: has more than 10000000 rows; split it into several files", path.display()));
+}
+
 #[test]
 fn each_type_has_its_json() {
     let mut lists = ListBuilder::new(Int64Builder::new());
