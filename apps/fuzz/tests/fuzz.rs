@@ -55,6 +55,7 @@ targets! {
     rewards: "rewards" 200,
     reward_command: "reward-command" 40,
     request: "request" 100,
+    request_body: "request-body" 400,
     template_values: "template-values" 400,
     events: "events" 800,
     ptx: "ptx" 800,

@@ -4,6 +4,7 @@
 mod data;
 mod media;
 mod model;
+mod request_body;
 mod rows;
 mod run;
 mod scoring;
@@ -56,6 +57,7 @@ pub const ALL_TARGETS: &[FuzzTarget] = &[
     scoring::REWARDS,
     scoring::REWARD_COMMAND,
     serve::REQUEST,
+    request_body::REQUEST_BODY,
     template::TEMPLATE_VALUES,
     serve::EVENTS,
     sim::PTX,
