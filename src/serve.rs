@@ -132,7 +132,7 @@ struct LimitFlags {
     /// of --batch-size]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
     kv_memory: Option<u32>,
-    /// Maximum number of requests that run or wait; further ones get status 503
+    /// Maximum number of requests that run or wait; further ones get status 429
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..))]
     max_requests: u16,
     /// Maximum size of a request in MiB, with its media
@@ -306,6 +306,7 @@ impl ServeArgs {
         let (name, aliases) = (names.remove(0), names);
         let options = ServeOptions {
             address,
+            host_name: Some(self.listen.host.clone()).filter(|host| host.parse::<IpAddr>().is_err()),
             api_keys,
             adapters,
             limits: ServerLimits {

@@ -258,7 +258,9 @@ fn a_client_that_is_gone_frees_its_request() {
     // Once the first bytes of the answer arrive, the request is running.
     stream.read_exact(&mut [0; 64]).unwrap();
     let short = json!({"messages": question("x"), "max_tokens": 2});
-    assert_eq!(server.chat(&short).error(503)["code"], "unavailable");
+    let busy = server.chat(&short);
+    assert_eq!(busy.error(429)["code"], "rate_limit_exceeded");
+    assert!(busy.head.to_ascii_lowercase().contains("retry-after: 1"), "{}", busy.head);
     drop(stream);
     let begun = Instant::now();
     while server.chat(&short).status != 200 {

@@ -258,6 +258,9 @@ fn only_local_clients_with_a_key_may_replace_weights() {
     assert_eq!(send("").error(401)["code"], "invalid_api_key");
     assert_eq!(send("Authorization: Bearer wrong\r\n").error(401)["type"], "authentication_error");
     for header in [
+        "x-forwarded-server: a",
+        "X-Forwarded-Prefix: /a",
+        "X_Forwarded_For: 127.0.0.1",
         "X-Forwarded-For: 127.0.0.1",
         "Forwarded: for=::1",
         "x-real-ip: 127.0.0.1",

@@ -48,8 +48,10 @@ fn bodies_that_are_no_request_are_refused() {
     for path in [CHAT, "/v1/completions", "/tokenize", "/detokenize"] {
         for body in bodies {
             let mut stream = server.connect();
-            let head =
-                format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}", body.len());
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}",
+                body.len()
+            );
             stream.write_all(format!("{head}\r\n\r\n").as_bytes()).unwrap();
             stream.write_all(body).unwrap();
             let error = read_reply(&mut stream).error(400);
@@ -76,7 +78,7 @@ fn a_body_above_the_limit_is_refused_announced_or_not() {
     let server = Server::start(&["--max-body", "1"]);
     // A body whose announced length is too large is refused before any byte of it is sent.
     let mut stream = server.connect();
-    let head = format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
+    let head = format!("POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
     stream.write_all(format!("{head}Content-Length: {}\r\n\r\n", 1u64 << 30).as_bytes()).unwrap();
     let error = read_reply(&mut stream).error(413);
     assert!(error["message"].as_str().unwrap().contains("--max-body"), "{error}");
@@ -101,7 +103,7 @@ fn a_body_above_the_limit_is_refused_announced_or_not() {
 #[test]
 fn bodies_together_take_a_limited_memory() {
     let server = Server::start(&["--max-body", "1"]);
-    let head = format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", 1 << 20);
+    let head = format!("POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", 1 << 20);
     let most = [head.as_bytes(), &vec![b' '; (1 << 20) - 1024]].concat();
     let mut held: Vec<TcpStream> = (0..17)
         .map(|_| {
@@ -118,7 +120,7 @@ fn bodies_together_take_a_limited_memory() {
             stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
             let mut start = [0; 12];
             let is_answered = stream.read_exact(&mut start).is_ok();
-            assert!(!is_answered || &start == b"HTTP/1.1 503");
+            assert!(!is_answered || &start == b"HTTP/1.1 429");
             !is_answered
         });
         before - held.len()
@@ -145,9 +147,9 @@ fn clients_that_send_slowly_are_given_up() {
     // second; the last client gets status 408.
     let mut silent = server.connect();
     let mut header = server.connect();
-    header.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-A").unwrap();
+    header.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX-A").unwrap();
     let mut body = server.connect();
-    let head = format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n");
+    let head = format!("POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n");
     body.write_all(head.as_bytes()).unwrap();
     body.write_all(b"{\"messages\"").unwrap();
     assert_eq!(closed_within(&mut silent, Duration::from_secs(10)), "");
@@ -155,7 +157,7 @@ fn clients_that_send_slowly_are_given_up() {
     let answer = closed_within(&mut body, Duration::from_secs(10));
     assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("makes no progress"), "{answer}");
     // Sending one byte every 0.2 s is progress, but too slow.
-    for start in ["POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-A: ", &head] {
+    for start in ["POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX-A: ", &head] {
         let mut stream = server.connect();
         stream.write_all(start.as_bytes()).unwrap();
         let begun = Instant::now();
@@ -166,7 +168,7 @@ fn clients_that_send_slowly_are_given_up() {
     }
     // An idle connection after an answer is closed as well.
     let mut idle = server.connect();
-    idle.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    idle.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     assert!(closed_within(&mut idle, Duration::from_secs(10)).starts_with("HTTP/1.1 200"));
     server.assert_still_answers();
 }
@@ -187,7 +189,7 @@ fn a_client_that_reads_nothing_is_given_up_and_frees_its_request() {
     let mut stream = unread_stream(&server);
     stream.read_exact(&mut [0; 64]).unwrap();
     let short = json!({"messages": question("x"), "max_tokens": 2});
-    server.chat(&short).error(503);
+    server.chat(&short).error(429);
     let begun = Instant::now();
     while server.chat(&short).status != 200 {
         assert!(begun.elapsed() < REQUEST_TIMEOUT, "the request of a client that reads nothing still runs");
@@ -205,7 +207,8 @@ fn a_signal_ends_the_server_although_clients_read_nothing_or_send_slowly() {
     let mut header = server.connect();
     header.write_all(b"POST / HTTP/1.1\r\nX-A: ").unwrap();
     let mut body = server.connect();
-    body.write_all(format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{{").as_bytes()).unwrap();
+    body.write_all(format!("POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{{").as_bytes())
+        .unwrap();
     let begun = Instant::now();
     assert_eq!(server.stop(15), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(90), "{:?}", begun.elapsed());
@@ -222,8 +225,8 @@ fn a_signal_ends_incomplete_requests_within_seconds_and_answers_complete_ones() 
         stream
     };
     let header = connect("POST / HTTP/1.1\r\nX-A: ");
-    let body = connect(&format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{{"));
-    let mut used = connect("GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
+    let body = connect(&format!("POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{{"));
+    let mut used = connect("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
     used.read_exact(&mut [0; 12]).unwrap();
     used.write_all(b"GET /hea").unwrap();
     let mut running = server.connect();
@@ -317,7 +320,7 @@ fn a_thousand_requests_are_answered_or_refused() {
     for reply in replies {
         match reply.status {
             200 => answered += usize::from(reply.ok()["usage"]["completion_tokens"] == 4),
-            _ => refused += usize::from(reply.error(503)["code"] == "unavailable"),
+            _ => refused += usize::from(reply.error(429)["code"] == "rate_limit_exceeded"),
         }
     }
     assert_eq!(answered + refused, 1000);
@@ -462,4 +465,38 @@ fn slow_grammars_hold_up_no_other_request() {
     }
     let choice = json!({"messages": question("x"), "max_tokens": 9, "guided_choice": ["yes"]});
     assert_eq!(server.chat(&choice).ok()["choices"][0]["message"]["content"], "yes");
+}
+
+#[test]
+fn a_server_without_keys_answers_only_to_its_own_names() {
+    let ask = |server: &Server, method: &str, path: &str, host: &str| {
+        let mut stream = server.connect();
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{{}}");
+        stream.write_all(head.as_bytes()).unwrap();
+        read_reply(&mut stream)
+    };
+    let server = Server::start(&["--allow-origin", "https://app.example"]);
+    let document = server.send("GET", "/openapi.json", "", "").ok();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in methods.as_object().unwrap().keys() {
+            let error = ask(&server, &method.to_uppercase(), path, "evil.example:80").error(403);
+            let message = error["message"].as_str().unwrap();
+            assert!(message.contains("\"evil.example:80\"") && message.contains("--api-key-file"), "{message}");
+            assert!(message.lines().count() == 1, "{message}");
+        }
+    }
+    for path in ["/page/page.js", "/nowhere"] {
+        ask(&server, "GET", path, "evil.example").error(403);
+    }
+    assert_eq!(ask(&server, "OPTIONS", CHAT, "evil.example").status, 403);
+    let own = format!("127.0.0.1:{}", server.address.port());
+    for host in [own.as_str(), "localhost", "[::1]:9", "a.localhost", "app.example"] {
+        ask(&server, "GET", "/v1/models", host).ok();
+    }
+    let with_key = Server::start(&["--api-key", "secret"]);
+    assert_eq!(ask(&with_key, "GET", "/health", "evil.example").status, 200);
+    let named = Server::start(&["--host", "localhost"]);
+    ask(&named, "GET", "/v1/models", "localhost").ok();
+    server.assert_still_answers();
 }

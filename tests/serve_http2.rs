@@ -52,7 +52,7 @@ impl Client {
 
     /// Sends a request once the server allows one more stream.
     async fn send(&mut self, method: &str, path: &str, body: &str) -> ResponseFuture {
-        let request = Request::builder().method(method).uri(format!("http://test{path}")).body(()).unwrap();
+        let request = Request::builder().method(method).uri(format!("http://localhost{path}")).body(()).unwrap();
         poll_fn(|cx| self.send.poll_ready(cx)).await.unwrap();
         let (answer, mut stream) = self.send.send_request(request, body.is_empty()).unwrap();
         if !body.is_empty() {
@@ -139,7 +139,7 @@ fn header_block(fields: &[(&str, &str)]) -> Vec<u8> {
 }
 
 const GET_HEALTH: [(&str, &str); 4] =
-    [(":method", "GET"), (":scheme", "http"), (":authority", "x"), (":path", "/health")];
+    [(":method", "GET"), (":scheme", "http"), (":authority", "localhost"), (":path", "/health")];
 
 /// Opens a connection and sends the preface, empty settings and `bytes`.
 fn raw(server: &Server, bytes: &[u8]) -> std::net::TcpStream {
@@ -209,7 +209,7 @@ fn streams_at_once_have_the_answers_that_they_have_alone() {
         assert_eq!(status, 413);
         let padded = format!("{}{}", body(0), " ".repeat((2 << 20) - 4096));
         assert_eq!(answer_text(&read(client.send("POST", CHAT, &padded).await).await.unwrap()), alone[0]);
-        let announced = Request::post(format!("http://test{CHAT}")).header("content-length", 1u64 << 40);
+        let announced = Request::post(format!("http://localhost{CHAT}")).header("content-length", 1u64 << 40);
         let (answer, _unsent) = client.send.send_request(announced.body(()).unwrap(), false).unwrap();
         assert_eq!(read(answer).await.unwrap().0, 413);
     });
@@ -274,7 +274,7 @@ fn a_reset_stream_frees_its_request_and_leaves_the_others() {
             if is_streamed {
                 let mut begun = answer.await.unwrap().into_body();
                 next_data(&mut begun).await.unwrap().unwrap();
-                assert_eq!(read(client.chat(&long_request(1)).await).await.unwrap().0, 503);
+                assert_eq!(read(client.chat(&long_request(1)).await).await.unwrap().0, 429);
                 // Dropping the answer resets its HTTP/2 stream.
                 drop(begun);
             } else {
@@ -283,11 +283,11 @@ fn a_reset_stream_frees_its_request_and_leaves_the_others() {
                     tokio::select! {
                         // The server refuses the request while the previous one is not freed yet.
                         refused = &mut answer => {
-                            assert_eq!(refused.unwrap().status(), 503);
+                            assert_eq!(refused.unwrap().status(), 429);
                             answer = client.chat(&body).await;
                         }
                         short = short => match short.unwrap().0 {
-                            503 => break,
+                            429 => break,
                             _ => sleep(Duration::from_millis(10)).await,
                         },
                     }
@@ -353,7 +353,7 @@ fn idle_and_slow_clients_are_closed() {
     // A body without progress is refused; meanwhile the connection serves other requests.
     block_on(async {
         let mut client = Client::connect(&server).await;
-        let request = Request::post(format!("http://test{CHAT}")).body(()).unwrap();
+        let request = Request::post(format!("http://localhost{CHAT}")).body(()).unwrap();
         let (slow, mut body) = client.send.send_request(request, false).unwrap();
         body.send_data(Bytes::new(b"{".to_vec()), false).unwrap();
         assert_eq!(read(client.chat(&long_request(2)).await).await.unwrap().0, 200);
@@ -392,7 +392,7 @@ fn clients_that_take_nothing_of_an_answer_are_given_up() {
         let mut client = Client::open(stream, &Builder::new()).await;
         let unread = client.chat(&long_request(100_000)).await.await.unwrap().into_body();
         let mut other = Client::connect(&server).await;
-        assert_eq!(read(other.chat(&long_request(1)).await).await.unwrap().0, 503);
+        assert_eq!(read(other.chat(&long_request(1)).await).await.unwrap().0, 429);
         is_freed(&mut other).await;
         drop(unread);
     });
@@ -403,7 +403,7 @@ fn clients_that_take_nothing_of_an_answer_are_given_up() {
     let headers = header_block(&[
         (":method", "POST"),
         (":scheme", "http"),
-        (":authority", "x"),
+        (":authority", "localhost"),
         (":path", CHAT),
         ("content-length", &length),
     ]);
@@ -454,7 +454,7 @@ fn floods_of_frames_end_their_connection() {
     // A header that is complete but too large is refused with status 431.
     block_on(async {
         let mut client = Client::connect(&server).await;
-        let mut request = Request::get("http://test/health");
+        let mut request = Request::get("http://localhost/health");
         for i in 0..20 {
             request = request.header(format!("x-{i}"), "y".repeat(4000));
         }
@@ -501,7 +501,8 @@ fn a_signal_lets_streams_end_and_closes_idle_connections() {
 fn a_signal_ends_the_server_although_clients_do_nothing() {
     let mut server = Server::start(&["--write-timeout", "1", "--read-timeout", "2"]);
     // The clients answer neither SETTINGS nor GOAWAY. One is idle; the other never sends the body of its request.
-    let headers = header_block(&[(":method", "POST"), (":scheme", "http"), (":authority", "x"), (":path", CHAT)]);
+    let headers =
+        header_block(&[(":method", "POST"), (":scheme", "http"), (":authority", "localhost"), (":path", CHAT)]);
     let idle = raw(&server, &[]);
     let slow = raw(&server, &frame(1, 4, 1, &headers));
     block_on(async {
@@ -520,7 +521,8 @@ fn a_signal_ends_the_server_although_clients_do_nothing() {
 #[test]
 fn a_signal_ends_incomplete_requests_within_seconds() {
     let mut server = Server::start(&[]);
-    let headers = header_block(&[(":method", "POST"), (":scheme", "http"), (":authority", "x"), (":path", CHAT)]);
+    let headers =
+        header_block(&[(":method", "POST"), (":scheme", "http"), (":authority", "localhost"), (":path", CHAT)]);
     let body = raw(&server, &frame(1, 4, 1, &headers));
     std::thread::sleep(Duration::from_millis(300));
     support::send_signal(server.child.id(), "-TERM");
@@ -533,7 +535,8 @@ fn a_signal_ends_incomplete_requests_within_seconds() {
 #[test]
 fn open_streams_are_limited() {
     let server = Server::start(&["--max-connections", "16"]);
-    let headers = header_block(&[(":method", "POST"), (":scheme", "http"), (":authority", "x"), (":path", CHAT)]);
+    let headers =
+        header_block(&[(":method", "POST"), (":scheme", "http"), (":authority", "localhost"), (":path", CHAT)]);
     // The bodies of these requests never arrive: 129 requests on each of nine connections. The server refuses more
     // than 128 requests on one connection and more than 1024 in total.
     let requests: Vec<u8> = (0..129).flat_map(|i| frame(1, 4, 2 * i + 1, &headers)).collect();

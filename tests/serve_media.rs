@@ -90,6 +90,9 @@ fn zeros_of_zlib(bytes: usize) -> Vec<u8> {
     [&[0x78, 0x9c][..], &block.repeat((bytes >> 16).min(16))].concat()
 }
 
+/// The pixels of a grey PNG of 2 x 2 pixels, all 0: a zlib stream of one stored block of 6 bytes.
+const FOUR_PIXELS: [u8; 17] = [0x78, 0x9c, 1, 6, 0, 0xf9, 0xff, 0, 0, 0, 0, 0, 0, 0, 6, 0, 1];
+
 #[test]
 fn files_outside_the_media_root_and_addresses_are_refused() {
     let folder = TempDir::new().unwrap();
@@ -206,14 +209,27 @@ fn descendants(parent: u32) -> BTreeSet<u32> {
     found
 }
 
+/// Returns a video whose decoding takes more than 2 seconds, within the limits of pixels.
+fn slow_video() -> Value {
+    video(&data_uri("image/gif", &animated_gif(3000, 220)))
+}
+
+/// Waits until none of these processes runs.
+fn wait_for_end(server: &Server, processes: &BTreeSet<u32>) {
+    let begun = Instant::now();
+    while !processes.is_disjoint(&descendants(server.child.id())) {
+        assert!(begun.elapsed() < REQUEST_TIMEOUT, "the process of the video still runs");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 #[test]
-fn a_video_that_does_not_end_is_given_up_and_hinders_no_one() {
+fn a_video_that_takes_too_long_is_given_up_and_hinders_no_one() {
     let server = Server::start(&["--media-timeout", "2", "--max-encoders", "2"]);
     server.chat(&video(&data_uri("video/mp4", &animated_gif(64, 8)))).ok();
-    let endless = video(&data_uri("video/mp4", &animated_gif(4000, 40_000)));
     let begun = Instant::now();
     std::thread::scope(|scope| {
-        let asked = scope.spawn(|| server.chat(&endless));
+        let asked = scope.spawn(|| server.chat(&slow_video()));
         let mut decoders = BTreeSet::new();
         let mut answered = 0;
         while !asked.is_finished() {
@@ -223,18 +239,82 @@ fn a_video_that_does_not_end_is_given_up_and_hinders_no_one() {
         }
         let error = asked.join().unwrap().error(400);
         let message = error["message"].as_str().unwrap();
-        assert!(message.contains("timed out after 2 s") && message.contains("--media-timeout"), "{message}");
-        // After the time-out, a new worker tries once more, because the machine may have been busy.
-        assert!(begun.elapsed() > Duration::from_secs(4), "{:?}", begun.elapsed());
+        assert!(message.contains("timed out after 2 s;") && message.contains("--media-timeout"), "{message}");
         assert!(begun.elapsed() < REQUEST_TIMEOUT, "{:?}", begun.elapsed());
         assert!(answered >= 3, "{answered} other requests were answered meanwhile");
         assert!(!decoders.is_empty(), "no process decoded the video");
-        while !decoders.is_disjoint(&descendants(server.child.id())) {
-            assert!(begun.elapsed() < REQUEST_TIMEOUT, "the process of the video still runs");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        wait_for_end(&server, &decoders);
     });
     server.chat(&video(&data_uri("video/mp4", &animated_gif(64, 8)))).ok();
+    server.assert_still_answers();
+}
+
+#[test]
+fn videos_of_too_many_pixels_are_refused_before_they_are_decoded() {
+    let server = Server::start(&["--max-encoders", "2"]);
+    for (gif, words) in [
+        (
+            animated_gif(13_000, 2000),
+            "is 2000 frames of 13000 x 13000 pixels, and decoding the selected ones takes more",
+        ),
+        (animated_gif(14_000, 2), "has frames of 14000 x 14000 pixels, above the limit of 178956970 pixels"),
+    ] {
+        let begun = Instant::now();
+        let error = server.chat(&video(&data_uri("image/gif", &gif))).error(400);
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(words) && message.contains("message 0, part 0: data: URI"), "{message}");
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    }
+    server.assert_still_answers();
+}
+
+#[test]
+fn decoding_ends_when_the_client_leaves_and_slow_media_hold_up_no_others() {
+    let server = Server::start(&["--max-encoders", "2"]);
+    let small_image = image(&data_uri("image/png", &png(2, &FOUR_PIXELS)));
+    let small_video = video(&data_uri("image/gif", &animated_gif(64, 8)));
+    let in_time = |body: &Value| {
+        let begun = Instant::now();
+        server.chat(body).ok();
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    };
+    in_time(&small_video);
+    // Some of these requests decode and others wait for their turn.
+    let send = || {
+        let mut stream = server.connect();
+        server::write_request(&mut stream, "POST", "/v1/chat/completions", "", &slow_video().to_string());
+        stream
+    };
+    let clients: Vec<_> = (0..6).map(|_| send()).collect();
+    std::thread::sleep(Duration::from_secs(1));
+    let decoders = descendants(server.child.id());
+    assert!(!decoders.is_empty(), "no process decodes the videos");
+    in_time(&small_image);
+    in_time(&small_video);
+    in_time(&small_image);
+    // The time limit of a video is 60 s, and six of them would be decoded one after the other.
+    let begun = Instant::now();
+    drop(clients);
+    let processor_seconds = || {
+        let of = |pid: u32| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let fields: Vec<u64> = stat.rsplit(')').next().unwrap().split(' ').filter_map(|n| n.parse().ok()).collect();
+            // After the state: 10 fields, then the time in user mode and in system mode, in hundredths of a second.
+            fields.iter().skip(10).take(2).sum::<u64>()
+        };
+        descendants(server.child.id()).into_iter().map(of).sum::<u64>()
+    };
+    let mut before = processor_seconds();
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+        let now = processor_seconds();
+        if now <= before {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "a video is still decoded after its client has left");
+        before = now;
+    }
+    in_time(&small_video);
     server.assert_still_answers();
 }
 

@@ -149,10 +149,11 @@ fn a_wrong_preview_gets_the_error_of_the_chat() {
         "stream": true})
     .to_string();
     let mut stream = TcpStream::connect(server.address.trim_start_matches("http://")).unwrap();
-    let head = format!("POST {CHAT_PATH} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let head = format!("POST {CHAT_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     stream.write_all(head.as_bytes()).unwrap();
     stream.read_exact(&mut [0; 64]).unwrap();
-    assert_eq!(server.post(PREVIEW_PATH, &one_token_request(json!("x")).to_string()).error(503)["code"], "unavailable");
+    let busy = server.post(PREVIEW_PATH, &one_token_request(json!("x")).to_string());
+    assert_eq!(busy.error(429)["code"], "rate_limit_exceeded");
     drop(stream);
     // A preview that has been answered no longer counts as a running request.
     let begun = Instant::now();

@@ -321,7 +321,7 @@ fn load_image(image: &ImagePart, options: &MediaOptions, processor: &ImageProces
 
 fn open_image(source: &MediaSource, options: &MediaOptions, part: MediaOverrides) -> Result<RgbImage> {
     let rule = options.media_limits(part).exif_orientation();
-    Ok(match source {
+    let image = match source {
         MediaSource::Path(path) => reel_media::image::open(&options.access.allowed_path(path)?, rule)?,
         MediaSource::Data(uri) => reel_media::image::from_data_uri(uri, rule)?,
         MediaSource::Url(url) => {
@@ -330,7 +330,9 @@ fn open_image(source: &MediaSource, options: &MediaOptions, part: MediaOverrides
                 .map_err(|e| InputError::cannot_read(source.path_or_address(), e))?;
             reel_media::image::decode(&bytes, &source.path_or_address(), rule)?
         }
-    })
+    };
+    options.decoder.check((image.height * image.width) as u64)?;
+    Ok(image)
 }
 
 /// A loaded video, with the values from which its M-RoPE positions are computed.

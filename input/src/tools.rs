@@ -177,6 +177,12 @@ fn read_tool(location: &str, path: &str, tool: &Value) -> Result<Function> {
     if tool.get("type").and_then(Value::as_str) != Some("function") {
         return Err(wrong(location, path, "is not an object with \"type\": \"function\"", TOOLS));
     }
+    // OpenAI's tools that a search finds later: all tools of a request are in the prompt.
+    let is_deferred =
+        |object: &Value| object.get("defer_loading").is_some_and(|value| !value.is_null() && *value != false);
+    if is_deferred(tool) || tool.get("function").is_some_and(is_deferred) {
+        return Err(wrong(location, &format!("{path}.defer_loading"), "is not supported", "remove it"));
+    }
     let path = format!("{path}.function");
     let Some(function) = tool.get("function").and_then(Value::as_object) else {
         return Err(wrong(location, &path, "is missing or not an object", TOOLS));
@@ -332,6 +338,11 @@ mod tests {
             (json!({"tools": [3]}), "tools[0]: is not an object with \"type\""),
             (json!({"tools": [{"type": "retrieval"}]}), "tools[0]: is not an object with \"type\""),
             (json!({"tools": [function("a"), {"type": "function"}]}), "tools[1].function: is missing"),
+            (
+                json!({"tools": [{"type": "function", "function": {"name": "a"}, "defer_loading": true}]}),
+                "tools[0].defer_loading: is not supported",
+            ),
+            (with(json!({"name": "a", "defer_loading": true})), "tools[0].defer_loading: is not supported"),
             (json!({"tools": [function("a"), function("a")]}), "tools[1]: is a second function"),
             (with(json!({})), "tools[0].function: has no name"),
             (with(json!({"name": "two words"})), "tools[0].function.name: is \"two words\""),

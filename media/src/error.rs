@@ -33,6 +33,9 @@ pub enum MediaError {
     /// The worker process that decodes a file was killed by a signal.
     #[error("{0}")]
     Killed(Diagnostic),
+    /// The caller has stopped the decoding ([`DecodeControl`](crate::worker::DecodeControl)).
+    #[error("{0}")]
+    Stopped(Diagnostic),
     /// A setting is invalid, or does not fit the video: a command-line flag, or a key in the video or image part of a
     /// chat message. The location in the diagnostic is the setting's name.
     #[error("{0}")]
@@ -93,6 +96,7 @@ impl MediaError {
             | Self::Timeout(diagnostic)
             | Self::Memory(diagnostic)
             | Self::Killed(diagnostic)
+            | Self::Stopped(diagnostic)
             | Self::Setting(diagnostic)
             | Self::Worker(diagnostic) => diagnostic,
         }
@@ -134,6 +138,7 @@ impl MediaError {
         | Self::Timeout(diagnostic)
         | Self::Memory(diagnostic)
         | Self::Killed(diagnostic)
+        | Self::Stopped(diagnostic)
         | Self::Setting(diagnostic)
         | Self::Worker(diagnostic)) = &mut self;
         diagnostic.location = change(&diagnostic.location);

@@ -154,7 +154,7 @@ pub fn text(path: &Path) -> &str {
 pub fn write_request(stream: &mut impl Write, method: &str, path: &str, headers: &str, body: &str) {
     let length = body.len();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).unwrap();
     // The server may refuse a request before it has read the body.

@@ -56,6 +56,7 @@ targets! {
     reward_command: "reward-command" 40,
     request: "request" 100,
     grammar: "grammar" 200,
+    request_body: "request-body" 400,
     template_values: "template-values" 400,
     events: "events" 800,
     ptx: "ptx" 800,

@@ -123,6 +123,12 @@ pub(crate) struct EngineQueue {
 }
 
 impl EngineQueue {
+    /// A queue without an engine: the receiver gets the commands.
+    pub(crate) fn without_engine() -> (Self, mpsc::Receiver<EngineCommand>) {
+        let (commands, received) = mpsc::channel();
+        (Self { commands, alive: Arc::new(AtomicBool::new(true)) }, received)
+    }
+
     /// Whether the engine's thread runs.
     pub(crate) fn is_alive(&self) -> bool {
         self.alive.load(Ordering::SeqCst)

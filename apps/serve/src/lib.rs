@@ -26,6 +26,7 @@ mod new_weights;
 #[cfg(test)]
 mod panic_tests;
 mod prompt_bytes;
+mod request_reader;
 #[cfg(test)]
 mod request_tests;
 mod server;
@@ -38,6 +39,7 @@ mod training_server;
 pub use divided_model::DividedModel;
 pub use follower::follow_rank_0;
 pub use http::{ConnectionLimits, Tls};
+pub use request_reader::{QueuedRequest, ReadRequest, RequestReader};
 pub use server::serve;
 pub use settings::{
     RequestMedia, ServeError, ServeOptions, ServedModel, ServedWeights, ServerLimits, ServerProfiler, WriteProfile,

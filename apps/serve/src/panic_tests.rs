@@ -37,7 +37,7 @@ fn a_panic_of_the_engine_fails_requests_and_ends_the_server() {
     let (address, engine) = address.recv_timeout(TEST_TIMEOUT).unwrap();
     // A client that has not sent its whole body keeps the server open after the panic.
     let mut open =
-        send(address, "POST /tokenize HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 15\r\n\r\n");
+        send(address, "POST /tokenize HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 15\r\n\r\n");
     // Greedy decoding with this model samples no end token, so these requests would run for many seconds.
     let mut streamed = ask(address, 20_000, true);
     let whole = ask(address, 20_000, false);
@@ -74,8 +74,10 @@ fn a_panic_of_the_engine_fails_requests_and_ends_the_server() {
     });
     assert!(result.blocking_recv().is_err());
     // While the server ends, `/ready` returns 503 and new requests are refused.
-    let not_ready =
-        error_object(&read_to_end(send(address, "GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")), 503);
+    let not_ready = error_object(
+        &read_to_end(send(address, "GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")),
+        503,
+    );
     assert_eq!(not_ready["code"], "unavailable");
     error_object(&read_to_end(ask(address, 1, false)), 503);
     assert!(end.try_recv().is_err(), "the server has ended before the client that it serves");

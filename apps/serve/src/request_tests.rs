@@ -97,7 +97,10 @@ fn errors_about_models_are_objects_of_limited_length() {
     assert!(e["param"] == "model" && e.to_string().len() < 10_000, "{e}");
     assert!(e["message"].as_str().unwrap().contains("characters…] ") && e.to_string().contains("tiny"), "{e}");
     let get = |path: &str| {
-        read_to_end(send(server.address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")))
+        read_to_end(send(
+            server.address,
+            &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
+        ))
     };
     let e = error_object(&get("/v1/models/%E9"), 400);
     assert!(e["param"] == "model" && e["message"].as_str().unwrap().contains("is not UTF-8; "), "{e}");
@@ -154,4 +157,37 @@ fn token_ids_and_limits_that_cannot_be_met_are_refused() {
     let text = json!({"prompt": "x", "min_tokens": 17});
     let e = server.post_refused("/v1/completions", &text, 400);
     assert!(e["param"] == "min_tokens" && e["message"].as_str().unwrap().contains("at most 16 tokens"), "{e}");
+}
+
+#[test]
+fn the_log_probabilities_of_an_answer_have_a_limit() {
+    let server = TinyServer::start(KV_BYTES);
+    let wide = |fields: Value| {
+        let mut fields = fields;
+        fields["ignore_eos"] = json!(true);
+        fields
+    };
+    for (path, body, param) in [
+        (CHAT, chat(wide(json!({"logprobs": true, "top_logprobs": 20, "n": 128, "max_tokens": 100}))), "top_logprobs"),
+        (CHAT, chat(wide(json!({"logprobs": true, "n": 128, "max_tokens": 2049}))), "top_logprobs"),
+        (
+            CHAT,
+            chat(wide(json!({"logprobs": true, "top_logprobs": 20, "n": 128, "max_tokens": 800, "stream": true}))),
+            "top_logprobs",
+        ),
+        (COMPLETIONS, json!({"prompt": ["x", "y"], "logprobs": 20, "n": 8, "max_tokens": 1000}), "logprobs"),
+        (
+            COMPLETIONS,
+            json!({"prompt": vec![3; 200], "prompt_logprobs": 20, "n": 128, "max_tokens": 1}),
+            "prompt_logprobs",
+        ),
+        ("/v1/responses", json!({"input": "x", "top_logprobs": 20, "max_output_tokens": 13_000}), "top_logprobs"),
+    ] {
+        let e = server.post_refused(path, &body, 400);
+        let message = e["message"].as_str().unwrap();
+        assert!(e["param"] == param && message.contains("log-probabilities, and an answer has at most "), "{e}");
+    }
+    let most = chat(wide(json!({"logprobs": true, "top_logprobs": 20, "n": 2, "max_tokens": 4})));
+    let answer = server.post_ok(CHAT, &most);
+    assert_eq!(answer["choices"][1]["logprobs"]["content"][0]["top_logprobs"].as_array().unwrap().len(), 20);
 }

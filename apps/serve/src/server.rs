@@ -1,8 +1,9 @@
 //! The server: its routes, its start and its end.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -13,22 +14,29 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use reel_diagnostic::Diagnostic;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::{Mutex as AsyncMutex, Semaphore};
+use tokio::runtime::{Builder, Runtime};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-use crate::api::grammars::{GrammarService, MAX_COMPILATIONS};
-use crate::api::named_adapters::{self, AdapterNames};
+use crate::api::allowed_hosts::{AllowedHosts, refuse_foreign_hosts};
+use crate::api::grammars::MAX_COMPILATIONS;
+use crate::api::media_turns::MediaTurns;
+use crate::api::named_adapters;
 use crate::api::shared::ServerState;
 use crate::api::{self, ApiError};
 use crate::device_turns::DeviceBorrower;
 use crate::engine_thread;
 use crate::hardware_gauges::HardwareGauges;
-use crate::http::{AccessLog, BodyMemory, ConnectionLimits, observe_request, serve_connections, usable_connections};
+use crate::http::{
+    AccessLog, ConnectionLimits, observe_request, return_free_memory, serve_connections, usable_connections,
+};
 use crate::metrics::Metrics;
-use crate::settings::{ServeError, ServeOptions, ServedModel, ServedWeights};
+use crate::settings::{ServeError, ServeOptions, ServedModel, ServedWeights, ServerLimits};
 
 /// How often the server checks whether it should stop.
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The time between two returns of freed memory to the system.
+const RETURN_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Number of blocking threads beyond those that decode media and compile grammars. They encode texts.
 const SPARE_THREADS: usize = 2;
@@ -64,47 +72,12 @@ pub(crate) fn serve_with_turns(
     let positions = model.folder.config.text.max_position_embeddings;
     let metrics =
         Arc::new(Metrics::new(&model.name, positions, HardwareGauges::new(&model, options.peak_flops_per_second)));
-    let tokenizer = &model.folder.tokenizer;
-    let token_lengths = (0..model.folder.config.text.vocab_size as u32).map(|id| tokenizer.token_bytes(id).len());
-    let longest_token_bytes = token_lengths.max().unwrap_or(0).max(1);
-    let in_service = (weights.name, api::seconds_since_1970());
     let (gauges, is_training) = (metrics.engine.clone(), turns.is_some());
     let (engine, thread) = engine_thread::start(model.clone(), weights.weights, options.limits, gauges, turns)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        // The number of threads is limited, because each thread keeps memory of the size of the largest request that
-        // it encoded.
-        .max_blocking_threads(options.limits.encoders + MAX_COMPILATIONS + SPARE_THREADS)
-        .enable_all()
-        .build()?;
+    let runtime = start_runtime(options.limits)?;
     let log = if options.access_log { Some(AccessLog::start()?) } else { None };
-    let shared = Arc::new(ServerState {
-        model,
-        grammars: GrammarService::default(),
-        media: options.media,
-        limits: options.limits,
-        bodies: BodyMemory::new(options.limits.body_bytes, options.connections.read_timeout),
-        metrics,
-        longest_token_bytes,
-        engine,
-        adapters: AdapterNames::default(),
-        weight_changes: Arc::new(Semaphore::new(1)),
-        weights: Mutex::new(in_service),
-        is_training,
-        permits: Arc::new(Semaphore::new(options.limits.requests)),
-        encoders: Arc::new(Semaphore::new(options.limits.encoders)),
-        started: api::seconds_since_1970(),
-        api_keys: options.api_keys,
-        profiler: options.profiler,
-        is_profiling: AsyncMutex::new(false),
-        stop: options.stop,
-    });
-    let observe = middleware::from_fn_with_state(log.as_ref().map(AccessLog::sender), observe_request);
-    let mut routes = routes(shared.clone());
-    if !options.allowed_origins.is_empty() {
-        routes = routes.layer(cors(&options.allowed_origins));
-    }
-    let routes = routes.layer(observe);
+    let shared = Arc::new(ServerState::new(model, weights.name, &options, engine, metrics, is_training));
+    let routes = router(shared.clone(), &options, log.as_ref().map(AccessLog::sender));
     let served = runtime.block_on(async {
         let cannot_listen = |cause| ServeError::Address { address: options.address, cause };
         let listener = listen(options.address).map_err(cannot_listen)?;
@@ -125,6 +98,27 @@ pub(crate) fn serve_with_turns(
     }
     served?;
     Ok(engine.map_err(|_| ServeError::EnginePanicked)??)
+}
+
+/// Starts the threads that handle requests.
+pub(crate) fn start_runtime(limits: ServerLimits) -> std::io::Result<Runtime> {
+    let mut threads = Builder::new_multi_thread();
+    // The number of threads is limited, because each thread keeps memory of the size of the largest request that it
+    // encoded.
+    let blocking = MediaTurns::max_decoding(limits.encoders) + MAX_COMPILATIONS + SPARE_THREADS;
+    threads.worker_threads(1).max_blocking_threads(blocking).enable_all().build()
+}
+
+/// The endpoints with the checks that all requests pass. `log` takes the lines of the access log.
+pub(crate) fn router(shared: Arc<ServerState>, options: &ServeOptions, log: Option<SyncSender<String>>) -> Router {
+    let mut routes = routes(shared);
+    if !options.allowed_origins.is_empty() {
+        routes = routes.layer(cors(&options.allowed_origins));
+    }
+    let hosts = AllowedHosts::new(options).map(Arc::new);
+    routes
+        .layer(middleware::from_fn_with_state(hosts, refuse_foreign_hosts))
+        .layer(middleware::from_fn_with_state(log, observe_request))
 }
 
 /// Listens on an address, even if connections of an earlier server on the same port have not timed out yet.
@@ -162,10 +156,16 @@ fn cors(origins: &[String]) -> CorsLayer {
         .expose_headers([HeaderName::from_static("x-request-id")])
 }
 
-/// Waits until the server is asked to stop, or until the engine's thread has ended.
+/// Waits until the server is asked to stop, or until the engine's thread has ended. Meanwhile returns the memory of large
+/// bodies to the system when none is left.
 async fn wait_for_stop(shared: Arc<ServerState>) {
+    let mut returned = Instant::now();
     while shared.is_ready() {
         tokio::time::sleep(STOP_INTERVAL).await;
+        if returned.elapsed() > RETURN_INTERVAL && shared.bodies.is_free_again() {
+            returned = Instant::now();
+            drop(tokio::task::spawn_blocking(return_free_memory));
+        }
     }
 }
 

@@ -82,7 +82,7 @@ pub struct ServedWeights {
 }
 
 /// How the images and videos of requests are read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RequestMedia {
     /// Limits, decoder and access.
     pub options: MediaOptions,
@@ -99,11 +99,12 @@ pub struct RequestMedia {
 pub struct ServerLimits {
     /// Maximum number of sequences that decode together.
     pub batch: usize,
-    /// Maximum number of requests that run or wait. Further requests are refused with status 503.
+    /// Maximum number of requests that run or wait. Further requests are refused with status 429.
     pub requests: usize,
     /// Maximum bytes of a request's body.
     pub body_bytes: usize,
-    /// Maximum number of requests with media that are encoded at the same time.
+    /// Maximum number of requests with media that are encoded at the same time; at least 2. As many more may have small
+    /// images.
     pub encoders: usize,
     /// Maximum size of the KV cache of all running sequences, in bytes.
     pub kv_bytes: u64,
@@ -135,6 +136,8 @@ pub trait ServerProfiler: Debug + Send + Sync {
 pub struct ServeOptions {
     /// The address to listen on. With port 0, the system chooses a free port.
     pub address: SocketAddr,
+    /// The host name of this address, if it was given by name. Without keys, requests may name only some hosts.
+    pub host_name: Option<String>,
     /// The valid API keys. A request must carry one as `Authorization: Bearer KEY`; if the list is empty, no key is
     /// needed.
     pub api_keys: Vec<String>,
@@ -170,6 +173,7 @@ impl ServeOptions {
     ) -> ServeOptions {
         ServeOptions {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            host_name: None,
             api_keys: Vec::new(),
             adapters: Vec::new(),
             limits,

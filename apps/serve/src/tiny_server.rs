@@ -59,8 +59,10 @@ pub(crate) fn send(address: SocketAddr, request: &str) -> BufReader<TcpStream> {
 /// Opens a connection and posts a JSON body.
 pub(crate) fn post(address: SocketAddr, path: &str, body: &Value) -> BufReader<TcpStream> {
     let body = body.to_string();
-    let head =
-        format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
     send(address, &(head + &body))
 }
 

@@ -324,7 +324,7 @@ fn ask(address: &str, clip: &str, n: usize) -> Outcome<()> {
         let mut stream = TcpStream::connect(address)?;
         write!(
             stream,
-            "POST /v1/chat/completions HTTP/1.1\r\nHost: reel\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         )?;
         let mut reply = String::new();

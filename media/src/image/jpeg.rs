@@ -10,6 +10,11 @@ use crate::{MediaError, Result};
 /// image.
 const MAX_SCANS: usize = 500;
 
+/// Maximum number of pixels that the scans of a file decode together, unless it has at most [`USUAL_SCANS`]. Encoders
+/// write about 10 scans.
+const MAX_SCANNED_PIXELS: usize = 1 << 28;
+const USUAL_SCANS: usize = 20;
+
 /// Decodes a JPEG file.
 ///
 /// # Errors
@@ -27,10 +32,13 @@ pub fn decode(file: ImageFile<'_>) -> Result<RgbImage> {
         };
         MediaError::file_error(name, format!("{what} ({error})"), help)
     };
-    let limits = DecodeLimits { max_scans: MAX_SCANS, max_memory: Some(MAX_DECODER_BYTES), ..DecodeLimits::default() };
-    let mut decoder = Decoder::new_with_limits(file.bytes, limits).map_err(refuse)?;
-    let frame = decoder.header();
+    let mut limits =
+        DecodeLimits { max_scans: MAX_SCANS, max_memory: Some(MAX_DECODER_BYTES), ..DecodeLimits::default() };
+    let frame = Decoder::new_with_limits(file.bytes, limits).map_err(refuse)?.header().clone();
     check_size(u32::from(frame.height), u32::from(frame.width), file)?;
+    let pixels = usize::from(frame.height) * usize::from(frame.width);
+    limits.max_scans = (MAX_SCANNED_PIXELS / pixels).clamp(USUAL_SCANS, MAX_SCANS);
+    let mut decoder = Decoder::new_with_limits(file.bytes, limits).map_err(refuse)?;
     if frame.precision != 8 {
         let what = format!("is a JPEG of {} bits per sample", frame.precision);
         return Err(MediaError::file_error(name, what, "convert it to 8-bit RGB"));

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use ::image::codecs::{bmp::BmpDecoder, png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder};
 use ::image::metadata::Orientation;
-use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageResult, Limits};
+use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, ImageResult, Limits};
 use base64::Engine as _;
 use reel_diagnostic::{input, print_note_once};
 
@@ -97,6 +97,21 @@ pub fn open(path: &Path, rule: ExifOrientation) -> Result<RgbImage> {
     let cannot_read = |e| MediaError::cannot_read(path, &e);
     let bytes = input::read_file(path, MAX_FILE_BYTES).map_err(cannot_read)?;
     decode(&bytes, &path.display().to_string(), rule)
+}
+
+/// The number of pixels of the image in a `data:` URI, by its header, without decoding it. `None` if the header is not
+/// in the first 768 KiB or cannot be read, and for a GIF, whose first frame may be larger than its header states.
+pub fn pixels_of_data_uri(uri: &str) -> Option<u64> {
+    const MAX_CHARS: usize = 1 << 20;
+    let (_, text) = uri.split_once("base64,")?;
+    let whole_groups = |bytes: usize| bytes / 4 * 4;
+    let text = text.trim_end_matches('=').as_bytes();
+    let head = if text.len() > MAX_CHARS { &text[..whole_groups(MAX_CHARS)] } else { text };
+    let bytes = base64::engine::general_purpose::STANDARD_NO_PAD.decode(head).ok()?;
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().ok()?;
+    let reader = Some(reader).filter(|reader| reader.format() != Some(ImageFormat::Gif))?;
+    let (width, height) = reel_diagnostic::catch_panic(|| reader.into_dimensions()).ok()?.ok()?;
+    Some(u64::from(width) * u64::from(height))
 }
 
 /// Decodes a `data:image/...;base64,...` URI. The media type may be missing or `application/octet-stream`, as the

@@ -336,3 +336,23 @@ proptest! {
         }
     }
 }
+
+/// Returns a progressive grey JPEG of `side` x `side` pixels with this number of scans, each of which has one byte.
+fn jpeg_of_scans(side: u16, scans: usize) -> Vec<u8> {
+    let [high, low] = side.to_be_bytes();
+    let table = |class: u8| [&[0xff, 0xc4, 0, 20, class, 1][..], &[0; 15], &[0]].concat();
+    let scan = [0xff, 0xda, 0, 8, 1, 1, 0, 0, 0, 0, 0];
+    let quantization = [&[0xff, 0xdb, 0, 67, 0][..], &[1; 64]].concat();
+    let frame = [0xff, 0xc2, 0, 11, 8, high, low, high, low, 1, 1, 0x11, 0];
+    [&[0xff, 0xd8][..], &quantization, &frame, &table(0), &table(0x10), &scan.repeat(scans), &[0xff, 0xd9]].concat()
+}
+
+#[test]
+fn many_scans_are_refused_by_the_size_of_the_image() {
+    let has_too_many = |side: u16, scans: usize| {
+        let decoded = decode(&jpeg_of_scans(side, scans), "a.jpg", ExifOrientation::Apply);
+        decoded.is_err_and(|e| e.to_string().contains("a.jpg: needs more memory or scans"))
+    };
+    assert!(!has_too_many(16, 100) && has_too_many(16, 501));
+    assert!(!has_too_many(4000, 2) && has_too_many(4000, 100));
+}

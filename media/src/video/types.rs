@@ -3,6 +3,7 @@
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::MediaError;
 use crate::profile::{MediaOverrides, MediaProfile};
@@ -95,12 +96,25 @@ pub struct DecodeLimits {
     pub threads: usize,
     /// Maximum number of bytes that the frames and the compressed video may take together.
     pub memory_bytes: u64,
+    /// Maximum number of pixels that are decoded, all frames together.
+    pub pixels: u64,
+}
+
+/// Pixels per second that no decoder reaches in one thread.
+const MAX_PIXELS_PER_SECOND: f64 = (1u64 << 31) as f64;
+
+impl DecodeLimits {
+    /// The number of pixels that no decoder can decode within `time` in `threads` threads. A video that needs more would
+    /// only be given up at the time limit.
+    pub fn max_pixels_within(time: Duration, threads: usize) -> u64 {
+        (time.as_secs_f64().max(1.0) * threads.max(1) as f64 * MAX_PIXELS_PER_SECOND) as u64
+    }
 }
 
 impl Default for DecodeLimits {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
-        Self { threads, memory_bytes: 2 << 30 }
+        Self { threads, memory_bytes: 2 << 30, pixels: Self::max_pixels_within(Duration::from_secs(60), threads) }
     }
 }
 

@@ -14,7 +14,7 @@ use reel_worker::{Worker, WorkerFailure, WorkerPool, WorkerProgram};
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use super::frame_cache::{FrameCache, FrameKey};
-use super::{VIDEO_WORKER, WorkerJob, WorkerReply, WorkerRequest};
+use super::{DecodeControl, VIDEO_WORKER, WorkerJob, WorkerReply, WorkerRequest};
 use crate::profile::{MediaOverrides, MediaProfile};
 use crate::video::{DecodeLimits, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo};
 use crate::{MediaError, Result};
@@ -36,6 +36,9 @@ pub struct DecodeWorker {
     pub threads: usize,
     /// Cache of the frames that [`DecodeWorker::decode_resized`] returns; with `None`, each request decodes its video.
     pub cache: Option<Arc<FrameCache>>,
+    /// Stops the decoding when its result is no longer needed. With a control, a video that exceeds the time limit is
+    /// not tried again.
+    pub control: Option<Arc<dyn DecodeControl>>,
 }
 
 impl DecodeWorker {
@@ -46,7 +49,16 @@ impl DecodeWorker {
             memory_mib: DEFAULT_DECODE_MEMORY_MIB,
             threads: DecodeLimits::default().threads,
             cache: None,
+            control: None,
         }
+    }
+
+    /// Asks the control whether decoding goes on after an image of `decoded_pixels` pixels.
+    ///
+    /// # Errors
+    /// The control has stopped the decoding.
+    pub fn check(&self, decoded_pixels: u64) -> Result<()> {
+        self.control.as_ref().map_or(Ok(()), |control| control.check(decoded_pixels))
     }
 
     /// Creates a decoder that starts the running program's own binary as its worker.
@@ -132,6 +144,7 @@ impl DecodeWorker {
             return Err(MediaError::cannot_read(path, &UnsuitableFile::Special.into()));
         }
         match self.run_once(path, job) {
+            Err(e @ MediaError::Timeout(_)) if self.control.is_some() => Err(e),
             Err(MediaError::Timeout(_) | MediaError::Killed(_)) => self.run_once(path, job).map_err(tried_twice),
             Err(MediaError::Worker(_)) => {
                 std::thread::sleep(RESTART_PAUSE);
@@ -147,6 +160,7 @@ impl DecodeWorker {
             path: path.into(),
             memory_bytes: self.memory_mib.saturating_mul(1 << 20),
             threads: self.threads.max(1),
+            max_pixels: DecodeLimits::max_pixels_within(self.program.timeout, self.threads),
             job,
         };
         let cannot_start = |e: std::io::Error| MediaError::cannot_start_worker(&self.program.path, &e);
@@ -158,7 +172,16 @@ impl DecodeWorker {
             None => Worker::start(&self.program, &VIDEO_WORKER).map_err(cannot_start)?,
         };
         let sent = worker.send(&request, Some(memory.as_fd()), self.program.timeout);
-        let reply = sent.and_then(|()| worker.receive(0, &mut Vec::new()));
+        let mut stopped = Ok(());
+        let waited = sent.and_then(|()| {
+            let goes_on = || {
+                stopped = self.check(0);
+                stopped.is_ok()
+            };
+            if self.control.is_some() { worker.wait_for_reply(goes_on) } else { Ok(true) }
+        });
+        stopped?;
+        let reply = waited.and_then(|_| worker.receive(0, &mut Vec::new()));
         let reply = reply.map_err(|failure| self.worker_failed(path, failure))?;
         IDLE.return_worker(worker, 0);
         match reply {

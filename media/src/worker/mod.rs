@@ -14,6 +14,7 @@
 #![allow(unsafe_code)]
 
 mod caller;
+mod control;
 mod frame_cache;
 mod serve;
 
@@ -27,6 +28,7 @@ use crate::profile::{MediaOverrides, MediaProfile};
 use crate::video::{DecodedFrameSize, DecodedVideo, VideoInfo};
 
 pub use caller::{DEFAULT_DECODE_MEMORY_MIB, DecodeWorker};
+pub use control::DecodeControl;
 pub use frame_cache::FrameCache;
 pub use serve::run_job;
 
@@ -42,6 +44,8 @@ pub struct WorkerRequest {
     memory_bytes: u64,
     /// Number of decoding threads.
     threads: usize,
+    /// Number of pixels that may be decoded, all frames together.
+    max_pixels: u64,
     job: WorkerJob,
 }
 
@@ -85,7 +89,7 @@ mod tests {
             };
             let job = WorkerJob::Decode { profile: MediaProfile::Stride1Fps, overrides, size: DecodedFrameSize::Resized };
             let path = OsString::from_vec(path);
-            let request = WorkerRequest { path: path.clone(), memory_bytes: u64::MAX, threads: 3, job };
+            let request = WorkerRequest { path: path.clone(), memory_bytes: u64::MAX, threads: 3, max_pixels: 5, job };
             let got: WorkerRequest = serde_json::from_slice(&serde_json::to_vec(&request).unwrap()).unwrap();
             prop_assert_eq!(got.path, path);
             prop_assert_eq!(got.memory_bytes, u64::MAX);

@@ -49,7 +49,8 @@ pub fn run_job(request: WorkerRequest, memory: Option<File>, replies: &mut Reply
 /// error. With too little memory, FFmpeg may lose frames, report damaged data, or end the file early, and the job's
 /// error would wrongly blame the file.
 fn run_with_limits(request: &WorkerRequest, path: &Path, memory: &File) -> WorkerReply {
-    let limits = DecodeLimits { threads: request.threads, memory_bytes: request.memory_bytes };
+    let limits =
+        DecodeLimits { threads: request.threads, memory_bytes: request.memory_bytes, pixels: request.max_pixels };
     let job = || match request.job {
         WorkerJob::Probe => probe(path).map(WorkerReply::Probed),
         WorkerJob::Decode { profile, overrides, size } => {

@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
@@ -30,6 +31,9 @@ const KILL_GRACE: Duration = Duration::from_secs(5);
 
 /// The time to wait until a worker that has closed its socket has exited. After this time, the worker is killed.
 const EXIT_GRACE: Duration = Duration::from_secs(1);
+
+/// The time between two questions of [`Worker::wait_for_reply`] whether it should go on.
+const CHECK_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// A running worker. When this value is dropped, the worker is killed together with its fork.
 #[derive(Debug)]
@@ -186,6 +190,29 @@ impl Worker {
     pub fn receive<H: DeserializeOwned>(&mut self, max_body: u64, body: &mut Vec<u8>) -> Result<H, WorkerFailure> {
         self.socket.get_mut().deadline = Instant::now().checked_add(self.timeout);
         read_message(&mut self.socket, MAX_HEADER_BYTES, max_body, body).map_err(|e| self.failure(&e))
+    }
+
+    /// Waits until a reply begins, and calls `goes_on` every 20 ms meanwhile. Returns false if `goes_on` did; the caller
+    /// then drops the worker, which kills it.
+    ///
+    /// # Errors
+    /// No reply began in time.
+    pub fn wait_for_reply(&mut self, mut goes_on: impl FnMut() -> bool) -> Result<bool, WorkerFailure> {
+        let deadline = Instant::now().checked_add(self.timeout);
+        while self.socket.buffer().is_empty() {
+            let mut events = [PollFd::new(&self.socket.get_ref().stream, PollFlags::IN)];
+            // An error, such as an interruption by a signal, is treated as a time-out.
+            if poll(&mut events, Some(&CHECK_INTERVAL)).is_ok_and(|ready| ready > 0) {
+                break;
+            }
+            if !goes_on() {
+                return Ok(false);
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(WorkerFailure::Timeout);
+            }
+        }
+        Ok(true)
     }
 
     fn failure(&mut self, error: &io::Error) -> WorkerFailure {

@@ -5,6 +5,7 @@ mod data;
 mod grammar;
 mod media;
 mod model;
+mod request_body;
 mod rows;
 mod run;
 mod scoring;
@@ -58,6 +59,7 @@ pub const ALL_TARGETS: &[FuzzTarget] = &[
     scoring::REWARD_COMMAND,
     serve::REQUEST,
     grammar::GRAMMAR,
+    request_body::REQUEST_BODY,
     template::TEMPLATE_VALUES,
     serve::EVENTS,
     sim::PTX,

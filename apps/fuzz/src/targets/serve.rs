@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use reel_input::encode::MediaOptions;
 use reel_loadgen::{AnswerReader, EventParser};
 use reel_media::worker::DecodeWorker;
 use reel_model::init::init_model_folder;
-use reel_serve::{ConnectionLimits, ServeOptions, ServedModel, ServerLimits};
+use reel_serve::{ConnectionLimits, ServeOptions, ServedModel, ServedWeights, ServerLimits};
 use serde_json::{Value, json};
 
 use super::model::TINY_MODEL;
@@ -154,12 +155,11 @@ pub const REQUEST: FuzzTarget = FuzzTarget {
     },
 };
 
-/// Starts a server for a tiny model in this process, and returns its address. Requests to this server may not name
+/// Makes a tiny model in `folder`. Returns it with the options of a server for it. Requests to this server may not name
 /// files.
-fn start_server() -> Result<SocketAddr> {
-    let folder = scratch_folder()?.join("tiny");
-    init_model_folder(&TINY_MODEL, &folder)?;
-    let (model, weights) = ServedModel::open_on_cpu(&folder)?;
+pub(super) fn tiny_model_and_options(folder: &Path) -> Result<(ServedModel, ServedWeights, ServeOptions)> {
+    init_model_folder(&TINY_MODEL, folder)?;
+    let (model, weights) = ServedModel::open_on_cpu(folder)?;
     let limits = ServerLimits {
         batch: 4,
         requests: 64,
@@ -173,8 +173,13 @@ fn start_server() -> Result<SocketAddr> {
         ConnectionLimits { connections: 8, read_timeout: MAX_ANSWER_TIME, write_timeout: MAX_ANSWER_TIME };
     let mut decoder = DecodeWorker::from_this_program();
     decoder.program.timeout = Duration::from_secs(1);
-    let options =
-        ServeOptions::for_local_programs(limits, connections, MediaOptions { decoder, ..MediaOptions::default() });
+    let media = MediaOptions { decoder, ..MediaOptions::default() };
+    Ok((model, weights, ServeOptions::for_local_programs(limits, connections, media)))
+}
+
+/// Starts a server for a tiny model in this process, and returns its address.
+fn start_server() -> Result<SocketAddr> {
+    let (model, weights, options) = tiny_model_and_options(&scratch_folder()?.join("tiny"))?;
     let (listening, address) = mpsc::channel();
     std::thread::spawn(move || {
         let served = reel_serve::serve(model, weights, options, |address| {
@@ -191,7 +196,8 @@ fn exchange(address: SocketAddr, path: &str, body: &[u8]) -> std::io::Result<Vec
     stream.set_read_timeout(Some(MAX_ANSWER_TIME))?;
     let method = if path == "/v1/models" { "GET" } else { "POST" };
     let length = body.len();
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+    let head =
+        format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
     stream.write_all(&[head.as_bytes(), body].concat())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
@@ -243,7 +249,7 @@ fn judge_stream(body: &str) -> Verdict {
 }
 
 /// Checks OpenAI's error object.
-fn judge_error(value: &Value) -> Result<(), String> {
+pub(super) fn judge_error(value: &Value) -> Result<(), String> {
     let error = &value["error"];
     let message = error["message"].as_str().unwrap_or_default();
     require(!message.is_empty() && error["type"].is_string() && error["code"].is_string(), || value.to_string())?;

@@ -31,9 +31,26 @@ use crate::http::{PeerAddress, read_body};
 use crate::new_weights::CheckedWeightFiles;
 use crate::settings::folder_name;
 
-/// Headers that are added by a proxy, or by a browser to a request from another server's web page.
-const HEADERS_OF_OTHERS: [&str; 7] =
-    ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via", "origin"];
+/// Headers that are added by a proxy, or by a browser to a request from another server's web page. In addition, all
+/// headers with `forwarded` in their name are added by proxies.
+const HEADERS_OF_OTHERS: [&str; 9] = [
+    "via",
+    "origin",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-original-host",
+    "x-envoy-external-address",
+    "true-client-ip",
+    "cf-connecting-ip",
+];
+
+/// Whether a header says that a request comes through a proxy or from a web page. Names are compared with `-` for `_`,
+/// because some proxies write `X_Forwarded_For`.
+fn is_of_others(name: &str) -> bool {
+    let name = name.to_ascii_lowercase().replace('_', "-");
+    name.contains("forwarded") || HEADERS_OF_OTHERS.contains(&&*name)
+}
 
 /// Refuses requests that do not come from a program on this machine, even if they carry a valid key.
 pub(crate) async fn refuse_remote_clients(request: Request, next: Next) -> Response {
@@ -52,7 +69,7 @@ fn refusal(peer: Option<&PeerAddress>, headers: &HeaderMap) -> Option<String> {
         let what = "is only for clients on the server's machine; send the request there, to 127.0.0.1 or ::1";
         return Some(what.to_string());
     }
-    let header = HEADERS_OF_OTHERS.into_iter().find(|name| headers.contains_key(*name))?;
+    let header = headers.keys().find(|name| is_of_others(name.as_str()))?;
     Some(format!("takes no request with the header {header}; send it directly, not through a proxy or a web page"))
 }
 
@@ -159,7 +176,19 @@ mod tests {
 
     #[test]
     fn what_a_proxy_or_a_web_page_sends_is_refused() {
-        for name in HEADERS_OF_OTHERS {
+        let forwarded = [
+            "forwarded",
+            "x-forwarded",
+            "x-forwarded-for",
+            "x-forwarded-host",
+            "x-forwarded-proto",
+            "x-forwarded-server",
+            "x-forwarded-prefix",
+            "x-original-forwarded-for",
+            "x_forwarded_for",
+            "x_real_ip",
+        ];
+        for name in HEADERS_OF_OTHERS.into_iter().chain(forwarded) {
             assert!(refused("127.0.0.1", Some(name)).is_some_and(|what| what.contains(name)), "{name}");
         }
     }

@@ -6,6 +6,7 @@ use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
+use reel_input::encode::MediaOptions;
 use reel_input::tools::ToolChoice;
 use serde_json::Value;
 
@@ -50,12 +51,10 @@ pub(crate) async fn answer_messages(
     let calls = tools.allows_tool_calls().then_some(rules);
     let checked = CheckedRequest::new(shared, ApiKind::Chat, model, stream, (settings, names), 1)?;
     let checked = checked.with_tool_calls(calls).with_reasoning(reasoning).with_response(response);
-    let prompt = encode::encode_messages_on_blocking_thread(shared, messages, move |shared, messages| {
-        // Moves the messages and the permit for their memory into the closure, which drops both when the prompt is
-        // encoded.
-        let (_memory, messages): (_, Value) = (memory, messages);
-        encode::encode_messages(shared, &messages, tools.definitions, prompt_fields, prompt_end)
-    });
+    let encode = move |shared: &ServerState, media: &MediaOptions, messages: &Value| {
+        encode::encode_messages(shared, media, messages, tools.definitions.clone(), prompt_fields.clone(), prompt_end)
+    };
+    let prompt = encode::encode_messages_on_blocking_thread(shared, messages, memory, encode);
     let prompt = prompt.await?;
     checked.answer(shared, log, vec![prompt], shared.limits.new_tokens).await
 }

@@ -5,20 +5,25 @@ use std::sync::Arc;
 
 use reel_device::{RangeName, range};
 use reel_input::chat::PromptEnd;
-use reel_input::encode::{LoadedMedia, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media};
+use reel_input::encode::{
+    LoadedMedia, MediaOptions, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media,
+};
 use reel_input::messages::{ContentPart, Conversation, MediaSource, TEXT_PART_TYPES, VideoSource};
 use reel_input::prompt_fields::PromptFields;
 use reel_input::{InputError, ModelInput, TokenId};
+use reel_media::worker::{DecodeControl, DecodeWorker};
 use serde_json::Value;
 
 use super::fields::wrong_field;
+use super::media_turns::EndsWithClient;
 use super::shared::ServerState;
 use super::{ApiError, REQUEST_LOCATION, encoding_error, messages_error};
 
-/// Encodes chat messages with the tools that the model may call and the other fields that change the prompt. If
+/// Encodes chat messages, whose media are read with these options, with the tools that the model may call and the other fields that change the prompt. If
 /// `prompt_end` is `None`, the prompt ends at the default place ([`PromptEnd::default_for_conversation`]).
 pub(crate) fn encode_messages(
     shared: &ServerState,
+    media: &MediaOptions,
     messages: &Value,
     tools: Vec<Value>,
     fields: PromptFields,
@@ -32,7 +37,7 @@ pub(crate) fn encode_messages(
     if shared.media.root.is_none() {
         refuse_files(&conversation)?;
     }
-    let encoded = encode_conversation(shared, &conversation, prompt_end);
+    let encoded = encode_conversation(shared, media, &conversation, prompt_end);
     // Hides the media folder in the error message, so that clients do not learn where it lies on this machine.
     encoded.map_err(|e| secret_folders(&root).iter().fold(e, |e, folder| e.replace_in_message(folder, "MEDIA_ROOT")))
 }
@@ -61,6 +66,7 @@ fn secret_folders(folder: &Path) -> Vec<String> {
 
 fn encode_conversation(
     shared: &ServerState,
+    media: &MediaOptions,
     conversation: &Conversation,
     prompt_end: Option<PromptEnd>,
 ) -> Result<ModelInput, ApiError> {
@@ -71,7 +77,7 @@ fn encode_conversation(
     refuse_long_text(shared, &text, "messages")?;
     let has_media = conversation.media_parts().next().is_some();
     let decoding = has_media.then(|| range(RangeName::Phase("media decoding")));
-    let media = load_media(folder, conversation, &shared.media.options).map_err(messages_error)?;
+    let media = load_media(folder, conversation, media).map_err(messages_error)?;
     drop(decoding);
     let origin = PromptOrigin::Conversation(conversation);
     let input = encode_prompt(folder, &text, media, origin).map_err(messages_error)?;
@@ -117,25 +123,37 @@ fn refuse_pads(shared: &ServerState, field: &str, input: ModelInput) -> Result<M
     refused.map(|()| input).map_err(as_field)
 }
 
-/// Encodes messages on a blocking thread, as [`run_on_blocking_thread`] does. Only a limited number of requests with
-/// images or videos is encoded at the same time, because decoding takes memory. Messages without media never wait for
-/// a permit.
+/// Encodes messages on a blocking thread, as [`run_on_blocking_thread`] does. If they have images or videos, waits for
+/// the request's turn ([`media_turns`](super::media_turns)) and passes options to `encode` that end the decoding when the
+/// client leaves. `held` is dropped when the encoding has ended.
 pub(crate) async fn encode_messages_on_blocking_thread<T: Send + 'static>(
     shared: &Arc<ServerState>,
     messages: Value,
-    encode: impl FnOnce(&ServerState, Value) -> Result<T, ApiError> + Send + 'static,
+    held: impl Send + Sync + 'static,
+    encode: impl Fn(&ServerState, &MediaOptions, &Value) -> Result<T, ApiError> + Send + Sync + 'static,
 ) -> Result<T, ApiError> {
-    let permit = match may_have_media(&messages) {
-        // Waiting for a permit cannot fail, because this semaphore is never closed.
-        true => shared.encoders.clone().acquire_owned().await.ok(),
-        false => None,
-    };
-    run_on_blocking_thread(shared, move |shared| {
-        // The thread holds the permit, because it continues even if the client disconnects.
-        let _permit = permit;
-        encode(shared, messages)
-    })
-    .await
+    let has_media = may_have_media(&messages);
+    let work = Arc::new((messages, encode, held));
+    if !has_media {
+        return run_on_blocking_thread(shared, move |shared| work.1(shared, &shared.media.options, &work.0)).await;
+    }
+    let mut turn = shared.media_turns.first_turn(&work.0).await;
+    loop {
+        let client = EndsWithClient(Arc::new(turn));
+        let (work, control) = (work.clone(), client.0.clone());
+        let encoded = run_on_blocking_thread(shared, move |shared| {
+            // The client may have left before this thread began.
+            control.check(0).map_err(|e| messages_error(e.into()))?;
+            let decoder = DecodeWorker { control: Some(control), ..shared.media.options.decoder.clone() };
+            work.1(shared, &MediaOptions { decoder, ..shared.media.options.clone() }, &work.0)
+        });
+        let encoded = encoded.await;
+        if encoded.is_ok() || !client.0.needs_slow_turn() {
+            return encoded;
+        }
+        drop(client);
+        turn = shared.media_turns.slow_turn().await;
+    }
 }
 
 /// Whether a part of a message is something other than text.

@@ -2,6 +2,7 @@
 
 pub(crate) mod adapters;
 pub(crate) mod admin;
+pub(crate) mod allowed_hosts;
 mod answer;
 pub(crate) mod chat;
 pub(crate) mod completions;
@@ -11,6 +12,7 @@ mod events;
 pub(crate) mod fields;
 pub(crate) mod grammars;
 pub(crate) mod health;
+pub(crate) mod media_turns;
 pub(crate) mod models;
 pub(crate) mod named_adapters;
 pub(crate) mod page;
@@ -28,7 +30,7 @@ mod tool_calls;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
-use axum::http::header::WWW_AUTHENTICATE;
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use reel_diagnostic::Diagnostic;
@@ -72,6 +74,12 @@ impl ApiError {
     pub(crate) fn service_unavailable(message: &str) -> Self {
         let (status, message) = (StatusCode::SERVICE_UNAVAILABLE, message.into());
         Self { status, message, param: None, code: "unavailable" }
+    }
+
+    /// Other requests take all that this server has for requests. Clients wait and send the request again.
+    pub(crate) fn too_many_requests(message: &str) -> Self {
+        let (status, message) = (StatusCode::TOO_MANY_REQUESTS, message.into());
+        Self { status, message, param: None, code: "rate_limit_exceeded" }
     }
 
     /// The request carries no valid key.
@@ -145,6 +153,7 @@ impl ApiError {
         let kind = match self.status {
             StatusCode::UNAUTHORIZED => "authentication_error",
             StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
         };
@@ -157,9 +166,13 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.to_json())).into_response();
-        if self.status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
+        let header = match self.status {
+            StatusCode::UNAUTHORIZED => Some((WWW_AUTHENTICATE, "Bearer")),
+            // Seconds.
+            StatusCode::TOO_MANY_REQUESTS => Some((RETRY_AFTER, "1")),
+            _ => None,
+        };
+        response.headers_mut().extend(header.map(|(name, value)| (name, HeaderValue::from_static(value))));
         response
     }
 }

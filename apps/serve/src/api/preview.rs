@@ -18,6 +18,7 @@ use axum::extract::State;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reel_input::ModelInput;
+use reel_input::encode::MediaOptions;
 use reel_input::prompt_media::{PromptMedium, media_in_prompt_order};
 use reel_media::frames::FrameBuf;
 use reel_media::strip::{evenly_spaced, frame_thumbnail};
@@ -51,12 +52,12 @@ pub(crate) async fn preview(State(shared): State<Arc<ServerState>>, body: Body) 
     let (_, tools, prompt_fields) = fields.into_chat_settings()?;
     // A preview counts as a request while it is encoded.
     let permit = shared.request_permits(1)?;
-    let described = encode::encode_messages_on_blocking_thread(&shared, messages, move |shared, messages| {
-        let (_memory, _permit): (_, _) = (memory, permit);
-        let input = encode::encode_messages(shared, &messages, tools.definitions, prompt_fields, prompt_end)?;
+    let encode = move |shared: &ServerState, media: &MediaOptions, messages: &Value| {
+        let (tools, prompt_fields) = (tools.definitions.clone(), prompt_fields.clone());
+        let input = encode::encode_messages(shared, media, messages, tools, prompt_fields, prompt_end)?;
         describe(&shared.model, &input)
-    });
-    described.await
+    };
+    encode::encode_messages_on_blocking_thread(&shared, messages, (memory, permit), encode).await
 }
 
 /// The answer: counts, and the images and videos in the order of the prompt.

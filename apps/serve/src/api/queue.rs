@@ -1,7 +1,7 @@
 //! The steps of all endpoints that generate text: checks, encoding, the engine's queue, and the answer.
 //!
 //! ```text
-//! check     fields, model, limits of the server                      status 400, 404, 503
+//! check     fields, model, limits of the server                      status 400, 404, 429, 503
 //! encode    chat template, media, tokens, on a blocking thread       status 400
 //! engine    GenerationJob → Token, …, Finished | Failed
 //! answer    one object, or with `stream` one server-sent event per piece of text
@@ -120,6 +120,9 @@ impl CheckedRequest {
             Ok(limit)
         };
         let limits = prompts.iter().map(limit).collect::<Result<Vec<usize>, ApiError>>()?;
+        // The last event of a streamed response has the whole response.
+        let is_streamed = response.is_none().then_some(stream.stream);
+        refuse_many_log_probs(form, &settings, prompt_tokens, limits.iter().sum(), is_streamed)?;
         log.add_prompt_tokens(prompt_tokens);
         // The adapter may have been replaced or unloaded while the prompt was encoded.
         let adapter = models::adapter_of(shared, &model)?;
@@ -160,6 +163,40 @@ impl CheckedRequest {
         let completions = collect(events, choices).await?;
         Ok(Json(answer.whole_answer(&shared.model.folder.tokenizer, &completions)).into_response())
     }
+}
+
+/// Maximum number of log-probabilities of an answer. In the JSON of an answer, each takes some 600 bytes of memory.
+const MAX_LOG_PROBS: usize = 1 << 18;
+/// The maximum for an answer that is streamed, whose log-probabilities take 8 bytes each.
+const MAX_STREAMED_LOG_PROBS: usize = 1 << 21;
+
+/// Refuses a request whose answer may have too many log-probabilities. `new_tokens` is the largest number of generated
+/// tokens for one completion of each prompt. `is_streamed` is `None` if streaming saves no memory.
+fn refuse_many_log_probs(
+    form: ApiKind,
+    settings: &RequestSettings,
+    prompt_tokens: usize,
+    new_tokens: usize,
+    is_streamed: Option<bool>,
+) -> Result<(), ApiError> {
+    let n = settings.n.unwrap_or(1);
+    let count = |tokens: usize, top: Option<usize>| top.map_or(0, |top| tokens.saturating_mul(n * (top + 1)));
+    let of_prompt = count(prompt_tokens, settings.prompt_log_probs);
+    let generated = count(new_tokens, settings.top_log_probs);
+    let all = of_prompt.saturating_add(generated);
+    let most = if is_streamed == Some(true) { MAX_STREAMED_LOG_PROBS } else { MAX_LOG_PROBS };
+    if all <= most {
+        return Ok(());
+    }
+    let (field, lower) = match (of_prompt > generated, form) {
+        (true, _) => ("prompt_logprobs", "shorten the prompt, or lower prompt_logprobs or n"),
+        (false, ApiKind::Chat) => ("top_logprobs", "lower max_tokens, n or top_logprobs"),
+        (false, ApiKind::Text) => ("logprobs", "lower max_tokens, n or logprobs, or send fewer prompts"),
+    };
+    let what = format!("asks for up to {all} log-probabilities, and an answer has at most {most}");
+    let helps = is_streamed == Some(false) && all <= MAX_STREAMED_LOG_PROBS && of_prompt == 0;
+    let streamed = if helps { ", or set stream" } else { "" };
+    Err(wrong_field(field, &what, &format!("{lower}{streamed}")))
 }
 
 /// Returns an error if the server takes no further requests.

@@ -8,12 +8,13 @@ use subtle::ConstantTimeEq;
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore};
 
 use super::grammars::GrammarService;
+use super::media_turns::MediaTurns;
 use super::named_adapters::AdapterNames;
 use super::{ApiError, seconds_since_1970};
 use crate::engine_thread::EngineQueue;
 use crate::http::BodyMemory;
 use crate::metrics::Metrics;
-use crate::settings::{RequestMedia, ServedModel, ServerLimits, ServerProfiler};
+use crate::settings::{RequestMedia, ServeOptions, ServedModel, ServerLimits, ServerProfiler};
 
 /// What all handlers share.
 pub(crate) struct ServerState {
@@ -34,9 +35,9 @@ pub(crate) struct ServerState {
     pub(crate) is_training: bool,
     /// Semaphore with one permit for each request that may run or wait at the same time.
     pub(crate) permits: Arc<Semaphore>,
-    /// Semaphore with one permit for each request with media that may be encoded at the same time, because decoding
-    /// videos takes memory.
-    pub(crate) encoders: Arc<Semaphore>,
+    /// The turns of requests with media, of which a limited number is encoded at the same time, because decoding videos
+    /// takes memory.
+    pub(crate) media_turns: MediaTurns,
     /// The length of the longest token in bytes. A text of n bytes has at least n divided by this length tokens.
     pub(crate) longest_token_bytes: usize,
     /// Seconds since 1970 at the start of the server.
@@ -52,6 +53,42 @@ pub(crate) struct ServerState {
 }
 
 impl ServerState {
+    /// The state of a server that starts with the weights of a folder `weights`.
+    pub(crate) fn new(
+        model: Arc<ServedModel>,
+        weights: String,
+        options: &ServeOptions,
+        engine: EngineQueue,
+        metrics: Arc<Metrics>,
+        is_training: bool,
+    ) -> Self {
+        let (limits, started) = (options.limits, seconds_since_1970());
+        let tokenizer = &model.folder.tokenizer;
+        let token_lengths = (0..model.folder.config.text.vocab_size as u32).map(|id| tokenizer.token_bytes(id).len());
+        let longest_token_bytes = token_lengths.max().unwrap_or(0).max(1);
+        Self {
+            model,
+            grammars: GrammarService::default(),
+            media: options.media.clone(),
+            limits,
+            bodies: BodyMemory::new(limits.body_bytes, options.connections.read_timeout),
+            metrics,
+            engine,
+            adapters: AdapterNames::default(),
+            weight_changes: Arc::new(Semaphore::new(1)),
+            weights: Mutex::new((weights, started)),
+            is_training,
+            permits: Arc::new(Semaphore::new(limits.requests)),
+            media_turns: MediaTurns::new(limits.encoders),
+            longest_token_bytes,
+            started,
+            api_keys: options.api_keys.clone(),
+            profiler: options.profiler.clone(),
+            is_profiling: AsyncMutex::new(false),
+            stop: options.stop.clone(),
+        }
+    }
+
     /// Whether the server accepts new requests.
     pub(crate) fn is_ready(&self) -> bool {
         !self.stop.load(Ordering::SeqCst) && self.engine.is_alive()
@@ -66,7 +103,7 @@ impl ServerState {
     pub(crate) fn request_permits(&self, n: usize) -> Result<OwnedSemaphorePermit, ApiError> {
         let n = u32::try_from(n).unwrap_or(u32::MAX);
         self.permits.clone().try_acquire_many_owned(n).map_err(|_| {
-            ApiError::service_unavailable(
+            ApiError::too_many_requests(
                 "too many requests are running or waiting; try again later, or raise --max-requests",
             )
         })

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use reel_input::chat::PromptEnd;
+use reel_input::encode::MediaOptions;
 use reel_input::prompt_fields::PromptFields;
 use reel_input::{ModelInput, TokenId};
 use serde::Serialize;
@@ -42,9 +43,8 @@ pub(crate) async fn tokenize(
     // Encoding may decode videos, so it needs a permit as any other request does.
     let permit = shared.request_permits(1)?;
     let messages = messages.unwrap_or_default();
-    let tokens = encode::encode_messages_on_blocking_thread(&shared, messages, move |shared, messages| {
-        let (_memory, _permit) = (memory, permit);
-        let input: ModelInput = match (prompt, Some(messages).filter(|messages| !messages.is_null())) {
+    let encode = move |shared: &ServerState, media: &MediaOptions, messages: &Value| {
+        let input: ModelInput = match (&prompt, Some(messages).filter(|messages| !messages.is_null())) {
             (Some(_), None) if !tools.is_empty() => return Err(wrong_field("tools", "need `messages`", "remove them")),
             (Some(_), None) if prompt_fields != PromptFields::default() => {
                 let what = format!("(or {}) needs `messages`", PromptFields::FIELD_NAMES[1..].join(", "));
@@ -53,16 +53,20 @@ pub(crate) async fn tokenize(
             (Some(_), None) if prompt_end == Some(PromptEnd::WithinLastMessage) => {
                 return Err(wrong_field("continue_final_message", "needs `messages`", "remove it"));
             }
-            (Some(text), None) => encode::encode_text(shared, &text)?,
-            (None, Some(messages)) => encode::encode_messages(shared, &messages, tools, prompt_fields, prompt_end)?,
+            (Some(text), None) => encode::encode_text(shared, text)?,
+            (None, Some(messages)) => {
+                let (tools, prompt_fields) = (tools.clone(), prompt_fields.clone());
+                encode::encode_messages(shared, media, messages, tools, prompt_fields, prompt_end)?
+            }
             _ => return Err(wrong_field("prompt", "or `messages` is needed", "give one of them")),
         };
         let tokens = input.input_ids;
         let decode = |id: &TokenId| shared.model.folder.tokenizer.decode(&[*id], false);
         let token_strs = with_texts.then(|| tokens.iter().map(decode).collect());
         Ok(TokenizeResponse { count: tokens.len(), max_model_len: shared.max_positions(), tokens, token_strs })
-    });
-    Ok(Json(tokens.await?))
+    };
+    let held = (memory, permit);
+    Ok(Json(encode::encode_messages_on_blocking_thread(&shared, messages, held, encode).await?))
 }
 
 /// `POST /detokenize`: the text of tokens, special tokens included.

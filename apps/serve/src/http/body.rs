@@ -1,6 +1,7 @@
 //! Reads the body of a request within limits of size, time and memory.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -16,13 +17,19 @@ use crate::api::{ApiError, REQUEST_LOCATION};
 /// Number of bodies of maximum size that may be in memory at the same time.
 const MAX_BODIES: usize = 16;
 
+/// A body of more KiB than this is large.
+const LARGE_KIB: usize = 1024;
+
 /// The memory for bodies that are being read or encoded.
 #[derive(Clone, Debug)]
 pub(crate) struct BodyMemory {
     max_bytes: usize,
     read_timeout: Duration,
+    all_kib: usize,
     /// One permit for each KiB.
     free_kib: Arc<Semaphore>,
+    /// Whether a large body has come since [`BodyMemory::is_free_again`] was last true.
+    had_large: Arc<AtomicBool>,
 }
 
 /// The body of a request.
@@ -39,7 +46,18 @@ impl BodyMemory {
     /// stop making progress for at most `read_timeout`.
     pub(crate) fn new(max_bytes: usize, read_timeout: Duration) -> Self {
         let kib = (max_bytes >> 10).max(1).saturating_mul(MAX_BODIES).min(Semaphore::MAX_PERMITS);
-        Self { max_bytes, read_timeout, free_kib: Arc::new(Semaphore::new(kib)) }
+        Self {
+            max_bytes,
+            read_timeout,
+            all_kib: kib,
+            free_kib: Arc::new(Semaphore::new(kib)),
+            had_large: Arc::default(),
+        }
+    }
+
+    /// Whether large bodies were held since the last time that this was true, and no body is held now.
+    pub(crate) fn is_free_again(&self) -> bool {
+        self.free_kib.available_permits() == self.all_kib && self.had_large.swap(false, Ordering::Relaxed)
     }
 
     fn too_large(&self) -> ApiError {
@@ -79,19 +97,22 @@ pub(crate) async fn read_body(memory: &BodyMemory, mut body: Body) -> Result<Req
         if read.bytes.len() + data.len() > memory.max_bytes {
             return Err(memory.too_large());
         }
-        read.append(&data, &memory.free_kib)?;
+        read.append(&data, memory)?;
     }
 }
 
 impl RequestBody {
-    fn append(&mut self, data: &[u8], free_kib: &Arc<Semaphore>) -> Result<(), ApiError> {
+    fn append(&mut self, data: &[u8], all: &BodyMemory) -> Result<(), ApiError> {
         let length = self.bytes.len() + data.len();
         let held = self.memory.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let missing = length.div_ceil(1024).saturating_sub(held);
-        let more = u32::try_from(missing).ok().and_then(|n| free_kib.clone().try_acquire_many_owned(n).ok());
+        let more = u32::try_from(missing).ok().and_then(|n| all.free_kib.clone().try_acquire_many_owned(n).ok());
         let more = more.ok_or_else(|| {
-            ApiError::service_unavailable("too much data of other requests is being read; try again later")
+            ApiError::too_many_requests("too much data of other requests is being read; try again later")
         })?;
+        if held + missing > LARGE_KIB {
+            all.had_large.store(true, Ordering::Relaxed);
+        }
         match &mut self.memory {
             Some(memory) => memory.merge(more),
             None => self.memory = Some(more),

@@ -4,6 +4,7 @@ mod access_log;
 mod body;
 mod connections;
 mod descriptors;
+mod free_memory;
 mod http2;
 mod limited_stream;
 mod stall;
@@ -14,6 +15,7 @@ pub(crate) use access_log::{AccessLog, RequestLog, observe_request, random_numbe
 pub(crate) use body::{BodyMemory, RequestBody, read_body};
 pub(crate) use connections::{PeerAddress, serve_connections};
 pub(crate) use descriptors::usable_connections;
+pub(crate) use free_memory::return_free_memory;
 pub use tls::Tls;
 
 use std::time::Duration;

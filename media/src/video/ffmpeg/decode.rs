@@ -11,6 +11,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ffmpeg_next as ffmpeg;
 
@@ -23,6 +24,7 @@ use super::demux::{VideoFile, has_reliable_key_flags};
 use super::error::{ffmpeg_error, out_of_memory};
 use super::packets::PacketSource;
 use super::plan::{PacketRun, has_usable_times, key_packet_index_before, leading_frame_count, plan_packet_runs};
+use crate::frames::MAX_IMAGE_PIXELS;
 use crate::video::types::DecodeLimits;
 use crate::{MediaError, Result};
 
@@ -37,6 +39,57 @@ const FRAMES_PER_DECODER: u64 = 24;
 /// Maximum number of further packets that the decoder needs before it outputs a frame: 16 for reordering, the others
 /// for its threads.
 const MAX_OUTPUT_DELAY: usize = 64;
+
+/// Maximum number of pixels that are decoded of an animated image (GIF, APNG), all frames together: 4000 frames of 1920 x
+/// 1080. Its decoder copies the whole canvas for each frame, however few bytes the frame has.
+const MAX_ANIMATION_PIXELS: u64 = 1 << 33;
+
+/// Converting a frame to RGB and resizing it takes about as long as decoding this many.
+const DECODED_PER_CONVERTED: u64 = 4;
+
+/// Counts the pixels that all lanes decode, and refuses those above the limit.
+struct PixelBudget {
+    limit: u64,
+    decoded: AtomicU64,
+}
+
+impl PixelBudget {
+    fn new(video: &VideoFile, limits: DecodeLimits) -> Self {
+        let is_animation = matches!(video.parameters.codec_id(), Id::GIF | Id::APNG);
+        let limit = if is_animation { limits.pixels.min(MAX_ANIMATION_PIXELS) } else { limits.pixels };
+        Self { limit, decoded: AtomicU64::new(0) }
+    }
+
+    /// Refuses runs that decode more pixels than the limit, before the first one is decoded.
+    fn check_runs(&self, video: &VideoFile, runs: &[PacketRun]) -> Result<()> {
+        let frames = |run: &PacketRun| {
+            let by_counting = run.targets.last().filter(|last| last.pts.is_none()).map(|last| last.frame + 1);
+            let decoded = by_counting.unwrap_or((run.end - run.start) as u64 + 1);
+            decoded + run.targets.len() as u64 * DECODED_PER_CONVERTED
+        };
+        let pixels = runs.iter().map(frames).sum::<u64>().saturating_mul(video.coded_pixels());
+        if pixels > self.limit { Err(self.too_many_pixels(video)) } else { Ok(()) }
+    }
+
+    /// Counts decoded pixels.
+    fn count(&self, video: &VideoFile, pixels: u64) -> Result<()> {
+        let before = self.decoded.fetch_add(pixels, Ordering::Relaxed);
+        if before.saturating_add(pixels) > self.limit { Err(self.too_many_pixels(video)) } else { Ok(()) }
+    }
+
+    fn too_many_pixels(&self, video: &VideoFile) -> MediaError {
+        let ((height, width), frames) = (video.coded_size, video.packets.len());
+        let what = format!(
+            "is {frames} frames of {height} x {width} pixels, and decoding the selected ones takes more than {} pixels in total",
+            self.limit
+        );
+        let help = match self.limit {
+            MAX_ANIMATION_PIXELS => "make it smaller, or convert it to H.264",
+            _ => "take fewer frames, or raise the time limit (--media-timeout), from which this limit follows",
+        };
+        MediaError::file_error(&video.path, what, help)
+    }
+}
 
 /// Maps the index of a frame to the output memory for its pixels. An entry is removed when its frame is written.
 type Slots<'m> = HashMap<u64, &'m mut [u8]>;
@@ -60,6 +113,8 @@ pub(super) fn decode_frames(
     unique.dedup();
     let seekable = has_usable_times(&video.packets) && has_reliable_key_flags(video.parameters.codec_id());
     let runs = plan_packet_runs(&video.packets, &unique, seekable);
+    let budget = PixelBudget::new(video, limits);
+    budget.check_runs(video, &runs)?;
 
     let mut slots = Slots::new();
     for (&frame, slot) in indices.iter().zip(out.chunks_exact_mut(frame_len)) {
@@ -75,7 +130,7 @@ pub(super) fn decode_frames(
     // Sorted with the longest run last, because lanes take jobs from the end with `pop`. Starting with the longest
     // runs makes all lanes end at about the same time.
     jobs.sort_by_key(|job| job.run.end - job.run.start);
-    run_jobs(video, target_size, limits, jobs)?;
+    run_jobs(video, target_size, limits, &budget, jobs)?;
 
     for i in 1..indices.len() {
         if indices[i] == indices[i - 1] {
@@ -91,9 +146,10 @@ fn run_jobs(
     video: &VideoFile,
     target_size: Option<(usize, usize)>,
     limits: DecodeLimits,
+    budget: &PixelBudget,
     jobs: Vec<Job<'_>>,
 ) -> Result<()> {
-    let frame_pixels = (video.coded_size.0 as u64).saturating_mul(video.coded_size.1 as u64);
+    let frame_pixels = video.coded_pixels();
     let packets: usize = jobs.iter().map(|job| job.run.end.saturating_sub(job.run.start)).sum();
     let useful_threads = 1 + frame_pixels.saturating_mul(packets as u64) / MIN_PIXELS_PER_THREAD;
     let frame_bytes = frame_pixels.saturating_mul(2);
@@ -107,7 +163,7 @@ fn run_jobs(
     let threads = share.clamp(1, max_lanes);
     let mut lanes = Vec::new();
     for _ in 0..lane_count {
-        lanes.push(DecodeLane::new(video, target_size, threads)?);
+        lanes.push(DecodeLane::new(video, target_size, threads, budget)?);
     }
     let queue = Mutex::new(jobs);
     let next = || queue.lock().ok().and_then(|mut jobs| jobs.pop());
@@ -150,6 +206,7 @@ fn has_memory_for_frames(video: &VideoFile) -> bool {
 /// A decoder with its own packet source and RGB converter, used by one thread.
 struct DecodeLane<'f> {
     video: &'f VideoFile,
+    budget: &'f PixelBudget,
     source: PacketSource<'f>,
     decoder: decoder::Video,
     converter: RgbConverter,
@@ -158,17 +215,27 @@ struct DecodeLane<'f> {
 }
 
 impl<'f> DecodeLane<'f> {
-    fn new(video: &'f VideoFile, target_size: Option<(usize, usize)>, threads: usize) -> Result<Self> {
+    fn new(
+        video: &'f VideoFile,
+        target_size: Option<(usize, usize)>,
+        threads: usize,
+        budget: &'f PixelBudget,
+    ) -> Result<Self> {
         let cannot_open = |e| ffmpeg_error(&video.path, "opening its decoder", e);
         let mut context = video.parameters.unopened_decoder().map_err(cannot_open)?;
         let mut config = threading::Config::kind(threading::Type::Frame);
         config.count = threads;
         context.set_threading(config);
         // SAFETY: the context is not open yet and has no other owner.
-        unsafe { (*context.as_mut_ptr()).pkt_timebase = video.time_base.into() };
+        unsafe {
+            (*context.as_mut_ptr()).pkt_timebase = video.time_base.into();
+            // A frame may be larger than the container states.
+            (*context.as_mut_ptr()).max_pixels = MAX_IMAGE_PIXELS as i64;
+        }
         let codec = video.parameters.codec_id();
         Ok(Self {
             video,
+            budget,
             source: PacketSource::new(video),
             decoder: context.decoder().video().map_err(cannot_open)?,
             converter: RgbConverter::new(video.coded_size, video.rotation, target_size),
@@ -293,6 +360,7 @@ impl<'f> DecodeLane<'f> {
     /// Sends one packet to the decoder. Damaged data is not an error here: if a target frame is lost, `run_job`
     /// reports it.
     fn send(&mut self, packet: usize) -> Result<()> {
+        self.budget.count(self.video, self.video.coded_pixels())?;
         let packet = self.source.fetch_packet(packet)?;
         match self.decoder.send_packet(packet.as_packet()) {
             Err(e @ ffmpeg::Error::Other { errno }) if errno == ffmpeg::error::ENOMEM => {
@@ -323,6 +391,9 @@ impl<'f> DecodeLane<'f> {
                 Err(ffmpeg::Error::InvalidData) => continue,
                 Err(_) => return Ok(()),
             }
+            // `send` has counted a frame of the size that the container states.
+            let pixels = u64::from(frame.width()) * u64::from(frame.height());
+            self.budget.count(self.video, pixels.saturating_sub(self.video.coded_pixels()))?;
             if let Some(slot) = frame_index(&frame).and_then(|index| slots.remove(&index)) {
                 self.converter.write_as_rgb(&self.video.path, &frame, slot)?;
             }

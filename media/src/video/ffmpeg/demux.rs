@@ -16,6 +16,7 @@ use ffmpeg::format::context::Input;
 use super::convert::Rotation;
 use super::error::ffmpeg_error;
 use super::truncation::is_truncated;
+use crate::frames::MAX_IMAGE_PIXELS;
 use crate::video::types::VideoInfo;
 use crate::{MediaError, Result};
 
@@ -138,6 +139,11 @@ impl VideoFile {
         self.packets.iter().filter(|e| !e.hidden).count() as u64
     }
 
+    /// Number of pixels of a coded frame.
+    pub(super) fn coded_pixels(&self) -> u64 {
+        (self.coded_size.0 as u64).saturating_mul(self.coded_size.1 as u64)
+    }
+
     /// Displayed `(height, width)` in pixels.
     pub(super) fn displayed_height_and_width(&self) -> (usize, usize) {
         self.rotation.displayed_height_and_width(self.coded_size)
@@ -232,6 +238,10 @@ fn describe(path: &Path, input: &Input, index: usize) -> Result<VideoFile> {
     // SAFETY: the parameters are a copy that is alive.
     let (height, width) = unsafe { ((*parameters.as_ptr()).height, (*parameters.as_ptr()).width) };
     let coded_size = match (usize::try_from(height), usize::try_from(width)) {
+        (Ok(h), Ok(w)) if h.saturating_mul(w) > MAX_IMAGE_PIXELS => {
+            let what = format!("has frames of {h} x {w} pixels, above the limit of {MAX_IMAGE_PIXELS} pixels in total");
+            return Err(MediaError::file_error(path, what, "make it smaller"));
+        }
         (Ok(h), Ok(w)) if h > 0 && w > 0 => (h, w),
         _ => {
             return Err(MediaError::file_error(

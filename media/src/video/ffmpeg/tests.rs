@@ -209,7 +209,7 @@ fn resizing_to_a_side_of_zero_names_the_size() {
 #[test]
 fn frames_beyond_memory_limit_are_refused() {
     let path = clips().join("h264_709.mp4");
-    let limits = DecodeLimits { threads: 1, memory_bytes: 64 * 64 * 3 * 4 };
+    let limits = DecodeLimits { threads: 1, memory_bytes: 64 * 64 * 3 * 4, ..DecodeLimits::default() };
     let request = |nframes| DecodeRequest {
         path: &path,
         profile: MediaProfile::Qwen,
@@ -220,4 +220,27 @@ fn frames_beyond_memory_limit_are_refused() {
     assert!(decode_into(&request(2), |n| Ok(vec![0; n])).is_ok());
     let error = decode_into(&request(4), |n| Ok(vec![0; n])).unwrap_err().to_string();
     assert!(error.contains("--media-memory"), "{error}");
+}
+
+#[test]
+fn frames_beyond_the_limit_of_pixels_are_refused() {
+    let path = clips().join("h264_709.mp4");
+    let info = probe(&path).unwrap();
+    let refused = |frames: u64| {
+        let pixels = (info.height * info.width) as u64 * frames;
+        let request = DecodeRequest {
+            path: &path,
+            profile: MediaProfile::Qwen,
+            overrides: MediaOverrides { nframes: Some(2), ..Default::default() },
+            size: DecodedFrameSize::Original,
+            limits: DecodeLimits { pixels, ..DecodeLimits::default() },
+        };
+        decode_into(&request, |n| Ok(vec![0; n])).err().map(|e| e.to_string())
+    };
+    let error = refused(8).unwrap();
+    assert!(
+        error.contains("decoding the selected ones takes more than") && error.contains("--media-timeout"),
+        "{error}"
+    );
+    assert_eq!(refused(8 + info.total_frames), None);
 }
