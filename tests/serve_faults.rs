@@ -457,8 +457,14 @@ fn slow_grammars_hold_up_no_other_request() {
         server.assert_still_answers();
     }
     for stream in &mut waiting {
-        let error = read_reply(stream).error(400);
-        assert!(error["message"].as_str().unwrap().contains("s of processor time"), "{error}");
+        let reply = read_reply(stream);
+        // On a busy machine, a request can wait longer than the server allows.
+        let (status, words) = match reply.status {
+            503 => (503, "too many grammars are being compiled"),
+            _ => (400, "s of processor time"),
+        };
+        let error = reply.error(status);
+        assert!(error["message"].as_str().unwrap().contains(words), "{error}");
     }
     let choice = json!({"messages": question("x"), "max_tokens": 9, "guided_choice": ["yes"]});
     assert_eq!(server.chat(&choice).ok()["choices"][0]["message"]["content"], "yes");
