@@ -355,6 +355,44 @@ fn one_line(text: &str) -> String {
 mod tests {
     use super::*;
 
+    /// A compiler for a vocabulary of all bytes and an end token.
+    fn byte_compiler() -> LocalCompiler {
+        let words = (0..=255).map(|byte| vec![byte]).chain([Vec::new()]);
+        LocalCompiler::new(&Vocabulary::new(words, &[256])).unwrap()
+    }
+
+    #[test]
+    fn the_state_of_a_completion_is_limited() {
+        let mut grammar = byte_compiler().compile(&GrammarSpec::Lark("start: \"a\"*".into())).unwrap();
+        let items = grammar.items;
+        grammar.accept(97).unwrap();
+        assert!(grammar.items > items && grammar.state_bytes() < MAX_STATE_BYTES);
+        assert!(Grammar::bytes_of_all_states() >= grammar.state_bytes());
+        grammar.items += MAX_STATE_BYTES / ITEM_BYTES;
+        let e = grammar.accept(97).unwrap_err().to_string();
+        assert!(e.starts_with("grammar: needs more than 32 MiB for its state"), "{e}");
+    }
+
+    /// Each of these grammars takes more work for a token than a server can wait for, or more memory.
+    #[test]
+    fn hostile_grammars_end_with_an_error_or_are_followed() {
+        let compiler = byte_compiler();
+        let alternatives = |count: usize, text: fn(usize) -> String| {
+            format!("start: a*\na: {}", (0..count).map(text).collect::<Vec<_>>().join(" | "))
+        };
+        for (lark, is_followed) in [
+            (alternatives(3000, |i| format!("/w[a-z]*{i}/")), false),
+            (alternatives(3000, |i| format!("\"w{i}\"")), false),
+            (alternatives(900, |i| format!("\"w{i}\"")), true),
+            ("start: s\ns: s s | s s s | \"w\" |".to_string(), true),
+        ] {
+            let followed = compiler.compile(&GrammarSpec::Lark(lark.clone())).and_then(|mut grammar| {
+                (0..20).try_for_each(|i| grammar.accept(if i % 2 == 0 || lark.len() < 50 { b'w' } else { b'1' }.into()))
+            });
+            assert_eq!(followed.is_ok(), is_followed, "{}: {followed:?}", &lark[..30]);
+        }
+    }
+
     #[test]
     fn the_vocabulary_has_all_bytes() {
         let words = vec![vec![0, 255, b'"', 0x80], Vec::new(), "é\n".as_bytes().to_vec()];

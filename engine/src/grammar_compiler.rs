@@ -138,3 +138,62 @@ fn has_levels(value: &Value, levels: usize) -> bool {
         _ => true,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::tool_calls::tests::accepts;
+
+    fn compiler() -> (ModelFolder, GrammarCompiler) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model/text_multiturn/model");
+        let folder = ModelFolder::open(&path).unwrap();
+        let compiler = GrammarCompiler::new(&folder).unwrap();
+        (folder, compiler)
+    }
+
+    #[test]
+    fn a_choice_is_exactly_one_of_its_texts() {
+        let (folder, compiler) = compiler();
+        let texts = ["a", "ab", "", "\"q\"\n", "é|.*"].map(String::from).to_vec();
+        let grammar = compiler.compile(&GrammarSpec::Choice(texts.clone())).unwrap();
+        assert!(texts.iter().all(|text| accepts(&folder, &grammar, text)));
+        assert!(["b", "aa", "aba", "q", "é|."].iter().all(|text| !accepts(&folder, &grammar, text)));
+    }
+
+    #[test]
+    fn the_last_grammars_are_kept_as_they_were_compiled() {
+        let (folder, compiler) = compiler();
+        let spec = |i: usize| GrammarSpec::Regex(format!("a{{{i}}}"));
+        let mut first = compiler.compile(&spec(1)).unwrap();
+        let a = folder.tokenizer.encode("a").unwrap()[0];
+        first.accept(a).unwrap();
+        assert!(accepts(&folder, &compiler.kept_grammar(&spec(1)).unwrap(), "a"));
+        assert!(compiler.kept_grammar(&spec(2)).is_none());
+        (2..2 + KEPT_GRAMMARS).for_each(|i| drop(compiler.compile(&spec(i)).unwrap()));
+        assert!(compiler.kept_grammar(&spec(1)).is_none() && compiler.kept_grammar(&spec(2)).is_some());
+    }
+
+    #[test]
+    fn schemas_have_a_limited_number_of_levels() {
+        let (_, compiler) = compiler();
+        let nested = |levels: usize| (0..levels).fold(json!({}), |inner, _| json!({"items": inner}));
+        let of_tool = |schema: Value, otherwise: AnswerWithoutCalls| {
+            let functions = vec![("f".to_string(), schema)];
+            GrammarSpec::ToolCalls(reel_input::grammar::ToolCallGrammar { functions, several: false, otherwise })
+        };
+        let form = AnswerWithoutCalls::Form(Box::new(GrammarSpec::JsonSchema(nested(100))));
+        compiler.compile(&GrammarSpec::JsonSchema(nested(99))).unwrap();
+        for (spec, location) in [
+            (GrammarSpec::JsonSchema(nested(100)), "grammar: "),
+            (of_tool(nested(100), AnswerWithoutCalls::None), "tools: the schema of the parameters of f "),
+            (of_tool(json!({"type": "object"}), form), "grammar: "),
+        ] {
+            let e = compiler.compile(&spec).unwrap_err().to_string();
+            assert!(e.starts_with(location) && e.contains("more than 100 levels"), "{e}");
+        }
+    }
+}
