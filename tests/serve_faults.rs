@@ -463,7 +463,7 @@ fn slow_grammars_hold_up_no_other_request() {
         let reply = read_reply(stream);
         // On a busy machine, a request can wait longer than the server allows.
         let (status, words) = match reply.status {
-            503 => (503, "too many grammars are being compiled"),
+            429 => (429, "too many grammars are being compiled"),
             _ => (400, "s of processor time"),
         };
         let error = reply.error(status);

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use server::{Reply, Server, question, read_reply, write_request};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -66,6 +66,15 @@ fn hostile_requests() -> Vec<Hostile> {
         )
     };
     let text = "many words ".repeat(1 << 20);
+    let texts: Vec<String> = (0..100_000).map(|i| format!("\"word{i}\"")).collect();
+    let slow_grammar = format!("start: {}", texts.join(" | "));
+    let defs: Map<String, Value> = (0..20_000)
+        .map(|i| (format!("d{i}"), json!({"type": "array", "items": {"$ref": format!("#/$defs/d{}", i + 1)}})))
+        .chain([("d20000".to_string(), json!({"type": "string"}))])
+        .collect();
+    let deep_grammar = json!({"$ref": "#/$defs/d0", "$defs": defs});
+    let guided =
+        |field: &str, grammar: Value| json_of(json!({"messages": question("x"), "max_tokens": 1, field: grammar}));
     vec![
         of("GIF of too many pixels", CHAT, gif(13_000, 2000), REFUSED),
         of("slow GIF, client leaves", CHAT, gif(3000, 220), Then::Leaves(300)),
@@ -74,6 +83,9 @@ fn hostile_requests() -> Vec<Hostile> {
         of("huge body", COMPLETIONS, json_of(json!({"prompt": text, "max_tokens": 1})), REFUSED),
         of("huge body, client leaves", COMPLETIONS, json_of(json!({"prompt": text, "max_tokens": 1})), Then::Leaves(0)),
         of("broken JSON", CHAT, b"{\"messages\": [{\"role\": \"user\", \"content\": \"".to_vec(), REFUSED),
+        of("deep grammar", CHAT, guided("guided_json", deep_grammar), REFUSED),
+        of("slow grammar", CHAT, guided("guided_grammar", json!(slow_grammar)), Then::Expects(&[200, 400, 429])),
+        of("slow grammar, client leaves", CHAT, guided("guided_grammar", json!(slow_grammar)), Then::Leaves(100)),
         of("deep JSON", "/tokenize", "[".repeat(100_000).into_bytes(), REFUSED),
         of(
             "long answer, client leaves",

@@ -55,7 +55,7 @@ pub(crate) async fn compile(
 ) -> Result<Grammar, ApiError> {
     if Grammar::bytes_of_all_states() > MAX_BYTES {
         let what = "the grammars of other requests take too much memory; try again later";
-        return Err(ApiError::service_unavailable(what));
+        return Err(ApiError::too_many_requests(what));
     }
     let grammar = compile_when_permitted(shared, spec, field).await?;
     match grammar.state_bytes().saturating_mul(completions) > MAX_REQUEST_BYTES {
@@ -81,7 +81,7 @@ async fn compile_when_permitted(
     // This semaphore is never closed, so the only error is that of the timeout.
     let Ok(Ok(permit)) = permit else {
         let what = "too many grammars are being compiled; try again later, or use simpler grammars";
-        return Err(ApiError::service_unavailable(what));
+        return Err(ApiError::too_many_requests(what));
     };
     let cancellation = Arc::new(CompileCancellation::default());
     let _cancel = CancelOnDrop(cancellation.clone());
