@@ -52,7 +52,8 @@ pub fn read_config_file(t: &mut CommandTranslation) {
     // misspelled key stays a file: the command then reports the key with its line number.
     let has_foreign_keys =
         entries.iter().any(|given| (!is_own(given) && is_known(t, given)) || rules_train::names_other_tracker(given));
-    if trains && !t.is_foreign && !has_foreign_keys {
+    // The command names the faults of a run's own record.
+    if trains && !t.is_foreign && (!has_foreign_keys || file.is_run_record()) {
         t.set_by_file = entries.into_iter().map(|given| given.name).collect();
         return;
     }

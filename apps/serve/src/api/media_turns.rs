@@ -87,7 +87,7 @@ fn header_pixels(messages: &Value) -> Option<u64> {
 /// paths and addresses. `left` counts down the images whose headers are read.
 fn part_pixels(part: &Value, left: &mut usize) -> Option<u64> {
     let is_video = ["video", "video_url"].iter().any(|key| part.get(key).is_some_and(|value| !value.is_array()));
-    let Some(keys) = part.as_object().filter(|_| !is_video) else { return None };
+    let keys = part.as_object().filter(|_| !is_video)?;
     let media = ["image", "image_url", "url", "path", "video", "video_url"].iter().filter_map(|key| keys.get(*key));
     media.map(|value| image_pixels(value, left)).sum()
 }
