@@ -151,10 +151,12 @@ fn page_has_the_frames_and_wrong_rows_have_the_error_of_training() {
         let rows = std::fs::read_to_string(at.join("rows.jsonl")).expect("rows");
         let blank = "\n".repeat(row - 1);
         let only = rows.lines().nth(row - 1).expect("a row");
-        std::fs::write(at.join("only.jsonl"), format!("{blank}{only}\n")).expect("written");
-        let strict =
-            "sft --model tiny --data only.jsonl --media-root media --out out --strict --max-steps 1 --device cpu";
-        let trained = run_in(at, strict.split(' '));
+        // Without a row that can be used, a run is refused before its first row.
+        let usable = r#"{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "x"}]}"#;
+        std::fs::write(at.join("only.jsonl"), format!("{blank}{only}\n{usable}\n")).expect("written");
+        let strict = "sft --model tiny --data only.jsonl --media-root media --out out --strict --max-steps 1 \
+                      --no-shuffle --device cpu";
+        let trained = run_in(at, strict.split_whitespace());
         trained.assert_refused(1, &[]);
         let error = |text: &str| text.lines().last().expect("an error").replace("only.jsonl", "rows.jsonl");
         assert_eq!(error(&shown.stderr), error(&trained.stderr));

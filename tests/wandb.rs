@@ -270,7 +270,12 @@ fn invalid_options_are_refused() {
     bad(&["--report-to", "wandb", "--wandb-project", "a/b"], &["--wandb-project: is \"a/b\""]);
     bad(&["--report-command", " "], &["--report-command: is empty"]);
     fs::write(at.join("c.toml"), "report-to = [\"foo\"]\n").expect("written");
-    bad(&["--config", "c.toml"], &["c.toml: report-to", "foo"]);
+    let refused = train(at, "sft", "out", &["--config", "c.toml"]);
+    assert!(
+        refused.code == Some(2) && refused.stderr.contains("c.toml: report-to: foo: names foo"),
+        "{}",
+        refused.stderr
+    );
     fs::create_dir(at.join("out")).expect("a folder");
     fs::write(at.join("out/wandb"), "a file").expect("written");
     let more = ["--report-to", "wandb", "--overwrite", "--max-steps", "1"];

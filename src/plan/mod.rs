@@ -74,7 +74,8 @@ use training::{PlannedSettings, TrainingPlanner};
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
-  reel plan sft --preset 3b --nframes 16 --frame-size 1280x720 --duration 20 --gpu h200
+  reel plan sft --preset 3b --nframes 16 --frame-size 1280x720 --duration 20 \\
+    --gpu h200
   reel plan grpo --preset 7b --tokens 2048 --vision-patches 4096 --gpu h200 \\
     --optim adamw-bf16
   reel plan sft --preset 72b --tokens 4096 --gpu h200 --lora-r 16 \\
