@@ -139,7 +139,11 @@ impl ConfigFile {
         let Some(record) = &self.record else { return Ok(()) };
         if record.command != command {
             let what = format!("is the record of a run of reel {}", record.command);
-            return Err(TrainError::option(&self.path, what, format!("run reel {} --config {0}", record.command)));
+            return Err(TrainError::option(
+                &self.path,
+                what,
+                format!("run reel {} --config {}", record.command, self.path),
+            ));
         }
         let real = |folder: &Path| folder.canonicalize().ok();
         let Some(folder) = record.working_directory.as_deref().filter(|folder| folder.is_dir()) else { return Ok(()) };
