@@ -31,11 +31,13 @@ impl RewardSignalWatch {
             return None;
         }
         self.noted = self.without;
+        let steps = match self.without {
+            1 => format!("step {step}"),
+            n => format!("steps {} to {step}", step + 1 - n),
+        };
         Some(format!(
-            "note: steps {} to {}: the rewards within each group are all equal, so every advantage is 0 (metric \
-             frac_reward_zero_std); see the rewards of single completions in OUT/rollouts",
-            step + 1 - self.without,
-            step
+            "note: {steps}: the rewards within each group are all equal, so every advantage is 0 (metric \
+             frac_reward_zero_std); see the rewards of single completions in OUT/rollouts"
         ))
     }
 }
