@@ -151,9 +151,10 @@ fn line_count(file: &Path) -> usize {
 #[test]
 fn a_stopped_evaluation_is_continued_by_another_number_of_processes() {
     support::let_children_receive_sigint();
-    let folder = folder_with_questions(40);
+    // Enough work that no run ends before its signal reaches it: 40 rows of 8 tokens took 0.2 s.
+    let folder = folder_with_questions(120);
     let at = folder.path();
-    let args = ["--text-only", "--quiet", "--max-new-tokens", "8", "--batch-size", "2"];
+    let args = ["--text-only", "--quiet", "--max-new-tokens", "24", "--batch-size", "2"];
     eval(at, &[&args[..], &["--out", "whole"]].concat()).ok();
     let partial = at.join("broken/videoholmes.jsonl.partial");
     let run = |gpus| [&args[..], &["--out", "broken", "--resume", "--gpus", gpus]].concat();

@@ -156,13 +156,13 @@ fn cors(origins: &[String]) -> CorsLayer {
         .expose_headers([HeaderName::from_static("x-request-id")])
 }
 
-/// Waits until the server is asked to stop, or until the engine's thread has ended. Meanwhile returns the memory of large
-/// bodies to the system when none is left.
+/// Waits until the server is asked to stop, or until the engine's thread has ended. Meanwhile returns the memory of
+/// large bodies to the system.
 async fn wait_for_stop(shared: Arc<ServerState>) {
     let mut returned = Instant::now();
     while shared.is_ready() {
         tokio::time::sleep(STOP_INTERVAL).await;
-        if returned.elapsed() > RETURN_INTERVAL && shared.bodies.is_free_again() {
+        if returned.elapsed() > RETURN_INTERVAL && shared.bodies.has_freed_much() {
             returned = Instant::now();
             drop(tokio::task::spawn_blocking(return_free_memory));
         }

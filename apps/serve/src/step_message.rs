@@ -138,6 +138,8 @@ fn change(bytes: &mut ByteReader) -> Option<StepChange> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use reel_input::grammar::GrammarSpec;
     use reel_media::frames::FrameBuf;
     use serde_json::json;
@@ -158,7 +160,7 @@ mod tests {
             seed: Some(u64::MAX),
             stop: vec!["é\n".into()],
             logit_bias: vec![(3, f32::NEG_INFINITY), (4, 0.1)],
-            grammar: Some(GrammarSpec::JsonSchema(json!({"b": 1, "a": [0.1, null]}))),
+            grammar: Some(Arc::new(GrammarSpec::JsonSchema(json!({"b": 1, "a": [0.1, null]})))),
             ..RequestSettings::default()
         };
         NewRequest { prompt, settings, adapter: Some(AdapterId::from_u64(4)) }

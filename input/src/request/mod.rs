@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -75,7 +75,7 @@ pub struct RequestSettings {
     pub prompt_log_probs: Option<usize>,
     /// The grammar that a completion must follow: from `response_format`, `guided_json` and similar fields, or
     /// `structured_outputs`.
-    pub grammar: Option<GrammarSpec>,
+    pub grammar: Option<Arc<GrammarSpec>>,
     /// Requests with a lower number are computed first.
     pub priority: i32,
 }
@@ -105,10 +105,10 @@ impl ChatRequest {
         };
         let mut settings = RequestSettings::from_body(&location, &body, ends_with_assistant(&messages))?;
         let tools = ToolRequest::from_body(&location, &body)?;
-        let form = settings.grammar.take();
+        let form = settings.grammar.take().map(Arc::unwrap_or_clone);
         // A request has one grammar, and a `response_format` of the type `text` sets none.
         let is_response_format = is_given(&body, "response_format") && body["response_format"]["type"] != "text";
-        settings.grammar = tools.grammar(&location, form, is_response_format)?;
+        settings.grammar = tools.grammar(&location, form, is_response_format)?.map(Arc::new);
         let prompt = PromptFields::from_body(&location, &body)?;
         Ok(Self { location, messages, settings, tools, prompt })
     }
@@ -222,7 +222,7 @@ impl RequestSettings {
                 if grammar.is_some() && self.grammar.is_some() {
                     return Err(field.refused("is a second grammar for the answer; only one is allowed", "give one"));
                 }
-                self.grammar = self.grammar.take().or(grammar);
+                self.grammar = self.grammar.take().or(grammar.map(Arc::new));
             }
             "priority" => {
                 let number = |value: &Value| value.as_i64().and_then(|n| i32::try_from(n).ok());

@@ -35,7 +35,7 @@ fn a_request_body_gives_messages_and_sampling_fields() {
         logit_bias: vec![(7, -100.0), (8, 1.5)],
         top_log_probs: Some(4),
         prompt_log_probs: Some(3),
-        grammar: Some(GrammarSpec::Regex("a|b".into())),
+        grammar: Some(GrammarSpec::Regex("a|b".into()).into()),
         priority: -1,
     };
     assert_eq!(request.settings, wanted);
@@ -46,7 +46,7 @@ fn a_request_body_gives_messages_and_sampling_fields() {
 #[test]
 fn a_request_has_one_grammar() {
     let one = json!({"messages": [], "structured_outputs": {"regex": "a"}, "response_format": {"type": "text"}});
-    assert_eq!(read(&one.to_string()).unwrap().settings.grammar, Some(GrammarSpec::Regex("a".into())));
+    assert_eq!(read(&one.to_string()).unwrap().settings.grammar, Some(GrammarSpec::Regex("a".into()).into()));
     let both = json!({"messages": [], "guided_regex": "a", "guided_choice": ["a"]});
     assert!(read(&both.to_string()).unwrap_err().to_string().contains("second grammar"));
 }

@@ -22,7 +22,7 @@ pub(crate) async fn load_adapter(State(shared): State<Arc<ServerState>>, body: B
     let begun = Instant::now();
     refuse_if_stopping(&shared)?;
     shared.refuse_if_training()?;
-    let mut fields = RequestFields::of_object(read_body(&shared.bodies, body).await?)?;
+    let mut fields = RequestFields::of_object(&shared, read_body(&shared.bodies, body).await?)?;
     let name = take_name(&mut fields)?;
     let Some(folder) = fields.take_field::<PathBuf>("lora_path", "the path of a folder")? else {
         return Err(wrong_field("lora_path", "is missing", "give the folder of an adapter"));
@@ -48,7 +48,7 @@ pub(crate) async fn unload_adapter(
 ) -> Result<Json<Value>, ApiError> {
     refuse_if_stopping(&shared)?;
     shared.refuse_if_training()?;
-    let mut fields = RequestFields::of_object(read_body(&shared.bodies, body).await?)?;
+    let mut fields = RequestFields::of_object(&shared, read_body(&shared.bodies, body).await?)?;
     let name = take_name(&mut fields)?;
     // `lora_int_id` is vLLM's number of an adapter. It is ignored: the name identifies the adapter.
     fields.take_value("lora_int_id");

@@ -82,7 +82,7 @@ pub(crate) async fn replace_weights(
     refuse_if_stopping(&shared)?;
     shared.refuse_if_training()?;
     let body = read_body(&shared.bodies, body).await?;
-    let mut fields = RequestFields::of_object(body)?;
+    let mut fields = RequestFields::of_object(&shared, body)?;
     let Some(folder) = fields.take_field::<PathBuf>("model", "the path of a folder")? else {
         return Err(wrong_field("model", "is missing", "give the folder of a model or of a checkpoint"));
     };

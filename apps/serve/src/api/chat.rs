@@ -40,7 +40,8 @@ pub(crate) async fn answer_messages(
     messages: Value,
     response: Option<Value>,
 ) -> Result<Response, ApiError> {
-    let (model, memory, stream) = (fields.take_model(), fields.take_memory_permit(), fields.take_stream()?);
+    let (model, memory, stream) =
+        (fields.take_model(), fields.take_memory_permit().map(Arc::new), fields.take_stream()?);
     let (prompt_end, names) = (fields.take_prompt_end()?, fields.given_names());
     let reasoning = fields.take_reasoning()?;
     let (settings, tools, prompt_fields) = fields.into_chat_settings()?;
@@ -49,7 +50,8 @@ pub(crate) async fn answer_messages(
     }
     let rules = ToolCallRules { one_call: tools.one_call, is_named: matches!(tools.choice, ToolChoice::Function(_)) };
     let calls = tools.allows_tool_calls().then_some(rules);
-    let checked = CheckedRequest::new(shared, ApiKind::Chat, model, stream, (settings, names), 1)?;
+    let checked =
+        CheckedRequest::new(shared, ApiKind::Chat, model, stream, (settings, names), 1)?.with_memory(memory.clone());
     let checked = checked.with_tool_calls(calls).with_reasoning(reasoning).with_response(response);
     let encode = move |shared: &ServerState, media: &MediaOptions, messages: &Value| {
         encode::encode_messages(shared, media, messages, tools.definitions.clone(), prompt_fields.clone(), prompt_end)

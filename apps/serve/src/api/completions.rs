@@ -79,7 +79,8 @@ pub(crate) async fn create_completion(
     if prompts.is_empty() {
         return Err(wrong_field("prompt", "is an empty list", &format!("give {wanted}")));
     }
-    let (model, memory, stream) = (fields.take_model(), fields.take_memory_permit(), fields.take_stream()?);
+    let (model, memory, stream) =
+        (fields.take_model(), fields.take_memory_permit().map(Arc::new), fields.take_stream()?);
     take_without_effect(&mut fields)?;
     let top_log_probs = match fields.take_field::<usize>("logprobs", "a number from 0 to 20")? {
         Some(asked) if asked > MAX_TOP_LOG_PROBS => {
@@ -90,6 +91,7 @@ pub(crate) async fn create_completion(
     let names = fields.given_names();
     let settings = RequestSettings { top_log_probs, ..fields.into_settings()? };
     let checked = CheckedRequest::new(&shared, ApiKind::Text, model, stream, (settings, names), prompts.len())?;
+    let checked = checked.with_memory(memory.clone());
     let prompts = encode::run_on_blocking_thread(&shared, move |shared| {
         let _memory = memory;
         prompts.into_iter().map(|prompt| prompt.encode(shared)).collect::<Result<Vec<_>, ApiError>>()

@@ -22,9 +22,14 @@ use crate::http::{RequestBody, read_body};
 /// Bodies above this size are parsed on a thread of their own.
 const LARGE_BODY_BYTES: usize = 1 << 20;
 
-/// Maximum number of values in a body. A value takes up to 200 bytes of memory, so a body of many short values would
-/// take a hundred times its length in memory.
+/// Maximum number of values in a body, which take a hundred times the length of a body of short values in memory.
 const MAX_VALUES: usize = 1 << 20;
+
+/// The memory of a value in a list or an object, in bytes.
+const VALUE_BYTES: usize = 100;
+
+/// The memory of an object beside that of its values, in bytes.
+const OBJECT_BYTES: usize = 500;
 
 /// Maximum number of completions of one request, as in OpenAI's API.
 pub(crate) const MAX_COMPLETIONS: usize = 128;
@@ -75,7 +80,7 @@ impl RequestFields {
     /// # Errors
     /// The body cannot be read or is not a JSON object, or its `model` is not a model of this server.
     pub(crate) async fn read(shared: &ServerState, body: Body) -> Result<Self, ApiError> {
-        let mut fields = Self::of_object(read_body(&shared.bodies, body).await?)?;
+        let mut fields = Self::of_object(shared, read_body(&shared.bodies, body).await?)?;
         let name = fields.take_field::<String>("model", "the name of a model")?;
         let model = name.unwrap_or_else(|| shared.model.name.clone());
         models::adapter_of(shared, &model)?;
@@ -86,11 +91,16 @@ impl RequestFields {
     /// this field has another meaning.
     ///
     /// # Errors
-    /// The body is not a JSON object.
-    pub(crate) fn of_object(body: RequestBody) -> Result<Self, ApiError> {
-        let parse = || parse_object(&body.bytes);
+    /// The body is not a JSON object, or the bodies of other requests take the memory for its values.
+    pub(crate) fn of_object(shared: &ServerState, mut body: RequestBody) -> Result<Self, ApiError> {
+        let is_large = body.bytes.len() > LARGE_BODY_BYTES;
+        let mut parse = || {
+            let size = parsed_size(&body.bytes)?;
+            body.reserve_values(body.bytes.len() + size, &shared.bodies)?;
+            parse_object(&body.bytes)
+        };
         // Parsing many MiB on an async thread would delay the answers to other requests.
-        let parsed = if body.bytes.len() > LARGE_BODY_BYTES { block_in_place(parse) } else { parse() };
+        let parsed = if is_large { block_in_place(parse) } else { parse() };
         let fields = parsed?.into_iter().filter(|(_, value)| !value.is_null()).collect();
         Ok(Self { fields, memory: body.memory, model: String::new() })
     }
@@ -239,27 +249,37 @@ impl RequestFields {
     }
 }
 
-/// Parses a JSON object of at most [`MAX_VALUES`] values.
-fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
-    let wrong = |what: String, help: &str| {
-        ApiError::bad_request(Diagnostic::new(REQUEST_LOCATION, what, help).to_string(), None)
-    };
-    if value_count(bytes) > MAX_VALUES {
-        return Err(wrong(
-            format!("has more than {MAX_VALUES} JSON values"),
-            "send fewer messages or tokens at a time",
-        ));
-    }
-    serde_json::from_slice(bytes).map_err(|e| wrong(format!("is not a JSON object ({e})"), "correct its JSON"))
+fn wrong_body(what: &str, help: &str) -> ApiError {
+    ApiError::bad_request(Diagnostic::new(REQUEST_LOCATION, what, help).to_string(), None)
 }
 
-/// Upper bound of the number of values in a JSON text: the number of commas and opening brackets, because each value
-/// in a list or an object follows one of them.
-fn value_count(json: &[u8]) -> usize {
-    let (mut count, mut bytes) = (0, json.iter());
+fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
+    serde_json::from_slice(bytes).map_err(|e| wrong_body(&format!("is not a JSON object ({e})"), "correct its JSON"))
+}
+
+/// About the memory that the values of a JSON text take beside their texts, in bytes.
+///
+/// # Errors
+/// There are more than [`MAX_VALUES`] values.
+fn parsed_size(json: &[u8]) -> Result<usize, ApiError> {
+    let (values, objects) = value_and_object_counts(json);
+    match values > MAX_VALUES {
+        false => Ok(values * VALUE_BYTES + objects * OBJECT_BYTES),
+        true => Err(wrong_body(
+            &format!("has more than {MAX_VALUES} JSON values"),
+            "send fewer messages or tokens at a time",
+        )),
+    }
+}
+
+/// Upper bound of the number of values in a JSON text, and the number of objects. A value in a list or an object follows
+/// a comma or an opening bracket.
+fn value_and_object_counts(json: &[u8]) -> (usize, usize) {
+    let (mut values, mut objects, mut bytes) = (0, 0, json.iter());
     while let Some(byte) = bytes.next() {
         match byte {
-            b',' | b'[' | b'{' => count += 1,
+            b',' | b'[' => values += 1,
+            b'{' => (values, objects) = (values + 1, objects + 1),
             b'"' => {
                 // Skips a string. The character after a backslash never ends the string.
                 while let Some(byte) = bytes.next() {
@@ -273,7 +293,7 @@ fn value_count(json: &[u8]) -> usize {
             _ => {}
         }
     }
-    count
+    (values, objects)
 }
 
 /// The error of a field.
@@ -368,9 +388,9 @@ mod tests {
 
     #[test]
     fn values_are_counted_outside_of_strings() {
-        assert_eq!(value_count(br#"{"a": [1, 2, [3]], "b": "[,\\\"{,"}"#), 6);
-        assert_eq!(value_count(br#"{"a": "\\", "b": [1]}"#), 3);
-        assert_eq!(value_count(b"\"[[[["), 0);
-        assert_eq!(value_count(b"\"[\\"), 0);
+        assert_eq!(value_and_object_counts(br#"{"a": [1, 2, [3]], "b": "[,\\\"{,"}"#), (6, 1));
+        assert_eq!(value_and_object_counts(br#"{"a": "\\", "b": [1, {}]}"#), (5, 2));
+        assert_eq!(value_and_object_counts(b"\"[[[["), (0, 0));
+        assert_eq!(value_and_object_counts(b"\"[\\"), (0, 0));
     }
 }

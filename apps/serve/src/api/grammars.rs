@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reel_engine::{CompileCancellation, EngineError, Grammar, GrammarCompiler, GrammarSpec};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::fields::wrong_field;
@@ -45,11 +45,14 @@ impl Drop for CancelOnDrop {
     }
 }
 
+/// A grammar of a request, and the permit for the memory of the request's body, of which the grammar is a part.
+type HeldSpec = (Arc<GrammarSpec>, Option<Arc<OwnedSemaphorePermit>>);
+
 /// Compiles the grammar of a request for this number of completions. `field` is the request field with the grammar; a
 /// grammar that was made from tools belongs to `tools`.
 pub(crate) async fn compile(
     shared: &Arc<ServerState>,
-    spec: GrammarSpec,
+    spec: HeldSpec,
     field: &'static str,
     completions: usize,
 ) -> Result<Grammar, ApiError> {
@@ -71,10 +74,10 @@ pub(crate) async fn compile(
 /// Compiles a grammar on a blocking thread, unless it was compiled for one of the last requests.
 async fn compile_when_permitted(
     shared: &Arc<ServerState>,
-    spec: GrammarSpec,
+    spec: HeldSpec,
     field: &'static str,
 ) -> Result<Grammar, ApiError> {
-    if let Some(grammar) = shared.grammars.compiler.get().and_then(|compiler| compiler.kept_grammar(&spec)) {
+    if let Some(grammar) = shared.grammars.compiler.get().and_then(|compiler| compiler.kept_grammar(&spec.0)) {
         return Ok(grammar);
     }
     let permit = timeout(MAX_WAIT, shared.grammars.permits.clone().acquire_owned()).await;
@@ -87,7 +90,7 @@ async fn compile_when_permitted(
     let _cancel = CancelOnDrop(cancellation.clone());
     encode::run_on_blocking_thread(shared, move |shared| {
         let _permit = permit;
-        compile_now(shared, &spec, field, &cancellation)
+        compile_now(shared, &spec.0, field, &cancellation)
     })
     .await
 }

@@ -43,6 +43,7 @@ pub(crate) struct CheckedRequest {
     response: Option<Value>,
     begun: Instant,
     permit: OwnedSemaphorePermit,
+    memory: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl CheckedRequest {
@@ -75,7 +76,13 @@ impl CheckedRequest {
         sampling.validate().map_err(|e| ApiError::bad_request(e.to_string(), None))?;
         let begun = Instant::now();
         let (calls, include_reasoning, response, permit) = (None, None, None, shared.request_permits(prompts)?);
-        Ok(Self { form, model, stream, settings, names, calls, include_reasoning, response, begun, permit })
+        let memory = None;
+        Ok(Self { form, model, stream, settings, names, calls, include_reasoning, response, begun, permit, memory })
+    }
+
+    /// Sets the permit for the memory of the request's body, which is held until the grammar is compiled.
+    pub(crate) fn with_memory(self, memory: Option<Arc<OwnedSemaphorePermit>>) -> Self {
+        Self { memory, ..self }
     }
 
     /// Sets the rules by which tool calls are found in the answers; `None` for answers of text only.
@@ -104,13 +111,29 @@ impl CheckedRequest {
         prompts: Vec<ModelInput>,
         default_tokens: usize,
     ) -> Result<Response, ApiError> {
-        let Self { form, model, stream, settings, names, calls, include_reasoning, response, begun, permit } = self;
+        let Self {
+            form,
+            model,
+            stream,
+            mut settings,
+            names,
+            calls,
+            include_reasoning,
+            response,
+            begun,
+            permit,
+            memory,
+        } = self;
         let n = settings.n.unwrap_or(1);
-        // The grammar is cloned, because the settings are also sent to the other processes that compute the model.
         let grammar = match settings.grammar.clone() {
-            Some(spec) => Some(grammars::compile(shared, spec, names.grammar, n * prompts.len()).await?),
-            None => None,
+            Some(spec) => Some(grammars::compile(shared, (spec, memory), names.grammar, n * prompts.len()).await?),
+            None => {
+                drop(memory);
+                None
+            }
         };
+        // Only the other processes that compute the model need the text of the grammar, which may be long.
+        settings.grammar.take_if(|_| shared.model.divided.is_none());
         let deadline = shared.limits.request_time.map(|time| begun + time);
         let prompt_tokens = prompts.iter().map(ModelInput::len).sum();
         let asked = settings.max_new_tokens.map(|number| (names.max_tokens, number));
