@@ -1,6 +1,8 @@
 //! Device `cuda`: tests of its host code with a fake driver that enforces the rules of the driver API, and of the
 //! binary on a GPU if there is one.
 
+#[path = "support/bf16.rs"]
+mod bf16;
 #[path = "support/fake_gpu.rs"]
 mod fake_gpu;
 mod support;
@@ -9,27 +11,24 @@ mod tensors;
 #[path = "support/training.rs"]
 mod training;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use reel_device::compile::toolkit::Toolkit;
-use reel_device::cuda::Nvidia;
 use reel_device::cuda::fake::FakeDriver;
+use reel_device::cuda::{Gpu, Nvidia};
 use reel_device::{Arch, DType, Device, SimOptions, compile};
 use reel_input::config::ModelConfig;
 use reel_input::{MediaOptions, ModelInput};
-use reel_model::batch::Batch;
-use reel_model::checkpoint::Checkpoint;
-use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use reel_model::init::{InitOptions, Preset, init_model_folder};
 use reel_runs::{grpo, sft};
-use reel_runtime::Cx;
 use reel_train::RunSetup;
 use reel_train::options::{GrpoOptions, RunOptions, SftOptions};
 use serde_json::Value;
 
 use fake_gpu::assert_no_violations_or_leaks;
 use support::{file_names_in, finished_run, golden, reel_on_gpu};
-use tensors::{Tensor, gathered_rows, read_tensors, relative_distance};
+use tensors::{Tensor, assert_close, gathered_rows, parse_tensors, read_tensors, relative_distance};
 
 fn fake_cuda() -> (FakeDriver, Device) {
     fake_gpu::fake_cuda(512 << 20)
@@ -39,17 +38,18 @@ fn simulated() -> Device {
     Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).expect("a simulator")
 }
 
-/// Computes the logits of a case of `tests/golden/model` on a device.
-fn logits(device: &Device, case: &str, dtype: DType) -> Vec<f32> {
+/// Reads the tokens and the pixels of a case of `tests/golden/model`.
+fn input_of(case: &str) -> (PathBuf, ModelInput) {
     let folder = golden("model").join(case);
     let config = ModelConfig::open(&folder.join("model")).expect("a configuration");
     let tokens = ModelInput::read(&folder.join("inputs.safetensors"), &config).expect("tokens");
-    let files = Checkpoint::open(&folder.join("model")).expect("weights");
-    let model = Qwen25Vl::open(device, &files, &config, dtype).expect("a model");
-    let cx = Cx::inference(device, dtype);
-    let batch = Batch::new(device, &config, &[tokens.sequence()], "case").expect("a batch");
-    let hidden = model.forward(&cx, &batch, ForwardOptions::default()).expect("a forward pass");
-    model.logits(&cx, &hidden).expect("logits").to_f32().expect("numbers")
+    (folder.join("model"), tokens)
+}
+
+/// Computes the logits of a case of `tests/golden/model` on a device.
+fn logits(device: &Device, case: &str, dtype: DType) -> Vec<f64> {
+    let (model, tokens) = input_of(case);
+    bf16::logits(device, &model, &tokens, dtype)
 }
 
 #[test]
@@ -321,5 +321,66 @@ fn gpu_training_steps_agree_with_the_reference_and_are_reproducible() {
         let hash = || training::check_training_case(reel_on_gpu(), &case, &["--device", "cuda"]);
         assert_eq!(hash(), hash(), "{case}: two runs differ");
         println!("{case}: agrees with the reference, and two runs give the same weights");
+    }
+}
+
+/// Checks a training step in bf16 on the weights of `model_a`: loss, norm of the gradient, and change of the weights.
+fn check_step_in_bf16(name: &str, device: &Device, cpu: &Device, step: impl Fn(&Device, DType) -> Step) {
+    let before = read_tensors(&golden("train/model_a/model.safetensors"));
+    let steps = [(device, DType::BF16), (cpu, DType::BF16), (cpu, DType::F32)];
+    let [got, of_cpu, reference] = steps.map(|(device, dtype)| {
+        let step = step(device, dtype);
+        let after = parse_tensors(&step.weights).expect("weights");
+        let changes = after.iter().flat_map(|(name, after)| after.values.iter().zip(&before[name].values));
+        let changes = changes.map(|(after, before)| after - before).collect::<Vec<f64>>();
+        let metrics = [0, 1].map(|i| step.metrics[i].as_f64().expect("a number"));
+        (metrics.to_vec(), changes)
+    });
+    bf16::check_distances(&format!("{name}, loss and norm of the gradient"), &got.0, &of_cpu.0, &reference.0);
+    // A step changes a weight by few units of bf16 or by none, so the reference in f32 says nothing here. A distance of
+    // 0.25 means that one weight in 16 is off by one unit.
+    assert_close(&format!("{name}, change of the weights"), &got.1, &of_cpu.1, 0.25);
+}
+
+fn check_steps_in_bf16(device: &Device, cpu: &Device) {
+    check_step_in_bf16("SFT step", device, cpu, |device, dtype| sft_step(device, dtype, 0));
+    check_step_in_bf16("GRPO step", device, cpu, |device, dtype| grpo_step(device, dtype, false));
+}
+
+/// The kernels of Hopper, in the simulator, agree with the CPU in bf16.
+#[test]
+fn hopper_kernels_on_the_fake_driver_agree_with_the_cpu_in_bf16() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let (fake, device) = fake_gpu::open_cuda_device(FakeDriver::new(Arch::H100, 512 << 20));
+    let cpu = Device::cpu(2);
+    let (model, tokens) = input_of("image_hd128_bf16");
+    bf16::check_logits("image_hd128_bf16", &device, &cpu, &model, &tokens);
+    let prompt = ModelInput::from_text_tokens((0..150).map(|i| i * 7 % 400).collect());
+    bf16::check_decoding("image_hd128_bf16", &device, &cpu, &model, &prompt, 6);
+    check_steps_in_bf16(&device, &cpu);
+    drop(device);
+    assert_no_violations_or_leaks(&fake, "H100");
+}
+
+#[test]
+fn gpu_results_in_bf16_agree_with_the_cpu() {
+    if !gpu_is_present() {
+        return;
+    }
+    let device = Device::on_gpu(Gpu::open(0).expect("a GPU")).expect("a device");
+    let cpu = Device::cpu(std::thread::available_parallelism().expect("a number").get());
+    for case in file_names_in(&golden("model")) {
+        let (model, tokens) = input_of(&case);
+        bf16::check_logits(&case, &device, &cpu, &model, &tokens);
+    }
+    check_steps_in_bf16(&device, &cpu);
+    // Two layers of the published widths, whose products have many tiles and whose attention many blocks of keys.
+    for preset in [Preset::B3, Preset::B7] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let options = InitOptions { preset, layers: Some(2), vocab: Some(4096), dtype: None, seed: 0 };
+        init_model_folder(&options, folder.path()).expect("a model");
+        let tokens = |count: u32| ModelInput::from_text_tokens((0..count).map(|i| i * 7 % 4000).collect());
+        bf16::check_logits(preset.name(), &device, &cpu, folder.path(), &tokens(1100));
+        bf16::check_decoding(preset.name(), &device, &cpu, folder.path(), &tokens(600), 64);
     }
 }

@@ -117,7 +117,7 @@ impl LocalCompiler {
     fn parser(&self, grammar: TopLevelGrammar) -> std::result::Result<TokenParser, String> {
         let parser = self.factory.create_parser(grammar).map_err(|e| e.to_string());
         // `llguidance` catches its own panics.
-        let mut parser = parser.map_err(|e| e.replacen("panic: ", "its compiler panicked: ", 1))?;
+        let mut parser = parser.map_err(|e| e.replacen("panic: ", "its compiler cannot process it: ", 1))?;
         parser.start_without_prompt();
         Ok(parser)
     }
@@ -323,7 +323,8 @@ impl Grammar {
 
 /// Runs `work` of `llguidance`, and turns its errors and panics into errors of the request.
 fn without_panic<T>(work: impl FnOnce() -> std::result::Result<T, String>) -> Result<T> {
-    let done = catch_panic(work).map_err(|panic| refused(format!("its parser panicked: {panic}"), SIMPLER))?;
+    let done = catch_panic(work)
+        .map_err(|panic| refused(format!("its parser cannot continue: {}", one_line(&panic)), SIMPLER))?;
     done.map_err(|e| stopped(&e))
 }
 
@@ -346,7 +347,8 @@ fn stopped(text: &str) -> EngineError {
 /// Shortens an error text of `llguidance`, which may quote the whole grammar, to one line of 300 characters. Also
 /// removes the tag `<non-verbose/>` at the end, which says that the parser's state is left out.
 fn one_line(text: &str) -> String {
-    let text = text.trim_end().trim_end_matches("<non-verbose/>");
+    // `llguidance` adds a backtrace to the message of a panic that it caught.
+    let text = text.split("<backtrace>").next().unwrap_or(text).trim_end().trim_end_matches("<non-verbose/>");
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     line.char_indices().nth(300).map_or(line.clone(), |(end, _)| format!("{} ...", &line[..end]))
 }
@@ -371,6 +373,13 @@ mod tests {
         grammar.items += MAX_STATE_BYTES / ITEM_BYTES;
         let e = grammar.accept(97).unwrap_err().to_string();
         assert!(e.starts_with("grammar: needs more than 32 MiB for its state"), "{e}");
+    }
+
+    #[test]
+    fn the_error_of_a_compiler_that_panics_has_no_backtrace() {
+        let lark = r#"start: "a" start<|im_end|> | "b""#;
+        let e = byte_compiler().compile(&GrammarSpec::Lark(lark.into())).unwrap_err().to_string();
+        assert!(e.starts_with("grammar: its compiler cannot process it: ") && !e.contains("backtrace"), "{e}");
     }
 
     /// Each of these grammars takes more work for a token than a server can wait for, or more memory.

@@ -204,7 +204,7 @@ pub(crate) fn run_on_stack<T: Send>(bytes: usize, work: impl FnOnce() -> Result<
             let help = reel_diagnostic::resource_shortage_help(&e).unwrap_or("try again");
             refused(format!("no thread can be started: {e}"), help)
         })?;
-        thread.join().unwrap_or_else(|_| Err(refused("its compiler panicked".into(), "use a simpler grammar")))
+        thread.join().unwrap_or_else(|_| Err(refused("its compiler cannot process it".into(), "use a simpler grammar")))
     })
 }
 

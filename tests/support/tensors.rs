@@ -16,11 +16,16 @@ pub struct Tensor {
 /// Reads all tensors of a safetensors file.
 pub fn read_tensors(path: &Path) -> BTreeMap<String, Tensor> {
     let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    file.tensors()
-        .into_iter()
+    parse_tensors(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Reads all tensors in the bytes of a safetensors file.
+pub fn parse_tensors(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, safetensors::SafeTensorError> {
+    let file = SafeTensors::deserialize(bytes)?;
+    let tensors = file.tensors().into_iter();
+    Ok(tensors
         .map(|(name, t)| (name, Tensor { shape: t.shape().to_vec(), values: widen(t.dtype(), t.data()) }))
-        .collect()
+        .collect())
 }
 
 fn widen(dtype: Dtype, data: &[u8]) -> Vec<f64> {
