@@ -75,17 +75,24 @@ struct Step {
     products: Value,
 }
 
+/// Where a training step runs: on a device, in a dtype, from the weights of a model folder.
+type Place<'a> = (&'a Device, DType, &'a Path);
+
+fn model_a() -> PathBuf {
+    golden("train/model_a")
+}
+
 /// Runs one training step on a case of `tests/golden` in a temporary folder. `options` gets the run's options, and
 /// `run` is `sft::run` or `grpo::run`. `weights` is the name of the file that the step writes.
 fn step<O, S>(
-    (device, dtype): (&Device, DType),
+    (device, dtype, model): Place,
     case: &Path,
     weights: &str,
     options: impl FnOnce(RunOptions) -> O,
     run: fn(&RunSetup<O>) -> reel_train::Result<S>,
 ) -> Step {
     let folder = tempfile::tempdir().expect("a folder");
-    let (out, model) = (folder.path().join("out"), golden("train").join("model_a"));
+    let out = folder.path().join("out");
     let options = options(RunOptions {
         model: model.display().to_string(),
         data: case.join("data.jsonl"),
@@ -103,7 +110,7 @@ fn step<O, S>(
     media.overrides.max_pixels = Some(12_544);
     let setup = RunSetup {
         options: &options,
-        model: &model,
+        model,
         device,
         dtype,
         seed: 0,
@@ -134,21 +141,21 @@ fn step<O, S>(
 
 /// Runs an SFT step with images: of all weights (`lora_r` 0), or of a LoRA adapter on every linear layer.
 fn sft_step(device: &Device, dtype: DType, lora_r: usize) -> Step {
-    sft_step_on(&golden("train").join("sft_videorft_rows"), device, dtype, lora_r)
+    sft_step_on((device, dtype, &model_a()), &golden("train/sft_videorft_rows"), lora_r)
 }
 
-/// Like [`sft_step`], on the rows in `case/data.jsonl`.
-fn sft_step_on(case: &Path, device: &Device, dtype: DType, lora_r: usize) -> Step {
+/// Like [`sft_step`], of any model and on the rows in `case/data.jsonl`.
+fn sft_step_on(place: Place, case: &Path, lora_r: usize) -> Step {
     let file = if lora_r > 0 { "adapter_model.safetensors" } else { "model.safetensors" };
     let options = |run| {
         let lora_target_modules = (lora_r > 0).then(|| vec!["all-linear".to_string()]);
         SftOptions { run: RunOptions { lora_r, lora_target_modules, ..run }, ..SftOptions::default() }
     };
-    step((device, dtype), case, file, options, sft::run)
+    step(place, case, file, options, sft::run)
 }
 
 /// Runs a GRPO step with a reference model, on recorded completions or on completions that the policy samples.
-fn grpo_step(device: &Device, dtype: DType, samples: bool) -> Step {
+fn grpo_step(place: Place, samples: bool) -> Step {
     let case = golden("grpo").join("grpo_videorft");
     let options = |run| GrpoOptions {
         run: RunOptions { per_device_train_batch_size: 4, ..run },
@@ -159,7 +166,7 @@ fn grpo_step(device: &Device, dtype: DType, samples: bool) -> Step {
         rollouts: (!samples).then(|| case.join("rollouts.jsonl")),
         ..GrpoOptions::default()
     };
-    step((device, dtype), &case, "model.safetensors", options, grpo::run)
+    step(place, &case, "model.safetensors", options, grpo::run)
 }
 
 /// Checks that a step on the fake driver has the bits of device `sim`, leaves no handle open and breaks no rule of the
@@ -193,7 +200,7 @@ fn grpo_step_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
     for (dtype, samples) in [(DType::F32, false), (DType::BF16, true)] {
         check_step_on_the_fake_driver(&format!("{dtype}, sampled {samples}"), |device| {
-            let step = grpo_step(device, dtype, samples);
+            let step = grpo_step((device, dtype, &model_a()), samples);
             assert!(step.metrics[2].as_str().is_some_and(|hash| hash.len() == 16), "{}", step.metrics);
             step
         });
@@ -208,7 +215,7 @@ fn grpo_step_on(case: &Path, device: &Device) -> Step {
         max_completion_length: 4,
         ..GrpoOptions::default()
     };
-    step((device, DType::BF16), case, "model.safetensors", options, grpo::run)
+    step((device, DType::BF16, &model_a()), case, "model.safetensors", options, grpo::run)
 }
 
 /// Runs steps of SFT and GRPO with the driver of each CUDA version. GRPO samples completions, so it also tests
@@ -238,7 +245,8 @@ fn steps_on_the_drivers_of_cuda_12_and_13_have_the_same_bits() {
             continue;
         }
         let (fake, device) = fake_gpu::open_cuda_device(FakeDriver::with_driver_version(arch, 512 << 20, version));
-        let steps = [sft_step_on(sft_rows.path(), &device, DType::BF16, 4), grpo_step_on(grpo_rows.path(), &device)];
+        let sft = sft_step_on((&device, DType::BF16, &model_a()), sft_rows.path(), 4);
+        let steps = [sft, grpo_step_on(grpo_rows.path(), &device)];
         drop(device);
         assert_no_violations_or_leaks(&fake, &format!("sm_{}, {version}", arch.sm));
         let first = first.get_or_insert_with(|| steps.clone());
@@ -324,12 +332,12 @@ fn gpu_training_steps_agree_with_the_reference_and_are_reproducible() {
     }
 }
 
-/// Checks a training step in bf16 on the weights of `model_a`: loss, norm of the gradient, and change of the weights.
-fn check_step_in_bf16(name: &str, device: &Device, cpu: &Device, step: impl Fn(&Device, DType) -> Step) {
-    let before = read_tensors(&golden("train/model_a/model.safetensors"));
-    let steps = [(device, DType::BF16), (cpu, DType::BF16), (cpu, DType::F32)];
-    let [got, of_cpu, reference] = steps.map(|(device, dtype)| {
-        let step = step(device, dtype);
+/// Checks a training step of a model in bf16: loss, norm of the gradient, and change of the weights.
+fn check_step_in_bf16(name: &str, device: &Device, cpu: &Device, model: &Path, step: impl Fn(Place) -> Step) {
+    let before = read_tensors(&model.join("model.safetensors"));
+    let places = [(device, DType::BF16, model), (cpu, DType::BF16, model), (cpu, DType::F32, model)];
+    let [got, of_cpu, reference] = places.map(|place| {
+        let step = step(place);
         let after = parse_tensors(&step.weights).expect("weights");
         let changes = after.iter().flat_map(|(name, after)| after.values.iter().zip(&before[name].values));
         let changes = changes.map(|(after, before)| after - before).collect::<Vec<f64>>();
@@ -343,8 +351,12 @@ fn check_step_in_bf16(name: &str, device: &Device, cpu: &Device, step: impl Fn(&
 }
 
 fn check_steps_in_bf16(device: &Device, cpu: &Device) {
-    check_step_in_bf16("SFT step", device, cpu, |device, dtype| sft_step(device, dtype, 0));
-    check_step_in_bf16("GRPO step", device, cpu, |device, dtype| grpo_step(device, dtype, false));
+    // Heads of 128 elements have kernels of their own.
+    for (name, model) in [("model_a", model_a()), ("hd128", golden("model/image_hd128_bf16/model"))] {
+        let sft = |place: Place| sft_step_on(place, &golden("train/sft_videorft_rows"), 0);
+        check_step_in_bf16(&format!("SFT step of {name}"), device, cpu, &model, sft);
+        check_step_in_bf16(&format!("GRPO step of {name}"), device, cpu, &model, |place| grpo_step(place, false));
+    }
 }
 
 /// The kernels of Hopper, in the simulator, agree with the CPU in bf16.
@@ -359,6 +371,8 @@ fn hopper_kernels_on_the_fake_driver_agree_with_the_cpu_in_bf16() {
     bf16::check_decoding("image_hd128_bf16", &device, &cpu, &model, &prompt, 6);
     check_steps_in_bf16(&device, &cpu);
     drop(device);
+    // Only kernels of Hopper may begin before the launch before them has ended.
+    assert!(fake.programmatic_launch_count() > 0);
     assert_no_violations_or_leaks(&fake, "H100");
 }
 
