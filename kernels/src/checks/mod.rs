@@ -232,6 +232,15 @@ pub(crate) fn runs_cuda_code() -> bool {
     RUNNING.with_borrow(|r| !matches!(r.setup.device, CheckDevice::Cpu))
 }
 
+/// Returns the size of a check: `on_gpu` gives each multiprocessor of a GPU many tiles, and the simulator finishes
+/// `elsewhere` in time.
+pub(crate) fn size_for<T>(on_gpu: T, elsewhere: T) -> T {
+    match RUNNING.with_borrow(|r| matches!(r.setup.device, CheckDevice::Gpu(_)) && !r.setup.compare) {
+        true => on_gpu,
+        false => elsewhere,
+    }
+}
+
 /// Runs a launch on the device of the check: on `threads` CPU threads; on the simulator under the check's
 /// interleavings, whose results must agree bit for bit without findings; or on the GPU.
 pub(crate) fn run(launch: &Launch, threads: usize) {

@@ -15,6 +15,7 @@ use cuda::backward_wgmma::{
     other_sequences_and_the_grid_change_no_bit_of_gradients_by_products_of_warpgroups,
     other_sequences_that_are_not_finite_change_no_gradient_by_products_of_warpgroups,
 };
+use cuda::many_tiles::products_of_warps_and_of_warpgroups_agree_over_many_tiles;
 use cuda::wgmma::{
     keys_and_values_of_no_query_change_nothing, other_sequences_and_prefixes_change_no_bit_of_products_of_warpgroups,
     products_of_warpgroups_equal_the_formula,
@@ -37,6 +38,7 @@ checks!(
     gradients_by_products_of_warpgroups_equal_the_formula,
     other_sequences_and_the_grid_change_no_bit_of_gradients_by_products_of_warpgroups,
     other_sequences_that_are_not_finite_change_no_gradient_by_products_of_warpgroups,
+    products_of_warps_and_of_warpgroups_agree_over_many_tiles,
 );
 
 /// A batch with its operands q, k, v and d_o.

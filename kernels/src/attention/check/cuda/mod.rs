@@ -1,6 +1,7 @@
 //! Checks of the attention kernels in CUDA, on the simulator or on a GPU.
 
 pub(super) mod backward_wgmma;
+pub(super) mod many_tiles;
 pub(super) mod wgmma;
 
 use reel_device::DType::{self, BF16, F32};
