@@ -6,22 +6,28 @@ cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
 # Exported, because functions below run in child shells.
 export OUT=${OUT:-$PWD/results} XDG_CACHE_HOME=${XDG_CACHE_HOME:-/tmp/reel-cache}
 export REEL_TEST_BIN=$PWD/reel REEL_TEST_GOLDEN=$PWD/golden
-models=${MODELS:-/tmp/reel-models} device=${DEVICE:-cuda} python=${PYTHON:-python3}
+memory=/tmp
+[ ! -w /dev/shm ] || memory=/dev/shm
+models=${MODELS:-$memory/reel-models} device=${DEVICE:-cuda} python=${PYTHON:-python3}
 raw=${RAW:-/tmp/reel-raw}
-phases=(machine init check step kernels products models training profile tune counters sanitizer seeds compare)
+# The order of two calls of 540 and 300 seconds: the first call ends about with `tune`.
+phases=(machine init hopper drift kernels products models training tune step rollouts check profile counters sanitizer seeds compare)
 
 help() {
     cat <<'TEXT'
 ./run.sh all            runs every phase, the riskiest first, until SECONDS_LEFT are over; called again, it goes on where it stopped
 ./run.sh PHASE...       runs these phases only, in the same way:
   machine     describe the machine; exit at once if the device cannot be used
-  init        make a model of the published size 3b with random weights, which later phases use
-  check       compare every kernel with its formula, in parallel, seed 0
-  step        run golden models and training steps through the whole device
+  init        begin to make models of the published sizes 3b and 7b with random weights, which later phases use
+  hopper      compare the kernels of the four folders with code for Hopper with their formulas, and over many tiles
+  drift       run a GRPO step of 3b, and check that training and decoding compute equal log-probabilities
+  check       compare the kernels of all other folders with their formulas, in parallel, seed 0
+  step        run golden models and training steps through the whole device, in f32 and in bf16
   kernels     time kernels, beside torch's
   products    time matrix products, beside torch's
   models      time decode, prefill, rollouts and the first token, beside transformers
-  training    time SFT steps, with and without recomputation, and a GRPO step, beside transformers
+  training    time SFT steps, with and without recomputation, beside transformers
+  rollouts    time GRPO steps of all models, with the check of `drift`
   profile     measure where the time of a decode step and a training step goes: pages and traces
   tune        time the compiled-in variants of kernels, and print the fastest by shape
   counters    read the GPU's counters of the ten kernels that matter, if NVIDIA's ncu is installed
@@ -36,7 +42,7 @@ FRESH=1 repeats all.
 
 Environment: OUT, MODELS (model folder), RAW (scratch folder), RESUME (raw.tar.gz of an earlier call on another machine), PRESETS ("7b
 3b"), REEL_CUDA (an installation of CUDA 13; by default the packages of python3), JOBS (parallel processes, 7), SECONDS_LEFT (limit of
-this call, 560), PYTHON (for the peers and the table, python3). To try the script without a GPU: DEVICE=cpu TINY=1 PRESETS=tiny; with
+this call, 560), PEERS=0 (leave torch and transformers out), PYTHON (for the peers and the table, python3). To try the script without a GPU: DEVICE=cpu TINY=1 PRESETS=tiny; with
 ONE=1 it runs the first item of each phase only.
 TEXT
 }
@@ -128,12 +134,21 @@ folder() {
     return "$rc"
 }
 
-# Checks all kernel folders, the slow ones first, with the options in $@.
+# The folders that have kernels for Hopper.
+export HOPPER='attention|paged_attention|skinny|matmul'
+
+# `folders WHICH OPTION...`: checks kernel folders, the slow ones first: those of Hopper (`hopper`), the other ones
+# (`others`), or `all`.
 folders() {
-    local all slow='attention|rms_norm|paged_attention|layer_norm|patch_merge|skinny'
+    local which=$1 all slow="rms_norm|layer_norm|patch_merge|$HOPPER"
+    shift
     all=$(cat folders)
     # A try on a CPU checks two folders.
-    [ -z "${TINY:-}" ] || all=$(grep -xE 'swiglu|grpo_loss' <<<"$all")
+    [ -z "${TINY:-}" ] || all=$(grep -xE 'swiglu|matmul' <<<"$all")
+    case $which in
+    hopper) all=$(grep -xE "$HOPPER" <<<"$all") ;;
+    others) all=$(grep -vxE "$HOPPER" <<<"$all") ;;
+    esac
     # The variables are expanded by the inner shell.
     # shellcheck disable=SC2016
     { grep -xE "$slow" <<<"$all"; grep -vxE "$slow" <<<"$all"; } |
@@ -144,14 +159,38 @@ export -f folder folders
 
 presets() { echo "${PRESETS:-7b 3b}"; }
 
-# Makes the models for benchmarks with random weights, unless they exist.
-make_models() {
+# `begin_models PRESET...`: begins to make the models for benchmarks with random weights, one after the other beside
+# other work, unless they exist.
+begin_models() {
     local preset
     for preset in "$@"; do
-        [ -e "$models/$preset/config.json" ] && continue
+        [ -e "$models/$preset/config.json" ] || [ -e "$models/$preset.begun" ] && continue
         # On a fresh machine the models are made again, also if an earlier call made them.
         sed -i "/{\"item\":\"model $preset\",/d" "$raw/status.jsonl"
-        item "model $preset" models.txt 240 ./reel init --preset "$preset" --out "$models/$preset" --quiet
+        touch "$models/$preset.begun"
+        missing+=("$preset")
+    done
+    [ "${#missing[@]}" = 0 ] && return 0
+    (
+        for preset in "${missing[@]}"; do
+            rm -rf "$models/$preset.part"
+            ./reel init --preset "$preset" --out "$models/$preset.part" --quiet 2>"$models/$preset.failed" &&
+                mv "$models/$preset.part" "$models/$preset" && rm "$models/$preset.failed"
+            rm -f "$models/$preset.begun"
+        done
+    ) >/dev/null &
+    missing=()
+}
+
+# `make_models PRESET...`: waits until the models exist.
+make_models() {
+    local preset
+    begin_models "$@"
+    for preset in "$@"; do
+        # The variables are expanded by the inner shell.
+        # shellcheck disable=SC2016
+        item "model $preset" models.txt 240 bash -c 'while [ -e "$1.begun" ]; do sleep 0.2; done
+            [ -e "$1/config.json" ] || { cat "$1.failed" >&2; exit 1; }' make "$models/$preset"
     done
 }
 
@@ -187,6 +226,7 @@ sizes() {
 }
 
 peers() {
+    has_peers "peers: $1" || return 0
     item "peers: $1" peers.jsonl "$2" "$python" peers/torch_kernels.py --runs "${RUNS:-20}" --only "$3" --device "$device" ${TINY:+--tiny}
 }
 
@@ -197,8 +237,14 @@ bench_model() {
     with_model "$preset" "$name" models.jsonl 90 ./reel bench "$command" --model "$models/$preset" --device "$device" --dtype bf16 --json "$@"
 }
 
+# Whether peers are measured; else records that item $1 is left out.
+has_peers() {
+    [ "${PEERS:-1}" != 0 ] || { absent "$1" "left out: PEERS=0" && return 1; }
+}
+
 peer_model() {
     local name=$1 preset=$2
+    has_peers "$name" || return 0
     shift 2
     with_model "$preset" "$name" qwen.jsonl "${LIMIT:-150}" "$python" peers/qwen.py "$models/$preset" --device "$device" --dtype bf16 --attention sdpa --rounds 3 "$@"
 }
@@ -231,6 +277,11 @@ disk_rate() {
     awk -v a="$begun" -v b="$ended" -v n="$bytes" 'BEGIN { if (n > 0 && b > a) printf "%.0f", n / (b - a); else printf "null" }'
 }
 
+# Whether training, prefill and decoding have the same bits on this device: on Hopper and on a CPU.
+has_equal_bits() {
+    [ "$DEVICE" = cpu ] || nvidia-smi --query-gpu=compute_cap --format=csv,noheader | grep -q '^9\.'
+}
+
 # Runs two GRPO steps of a model on text, each with 8 completions of $2 tokens, and prints the metrics of the second
 # one.
 grpo_step() {
@@ -244,20 +295,41 @@ grpo_step() {
         --dtype bf16 --quiet >&2 &&
         tail -n 1 "$folder/out/metrics.jsonl" | sed "s/^{/{\"op\":\"grpo step\",\"model\":\"$preset\",\"completions\":8,\"completion_tokens\":$tokens,/"
     local rc=$?
+    if [ "$rc" = 0 ] && has_equal_bits && ! grep -q '"rollout_drift":0.0[,}]' "$folder/out/metrics.jsonl"; then
+        echo "log-probabilities of training and of decoding differ: rollout_drift is not 0" >&2
+        rc=1
+    fi
     rm -rf "$folder"
     return "$rc"
 }
 export MODELS=$models RAW=$raw
-export -f first_token disk_rate grpo_step
+export -f first_token disk_rate has_equal_bits grpo_step
 
 run_machine() {
     item "machine" machine.txt 20 bash -c describe
     item "device" device.json 60 ./reel bench op swiglu --size tokens=1 --size intermediate=1 --device "$device" --dtype bf16 --runs 1 --no-counters --json
 }
 
-run_init() { if [ -n "${TINY:-}" ]; then make_models tiny; else make_models 3b; fi; }
+run_init() { if [ -n "${TINY:-}" ]; then begin_models tiny; else begin_models 3b 7b; fi; }
 
-run_check() { item "checks, seed 0" check.jsonl 200 bash -c folders; }
+run_hopper() { item "checks of Hopper's folders, seed 0" check.jsonl 240 bash -c 'folders hopper'; }
+
+run_drift() { grpo_item "$(presets | tr ' ' '\n' | tail -n 1)"; }
+
+run_rollouts() {
+    local preset
+    for preset in $(presets); do grpo_item "$preset"; done
+}
+
+# Times GRPO steps of a model, and checks that training and decoding have the same bits.
+grpo_item() {
+    local made=256
+    [ -z "${TINY:-}" ] || made=8
+    make_models "$1"
+    with_model "$1" "GRPO step $1, 8 completions" grpo.jsonl 150 bash -c "grpo_step $1 $made"
+}
+
+run_check() { item "checks, seed 0" check.jsonl 200 bash -c 'folders others'; }
 
 run_step() { item "golden models and steps" goldens.txt 200 bash -c golden_steps; }
 
@@ -333,13 +405,12 @@ run_models() {
 }
 
 run_training() {
-    local first last learned=8192 made=256
-    [ -z "${TINY:-}" ] || { learned=64 made=8; }
-    first=$(presets) last=${first##* } first=${first%% *}
-    make_models "$first" "$last"
+    local first learned=8192
+    [ -z "${TINY:-}" ] || learned=64
+    first=$(presets) first=${first%% *}
+    make_models "$first"
     bench_model "SFT step $first, $learned tokens" "$first" train --tokens "$learned" --rounds 3 --optim adamw-bf16
     bench_model "SFT step $first, without recomputation" "$first" train --tokens "$learned" --rounds 3 --optim adamw-bf16 --gradient-checkpointing none
-    with_model "$last" "GRPO step $last, 8 completions" grpo.jsonl 150 bash -c "grpo_step $last $made"
     peer_model "peers: SFT step $first" "$first" --what train --train-tokens "$learned"
 }
 
@@ -446,7 +517,7 @@ run_sanitizer() {
 
 run_seeds() {
     local seed
-    for seed in 1 2 3; do item "checks, seed $seed" check.jsonl 120 bash -c "folders --seed $seed"; done
+    for seed in 1 2 3; do item "checks, seed $seed" check.jsonl 120 bash -c "folders all --seed $seed"; done
 }
 
 run_compare() {
@@ -455,14 +526,16 @@ run_compare() {
         return 0
     fi
     item "instructions" instructions.jsonl 150 ./instructions
-    item "compare with the simulator" compare.jsonl 300 bash -c 'folders --compare'
+    item "compare with the simulator" compare.jsonl 300 bash -c 'folders all --compare'
 }
 
 # Runs the phases in $@, then writes and prints the results.
 run() {
     # A call as a whole ends before its limit: writing the results takes a few seconds.
-    until=$((SECONDS + ${SECONDS_LEFT:-560} - 15)) undone=()
+    until=$((SECONDS + ${SECONDS_LEFT:-560} - 15)) undone=() missing=()
     mkdir -p "$OUT" "$models" || exit 1
+    # An earlier call may have ended while it made a model.
+    rm -f "$models"/*.begun
     unpack
     find_cuda
     [ -z "${FRESH:-}" ] || rm -rf "$raw" "$OUT/raw.tar.gz"
