@@ -1,16 +1,16 @@
 //! Times kernels: example calls run on GPU memory, timed by GPU events, or on the processor.
 //!
-//! Before each run 256 MiB of other memory are written, more than any cache holds, so that every run reads its
-//! operands from memory. On a GPU this write is enqueued before the first event, and the host enqueues the run while
-//! it executes. Cache lines of this write that are written back only during the run count against the run, as in
-//! Triton's and PyTorch's benchmarks.
+//! On a GPU, a run is a chain of launches in a captured graph, as in a decode or training step: a launch that may begin
+//! before the launch before it has ended does so. The launches use several sets of operands in turns, of 256 MiB
+//! together, more than any cache holds, so each launch reads its weights from memory. Small operands of few bytes
+//! may stay in the cache, as in a step. On a processor, 256 MiB of other memory are written before each run.
 #![allow(unsafe_code)]
 
 use std::time::{Duration, Instant};
 
 use reel_device::cpu::large_pages::LargeArray;
 use reel_device::cuda::blas::{Blas, WORKSPACE_BYTES};
-use reel_device::cuda::{Buffer, CudaError, Gpu};
+use reel_device::cuda::{Buffer, CudaError, Gpu, GpuGraph};
 use reel_device::launch::{Kernel, KernelLaunch, Matmul, ParamField};
 use reel_device::{Addr, DType, Team};
 
@@ -38,7 +38,7 @@ impl TimedRun {
 /// The measured times of one call.
 #[derive(Clone, Debug)]
 pub struct RunTimes {
-    /// The seconds that each run took with cold caches, shortest first.
+    /// The seconds that each run, or each launch of a run, took, shortest first.
     pub seconds: Vec<f64>,
     /// The timed runs, in chronological order.
     pub runs: Vec<TimedRun>,
@@ -63,45 +63,77 @@ impl RunTimes {
     }
 }
 
-/// Bytes that are written before a run to evict caches; more than any cache holds.
+/// Bytes that are written before a run to evict caches, and of all sets of operands of a chain; more than any cache
+/// holds.
 const FLUSH: usize = 256 << 20;
 
-/// Times an example call on a GPU with each of `kernels`, which take the call's parameters: `runs` runs of each after
-/// two warm-up runs. The runs of the kernels are interleaved (A B C A B C), because a GPU lowers its clock while it
-/// works.
+/// The most sets of operands of a chain.
+const MAX_SETS: usize = 8;
+
+/// Returns how many sets of operands the launches of a chain use; a launch moves `bytes` bytes.
+fn set_count(bytes: f64) -> usize {
+    (FLUSH as f64 / bytes.max(1.0)).ceil().clamp(1.0, MAX_SETS as f64) as usize
+}
+
+/// Captures a chain of launches that uses each of `sets` sets of operands twice. `enqueue(i)` enqueues a launch with
+/// set `i`. It is called once before the capture, because the first call may load code or choose an algorithm.
+fn capture_chain(
+    gpu: &Gpu,
+    sets: usize,
+    mut enqueue: impl FnMut(usize) -> Result<(), CudaError>,
+) -> Result<GpuGraph, CudaError> {
+    enqueue(0)?;
+    gpu.synchronize()?;
+    gpu.begin_capture()?;
+    let enqueued = (0..2 * sets).try_for_each(|i| enqueue(i % sets));
+    let graph = gpu.end_capture();
+    enqueued.and(graph)
+}
+
+/// Times an example call on a GPU with each of `kernels`, which take the call's parameters: `runs` chains of each after
+/// two warm-up chains. The chains of the kernels are interleaved (A B C A B C), because a GPU lowers its clock while
+/// it works. The times are those of one launch.
 pub fn time_call_on_gpu(
     gpu: &Gpu,
     example: &ExampleCall,
     kernels: &[&'static Kernel],
     runs: usize,
 ) -> Result<Vec<RunTimes>, CudaError> {
+    let sets = set_count(example.launch.cost.bytes);
     let mut buffers = Vec::new();
-    let params = with_operands(&example.launch, |operand| {
-        let buffer = buffer_of(gpu, &example.launch, operand)?;
-        let at = buffer.address();
-        buffers.push(buffer);
-        Ok::<u64, CudaError>(at)
-    })?;
+    let operands_of_a_set = |_| {
+        with_operands(&example.launch, |operand| {
+            let buffer = buffer_of(gpu, &example.launch, operand)?;
+            let at = buffer.address();
+            buffers.push(buffer);
+            Ok::<u64, CudaError>(at)
+        })
+    };
+    let params = (0..sets).map(operands_of_a_set).collect::<Result<Vec<_>, _>>()?;
     // SAFETY: every operand has a buffer of the GPU that covers it, see `sized`.
-    in_turns(gpu, kernels.len(), runs, |i| unsafe { gpu.launch(kernels[i], &params) })
+    let chain = |kernel| capture_chain(gpu, sets, |set| unsafe { gpu.launch(kernel, &params[set]) });
+    let chains = kernels.iter().map(|kernel| chain(kernel)).collect::<Result<Vec<_>, _>>()?;
+    // SAFETY: the buffers live until the function returns.
+    unsafe { time_chains(gpu, &chains, 2 * sets, runs) }
 }
 
-/// Times calls of `enqueue(i)` for each `i` below `count`, interleaved: `runs` calls of each after two warm-up calls.
-/// Caches are overwritten before each call.
-fn in_turns(
+/// Times chains of `launches` launches in turns: `runs` chains of each after two warm-up chains.
+///
+/// # Safety
+/// The captured addresses are valid.
+unsafe fn time_chains(
     gpu: &Gpu,
-    count: usize,
+    chains: &[GpuGraph],
+    launches: usize,
     runs: usize,
-    mut enqueue: impl FnMut(usize) -> Result<(), CudaError>,
 ) -> Result<Vec<RunTimes>, CudaError> {
-    let flush = gpu.alloc(FLUSH)?;
-    let mut timed = vec![Vec::new(); count];
+    let mut timed = vec![Vec::new(); chains.len()];
     for run in 0..runs + 2 {
-        for (i, timed) in timed.iter_mut().enumerate() {
-            gpu.fill(&flush, run as u8)?;
-            let seconds = gpu.time_seconds(|| enqueue(i))?;
+        for (chain, timed) in chains.iter().zip(&mut timed) {
+            // SAFETY: the caller guarantees the addresses.
+            let seconds = gpu.time_seconds(|| unsafe { gpu.launch_graph(chain) })?;
             if run >= 2 {
-                timed.push(TimedRun::ending_now(seconds));
+                timed.push(TimedRun::ending_now(seconds / launches as f64));
             }
         }
     }
@@ -125,18 +157,25 @@ fn at(p: &Matmul, [a, b, c]: [u64; 3]) -> Matmul {
 /// # Errors
 /// cuBLASLt or the GPU reports an error.
 pub fn time_product_on_gpu(gpu: &Gpu, blas: &dyn Blas, product: &Matmul, runs: usize) -> Result<RunTimes, CudaError> {
-    let buffers = of_product(product).map(|bytes| normal_buffer(gpu, bytes.next_multiple_of(TILE)));
-    let [a, b, c] = buffers;
-    let (a, b, c, workspace) = (a?, b?, c?, gpu.alloc(WORKSPACE_BYTES)?);
-    let product = at(product, [a.address(), b.address(), c.address()]);
+    let (sets, workspace) = (set_count(product.cost().bytes), gpu.alloc(WORKSPACE_BYTES)?);
+    let operands_of_a_set = |_| {
+        let [a, b, c] = of_product(product).map(|bytes| normal_buffer(gpu, bytes.next_multiple_of(TILE)));
+        Ok([a?, b?, c?])
+    };
+    let buffers = (0..sets).map(operands_of_a_set).collect::<Result<Vec<[Buffer; 3]>, CudaError>>()?;
+    let products: Vec<Matmul> = buffers.iter().map(|set| at(product, set.each_ref().map(Buffer::address))).collect();
     // SAFETY: operands and workspace are buffers of the GPU with the product's sizes.
-    let run = || unsafe { blas.product(&product, workspace.address(), gpu.stream()) };
-    in_turns(gpu, 1, runs, |_| run()).map(|mut of_one| of_one.remove(0))
+    let enqueue = |set: usize| unsafe { blas.product(&products[set], workspace.address(), gpu.stream()) };
+    let chain = capture_chain(gpu, sets, enqueue)?;
+    // SAFETY: the buffers live until the function returns.
+    let mut timed = unsafe { time_chains(gpu, &[chain], 2 * sets, runs)? };
+    Ok(timed.remove(0))
 }
 
 /// Returns an upper bound on the bytes that [`time_product_on_gpu`] and [`time_product_on_cpu`] allocate.
 pub fn max_allocated_bytes_of_product(product: &Matmul) -> f64 {
-    product.cost().bytes + (FLUSH + WORKSPACE_BYTES + 3 * TILE) as f64
+    let operands = product.cost().bytes + (3 * TILE) as f64;
+    set_count(product.cost().bytes) as f64 * operands + (FLUSH + WORKSPACE_BYTES) as f64
 }
 
 /// Times an example product on the processor.
@@ -150,8 +189,8 @@ pub fn time_product_on_cpu(team: &Team, product: &Matmul, runs: usize) -> RunTim
 
 /// Returns an upper bound on the bytes that [`time_call_on_gpu`] and [`time_call_on_cpu`] allocate for a call.
 pub fn max_allocated_bytes_of_call(example: &ExampleCall) -> f64 {
-    let each = numbers(&example.launch);
-    example.launch.operands().count() as f64 * each + FLUSH as f64
+    let (each, sets) = (numbers(&example.launch), set_count(example.launch.cost.bytes));
+    (sets * example.launch.operands().count()) as f64 * each + FLUSH as f64
 }
 
 /// Times an example call on the processor: calls it `runs` times after one warm-up call.
@@ -400,8 +439,14 @@ fn normal_tile() -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use reel_device::Arch;
+    use reel_device::cuda::fake::FakeDriver;
+
     use super::*;
     use crate::catalogue::FOLDERS;
+    use crate::folder::Sizes;
 
     #[test]
     fn numbers_are_numbers_in_both_types() {
@@ -415,6 +460,28 @@ mod tests {
         for (mean, deviation) in [spread(bf16), spread(f32)] {
             assert!(mean.abs() < 0.01 && (deviation - 1.0).abs() < 0.02, "{mean} {deviation}");
         }
+    }
+
+    /// Chains of an own product and of cuBLASLt's, on a fake driver, which breaks at a wrong use of the driver API.
+    #[test]
+    fn chains_of_launches_are_timed() {
+        let fake = FakeDriver::new(Arch::H100, 8 << 30);
+        let gpu = Gpu::from_driver(Arc::new(fake.clone())).unwrap();
+        let sizes = [("m", 64), ("n", 64), ("k", 64)].map(|(name, size)| (name.to_string(), size));
+        let product = crate::catalogue::example_products(&Sizes::new(sizes).unwrap()).unwrap().remove(0);
+        let timed = time_product_on_gpu(&gpu, &*gpu.driver().blas().unwrap(), &product.product, 3).unwrap();
+        assert_eq!((timed.runs.len(), fake.violations()), (3, Vec::new()));
+        let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
+        let sizes = [("tokens", 8), ("intermediate", 64)].map(|(name, size)| (name.to_string(), size));
+        let folder = crate::catalogue::find_kernel_folder("swiglu").unwrap();
+        let example = folder.examples_with_sizes(&Sizes::new(sizes).unwrap()).unwrap().remove(0);
+        let kernel = example.launch.kernel;
+        let before = fake.launch_count();
+        let timed = time_call_on_gpu(&gpu, &example, &[kernel, kernel], 1).unwrap();
+        assert_eq!(timed.iter().map(|of| of.runs.len()).collect::<Vec<_>>(), [1, 1]);
+        // One launch before each capture, and three chains of each.
+        assert_eq!(fake.launch_count() - before, 2 * (1 + 3 * 2 * MAX_SETS as u64));
+        assert_eq!(fake.violations(), Vec::<String>::new());
     }
 
     /// Device `cpu` runs and times the example calls on generated operands.

@@ -162,11 +162,13 @@ struct Running {
     ran: CheckStatistics,
     /// The only GPU that the simulator simulates while [`with_only_gpu`] runs.
     only_gpu: Option<Arch>,
+    /// How often a GPU repeats each launch.
+    repeats: usize,
 }
 
 impl Running {
     fn new(setup: CheckSetup) -> Running {
-        Running { setup, ran: CheckStatistics::default(), only_gpu: None }
+        Running { setup, ran: CheckStatistics::default(), only_gpu: None, repeats: 1 }
     }
 }
 
@@ -273,6 +275,15 @@ pub(crate) fn run_once(launch: &Launch) {
 pub(crate) fn with_one_interleaving(body: impl FnOnce()) {
     let set = |n| RUNNING.with_borrow_mut(|r| std::mem::replace(&mut r.setup.interleavings, n));
     let before = set(1);
+    body();
+    set(before);
+}
+
+/// Calls `body`, and on a GPU repeats each of its launches `times` times: waits between blocks of threads that are missing
+/// may show in few launches. The launches of `body` must write only outputs.
+pub(crate) fn with_repeated_launches(times: usize, body: impl FnOnce()) {
+    let set = |n| RUNNING.with_borrow_mut(|r| std::mem::replace(&mut r.repeats, n));
+    let before = set(times);
     body();
     set(before);
 }

@@ -111,8 +111,10 @@ fn on_gpu(gpu: &Gpu, launch: &KernelLaunch, arrays: &[CheckArray]) -> Result<Vec
         }
     }
     let params = with_addresses_of_copies(launch.params.to_vec(), operands);
-    // SAFETY: the addresses point to GPU copies of the check's arrays, which live until after the wait.
-    unsafe { gpu.launch(launch.kernel, &params)? }
+    for _ in 0..RUNNING.with_borrow(|r| r.repeats) {
+        // SAFETY: the addresses point to GPU copies of the check's arrays, which live until after the wait.
+        unsafe { gpu.launch(launch.kernel, &params)? }
+    }
     gpu.synchronize()?;
     // A kernel does not write its tables. The host array is returned for them, because the tables on the GPU hold
     // other addresses.

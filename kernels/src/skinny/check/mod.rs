@@ -11,7 +11,8 @@ use self::qkv::{QkvCase, qkv_has_the_bits_of_products_and_of_rope_kv_write};
 use super::{Params, WeightFormat, formula, linear, logits, swiglu, test_cases_m_n_k};
 use crate::checks::rounding::{bf16, f32, unrounded};
 use crate::checks::{
-    TestArray, addr, checks, gpu_of_check, normal_numbers, run, run_once, runs_cuda_code, with_one_interleaving,
+    TestArray, addr, checks, gpu_of_check, normal_numbers, run, run_once, runs_cuda_code, size_for, with_one_interleaving,
+    with_repeated_launches,
 };
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::{catalogue, rms_norm, swiglu as swiglu_alone};
@@ -220,11 +221,16 @@ fn swiglu_equals_the_formula() {
     });
 }
 
-/// The result of a row has the same bits in batches of 1 to 70 rows.
+/// The result of a row has the same bits in batches of 1 to 70 rows. A GPU launches the 88 batches 230 times each.
 fn a_row_does_not_know_its_batch() {
+    with_repeated_launches(230, rows_do_not_know_their_batch);
+}
+
+fn rows_do_not_know_their_batch() {
     with_one_interleaving(|| {
-        // Rows of 2096 elements are whole 16-byte units, but not whole boxes of 128 bytes.
-        let (n, k) = (40, 2096);
+        // Rows of 2096 elements are whole 16-byte units, but not whole boxes of 128 bytes. On a GPU, the matrix has the
+        // sizes of 7B.
+        let (n, k) = size_for((4608, 3584), (40, 2096));
         for dtype in [F32, BF16] {
             for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
                 let given = Given::new(dtype, kind, (70, n, k));
