@@ -377,6 +377,7 @@ fn contents(launch: &KernelLaunch, name: &str) -> Contents {
             let per_token = paged_attention::counters_per_token(field("heads"), field("kv_heads"));
             list(product(field("tokens"), per_token), &|_| 0)
         }
+        "tile_counter" => list(1, &|_| 0),
         "block_tables" => list(product(field("seqs"), field("max_blocks")), &|i| i),
         "ids" | "targets" | "history" => {
             let count = product(rows, field("history_cols").max(1));

@@ -378,7 +378,7 @@ __device__ __forceinline__ void copy_blocks(const BwdParams& p, u32 shared, Slot
   u32 pair_parity = 1;
   const u32 before = key_tile_numbers(p);
 #pragma unroll 1
-  for (; packed_tiles(p).has(p, number - before); number = next_tile_number(p, number)) {
+  for (; number - before < packed_tiles(p).count(p); number = next_tile_number(p, number)) {
     PositionTile tile;
     TokenRange prefix;
     if (!find_packed(p, number - before, tile, prefix)) continue;

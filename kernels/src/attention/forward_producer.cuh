@@ -5,6 +5,13 @@
 // of 128 bytes; for head_dim 80 in groups of 16, with the swizzle of 32 bytes. The queries of each of the two
 // warpgroups are 64 rows.
 //
+// A block of threads begins with tile blockIdx.x and takes the numbers of further tiles from an atomic counter in
+// global memory, as it gets free (list scheduling). The results do not depend on which
+// block computes a tile. The counter wraps: of n numbers, gridDim.x are the first ones of blocks and n - gridDim.x are
+// drawn, and every block draws one more, which is no tile. So the last of n draws sets the counter to 0 for the next
+// launch. Launches with the same counter must follow one another. After a launch that was aborted the counter must be
+// set to 0.
+//
 // The type argument Source (packed_source.cuh or paged_attention/prefill_wgmma.cuh) knows where keys are, and copies
 // them:
 //
@@ -91,12 +98,17 @@ __device__ __forceinline__ void produce_tiles(const typename Source::Params& p, 
 
   const auto wait_for_slot = [&]() { mbarrier_wait(shared + S::FREE + 8 * ring.slot, ring.parity ^ 1); };
 
-  // A block takes its tiles in ascending order and, in every second round over the grid, in descending order, so that
-  // all blocks process nearly the same number of keys.
-  u32 round = 0, number = blockIdx.x;
+  u32 number = blockIdx.x;
+  // Without a counter, the block takes every gridDim.x-th tile. After a change here or in PositionTiles, ptxas may
+  // serialise the products of head_dim 128 (C7511): it does with atomicAdd, and if lane 0 draws into a new variable.
   const auto next_number = [&]() {
-    ++round;
-    number = round * gridDim.x + (round & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+    if (leads && p.tile_counter != 0) {
+      asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], %2;"
+                   : "=r"(number)
+                   : "l"(p.tile_counter), "r"(Source::tiles(p).count(p) - 1)
+                   : "memory");
+    }
+    number = gridDim.x + __shfl_sync(0xffffffffu, number, 0);
   };
 #pragma unroll 1
   for (;;) {
@@ -104,7 +116,7 @@ __device__ __forceinline__ void produce_tiles(const typename Source::Params& p, 
     Source source;
     bool found = false;
 #pragma unroll 1
-    while (Source::tiles(p).has(p, number) && !(found = source.find(p, number, tile))) next_number();
+    while (number < Source::tiles(p).count(p) && !(found = source.find(p, number, tile))) next_number();
     // redundant: a tile takes at least three slots of the ring, so the last waits for slots imply this one.
     mbarrier_wait(shared + S::TILE_FREE + 8 * next.slot, next.parity ^ 1);
     if (leads) {

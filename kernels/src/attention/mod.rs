@@ -132,6 +132,9 @@ params! {
         /// i32 `[seqs, 2]`: first token and number of tokens of each sequence's prefix, which may span several
         /// sequences; every prefix token belongs to a sequence. Null: no prefixes.
         pub prefix: Addr,
+        /// u32, 0 before and after the launch: the atomic counter from which the blocks of the wgmma kernels take tile
+        /// numbers. Launches with the same counter must follow one another. Null: the grid has a block for each tile.
+        pub tile_counter: Addr,
         /// Number of tokens in q, k and v.
         pub tokens: u32,
         /// Sequences.
@@ -151,8 +154,10 @@ params! {
         /// `scale * log2(e)`, which [`fwd`] fills in. Kernels read this number from the parameters where they use it,
         /// so it needs no register.
         pub score_factor: f32,
+        /// Number of query heads of a section of the order of tiles, a divisor of `heads`; [`fwd`] fills it in.
+        pub section_heads: u32,
         /// Zeros.
-        pub reserved: Padding<9>,
+        pub reserved: Padding<6>,
     }
 }
 
@@ -169,6 +174,7 @@ impl FwdParams {
         lse: Addr::NULL,
         cu_seqlens: Addr::NULL,
         prefix: Addr::NULL,
+        tile_counter: Addr::NULL,
         tokens: 0,
         seqs: 0,
         heads: 0,
@@ -178,6 +184,7 @@ impl FwdParams {
         scale: 0.0,
         max_seqlen: 0,
         score_factor: 0.0,
+        section_heads: 0,
         reserved: Padding::ZEROS,
     };
 }
@@ -238,10 +245,12 @@ params! {
         pub scale: f32,
         /// Number of tokens of the longest sequence.
         pub max_seqlen: u32,
-        /// `scale * log2(e)`. [`bwd`] fills in this number, as [`fwd`] does in [`FwdParams`].
+        /// `scale * log2(e)`. [`bwd`] fills in this number and the next, as [`fwd`] does in [`FwdParams`].
         pub score_factor: f32,
+        /// Number of query heads of a section of the order of tiles of queries.
+        pub section_heads: u32,
         /// Zeros.
-        pub reserved: Padding<13>,
+        pub reserved: Padding<12>,
     }
 }
 
@@ -274,6 +283,7 @@ impl BwdParams {
         scale: 0.0,
         max_seqlen: 0,
         score_factor: 0.0,
+        section_heads: 0,
         reserved: Padding::ZEROS,
     };
 
@@ -327,7 +337,8 @@ kernel!(pub BWD_BF16_WGMMA, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf
 /// pairs that one head computes (see [`query_key_pair_count`]).
 pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
     let kernel = kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16);
-    let params = &FwdParams { score_factor: params.scale * std::f32::consts::LOG2_E, ..*params };
+    let section_heads = plan::section_heads(params.tokens.into(), params.heads, params.kv_heads, params.head_dim);
+    let params = &FwdParams { score_factor: params.scale * std::f32::consts::LOG2_E, section_heads, ..*params };
     let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
     let d = params.head_dim as f64;
     let lse = if params.lse.is_null() { 0.0 } else { 4.0 * tokens * heads };
@@ -345,7 +356,8 @@ pub fn workspace_bytes(dtype: DType, p: &BwdParams) -> usize {
 /// number of (query, key) pairs that one head computes.
 pub fn bwd(dtype: DType, params: &BwdParams, pairs: f64) -> Launch {
     let kernel = kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16);
-    let params = &BwdParams { score_factor: params.scale * std::f32::consts::LOG2_E, ..*params };
+    let section_heads = plan::section_heads(params.tokens.into(), params.heads, params.kv_heads, params.head_dim);
+    let params = &BwdParams { score_factor: params.scale * std::f32::consts::LOG2_E, section_heads, ..*params };
     let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
     let d = params.head_dim as f64;
     let bytes = 4.0 * tokens * (heads + kv_heads) * d * dtype.size() as f64 + 4.0 * tokens * heads;

@@ -95,7 +95,7 @@ impl QueryCounts {
         let padding = (1 + earlier) * (positions - 1);
         let even = seqs * (u64::from(self.max_queries).div_ceil(positions) + earlier);
         let packed = (tokens + padding * seqs) / positions;
-        u64::from(self.heads) * if even <= 4 * packed { even } else { packed }
+        u64::from(self.heads) * even.min(packed)
     }
 
     /// Plans the launch of a kernel whose persistent blocks of threads share the tiles. Returns `None` if there are
@@ -104,6 +104,16 @@ impl QueryCounts {
         let blocks = self.tile_count().min(u64::from(arch.multiprocessors));
         stage(symbol, blocks, 384, forward_shared(head_dim)).filter(|_| self.tokens > 0)
     }
+}
+
+/// Returns the number of query heads of a section. The order of tiles (`PositionTiles`) takes the heads in sections: as
+/// many as share keys and values of at most 20 MB of bf16, which stay in L2. `keys` is the number of keys of a head, of
+/// all sequences together.
+pub(crate) fn section_heads(keys: u64, heads: u32, kv_heads: u32, head_dim: u32) -> u32 {
+    const MAX_BYTES: u64 = 20_000_000;
+    let bytes = 2 * 2 * keys * u64::from(head_dim);
+    let fits = |n: &u32| kv_heads.is_multiple_of(*n) && u64::from(*n) * bytes <= MAX_BYTES;
+    (1..=kv_heads).rev().find(fits).unwrap_or(1) * (heads / kv_heads.max(1))
 }
 
 /// Returns the queries of packed sequences.

@@ -28,10 +28,12 @@ struct PositionTile {
 // Every sequence has as many numbers as the longest sequence has tiles. The last tiles of all sequences, which have
 // the most keys, come first. (2) There are as many numbers as tiles would be needed for all tokens packed without
 // gaps, plus one for an incomplete tile of each sequence (two if sequences have earlier positions). A binary search
-// finds the sequence of a tile. Way 1 is used if it has at most four times as many numbers as way 2. The host's grid
-// needs only the number of tiles (plan.rs).
+// finds the sequence of a tile. The way with fewer numbers is used, because a block of threads that draws a number
+// without a tile has to draw again. The host's grid needs only the number of tiles (plan.rs).
 //
-// Groups of query heads with the same keys come one after the other, so that these keys stay in L2.
+// The heads are divided into sections whose keys and values stay in L2 (`section_heads` of plan.rs); in training,
+// normally all heads are one section. Within a section, heads are the fastest index, and tiles of a sequence come in
+// descending order, so long tiles of all heads come first and the blocks of threads end nearly together.
 struct PositionTiles {
   u32 per_sequence;  // way 1: tiles of a sequence; way 2: 0
   u32 per_head;
@@ -44,13 +46,14 @@ struct PositionTiles {
     padding = has_earlier ? 2 * (TILE_POSITIONS - 1) : TILE_POSITIONS - 1;
     const u64 longest = ceil_div<u32>(max_queries, TILE_POSITIONS) + (has_earlier ? 1 : 0);
     const u64 even = p.seqs * longest, packed = (p.tokens + static_cast<u64>(padding) * p.seqs) / TILE_POSITIONS;
-    per_sequence = even <= 4 * packed ? static_cast<u32>(longest) : 0;
-    per_head = static_cast<u32>(even <= 4 * packed ? even : packed);
+    per_sequence = even <= packed ? static_cast<u32>(longest) : 0;
+    per_head = static_cast<u32>(even <= packed ? even : packed);
   }
 
+  // Returns how many numbers there are.
   template <class P>
-  __device__ __forceinline__ bool has(const P& p, u32 number) const {
-    return number < per_head * p.heads;
+  __device__ __forceinline__ u32 count(const P& p) const {
+    return per_head * p.heads;
   }
 
   // Finds the tile with this number. earlier(n, queries) returns the number of earlier positions of sequence n, which
@@ -58,17 +61,14 @@ struct PositionTiles {
   template <class P, class Earlier>
   __device__ __forceinline__ bool find(const P& p, u32 number, PositionTile& tile, const Earlier& earlier) const {
     const int* const cu_seqlens = global<const int>(p.cu_seqlens);
-    const u32 group = p.heads / p.kv_heads, per_group = per_head * group;
-    const u32 kv_head = number / per_group, in_group = number % per_group;
+    const u32 group = p.section_heads, per_section = per_head * group, in_section = number % per_section;
     u32 sequence, index;
+    tile.head = number / per_section * group + in_section % group;
     if (per_sequence != 0) {
-      const u32 together = p.seqs * group, rest = in_group % together;
-      index = per_sequence - 1 - in_group / together;
-      sequence = rest / group;
-      tile.head = kv_head * group + rest % group;
+      sequence = in_section / group % p.seqs;
+      index = per_sequence - 1 - in_section / group / p.seqs;
     } else {
-      const u32 slot = per_head - 1 - in_group / group;
-      tile.head = kv_head * group + in_group % group;
+      const u32 slot = per_head - 1 - in_section / group;
       // The first slot of sequence n is (cu_seqlens[n] + padding n) / 128, rounded down.
       const auto first_slot = [&](u32 n) {
         return static_cast<u32>((cu_seqlens[n] + static_cast<u64>(padding) * n) / TILE_POSITIONS);

@@ -273,6 +273,7 @@ fn inputs_of_the_model_attention() {
             lse: arrays.alloc_f32(tokens * heads),
             cu_seqlens: arrays.alloc_i32([0, tokens as i32]),
             prefix: Addr::NULL,
+            tile_counter: arrays.alloc_i32([0]),
             tokens,
             seqs: 1,
             heads,

@@ -33,7 +33,8 @@
 //! change nothing, whatever they hold.
 //!
 //! Prefill (`FWD_BF16_PREFILL_WGMMA`) is the forward pass with wgmma, with keys in pages. A tile has the 128
-//! positions from a multiple of 128 on, of one head; a chunk may begin within a tile. It uses no workspace.
+//! positions from a multiple of 128 on, of one head; a chunk may begin within a tile. Persistent blocks of threads take
+//! tiles by an atomic counter, [`Params::tile_counter`]. It uses no workspace.
 //!
 //! # Shared pages
 //! Completions of one prompt have the same first pages. In decode with a workspace, up to 8 neighbouring tokens whose
@@ -65,7 +66,7 @@ mod examples;
 mod prefill_plan;
 
 pub use decode_plan::counters_per_token;
-use reel_device::launch::{CostOfKeys, RowKeyCounts, TensorMapSlot, kernel_for_dtype};
+use reel_device::launch::{CostOfKeys, Padding, RowKeyCounts, TensorMapSlot, kernel_for_dtype};
 use reel_device::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params};
 
 use crate::attention;
@@ -116,6 +117,9 @@ params! {
         /// are stored in the workspace; on Hopper, the number of items of work that blocks have taken. Only decode in
         /// bf16 uses the counters. Null: the kernel for prefill computes decode, too.
         pub counters: Addr,
+        /// u32, 0 before and after the launch: the atomic counter from which the blocks of prefill on Hopper take tile
+        /// numbers, as in [`attention::FwdParams`].
+        pub tile_counter: Addr,
         /// Number of new tokens of all sequences together.
         pub tokens: u32,
         /// Sequences.
@@ -137,8 +141,10 @@ params! {
         /// `scale * log2(e)`, which [`fwd`] fills in. Kernels read this number from the parameters where they use it,
         /// so it needs no register.
         pub score_factor: f32,
-        /// 0
-        pub reserved: u64,
+        /// Number of query heads of a section of the order of tiles of prefill on Hopper; [`fwd`] fills it in.
+        pub section_heads: u32,
+        /// Zeros.
+        pub reserved: Padding<15>,
     }
 }
 
@@ -158,6 +164,7 @@ impl Params {
         block_tables: Addr::NULL,
         workspace: Addr::NULL,
         counters: Addr::NULL,
+        tile_counter: Addr::NULL,
         tokens: 0,
         seqs: 0,
         heads: 0,
@@ -168,7 +175,8 @@ impl Params {
         max_kv_len: 0,
         page_tokens: 0,
         score_factor: 0.0,
-        reserved: 0,
+        section_heads: 0,
+        reserved: Padding::ZEROS,
     };
 }
 
@@ -326,7 +334,8 @@ fn bytes_of_parts(p: &Params) -> usize {
 /// key) pairs that one head computes, and `keys` the sum of `kv_lens`; [`query_key_pair_and_key_counts`] returns both.
 pub fn fwd(dtype: DType, params: &Params, pairs: f64, keys: f64) -> Launch {
     let kernel = kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16);
-    let params = &Params { score_factor: params.scale * std::f32::consts::LOG2_E, ..*params };
+    let section_heads = attention::plan::section_heads(keys as u64, params.heads, params.kv_heads, params.head_dim);
+    let params = &Params { score_factor: params.scale * std::f32::consts::LOG2_E, section_heads, ..*params };
     let (heads, kv_heads, d) = (params.heads as f64, params.kv_heads as f64, params.head_dim as f64);
     let bytes = 2.0 * (params.tokens as f64 * heads + keys * kv_heads) * d * dtype.size() as f64;
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })

@@ -50,6 +50,8 @@ struct Given {
     k: TestArray,
     v: TestArray,
     d_o: TestArray,
+    /// One word, 0 before and after each forward launch.
+    tile_counter: TestArray,
     scale: f32,
 }
 
@@ -83,6 +85,7 @@ impl Given {
             k: data(kv, 2, 1.0),
             v: data(kv, 3, 1.0),
             d_o: data(n, 4, 1.0),
+            tile_counter: TestArray::new(F32, &[0.0]),
             scale: (case.head_dim as f32).powf(-0.5),
         }
     }
@@ -128,6 +131,7 @@ impl Given {
             lse,
             cu_seqlens: addr(&self.cu_seqlens),
             prefix: if self.prefix.is_empty() { Addr::NULL } else { addr(&self.prefix) },
+            tile_counter: self.tile_counter.addr(),
             tokens: self.tokens() as u32,
             seqs: self.case.lengths.len() as u32,
             heads: self.case.heads as u32,

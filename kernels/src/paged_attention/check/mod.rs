@@ -208,6 +208,7 @@ fn paged_by(
     let o = TestArray::output(model.dtype, tokens * row);
     let lse = TestArray::output(F32, tokens * model.heads);
     let mut counters = vec![0u32; tokens * counters_per_token(model.heads as u32, model.kv_heads as u32) as usize];
+    let mut tile_counter = [0u32];
     let params = Params {
         q: q.addr(),
         k_cache: k.addr(),
@@ -228,6 +229,7 @@ fn paged_by(
         workspace: Addr::NULL,
         // Without counters the kernel for prefill computes decode, too.
         counters: if seed % 7 == 2 { Addr::NULL } else { addr_mut(&mut counters) },
+        tile_counter: if seed % 7 == 2 { Addr::NULL } else { addr_mut(&mut tile_counter) },
         page_tokens: page as u32,
         ..Params::EMPTY
     };
@@ -236,6 +238,7 @@ fn paged_by(
         let workspace = if seed.is_multiple_of(3) { Addr::NULL } else { parts.addr() };
         run(&by(variant, fwd(model.dtype, &Params { workspace, ..params }, 0.0, 0.0)), threads);
         assert!(counters.iter().all(|&n| n == 0), "{model:?}: counters are not 0 after the launch: {counters:?}");
+        assert_eq!(tile_counter, [0], "{model:?}: the tile counter after the launch");
         return (bits(&o), Vec::new());
     }
     let team = Team::new(threads);

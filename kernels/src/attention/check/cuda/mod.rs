@@ -2,6 +2,8 @@
 
 pub(super) mod backward_wgmma;
 pub(super) mod many_tiles;
+#[cfg(test)]
+mod tile_order;
 pub(super) mod wgmma;
 
 use reel_device::DType::{self, BF16, F32};

@@ -35,6 +35,7 @@ impl Given {
         let rows = self.tokens() * self.case.heads;
         let (o, lse) = (TestArray::output(BF16, rows * self.case.head_dim), TestArray::output(F32, rows));
         run_once(&self.by_warpgroups(&o, lse.addr()));
+        assert_eq!(bits(&self.tile_counter), [0], "the tile counter after the launch: {:?}", self.case);
         [o, lse]
     }
 }
@@ -62,6 +63,7 @@ pub(in super::super) fn products_of_warpgroups_equal_the_formula() {
         let (want, want_lse) = formula::fwd(&case, &q, &k, &v, scale);
         let (o, lse) = (TestArray::output(BF16, want.len()), TestArray::output(F32, want_lse.len()));
         with_only_gpu(Arch::H100, || run(&given.by_warpgroups(&o, lse.addr()), 1));
+        assert_eq!(bits(&given.tile_counter), [0], "the tile counter after the launch: {name}");
         let bounds = lse_bounds(&case, [&q, &k], scale, &want_lse);
         assert_close(&format!("lse {name}"), &lse.values(), &want_lse, 1e-6, |i| bounds[i]);
         let with = formula::fwd_rounded(&case, &q, &k, &v, scale, Roundings::BF16);

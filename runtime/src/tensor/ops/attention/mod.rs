@@ -40,6 +40,9 @@ pub use kv_write::{KvDestination, copy_kv_blocks, rotate_and_cache};
 pub struct CuSeqlens {
     host: Arc<[i32]>,
     device: Tensor, // i32 [seqs + 1]
+    // u32 [1], 0 between launches: the counter from which the forward kernels for Hopper take tile numbers. All launches
+    // with this batch follow one another on the stream of the device, and they share the counter.
+    tile_counter: Tensor,
     prefix: Option<Prefixes>,
 }
 
@@ -63,8 +66,11 @@ impl CuSeqlens {
                 format!("offsets {offsets:?} must start at 0 and must not decrease"),
             ));
         }
-        let device = Tensor::from_i32(device, &[offsets.len()], offsets)?;
-        Ok(CuSeqlens { host: offsets.into(), device, prefix: None })
+        // One copy to the device: the offsets, then the counter.
+        let seqs = offsets.len() - 1;
+        let words = Tensor::from_i32(device, &[seqs + 2], &[offsets, &[0]].concat())?;
+        let (device, tile_counter) = (words.rows(0, seqs + 1)?, words.rows(seqs + 1, 1)?);
+        Ok(CuSeqlens { host: offsets.into(), device, tile_counter, prefix: None })
     }
 
     /// Gives each sequence a shared prefix, as the first token of the prefix and its number of tokens (0: no prefix).
@@ -136,7 +142,7 @@ impl CuSeqlens {
             Some(p) => Some(Prefixes { host: p.host[..seqs].into(), device: p.device.rows(0, seqs)? }),
             None => None,
         };
-        Ok(CuSeqlens { host: self.host[..=seqs].into(), device, prefix })
+        Ok(CuSeqlens { host: self.host[..=seqs].into(), device, tile_counter: self.tile_counter.clone(), prefix })
     }
 
     /// The device address of the prefixes; null if there are none.
@@ -243,6 +249,7 @@ fn attention_unless_known(
         lse: lse.as_ref().map_or(Addr::NULL, Tensor::addr),
         cu_seqlens: seqs.device.addr(),
         prefix: seqs.prefix_addr(),
+        tile_counter: seqs.tile_counter.addr(),
         tokens: size(OP, tokens)?,
         seqs: size(OP, seqs.sequence_count())?,
         heads: size(OP, n_heads)?,
@@ -491,6 +498,7 @@ fn paged_attention_into(
         max_kv_len: size(OP, pages.kv_lens.iter().copied().max().unwrap_or(0))?,
         workspace: Addr::NULL,
         counters: pages.counters.as_ref().map_or(Addr::NULL, Tensor::addr),
+        tile_counter: pages.new.tile_counter.addr(),
         page_tokens: BLOCK_TOKENS as u32,
         ..paged::Params::EMPTY
     };

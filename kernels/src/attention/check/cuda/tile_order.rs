@@ -1,0 +1,337 @@
+//! The order in which blocks of threads take tiles of 128 queries on Hopper: how evenly it divides the work, and the
+//! atomic counter. The tiles come from `PackedSource` and `PagedSource` of the kernels, which the simulator runs.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use proptest::prelude::*;
+use reel_device::DType::{BF16, F32};
+use reel_device::compile::compile_to_ptx;
+use reel_device::launch::Source;
+use reel_device::simulate::{self, PtxModule};
+use reel_device::{Addr, Arch, Kernel, KernelLaunch, Launch, Stage, Team, kernel, launch};
+use reel_sim::exec::ExecOptions;
+use reel_sim::memory::SimMemory;
+use reel_sim::program::Program;
+
+use super::Given;
+use super::wgmma::batch;
+use crate::attention::plan::POSITIONS_PER_TILE;
+use crate::attention::{self, FWD_BF16_WGMMA, FwdParams, fwd};
+use crate::checks::{TestArray, addr, run_once, run_test_on_sim};
+use crate::paged_attention::{self, FWD_BF16_PREFILL_WGMMA, Params};
+
+/// Text of a kernel that writes to `o` the number of key blocks of each tile (0: no tile has the number), as f32; -1
+/// beyond the last number.
+macro_rules! key_blocks_kernel {
+    ($include:literal, $params:literal, $source:literal) => {
+        concat!(
+            "#include \"", $include, "\"\n",
+            "extern \"C\" __global__ void key_blocks(const __grid_constant__ ", $params, " p) {\n",
+            "  const u32 number = blockIdx.x * blockDim.x + threadIdx.x;\n",
+            "  PositionTile tile;\n  ", $source, " source;\n",
+            "  const bool found = number < source.tiles(p).count(p) && source.find(p, number, tile);\n",
+            "  const float blocks = found ? tile.blocks(source.is_causal(p)) : 0;\n",
+            "  global<float>(p.o)[number] = number < source.tiles(p).count(p) ? blocks : -1;\n",
+            "}\n"
+        )
+    };
+}
+
+static OF_PACKED: Source = Source {
+    name: "key_blocks_of_packed_sequences",
+    sm80: key_blocks_kernel!("attention/packed_source.cuh", "FwdParams", "PackedSource"),
+    params: &[<FwdParams as launch::Params>::c_declaration],
+    header_owners: &[&attention::SOURCE],
+    headers: &[],
+    ..attention::SOURCE
+};
+
+static OF_PAGED: Source = Source {
+    name: "key_blocks_of_paged_sequences",
+    sm80: key_blocks_kernel!("paged_attention/prefill_wgmma.cuh", "Params", "PagedSource"),
+    params: &[<Params as launch::Params>::c_declaration],
+    header_owners: &[&attention::SOURCE, &paged_attention::SOURCE],
+    headers: &[],
+    ..paged_attention::SOURCE
+};
+
+fn no_cpu_code<P>(_: &P, _: &Team) {
+    unreachable!("the kernel runs on the simulator only")
+}
+
+kernel!(KEY_BLOCKS, "key_blocks", FwdParams, no_cpu_code, &OF_PACKED, |p, _| a_thread_per_number(&FWD_BF16_WGMMA, p));
+kernel!(KEY_BLOCKS_PAGED, "key_blocks", Params, no_cpu_code, &OF_PAGED, |p, _| {
+    a_thread_per_number(&FWD_BF16_PREFILL_WGMMA, p)
+});
+
+/// Threads of a block of the kernels above.
+const THREADS: usize = 32;
+
+/// Returns how many tile numbers the host's plan of `kernel` counts: the grid on a GPU with more multiprocessors.
+fn tile_numbers(kernel: &Kernel, p: &impl launch::Params) -> usize {
+    let arch = Arch { multiprocessors: u32::MAX, ..Arch::H100 };
+    (kernel.plan)(bytemuck::bytes_of(p), &arch)[0].grid[0] as usize
+}
+
+/// Plans a launch of one thread per tile number, and at least one more.
+fn a_thread_per_number(kernel: &Kernel, p: &impl launch::Params) -> Vec<Stage> {
+    vec![Stage::one_dimensional("key_blocks", (tile_numbers(kernel, p) / THREADS + 1) as u32, THREADS as u32)]
+}
+
+/// A launch: its sequences as (earlier keys, queries), and the heads.
+#[derive(Clone, Debug)]
+struct Case {
+    sequences: Vec<(usize, usize)>,
+    heads: usize,
+    kv_heads: usize,
+    causal: bool,
+    /// Whether the keys are in the pages of a KV cache. Without pages, the earlier keys are those of a shared prefix.
+    paged: bool,
+}
+
+impl Case {
+    /// Returns a causal case without earlier keys.
+    fn packed((heads, kv_heads): (usize, usize), lengths: &[usize]) -> Case {
+        Case { sequences: lengths.iter().map(|&n| (0, n)).collect(), heads, kv_heads, causal: true, paged: false }
+    }
+
+    /// Returns the number of key blocks of each tile number in the order of the numbers, from the kernel's own code.
+    /// Asserts that the plan counts as many numbers.
+    fn key_blocks(&self) -> Vec<u32> {
+        let starts: Vec<i32> = std::iter::once(0)
+            .chain(self.sequences.iter().scan(0, |end, s| {
+                *end += s.1 as i32;
+                Some(*end)
+            }))
+            .collect();
+        let prefix: Vec<i32> = self.sequences.iter().flat_map(|s| [0, s.0 as i32]).collect();
+        let kv_lens: Vec<i32> = self.sequences.iter().map(|s| (s.0 + s.1) as i32).collect();
+        let (tokens, seqs) = (starts[starts.len() - 1] as u32, self.sequences.len() as u32);
+        let (heads, kv_heads, head_dim) = (self.heads as u32, self.kv_heads as u32, 128);
+        let has_earlier = self.sequences.iter().any(|s| s.0 > 0);
+        let packed = FwdParams {
+            cu_seqlens: addr(&starts),
+            prefix: if has_earlier { addr(&prefix) } else { Addr::NULL },
+            tokens,
+            seqs,
+            heads,
+            kv_heads,
+            head_dim,
+            causal: self.causal.into(),
+            max_seqlen: self.sequences.iter().map(|s| s.1 as u32).max().unwrap_or(0),
+            ..FwdParams::EMPTY
+        };
+        let paged = Params {
+            cu_seqlens: packed.cu_seqlens,
+            kv_lens: addr(&kv_lens),
+            tokens,
+            seqs,
+            heads,
+            kv_heads,
+            head_dim,
+            max_kv_len: kv_lens.iter().map(|&n| n as u32).max().unwrap_or(0),
+            page_tokens: 64,
+            ..Params::EMPTY
+        };
+        let count = match self.paged {
+            true => tile_numbers(&FWD_BF16_PREFILL_WGMMA, &paged),
+            false => tile_numbers(&FWD_BF16_WGMMA, &packed),
+        };
+        let out = TestArray::output(F32, (count / THREADS + 1) * THREADS);
+        let keys: i32 = kv_lens.iter().sum();
+        let (kernel, launch) = match self.paged {
+            true => {
+                let p = Params { o: out.addr(), ..paged };
+                (&KEY_BLOCKS_PAGED, paged_attention::fwd(BF16, &p, 0.0, keys.into()))
+            }
+            false => (&KEY_BLOCKS, fwd(BF16, &FwdParams { o: out.addr(), ..packed }, 0.0)),
+        };
+        let Launch::Kernel(launch) = launch else { unreachable!("attention is not a matrix product") };
+        run_once(&Launch::Kernel(KernelLaunch { kernel, ..launch }));
+        let numbers: Vec<f32> = out.values();
+        let of_kernel = numbers.iter().filter(|&&n| n >= 0.0).count();
+        assert_eq!(of_kernel, count, "numbers of the kernel and of the plan: {self:?}");
+        numbers[..count].iter().map(|&n| n as u32).collect()
+    }
+
+    /// Returns the number of key blocks of each tile of all heads, in ascending order, by the definition of a tile.
+    fn key_blocks_by_definition(&self) -> Vec<u32> {
+        let tile = POSITIONS_PER_TILE as usize;
+        let of = |&(earlier, queries): &(usize, usize)| {
+            let end = (earlier + queries).div_ceil(tile);
+            let tiles = if queries == 0 { 0..0 } else { earlier / tile..end };
+            tiles.map(move |t| if self.causal { t + 1 } else { end } as u32)
+        };
+        let of_head: Vec<u32> = self.sequences.iter().flat_map(of).collect();
+        let mut all = of_head.repeat(self.heads);
+        all.sort_unstable();
+        all
+    }
+}
+
+/// Returns the work of the busiest of `blocks` blocks of threads, each of which takes the next number as soon as it is
+/// free.
+fn busiest(key_blocks: &[u32], blocks: usize) -> u32 {
+    let mut loads: BinaryHeap<Reverse<u32>> = vec![Reverse(0); blocks].into();
+    for work in key_blocks {
+        let Reverse(least) = loads.pop().expect("there are blocks");
+        loads.push(Reverse(least + work));
+    }
+    loads.into_iter().map(|Reverse(load)| load).max().expect("there are blocks")
+}
+
+fn mean(key_blocks: &[u32], blocks: usize) -> f64 {
+    f64::from(key_blocks.iter().sum::<u32>()) / blocks as f64
+}
+
+/// The busiest multiprocessor of an H200 has little more work than the mean, for the calls of training and prefill. Up
+/// to 2048 tokens have few tiles for each multiprocessor.
+#[test]
+fn all_multiprocessors_get_nearly_the_same_work() {
+    let (of_3b, of_7b, of_72b) = ((16, 2), (28, 4), (64, 8));
+    let group = |prompt| [(0, prompt)].into_iter().chain([(prompt, 512); 8]).collect();
+    let prefill = |cached, new| Case { paged: true, sequences: vec![(cached, new)], ..Case::packed(of_7b, &[]) };
+    let cases = [
+        (0.95, Case::packed(of_7b, &[8192])),
+        (0.95, Case::packed(of_7b, &[16384])),
+        (0.95, Case::packed(of_7b, &[6144])),
+        (0.95, Case::packed(of_7b, &[4096])),
+        (0.9, Case::packed(of_7b, &[2048])),
+        (0.9, Case::packed(of_7b, &[1376])),
+        (0.95, Case::packed(of_7b, &[1024; 16])),
+        (0.95, Case::packed(of_7b, &[3000, 1200, 2500, 700, 792])),
+        (0.95, Case { sequences: group(1376), ..Case::packed(of_7b, &[]) }),
+        (0.95, Case::packed(of_3b, &[8192])),
+        (0.95, Case::packed(of_3b, &[4096])),
+        (0.9, Case::packed(of_3b, &[2048])),
+        (0.95, prefill(0, 4096)),
+        (0.9, prefill(0, 2048)),
+        // Three or four tiles of 17 to 32 key blocks for each multiprocessor.
+        (0.88, prefill(2048, 2048)),
+        (0.95, Case::packed(of_72b, &[8192])),
+        // Eight sections of one key head.
+        (0.95, Case::packed(of_72b, &[32768])),
+    ];
+    run_test_on_sim(|| {
+        let blocks = Arch::H100.multiprocessors as usize;
+        for (least, case) in &cases {
+            let work = case.key_blocks();
+            let balance = mean(&work, blocks) / f64::from(busiest(&work, blocks));
+            println!("{balance:.3} {case:?}");
+            assert!(balance >= *least, "mean / busiest is {balance:.3}, expected {least}: {case:?}");
+        }
+    });
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let heads = prop::sample::select(vec![(1, 1), (6, 3), (7, 1), (28, 4)]);
+    let sequence = (prop_oneof![Just(0usize), 1usize..1500], prop_oneof![0usize..3, 1usize..2000]);
+    (prop::collection::vec(sequence, 1..30), heads, any::<bool>(), any::<bool>()).prop_filter_map(
+        "tokens",
+        |(sequences, (heads, kv_heads), causal, paged)| {
+            let tokens: usize = sequences.iter().map(|s| s.1).sum();
+            let causal = causal || paged;
+            (tokens > 0).then_some(Case { sequences, heads, kv_heads, causal, paged })
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    /// Every tile has one number, and on any number of multiprocessors the busiest has at most one tile more than the
+    /// mean (Graham 1969).
+    #[test]
+    fn every_tile_has_one_number_and_no_multiprocessor_has_a_tile_too_many(case in cases(), blocks in 1usize..200) {
+        run_test_on_sim(|| {
+            let work = case.key_blocks();
+            let (longest, busiest) = (*work.iter().max().expect("numbers"), busiest(&work, blocks));
+            assert!(f64::from(busiest) <= mean(&work, blocks) + f64::from(longest), "{busiest} on {blocks}: {case:?}");
+            let mut tiles: Vec<u32> = work.into_iter().filter(|&n| n > 0).collect();
+            tiles.sort_unstable();
+            assert!(tiles == case.key_blocks_by_definition(), "{case:?}");
+        });
+    }
+}
+
+/// The forward kernel of head_dim 64 alone, which compiles faster than the whole folder.
+const FORWARD: &str = "#include \"attention/forward_wgmma.cuh\"\n#include \"attention/packed_source.cuh\"\n\
+    extern \"C\" __global__ void __launch_bounds__(WGMMA_THREADS, 1)\n\
+    attention_fwd_bf16_wgmma_64(const __grid_constant__ FwdParams p) { forward_wgmma<64, PackedSource>(p); }\n";
+
+/// What two forward launches with the same tile counter leave.
+#[derive(PartialEq)]
+struct Outcome {
+    output: Vec<u8>,
+    counter: Vec<u8>,
+    /// Operations of matrix products. They show whether a tile was computed twice.
+    flops: u64,
+}
+
+/// Runs the forward launch twice on a simulated GPU with two multiprocessors, with `text` of forward_producer.cuh
+/// replaced by `changed`. Returns the outcome, or the first finding.
+fn outcome_of_two_launches(text: &str, changed: &str) -> Result<Outcome, String> {
+    const FILE: &str = "attention/forward_producer.cuh";
+    let change = |&(name, header): &(&'static str, &'static str)| {
+        assert!(name != FILE || header.matches(text).count() == 1, "{text}");
+        let header = if name == FILE { Box::leak(header.replace(text, changed).into_boxed_str()) } else { header };
+        (name, header)
+    };
+    let headers: Vec<_> = attention::SOURCE.headers.iter().map(change).collect();
+    let params: &[fn() -> String] = &[<FwdParams as launch::Params>::c_declaration];
+    let source = Source { sm80: FORWARD, params, headers: headers.leak(), ..attention::SOURCE };
+    let ptx = compile_to_ptx(&source, "sm_90a").expect("the kernel compiles");
+    let module = PtxModule::new(Program::parse(&ptx).expect("the PTX is valid"));
+    let given = Given::new(&batch(&[200, 1, 300], &[], (2, 1), 64, true, 1.0), BF16);
+    let p = given.fwd(Addr(1 << 40), Addr::NULL);
+    let mut memory = SimMemory::new();
+    for data in [&given.q, &given.k, &given.v] {
+        let bytes = data.values().iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect();
+        memory.map_buffer(data.addr().0, bytes, true);
+    }
+    memory.map_buffer(p.cu_seqlens.0, given.cu_seqlens.iter().flat_map(|n| n.to_le_bytes()).collect(), true);
+    memory.map_buffer(p.tile_counter.0, vec![0; 4], true);
+    memory.map_buffer(p.o.0, vec![0; 2 * given.q.values().len()], false);
+    let gpu = Arch::H100.with_two_multiprocessors();
+    let options = ExecOptions { gpu: simulate::gpu_spec(&gpu), ..ExecOptions::default() };
+    let Launch::Kernel(launch) = fwd(BF16, &p, 0.0) else { unreachable!("no matrix product") };
+    let launch = KernelLaunch { kernel: &FWD_BF16_WGMMA, ..launch };
+    let mut flops = 0;
+    for _ in 0..2 {
+        let stages = module.run(&launch, &gpu, &mut memory, &options).map_err(|e| e.to_string())?;
+        if let Some(finding) = stages.iter().flat_map(|s| &s.findings).next() {
+            return Err(finding.message.clone());
+        }
+        flops += stages.iter().map(|s| s.counters.total().matrix_flops).sum::<u64>();
+    }
+    let read = |at: Addr| memory.buffer_bytes(at.0).expect("the buffer is mapped").to_vec();
+    Ok(Outcome { output: read(p.o), counter: read(p.tile_counter), flops })
+}
+
+/// Two launches with one counter compute each tile once and leave the counter at 0. If the counter, the first number or
+/// the broadcast of a number to the warp is changed, they do not, or the simulator reports a finding.
+#[test]
+fn a_wrong_tile_counter_is_noticed() {
+    run_test_on_sim(|| {
+        let first = "u32 number = blockIdx.x;";
+        let right = outcome_of_two_launches(first, first).expect("no finding");
+        assert_eq!(right.counter, [0; 4], "the counter after two launches");
+        let is_written = |row: &[u8]| row.iter().any(|&byte| byte != 0);
+        assert!(right.output.chunks(128).all(is_written), "a row of the output was not written");
+        let share = "__shfl_sync(0xffffffffu, number, 0)";
+        let wrap = "\"r\"(Source::tiles(p).count(p) - 1)";
+        let mutants = [
+            ("the counter is not reset", wrap, "\"r\"(0xffffffffu)"),
+            ("the counter is reset one draw early", wrap, "\"r\"(Source::tiles(p).count(p) - 2)"),
+            ("the counter is reset one draw late", wrap, "\"r\"(Source::tiles(p).count(p))"),
+            ("lanes do not share the number", share, "number"),
+            ("all blocks begin with tile 0", first, "u32 number = 0;"),
+            ("blocks begin one tile late", first, "u32 number = blockIdx.x + 1;"),
+            ("the first drawn number is another block's", "number = gridDim.x +", "number = gridDim.x - 1 +"),
+        ];
+        for (name, text, changed) in mutants {
+            let got = outcome_of_two_launches(text, changed);
+            assert!(got.as_ref() != Ok(&right), "{name}: no finding, and the same outcome");
+        }
+    });
+}
