@@ -379,8 +379,9 @@ __device__ __forceinline__ void decode_rows(const Params& p) {
 __device__ __forceinline__ void combine_rows(const Params& p) {
   constexpr int LOADS = 16;  // segments that are loaded at a time
   constexpr u32 ALL = 0xffffffffu;
-  wait_for_previous_launch();
+  // The next launch (the output projection) loads its weights to shared memory while decode still runs.
   let_next_launch_start();
+  wait_for_previous_launch();
   const u64 row = static_cast<u64>(blockIdx.x) * (THREADS / 32) + threadIdx.x / 32;
   if (row >= static_cast<u64>(p.tokens) * p.heads) return;
   const int segments = ceil_div(keys_of_token(p, static_cast<int>(row / p.heads)).keys, SEGMENT);
