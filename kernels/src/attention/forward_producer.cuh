@@ -6,11 +6,10 @@
 // warpgroups are 64 rows.
 //
 // A block of threads begins with tile blockIdx.x and takes the numbers of further tiles from an atomic counter in
-// global memory, as it gets free (list scheduling). The results do not depend on which
-// block computes a tile. The counter wraps: of n numbers, gridDim.x are the first ones of blocks and n - gridDim.x are
-// drawn, and every block draws one more, which is no tile. So the last of n draws sets the counter to 0 for the next
-// launch. Launches with the same counter must follow one another. After a launch that was aborted the counter must be
-// set to 0.
+// global memory when it is free (list scheduling). The results do not depend on which block computes a tile. The
+// counter wraps: of n numbers, gridDim.x are the first ones of blocks and n - gridDim.x are drawn, and every block
+// draws one more, which is no tile. So the last of n draws sets the counter to 0 for the next launch. Launches with the
+// same counter must follow one another. After a launch that was aborted the counter must be set to 0.
 //
 // The type argument Source (packed_source.cuh or paged_attention/prefill_wgmma.cuh) knows where keys are, and copies
 // them:
