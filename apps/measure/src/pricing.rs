@@ -500,7 +500,8 @@ mod tests {
     }
 
     /// The times of whole models of 2026-11-27 by the record, from the launches, operations and bytes of their ops.
-    /// The model of 3B and its rollouts are not in the tables of the record.
+    /// Decode steps were measured with two kernels for products of few rows, and the record has the faster one for each
+    /// batch. The rollout of 3B, which is not in the record, ran with the slower one only, so the record is low for it.
     #[test]
     fn the_record_predicts_the_measured_models() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/results/h200/2026-11-27-models.json");
@@ -515,7 +516,10 @@ mod tests {
                 price.recorded.map_or(price.floor_seconds, |r| r.seconds)
             };
             let predicted: f64 = model["ops"].as_array().unwrap().iter().map(seconds_of).sum();
-            let seconds = model["seconds"].as_f64().unwrap();
+            let alike = ["models", "models_by_blocks_of_columns"].map(|list| measured[list].as_array().unwrap());
+            let alike = alike.into_iter().flatten();
+            let alike = alike.filter(|m| ["op", "model", "batch"].iter().all(|key| m[key] == model[key]));
+            let seconds = alike.map(|m| m["seconds"].as_f64().unwrap()).fold(f64::INFINITY, f64::min);
             println!(
                 "{:7.1} ms by the record {:7.1} measured {:+6.1} %  {} {} batch {}",
                 1e3 * predicted,
