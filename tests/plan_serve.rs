@@ -132,7 +132,9 @@ fn predicted_steps_are_near_the_measured_ones() {
         let last = number(part, "/last_measured/seconds");
         assert!((0.85..1.15).contains(&(last / measured)), "{measured} s measured: {part}");
         let shares: f64 = part["shares"].as_object().expect("shares").values().filter_map(Value::as_f64).sum();
-        assert!((shares - 1.0).abs() < 1e-9 && number(part, "/shares/prototype") > 0.3, "{part}");
+        // Most of the time is that of kernels for Hopper, of which none has been timed.
+        let measured = number(part, "/shares/measured");
+        assert!((shares - 1.0).abs() < 1e-9 && measured < 0.4, "{part}");
     };
     let compare = |what: &str, predicted: f64, measured: f64, ratios: std::ops::Range<f64>| {
         println!("{what}: {:.3} ms predicted, {:.3} ms measured", predicted * 1e3, measured * 1e3);

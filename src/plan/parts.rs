@@ -28,22 +28,22 @@ impl TimePart {
     fn of_lines(name: &str, lines: &[&Line], scale: f64) -> Self {
         let sum = |of: &dyn Fn(&Line) -> f64| scale * total(lines.iter().map(|line| of(line)));
         let seconds = sum(&|line| line.price.seconds);
-        let share = |source| {
-            let of_source = sum(&|line| if line.price.source() == source { line.price.seconds } else { 0.0 });
+        let share = |at: usize| {
+            let of_source = sum(&|line| line.price.shares[at] * line.price.seconds);
             if seconds > 0.0 { of_source / seconds } else { 0.0 }
         };
         let has_range = lines.iter().any(|line| line.price.range_seconds().is_some());
         let bound = |at: usize| sum(&|line| line.price.range_seconds().map_or(line.price.seconds, |range| range[at]));
-        let measured = |line: &Line| line.price.last_measured.as_ref().map(|r| r.seconds);
+        let measured = |line: &Line| line.price.recorded.as_ref().map(|r| r.seconds);
         let covered = sum(&|line| measured(line).map_or(0.0, |_| line.price.seconds));
-        let dates = lines.iter().filter_map(|line| line.price.last_measured.as_ref());
+        let dates = lines.iter().filter_map(|line| line.price.recorded.as_ref());
         let last_measured = dates.map(|r| r.date.clone()).max().map(|date| {
             (sum(&|line| measured(line).unwrap_or(0.0)), if seconds > 0.0 { covered / seconds } else { 0.0 }, date)
         });
         Self {
             name: if name.is_empty() { "other".to_string() } else { name.to_string() },
             seconds,
-            shares: TimeSource::ALL.map(share),
+            shares: std::array::from_fn(share),
             range: has_range.then(|| [bound(0), bound(1)]),
             last_measured,
         }
@@ -97,7 +97,7 @@ pub fn print_parts(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
         "predicted",
         "range",
         "kernels last measured",
-        TimeSource::ALL[..4].iter().map(|source| format!("{:>13}", source.name())).collect::<String>()
+        TimeSource::ALL[..3].iter().map(|source| format!("{:>13}", source.name())).collect::<String>()
     ))?;
     for part in time_parts(counts, machine) {
         let range = part.range.map(|range| range.map(format_duration));
@@ -111,11 +111,11 @@ pub fn print_parts(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
             part.name,
             format_duration(part.seconds),
             range.map_or("-".to_string(), |[least, most]| format!("{least} to {most}")),
-            part.shares[..4].iter().map(|share| format!("{:>11.0} %", 100.0 * share)).collect::<String>()
+            part.shares[..3].iter().map(|share| format!("{:>11.0} %", 100.0 * share)).collect::<String>()
         ))?;
     }
     output::print_line(
-        "  measured: by this kernel on this GPU; earlier code: before its code changed, or by a similar kernel; prototype: \
-         by a program of the same schedule; modelled: computed from the code",
+        "  measured: this very kernel was timed on this GPU; prototype: a program of the same schedule was, at this size; \
+         modelled: computed from the kernel's tiles or code, or from the time of earlier code",
     )
 }

@@ -48,7 +48,7 @@ pub fn ops_json(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<Value> {
         json!({
             "phase": l.phase, "op": l.op, "launches": l.launches, "flops": l.flops, "bytes": l.bytes, "seconds": seconds,
             "floor_seconds": floor_seconds, "share": l.price.assumed_share_of_ceilings(), "basis": basis.name(),
-            "priced_by": l.price.basis_text(), "bound": l.bound,
+            "source": l.price.source().name(), "priced_by": l.price.basis_text(), "bound": l.bound,
             "record": recorded.as_ref().map(|r| json!({
                 "seconds": r.seconds, "share": r.share, "size": r.size, "date": r.date, "similar_kernel": r.similar,
                 "other_size": r.other_size, "code_changed": r.changed,
@@ -228,15 +228,15 @@ pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Res
     print_prediction_basis(counts, machine)?;
     let lines = lines(&counts.phases, counts, machine);
     output::print_line(format!(
-        "\n  {:9} {:34} {:>9} {:>12} {:>11} {:>10} {:>10} {:>10} {:>10} {:>6}  {:10}  priced by",
-        "phase", "op", "launches", "TFLOP", "GB", "time", "ceiling", "record", "model", "share", "bound by"
+        "\n  {:9} {:34} {:>9} {:>12} {:>11} {:>10} {:>10} {:>10} {:>10} {:>6}  {:10}  {:9}  priced by",
+        "phase", "op", "launches", "TFLOP", "GB", "time", "ceiling", "record", "model", "share", "bound by", "source"
     ))?;
     let least = MIN_SHOWN_SHARE * total(lines.iter().map(|l| l.price.seconds));
     let (shown, hidden): (Vec<&Line>, Vec<&Line>) = lines.iter().partition(|l| all || l.price.seconds >= least);
     for l in shown {
         let of_basis = |seconds: Option<f64>| seconds.map_or("-".to_string(), format_duration);
         output::print_line(format!(
-            "  {:9} {:34} {:>9.0} {:>12.4} {:>11.4} {:>10} {:>10} {:>10} {:>10} {:>6.2}  {:10}  {}",
+            "  {:9} {:34} {:>9.0} {:>12.4} {:>11.4} {:>10} {:>10} {:>10} {:>10} {:>6.2}  {:10}  {:9}  {}",
             l.phase,
             l.op,
             l.launches,
@@ -248,6 +248,7 @@ pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Res
             of_basis(l.price.modelled.as_ref().map(|m| m.seconds)),
             l.price.assumed_share_of_ceilings(),
             l.bound,
+            l.price.source().name(),
             l.price.basis_text()
         ))?;
     }

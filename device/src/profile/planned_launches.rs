@@ -21,12 +21,27 @@ pub struct PlannedStage {
     pub shared: u32,
     /// Whether the blocks may start before the previous launch has ended (programmatic dependent launch).
     pub programmatic: bool,
+    /// The sizes of the kernel's call by name, such as `("tokens", 8192)`.
+    pub sizes: Vec<(&'static str, u64)>,
 }
 
-/// The stages that a GPU of this architecture executes for a launch. Empty for a matrix product, which a library
+impl PlannedStage {
+    /// The size with this name, if the kernel has it.
+    pub fn size(&self, name: &str) -> Option<u64> {
+        self.sizes.iter().find(|(own, _)| *own == name).map(|(_, size)| *size)
+    }
+}
+
+/// The stages that a GPU of this architecture executes for a launch. Empty for a matrix product that a library
 /// computes.
 pub(crate) fn planned_stages(launch: &Launch, arch: &Arch) -> Vec<PlannedStage> {
-    let Launch::Kernel(launch) = launch else { return Vec::new() };
+    let of_product = match launch {
+        Launch::Matmul(product) => (product.code.gpu_kernel)(product, arch).map(Launch::Kernel),
+        Launch::Kernel(_) | Launch::WeightGroups(_) => None,
+    };
+    let call = of_product.as_ref().unwrap_or(launch);
+    let Launch::Kernel(launch) = call else { return Vec::new() };
+    let sizes = call.sizes();
     let product = |sizes: [u32; 3]| sizes.into_iter().product();
     let stages = (launch.kernel.plan)(&launch.params, arch).into_iter();
     stages
@@ -37,6 +52,7 @@ pub(crate) fn planned_stages(launch: &Launch, arch: &Arch) -> Vec<PlannedStage> 
             threads: product(s.block),
             shared: s.shared,
             programmatic: s.programmatic,
+            sizes: sizes.clone(),
         })
         .collect()
 }
@@ -112,8 +128,15 @@ impl PlannedLaunches {
 mod tests {
     use super::*;
 
-    const STAGE: PlannedStage =
-        PlannedStage { symbol: "k", blocks: 2, cluster: 1, threads: 32, shared: 0, programmatic: false };
+    const STAGE: PlannedStage = PlannedStage {
+        symbol: "k",
+        blocks: 2,
+        cluster: 1,
+        threads: 32,
+        shared: 0,
+        programmatic: false,
+        sizes: Vec::new(),
+    };
 
     #[test]
     fn equal_launches_are_one_group_and_earlier_ones_can_be_subtracted() {

@@ -33,7 +33,7 @@ pub mod cpu;
 mod examples;
 mod formula;
 pub mod gemm;
-mod plan;
+pub mod plan;
 #[cfg(test)]
 mod tests;
 

@@ -43,9 +43,12 @@ pub(super) enum AccumulateMode {
 
 /// The tile of a kernel. Its numbers are the template arguments of the kernel in `sm90a.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct GemmTile {
+pub struct GemmTile {
+    /// Symbol of the kernel.
     pub symbol: &'static str,
+    /// Rows of C of a block's tile.
     pub rows: u32,
+    /// Columns of C of a block's tile.
     pub columns: u32,
     /// Consumer warpgroups of a block.
     pub warpgroups: u32,
@@ -55,7 +58,7 @@ pub(super) struct GemmTile {
     pub cluster: u32,
     /// Chunks (8 KiB of shared memory) in which each warpgroup collects C; 0 if its threads store C directly.
     pub chunks: u32,
-    pub old_c: AccumulateMode,
+    pub(super) old_c: AccumulateMode,
 }
 
 /// Returns a tile of 256 x 192 elements. Its upper half is stored while its lower half is computed, and the reverse.
@@ -100,8 +103,7 @@ pub(super) static DW_ADDED: GemmTile = wide("gemm_dw_bf16_128x256_added", Accumu
 pub(super) static DW_F32: GemmTile = wide("gemm_dw_f32_128x256", AccumulateMode::Either);
 
 /// All tiles.
-#[cfg(test)]
-pub(super) static ALL: [&GemmTile; 14] = [
+pub static ALL: [&GemmTile; 14] = [
     &FWD_HALVES,
     &FWD_128X256,
     &FWD_HELD,
@@ -143,12 +145,12 @@ impl GemmTile {
     }
 
     /// Returns the number of cluster tiles (the tiles of all blocks of a cluster together) that cover C.
-    fn count(&self, p: &Params) -> u32 {
+    pub fn count(&self, p: &Params) -> u32 {
         p.m.div_ceil(self.rows * self.cluster) * p.n.div_ceil(self.columns)
     }
 
     /// Returns the number of clusters that a GPU runs at a time.
-    fn resident(&self, arch: &Arch) -> u32 {
+    pub fn resident(&self, arch: &Arch) -> u32 {
         (arch.multiprocessors / self.cluster).max(1)
     }
 

@@ -2,8 +2,9 @@
 //! instructions. `reel plan` uses this model for kernels that were never measured, and for kernels that have changed
 //! since their measurement.
 //!
-//! The blocks of a launch run in waves of `resident blocks × multiprocessors`; blocks of clusters use only the
-//! multiprocessors that can run clusters of eight (`Arch::clusters_of_8`). A wave takes the longest of:
+//! The kernels for Hopper that divide tiles among persistent blocks are modelled by their schedules (`schedule.rs`).
+//! For all others, the blocks of a launch run in waves of `resident blocks × multiprocessors`; blocks of clusters use
+//! only the multiprocessors that can run clusters of eight (`Arch::clusters_of_8`). A wave takes the longest of:
 //!
 //! ```text
 //! memory        bytes of the cost / (bandwidth × share that plain copies reached in the record)
@@ -30,6 +31,8 @@ use reel_device::{Arch, Cost, PlannedLaunches, PlannedStage};
 use serde::{Deserialize, Serialize};
 
 use crate::ceilings::Ceilings;
+
+mod schedule;
 
 /// Seconds from a load to its data when memory is busy. Source: the ring of copies in `kernels/src/skinny/sm80.cu`,
 /// which is sized for this latency; published measurements of an idle H100 are 480 to 600 ns.
@@ -115,6 +118,8 @@ pub enum Bottleneck {
     Matrices,
     /// Gaps between launches, and the latency until the first bytes arrive.
     Launch,
+    /// The tiles of the busiest multiprocessor, by the schedule of the kernel.
+    Schedule,
 }
 
 impl Bottleneck {
@@ -127,6 +132,7 @@ impl Bottleneck {
             Bottleneck::Instructions => "instructions",
             Bottleneck::Matrices => "matrices",
             Bottleneck::Launch => "launch",
+            Bottleneck::Schedule => "schedule",
         }
     }
 }
@@ -140,6 +146,8 @@ pub struct ModelledTime {
     pub seconds_by_limit: BTreeMap<Bottleneck, f64>,
     /// Seconds of the launches of kernels with a row of counts in `inputs.json`.
     pub counted_seconds: f64,
+    /// Seconds of the launches whose time is that of a prototype with the same schedule and sizes.
+    pub prototype_seconds: f64,
 }
 
 impl ModelledTime {
@@ -147,6 +155,7 @@ impl ModelledTime {
     pub(crate) fn divide_times(&mut self, by: f64) {
         self.seconds /= by;
         self.counted_seconds /= by;
+        self.prototype_seconds /= by;
         self.seconds_by_limit.values_mut().for_each(|seconds| *seconds /= by);
     }
 
@@ -154,6 +163,11 @@ impl ModelledTime {
     /// only memory, L2, tensor cores and launch gaps.
     pub fn has_instruction_counts(&self) -> bool {
         2.0 * self.counted_seconds >= self.seconds
+    }
+
+    /// Whether a schedule of the kernel's tiles is modelled.
+    pub fn has_schedule(&self) -> bool {
+        self.seconds_by_limit.contains_key(&Bottleneck::Schedule)
     }
 
     /// The limit that accounts for the longest time.
@@ -240,6 +254,14 @@ impl ModelledGpu {
         let Some(main) = main_stage(stages) else {
             return ModelledTime::default();
         };
+        if let Some(schedule::ScheduledTime { seconds, is_of_prototype }) = schedule::time_of_launch(main, cost) {
+            return ModelledTime {
+                seconds,
+                seconds_by_limit: BTreeMap::from([(Bottleneck::Schedule, seconds)]),
+                counted_seconds: seconds,
+                prototype_seconds: if is_of_prototype { seconds } else { 0.0 },
+            };
+        }
         let inputs = inputs_of(main.symbol);
         let blocks = u64::from(main.blocks.max(1));
         let of_block = |whole: f64| whole / blocks as f64;
@@ -285,6 +307,7 @@ impl ModelledGpu {
             let one = self.launch(stages, each, on_tensor_cores);
             all.seconds += times * one.seconds;
             all.counted_seconds += times * one.counted_seconds;
+            all.prototype_seconds += times * one.prototype_seconds;
             for (limit, seconds) in one.seconds_by_limit {
                 *all.seconds_by_limit.entry(limit).or_default() += times * seconds;
             }
@@ -293,5 +316,7 @@ impl ModelledGpu {
     }
 }
 
+#[cfg(test)]
+pub(crate) use schedule::tests::rank_correlation;
 #[cfg(test)]
 mod tests;

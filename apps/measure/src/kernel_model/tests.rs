@@ -5,8 +5,15 @@ fn h200() -> ModelledGpu {
     ModelledGpu::hopper(MachineSpec::gpu_by_name("h200").unwrap().ceilings, 0.85)
 }
 
-const STREAM: PlannedStage =
-    PlannedStage { symbol: "no row", blocks: 132 * 8 * 4, cluster: 1, threads: 256, shared: 0, programmatic: true };
+const STREAM: PlannedStage = PlannedStage {
+    symbol: "no row",
+    blocks: 132 * 8 * 4,
+    cluster: 1,
+    threads: 256,
+    shared: 0,
+    programmatic: true,
+    sizes: Vec::new(),
+};
 
 fn limit_of(block: BlockWork) -> Bottleneck {
     let limits = h200().wave(&block, 132, 132);
