@@ -30,7 +30,8 @@ pub struct CommonOptions {
     #[arg(long, global = true, value_name = "N", display_order = 904, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub interleavings: Option<u32>,
     /// On device cuda: which code computes matrix products of bf16 operands [default: own where a kernel supports them,
-    /// else cublaslt]
+    /// else cublaslt; cublaslt also where the tiles of own leave more than a tenth of the GPU idle: in sft all such
+    /// products, in other commands gradients]
     #[arg(long, global = true, value_name = "CODE", display_order = 905)]
     pub products: Option<MatrixProductsName>,
     /// Print the result as JSON on stdout, and nothing else

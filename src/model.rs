@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use reel_device::{DType, Device, SimOptions};
+use reel_device::{DType, Device, MatmulImplementation, SimOptions};
 use reel_engine::EngineError;
 use reel_input::config::{ModelConfig, TextConfig};
 use reel_measure::trace;
@@ -151,8 +151,14 @@ impl LoadedModel {
     }
 }
 
-/// Opens the device that `--device` names.
+/// Opens the device that `--device` names. Without `--products`, its forward products are batch invariant where kernels
+/// of this program support them.
 pub fn open_device(common: &CommonOptions) -> Result<Device> {
+    open_device_with_products(common, MatmulImplementation::ByWaveShare { batch_invariant: true })
+}
+
+/// Does the same as [`open_device`], with the choice of the code for matrix products that holds without `--products`.
+pub fn open_device_with_products(common: &CommonOptions, default: MatmulImplementation) -> Result<Device> {
     let device = common.device()?;
     if common.products.is_some() && !matches!(device, common::DeviceName::Cuda(_)) {
         let help = "remove this option, or give --device cuda";
@@ -166,7 +172,7 @@ pub fn open_device(common: &CommonOptions) -> Result<Device> {
         common::DeviceName::Cpu => Ok(Device::cpu(common.threads()?)),
         common::DeviceName::Cuda(number) => {
             let products = common.products.map(common::MatrixProductsName::to_products);
-            Ok(Device::cuda_with_matmul_implementation(number, products.unwrap_or_default())?)
+            Ok(Device::cuda_with_matmul_implementation(number, products.unwrap_or(default))?)
         }
         common::DeviceName::Sim => Ok(Device::sim(SimOptions {
             interleavings: common.interleavings.unwrap_or(1),

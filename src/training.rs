@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
+use reel_device::MatmulImplementation;
 use reel_input::{MediaOptions, SecondPerGrid};
 use reel_measure::{
     machine,
@@ -18,7 +19,7 @@ use reel_runs::config_file::ConfigFile;
 use reel_runs::run::{DataCheckResult, RunSummary, ValidationCheckResult};
 use reel_train::file_names::RUN_FILE;
 use reel_train::live_server::LiveServer;
-use reel_train::options::{RunOptions, TrainingOptions};
+use reel_train::options::{RunOptions, SftOptions, TrainingOptions};
 use reel_train::setup::{PolicyEvaluator, RunSetup, StepProfiler};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -65,6 +66,13 @@ fn record_of_resumed_run(options: &RunOptions) -> Option<PathBuf> {
         folder => std::path::absolute(folder).ok()?.parent()?.to_path_buf(),
     };
     Some(folder.join(RUN_FILE)).filter(|file| file.is_file())
+}
+
+/// Returns which code computes matrix products in a training command without `--products`. GRPO compares the
+/// log-probabilities of training with those of decode steps (`rollout_drift`), so the bits of its forward products must
+/// not depend on the number of rows. SFT samples nothing that it learns from.
+pub fn default_products(command: &str) -> MatmulImplementation {
+    MatmulImplementation::ByWaveShare { batch_invariant: command != SftOptions::COMMAND }
 }
 
 impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> ResolvedOptions<O> {
@@ -159,7 +167,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         self.refuse_replaced_inputs()?;
         self.options.check_programs()?;
         let folder = prompt::find_or_download_model(&self.options.model)?;
-        let device = model::open_device(&self.common)?;
+        let device = model::open_device_with_products(&self.common, default_products(O::COMMAND))?;
         trace::start_recording_launches(&device, model::activation_dtype(&self.common));
         let stop = interrupt::stop_flag();
         let quiet = self.common.quiet || self.common.json;

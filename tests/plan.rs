@@ -249,6 +249,31 @@ fn plan_of_a_preset_needs_no_weights() {
     assert!(one.ok().contains("decode 0.0 us") && !one.stdout.contains("-0.0"), "{}", one.stdout);
 }
 
+/// With 512 tokens the tiles of Hopper leave much of the GPU idle. SFT then takes cuBLASLt for forward products and
+/// gradients, GRPO for gradients only, and generation has no gradients.
+#[test]
+fn plan_lists_the_products_of_cublaslt() {
+    let products = |command: &str| -> Vec<(String, [u64; 3], f64)> {
+        let plan = run(format!("plan {command} --preset 7b --tokens 512 --gpu h200 --json").split(' ')).plan_json();
+        let size = |product: &Value, key: &str| product[key].as_u64().unwrap_or_else(|| panic!("no {key}"));
+        let product = |p: &Value| {
+            let op = p["op"].as_str().expect("a name").to_string();
+            (op, ["m", "n", "k"].map(|key| size(p, key)), number(p, "/wave_share"))
+        };
+        plan["cublaslt_products"].as_array().expect("a list").iter().map(product).collect()
+    };
+    let sft = products("sft --per-device-train-batch-size 1");
+    assert!(sft.iter().all(|(.., share)| *share < 0.9), "{sft:?}");
+    let down = ("matmul_fwd".to_string(), [512, 3584, 18944], 0.848);
+    let dx = ("matmul_dx".to_string(), [512, 3584, 37888], 0.848);
+    assert!(sft.contains(&down) && sft.contains(&dx), "{sft:?}");
+    let grpo = products("grpo --optim adamw-bf16");
+    assert!(!grpo.is_empty() && grpo.iter().all(|(op, ..)| op != "matmul_fwd"), "{grpo:?}");
+    assert_eq!(products("generate"), []);
+    let text = run("plan sft --preset 7b --tokens 512 --gpu h200".split(' '));
+    assert!(text.stdout.contains("\n  matmul_dx 512 x 3584 x 37888: 0.85 of whole waves"), "{}", text.stdout);
+}
+
 /// Small rates of a slow machine are not rounded to 0.
 #[test]
 fn plan_of_a_cpu_has_no_rates_of_0() {

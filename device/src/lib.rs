@@ -36,7 +36,7 @@ mod team;
 
 pub use backend::{Hardware, MatmulLibrary};
 pub use capabilities::{Capabilities, Kernels};
-pub use cuda::MatmulImplementation;
+pub use cuda::{MIN_WAVE_SHARE, MatmulImplementation};
 pub use error::{DeviceError, Result, format_bytes};
 pub use exchanges::ExchangeStatus;
 pub use handle::{
@@ -47,7 +47,10 @@ pub use host_memory::{free_host_bytes, resident_host_bytes};
 pub use launch::{Addr, Arch, Cost, DType, Element, Kernel, KernelLaunch, Launch, Source, Stage};
 pub use mapped_file::MappedFile;
 pub use memory::{MEMORY_CATEGORIES, MemoryCategory, MemorySample, MemoryUse};
-pub use profile::{HostCall, LaunchEvent, OpTotals, OperandRead, OperandReads, PlannedLaunches, PlannedStage};
+pub use profile::{
+    HostCall, LaunchEvent, OpTotals, OperandRead, OperandReads, PlannedLaunches, PlannedProduct, PlannedProducts,
+    PlannedStage,
+};
 pub use ranges::{
     LaunchOrigin, LayerId, NVTX_INJECTION_VARIABLE, OriginGuard, RangeEvent, RangeGuard, RangeId, RangeName,
     attach_nvtx_tool, current_origin, host_thread_names, host_thread_number, in_layer, in_op, range,

@@ -11,6 +11,7 @@ mod format;
 mod generate;
 mod job;
 mod parts;
+mod products;
 mod row;
 mod search;
 mod serve;

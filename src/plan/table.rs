@@ -14,6 +14,7 @@ use super::advice::PlanAdditions;
 use super::costs::{DryRunCounts, Line, TrainingCounts, lines, phase_seconds, total};
 use super::format::{format_duration, format_large, format_rate};
 use super::parts::{parts_json, print_parts};
+use super::products::{cublaslt_products_json, print_cublaslt_products};
 use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::output;
@@ -143,7 +144,7 @@ pub fn plan_json(counts: &DryRunCounts, machine: &MachineSpec) -> Value {
         "checkpoint_bytes": counts.training.as_ref().map(|training| training.checkpoint),
         "tokens": tokens, "flops": flops, "bytes": bytes, "seconds": seconds, "phases": phases,
         "tokens_per_second": tokens / seconds, "parts": parts_json(counts, machine),
-        "ops": ops_json(counts, machine),
+        "ops": ops_json(counts, machine), "cublaslt_products": cublaslt_products_json(counts),
         "phases_by_basis": phase_seconds_by_prediction_basis_json(counts, machine), "ceilings": ceilings_json(machine),
     })
 }
@@ -253,7 +254,10 @@ pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Res
         ))?;
     }
     let rest = hidden_ops_line(hidden.len(), total(hidden.iter().map(|l| l.price.seconds)));
-    if rest.is_empty() { Ok(()) } else { output::print_line(rest.trim_end()) }
+    if !rest.is_empty() {
+        output::print_line(rest.trim_end())?;
+    }
+    print_cublaslt_products(counts)
 }
 
 /// Prints the ceilings and the basis of the predicted times.

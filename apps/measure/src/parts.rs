@@ -117,6 +117,7 @@ mod tests {
             start: begun + Duration::from_millis(ms),
             seconds,
             stages: Vec::new(),
+            product: None,
         };
         let ceilings = Ceilings { f32: 1e9, bf16: 1e9, bytes: 1e9, cache: None };
         let events = [

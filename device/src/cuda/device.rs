@@ -27,6 +27,13 @@ use crate::{Addr, DType, KernelLaunch, Launch};
 /// The code that computes matrix products on device `cuda`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MatmulImplementation {
+    /// [`Own`](Self::Own) for products with which these kernels keep enough of the GPU busy (a share of whole waves of
+    /// at least [`MIN_WAVE_SHARE`]), else cuBLASLt. Without cuBLASLt, own kernels compute these products, too.
+    ByWaveShare {
+        /// Whether own kernels compute all forward products, so that their bits depend on no other row: a token then
+        /// has the same log-probability in a decode step, in prefill and in training. Gradients have no counterpart.
+        batch_invariant: bool,
+    },
     /// The project's own kernels ([`ProductCode::gpu_kernel`](crate::launch::ProductCode::gpu_kernel)). They are
     /// batch invariant: a row's bits depend neither on the other rows nor on their number. cuBLASLt computes the
     /// products that these kernels do not support: those on GPUs below compute capability 9.0, of f32 operands, and
@@ -35,6 +42,23 @@ pub enum MatmulImplementation {
     Own,
     /// NVIDIA's library cuBLASLt.
     CublasLt,
+}
+
+/// The share of whole waves below which [`MatmulImplementation::ByWaveShare`] takes cuBLASLt. Own kernels and cuBLASLt
+/// have been timed only with products of larger shares. With smaller ones cuBLASLt may be faster, because it has more
+/// tiles and divides sums among multiprocessors.
+pub const MIN_WAVE_SHARE: f64 = 0.9;
+
+impl MatmulImplementation {
+    /// Whether cuBLASLt, if the machine has it, computes a product of which an own kernel reaches this share of whole
+    /// waves.
+    pub fn takes_cublaslt(self, is_forward: bool, wave_share: f64) -> bool {
+        match self {
+            Self::ByWaveShare { batch_invariant } => !(batch_invariant && is_forward) && wave_share < MIN_WAVE_SHARE,
+            Self::Own => false,
+            Self::CublasLt => true,
+        }
+    }
 }
 
 /// Copies of at least this many bytes use several threads and streams.
@@ -46,6 +70,8 @@ pub(crate) struct Cuda {
     graphs: Mutex<Graphs>,
     copy_ring: Mutex<CopyRing>,
     cublas: OnceLock<Cublas>,
+    /// Whether cuBLASLt can be opened, if this has been tried for a product that an own kernel can compute, too.
+    has_cublas: OnceLock<bool>,
     staging: Mutex<Option<StagingBuffers>>,
     copier: Mutex<Option<ParallelCopier>>,
     /// Measures the times of profiled launches. Created by the first profiled launch.
@@ -108,6 +134,7 @@ impl Cuda {
             graphs: Mutex::default(),
             copy_ring,
             cublas: OnceLock::new(),
+            has_cublas: OnceLock::new(),
             staging: Mutex::default(),
             copier: Mutex::default(),
             timeline: Mutex::default(),
@@ -119,10 +146,21 @@ impl Cuda {
 
     /// The kernel call that computes a matrix product without cuBLASLt; `None` if cuBLASLt computes it.
     fn product_kernel(&self, product: &Matmul) -> Option<KernelLaunch> {
-        match self.products {
-            MatmulImplementation::Own => (product.code.gpu_kernel)(product, &self.gpu.arch()),
-            MatmulImplementation::CublasLt => None,
+        let arch = self.gpu.arch();
+        let share = match self.products {
+            MatmulImplementation::CublasLt => return None,
+            MatmulImplementation::Own => 1.0,
+            MatmulImplementation::ByWaveShare { .. } => (product.code.wave_share)(product, &arch)?,
+        };
+        if self.products.takes_cublaslt(product.is_forward(), share) && self.has_cublas() {
+            return None;
         }
+        (product.code.gpu_kernel)(product, &arch)
+    }
+
+    /// Whether cuBLASLt can be opened. Opens it.
+    fn has_cublas(&self) -> bool {
+        *self.has_cublas.get_or_init(|| self.cublas().is_ok())
     }
 
     fn cublas(&self) -> Result<&Cublas> {

@@ -31,7 +31,7 @@ mod types;
 
 pub use algorithms::{AlgorithmFingerprint, ProductShape};
 pub(crate) use device::{Cuda, device_error};
-pub use device::{MULTI_STREAM_BYTES, MatmulImplementation};
+pub use device::{MIN_WAVE_SHARE, MULTI_STREAM_BYTES, MatmulImplementation};
 pub use driver::Driver;
 pub use driver_calls::DriverLibrary;
 pub use error::{CudaError, cuda_version_text};

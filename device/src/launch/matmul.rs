@@ -69,6 +69,11 @@ impl Matmul {
         }
     }
 
+    /// Whether this is a forward product by its operands, which are not stored transposed.
+    pub fn is_forward(&self) -> bool {
+        !(self.a.transposed || self.b.transposed)
+    }
+
     /// Returns the address and the bytes of the right operand, B. In a model it is mostly a weight.
     pub fn right_operand(&self) -> (Addr, f64) {
         (self.b.addr, self.n as f64 * self.k as f64 * self.b.dtype.size() as f64 + self.scale_bytes())
@@ -147,6 +152,9 @@ pub struct ProductCode {
     pub arrange: unsafe fn(&WeightGroups, &Team),
     /// Returns the call of a kernel that computes a product on a GPU of this architecture; `None` if none does.
     pub gpu_kernel: fn(&Matmul, &Arch) -> Option<KernelLaunch>,
+    /// Returns the share of whole waves that this kernel reaches: the elements of C divided by the elements that all
+    /// multiprocessors could compute in the time of the busiest one. `None` if there is no kernel.
+    pub wave_share: fn(&Matmul, &Arch) -> Option<f64>,
     /// Returns the launch that casts elements of a dtype, at the first address, to f32, at the second address; the last
     /// argument is their number.
     pub cast_to_f32: fn(DType, Addr, Addr, usize) -> Launch,

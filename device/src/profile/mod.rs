@@ -6,6 +6,7 @@
 
 mod operand_reads;
 mod planned_launches;
+mod planned_products;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -19,6 +20,7 @@ use planned_launches::planned_stages;
 
 pub use operand_reads::{OperandRead, OperandReads};
 pub use planned_launches::{PlannedLaunches, PlannedStage};
+pub use planned_products::{PlannedProduct, PlannedProducts};
 
 /// The bit of [`ProfileData::set_mode_bits`] for totals.
 pub(crate) const TOTALS_BIT: u8 = 1;
@@ -38,6 +40,8 @@ pub struct OpTotals {
     pub seconds: f64,
     /// On device `dry`: the CUDA launches that a GPU would execute.
     pub planned: PlannedLaunches,
+    /// On device `dry`: the matrix products that kernels of the planned GPU can compute.
+    pub products: PlannedProducts,
 }
 
 /// The call on the host that enqueued or ran a launch.
@@ -77,6 +81,8 @@ pub struct LaunchEvent {
     pub seconds: f64,
     /// On device `dry`: the CUDA launches that a GPU would execute.
     pub stages: Vec<PlannedStage>,
+    /// On device `dry`: the matrix product, if a kernel of the planned GPU can compute it.
+    pub product: Option<PlannedProduct>,
 }
 
 /// A profiled launch whose time is not known yet.
@@ -144,7 +150,9 @@ impl ProfileData {
             Launch::Matmul(product) => Some(self.operands().read(product.right_operand())),
             Launch::Kernel(_) | Launch::WeightGroups(_) => None,
         };
-        let stages = self.arch().map(|arch| planned_stages(launch, &arch)).unwrap_or_default();
+        let arch = *self.arch();
+        let stages = arch.map(|arch| planned_stages(launch, &arch)).unwrap_or_default();
+        let product = arch.and_then(|arch| PlannedProduct::of_launch(launch, &arch));
         let start = Instant::now();
         let event = LaunchEvent {
             name: launch.name(),
@@ -158,6 +166,7 @@ impl ProfileData {
             start,
             seconds: 0.0,
             stages,
+            product,
         };
         LaunchRecord { mode, event }
     }
@@ -173,6 +182,7 @@ impl ProfileData {
                 event.operand.iter().for_each(|operand| t.operands.add(operand));
                 t.seconds += event.seconds;
                 t.planned.add(&event.stages, event.cost, 1);
+                event.product.iter().for_each(|product| t.products.add(*product, 1));
             }
             if mode & TIMELINE_BIT != 0 {
                 s.events.push(event);

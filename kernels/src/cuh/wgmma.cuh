@@ -96,6 +96,7 @@ struct Wgmma;
 #define NAMES_OF_88 NAMES_OF_80 ", " NAMES_8(8)
 #define NAMES_OF_90 NAMES_OF_80 ", " NAMES_10(8)
 #define NAMES_OF_96 NAMES_OF_90 ", " NAMES_6(9)
+#define NAMES_OF_112 NAMES_OF_90 ", " NAMES_10(9) ", " NAMES_10(10) ", " NAMES_2(11)
 #define NAMES_OF_128 NAMES_OF_90 ", " NAMES_10(9) ", " NAMES_10(10) ", " NAMES_10(11) ", " NAMES_8(12)
 
 #define SUMS_OF_8(how) SUMS_8(how, )
@@ -111,6 +112,7 @@ struct Wgmma;
 #define SUMS_OF_88(how) SUMS_OF_80(how), SUMS_8(how, 8)
 #define SUMS_OF_90(how) SUMS_OF_80(how), SUMS_10(how, 8)
 #define SUMS_OF_96(how) SUMS_OF_90(how), SUMS_6(how, 9)
+#define SUMS_OF_112(how) SUMS_OF_90(how), SUMS_10(how, 9), SUMS_10(how, 10), SUMS_2(how, 11)
 #define SUMS_OF_128(how) SUMS_OF_90(how), SUMS_10(how, 9), SUMS_10(how, 10), SUMS_10(how, 11), SUMS_8(how, 12)
 
 // Products of N columns, with R = N / 2 sums per thread. The operands after the sums are numbered p0 = R, p1 = R + 1,
@@ -158,6 +160,7 @@ WGMMA_PRODUCTS(144, 72, 72, 73, 74, 75, 76, 77, 78);
 WGMMA_PRODUCTS(160, 80, 80, 81, 82, 83, 84, 85, 86);
 WGMMA_PRODUCTS(176, 88, 88, 89, 90, 91, 92, 93, 94);
 WGMMA_PRODUCTS(192, 96, 96, 97, 98, 99, 100, 101, 102);
+WGMMA_PRODUCTS(224, 112, 112, 113, 114, 115, 116, 117, 118);
 WGMMA_PRODUCTS(256, 128, 128, 129, 130, 131, 132, 133, 134);
 
 // Stores four 8x8 matrices of 16-bit elements to shared memory, the reverse of ldmatrix_x4: lane l passes the address

@@ -55,7 +55,7 @@ struct Consumer {
         leader(warp == 0 && elect_one()),
         first_a(operand_address(base) + warpgroup * (T::PRODUCTS * ROWS_64)),
         first_b(operand_address(base + T::A_BYTES)),
-        chunks(ring.chunks() + warpgroup * (T::BUFFERS * T::BLOCK)),
+        chunks(ring.chunks() + warpgroup * (T::BUFFERS * T::CHUNK)),
         // C of more than 32 Mi elements is stored with evict-first, because it would displace operands from L2.
         policy_c(static_cast<u64>(p.m) * p.n > 32 << 20 ? EVICT_FIRST : EVICT_NORMAL) {}
 
@@ -104,7 +104,7 @@ struct Consumer {
     if constexpr (T::EPILOGUE == F32) {
       write_f32_chunk(finisher, sums[i], chunk * 16, to, warp, lane, c);
     } else {
-      write_bf16_chunk(finisher, sums[i], chunk * 32, to, warp, lane, c);
+      write_bf16_chunk<T::CHUNK_COLUMNS>(finisher, sums[i], chunk * (T::CHUNK_COLUMNS / 2), to, warp, lane, c);
     }
   }
   __device__ __forceinline__ void write_chunk(int i, int chunk, u32 to, int column) const {
@@ -171,9 +171,11 @@ __device__ __forceinline__ void consume_and_store(Consumer<T>& c) {
     } else {
 #pragma unroll
       for (int q = 0; q < T::PRODUCTS * T::CHUNKS; ++q) {
-        // The last store from this buffer was BUFFERS stores ago, so at most BUFFERS - 1 stores may still be reading.
-        const u32 buffer = c.chunks + q % T::BUFFERS * T::BLOCK;
-        if (c.leader) tensor_store_wait_read<T::BUFFERS - 1>();
+        // The last store of this tile from this buffer was BUFFERS stores ago, so at most BUFFERS - 1 stores may still
+        // be reading. Stores of the previous tile have read long ago; the first chunk waits for all of them.
+        const u32 buffer = c.chunks + q % T::BUFFERS * T::CHUNK;
+        if (c.leader && q == 0) tensor_store_wait_read<0>();
+        if (c.leader && q >= T::BUFFERS) tensor_store_wait_read<T::BUFFERS - 1>();
         c.barrier();
         c.write_chunk(q / T::CHUNKS, q % T::CHUNKS, buffer, column);
         fence_async_proxy();
@@ -217,7 +219,7 @@ __device__ __forceinline__ void consume_and_hold(Consumer<T>& c) {
 #pragma unroll
       for (int g = 0; g < 4; ++g) {
         const u32* v = &held[(s * T::BUFFERS + i) * 16 + g * 4];
-        stmatrix_x4(matrix_address(c.chunks + i * T::BLOCK, c.warp, c.lane, g), v[0], v[1], v[2], v[3]);
+        stmatrix_x4(matrix_address<128>(c.chunks + i * T::CHUNK, c.warp, c.lane, g), v[0], v[1], v[2], v[3]);
       }
     }
     fence_async_proxy();
@@ -226,7 +228,7 @@ __device__ __forceinline__ void consume_and_hold(Consumer<T>& c) {
 #pragma unroll
       for (int i = 0; i < T::BUFFERS; ++i) {
         const int q = s * T::BUFFERS + i;
-        c.store_chunk(q / T::CHUNKS, q % T::CHUNKS, c.chunks + i * T::BLOCK, held_row, held_column);
+        c.store_chunk(q / T::CHUNKS, q % T::CHUNKS, c.chunks + i * T::CHUNK, held_row, held_column);
       }
       tensor_store_commit();
     }
@@ -268,7 +270,7 @@ __device__ __forceinline__ void add_to_chunks(const Out& out, const Consumer<T>&
 #pragma unroll
   for (int i = 0; i < T::BUFFERS; ++i) {
     const int q = s * T::BUFFERS + i;
-    add_to_bf16_chunk(out, c.sums[q / T::CHUNKS], q % T::CHUNKS * 32, c.chunks + i * T::BLOCK, c.warp, c.lane,
+    add_to_bf16_chunk(out, c.sums[q / T::CHUNKS], q % T::CHUNKS * 32, c.chunks + i * T::CHUNK, c.warp, c.lane,
                       column + q % T::CHUNKS * 64 + 2 * (c.lane % 4));
   }
 }
@@ -282,11 +284,11 @@ __device__ __forceinline__ void consume_and_add(Consumer<T>& c) {
     tensor_store_wait_read<0>();
     // redundant: the store before has read what threads wrote, after a fence of theirs.
     fence_async_proxy();
-    mbarrier_arrive_expecting(barrier, T::BUFFERS * T::BLOCK);
+    mbarrier_arrive_expecting(barrier, T::BUFFERS * T::CHUNK);
 #pragma unroll
     for (int i = 0; i < T::BUFFERS; ++i) {
       const int q = s * T::BUFFERS + i;
-      tensor_copy(c.chunks + i * T::BLOCK, &c.p.map_c, barrier, column + q % T::CHUNKS * 64, row + q / T::CHUNKS * 64,
+      tensor_copy(c.chunks + i * T::CHUNK, &c.p.map_c, barrier, column + q % T::CHUNKS * 64, row + q / T::CHUNKS * 64,
                   c.policy_c);
     }
   };
@@ -316,7 +318,7 @@ __device__ __forceinline__ void consume_and_add(Consumer<T>& c) {
 #pragma unroll
         for (int i = 0; i < T::BUFFERS; ++i) {
           const int q = s * T::BUFFERS + i;
-          c.store_chunk(q / T::CHUNKS, q % T::CHUNKS, c.chunks + i * T::BLOCK, row, column);
+          c.store_chunk(q / T::CHUNKS, q % T::CHUNKS, c.chunks + i * T::CHUNK, row, column);
         }
         tensor_store_commit();
       }
@@ -335,12 +337,12 @@ __device__ __forceinline__ void consume_in_halves(Consumer<T>& c) {
       if (c.leader) tensor_store_wait_read<0>();
       c.barrier();
 #pragma unroll
-      for (int b = 0; b < T::BUFFERS; ++b) c.write_chunk(i, first + b, c.chunks + b * T::BLOCK, column);
+      for (int b = 0; b < T::BUFFERS; ++b) c.write_chunk(i, first + b, c.chunks + b * T::CHUNK, column);
       fence_async_proxy();
       c.barrier();
       if (c.leader) {
 #pragma unroll
-        for (int b = 0; b < T::BUFFERS; ++b) c.store_chunk(i, first + b, c.chunks + b * T::BLOCK, row, column);
+        for (int b = 0; b < T::BUFFERS; ++b) c.store_chunk(i, first + b, c.chunks + b * T::CHUNK, row, column);
         tensor_store_commit();
       }
     }

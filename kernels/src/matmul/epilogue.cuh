@@ -48,22 +48,24 @@ struct Output {
 };
 
 // Returns the address that lane `lane` passes to stmatrix_x4 or ldmatrix_x4 for columns 16 g .. 16 g + 16 of a warp's
-// 16 rows. A chunk (64 rows of 128 bytes in shared memory) has the 128-byte swizzle of tensor maps.
+// 16 rows. A chunk (64 rows of ROW_BYTES, 128 or 64, in shared memory) has the swizzle of tensor maps of its row.
+template <int ROW_BYTES>
 __device__ __forceinline__ u32 matrix_address(u32 chunk, int warp, int lane, int g) {
-  return chunk + (warp * 16 + lane % 16) * 128 + (((2 * g + lane / 16) ^ (lane & 7)) << 4);
+  const int swizzle = ROW_BYTES == 128 ? lane & 7 : lane >> 1 & 3;
+  return chunk + (warp * 16 + lane % 16) * ROW_BYTES + (((2 * g + lane / 16) ^ swizzle) << 4);
 }
 
-// Finishes a warp's sums of a chunk's 64 columns, rounds them to bf16 and writes them to the chunk in shared memory.
-// `first`: index in `sums` of the chunk's first sum; `column`: the column in C of the lane's first sum.
-template <class Out, int N>
+// Finishes a warp's sums of a chunk's COLUMNS columns (64 or 32), rounds them to bf16 and writes them to the chunk in
+// shared memory. `first`: index in `sums` of the chunk's first sum; `column`: the column in C of the lane's first sum.
+template <int COLUMNS, class Out, int N>
 __device__ __forceinline__ void write_bf16_chunk(const Out& out, const float (&sums)[N], int first, u32 chunk,
                                                  int warp, int lane, int column) {
 #pragma unroll
-  for (int g = 0; g < 4; ++g) {
+  for (int g = 0; g < COLUMNS / 16; ++g) {
     float x[4], y[4];
     out.finish(sums, first + g * 8, column + g * 16, x);
     out.finish(sums, first + g * 8 + 4, column + g * 16 + 8, y);
-    stmatrix_x4(matrix_address(chunk, warp, lane, g), pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]),
+    stmatrix_x4(matrix_address<2 * COLUMNS>(chunk, warp, lane, g), pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]),
                 pack_bf16(y[0], y[1]), pack_bf16(y[2], y[3]));
   }
 }
@@ -75,7 +77,7 @@ __device__ __forceinline__ void add_to_bf16_chunk(const Out& out, const float (&
                                                   int warp, int lane, int column) {
 #pragma unroll
   for (int g = 0; g < 4; ++g) {
-    const u32 at = matrix_address(chunk, warp, lane, g);
+    const u32 at = matrix_address<128>(chunk, warp, lane, g);
     u32 c[4];
     ldmatrix_x4(c, at);
 #pragma unroll

@@ -81,14 +81,21 @@ kernels! {
     FWD_BF16_128X256: "gemm_fwd_bf16", FWD, Some(&plan::FWD_128X256);
     FWD_BF16_HELD: "gemm_fwd_bf16", FWD, Some(&plan::FWD_HELD);
     FWD_BF16_128X192: "gemm_fwd_bf16", FWD, Some(&plan::FWD_128X192);
+    FWD_BF16_128X224: "gemm_fwd_bf16", FWD, Some(&plan::FWD_128X224);
+    FWD_BF16_128X160: "gemm_fwd_bf16", FWD, Some(&plan::FWD_128X160);
+    FWD_BF16_128X128: "gemm_fwd_bf16", FWD, Some(&plan::FWD_128X128);
     FWD_BF16_64X144: "gemm_fwd_bf16", FWD, Some(&plan::FWD_64X144);
     FWD_F32: "gemm_fwd_f32", FWD_TO_F32, None;
     DX_BF16: "gemm_dx_bf16", DX, None;
     DX_BF16_HALVES: "gemm_dx_bf16", DX, Some(&plan::DX_HALVES);
     DX_BF16_128X256: "gemm_dx_bf16", DX, Some(&plan::DX_128X256);
+    DX_BF16_128X224: "gemm_dx_bf16", DX, Some(&plan::DX_128X224);
+    DX_BF16_128X128: "gemm_dx_bf16", DX, Some(&plan::DX_128X128);
     DX_F32: "gemm_dx_f32", DX_TO_F32, None;
     DW_BF16: "gemm_dw_bf16", DW, None;
     DW_F32: "gemm_dw_f32", DW_TO_F32, None;
+    DW_F32_128X256: "gemm_dw_f32", DW_TO_F32, Some(&plan::DW_F32);
+    DW_F32_128X160: "gemm_dw_f32", DW_TO_F32, Some(&plan::DW_F32_128X160);
 }
 
 pub(super) const VARIANTS: &[Variant] = &[
@@ -96,9 +103,16 @@ pub(super) const VARIANTS: &[Variant] = &[
     Variant { of: &FWD_BF16, name: "128 x 256", kernel: &FWD_BF16_128X256 },
     Variant { of: &FWD_BF16, name: "128 x 256 held", kernel: &FWD_BF16_HELD },
     Variant { of: &FWD_BF16, name: "128 x 192", kernel: &FWD_BF16_128X192 },
+    Variant { of: &FWD_BF16, name: "128 x 224", kernel: &FWD_BF16_128X224 },
+    Variant { of: &FWD_BF16, name: "128 x 160", kernel: &FWD_BF16_128X160 },
+    Variant { of: &FWD_BF16, name: "128 x 128", kernel: &FWD_BF16_128X128 },
     Variant { of: &FWD_BF16, name: "64 x 144", kernel: &FWD_BF16_64X144 },
     Variant { of: &DX_BF16, name: "256 x 192 in halves", kernel: &DX_BF16_HALVES },
     Variant { of: &DX_BF16, name: "128 x 256", kernel: &DX_BF16_128X256 },
+    Variant { of: &DX_BF16, name: "128 x 224", kernel: &DX_BF16_128X224 },
+    Variant { of: &DX_BF16, name: "128 x 128", kernel: &DX_BF16_128X128 },
+    Variant { of: &DW_F32, name: "128 x 256", kernel: &DW_F32_128X256 },
+    Variant { of: &DW_F32, name: "128 x 160", kernel: &DW_F32_128X160 },
 ];
 
 impl OperandLayout {
@@ -157,6 +171,22 @@ const MIN_WEIGHT_SIDE: usize = 64;
 /// `None` if no kernel does: below compute capability 9.0, for operands that are not bf16 or that tensor copies
 /// cannot read (an address or the bytes of a row are not a multiple of 16), and for the gradients of narrow weights.
 pub fn kernel_launch(product: &Matmul, arch: &Arch) -> Option<KernelLaunch> {
+    let (form, params) = kernel_params(product, arch)?;
+    match form.launch(form.kernel(), &params) {
+        Launch::Kernel(launch) => Some(launch),
+        _ => None,
+    }
+}
+
+/// Returns the share of whole waves that a kernel of this folder reaches with a product (`plan.rs`): the elements of C
+/// divided by the elements that all multiprocessors compute in the time of the busiest one. `None` if no kernel
+/// computes the product.
+pub fn wave_share(product: &Matmul, arch: &Arch) -> Option<f64> {
+    kernel_params(product, arch).map(|(form, params)| plan::wave_share(&params, arch, form))
+}
+
+/// Returns the form and the parameters of the kernel that computes a product.
+fn kernel_params(product: &Matmul, arch: &Arch) -> Option<(OperandLayout, Params)> {
     let p = product;
     let form = form(p.a.transposed, p.b.transposed, p.c_dtype);
     let has_kernel = [FWD, FWD_TO_F32, DX, DX_TO_F32, DW, DW_TO_F32].contains(&form);
@@ -186,8 +216,5 @@ pub fn kernel_launch(product: &Matmul, arch: &Arch) -> Option<KernelLaunch> {
         scale: p.scale,
         ..Params::zeroed()
     };
-    match form.launch(form.kernel(), &params) {
-        Launch::Kernel(launch) => Some(launch),
-        _ => None,
-    }
+    Some((form, params))
 }

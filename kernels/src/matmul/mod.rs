@@ -56,6 +56,7 @@ pub static PRODUCT_CODE: ProductCode = ProductCode {
     simulated: cpu::run_simulated,
     arrange: cpu::pack_into_groups,
     gpu_kernel: gemm::kernel_launch,
+    wave_share: gemm::wave_share,
     cast_to_f32: |dtype, src, dst, count| {
         elementwise::cast(dtype, DType::F32, &CastParams { src, dst, count: count as u64 })
     },

@@ -2,26 +2,59 @@
 //!
 //! All tiles of a form (layout of operands and type of C) give the same bits, so the choice affects only the time.
 //! The time of a tile is proportional to its size times k, even if it reaches beyond the end of C, and a
-//! multiprocessor computes one tile after the other. So the plan takes the tile with which the busiest multiprocessor
-//! computes the fewest elements. If several tiles are equal, it takes the first one in this table. These kernels have
-//! not been timed. The rates are those of their prototypes, whose main loops have the same products, copies and waits
-//! in the same order, divided by those of cuBLAS 13.0: medians of 21 rounds in turns on an NVIDIA H200, 2026-11-27.
-//! `reel bench op gemm_fwd_bf16 --variants` times the kernels. A product is named by its rows, columns and k.
+//! multiprocessor computes one tile after the other. So the time of a product is proportional to
+//!
+//! ```text
+//! elements that the busiest multiprocessor computes / rate of the tile relative to 128 x 256 (GemmTile::rate)
+//! ```
+//!
+//! and the plan takes the tile with the least time. If several tiles are equal, it takes the first one of `candidates`.
+//! A tile whose rate is an estimate must be faster by more than NEAR_TIE.
+//!
+//! The *share of whole waves* is the number of elements of C divided by what all multiprocessors could compute in the
+//! time of the busiest one. It says how much of the GPU the tiles leave idle: 3584 columns are 14 tiles of 256, so 1024
+//! rows give 112 tiles, and 20 of 132 multiprocessors have none. With 16 tiles of 224 columns, 4 have none. Below
+//! `reel_device::MIN_WAVE_SHARE` cuBLASLt is taken instead, except for products that must be batch invariant
+//! (`reel_device::MatmulImplementation`).
+//!
+//! These kernels have not been timed. The rates in the table are those of their prototypes, whose main loops have the
+//! same products, copies and waits in the same order, divided by those of cuBLAS 13.0: medians of 21 rounds in turns on
+//! an NVIDIA H200, 2026-11-27. `reel bench op gemm_fwd_bf16 --variants` times the kernels. A product is named by its
+//! rows, columns and k.
 //!
 //! | tile | taken for | rate |
 //! |---|---|---|
 //! | forward, 256 x 192 in halves | 8192 x 4608 x 3584; 8192 x 18944 x 3584 | 1.02 (128 x 256: 1.00); 1.06 (1.04) |
 //! | forward, 128 x 256 | 8192 x 3584 x 3584, where 256 x 192 leaves multiprocessors idle | 1.006 (256 x 192: 0.957) |
 //! | forward, 128 x 256 held | k greater than n: 8192 x 3584 x 18944 | 1.000 (128 x 256: 0.998) |
-//! | forward, 128 x 192 | up to 1024 rows: 512 x 18944 x 3584 | 1.011 (128 x 256: 0.764) |
+//! | forward, 128 x 192 | 512 x 18944 x 3584 | 1.011 (128 x 256: 0.764) |
 //! | forward, 64 x 144 | up to 128 rows, or up to 144 columns: 64 x 18944 x 3584 | 0.999 |
+//! | forward, 128 x 224 | 1024 to 4096 x 3584 x 3584 | no prototype |
+//! | forward, 128 x 160 | 1024 to 4096 x 2560 x 2048 | no prototype |
+//! | forward, 128 x 128 | 1024 x 2048 x 2048 | no prototype |
 //! | dx, 256 x 192 in halves | 8192 x 18944 x 3584 | 1.065 (128 x 256: 1.043) |
 //! | dx, 128 x 256 | 8192 x 3584 x 18944 | 0.999 (256 x 192: 0.938) |
+//! | dx, 128 x 224 | 1024 to 4096 x 3584 x 18944 | no prototype |
+//! | dx, 128 x 128 | 1024 x 2048 x 11008 | no prototype |
 //! | dw, 128 x 256 held | bf16: 18944 x 3584 x 8192; 3584 x 18944 x 8192 | 1.003; 1.027 |
 //! | dw, 128 x 256 added | bf16 added to the old C: the same | 0.975; 1.003 |
 //! | dw, 128 x 256 to f32 | f32 added to the old C: the same | 0.972; 0.998 |
+//! | dw, 128 x 160 to f32 | 2560 x 2048 x 8192 | no prototype |
 //!
 //! Not measured: the forward product and dx added to the old C or with an f32 C, which have the tiles of dw.
+//!
+//! Tiles without a prototype. Their number of stages is the largest for which shared memory also holds 16 KiB of chunks
+//! of each warpgroup. Their rate relative to 128 x 256 is estimated from the elements of A and B that a block loads for
+//! each multiply-add, with B as wide as it is copied (dx, dw: whole blocks of 64 columns):
+//!
+//! ```text
+//! loads = (rows + copied columns) / (rows * columns)
+//! rate  = 1 - 0.27 * (loads / loads of 128 x 256 - 1)
+//! ```
+//!
+//! The factor 0.27 is that of both tiles that were measured: 128 x 192 has 1.11 times the loads and a rate of 0.97, and
+//! 64 x 144 has 1.93 times the loads and a rate of 0.75. The estimate takes no account of the loads that a cluster
+//! shares.
 
 use std::mem::offset_of;
 
@@ -58,17 +91,64 @@ pub struct GemmTile {
     pub cluster: u32,
     /// Chunks (8 KiB of shared memory) in which each warpgroup collects C; 0 if its threads store C directly.
     pub chunks: u32,
+    /// Bytes of a row of a chunk: 128, or 64 if bf16 C has columns that are not a multiple of 64.
+    pub(super) chunk_row_bytes: u32,
     pub(super) old_c: AccumulateMode,
+    /// Columns of B in a stage: more than `columns` if blocks of 64 columns are copied.
+    pub(super) copied_columns: u32,
+    pub(super) rate: Rate,
+}
+
+/// Rate of multiply-adds of a tile relative to that of 128 x 256, in percent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rate {
+    /// From times of its prototype.
+    Measured(u32),
+    /// From the elements that it loads (see the module's documentation).
+    Estimated(u32),
+}
+
+impl Rate {
+    fn percent(self) -> u32 {
+        match self {
+            Self::Measured(percent) | Self::Estimated(percent) => percent,
+        }
+    }
 }
 
 /// Returns a tile of 256 x 192 elements. Its upper half is stored while its lower half is computed, and the reverse.
 const fn halves(symbol: &'static str) -> GemmTile {
-    GemmTile { symbol, rows: 256, columns: 192, stages: 3, chunks: 3, ..wide(symbol, AccumulateMode::Replaced) }
+    let shape = GemmTile { columns: 192, copied_columns: 192, ..wide(symbol, AccumulateMode::Replaced) };
+    GemmTile { rows: 256, stages: 3, chunks: 3, ..shape }
 }
 
 /// Returns a tile of 128 x 256 elements, in a cluster of two blocks.
 const fn wide(symbol: &'static str, old_c: AccumulateMode) -> GemmTile {
-    GemmTile { symbol, rows: 128, columns: 256, warpgroups: 2, stages: 4, cluster: 2, chunks: 2, old_c }
+    GemmTile {
+        symbol,
+        rows: 128,
+        columns: 256,
+        warpgroups: 2,
+        stages: 4,
+        cluster: 2,
+        chunks: 2,
+        chunk_row_bytes: 128,
+        old_c,
+        copied_columns: 256,
+        rate: Rate::Measured(100),
+    }
+}
+
+/// Returns a tile of 128 x 224 elements.
+const fn of_224_columns(symbol: &'static str, copied_columns: u32, rate: u32) -> GemmTile {
+    let shape = GemmTile { columns: 224, copied_columns, ..wide(symbol, AccumulateMode::Replaced) };
+    GemmTile { chunks: 4, chunk_row_bytes: 64, rate: Rate::Estimated(rate), ..shape }
+}
+
+/// Returns a tile of 128 x 128 elements.
+const fn square(symbol: &'static str) -> GemmTile {
+    let shape = GemmTile { columns: 128, copied_columns: 128, ..wide(symbol, AccumulateMode::Replaced) };
+    GemmTile { stages: 6, rate: Rate::Estimated(91), ..shape }
 }
 
 pub(super) static FWD_HALVES: GemmTile = halves("gemm_fwd_bf16_256x192_halves");
@@ -77,63 +157,83 @@ pub(super) static FWD_128X256: GemmTile =
 pub(super) static FWD_HELD: GemmTile = wide("gemm_fwd_bf16_128x256_held", AccumulateMode::Replaced);
 pub(super) static FWD_128X192: GemmTile = GemmTile {
     columns: 192,
+    copied_columns: 192,
     stages: 5,
     cluster: 1,
     chunks: 1,
+    rate: Rate::Measured(97),
     ..wide("gemm_fwd_bf16_128x192", AccumulateMode::Replaced)
 };
+pub(super) static FWD_128X224: GemmTile = of_224_columns("gemm_fwd_bf16_128x224", 224, 99);
+pub(super) static FWD_128X160: GemmTile =
+    GemmTile { columns: 160, stages: 5, ..of_224_columns("gemm_fwd_bf16_128x160", 160, 95) };
+pub(super) static FWD_128X128: GemmTile = square("gemm_fwd_bf16_128x128");
 pub(super) static FWD_64X144: GemmTile = GemmTile {
-    symbol: "gemm_fwd_bf16_64x144",
     rows: 64,
     columns: 144,
+    copied_columns: 144,
     warpgroups: 1,
     stages: 8,
     cluster: 1,
     chunks: 0,
-    old_c: AccumulateMode::Either,
+    rate: Rate::Measured(75),
+    ..wide("gemm_fwd_bf16_64x144", AccumulateMode::Either)
 };
 pub(super) static FWD_ADDED: GemmTile = wide("gemm_fwd_bf16_128x256_added", AccumulateMode::Added);
 pub(super) static FWD_F32: GemmTile = wide("gemm_fwd_f32_128x256", AccumulateMode::Either);
 pub(super) static DX_HALVES: GemmTile = halves("gemm_dx_bf16_256x192_halves");
 pub(super) static DX_128X256: GemmTile = wide("gemm_dx_bf16_128x256", AccumulateMode::Replaced);
+pub(super) static DX_128X224: GemmTile = of_224_columns("gemm_dx_bf16_128x224", 256, 96);
+pub(super) static DX_128X128: GemmTile = square("gemm_dx_bf16_128x128");
 pub(super) static DX_ADDED: GemmTile = wide("gemm_dx_bf16_128x256_added", AccumulateMode::Added);
 pub(super) static DX_F32: GemmTile = wide("gemm_dx_f32_128x256", AccumulateMode::Either);
 pub(super) static DW_HELD: GemmTile = wide("gemm_dw_bf16_128x256_held", AccumulateMode::Replaced);
 pub(super) static DW_ADDED: GemmTile = wide("gemm_dw_bf16_128x256_added", AccumulateMode::Added);
 pub(super) static DW_F32: GemmTile = wide("gemm_dw_f32_128x256", AccumulateMode::Either);
+pub(super) static DW_F32_128X160: GemmTile = GemmTile {
+    columns: 160,
+    copied_columns: 192,
+    rate: Rate::Estimated(91),
+    ..wide("gemm_dw_f32_128x160", AccumulateMode::Either)
+};
 
 /// All tiles.
-pub static ALL: [&GemmTile; 14] = [
+pub static ALL: [&GemmTile; 20] = [
     &FWD_HALVES,
     &FWD_128X256,
     &FWD_HELD,
     &FWD_128X192,
+    &FWD_128X224,
+    &FWD_128X160,
+    &FWD_128X128,
     &FWD_64X144,
     &FWD_ADDED,
     &FWD_F32,
     &DX_HALVES,
     &DX_128X256,
+    &DX_128X224,
+    &DX_128X128,
     &DX_ADDED,
     &DX_F32,
     &DW_HELD,
     &DW_ADDED,
     &DW_F32,
+    &DW_F32_128X160,
 ];
 
 /// Elements of k of a stage.
 const STAGE_K: u32 = 64;
 /// Rows and columns of a block of the plain kernels (`plain.cuh`).
 const PLAIN_SIDE: u32 = 64;
-/// Maximum number of rows of a product that uses the tile of 128 x 192 (MAX_ROWS_OF_128X192), and of one that uses the
-/// tile of 64 x 144 (MAX_ROWS_OF_64X144).
-const MAX_ROWS_OF_128X192: u32 = 1024;
-const MAX_ROWS_OF_64X144: u32 = 128;
+/// A tile with an estimated rate is chosen if it saves more than this share of the time of the best measured tile, in
+/// percent.
+const NEAR_TIE: u64 = 3;
 
 impl GemmTile {
     /// Returns the bytes of shared memory of a block: the ring of stages, the chunks of C, and the mbarriers.
     fn shared_bytes(&self) -> u32 {
-        let stage = (self.rows + self.columns) * STAGE_K * 2;
-        let chunks = self.warpgroups * self.chunks * 8192;
+        let stage = (self.rows + self.copied_columns) * STAGE_K * 2;
+        let chunks = self.warpgroups * self.chunks * 64 * self.chunk_row_bytes;
         1024 + self.stages * (stage + 16) + chunks + 8 * self.warpgroups
     }
 
@@ -159,8 +259,19 @@ impl GemmTile {
         u64::from(self.count(p).div_ceil(self.resident(arch))) * u64::from(self.rows * self.columns)
     }
 
+    /// Returns the share of whole waves of a product.
+    fn wave_share(&self, p: &Params, arch: &Arch) -> f64 {
+        let elements = f64::from(p.m) * f64::from(p.n);
+        elements / (self.busiest(p, arch) as f64 * f64::from(arch.multiprocessors))
+    }
+
+    /// Returns the predicted time of a product, in units that are the same for all tiles.
+    fn time(&self, p: &Params, arch: &Arch) -> u64 {
+        self.busiest(p, arch) * 10_000 / u64::from(self.rate.percent())
+    }
+
     fn stage(&self, p: &Params, arch: &Arch, form: OperandLayout) -> Stage {
-        let map = |addr, dtype, rows, columns, box_rows| tensor_map(addr, dtype, [rows, columns], box_rows);
+        let map = |addr, dtype, rows, columns, box_rows| tensor_map(addr, dtype, [rows, columns], [box_rows, 128]);
         let a = if form.a_transposed {
             map(p.a, DType::BF16, p.k, p.m, STAGE_K)
         } else {
@@ -173,7 +284,8 @@ impl GemmTile {
         };
         let mut tensor_maps = vec![(offset_of!(Params, map_a), a), (offset_of!(Params, map_b), b)];
         if self.chunks > 0 {
-            tensor_maps.push((offset_of!(Params, map_c), map(p.c, form.c_dtype, p.m, p.n, 64)));
+            let c = tensor_map(p.c, form.c_dtype, [p.m, p.n], [64, self.chunk_row_bytes]);
+            tensor_maps.push((offset_of!(Params, map_c), c));
         }
         let blocks = self.resident(arch).min(self.count(p)) * self.cluster;
         Stage {
@@ -185,8 +297,9 @@ impl GemmTile {
     }
 }
 
-/// Returns the tensor map of a row-major array `[rows, columns]`. Its boxes have `box_rows` rows of 128 bytes.
-fn tensor_map(addr: Addr, dtype: DType, [rows, columns]: [u32; 2], box_rows: u32) -> TensorMap {
+/// Returns the tensor map of a row-major array `[rows, columns]`. Its boxes have `box_rows` rows of `row_bytes` bytes,
+/// 128 or 64.
+fn tensor_map(addr: Addr, dtype: DType, [rows, columns]: [u32; 2], [box_rows, row_bytes]: [u32; 2]) -> TensorMap {
     let size = dtype.size() as u32;
     TensorMap {
         data_type: if dtype == DType::F32 { DataType::F32 } else { DataType::Bf16 },
@@ -194,35 +307,54 @@ fn tensor_map(addr: Addr, dtype: DType, [rows, columns]: [u32; 2], box_rows: u32
         address: addr.0,
         dims: [columns.into(), rows.into(), 1, 1, 1],
         strides: [u64::from(columns) * u64::from(size), 0, 0, 0],
-        box_dims: [128 / size, box_rows, 1, 1, 1],
+        box_dims: [row_bytes / size, box_rows, 1, 1, 1],
         element_strides: [1; 5],
         interleave: Interleave::None,
-        swizzle: Swizzle::B128,
+        swizzle: if row_bytes == 128 { Swizzle::B128 } else { Swizzle::B64 },
         l2_promotion: L2Promotion::B256,
         oob_fill: OobFill::Zero,
     }
 }
 
-/// Chooses the tile of a product by the table in this module's documentation.
-fn chosen(p: &Params, arch: &Arch, form: OperandLayout) -> &'static GemmTile {
-    let few_rows = p.m <= MAX_ROWS_OF_64X144 || p.n <= FWD_64X144.columns;
-    let candidates: &[(bool, &'static GemmTile)] = match (form.a_transposed, form.b_transposed, form.c_dtype) {
-        (true, _, DType::F32) => &[(true, &DW_F32)],
-        (false, true, DType::F32) => &[(true, &DX_F32)],
-        (false, false, DType::F32) => &[(true, &FWD_F32)],
-        (true, ..) => &[(true, &DW_HELD), (true, &DW_ADDED)],
-        (false, true, _) => &[(true, &DX_HALVES), (true, &DX_128X256), (true, &DX_ADDED)],
+/// Returns the tiles that can compute a product, the preferred ones first.
+fn candidates(p: &Params, form: OperandLayout) -> Vec<&'static GemmTile> {
+    let of_form: &[&'static GemmTile] = match (form.a_transposed, form.b_transposed, form.c_dtype) {
+        (true, _, DType::F32) => &[&DW_F32, &DW_F32_128X160],
+        (false, true, DType::F32) => &[&DX_F32],
+        (false, false, DType::F32) => &[&FWD_F32],
+        (true, ..) => &[&DW_HELD, &DW_ADDED],
+        (false, true, _) => &[&DX_HALVES, &DX_128X256, &DX_128X224, &DX_128X128, &DX_ADDED],
         (false, false, _) => &[
-            (p.n > FWD_64X144.columns, &FWD_HALVES),
-            (p.k > p.n, &FWD_HELD),
-            (true, &FWD_128X256),
-            (true, &FWD_ADDED),
-            (p.m <= MAX_ROWS_OF_128X192, &FWD_128X192),
-            (few_rows, &FWD_64X144),
+            &FWD_HALVES,
+            &FWD_HELD,
+            &FWD_128X256,
+            &FWD_ADDED,
+            &FWD_128X192,
+            &FWD_128X224,
+            &FWD_128X160,
+            &FWD_128X128,
+            &FWD_64X144,
         ],
     };
-    let taken = candidates.iter().filter(|(applies, tile)| *applies && tile.takes(p)).map(|(_, tile)| *tile);
-    taken.min_by_key(|tile| tile.busiest(p, arch)).expect("every form has a tile that supports all products")
+    // Held sums are stored during the products of the next tile, which is only faster for long sums.
+    let is_candidate = |tile: &&&GemmTile| tile.takes(p) && (p.k > p.n || ***tile != FWD_HELD);
+    of_form.iter().filter(is_candidate).copied().collect()
+}
+
+/// Chooses the tile of a product by the rule in this module's documentation.
+fn chosen(p: &Params, arch: &Arch, form: OperandLayout) -> &'static GemmTile {
+    let candidates = candidates(p, form);
+    let fastest = |tiles: &mut dyn Iterator<Item = &'static GemmTile>| tiles.min_by_key(|tile| tile.time(p, arch));
+    let is_measured = |tile: &&GemmTile| matches!(tile.rate, Rate::Measured(_));
+    let measured = fastest(&mut candidates.iter().copied().filter(is_measured)).expect("every form has such a tile");
+    let best = fastest(&mut candidates.iter().copied()).expect("the same");
+    let is_near = 100 * best.time(p, arch) >= (100 - NEAR_TIE) * measured.time(p, arch);
+    if is_near { measured } else { best }
+}
+
+/// Returns the share of whole waves of a product with the tile that the plan chooses.
+pub(super) fn wave_share(p: &Params, arch: &Arch, form: OperandLayout) -> f64 {
+    chosen(p, arch, form).wave_share(p, arch)
 }
 
 /// Returns the name of the plain kernel of a form, for GPUs below compute capability 9.0.
@@ -257,6 +389,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use bytemuck::Zeroable;
+    use proptest::prelude::*;
+    use reel_device::MatmulImplementation;
 
     use super::super::gemm;
     use super::*;
@@ -299,5 +433,83 @@ mod tests {
         let kernels = kernels.map(|line| line.split(", ").take(7).collect::<Vec<_>>().join(", "));
         assert_eq!(planned.collect::<BTreeSet<_>>(), kernels.collect::<BTreeSet<_>>());
         assert!(ALL.iter().all(|t| t.shared_bytes() <= Arch::H100.shared_per_block));
+    }
+
+    /// Name, n and k of each weight `[n, k]` of a layer. q, k, v are one weight, and gate and up another.
+    type Layer = [(&'static str, u32, u32); 4];
+
+    /// The layers of three models. Of 72B a rank of ZeRO-3 computes with whole weights.
+    const LAYERS: [(&str, Layer); 3] = [
+        ("7B", [("qkv", 4608, 3584), ("o", 3584, 3584), ("gate, up", 37888, 3584), ("down", 3584, 18944)]),
+        ("3B", [("qkv", 2560, 2048), ("o", 2048, 2048), ("gate, up", 22016, 2048), ("down", 2048, 11008)]),
+        ("72B", [("qkv", 10240, 8192), ("o", 8192, 8192), ("gate, up", 59136, 8192), ("down", 8192, 29568)]),
+    ];
+
+    /// Of the 180 products of a layer, own kernels compute those that keep 0.9 of the GPU busy, and cuBLASLt the other
+    /// ones. Prints tile and share of whole waves of each.
+    #[test]
+    fn products_of_a_layer_have_whole_waves_or_go_to_cublaslt() {
+        let [by_share, invariant] =
+            [false, true].map(|batch_invariant| MatmulImplementation::ByWaveShare { batch_invariant });
+        let (mut own, mut own_if_invariant) = (0, 0);
+        let weights = LAYERS.iter().flat_map(|(model, weights)| weights.map(|weight| (model, weight)));
+        for (model, (weight, n, k)) in weights {
+            for tokens in [512, 1024, 2048, 4096, 8192] {
+                let products = [
+                    ("forward", gemm::FWD, [tokens, n, k]),
+                    ("dX", gemm::DX, [tokens, k, n]),
+                    ("dW", gemm::DW_TO_F32, [n, k, tokens]),
+                ];
+                for (name, form, [m, n, k]) in products {
+                    let p = Params { m, n, k, ..Params::zeroed() };
+                    let (tile, share) = (chosen(&p, &Arch::H100, form), wave_share(&p, &Arch::H100, form));
+                    let is_own = share >= 0.9;
+                    assert_eq!(by_share.takes_cublaslt(form == gemm::FWD, share), !is_own);
+                    own += u32::from(is_own);
+                    own_if_invariant += u32::from(!invariant.takes_cublaslt(form == gemm::FWD, share));
+                    let by = if is_own { "" } else { ", cuBLASLt unless batch invariant" };
+                    println!("{model:3} {weight:8} {name:7} {m:5} x {n:5} x {k:5} {share:.3} {}{by}", tile.symbol);
+                }
+            }
+        }
+        // Without the tiles whose rates are estimated, own kernels would have 129 of these products.
+        assert_eq!((own, own_if_invariant), (158, 165));
+    }
+
+    proptest! {
+        /// No tile that can compute a product is faster by its rate, but for near ties, in which a measured tile is
+        /// taken; and no tile with the same rate has a larger share of whole waves.
+        #[test]
+        fn the_fastest_tile_is_chosen(
+            form in 0usize..6, m in 1u32..20_000, n in 1u32..40_000, k in 1u32..20_000, accumulate in 0u32..2,
+            multiprocessors in 2u32..200,
+        ) {
+            let forms = [gemm::FWD, gemm::FWD_TO_F32, gemm::DX, gemm::DX_TO_F32, gemm::DW, gemm::DW_TO_F32];
+            let (form, arch) = (forms[form], Arch { multiprocessors, ..Arch::H100 });
+            let p = Params { m, n, k, accumulate, ..Params::zeroed() };
+            let tile = chosen(&p, &arch, form);
+            prop_assert!(tile.takes(&p));
+            let kind = |tile: &GemmTile| tile.symbol.split('_').take(3).collect::<String>();
+            let is_other = |other: &&&GemmTile| kind(other) == kind(tile) && other.takes(&p);
+            for other in ALL.iter().filter(is_other).filter(|other| ***other != FWD_HELD || k > n) {
+                let [time, others] = [tile, *other].map(|t| t.busiest(&p, &arch) as f64 / f64::from(t.rate.percent()));
+                let is_measured = matches!(tile.rate, Rate::Measured(_)) && matches!(other.rate, Rate::Estimated(_));
+                let tie = if is_measured { 1.031 } else { 1.000_001 };
+                prop_assert!(time <= others * tie, "{}: {time}, {}: {others}", tile.symbol, other.symbol);
+                if tile.rate == other.rate {
+                    prop_assert!(wave_share(&p, &arch, form) >= other.wave_share(&p, &arch) - 1e-9);
+                }
+            }
+        }
+    }
+
+    /// The estimated rates are those of the formula in this module's documentation, which gives the measured ones, too.
+    #[test]
+    fn rates_follow_the_loads_of_a_tile() {
+        let loads = |t: &GemmTile| f64::from(t.rows + t.copied_columns) / f64::from(t.rows * t.columns);
+        for tile in ALL.iter().filter(|tile| tile.rate != Rate::Measured(100)) {
+            let rate = 100.0 * (1.0 - 0.27 * (loads(tile) / loads(&FWD_128X256) - 1.0));
+            assert_eq!(rate.round(), f64::from(tile.rate.percent()), "{}", tile.symbol);
+        }
     }
 }

@@ -96,7 +96,7 @@ __device__ __forceinline__ void produce(const Params& p, const Work<T>& work, Ri
       // The blocks of a cluster divide B among themselves. Each block copies its share of B to all of them.
       if constexpr (T::B_MAJOR == MN_MAJOR) {
 #pragma unroll
-        for (int i = 0; i < T::COLUMNS / 64; ++i) {
+        for (int i = 0; i < T::COPIED_COLUMNS / 64; ++i) {
           if constexpr (T::CLUSTER > 1) {
             if (i % T::CLUSTER == work.rank) {
               tensor_copy_multicast(b + i * T::BLOCK, &p.map_b, full, column + i * 64, kb * 64, ALL_BLOCKS, policy_b);

@@ -6,7 +6,8 @@
 
 namespace gemm {
 
-// What happens to the finished sums of a tile. A chunk is 64 rows of 128 bytes of C: 64 columns of bf16, 32 of f32.
+// What happens to the finished sums of a tile. A chunk is 64 rows of 128 bytes of C: 64 columns of bf16, 32 of f32. In
+// a tile whose columns are no multiple of 64, chunks of bf16 have 32 columns and 64 bytes a row.
 enum Epilogue {
   // bf16 C: rounded sums go to chunks in shared memory, which tensor copies store.
   STORE,
@@ -36,11 +37,15 @@ struct Tile {
   static constexpr int K = 64, THREADS = 128 * (WARPGROUPS + 1);
   // Number of wgmma products, of 64 rows each, that a warpgroup computes for each step of k.
   static constexpr int PRODUCTS = ROWS / WARPGROUPS / 64;
+  // Columns of B in a stage. A B that is MN_MAJOR is copied in blocks of 64 columns; the products do not read those
+  // beyond the tile.
+  static constexpr int COPIED_COLUMNS = B_MAJOR == MN_MAJOR ? (COLUMNS + 63) / 64 * 64 : COLUMNS;
   // BLOCK: bytes of 64 rows (or columns) by 64 k of bf16. STAGE: bytes of a stage, of which A takes A_BYTES.
-  // CHUNK_BYTES: bytes of the chunks of all warpgroups.
-  static constexpr int BLOCK = 8192, A_BYTES = ROWS * 128, STAGE = A_BYTES + COLUMNS * 128;
-  static constexpr int CHUNK_COLUMNS = EPILOGUE == F32 ? 32 : 64, CHUNKS = COLUMNS / CHUNK_COLUMNS;
-  static constexpr int CHUNK_BYTES = EPILOGUE == DIRECT ? 0 : WARPGROUPS * BUFFERS * BLOCK;
+  static constexpr int BLOCK = 8192, A_BYTES = ROWS * 128, STAGE = A_BYTES + COPIED_COLUMNS * 128;
+  // CHUNK: bytes of a chunk. CHUNK_BYTES: bytes of the chunks of all warpgroups.
+  static constexpr int CHUNK_COLUMNS = EPILOGUE == F32 || COLUMNS % 64 != 0 ? 32 : 64;
+  static constexpr int CHUNKS = COLUMNS / CHUNK_COLUMNS, CHUNK = 64 * CHUNK_COLUMNS * (EPILOGUE == F32 ? 4 : 2);
+  static constexpr int CHUNK_BYTES = EPILOGUE == DIRECT ? 0 : WARPGROUPS * BUFFERS * CHUNK;
   // SHARED: bytes of shared memory. It includes the mbarriers `full` and `empty` of each stage, and one mbarrier of
   // each warpgroup for the old C.
   static constexpr int SHARED = 1024 + STAGES * STAGE + CHUNK_BYTES + 16 * STAGES + 8 * WARPGROUPS;
@@ -53,8 +58,11 @@ struct Tile {
 
   static_assert(SHARED <= 227 * 1024, "shared memory of a block");
   static_assert(ROWS % (64 * WARPGROUPS) == 0 && STAGE % 1024 == 0, "whole products and aligned stages");
-  static_assert(B_MAJOR == K_MAJOR ? COLUMNS % (8 * CLUSTER) == 0 : COLUMNS % 64 == 0, "columns that blocks copy");
-  static_assert(EPILOGUE == DIRECT || (COLUMNS % 64 == 0 && PRODUCTS * CHUNKS % BUFFERS == 0), "whole chunks");
+  static_assert(B_MAJOR == MN_MAJOR || COLUMNS % (8 * CLUSTER) == 0, "columns that blocks copy");
+  static_assert(EPILOGUE == DIRECT || COLUMNS % CHUNK_COLUMNS == 0, "whole chunks");
+  static_assert(EPILOGUE == DIRECT || EPILOGUE == STORE || EPILOGUE == F32 ||
+                    (COLUMNS % 64 == 0 && PRODUCTS * CHUNKS % BUFFERS == 0),
+                "whole steps of chunks with 128 bytes a row");
   static_assert(EPILOGUE != HALVES || (PRODUCTS == 2 && CHUNKS % BUFFERS == 0), "halves");
 };
 

@@ -22,6 +22,7 @@ impl BackwardPass {
         let launch = |event: &LaunchEvent| {
             let mut totals = OpTotals { launches: 1, cost: event.cost, ..OpTotals::default() };
             totals.planned.add(&event.stages, event.cost, 1);
+            event.product.iter().for_each(|product| totals.products.add(*product, 1));
             (event.name, totals)
         };
         let launches: Vec<_> = events[first..].iter().take_while(|event| is_backward(event)).map(launch).collect();

@@ -193,6 +193,7 @@ impl PhaseCosts {
             total.launches += op.launches;
             total.cost += op.cost;
             total.planned.add_all(&op.planned);
+            total.products.add_all(&op.products);
         }
     }
 
@@ -203,6 +204,7 @@ impl PhaseCosts {
         total.launches += times;
         total.cost += Cost { flops: flops * times as f64, bytes: bytes * times as f64 };
         total.planned.add(&launch.stages, launch.cost, times);
+        launch.product.iter().for_each(|product| total.products.add(*product, times));
     }
 }
 
@@ -214,6 +216,7 @@ pub fn subtract_costs(all: &mut OpCosts, before: &OpCosts) {
             op.cost.flops -= before.cost.flops;
             op.cost.bytes -= before.cost.bytes;
             op.planned.subtract(&before.planned);
+            op.products.subtract(&before.products);
         }
     }
     all.retain(|_, op| op.launches > 0);

@@ -225,15 +225,32 @@ fn own_products_compute_what_tensor_copies_can_read() {
     drop((graph, a, b, c, odd_a, odd_b));
     drop(d);
     assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
+}
 
-    // A device can be set to compute all products by cuBLASLt.
-    let gpu = Gpu::from_driver(Arc::new(FakeDriver::new(Arch::H100, 256 << 20))).unwrap();
-    let d = Device::on_gpu_with_matmul_implementation(gpu, MatmulImplementation::CublasLt).unwrap();
-    let one = |shape: &[usize]| {
-        Tensor::from_f32(&d, shape, DType::BF16, &vec![1.0; shape.iter().product()], MemoryCategory::Inputs).unwrap()
-    };
-    let (a, b, c) = (one(&[8, 8]), one(&[8, 8]), one(&[8, 8]));
-    d.launch(&Launch::Matmul(matrix_product(&a, &b, &c))).unwrap();
-    assert_eq!(c.to_f32().unwrap(), [8.0; 64]);
-    assert!(d.matmul_library().is_some());
+/// A device can be set to compute all products by cuBLASLt, or those with which own kernels would leave much of the GPU
+/// idle: all such products, or the gradients.
+#[test]
+fn cublaslt_computes_the_products_that_its_device_chooses() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let by_share = |batch_invariant| MatmulImplementation::ByWaveShare { batch_invariant };
+    // Of the 132 multiprocessors of an H100, this product keeps one busy.
+    let cases = [
+        (MatmulImplementation::Own, [false, false]),
+        (MatmulImplementation::CublasLt, [true, true]),
+        (by_share(false), [true, true]),
+        (by_share(true), [false, true]),
+    ];
+    for (implementation, by_cublaslt) in cases {
+        for (is_gradient, by_cublaslt) in [false, true].into_iter().zip(by_cublaslt) {
+            let gpu = Gpu::from_driver(Arc::new(FakeDriver::new(Arch::H100, 256 << 20))).unwrap();
+            let d = Device::on_gpu_with_matmul_implementation(gpu, implementation).unwrap();
+            let one = || Tensor::from_f32(&d, &[8, 8], DType::BF16, &[1.0; 64], MemoryCategory::Inputs).unwrap();
+            let (a, b, c) = (one(), one(), one());
+            let mut product = matrix_product(&a, &b, &c);
+            product.b.transposed = is_gradient;
+            d.launch(&Launch::Matmul(product)).unwrap();
+            assert_eq!(c.to_f32().unwrap(), [8.0; 64]);
+            assert_eq!(d.matmul_library().is_some(), by_cublaslt, "{implementation:?}, gradient: {is_gradient}");
+        }
+    }
 }

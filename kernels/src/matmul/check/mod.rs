@@ -145,21 +145,28 @@ fn a_row_does_not_know_its_batch() {
 }
 
 /// Kernels with a fixed tile size, each with the form of product (layout and dtype) that it computes.
-const FIXED: [(OperandLayout, &Kernel); 7] = [
+const FIXED: [(OperandLayout, &Kernel); 14] = [
     (gemm::FWD, &gemm::FWD_BF16_HALVES),
     (gemm::FWD, &gemm::FWD_BF16_128X256),
     (gemm::FWD, &gemm::FWD_BF16_HELD),
     (gemm::FWD, &gemm::FWD_BF16_128X192),
+    (gemm::FWD, &gemm::FWD_BF16_128X224),
+    (gemm::FWD, &gemm::FWD_BF16_128X160),
+    (gemm::FWD, &gemm::FWD_BF16_128X128),
     (gemm::FWD, &gemm::FWD_BF16_64X144),
     (gemm::DX, &gemm::DX_BF16_HALVES),
     (gemm::DX, &gemm::DX_BF16_128X256),
+    (gemm::DX, &gemm::DX_BF16_128X224),
+    (gemm::DX, &gemm::DX_BF16_128X128),
+    (gemm::DW_TO_F32, &gemm::DW_F32_128X256),
+    (gemm::DW_TO_F32, &gemm::DW_F32_128X160),
 ];
 
 /// All tile sizes give the same bits. [`run`] compares the kernels of an A100 and of an H100, so the plain kernels have
 /// these bits, too.
 fn all_tiles_give_the_same_bits() {
     with_one_interleaving(|| {
-        for form in [gemm::FWD, gemm::DX] {
+        for form in [gemm::FWD, gemm::DX, gemm::DW_TO_F32] {
             let given = Given::new(form, size_for(MANY_TILES, LARGE), true, false, 0.7);
             let want = given.product_by(form.kernel());
             for (_, kernel) in FIXED.iter().filter(|(of, _)| *of == form) {

@@ -16,10 +16,13 @@ fn scheduled_bytes(launch: &KernelLaunch, given: &Given) -> u64 {
     let symbol = (launch.kernel.plan)(&launch.params, &SMALL_HOPPER)[0].symbol;
     let tile = plan::ALL.iter().find(|tile| tile.symbol == symbol).expect("the plan has one of the tiles");
     let [m, n, k] = given.shape.map(|size| size as u64);
-    let [rows, columns, blocks] = [tile.rows, tile.columns, tile.cluster].map(u64::from);
+    let [rows, columns, copied, blocks] =
+        [tile.rows, tile.columns, tile.copied_columns, tile.cluster].map(u64::from);
+    // The columns of B that are copied for all tiles of one row of clusters.
+    let columns_of_b: u64 = (0..n).step_by(tile.columns as usize).map(|first| copied.min(n - first)).sum();
     // Tensor copies add f32 sums to memory without reading the old values first.
     let old = if given.old.is_some() && given.form.c_dtype == DType::BF16 { 2 * m * n } else { 0 };
-    2 * k * (m * n.div_ceil(columns) + n * m.div_ceil(rows * blocks)) + old
+    2 * k * (m * n.div_ceil(columns) + columns_of_b * m.div_ceil(rows * blocks)) + old
 }
 
 /// Checks kernels with a fixed tile size on products with several tiles of C and several stages of k, some of them
