@@ -16,8 +16,7 @@ fn scheduled_bytes(launch: &KernelLaunch, given: &Given) -> u64 {
     let symbol = (launch.kernel.plan)(&launch.params, &SMALL_HOPPER)[0].symbol;
     let tile = plan::ALL.iter().find(|tile| tile.symbol == symbol).expect("the plan has one of the tiles");
     let [m, n, k] = given.shape.map(|size| size as u64);
-    let [rows, columns, copied, blocks] =
-        [tile.rows, tile.columns, tile.copied_columns, tile.cluster].map(u64::from);
+    let [rows, columns, copied, blocks] = [tile.rows, tile.columns, tile.copied_columns, tile.cluster].map(u64::from);
     // The columns of B that are copied for all tiles of one row of clusters.
     let columns_of_b: u64 = (0..n).step_by(tile.columns as usize).map(|first| copied.min(n - first)).sum();
     // Tensor copies add f32 sums to memory without reading the old values first.

@@ -11,8 +11,8 @@ use self::qkv::{QkvCase, qkv_has_the_bits_of_products_and_of_rope_kv_write};
 use super::{Params, WeightFormat, formula, linear, logits, swiglu, test_cases_m_n_k};
 use crate::checks::rounding::{bf16, f32, unrounded};
 use crate::checks::{
-    TestArray, addr, checks, gpu_of_check, normal_numbers, run, run_once, runs_cuda_code, size_for, with_one_interleaving,
-    with_repeated_launches,
+    TestArray, addr, checks, gpu_of_check, normal_numbers, run, run_once, runs_cuda_code, size_for,
+    with_one_interleaving, with_repeated_launches,
 };
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::{catalogue, rms_norm, swiglu as swiglu_alone};

@@ -26,10 +26,16 @@ use crate::paged_attention::{self, FWD_BF16_PREFILL_WGMMA, Params};
 macro_rules! key_blocks_kernel {
     ($include:literal, $params:literal, $source:literal) => {
         concat!(
-            "#include \"", $include, "\"\n",
-            "extern \"C\" __global__ void key_blocks(const __grid_constant__ ", $params, " p) {\n",
+            "#include \"",
+            $include,
+            "\"\n",
+            "extern \"C\" __global__ void key_blocks(const __grid_constant__ ",
+            $params,
+            " p) {\n",
             "  const u32 number = blockIdx.x * blockDim.x + threadIdx.x;\n",
-            "  PositionTile tile;\n  ", $source, " source;\n",
+            "  PositionTile tile;\n  ",
+            $source,
+            " source;\n",
             "  const bool found = number < source.tiles(p).count(p) && source.find(p, number, tile);\n",
             "  const float blocks = found ? tile.blocks(source.is_causal(p)) : 0;\n",
             "  global<float>(p.o)[number] = number < source.tiles(p).count(p) ? blocks : -1;\n",
