@@ -2,7 +2,8 @@
 
 use reel_device::{DType, MemoryUse, OpTotals};
 use reel_measure::machine::MachineSpec;
-use reel_measure::pricing::{PredictedTime, record_of_gpu};
+use reel_measure::predicted_time::PredictedTime;
+use reel_measure::pricing::record_of_gpu;
 use reel_runs::plan::{BackwardPass, PhaseCosts, RowSizes, ShardedWeights, TrainedParameterSize};
 use serde_json::Value;
 

@@ -3,8 +3,8 @@
 
 use anyhow::Result;
 use reel_measure::machine::MachineSpec;
+use reel_measure::predicted_time::TimeSource;
 use reel_measure::pricing::record_of_gpu;
-use reel_measure::time_source::TimeSource;
 use serde_json::{Value, json};
 
 use super::costs::{DryRunCounts, Line, lines, phase_seconds, total};

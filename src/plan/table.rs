@@ -6,7 +6,8 @@ use anyhow::Result;
 use reel_measure::kernel_model;
 use reel_measure::machine::MachineSpec;
 use reel_measure::ops::{MIN_SHOWN_SHARE, hidden_ops_line};
-use reel_measure::pricing::{PredictedTime, PredictionBasis, record_of_gpu};
+use reel_measure::predicted_time::{PredictedTime, PredictionBasis};
+use reel_measure::pricing::record_of_gpu;
 use reel_runs::plan::RowSizes;
 use serde_json::{Value, json};
 

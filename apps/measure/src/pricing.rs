@@ -18,7 +18,7 @@
 //!           floor    if the launches do not have a plan either
 //! ```
 //!
-//! Only the first of these times is *measured* ([`crate::time_source`]). No kernel of the project for Hopper has been
+//! Only the first of these times is *measured* ([`crate::predicted_time`]). No kernel of the project for Hopper has been
 //! timed: their schedules are modelled with the times of prototypes. Products of bf16 matrices for which the plan
 //! chooses cuBLASLt have the times of cuBLASLt in the record.
 //!
@@ -38,7 +38,6 @@
 //! bandwidth of copies for matrix products of few rows, but the measured products reached only 26 to 59 % of it.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::OnceLock;
 
 use reel_device::{Cost, DType, OpTotals};
@@ -47,7 +46,7 @@ use serde::Deserialize;
 use crate::catalogue::example_calls_with_folders;
 use crate::ceilings::{self, Ceilings};
 use crate::kernel_model::{ModelledGpu, ModelledTime};
-use crate::time_source::TimeSource;
+use crate::predicted_time::{PredictedTime, PredictionBasis, RecordedTime};
 
 /// The GPUs with a record, by their short names, with the tables made from the records. The files are links into
 /// `benches/results`: a published crate consists of its own folder.
@@ -84,81 +83,6 @@ struct RecordedKernel {
     source: Option<String>,
     /// Day of the measurement, such as `2026-11-20`.
     date: String,
-}
-
-/// The predicted time of all launches of an op.
-#[derive(Clone, Debug)]
-pub struct PredictedTime {
-    /// Predicted time in seconds.
-    pub seconds: f64,
-    /// Which source most of the predicted time comes from.
-    pub basis: PredictionBasis,
-    /// Shares of the predicted time by what they rest on, in the order of [`TimeSource::ALL`].
-    pub shares: [f64; TimeSource::ALL.len()],
-    /// Least time in seconds by the ceilings.
-    pub floor_seconds: f64,
-    /// The time predicted from the last measurement of the kernel on this GPU, even if its code has changed since, or
-    /// of a similar kernel.
-    pub recorded: Option<RecordedTime>,
-    /// The time predicted by the model of the kernel, if the GPU has a record and the launches have a plan.
-    pub modelled: Option<ModelledTime>,
-}
-
-/// The source of a predicted time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PredictionBasis {
-    /// The ceilings alone: the least possible time.
-    Ceiling,
-    /// A share of the ceilings that was measured.
-    Record,
-    /// The model of the kernel's code.
-    Model,
-}
-
-/// A time that is predicted by the share of the ceilings that a recorded launch reached.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RecordedTime {
-    /// Time in seconds.
-    pub seconds: f64,
-    /// Share of the ceilings that the recorded launch reached.
-    pub share: f64,
-    /// Day of the record.
-    pub date: String,
-    /// Name of the recorded kernel, if it is a similar kernel and not the op itself.
-    pub similar: Option<String>,
-    /// Size of the recorded launch.
-    pub size: String,
-    /// Whether the size of the recorded launch differs from the planned size by more than a factor of [`SAME_SIZE`].
-    pub other_size: bool,
-    /// Whether the CUDA code of the op's folder has changed since the record.
-    pub changed: bool,
-}
-
-impl fmt::Display for RecordedTime {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{:.2} of {}", self.share, self.date)?;
-        if let Some(kernel) = &self.similar {
-            write!(f, " of {kernel}")?;
-        }
-        if self.other_size {
-            f.write_str(", measured at another size")?;
-        }
-        if self.changed {
-            f.write_str(", code changed since")?;
-        }
-        Ok(())
-    }
-}
-
-impl PredictionBasis {
-    /// The source's name in tables.
-    pub fn name(self) -> &'static str {
-        match self {
-            PredictionBasis::Ceiling => "ceiling",
-            PredictionBasis::Record => "record",
-            PredictionBasis::Model => "model",
-        }
-    }
 }
 
 /// The record of the GPU with this short name, if `benches/results` has one.
@@ -348,76 +272,6 @@ impl RecordedKernel {
     }
 }
 
-impl RecordedTime {
-    /// Whether this very kernel was timed.
-    pub fn is_of_this_kernel(&self) -> bool {
-        !self.changed && self.similar.is_none()
-    }
-}
-
-impl PredictedTime {
-    /// The predicted time of an op on a GPU without a record.
-    pub fn by_ceilings(floor_seconds: f64) -> PredictedTime {
-        PredictedTime {
-            seconds: floor_seconds,
-            basis: PredictionBasis::Ceiling,
-            shares: [0.0, 0.0, 0.0, 1.0],
-            floor_seconds,
-            recorded: None,
-            modelled: None,
-        }
-    }
-
-    /// Share of the ceilings that the prediction assumes.
-    pub fn assumed_share_of_ceilings(&self) -> f64 {
-        self.floor_seconds / self.seconds
-    }
-
-    /// The predicted seconds from one source. [`PredictionBasis::Record`]: the recorded time, even if the code has
-    /// changed. [`PredictionBasis::Model`]: the modelled time. If this time is missing, the least time by the
-    /// ceilings.
-    pub fn seconds_by(&self, basis: PredictionBasis) -> f64 {
-        let seconds = match basis {
-            PredictionBasis::Ceiling => None,
-            PredictionBasis::Record => self.recorded.as_ref().map(|r| r.seconds),
-            PredictionBasis::Model => self.modelled.as_ref().map(|m| m.seconds).or_else(|| self.seconds_by_library()),
-        };
-        seconds.unwrap_or(self.floor_seconds)
-    }
-
-    /// The recorded time, for a matrix product of a library, which the model does not cover.
-    fn seconds_by_library(&self) -> Option<f64> {
-        self.recorded.as_ref().map(|r| r.seconds)
-    }
-
-    /// The predicted time of one of `steps` steps: all times are divided by `steps`.
-    #[must_use]
-    pub fn per_step(mut self, steps: f64) -> PredictedTime {
-        self.seconds /= steps;
-        self.floor_seconds /= steps;
-        self.recorded.iter_mut().for_each(|r| r.seconds /= steps);
-        self.modelled.iter_mut().for_each(|m| m.divide_times(steps));
-        self
-    }
-
-    /// The source of the predicted time as text, such as `record 0.23 of 2026-01-01`.
-    pub fn basis_text(&self) -> String {
-        let record = self.recorded.as_ref().map_or("no record".to_string(), |r| format!("record {r}"));
-        let limit = |m: &ModelledTime| {
-            format!(
-                "model ({}{})",
-                m.main_bottleneck().name(),
-                if m.has_instruction_counts() { "" } else { ", code not counted" }
-            )
-        };
-        match (self.basis, &self.modelled) {
-            (PredictionBasis::Model, Some(m)) => format!("{}; {record}", limit(m)),
-            (PredictionBasis::Record, _) => record,
-            _ => "ceiling".to_string(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use reel_device::{PlannedLaunches, PlannedStage};
@@ -425,6 +279,7 @@ mod tests {
     use super::*;
     use crate::kernel_model::rank_correlation;
     use crate::machine::MachineSpec;
+    use crate::predicted_time::TimeSource;
 
     fn priced(record: &GpuRecord, name: &str, cost: Cost, planned: PlannedLaunches) -> PredictedTime {
         let machine = MachineSpec::gpu_by_name("h200").unwrap();

@@ -54,13 +54,21 @@ pub fn checkpoints_by_step(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     Ok(paths.filter_map(|path| Some((step_of_complete_checkpoint(&path)?, path))).collect())
 }
 
-/// Removes the hidden, incomplete files and folders that a killed run left in `out`.
+/// Removes the hidden, incomplete files and folders that a killed run left in `out`, and in its folders of rollouts and
+/// of evaluations.
 ///
 /// # Errors
-/// The folder `out` cannot be read; a file cannot be removed.
+/// A folder cannot be read; a file cannot be removed.
 pub fn remove_incomplete_files(out: &Path) -> Result<()> {
-    let paths = entries_in(out)?.into_iter().map(|entry| entry.path());
-    paths.filter(|path| is_incomplete(path)).try_for_each(|path| remove(&path))
+    let mut folders = vec![out.to_path_buf(), out.join(ROLLOUTS_FOLDER)];
+    let evaluations = entries_in(&out.join(EVALUATIONS_FOLDER))?;
+    let own = evaluations.iter().filter(|entry| is_step_folder(&entry.file_name().to_string_lossy()));
+    folders.extend(own.map(DirEntry::path));
+    for folder in folders {
+        let paths = entries_in(&folder)?.into_iter().map(|entry| entry.path());
+        paths.filter(|path| is_incomplete(path)).try_for_each(|path| remove(&path))?;
+    }
+    Ok(())
 }
 
 /// Returns the files and folders of the run in `out`, as paths relative to `out`, with the files that a killed process

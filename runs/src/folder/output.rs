@@ -261,8 +261,12 @@ mod tests {
         assert_eq!(find_run_start(&last()).unwrap(), RunStart::From(out.join("checkpoint-10")));
         crate::folder::checkpoint::remove_old_checkpoints(out, Some(1), Some(2)).unwrap();
         assert_eq!(entries::checkpoints_by_step(out).unwrap().into_keys().collect::<Vec<_>>(), [2, 10]);
+        let left = ["rollouts/.000003.jsonl.3f9a.part", "eval/step-2/.b.jsonl.77aa.part"].map(|name| out.join(name));
+        let of_others = ["rollouts/000003.jsonl", "eval/mine/.x.part", "mine/.x.part"].map(|name| out.join(name));
+        left.iter().chain(&of_others).for_each(|path| touch(path.clone()));
         entries::remove_incomplete_files(out).unwrap();
         assert!(!out.join(".checkpoint-12.part").exists() && out.join("checkpoint-11").exists());
+        assert!(left.iter().all(|path| !path.exists()) && of_others.iter().all(|path| path.exists()));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! How far a predicted time can be trusted: what it rests on, and the range in which the time of a run is expected.
+//! A predicted time, and how far it can be trusted: what it rests on, and the range in which the time of a run is
+//! expected.
 //!
 //! ```text
 //! source of the prediction                      range of the op's time
@@ -11,12 +12,89 @@
 //! No time in a range is below the ceilings' time. 10 % is the spread between records of the same kernel and size. The
 //! model has been low by a factor of up to 2, for the decode steps of 2026-11-27 (docs/guide-performance.md).
 
-use crate::pricing::{PredictedTime, PredictionBasis};
+use std::fmt;
+
+use crate::kernel_model::ModelledTime;
 
 /// The spread of measured times of the same kernel and size, as a share.
 const MEASURED_SPREAD: f64 = 0.1;
 /// The factor by which the time of a kernel that was never measured may exceed the modelled time.
 const MODEL_ERROR: f64 = 2.0;
+
+/// The predicted time of all launches of an op.
+#[derive(Clone, Debug)]
+pub struct PredictedTime {
+    /// Predicted time in seconds.
+    pub seconds: f64,
+    /// Which source most of the predicted time comes from.
+    pub basis: PredictionBasis,
+    /// Shares of the predicted time by what they rest on, in the order of [`TimeSource::ALL`].
+    pub shares: [f64; TimeSource::ALL.len()],
+    /// Least time in seconds by the ceilings.
+    pub floor_seconds: f64,
+    /// The time predicted from the last measurement of the kernel on this GPU, even if its code has changed since, or
+    /// of a similar kernel.
+    pub recorded: Option<RecordedTime>,
+    /// The time predicted by the model of the kernel, if the GPU has a record and the launches have a plan.
+    pub modelled: Option<ModelledTime>,
+}
+
+/// The source of a predicted time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PredictionBasis {
+    /// The ceilings alone: the least possible time.
+    Ceiling,
+    /// A share of the ceilings that was measured.
+    Record,
+    /// The model of the kernel's code.
+    Model,
+}
+
+/// A time that is predicted by the share of the ceilings that a recorded launch reached.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecordedTime {
+    /// Time in seconds.
+    pub seconds: f64,
+    /// Share of the ceilings that the recorded launch reached.
+    pub share: f64,
+    /// Day of the record.
+    pub date: String,
+    /// Name of the recorded kernel, if it is a similar kernel and not the op itself.
+    pub similar: Option<String>,
+    /// Size of the recorded launch.
+    pub size: String,
+    /// Whether the size of the recorded launch differs from the planned size by more than a factor of 4.
+    pub other_size: bool,
+    /// Whether the CUDA code of the op's folder has changed since the record.
+    pub changed: bool,
+}
+
+impl fmt::Display for RecordedTime {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{:.2} of {}", self.share, self.date)?;
+        if let Some(kernel) = &self.similar {
+            write!(f, " of {kernel}")?;
+        }
+        if self.other_size {
+            f.write_str(", measured at another size")?;
+        }
+        if self.changed {
+            f.write_str(", code changed since")?;
+        }
+        Ok(())
+    }
+}
+
+impl PredictionBasis {
+    /// The source's name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            PredictionBasis::Ceiling => "ceiling",
+            PredictionBasis::Record => "record",
+            PredictionBasis::Model => "model",
+        }
+    }
+}
 
 /// What a predicted time rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +124,75 @@ impl TimeSource {
     }
 }
 
+impl RecordedTime {
+    /// Whether this very kernel was timed.
+    pub fn is_of_this_kernel(&self) -> bool {
+        !self.changed && self.similar.is_none()
+    }
+}
+
 impl PredictedTime {
+    /// The predicted time of an op on a GPU without a record.
+    pub fn by_ceilings(floor_seconds: f64) -> PredictedTime {
+        PredictedTime {
+            seconds: floor_seconds,
+            basis: PredictionBasis::Ceiling,
+            shares: [0.0, 0.0, 0.0, 1.0],
+            floor_seconds,
+            recorded: None,
+            modelled: None,
+        }
+    }
+
+    /// Share of the ceilings that the prediction assumes.
+    pub fn assumed_share_of_ceilings(&self) -> f64 {
+        self.floor_seconds / self.seconds
+    }
+
+    /// The predicted seconds from one source. [`PredictionBasis::Record`]: the recorded time, even if the code has
+    /// changed. [`PredictionBasis::Model`]: the modelled time. If this time is missing, the least time by the
+    /// ceilings.
+    pub fn seconds_by(&self, basis: PredictionBasis) -> f64 {
+        let seconds = match basis {
+            PredictionBasis::Ceiling => None,
+            PredictionBasis::Record => self.recorded.as_ref().map(|r| r.seconds),
+            PredictionBasis::Model => self.modelled.as_ref().map(|m| m.seconds).or_else(|| self.seconds_by_library()),
+        };
+        seconds.unwrap_or(self.floor_seconds)
+    }
+
+    /// The recorded time, for a matrix product of a library, which the model does not cover.
+    fn seconds_by_library(&self) -> Option<f64> {
+        self.recorded.as_ref().map(|r| r.seconds)
+    }
+
+    /// The predicted time of one of `steps` steps: all times are divided by `steps`.
+    #[must_use]
+    pub fn per_step(mut self, steps: f64) -> PredictedTime {
+        self.seconds /= steps;
+        self.floor_seconds /= steps;
+        self.recorded.iter_mut().for_each(|r| r.seconds /= steps);
+        self.modelled.iter_mut().for_each(|m| m.divide_times(steps));
+        self
+    }
+
+    /// The source of the predicted time as text, such as `record 0.23 of 2026-01-01`.
+    pub fn basis_text(&self) -> String {
+        let record = self.recorded.as_ref().map_or("no record".to_string(), |r| format!("record {r}"));
+        let limit = |m: &ModelledTime| {
+            format!(
+                "model ({}{})",
+                m.main_bottleneck().name(),
+                if m.has_instruction_counts() { "" } else { ", code not counted" }
+            )
+        };
+        match (self.basis, &self.modelled) {
+            (PredictionBasis::Model, Some(m)) => format!("{}; {record}", limit(m)),
+            (PredictionBasis::Record, _) => record,
+            _ => "ceiling".to_string(),
+        }
+    }
+
     /// The shares of the whole time by their sources, if a library takes `library_seconds` in addition to `seconds`.
     /// The times of libraries are measured.
     pub(crate) fn shares_with_library(&self, library_seconds: f64) -> [f64; TimeSource::ALL.len()] {
@@ -84,8 +230,6 @@ impl PredictedTime {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel_model::ModelledTime;
-    use crate::pricing::RecordedTime;
 
     fn recorded(seconds: f64, changed: bool) -> RecordedTime {
         let (date, size) = ("2026-11-27".to_string(), String::new());
