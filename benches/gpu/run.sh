@@ -10,7 +10,7 @@ memory=/tmp
 [ ! -w /dev/shm ] || memory=/dev/shm
 models=${MODELS:-$memory/reel-models} device=${DEVICE:-cuda} python=${PYTHON:-python3}
 raw=${RAW:-/tmp/reel-raw}
-# The order of two calls of 540 and 300 seconds: the first call ends about with `tune`.
+# In the order of importance: a call that ends early leaves out the last ones, and a second call goes on there.
 phases=(machine init hopper drift kernels products models training tune step rollouts check profile counters sanitizer seeds compare)
 
 help() {

@@ -1,9 +1,10 @@
 //! Times kernels: example calls run on GPU memory, timed by GPU events, or on the processor.
 //!
 //! On a GPU, a run is a chain of launches in a captured graph, as in a decode or training step: a launch that may begin
-//! before the launch before it has ended does so. The launches use several sets of operands in turns, of 256 MiB
-//! together, more than any cache holds, so each launch reads its weights from memory. Small operands of few bytes
-//! may stay in the cache, as in a step. On a processor, 256 MiB of other memory are written before each run.
+//! before the launch before it has ended does so. The launches use up to 8 sets of operands in turns, of 256 MiB
+//! together if 8 sets are as large, more than any cache holds. So each launch reads large weights from memory, and
+//! small operands may stay in the cache, as in a step. On a processor, 256 MiB of other memory are written before each
+//! run.
 #![allow(unsafe_code)]
 
 use std::time::{Duration, Instant};
@@ -63,8 +64,8 @@ impl RunTimes {
     }
 }
 
-/// Bytes that are written before a run to evict caches, and of all sets of operands of a chain; more than any cache
-/// holds.
+/// Bytes that are written before a run on a processor to evict caches, and of all sets of operands of a chain if
+/// [`MAX_SETS`] sets have as many; more than any cache holds.
 const FLUSH: usize = 256 << 20;
 
 /// The most sets of operands of a chain.

@@ -270,8 +270,8 @@ struct OpArgs {
     /// Size to time instead of the one in `reel kernels list`, such as tokens=4096; may be given several times
     #[arg(long = "size", value_name = "KEY=VALUE", value_parser = size)]
     sizes: Vec<(String, u64)>,
-    /// Number of timed runs. On a GPU, a run is a chain of launches with several sets of operands, so that weights are in
-    /// no cache; on a CPU, 256 MiB of other memory are written before each run
+    /// Number of timed runs. On a GPU, a run is a chain of launches with several sets of operands, so that large weights
+    /// are in no cache; on a CPU, 256 MiB of other memory are written before each run
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: u32,
     /// Also time each variant of a kernel (tile shapes, stages, splits) that is compiled in, and name the fastest

@@ -44,9 +44,9 @@ pub enum MatmulImplementation {
     CublasLt,
 }
 
-/// The share of whole waves below which [`MatmulImplementation::ByWaveShare`] takes cuBLASLt. Own kernels and cuBLASLt
-/// have been timed only with products of larger shares. With smaller ones cuBLASLt may be faster, because it has more
-/// tiles and divides sums among multiprocessors.
+/// The share of whole waves below which [`MatmulImplementation::ByWaveShare`] takes cuBLASLt. Prototypes of the own
+/// kernels were timed beside cuBLASLt with larger shares only. With smaller ones cuBLASLt may be faster, because it has
+/// more tiles and divides sums among multiprocessors.
 pub const MIN_WAVE_SHARE: f64 = 0.9;
 
 impl MatmulImplementation {

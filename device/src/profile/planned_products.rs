@@ -17,7 +17,7 @@ pub struct PlannedProduct {
 }
 
 impl PlannedProduct {
-    /// Returns the product of a launch; `None` if it is none that a kernel can compute.
+    /// Returns the product of a launch. Returns `None` if the launch is not a product, or if no kernel can compute it.
     pub(crate) fn of_launch(launch: &Launch, arch: &Arch) -> Option<PlannedProduct> {
         let Launch::Matmul(product) = launch else { return None };
         let wave_share = (1000.0 * (product.code.wave_share)(product, arch)?) as u16;

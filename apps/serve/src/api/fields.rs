@@ -25,10 +25,10 @@ const LARGE_BODY_BYTES: usize = 1 << 20;
 /// Maximum number of values in a body, which take a hundred times the length of a body of short values in memory.
 const MAX_VALUES: usize = 1 << 20;
 
-/// The memory of a value in a list or an object, in bytes.
+/// An estimate of the memory of a value in a list or an object, in bytes: the value, its key and its place.
 const VALUE_BYTES: usize = 100;
 
-/// The memory of an object beside that of its values, in bytes.
+/// An estimate of the memory of an object beside that of its values, in bytes: spare places and the hash table.
 const OBJECT_BYTES: usize = 500;
 
 /// Maximum number of completions of one request, as in OpenAI's API.
