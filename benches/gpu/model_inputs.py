@@ -4,7 +4,7 @@
     cargo test -p reel-kernels --lib inputs_of_the_model -- --ignored --nocapture | grep symbol >counts.txt
     python3 benches/gpu/model_inputs.py registers.json counts.txt >apps/measure/src/kernel_model/inputs.json
 
-A symbol that was counted at several sizes gets its first row. Of the rows of sample_cluster the second one counts: the
+A symbol that was counted at several sizes gets its first row. Of the rows of sample the second one counts: the
 greedy token with its log-probability, which every decode step asks for.
 """
 
@@ -12,11 +12,11 @@ import json
 import sys
 
 # Kernels that request their operands by asynchronous copies into dynamic shared memory: the part of it that is in
-# flight at a time, from the number of its stages. Source: sm80.cu, sm90.cuh, cluster.cuh or decode_mma.cuh of the
+# flight at a time, from the number of its stages. Source: sm80.cu, sm90.cuh or decode_mma.cuh of the
 # folder. Skinny products by tiles (their symbols end in the tiles of x) have at least three stages, most have five.
 # Those in clusters have at least four stages, of which two are in flight; half of a stage is what other blocks read.
 TILES, CLUSTERS = 4 / 5, 1 / 4
-RING = {"skinny": 3 / 4, "paged_attention_fwd_bf16_decode": 4 / 5, "paged_attention_fwd_bf16_decode_256": 1 / 2, "sample_cluster": 1.0}
+RING = {"skinny": 3 / 4, "paged_attention_fwd_bf16_decode": 4 / 5, "paged_attention_fwd_bf16_decode_256": 1 / 2}
 
 registers = {f["symbol"]: f["registers"] for f in json.load(open(sys.argv[1]))["functions"] if f["entry"]}
 rows = {}
@@ -27,7 +27,7 @@ for line in open(sys.argv[2]):
     seen.append(row)
 out = []
 for symbol, seen in sorted(rows.items()):
-    row = seen[1] if symbol == "sample_cluster" else seen[0]
+    row = seen[1] if symbol == "sample" else seen[0]
     rings = [share for prefix, share in sorted(RING.items()) if symbol.startswith(prefix)]
     row["registers"] = registers[symbol]
     if rings:

@@ -35,23 +35,13 @@
 //! halving of the range in which it looks for the last token (`cpu/top_p.rs`); on a GPU by the instructions of the
 //! passes over a row.
 //!
-//! CUDA has two kernels with the same bits:
-//! - `sample_cluster`, from compute capability 9.0 on: a cluster of 8 blocks holds a row in shared memory, so the row
-//!   is read once. It computes at most three exponentials per token (one without log-probabilities, two at temperature
-//!   0 or 1), and few for weights with top-k.
-//!   Passes over shared memory: 1 for the greedy token, 3 to sample, 5 with top-p, 5 with top-k and top-p; up to 11 if
-//!   many tokens are almost equally likely. Log-probabilities take 1 more, at a temperature other than 0 or 1 two more.
-//! - `sample`, on earlier GPUs, and for vocabularies of which an eighth exceeds a block's shared memory (more than
-//!   376 832 tokens on an H100): one block takes a row, which exceeds its shared memory. It reads it once from memory
-//!   and again from L2: 2 times in all with log-probabilities, 3 to sample, 8 with top-p, 11 with top-k too, 1 more at
-//!   another temperature than 0 or 1, 5 more for the most likely tokens; one of 32 warps reads its part again for each
-//!   search. It computes the exponentials in each pass: up to 8 per token.
+//! In CUDA one block takes a row, which exceeds its shared memory. It reads the row once from memory and again from L2:
+//! 2 times in all with log-probabilities, 3 to sample, 8 with top-p, 11 with top-k too, 1 more at another temperature
+//! than 0 or 1, 5 more for the most likely tokens; one of 32 warps reads its part again for each search. It computes the
+//! exponentials in each pass: up to 8 per token.
 //!
 //! The cost counts the logits, the rows of the history as if they were full, biases, suppressed and allowed tokens,
-//! each once. Only rows with a penalty read their history: every block of a cluster reads all of it three times, to
-//! find its own tokens. That is 24 times the bytes of the history in all, 23 of them from L1 or L2: with 8192 tokens
-//! 0.8 MB beside the 0.6 MB of the logits of 152 064 tokens. If one block read it for all, the seven others would wait
-//! for it.
+//! each once. Only rows with a penalty read their history, three times.
 //!
 //! Bank conflicts of the histograms depend on the data: tokens of one bin are added one after the other.
 
@@ -63,7 +53,6 @@ mod formula;
 use reel_device::{Addr, Arch, Cost, Launch, Stage, kernel, params};
 
 use crate::folder::kernel_folder;
-use crate::tuning::Variant;
 
 /// The number of the Philox stream from which the random numbers for sampling come.
 pub const PHILOX_STREAM_NUMBER: u64 = 0x7361_6d70_6c65; // "sample"
@@ -149,49 +138,13 @@ pub const MAX_TOP_TOKENS: u32 = 32;
 kernel_folder! {
     name: "sample",
     params: [Params],
-    headers: [
-        "cluster.cuh", "cluster_draw.cuh", "cluster_row.cuh", "cluster_select.cuh", "cluster_tops.cuh", "row.cuh"
-    ],
-    variants: VARIANTS,
+    headers: ["row.cuh"],
 }
 
-kernel!(pub SAMPLE, "sample", Params, cpu::sample, &SOURCE, plan_sampling);
-kernel!(pub SAMPLE_BY_ONE_BLOCK, "sample", Params, cpu::sample, &SOURCE, plan_one_block);
-
-const VARIANTS: &[Variant] = &[Variant { of: &SAMPLE, name: "one block per row", kernel: &SAMPLE_BY_ONE_BLOCK }];
-
-/// Number of blocks that sample a row, on a GPU with clusters; equal to `BLOCKS` of `cluster_row.cuh`.
-const CLUSTER_BLOCKS: u32 = 8;
-/// TILE is the number of token ids that a warp processes at a time. RUNS is the number of runs (ranges of token ids)
-/// into which a row is cut. Both equal the constants of `row.cuh`.
-const TILE: u32 = 128;
-const RUNS: u32 = 128;
-/// Maximum number of bytes of static shared memory of a block of the kernel `sample_cluster`.
-const SHARED_OF_CLUSTER_KERNEL: u32 = 26 << 10;
-
-/// Plans a cluster per row if the GPU has clusters and the row fits into a cluster's shared memory; otherwise one block
-/// per row.
-fn plan_sampling(p: &Params, arch: &Arch) -> Vec<Stage> {
-    let shared = cluster_shared_bytes(p.vocab);
-    if arch.sm < 90 || shared + SHARED_OF_CLUSTER_KERNEL > arch.shared_per_block {
-        return plan_one_block(p, arch);
-    }
-    if p.rows == 0 || p.vocab == 0 {
-        return Vec::new();
-    }
-    let blocks = Stage::one_dimensional("sample_cluster", p.rows * CLUSTER_BLOCKS, 512);
-    vec![Stage { cluster: [CLUSTER_BLOCKS, 1, 1], shared, ..blocks }.programmatic_on(arch)]
-}
-
-/// Returns the dynamic shared memory of a block of a cluster in bytes: for each of the block's token ids, four bytes
-/// for the logit and two bits that mark a changed score or a forbidden token.
-fn cluster_shared_bytes(vocab: u32) -> u32 {
-    let ids_per_block = vocab.div_ceil(TILE).div_ceil(RUNS) * TILE * (RUNS / CLUSTER_BLOCKS);
-    4 * ids_per_block + 2 * ids_per_block / 8
-}
+kernel!(pub SAMPLE, "sample", Params, cpu::sample, &SOURCE, plan);
 
 /// Plans one block per row. Its shared memory has two bits for each token of the vocabulary.
-fn plan_one_block(p: &Params, arch: &Arch) -> Vec<Stage> {
+fn plan(p: &Params, arch: &Arch) -> Vec<Stage> {
     if p.rows == 0 || p.vocab == 0 {
         return Vec::new();
     }

@@ -1,9 +1,9 @@
-// Code that the sampling kernels of one block (sm80.cu) and of a cluster (cluster.cuh) share: the settings of a row,
-// the scores of its tokens, and its sums.
+// The parts of sampling that are the same in each pass over a row (sm80.cu): the settings of the row, the scores of its
+// tokens, and its sums.
 //
 // A row is cut into 128 runs of equal length, a multiple of 128 ids; the last runs may be shorter or empty. A warp
 // processes 128 ids at a time, four neighbouring ones per lane. Sums are exact integers (of weights in fixed point, of
-// exponentials by cuh/exp_sum.cuh), so all kernels return the same bits.
+// exponentials by cuh/exp_sum.cuh), so no bit depends on their order.
 #pragma once
 
 #include "cuh/base.cuh"

@@ -1,5 +1,4 @@
-// Samples the next token of each row; steps and their order: mod.rs. This file has the kernel in which one block
-// samples a row; cluster.cuh has the kernel for sm_90, in which a cluster does.
+// Samples the next token of each row; steps and their order: mod.rs. One block samples a row.
 //
 // Grid: one block of 1024 threads per row. Each of the 32 warps takes four runs of the row (row.cuh). The row is read
 // once for every step that needs all of it (at most 16 times, from L2 after the first); none of it is stored. Tokens of
@@ -25,7 +24,6 @@
 #include "cuh/dependent.cuh"
 #include "cuh/philox.cuh"
 #include "cuh/warp.cuh"
-#include "sample/cluster.cuh"
 #include "sample/row.cuh"
 
 constexpr int THREADS = 1024;

@@ -14,7 +14,7 @@ use crate::philox;
 
 checks!(
     generated_rows_follow_the_formula,
-    rows_that_all_blocks_share_follow_the_formula,
+    rows_that_all_warps_share_follow_the_formula,
     a_row_does_not_depend_on_its_batch,
     a_row_without_a_possible_token_gives_minus_one,
     a_whole_vocabulary_follows_the_formula,
@@ -182,9 +182,9 @@ fn generated_rows_follow_the_formula() {
     assert_rounded("log-probabilities", F32, &held.got, &held.with, &held.want, DEFAULT_ROUNDING_FACTOR);
 }
 
-/// Checks rows in which each block of a cluster has tokens, and the last run (range of token ids) ends in the middle of
+/// Checks rows in which all warps have tokens, and the last run (range of token ids) ends in the middle of
 /// a vector.
-fn rows_that_all_blocks_share_follow_the_formula() {
+fn rows_that_all_warps_share_follow_the_formula() {
     let mut picks = RandomChoices::new(3);
     let mut held = Held::default();
     let flat = SamplingSettings { top_p: 0.7, ..settings() };
@@ -198,7 +198,7 @@ fn rows_that_all_blocks_share_follow_the_formula() {
         let logits = any_logits(&mut picks, 16_303 - i);
         check(&format!("settings {i}"), &logits, &s, picks.random_u64(), i as i32, &mut held);
     }
-    // All weights are equal, so top-p keeps the tokens of the lowest ids; all blocks have tokens of the largest logit.
+    // All weights are equal, so top-p keeps the tokens of the lowest ids; all warps have tokens of the largest logit.
     check("equal logits", &[1.5; 15_001], &flat, 5, 6, &mut held);
     // The likeliest tokens are all in the last run (range of token ids), so the largest logit of each run is a poor
     // bound for top-k.
@@ -311,7 +311,7 @@ fn a_row_without_a_possible_token_gives_minus_one() {
         assert_eq!(one_row(&[f32::NEG_INFINITY; 20], s.clone()).0, -1);
         let all = SamplingSettings { suppressed: (0..3).collect(), ..s.clone() };
         assert_eq!(one_row(&[1.0, 2.0, 3.0], all).0, -1);
-        // Tests a NaN in the last run (range of token ids) of a row that all blocks of a cluster share, and a row
+        // Tests a NaN in the last run (range of token ids) of a row in which all warps have tokens, and a row
         // without any allowed token.
         let mut row = normal_numbers(15_999, 2, 1.0);
         let none = SamplingSettings { allowed: vec![0; 500], ..s.clone() };
