@@ -15,7 +15,6 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::text::products::StoredOutputs;
 use reel_runtime::{Cx, Tensor};
 
 use crate::context::{EngineContext, lock};
@@ -133,20 +132,6 @@ impl<'a> Engine<'a> {
     pub fn generate(
         &self,
         requests: Vec<GenerationRequest>,
-        on_token: impl FnMut(TokenEvent),
-    ) -> Result<(Vec<Completion>, GenerationTiming)> {
-        self.generate_and_store_outputs(requests, None, on_token)
-    }
-
-    /// Like [`Engine::generate`], and stores the outputs of the decoder's matrix products in the rows of `products`
-    /// that [`GenerationRequest::kept`] names, for reuse in training.
-    ///
-    /// # Errors
-    /// The errors of [`Engine::generate`].
-    pub fn generate_and_store_outputs(
-        &self,
-        requests: Vec<GenerationRequest>,
-        products: Option<Arc<StoredOutputs>>,
         mut on_token: impl FnMut(TokenEvent),
     ) -> Result<(Vec<Completion>, GenerationTiming)> {
         let mut cached = self.context.cached_batch();
@@ -154,7 +139,6 @@ impl<'a> Engine<'a> {
         let needed = requests.iter().fold(BatchCapacity::default(), |sum, request| sum.with_request(request));
         let mut batch =
             self.context.reuse_or_create_batch(needed.with_max_slots(self.context.max_slots), cached.take())?;
-        batch.set_product_storage(products)?;
         let options = SchedulerOptions {
             max_slots: self.context.max_slots,
             fixed_batch_size: false,

@@ -10,7 +10,6 @@ mod adapters;
 pub mod bench;
 mod block_allocator;
 mod block_hash;
-mod chunk_row_pairs;
 mod context;
 mod continuous;
 mod engine;
@@ -19,7 +18,6 @@ mod grammar;
 mod grammar_compiler;
 mod grammar_worker;
 mod json_schema;
-mod kept_rows;
 mod prefill;
 mod prompt_log_probs;
 mod request;
@@ -40,7 +38,6 @@ pub use error::{EngineError, Result};
 pub use grammar::{Grammar, GrammarSpec};
 pub use grammar_compiler::GrammarCompiler;
 pub use grammar_worker::{CompileCancellation, GRAMMAR_WORKER};
-pub use kept_rows::StoredRequestRows;
 pub use prompt_log_probs::PromptTokenLogProbs;
 pub use request::{
     Completion, FinishReason, GenerationRequest, GenerationTiming, MAX_BIASED_TOKENS, MAX_TOP_LOG_PROBS, StepOutput,

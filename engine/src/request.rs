@@ -12,7 +12,6 @@ use reel_input::{ModelInput, TokenId};
 use crate::adapters::AdapterId;
 use crate::error::{EngineError, Result};
 use crate::grammar::Grammar;
-use crate::kept_rows::StoredRequestRows;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::sampler::SamplingParams;
 use crate::stop::StopCondition;
@@ -83,9 +82,6 @@ pub struct GenerationRequest {
     pub priority: i32,
     /// The time limit. A request that is not finished by this time fails with [`EngineError::DeadlineExceeded`].
     pub deadline: Option<Instant>,
-    /// The rows in which the outputs of matrix products are stored, in a call of
-    /// [`Engine::generate_and_store_outputs`](crate::Engine::generate_and_store_outputs).
-    pub kept: Option<StoredRequestRows>,
 }
 
 /// Maximum number of tokens in [`GenerationRequest::logit_bias`].
@@ -108,7 +104,6 @@ impl GenerationRequest {
             adapter: None,
             priority: 0,
             deadline: None,
-            kept: None,
         }
     }
 
@@ -136,7 +131,6 @@ impl GenerationRequest {
             adapter: None,
             priority: settings.priority,
             deadline: None,
-            kept: None,
         }
     }
 

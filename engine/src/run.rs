@@ -16,11 +16,9 @@ use reel_diagnostic::Diagnostic;
 use reel_model::flops::ForwardFlops;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::KvCache;
-use reel_model::text::products::OutputDestination;
 use reel_runtime::ops::KvPages;
 
 use crate::adapters::{AdapterId, Adapters};
-use crate::chunk_row_pairs::ChunkRowPairs;
 use crate::context::EngineContext;
 use crate::error::{EngineError, Result};
 use crate::prefill::{NeededHiddenStates, sample_first_tokens, select_needed_rows};
@@ -173,17 +171,14 @@ impl<'e, 'a> EngineLoop<'e, 'a> {
             }
         }
         let (mut inputs, mut ends, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut needed, mut places) = (NeededHiddenStates::default(), ChunkRowPairs::default());
+        let mut needed = NeededHiddenStates::default();
         let mut model = self.context.model();
         // A preempted sequence whose blocks are all in the prefix cache has nothing to compute.
         for chunk in chunks.iter().filter(|chunk| !chunk.range.is_empty()) {
             let Some((job, sequence)) = self.scheduler.prefill_job(chunk.job) else { continue };
             let is_end = chunk.range.end == job.tokens && sequence.generated_token_count() == 0;
             let wants_all = sequence.wanted_prompt_log_probs().is_some();
-            let at = needed.token_count();
             let rows = needed.add_chunk(chunk.range.len(), wants_all, is_end);
-            let last_needed = is_end.then(|| rows.end - 1);
-            places.add_chunk((job, sequence), chunk.range.clone(), (at, last_needed), &self.scheduler);
             if is_end {
                 receivers.extend(job.keys.iter().map(|&key| (ends.len(), key)));
                 ends.push(rows.end - 1);
@@ -195,14 +190,7 @@ impl<'e, 'a> EngineLoop<'e, 'a> {
             return Ok(Vec::new());
         }
         let cx = &self.context.cx;
-        let keep = match self.batch.product_storage() {
-            Some(products) => {
-                let [tokens, needed] = places.copy_to_device(cx.device())?;
-                Some(OutputDestination { products, tokens, needed })
-            }
-            None => None,
-        };
-        let hidden = model.forward_chunks(cx, self.batch.cache(), &inputs, &needed.rows, keep.as_ref())?;
+        let hidden = model.forward_chunks(cx, self.batch.cache(), &inputs, &needed.rows)?;
         let mut of_prompts = Vec::new();
         for (rows, chunk) in needed.of_chunks.iter().zip(chunks.iter().filter(|chunk| !chunk.range.is_empty())) {
             let Some((_, sequence)) = self.scheduler.prefill_job(chunk.job) else { continue };

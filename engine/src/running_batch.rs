@@ -16,7 +16,6 @@ use std::sync::Arc;
 
 use reel_device::{Download, GraphCache};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::text::products::{OutputDestination, RowDestinations, StoredOutputs};
 use reel_model::text::{KvCache, TextDecoder};
 use reel_runtime::ops::{
     self, DecodeRows, DecodeSlot, KvPages, RotaryFrequencies, RowSampling, SampledTokens, SamplingTable,
@@ -95,19 +94,12 @@ struct StepState {
     cache: Arc<KvCache>,
     rotary_frequencies: RotaryFrequencies,
     suppressed: Tensor, // i32 [n]: ids that are never sampled
-    /// Where the outputs of matrix products are stored: the memory, and the row of the memory for each slot, i32
-    /// `[slots]`.
-    kept: Option<(Arc<StoredOutputs>, Tensor)>,
 }
 
 impl StepState {
     fn launch(&self, cx: &Cx) -> Result<()> {
         let StepState { rows, sampling, sampled, suppressed, .. } = self;
-        let keep = self.kept.as_ref().map(|(products, rows)| {
-            let places = RowDestinations::of_all_rows(rows);
-            OutputDestination { products, tokens: places.clone(), needed: places }
-        });
-        let logits = self.decoder.decode(cx, rows, &self.rotary_frequencies, &self.cache, keep.as_ref())?;
+        let logits = self.decoder.decode(cx, rows, &self.rotary_frequencies, &self.cache)?;
         ops::sample(cx, &logits, sampling, &rows.draws, rows.history(), suppressed, sampled)?;
         Ok(rows.advance(cx, &sampled.ids)?)
     }
@@ -136,10 +128,6 @@ impl StepState {
             rows: self.rows.row_range(0, slots)?,
             sampling: self.sampling.row_range(0, slots)?,
             sampled: self.sampled.row_range(0, slots)?,
-            kept: match &self.kept {
-                Some((products, rows)) => Some((products.clone(), rows.rows(0, slots)?)),
-                None => None,
-            },
             ..self.clone()
         })
     }
@@ -235,7 +223,6 @@ impl RunningBatch {
             cache,
             rotary_frequencies: model.text.text_rotary_frequencies(device)?,
             suppressed: suppressed.clone(),
-            kept: None,
         };
         let (features, needed) = (SamplingFeatures::default(), SamplingFeatures::default());
         let steps = BTreeMap::new();
@@ -272,34 +259,6 @@ impl RunningBatch {
     /// to a power of two, so that few graphs serve all batch sizes.
     pub(crate) fn padded_batch_size(&self, used_slots: usize) -> usize {
         self.cx.device().padded_decode_batch_size(used_slots, self.capacity.slots)
-    }
-
-    /// Makes the next steps store the outputs of matrix products in `products`; `None`: they are not stored. No step
-    /// may be in flight.
-    pub(crate) fn set_product_storage(&mut self, products: Option<Arc<StoredOutputs>>) -> Result<()> {
-        if products.is_some() || self.state.kept.is_some() {
-            // The captured graphs store their outputs in the former memory, or not at all.
-            self.steps.clear();
-        }
-        let slots = self.capacity.slots;
-        self.state.kept = match products {
-            Some(products) => Some((products, Tensor::from_i32(self.cx.device(), &[slots], &vec![-1; slots])?)),
-            None => None,
-        };
-        Ok(())
-    }
-
-    /// The memory in which outputs of matrix products are stored, if any.
-    pub(crate) fn product_storage(&self) -> Option<&Arc<StoredOutputs>> {
-        self.state.kept.as_ref().map(|(products, _)| products)
-    }
-
-    /// Sets, for each of the first slots, the row in which the next step stores its outputs; -1: not stored.
-    pub(crate) fn set_storage_rows(&self, of_slots: &[i32]) -> Result<()> {
-        match &self.state.kept {
-            Some((_, rows)) => Ok(rows.rows(0, of_slots.len())?.write(of_slots)?),
-            None => Ok(()),
-        }
     }
 
     /// Makes the next steps use another decoder. With `row_adapters`, the device state has an adapter number for each

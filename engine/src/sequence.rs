@@ -15,7 +15,6 @@ use crate::block_allocator::BlockAllocator;
 use crate::block_hash::{BlockHash, SequenceTokens};
 use crate::error::{EngineError, Result};
 use crate::grammar::Grammar;
-use crate::kept_rows::StoredRequestRows;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::request::{Completion, FinishReason, GenerationRequest, TokenEvent, TokenLogProbs};
 use crate::sampler::{SamplingFeatures, SamplingParams};
@@ -31,7 +30,6 @@ pub(crate) struct RequestState {
     pub(crate) adapter: Option<AdapterId>,
     pub(crate) priority: i32,
     pub(crate) deadline: Option<Instant>,
-    pub(crate) kept: Option<StoredRequestRows>,
     max_new_tokens: usize,
     min_new_tokens: usize,
     eos_token_ids: Vec<TokenId>,
@@ -107,7 +105,6 @@ impl SequenceState {
             adapter: request.adapter,
             priority: request.priority,
             deadline: request.deadline,
-            kept: request.kept,
             max_new_tokens,
             min_new_tokens: request.min_new_tokens,
             eos_token_ids: request.eos_token_ids,
@@ -197,13 +194,6 @@ impl SequenceState {
     /// The index of the completion in its request.
     pub(crate) fn completion_index(&self) -> usize {
         self.index
-    }
-
-    /// The row in which the next decode step stores the outputs of its matrix products; -1 if they are not stored.
-    pub(crate) fn storage_row_of_next_step(&self) -> i32 {
-        let enqueued = self.generated_token_count() + self.in_flight;
-        let rows = self.request.kept.map(|kept| kept.completion_rows(self.index, usize::MAX));
-        rows.and_then(|mut rows| rows.nth(enqueued)).map_or(-1, |row| row as i32)
     }
 
     /// Whether the sequence needs further decode steps after all steps in flight.

@@ -14,7 +14,6 @@ use crate::batch::{Batch, MediaHash, VisionInput, append_vision_indices, checked
 use crate::error::{ModelError, Result};
 use crate::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use crate::text::KvCache;
-use crate::text::products::OutputDestination;
 
 /// The tokens of a prompt, checked against the model, in host memory.
 #[derive(Clone, Debug)]
@@ -94,8 +93,7 @@ impl Qwen25Vl {
 
     /// Adds the keys and values of the tokens of all `chunks` to the KV cache. Returns the hidden states `[R, H]`
     /// after the last norm of the tokens `rows`: ascending indices into the tokens of all chunks, one chunk after the
-    /// other. At most one chunk may have vision tokens. If `keep` is given, the outputs of matrix products are copied
-    /// to it.
+    /// other. At most one chunk may have vision tokens.
     ///
     /// # Errors
     /// Several chunks with vision tokens; too few cache blocks; out of memory.
@@ -105,7 +103,6 @@ impl Qwen25Vl {
         cache: &KvCache,
         chunks: &[PromptChunk],
         rows: &[usize],
-        keep: Option<&OutputDestination>,
     ) -> Result<Tensor> {
         let device = cx.device();
         let ids: Vec<i32> = chunks.iter().flat_map(|c| &c.ids).copied().collect();
@@ -146,6 +143,6 @@ impl Qwen25Vl {
             false => Some(Tensor::from_i32(device, &[rows.len()], &rows)?),
         };
         let cache = Some((cache, &pages));
-        self.forward(cx, &batch, ForwardOptions { vision, cache, rows: rows.as_ref(), keep, known: None })
+        self.forward(cx, &batch, ForwardOptions { vision, cache, rows: rows.as_ref() })
     }
 }

@@ -22,7 +22,6 @@ use crate::error::Result;
 use crate::features::{FeatureCache, VisionFeatures};
 use crate::quantization::Quantization;
 use crate::tensor_parallel::TensorParallel;
-use crate::text::products::{OutputDestination, ReusedOutputs};
 use crate::text::{AttentionContext, KvCache, TextDecoder};
 use crate::units;
 use crate::vision::VisionTower;
@@ -54,13 +53,6 @@ pub struct ForwardOptions<'a> {
     /// computes its output projection and its MLP for these tokens only. On devices whose bits do not depend on the
     /// number of rows (`cpu`, `sim`), the result has the same bits as these rows of a pass for all tokens.
     pub rows: Option<&'a Tensor>,
-    /// Where to store the outputs of the decoder's matrix products, for a later pass with `known`. Used only with a
-    /// cache.
-    pub keep: Option<&'a OutputDestination<'a>>,
-    /// Without a cache: stored outputs of the decoder's matrix products, used in place of computing them. Each stored
-    /// output is used once. Layers that are computed again in the backward pass
-    /// ([`reel_runtime::Checkpointing::Full`]) ignore stored outputs.
-    pub known: Option<&'a ReusedOutputs>,
 }
 
 impl Qwen25Vl {
@@ -159,8 +151,8 @@ impl Qwen25Vl {
     pub fn forward(&self, cx: &Cx, batch: &Batch, options: ForwardOptions) -> Result<Tensor> {
         let x = self.embed(cx, batch, &options)?;
         let context = match options.cache {
-            Some((cache, pages)) => AttentionContext::Cached { cache, pages, keep: options.keep },
-            None => AttentionContext::Packed { seqs: &batch.seqs, known: options.known },
+            Some((cache, pages)) => AttentionContext::Cached { cache, pages },
+            None => AttentionContext::Packed { seqs: &batch.seqs },
         };
         self.text.forward(cx, &x, &batch.positions, context, options.rows)
     }

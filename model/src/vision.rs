@@ -253,6 +253,6 @@ impl Block {
         let o = self.proj.forward(cx, &o.reshape(&[n, c])?)?;
         let (x, normed) = Residual::with_delta(x, o).sum_and_norm(cx, &self.norm2, self.eps)?;
         let mlp = [&self.gate, &self.up, &self.down];
-        Ok(Residual::with_delta(x, Linear::gated_mlp(cx, normed, mlp, self.gate_up.as_ref(), [])?))
+        Ok(Residual::with_delta(x, Linear::gated_mlp(cx, normed, mlp, self.gate_up.as_ref())?))
     }
 }

@@ -121,8 +121,8 @@ impl CType for Padding<10> {
 impl CType for Padding<12> {
     const NAME: &'static str = "Padding<12>";
 }
-impl CType for Padding<15> {
-    const NAME: &'static str = "Padding<15>";
+impl CType for Padding<1> {
+    const NAME: &'static str = "Padding<1>";
 }
 
 /// The declarations of [`TensorMapSlot`] and [`Padding`] in CUDA C++.

@@ -234,7 +234,6 @@ fn inputs_of_the_model_paged_attention() {
             k_cache: caches[0],
             v_cache: caches[1],
             o: arrays.alloc_elements(seqs * heads * head_dim, 2),
-            lse: Addr::NULL,
             cu_seqlens: arrays.alloc_i32(0..=seqs as i32),
             kv_lens: arrays.alloc_i32(vec![keys as i32; seqs as usize]),
             block_tables: arrays.alloc_i32(0..(seqs * blocks) as i32),

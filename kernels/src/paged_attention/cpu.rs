@@ -70,7 +70,7 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
         SequenceArrays {
             q: (p.q.0 as *const T).wrapping_add(head * d),
             o: (p.o.0 as *mut T).wrapping_add(head * d),
-            lse: if p.lse.is_null() { null_mut() } else { (p.lse.0 as *mut f32).wrapping_add(head) },
+            lse: null_mut(),
             k: (p.k_cache.0 as *const T).wrapping_add(kv_head * d),
             v: (p.v_cache.0 as *const T).wrapping_add(kv_head * d),
             key_stride: kv_heads * d,

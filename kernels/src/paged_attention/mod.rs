@@ -98,10 +98,6 @@ params! {
         pub v_cache: Addr,
         /// The output, `[tokens, heads, head_dim]`; the kernel writes it.
         pub o: Addr,
-        /// f32 `[tokens, heads]`, written: the log-sum-exp of each row's scores, bit-identical to
-        /// [`crate::attention`]. The value of a padding row is not written. Null: no log-sum-exp is written. Only
-        /// device `cpu` supports this output; null in CUDA.
-        pub lse: Addr,
         /// i32 `[seqs + 1]`: index of the first new token of each sequence, then the end of the last sequence. The
         /// values do not decrease and lie between 0 and `tokens`.
         pub cu_seqlens: Addr,
@@ -144,7 +140,7 @@ params! {
         /// Number of query heads of a section of the order of tiles of prefill on Hopper; [`fwd`] fills it in.
         pub section_heads: u32,
         /// Zeros.
-        pub reserved: Padding<15>,
+        pub reserved: Padding<1>,
     }
 }
 
@@ -158,7 +154,6 @@ impl Params {
         k_cache: Addr::NULL,
         v_cache: Addr::NULL,
         o: Addr::NULL,
-        lse: Addr::NULL,
         cu_seqlens: Addr::NULL,
         kv_lens: Addr::NULL,
         block_tables: Addr::NULL,
@@ -234,7 +229,6 @@ fn plan_bf16(p: &Params, arch: &Arch) -> Vec<Stage> {
 
 /// Plans the launches of the mma.sync kernels, which run on every GPU (prefill_mma.cuh, decode_mma.cuh).
 fn plan_bf16_mma(p: &Params, arch: &Arch) -> Vec<Stage> {
-    assert!(p.lse.is_null(), "paged_attention: lse is an output of device cpu only");
     if is_decode(DType::BF16, p) {
         return decode_plan::plan_decode(p, arch);
     }
@@ -259,7 +253,6 @@ fn plan_bf16_mma(p: &Params, arch: &Arch) -> Vec<Stage> {
 }
 
 fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
-    assert!(p.lse.is_null(), "paged_attention: lse is an output of device cpu only");
     // Shared memory holds 16 queries, their probabilities, 64 keys and 64 values. For head_dim 256, one buffer holds
     // first the keys, then the values.
     const fn bytes(d: u32, buffers: u32) -> u32 {

@@ -23,7 +23,6 @@ pub(super) fn plan_bf16_wgmma(p: &Params, arch: &Arch) -> Vec<Stage> {
     if arch.sm < 90 || is_decode(DType::BF16, p) {
         return plan_bf16_mma(p, arch);
     }
-    assert!(p.lse.is_null(), "paged_attention: lse is an output of device cpu only");
     let &Params { tokens, seqs, heads, kv_heads, head_dim, .. } = p;
     let queries = QueryCounts { tokens, seqs, heads, max_queries: tokens.min(p.max_kv_len), has_earlier: true };
     let Some(stage) = queries.plan_stage(symbol, head_dim, arch) else { return Vec::new() };

@@ -141,10 +141,10 @@ kernel_folder! {
     headers: ["row.cuh"],
 }
 
-kernel!(pub SAMPLE, "sample", Params, cpu::sample, &SOURCE, plan);
+kernel!(pub SAMPLE, "sample", Params, cpu::sample, &SOURCE, plan_sampling);
 
 /// Plans one block per row. Its shared memory has two bits for each token of the vocabulary.
-fn plan(p: &Params, arch: &Arch) -> Vec<Stage> {
+fn plan_sampling(p: &Params, arch: &Arch) -> Vec<Stage> {
     if p.rows == 0 || p.vocab == 0 {
         return Vec::new();
     }

@@ -34,23 +34,18 @@ pub(crate) struct JoinedWeights {
 
 impl JoinedWeights {
     /// The outputs of `layers` side by side, `[S, sum of out]`, by one product with the `joined` weights of these
-    /// layers. `None` if there are no joined weights or a layer has an adapter. If `known` yields a tensor, this
-    /// tensor is the output and nothing is computed.
+    /// layers. `None` if there are no joined weights or a layer has an adapter.
     pub(crate) fn forward(
         joined: Option<&Self>,
         layers: &[&Linear],
         cx: &Cx,
         x: &Tensor,
-        known: &mut impl Iterator<Item = Tensor>,
     ) -> Result<Option<Tensor>> {
         let Some(JoinedWeights { weight, bias }) = joined else { return Ok(None) };
         if layers.iter().any(|layer| layer.adapter.is_some()) {
             return Ok(None);
         }
-        Ok(Some(match known.next() {
-            Some(y) => ops::linear_with_known_output(cx, x, weight, bias.as_ref(), y)?,
-            None => ops::linear(cx, x, weight, bias.as_ref())?,
-        }))
+        Ok(Some(ops::linear(cx, x, weight, bias.as_ref())?))
     }
 }
 
@@ -211,47 +206,29 @@ impl Linear {
     }
 
     /// Computes a gated MLP, `down(silu(gate(x)) · up(x))`. `joined` has the joined weights of gate and up, if there
-    /// are any. `known` is empty or yields the outputs of gate, up and down, which are then not computed; with joined
-    /// weights, the outputs of gate and up are one tensor. Frees x and the intermediate results as soon as possible,
-    /// unless the tape keeps them.
+    /// are any. Frees x and the intermediate results as soon as possible, unless the tape keeps them.
     pub(crate) fn gated_mlp(
         cx: &Cx,
         x: Tensor,
         [gate, up, down]: [&Linear; 3],
         joined: Option<&JoinedWeights>,
-        known: impl IntoIterator<Item = Tensor>,
     ) -> Result<Tensor> {
-        let mut known = known.into_iter();
         if let (Weight::Dense(w), None) = (&down.weight, &down.adapter)
-            && let Some(fused) = JoinedWeights::forward(joined, &[gate, up], cx, &x, &mut known)?
+            && let Some(fused) = JoinedWeights::forward(joined, &[gate, up], cx, &x)?
         {
             drop(x);
-            let bias = down.bias.as_ref();
-            return Ok(match known.next() {
-                Some(y) => ops::swiglu_linear_with_known_output(cx, &fused, w, bias, y)?,
-                None => ops::swiglu_linear(cx, &fused, w, bias)?,
-            });
+            return Ok(ops::swiglu_linear(cx, &fused, w, down.bias.as_ref())?);
         }
-        let gate = gate.forward_or_reuse(cx, &x, known.next())?;
-        let up = up.forward_or_reuse(cx, &x, known.next())?;
+        let gate = gate.forward(cx, &x)?;
+        let up = up.forward(cx, &x)?;
         drop(x);
         let inner = ops::swiglu(cx, &gate, &up)?;
         drop((gate, up));
-        down.forward_or_reuse(cx, &inner, known.next())
+        down.forward(cx, &inner)
     }
 
     pub(crate) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
         self.weight.linear(cx, x, self.bias.as_ref(), self.adapter.as_ref())
-    }
-
-    /// Like [`Linear::forward`], but returns a `known` output without computing it, unless the weight is packed.
-    pub(crate) fn forward_or_reuse(&self, cx: &Cx, x: &Tensor, known: Option<Tensor>) -> Result<Tensor> {
-        let bias = self.bias.as_ref();
-        Ok(match (&self.weight, &self.adapter, known) {
-            (Weight::Dense(w), None, Some(y)) => ops::linear_with_known_output(cx, x, w, bias, y)?,
-            (Weight::Dense(w), Some(lora), Some(y)) => ops::lora_linear_with_known_output(cx, x, w, bias, lora, y)?,
-            _ => self.forward(cx, x)?,
-        })
     }
 }
 

@@ -120,7 +120,7 @@ fn pass(
     let x = x.unwrap().into_parameter("x").unwrap();
     let (cx, mut grads) = (Cx::training(device, dtype), Grads::new());
     let [gate, up, down] = &layers[..] else { panic!("three layers") };
-    let y = Linear::gated_mlp(&cx, x.clone(), [gate, up, down], joined.as_ref(), []).unwrap();
+    let y = Linear::gated_mlp(&cx, x.clone(), [gate, up, down], joined.as_ref()).unwrap();
     let (ky, loss) = (y.clone(), Tensor::from_f32(device, &[1], DType::F32, &[0.0], MemoryCategory::Inputs).unwrap());
     let dy = Tensor::from_f32(device, y.shape(), dtype, &numbers(y.count(), 91), MemoryCategory::Inputs).unwrap();
     let loss = cx.record("loss", &[&y], loss, move |bw| bw.add_grad(&ky, dy));

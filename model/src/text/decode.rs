@@ -5,9 +5,8 @@ use reel_device::{Device, in_layer};
 use reel_runtime::ops::{self, DecodeRows, InputNorm, KvDestination, KvPages, RotaryFrequencies, RotaryTable};
 use reel_runtime::{Cx, Tensor};
 
-use super::products::OutputDestination;
-use super::{AttentionContext, KvCache, Layer, STACK, TextDecoder};
-use crate::error::{ModelError, Result};
+use super::{KvCache, Layer, STACK, TextDecoder};
+use crate::error::Result;
 use crate::linear::Linear;
 use crate::vision::inverse_frequencies;
 
@@ -28,35 +27,20 @@ impl TextDecoder {
     }
 
     /// Computes the logits f32 `[R, V]` for the tokens that follow the current tokens. Adds the keys and values of
-    /// the current tokens to the cache. If `keep` is given, also stores the outputs of the matrix products in it.
+    /// the current tokens to the cache.
     ///
     /// # Errors
-    /// `keep` is given and rows have their own adapters; out of memory.
+    /// Out of memory.
     pub fn decode(
         &self,
         cx: &Cx,
         rows: &DecodeRows,
         frequencies: &RotaryFrequencies,
         cache: &KvCache,
-        keep: Option<&OutputDestination>,
     ) -> Result<Tensor> {
         let rotary = frequencies.cos_sin_table(cx, &rows.positions)?;
         let pages = rows.kv_pages();
         let mut x = ops::embedding(cx, &self.embed_tokens, &rows.ids)?;
-        if keep.is_some() {
-            if rows.adapter_numbers().is_some() {
-                let what = "use different adapters, so the outputs of matrix products cannot be stored";
-                return Err(ModelError::inputs(
-                    "rows",
-                    what,
-                    "do not store outputs, or load one adapter into the model",
-                ));
-            }
-            // The fused kernels below do not write the outputs of single products. The unfused kernels have the same
-            // bits on device `cpu`.
-            let context = AttentionContext::Cached { cache, pages: &pages, keep };
-            return self.logits(cx, &self.forward_rotated(cx, &x, &rotary, context, None)?, true);
-        }
         for (layer, (k, v)) in self.layers.iter().zip(&cache.layers) {
             let _layer = in_layer(STACK, layer.index);
             x = layer.decode(cx, &x, rows.adapter_numbers(), &rotary, (k, v), &pages)?;

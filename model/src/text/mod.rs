@@ -18,7 +18,6 @@
 
 mod decode;
 mod kv_cache;
-pub mod products;
 
 use std::sync::Arc;
 
@@ -33,7 +32,6 @@ use crate::linear::{JoinedWeights, Linear};
 use crate::linear_weight::Weight;
 use crate::residual::Residual;
 use crate::tensor_parallel::{RowShare, TensorParallel};
-use crate::text::products::{LayerOutput, MatmulGrouping, OutputDestination, ReusedOutputs};
 use crate::units;
 use crate::vision::{into_runtime_error, inverse_frequencies};
 use crate::weights::WeightLoader;
@@ -81,32 +79,13 @@ struct Layer {
     parallel: Option<TensorParallel>,
 }
 
-/// Which keys and values the tokens of a forward pass attend to, and which product outputs the pass reuses or stores.
+/// Which keys and values the tokens of a forward pass attend to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum AttentionContext<'a> {
     /// Keys and values of earlier tokens in the same packed sequence, and of its shared prefix (training, scoring).
-    /// Matrix products whose outputs are in `known` are not computed.
-    Packed { seqs: &'a CuSeqlens, known: Option<&'a ReusedOutputs> },
+    Packed { seqs: &'a CuSeqlens },
     /// Keys and values in the KV cache, including the keys and values of the new tokens (generation).
-    Cached { cache: &'a KvCache, pages: &'a KvPages, keep: Option<&'a OutputDestination<'a>> },
-}
-
-impl AttentionContext<'_> {
-    /// Takes the stored outputs of a matrix product of layer `layer`; empty if the product must be computed.
-    fn known(&self, layer: usize, product: LayerOutput) -> Vec<Tensor> {
-        match self {
-            AttentionContext::Packed { known: Some(known), .. } => known.take_outputs(layer, product),
-            _ => Vec::new(),
-        }
-    }
-
-    /// Where to store the outputs of matrix products; `None` if they are not stored.
-    fn keep(&self) -> Option<&OutputDestination<'_>> {
-        match self {
-            AttentionContext::Cached { keep, .. } => *keep,
-            AttentionContext::Packed { .. } => None,
-        }
-    }
+    Cached { cache: &'a KvCache, pages: &'a KvPages },
 }
 
 impl TextDecoder {
@@ -212,12 +191,6 @@ impl TextDecoder {
         })
     }
 
-    /// Whether training joins matrix products; `None` if it cannot reuse stored outputs ([`ReusedOutputs`]).
-    pub fn matmul_grouping(&self) -> Option<MatmulGrouping> {
-        let first = self.layers.first()?.matmul_grouping();
-        first.filter(|_| self.layers.iter().all(|layer| layer.matmul_grouping() == first))
-    }
-
     /// The bytes of the weights that [`Self::with_packed_copies`] copies.
     pub(crate) fn packed_copy_bytes(&self) -> u64 {
         let copied = self.linear_layers().filter_map(Linear::tensor_to_pack).chain(self.head.tensor_to_pack());
@@ -260,26 +233,18 @@ impl TextDecoder {
         context: AttentionContext,
         rows: Option<&Tensor>,
     ) -> Result<Tensor> {
-        if self.is_tensor_parallel() && context.keep().is_some() {
-            let help = "generate with one process";
-            return Err(ModelError::inputs(
-                "products",
-                "cannot be stored if the model is divided among processes",
-                help,
-            ));
-        }
         let mut residual = Residual::new(x);
         for layer in &self.layers {
             let _layer = in_layer(STACK, layer.index);
             let rows = rows.filter(|_| layer.index + 1 == self.layers.len());
             residual = cx.with_weight_unit(units::decoder_layer(layer.index), || match context {
-                AttentionContext::Packed { seqs, .. } if cx.checkpointing() == Checkpointing::Full => {
+                AttentionContext::Packed { seqs } if cx.checkpointing() == Checkpointing::Full => {
                     // A layer that the backward pass computes again takes one input tensor, so the residual and the
                     // previous layer's output are added here, not in the next norm. The bits are the same.
                     let (layer, rotary, seqs, rows) = (layer.clone(), rotary.clone(), seqs.clone(), rows.cloned());
                     let f = move |cx: &Cx, x: &[Tensor]| {
                         let _layer = in_layer(STACK, layer.index);
-                        let context = AttentionContext::Packed { seqs: &seqs, known: None };
+                        let context = AttentionContext::Packed { seqs: &seqs };
                         let out = layer.forward(cx, Residual::new(&x[0]), &rotary, context, rows.as_ref());
                         out.and_then(|out| out.into_sum(cx)).map_err(into_runtime_error)
                     };
@@ -392,43 +357,23 @@ impl Layer {
         rows: Option<&Tensor>,
     ) -> Result<Residual> {
         let s = residual.row_count();
-        let known = |product| context.known(self.index, product);
         let (x, normed) = residual.sum_and_norm(cx, &self.input_norm, self.eps)?;
         let o = match context {
-            AttentionContext::Packed { seqs, .. } => {
-                let [q, k, v] = self.rotated_q_k_v(cx, normed, rotary, known(LayerOutput::Qkv))?;
-                match known(LayerOutput::Attention).pop().zip(known(LayerOutput::Lse).pop()) {
-                    Some((o, lse)) => {
-                        ops::attention_with_known_output(cx, [&q, &k, &v], seqs, (o.reshape(q.shape())?, lse))?
-                    }
-                    None => ops::attention(cx, &q, &k, &v, seqs, true)?,
-                }
+            AttentionContext::Packed { seqs } => {
+                let [q, k, v] = self.rotated_q_k_v(cx, normed, rotary)?;
+                ops::attention(cx, &q, &k, &v, seqs, true)?
             }
-            AttentionContext::Cached { cache, pages, keep } => {
-                let [q, k, v] = self.q_k_v(cx, &normed, [])?;
+            AttentionContext::Cached { cache, pages } => {
+                let [q, k, v] = self.q_k_v(cx, &normed)?;
                 drop(normed);
-                if let Some(keep) = keep {
-                    keep.write(cx, (self.index, LayerOutput::Qkv), &[&q, &k, &v], false)?;
-                }
                 let (keys, values) = &cache.layers[self.index];
                 let caches = (keys, values);
                 let q = ops::rotate_and_cache(cx, q, (&k, &v), KvDestination { rotary, caches, pages })?;
                 drop((k, v));
-                let needs_none = rows.is_some_and(|rows| rows.count() == 0);
-                let nothing = || Ok(Residual::new(&cx.empty(&[0, x.shape()[1]], x.dtype())?));
-                match keep {
-                    Some(keep) => {
-                        let (o, lse) = ops::paged_attention_with_lse(cx, &q, caches, pages)?;
-                        keep.write(cx, (self.index, LayerOutput::Attention), &[&o], false)?;
-                        keep.write(cx, (self.index, LayerOutput::Lse), &[&lse], false)?;
-                        if needs_none {
-                            return nothing();
-                        }
-                        o
-                    }
-                    None if needs_none => return nothing(),
-                    None => ops::paged_attention(cx, &q, caches, pages)?,
+                if rows.is_some_and(|rows| rows.count() == 0) {
+                    return Ok(Residual::new(&cx.empty(&[0, x.shape()[1]], x.dtype())?));
                 }
+                ops::paged_attention(cx, &q, caches, pages)?
             }
         };
         let o = o.reshape(&[s, self.heads * self.head_dim])?;
@@ -437,20 +382,14 @@ impl Layer {
             None => (x, o),
         };
         let o = self.gathered(cx, "attention", o)?;
-        let o = self.o.forward_or_reuse(cx, &o, known(LayerOutput::O).pop())?;
+        let o = self.o.forward(cx, &o)?;
         let o = self.gathered(cx, "o_proj", o)?;
-        if let Some(keep) = context.keep() {
-            keep.write(cx, (self.index, LayerOutput::O), &[&o], rows.is_some())?;
-            let (x, normed) = Residual::with_delta(x, o).sum_and_norm(cx, &self.post_norm, self.eps)?;
-            return Ok(Residual::with_delta(x, self.kept_mlp(cx, &normed, keep, rows.is_some())?));
-        }
         let (x, normed) = Residual::with_delta(x, o).sum_and_norm(cx, &self.post_norm, self.eps)?;
         if self.parallel.is_some() {
             return Ok(Residual::with_delta(x, self.divided_mlp(cx, normed)?));
         }
         let mlp = [&self.gate, &self.up, &self.down];
-        let known = [LayerOutput::GateUp, LayerOutput::Down].into_iter().flat_map(known);
-        Ok(Residual::with_delta(x, Linear::gated_mlp(cx, normed, mlp, self.gate_up.as_ref(), known)?))
+        Ok(Residual::with_delta(x, Linear::gated_mlp(cx, normed, mlp, self.gate_up.as_ref())?))
     }
 
     /// Returns `part` of all processes side by side, or `part` itself if there is one process.
@@ -473,49 +412,24 @@ impl Layer {
         self.gathered(cx, "down_proj", down)
     }
 
-    /// Computes the MLP and stores the outputs of its matrix products. `of_needed` states that `normed` has only the
-    /// needed tokens.
-    fn kept_mlp(&self, cx: &Cx, normed: &Tensor, keep: &OutputDestination, of_needed: bool) -> Result<Tensor> {
-        let (gate, up) = (self.gate.forward(cx, normed)?, self.up.forward(cx, normed)?);
-        keep.write(cx, (self.index, LayerOutput::GateUp), &[&gate, &up], of_needed)?;
-        let down = self.down.forward(cx, &ops::swiglu(cx, &gate, &up)?)?;
-        keep.write(cx, (self.index, LayerOutput::Down), &[&down], of_needed)?;
-        Ok(down)
+    /// Computes queries `[S, heads, D]`, keys and values `[S, kv_heads, D]`, without rotation.
+    fn q_k_v(&self, cx: &Cx, normed: &Tensor) -> Result<[Tensor; 3]> {
+        let s = normed.shape()[0];
+        let of = |linear: &Linear, heads| -> Result<Tensor> {
+            Ok(linear.forward(cx, normed)?.reshape(&[s, heads, self.head_dim])?)
+        };
+        Ok([of(&self.q, self.heads)?, of(&self.k, self.kv_heads)?, of(&self.v, self.kv_heads)?])
     }
 
-    /// Whether training joins the matrix products of this layer; `None` if it cannot reuse stored outputs.
-    fn matmul_grouping(&self) -> Option<MatmulGrouping> {
-        let linears = self.linear_layers();
-        let are_packed = linears.iter().any(|linear| linear.weight_widths().is_none());
-        let have_adapters = linears.iter().any(|linear| linear.adapter.is_some());
-        match [&self.qkv, &self.gate_up].map(Option::is_some) {
-            _ if are_packed => None,
-            [true, true] if !have_adapters => Some(MatmulGrouping::Joined),
-            [false, false] => Some(MatmulGrouping::Separate),
-            _ => None,
-        }
-    }
-
-    /// Computes queries `[S, heads, D]`, keys and values `[S, kv_heads, D]`, without rotation. Outputs in `known` are
-    /// not computed.
-    fn q_k_v(&self, cx: &Cx, normed: &Tensor, known: impl IntoIterator<Item = Tensor>) -> Result<[Tensor; 3]> {
-        let (s, mut known) = (normed.shape()[0], known.into_iter());
-        let (heads, kv_heads) = ([s, self.heads, self.head_dim], [s, self.kv_heads, self.head_dim]);
-        let mut of = |linear: &Linear| linear.forward_or_reuse(cx, normed, known.next());
-        Ok([of(&self.q)?.reshape(&heads)?, of(&self.k)?.reshape(&kv_heads)?, of(&self.v)?.reshape(&kv_heads)?])
-    }
-
-    /// Like [`Self::q_k_v`], but rotates queries and keys. If the weights are joined, `known` is one tensor with q, k
-    /// and v side by side. Frees `normed` and the results before the rotation, unless the tape keeps them.
-    fn rotated_q_k_v(&self, cx: &Cx, normed: Tensor, rotary: &RotaryTable, known: Vec<Tensor>) -> Result<[Tensor; 3]> {
-        let mut known = known.into_iter();
+    /// Like [`Self::q_k_v`], but rotates queries and keys. Frees `normed` and the results before the rotation, unless
+    /// the tape keeps them.
+    fn rotated_q_k_v(&self, cx: &Cx, normed: Tensor, rotary: &RotaryTable) -> Result<[Tensor; 3]> {
         let layers = [&self.q, &self.k, &self.v];
-        let joined = JoinedWeights::forward(self.qkv.as_ref(), &layers, cx, &normed, &mut known)?;
-        if let Some(fused) = joined {
+        if let Some(fused) = JoinedWeights::forward(self.qkv.as_ref(), &layers, cx, &normed)? {
             drop(normed);
             return Ok(ops::split_and_rotate(cx, &fused, [self.heads, self.kv_heads], rotary)?);
         }
-        let [q, k, v] = self.q_k_v(cx, &normed, known)?;
+        let [q, k, v] = self.q_k_v(cx, &normed)?;
         drop(normed);
         let (q, k) = ops::apply_rotary(cx, &q, &k, rotary)?;
         Ok([q, k, v])

@@ -13,7 +13,6 @@ use reel_rewards::{ScaleRewards, group_advantages};
 use serde::{Deserialize, Serialize};
 
 use super::given::nan_for_null;
-use super::products::StoredRolloutOutputs;
 use super::prompts::{Prompt, PromptSource};
 use super::spread::GroupAssignment;
 use crate::file_names::ROLLOUT_SET_FILE;
@@ -102,8 +101,6 @@ pub struct RolloutSet {
     /// A preview of some rollouts for TensorBoard and Weights & Biases. The first step on this rollout set takes the
     /// preview out and reports it.
     pub preview: Option<RolloutPreview>,
-    /// Outputs of matrix products that sampling kept. The first step on the set reuses them and frees their memory.
-    pub products: Option<Arc<StoredRolloutOutputs>>,
 }
 
 impl RolloutSet {
@@ -165,7 +162,6 @@ impl RolloutSet {
             metrics: stored.metrics,
             while_scoring: Duration::ZERO,
             preview: None,
-            products: None,
         })
     }
 

@@ -4,7 +4,6 @@
 mod expected_lengths;
 pub mod given;
 pub mod group;
-pub mod products;
 pub mod prompts;
 pub mod records;
 mod reward_log;
@@ -15,6 +14,5 @@ pub mod spread;
 pub mod worker;
 
 pub use group::{CompletionTokens, RolloutGroup, RolloutSet};
-pub use products::StoredRolloutOutputs;
 pub use prompts::{Prompt, PromptSource};
 pub use sampler::with_shuffled_frames;

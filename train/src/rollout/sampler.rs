@@ -11,10 +11,8 @@ use reel_input::ModelInput;
 use reel_kernels::philox::philox4x32_10;
 use reel_media::frames::FrameBuf;
 
-use super::products::{RolloutOutputStore, StoredRolloutOutputs};
 use crate::live_server::DeviceLender;
 use crate::options::GrpoOptions;
-use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 
 /// Samples completions: the generation engine with the sampling options of the run.
@@ -25,17 +23,6 @@ pub struct CompletionSampler<'a> {
     stop_token_ids: Vec<u32>,
     seed: u64,
     lender: DeviceLender<'a>,
-    /// The store that keeps outputs of matrix products for the training step; `None` if the training step cannot use
-    /// them.
-    keeper: Option<RolloutOutputStore>,
-}
-
-/// The result of sampling completions for the prompts of a step.
-pub struct SampledPrompts {
-    /// The completions of each prompt.
-    pub prompts: Vec<SampledCompletions>,
-    /// The kept outputs of matrix products, if any.
-    pub products: Option<StoredRolloutOutputs>,
 }
 
 /// The completions of a prompt.
@@ -65,11 +52,9 @@ impl<'a> CompletionSampler<'a> {
         stop_token_ids: &[u32],
         seed: u64,
         lender: DeviceLender<'a>,
-        trainer: &Trainer,
     ) -> Self {
         let engine = engine.with_packed_trained_weights();
-        let keeper = RolloutOutputStore::new(trainer, options);
-        Self { engine, options, stop_token_ids: stop_token_ids.to_vec(), seed, lender, keeper }
+        Self { engine, options, stop_token_ids: stop_token_ids.to_vec(), seed, lender }
     }
 
     /// Samples completions for the prompts of step `n` in round `round` of dynamic sampling (0 without it). Each
@@ -84,7 +69,7 @@ impl<'a> CompletionSampler<'a> {
         n: u64,
         round: u64,
         mut prefilled: impl FnMut(),
-    ) -> Result<SampledPrompts> {
+    ) -> Result<Vec<SampledCompletions>> {
         let prompt_index = |i: usize| (round << 32) + i as u64;
         let shuffle = |&(i, tokens): &(usize, &Arc<ModelInput>)| {
             let wanted = self.options.temporal && !tokens.frames.videos.is_empty();
@@ -100,16 +85,11 @@ impl<'a> CompletionSampler<'a> {
         for &(i, tokens) in prompts {
             requests.push(request(tokens, group, i, RandomStream::Completions));
         }
-        let products = match &self.keeper {
-            Some(keeper) => keeper.allocate_for_requests(&mut requests, prompts.iter().map(|(i, _)| *i))?,
-            None => None,
-        };
         for ((i, _), tokens) in prompts.iter().zip(&shuffled) {
             requests.extend(tokens.as_ref().map(|tokens| request(tokens, group / 2, *i, RandomStream::Shuffled)));
         }
         let (mut first_tokens, all) = (0, requests.iter().map(|r| r.stop_conditions.len()).sum::<usize>());
-        let kept = products.as_ref().map(|products| products.products.clone());
-        let generated = self.engine.generate_and_store_outputs(requests, kept, |_| {
+        let generated = self.engine.generate(requests, |_| {
             first_tokens += 1;
             if first_tokens == all {
                 prefilled();
@@ -134,7 +114,7 @@ impl<'a> CompletionSampler<'a> {
         for (sampled, _) in prompts.iter_mut().zip(&shuffled).filter(|(_, tokens)| tokens.is_some()) {
             sampled.shuffled = next();
         }
-        Ok(SampledPrompts { prompts, products })
+        Ok(prompts)
     }
 
     /// Frees the KV cache and the captured graphs, because training needs the device memory. Otherwise the peak memory

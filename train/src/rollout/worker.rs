@@ -24,7 +24,6 @@ use reel_rewards::{RewardError, Scores, TrainerState};
 use reel_runtime::Cx;
 use reel_samples::feed::{MicroBatchFeed, StepRowCursor};
 
-use super::products::StoredRolloutOutputs;
 use super::prompts::{Prompt, PromptSource};
 use super::records::{self, FrameStripSchedule, RolloutRecorder};
 use super::sampler::{CompletionSampler, SampledPrompts};
@@ -80,8 +79,6 @@ pub struct RolloutBatch {
     pub while_scoring: Duration,
     /// A preview of some rollouts for reports.
     pub preview: RolloutPreview,
-    /// The kept outputs of matrix products, if any.
-    pub products: Option<StoredRolloutOutputs>,
 }
 
 /// Maximum number of sampling rounds in one step with dynamic sampling. Each round uses new rows of the data.
@@ -139,7 +136,7 @@ impl<'a> RolloutWorker<'a> {
         let dynamic = self.options.dynamic_sampling;
         let is_kept = |scores: &Scores| !dynamic || scores.rewards_differ();
         let (mut kept, mut all_scores, mut dropped, mut data_ended) = (Vec::new(), Vec::new(), 0, false);
-        let (mut preview, mut took, mut products) = (RolloutPreview::default(), Duration::ZERO, None);
+        let (mut preview, mut took) = (RolloutPreview::default(), Duration::ZERO);
         let mut ranks_of_micro_batches = Vec::new();
         for round in 0..MAX_ROUNDS {
             let next = || Ok(cursor.next_micro_batch(feed, self.stop)?);
@@ -160,10 +157,6 @@ impl<'a> RolloutWorker<'a> {
                 while_scoring(groups)?;
                 took = begun.elapsed();
                 Ok(())
-            });
-            let own = own.map(|(own, kept_outputs)| {
-                products = kept_outputs;
-                own
             });
             let _recording = range(RangeName::Phase("rollout records"));
             let (rollouts, scores): (Vec<Rollout>, Vec<Scores>) =
@@ -217,7 +210,7 @@ impl<'a> RolloutWorker<'a> {
             ..GrpoMetrics::default()
         };
         let groups = kept;
-        Ok(Some(RolloutBatch { groups, ranks_of_micro_batches, metrics, while_scoring: took, preview, products }))
+        Ok(Some(RolloutBatch { groups, ranks_of_micro_batches, metrics, while_scoring: took, preview }))
     }
 
     /// Waits until the records of the rollouts are on the disk.
@@ -239,20 +232,19 @@ impl<'a> RolloutWorker<'a> {
     }
 
     /// Samples and scores completions for this process's share of `prompts`, the prompts of sampling round `round` of
-    /// step `n`. Calls `while_scoring` as [`Self::next_groups`] does. Also returns the kept outputs of matrix
-    /// products.
+    /// step `n`. Calls `while_scoring` as [`Self::next_groups`] does.
     fn sample_and_score(
         &mut self,
         prompts: &RoundPrompts<Arc<Prompt>>,
         n: u64,
         round: u64,
         while_scoring: impl FnOnce(&[RolloutGroup]) -> Result<()>,
-    ) -> Result<(ScoredRollouts, Option<StoredRolloutOutputs>)> {
+    ) -> Result<ScoredRollouts> {
         let sampling = range(RangeName::Phase("rollout"));
-        let (rollouts, products) = self.sample(prompts, n, round)?;
+        let rollouts = self.sample(prompts, n, round)?;
         drop(sampling);
         if rollouts.is_empty() {
-            return Ok((Vec::new(), products));
+            return Ok(Vec::new());
         }
         let _scoring = range(RangeName::Phase("reward"));
         let rows_per_step = self.options.groups_per_step() as f64 / self.options.num_iterations as f64;
@@ -271,23 +263,22 @@ impl<'a> RolloutWorker<'a> {
                 self.scorer.score(&rollouts, &state, || while_scoring(&groups))?
             }
         };
-        Ok((rollouts.into_iter().zip(scores).collect(), products))
+        Ok(rollouts.into_iter().zip(scores).collect())
     }
 
-    /// Samples completions for this process's share of `prompts`. Also returns the kept outputs of matrix products.
+    /// Samples completions for this process's share of `prompts`.
     fn sample(
         &self,
         prompts: &RoundPrompts<Arc<Prompt>>,
         n: u64,
         round: u64,
-    ) -> Result<(Vec<Rollout>, Option<StoredRolloutOutputs>)> {
+    ) -> Result<Vec<Rollout>> {
         let own = || self.spread.prompts_of_this_rank(prompts);
         let inputs: Vec<(usize, &Arc<ModelInput>)> = own().map(|(index, prompt)| (index, &prompt.tokens)).collect();
         if inputs.is_empty() {
-            return Ok((Vec::new(), None));
+            return Ok(Vec::new());
         }
-        let SampledPrompts { prompts: sampled, products } =
-            self.sampler.sample_completions(&inputs, n, round, || {})?;
+        let sampled = self.sampler.sample_completions(&inputs, n, round, || {})?;
         let texts = |all: &[Completion]| all.iter().map(|c| self.prompts.decode_completion(&c.ids)).collect();
         let rollouts = own().zip(sampled).map(|((_, prompt), sampled)| Rollout {
             prompt: prompt.clone(),
@@ -295,7 +286,7 @@ impl<'a> RolloutWorker<'a> {
             shuffled_texts: texts(&sampled.shuffled),
             completions: sampled.completions,
         });
-        Ok((rollouts.collect(), products))
+        Ok(rollouts.collect())
     }
 }
 

@@ -19,7 +19,6 @@ use crate::exchange::gather_in_order;
 use crate::live_server::DeviceLender;
 use crate::metrics::GrpoMetrics;
 use crate::options::{GrpoOptions, ImportanceSamplingLevel, LossType, Recipe};
-use crate::rollout::StoredRolloutOutputs;
 use crate::rollout::group::{RolloutGroup, RolloutSet};
 use crate::step::trainer::{StepResult, Trainer};
 
@@ -59,8 +58,7 @@ pub fn step(
     for i in 0..count {
         if t.computes_micro_batch(i) {
             lender.lend_to_server();
-            let is_last = !(i + 1..count).any(|later| t.computes_micro_batch(later));
-            let (mut stats, log_probs) = forward_and_backward(t, options, set, i, &loss_weights, is_last)?;
+            let (mut stats, log_probs) = forward_and_backward(t, options, set, i, &loss_weights)?;
             stats.model_flops += if reference_to_run.is_some() { stats.forward_flops } else { 0.0 };
             own_stats.push(vec![stats]);
             own_log_probs.push(log_probs);
@@ -100,41 +98,24 @@ pub fn step(
 
 /// Adds the gradients of micro-batch `i` of the step to the trainer's gradients. Returns the statistics of the
 /// micro-batch and, in the first step on the set, the log-probabilities of its L learned tokens under the current
-/// weights, f32 `[L]`. `is_last` tells whether this is the last micro-batch that this process computes in the step.
+/// weights, f32 `[L]`.
 fn forward_and_backward(
     t: &mut Trainer,
     options: &GrpoOptions,
     set: &mut RolloutSet,
     i: usize,
     loss_weights: &LossWeights,
-    is_last: bool,
 ) -> Result<(MicroBatchStats, Vec<f32>)> {
     let device = t.device.clone();
     let _micro_batch = range(RangeName::MicroBatch(i));
     let forward = device.profiler().phase("forward");
-    let first_group = i * options.groups_per_micro_batch();
     let groups = set.groups.chunks(options.groups_per_micro_batch()).nth(i).unwrap_or_default();
     let pack_on = |on: &Device| PackedGroups::new(on, &t.model.config, groups, options.shared_prefix);
     let packed = pack_on(&device)?; // S tokens, of which L are learned
-    let mut choose = || {
-        let size = (&packed.batch, packed.targets.count());
-        t.checkpointing.choose_kept_activations(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))
-    };
-    let mut kept = choose()?;
-    if kept == Checkpointing::Full && set.products.take().is_some() {
-        // The kept outputs of matrix products have just been freed, so activations may now fit into memory.
-        kept = choose()?;
-    }
+    let size = (&packed.batch, packed.targets.count());
+    let kept = t.checkpointing.choose_kept_activations(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))?;
     let cx = t.training_cx(kept);
-    let outputs_of_batch =
-        |products: &Arc<StoredRolloutOutputs>| products.outputs_of_micro_batch(&cx, first_group, groups);
-    let known = set.products.as_ref().map(outputs_of_batch).transpose()?.flatten();
-    if is_last {
-        // Drops this reference at the last micro-batch, so that each kept output is freed as soon as the forward pass
-        // has used it.
-        set.products = None;
-    }
-    let learned = ForwardOptions { rows: Some(&packed.positions), known: known.as_ref(), ..Default::default() };
+    let learned = ForwardOptions { rows: Some(&packed.positions), ..Default::default() };
     let hidden = t.model.forward(&cx, &packed.batch, learned)?; // [L, H]
     let (log_probs, entropy) = log_probs_with_entropy(&cx, &t.model, &hidden, &packed, options)?; // [L] each
     let inputs = grpo_inputs(&t.device, options, groups, &packed, loss_weights, set.old_and_ref_log_probs(i))?;

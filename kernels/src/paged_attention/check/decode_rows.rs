@@ -29,7 +29,7 @@ fn decoded(
 ) -> Vec<u32> {
     assert_ne!(seed % 7, 2, "this seed gives no counters, so the prefill kernel would run");
     let mut bits = Vec::new();
-    with_only_gpu(SMALL_HOPPER, || bits = paged_by(Some(&FWD_BF16_DECODE_ROWS), model, sequences, 1, seed, owner).0);
+    with_only_gpu(SMALL_HOPPER, || bits = paged_by(Some(&FWD_BF16_DECODE_ROWS), model, sequences, 1, seed, owner));
     bits
 }
 
@@ -71,7 +71,7 @@ pub(super) fn a_token_decoded_on_hopper_has_the_bits_of_the_forward_pass() {
         let (me, row) = (Tokens::new(&model, len, 1), model.row());
         let mut want = Vec::new();
         with_one_interleaving(|| {
-            with_only_gpu(SMALL_HOPPER, || want = packed_by(Some(&attention::FWD_BF16_WGMMA), &model, &[&me], 1).0);
+            with_only_gpu(SMALL_HOPPER, || want = packed_by(Some(&attention::FWD_BF16_WGMMA), &model, &[&me], 1));
         });
         let lengths: Vec<usize> = lengths.into_iter().filter(|&keys| keys <= len).collect();
         let batch: Vec<_> = lengths.iter().map(|&keys| (&me, keys, 1)).collect();

@@ -97,21 +97,16 @@ fn by(variant: Option<&'static Kernel>, launch: Launch) -> Launch {
 
 /// Returns the output bits of the packed causal forward pass ([`attention`]) over `sequences`.
 fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
-    packed_with_lse(model, sequences, threads).0
-}
-
-/// Returns the output bits of [`packed`] and, on device `cpu`, the bits of the log-sum-exps.
-fn packed_with_lse(model: &Model, sequences: &[&Tokens], threads: usize) -> (Vec<u32>, Vec<u32>) {
     packed_by(None, model, sequences, threads)
 }
 
-/// Does what [`packed_with_lse`] does, with the kernel replaced by `variant` if one is given.
+/// Does what [`packed`] does, with the kernel replaced by `variant` if one is given.
 fn packed_by(
     variant: Option<&'static Kernel>,
     model: &Model,
     sequences: &[&Tokens],
     threads: usize,
-) -> (Vec<u32>, Vec<u32>) {
+) -> Vec<u32> {
     let data = |f: fn(&Tokens) -> &Vec<f32>| {
         TestArray::new(model.dtype, &sequences.iter().flat_map(|s| f(s).iter().copied()).collect::<Vec<_>>())
     };
@@ -119,13 +114,12 @@ fn packed_by(
     let cu_seqlens = starts(sequences.iter().map(|s| s.len));
     let tokens = cu_seqlens[cu_seqlens.len() - 1] as usize;
     let o = TestArray::output(model.dtype, tokens * model.row());
-    let lse = TestArray::output(F32, tokens * model.heads);
     let params = FwdParams {
         q: q.addr(),
         k: k.addr(),
         v: v.addr(),
         o: o.addr(),
-        lse: if runs_cuda_code() { Addr::NULL } else { lse.addr() },
+        lse: Addr::NULL,
         cu_seqlens: addr(&cu_seqlens),
         prefix: Addr::NULL,
         tokens: tokens as u32,
@@ -140,7 +134,7 @@ fn packed_by(
     };
     if runs_cuda_code() {
         run(&by(variant, attention::fwd(model.dtype, &params, 0.0)), threads);
-        return (bits(&o), Vec::new());
+        return bits(&o);
     }
     let team = Team::new(threads);
     // SAFETY: the addresses belong to live arrays of the documented sizes; the machine has the instruction set.
@@ -150,25 +144,25 @@ fn packed_by(
             _ => attention::cpu::fwd_on::<bf16>(model.isa, &params, &team),
         }
     }
-    (bits(&o), bits(&lse))
+    bits(&o)
 }
 
 /// Returns the output bits of one paged launch. A sequence is (its tokens, number of keys in the cache, how many of
 /// these keys are new). The pages of the cache are in shuffled order, slots without a key hold NaN, and the entries of
 /// the block table beyond a sequence's keys name a page that does not exist.
 fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, seed: usize) -> Vec<u32> {
-    paged_with_shared_pages(model, sequences, threads, seed, |n, _| n).0
+    paged_with_shared_pages(model, sequences, threads, seed, |n, _| n)
 }
 
 /// Returns the output bits of [`paged`] with shared pages: page `i` of sequence `n` is page `i` of the sequence
-/// `owner(n, i)`, which has the same keys and values there. On device `cpu` also returns the bits of the log-sum-exps.
+/// `owner(n, i)`, which has the same keys and values there.
 fn paged_with_shared_pages(
     model: &Model,
     sequences: &[(&Tokens, usize, usize)],
     threads: usize,
     seed: usize,
     owner: impl Fn(usize, usize) -> usize,
-) -> (Vec<u32>, Vec<u32>) {
+) -> Vec<u32> {
     paged_by(None, model, sequences, threads, seed, owner)
 }
 
@@ -180,7 +174,7 @@ fn paged_by(
     threads: usize,
     seed: usize,
     owner: impl Fn(usize, usize) -> usize,
-) -> (Vec<u32>, Vec<u32>) {
+) -> Vec<u32> {
     let (row, kv_row, page) = (model.row(), model.kv_row(), 16 << (seed % 5));
     let max_blocks = sequences.iter().map(|s| s.1.div_ceil(page)).max().unwrap_or(0) + seed % 2;
     let blocks = (sequences.len() * max_blocks + 3) | 1;
@@ -206,7 +200,6 @@ fn paged_by(
     let kv_lens: Vec<i32> = sequences.iter().map(|s| s.1 as i32).collect();
     let tokens = cu_seqlens[cu_seqlens.len() - 1] as usize;
     let o = TestArray::output(model.dtype, tokens * row);
-    let lse = TestArray::output(F32, tokens * model.heads);
     let mut counters = vec![0u32; tokens * counters_per_token(model.heads as u32, model.kv_heads as u32) as usize];
     let mut tile_counter = [0u32];
     let params = Params {
@@ -214,7 +207,6 @@ fn paged_by(
         k_cache: k.addr(),
         v_cache: v.addr(),
         o: o.addr(),
-        lse: if runs_cuda_code() { Addr::NULL } else { lse.addr() },
         cu_seqlens: addr(&cu_seqlens),
         kv_lens: addr(&kv_lens),
         block_tables: addr(&tables),
@@ -239,7 +231,7 @@ fn paged_by(
         run(&by(variant, fwd(model.dtype, &Params { workspace, ..params }, 0.0, 0.0)), threads);
         assert!(counters.iter().all(|&n| n == 0), "{model:?}: counters are not 0 after the launch: {counters:?}");
         assert_eq!(tile_counter, [0], "{model:?}: the tile counter after the launch");
-        return (bits(&o), Vec::new());
+        return bits(&o);
     }
     let team = Team::new(threads);
     // SAFETY: the addresses belong to live arrays of the documented sizes; the machine has the instruction set.
@@ -249,7 +241,7 @@ fn paged_by(
             _ => super::cpu::fwd_on::<bf16>(model.isa, &params, &team),
         }
     }
-    (bits(&o), bits(&lse))
+    bits(&o)
 }
 
 fn values(bits: &[u32]) -> Vec<f32> {
@@ -439,7 +431,7 @@ fn tokens_that_share_pages_have_the_bits_of_each_alone() {
                 let shared = if n == 3 { 512 } else { prompt };
                 if n > 1 && (i + 1) * page <= shared { 1 } else { n }
             };
-            let (got, _) = paged_with_shared_pages(&model, &batch, 2, seed, owner);
+            let got = paged_with_shared_pages(&model, &batch, 2, seed, owner);
             for (n, want) in want.iter().enumerate() {
                 assert!(got[n * row..][..row] == want[..], "{model:?}: row {n}, pages of {page} tokens");
             }

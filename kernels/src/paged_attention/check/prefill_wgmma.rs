@@ -26,7 +26,7 @@ fn prefilled(
     let new: usize = sequences.iter().map(|s| s.2).sum();
     assert!(new > sequences.len() || seed % 7 == 2, "a launch of decode");
     let mut bits = Vec::new();
-    with_only_gpu(SMALL_HOPPER, || bits = paged_by(Some(&FWD_BF16_PREFILL_WGMMA), model, sequences, 1, seed, owner).0);
+    with_only_gpu(SMALL_HOPPER, || bits = paged_by(Some(&FWD_BF16_PREFILL_WGMMA), model, sequences, 1, seed, owner));
     bits
 }
 
@@ -75,7 +75,7 @@ pub(super) fn a_prompt_cut_anyhow_has_the_bits_of_the_forward_pass_on_hopper() {
         let (me, row) = (Tokens::new(&model, len, 1), model.row());
         let mut want = Vec::new();
         with_one_interleaving(|| {
-            with_only_gpu(SMALL_HOPPER, || want = packed_by(Some(&FWD_BF16_WGMMA), &model, &[&me], 1).0);
+            with_only_gpu(SMALL_HOPPER, || want = packed_by(Some(&FWD_BF16_WGMMA), &model, &[&me], 1));
         });
         let ends: Vec<usize> = cuts.into_iter().filter(|&cut| cut < len).chain([len]).collect();
         let few = [len / 2 + 3, len];

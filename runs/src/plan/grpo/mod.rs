@@ -22,7 +22,7 @@ use reel_train::options::{GrpoOptions, TrainingOptions};
 use reel_train::rollout::group::{EndTokens, groups_from_file};
 use reel_train::rollout::sampler::CompletionSampler;
 use reel_train::rollout::siglip::SiglipScorer;
-use reel_train::rollout::{CompletionTokens, Prompt, RolloutGroup, RolloutSet, StoredRolloutOutputs};
+use reel_train::rollout::{CompletionTokens, Prompt, RolloutGroup, RolloutSet};
 use reel_train::step::grpo::{reference_log_probs, step};
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::Trainer;
@@ -182,20 +182,18 @@ impl<'a> PlanCostCounter<'a> {
         self.rows = self.rows.max(prompts.len());
         self.row_sizes.add_rows(prompts.iter().map(|prompt| &*prompt.tokens));
         super::keep_longest(&mut self.longest, prompts.iter().map(|prompt| &*prompt.tokens));
-        let mut products = None;
         let groups = match &self.sampler {
             None if prompts.iter().all(|prompt| prompt.has_given_completions()) => {
                 groups_from_file(self.options, prompts, &self.ends)
             }
             None => prompts.into_iter().map(|prompt| self.group(prompt)).collect(),
             Some(_) => {
-                products = self.count_sampling(&prompts)?;
+                self.count_sampling(&prompts)?;
                 keep_highest_peak(&mut self.with_all_weights, &self.trainer.device);
                 prompts.into_iter().map(|prompt| self.group(prompt)).collect()
             }
         };
         let mut set = RolloutSet::new(groups, self.options.scale_rewards);
-        set.products = products.map(Arc::new);
         let device = self.trainer.device.clone();
         for use_ in 1..=self.options.num_iterations.min(MAX_USES) {
             device.profiler().clear();
@@ -228,15 +226,14 @@ impl<'a> PlanCostCounter<'a> {
         Ok(())
     }
 
-    /// Adds the costs of sampling the completions of a rollout set and of scoring them with SigLIP. Returns the kept
-    /// outputs of matrix products.
-    fn count_sampling(&mut self, prompts: &[Prompt]) -> Result<Option<StoredRolloutOutputs>> {
-        let Some(sampler) = &self.sampler else { return Ok(None) };
+    /// Adds the costs of sampling the completions of a rollout set and of scoring them with SigLIP.
+    fn count_sampling(&mut self, prompts: &[Prompt]) -> Result<()> {
+        let Some(sampler) = &self.sampler else { return Ok(()) };
         let device = &self.trainer.device;
         let tokens: Vec<_> = prompts.iter().map(|prompt| &prompt.tokens).enumerate().collect();
         device.profiler().clear();
         let mut prefill = Ok(OpCosts::new());
-        let sampled = sampler.sample_completions(&tokens, 1, 0, || prefill = device.profiler().totals())?;
+        sampler.sample_completions(&tokens, 1, 0, || prefill = device.profiler().totals())?;
         let (prefill, mut decode) = (prefill?, device.profiler().totals()?);
         super::subtract_costs(&mut decode, &prefill);
         self.phases.add_costs("prefill", &prefill);
@@ -258,7 +255,7 @@ impl<'a> PlanCostCounter<'a> {
             self.phases.add_costs("judge", &device.profiler().totals()?);
         }
         sampler.release_memory();
-        Ok(sampled.products)
+        Ok(())
     }
 
     /// Makes a group of completions that all have the maximum length and reward 0.

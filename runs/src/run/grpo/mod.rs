@@ -187,15 +187,12 @@ impl GrpoLoop<'_> {
         })?;
         drop(all_weights);
         let Some(batch) = batch else { return Ok(None) };
-        let cx = Cx::inference(&trainer.device, trainer.dtype);
-        let products = batch.products.map(|products| products.close_gaps(&cx, &batch.groups)).transpose()?;
         Ok(Some(RolloutSet {
             ranks_of_micro_batches: batch.ranks_of_micro_batches,
             own_ref_log_probs,
             metrics: batch.metrics,
             while_scoring: batch.while_scoring,
             preview: Some(batch.preview),
-            products: products.map(Arc::new),
             ..RolloutSet::new(batch.groups, options.scale_rewards)
         }))
     }

@@ -52,16 +52,6 @@ pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Ten
     Ok(record_linear(cx, x, w, b, product(cx, x, w, b, x.dtype())?))
 }
 
-/// Returns the known output `y` of [`linear`] without computing it, and records the backward rule of [`linear`].
-///
-/// # Errors
-/// The errors of [`linear`]; `y` does not have the shape and the dtype of the output.
-pub fn linear_with_known_output(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, y: Tensor) -> Result<Tensor> {
-    let _op = in_op("linear");
-    check_known("linear", &y, &product_shape(x, w, b, x.dtype())?.0, x.dtype())?;
-    Ok(record_linear(cx, x, w, b, y))
-}
-
 fn record_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, y: Tensor) -> Tensor {
     let (kx, kw, kb) = (x.save_for_backward(), w.clone(), b.cloned());
     let mut inputs = vec![x, w];
@@ -71,12 +61,6 @@ fn record_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, y: Tensor)
         let dx = linear_gradients(bw, &dy, &kx, &kw, kb.as_ref())?;
         dx.map_or(Ok(()), |dx| bw.add_grad(&kx, dx))
     })
-}
-
-/// Returns an error unless `y` has the shape and the dtype of an op's output.
-fn check_known(op: &'static str, y: &Tensor, shape: &[usize], dtype: DType) -> Result<()> {
-    want_shape(op, "known output", y, shape, "the shape of the output")?;
-    want_dtype(op, "known output", y, dtype)
 }
 
 /// Adds to the gradients of weight and bias, if they are trained. Returns the gradient of x if x needs one; it may
@@ -112,25 +96,6 @@ pub fn lora_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, lora: &L
     let _op = in_op("lora_linear");
     let y = product(cx, x, w, b, x.dtype())?;
     let thin = add_lora_output(cx, x, lora, &y)?; // [.., R]
-    Ok(record_lora_linear(cx, x, w, b, lora, (y, thin)))
-}
-
-/// Returns the known output `y` of [`lora_linear`] and records the backward rule of [`lora_linear`]. Computes only
-/// `scale · x · downᵀ`, which the rule needs.
-///
-/// # Errors
-/// The errors of [`lora_linear`]; `y` does not have the shape and the dtype of the output.
-pub fn lora_linear_with_known_output(
-    cx: &Cx,
-    x: &Tensor,
-    w: &Tensor,
-    b: Option<&Tensor>,
-    lora: &Lora,
-    y: Tensor,
-) -> Result<Tensor> {
-    let _op = in_op("lora_linear");
-    check_known("lora_linear", &y, &product_shape(x, w, b, x.dtype())?.0, x.dtype())?;
-    let thin = lora_input(cx, x, lora, &y)?;
     Ok(record_lora_linear(cx, x, w, b, lora, (y, thin)))
 }
 
@@ -224,35 +189,6 @@ pub(super) fn weight_gradient_launch(
 /// # Errors
 /// An odd number of columns; the errors of [`linear`].
 pub fn swiglu_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
-    swiglu_linear_with(cx, x, w, b, |inner| product(cx, inner, w, b, x.dtype()))
-}
-
-/// Returns the known output `y` of [`swiglu_linear`] and records its backward rule. Computes SwiGLU, but not the
-/// product.
-///
-/// # Errors
-/// The errors of [`swiglu_linear`]; `y` does not have the shape and the dtype of the output.
-pub fn swiglu_linear_with_known_output(
-    cx: &Cx,
-    x: &Tensor,
-    w: &Tensor,
-    b: Option<&Tensor>,
-    y: Tensor,
-) -> Result<Tensor> {
-    swiglu_linear_with(cx, x, w, b, |inner| {
-        check_known("swiglu_linear", &y, &product_shape(inner, w, b, x.dtype())?.0, x.dtype())?;
-        Ok(y)
-    })
-}
-
-/// Computes [`swiglu_linear`]; `output` returns the product of SwiGLU's output with w.
-fn swiglu_linear_with(
-    cx: &Cx,
-    x: &Tensor,
-    w: &Tensor,
-    b: Option<&Tensor>,
-    output: impl FnOnce(&Tensor) -> Result<Tensor>,
-) -> Result<Tensor> {
     let _op = in_op("swiglu_linear");
     const OP: &str = "swiglu_linear";
     let (m, n_cols) = rows_cols(OP, "x", x)?;
@@ -274,7 +210,7 @@ fn swiglu_linear_with(
     let (gate, up) = halves(x);
     let params = swiglu_kernel::FwdParams { gate, up, y: inner.addr(), count, cols, stride };
     cx.launch(&swiglu_kernel::fwd(dtype, &params))?;
-    let y = output(&inner)?;
+    let y = product(cx, &inner, w, b, dtype)?;
     let keeps_inner = cx.checkpointing() == Checkpointing::None;
     let kept = keeps_inner.then(|| inner.clone());
     let (inner_meta, kx, kw, kb) = (inner.meta().clone(), x.clone(), w.clone(), b.cloned());

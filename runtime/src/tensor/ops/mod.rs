@@ -30,15 +30,14 @@ pub use super::tape::fill_zero;
 pub use activation::{gelu, gelu_tanh, swiglu};
 pub use add::add;
 pub use attention::{
-    CuSeqlens, KvDestination, KvPages, SequencePages, attention, attention_with_known_output, copy_kv_blocks,
-    paged_attention, paged_attention_with_lse, rotate_and_cache,
+    CuSeqlens, KvDestination, KvPages, SequencePages, attention, copy_kv_blocks,
+    paged_attention, rotate_and_cache,
 };
 pub use decode::{DecodeRows, DecodeSlot};
 pub use embedding::{embedding, embedding_with_vision_tokens};
 pub use grpo_loss::{GrpoInputs, grpo_loss};
 pub use linear::{
-    Lora, linear, linear_with_known_output, lora_linear, lora_linear_with_known_output, matmul, swiglu_linear,
-    swiglu_linear_with_known_output,
+    Lora, linear, lora_linear, matmul, swiglu_linear,
 };
 pub use linear_log_prob::{linear_log_prob, linear_log_prob_with_entropy, max_logit_rows};
 pub use lora_rows::{LoraStack, RowAdapters};

@@ -155,7 +155,6 @@ pub(super) fn paged_and_packed_kernels_give_the_same_bits() {
             k_cache: k_cache.addr(),
             v_cache: v_cache.addr(),
             o: paged_o.addr(),
-            lse: Addr::NULL,
             cu_seqlens: addr(&given.cu_seqlens),
             kv_lens: addr(&lens),
             block_tables: addr(&table),

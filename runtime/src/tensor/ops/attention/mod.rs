@@ -193,35 +193,6 @@ fn heads(op: &'static str, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(usize,
 /// `softmax(q kᵀ / sqrt(D)) v` within each sequence: q `[S, Hq, D]`, k and v `[S, Hkv, D]` give `[S, Hq, D]`.
 /// With `causal`, a token attends to itself and to earlier tokens.
 pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, causal: bool) -> Result<Tensor> {
-    attention_unless_known(cx, [q, k, v], seqs, causal, None)
-}
-
-/// Records causal [`attention`] with the known output `o` `[S, Hq, D]` and the known log-sum-exps `lse` f32 `[S,
-/// Hq]`. Computes nothing in the forward pass; the backward rule is that of [`attention`].
-///
-/// # Errors
-/// The errors of [`attention`]; `o` or `lse` has another shape or dtype.
-pub fn attention_with_known_output(
-    cx: &Cx,
-    [q, k, v]: [&Tensor; 3],
-    seqs: &CuSeqlens,
-    (o, lse): (Tensor, Tensor),
-) -> Result<Tensor> {
-    const OP: &str = "attention";
-    want_shape(OP, "known output", &o, q.shape(), "the shape of q")?;
-    want_dtype(OP, "known output", &o, q.dtype())?;
-    want_shape(OP, "known lse", &lse, &q.shape()[..q.shape().len().saturating_sub(1)], "tokens and heads of q")?;
-    want_dtype(OP, "known lse", &lse, DType::F32)?;
-    attention_unless_known(cx, [q, k, v], seqs, true, Some((o, lse)))
-}
-
-fn attention_unless_known(
-    cx: &Cx,
-    [q, k, v]: [&Tensor; 3],
-    seqs: &CuSeqlens,
-    causal: bool,
-    known: Option<(Tensor, Tensor)>,
-) -> Result<Tensor> {
     let _op = in_op("attention");
     const OP: &str = "attention";
     let (tokens, n_heads, kv_heads, d) = heads(OP, q, k, v)?;
@@ -232,15 +203,9 @@ fn attention_unless_known(
         ));
     }
     let dtype = q.dtype();
-    let is_known = known.is_some();
-    let (o, lse) = match known {
-        Some((o, lse)) => (o, Some(lse)),
-        None => {
-            let wants_lse = cx.is_training() && [q, k, v].iter().any(|t| t.needs_grad());
-            let lse = if wants_lse { Some(cx.empty(&[tokens, n_heads], DType::F32)?) } else { None };
-            (cx.empty(q.shape(), dtype)?, lse)
-        }
-    };
+    let wants_lse = cx.is_training() && [q, k, v].iter().any(|t| t.needs_grad());
+    let lse = if wants_lse { Some(cx.empty(&[tokens, n_heads], DType::F32)?) } else { None };
+    let o = cx.empty(q.shape(), dtype)?;
     let p = packed::FwdParams {
         q: q.addr(),
         k: k.addr(),
@@ -260,9 +225,7 @@ fn attention_unless_known(
         max_seqlen: size(OP, seqs.max_len())?,
         ..packed::FwdParams::EMPTY
     };
-    if !is_known {
-        cx.launch(&packed::fwd(dtype, &p, seqs.pairs(causal)))?;
-    }
+    cx.launch(&packed::fwd(dtype, &p, seqs.pairs(causal)))?;
     let kept = KeptInputs { q: q.clone(), k: k.clone(), v: v.clone(), o: o.clone(), seqs: seqs.clone(), forward: p };
     Ok(cx.record(OP, &[q, k, v], o, move |bw| {
         let d_o = bw.take_dy();
@@ -416,37 +379,6 @@ impl KvPages {
 
 /// Causal attention of new tokens q `[S, Hq, D]` to the cached keys of their sequences. Has no backward rule.
 pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &KvPages) -> Result<Tensor> {
-    paged_attention_into(cx, q, caches, pages, None)
-}
-
-/// Like [`paged_attention`], but also returns the log-sum-exp of each row's scores, f32 `[S, Hq]`. Runs on device
-/// `cpu` only. [`attention_with_known_output`] takes both results as its known output.
-///
-/// # Errors
-/// The device is not `cpu`; the errors of [`paged_attention`].
-pub fn paged_attention_with_lse(
-    cx: &Cx,
-    q: &Tensor,
-    caches: (&Tensor, &Tensor),
-    pages: &KvPages,
-) -> Result<(Tensor, Tensor)> {
-    if cx.device().kernels() != Kernels::Cpu {
-        return Err(shape_error(
-            "paged_attention",
-            "log-sum-exps of attention to cached keys are supported on device cpu only",
-        ));
-    }
-    let lse = cx.empty(&q.shape()[..q.shape().len().saturating_sub(1)], DType::F32)?;
-    Ok((paged_attention_into(cx, q, caches, pages, Some(&lse))?, lse))
-}
-
-fn paged_attention_into(
-    cx: &Cx,
-    q: &Tensor,
-    caches: (&Tensor, &Tensor),
-    pages: &KvPages,
-    lse: Option<&Tensor>,
-) -> Result<Tensor> {
     let _op = in_op("paged_attention");
     const OP: &str = "paged_attention";
     let (&[tokens, n_heads, d], &[_, _, kv_heads, kd]) = (q.shape(), caches.0.shape()) else {
@@ -484,7 +416,6 @@ fn paged_attention_into(
         k_cache: caches.0.addr(),
         v_cache: caches.1.addr(),
         o: o.addr(),
-        lse: lse.map_or(Addr::NULL, Tensor::addr),
         cu_seqlens: pages.new.device.addr(),
         kv_lens: pages.kv_lens_device.addr(),
         block_tables: pages.tables.addr(),

@@ -3,7 +3,6 @@
 //! backward rules call the kernels correctly.
 
 mod fused;
-mod known;
 pub(super) mod kv;
 
 use std::collections::BTreeMap;
