@@ -54,7 +54,6 @@ mod tensor_parallel;
 mod tokenize;
 mod training;
 mod training_evaluator;
-mod training_server;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

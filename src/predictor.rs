@@ -183,7 +183,6 @@ impl<'c> Predictor<'c> {
             strict: job.strict,
             quiet: self.common.quiet || self.common.json,
             stop,
-            server: None,
             divided: divided_ranks,
         };
         let summary = trace::span("rows", || run.run(output)).map_err(|e| generation_error(&model, e));

@@ -141,9 +141,6 @@ impl RunProcess {
         resolved: &Value,
     ) -> Result<Self> {
         refuse_unusable_devices(common, &world)?;
-        if options.serve.is_some() {
-            return Err(usage_error("--serve", "is not possible with several processes", "leave it out"));
-        }
         let (accumulated, size) = (options.gradient_accumulation_steps, world.size);
         let mut process = Self::connect(world, &options.out, common, flags, option_facts(resolved))?;
         // From here on, all ranks have the same options, so all of them return this error.

@@ -90,8 +90,6 @@ impl ReplayArgs {
         run.report_to = vec![ReportTo::None];
         run.report_command = None;
         run.evaluation = EvaluationOptions::default();
-        // The replay starts no server, because the original run may still use the port.
-        run.serve = None;
         run.resume_from_checkpoint = from.checkpoint.as_ref().map(|path| path.display().to_string());
         resolved.common = CommonOptions {
             device: common.device.clone().or(resolved.common.device),

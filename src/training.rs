@@ -18,7 +18,6 @@ use reel_ranks::World;
 use reel_runs::config_file::ConfigFile;
 use reel_runs::run::{DataCheckResult, RunSummary, ValidationCheckResult};
 use reel_train::file_names::RUN_FILE;
-use reel_train::live_server::LiveServer;
 use reel_train::options::{RunOptions, SftOptions, TrainingOptions};
 use reel_train::setup::{PolicyEvaluator, RunSetup, StepProfiler};
 use serde::de::DeserializeOwned;
@@ -31,7 +30,6 @@ use crate::profiler::RunProfiler;
 use crate::rank_flags::JobFlags;
 use crate::ranks::RunProcess;
 use crate::training_evaluator::{EvaluationSetup, TrainingRunEvaluator};
-use crate::training_server::TrainingRunServer;
 use crate::{hub, interrupt, launch, model, output, prompt, ranks, replaced};
 
 /// Every option of a run, as configuration files contain them and run.json records them.
@@ -181,7 +179,6 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             common: &self.common,
         };
         let evaluator = TrainingRunEvaluator::new(&self.options, evaluation)?;
-        let server = TrainingRunServer::new(&self.options, &folder, &device, dtype, media, quiet)?;
         let profiler = self.options.profile_steps.map(|steps| {
             let default = || self.options.out.join(format!("trace-{steps}.json"));
             let outputs = process.is_none_or(RunProcess::is_rank_0).then(|| TraceOutputs {
@@ -203,13 +200,11 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             // Processes of one run agree on when to stop, so they use the common flag.
             stop: process.map_or(&*stop, |process| &process.stop),
             save: Some(&*interrupt::save_flag()),
-            server: server.as_ref().map(|server| server as &dyn LiveServer),
             evaluator: evaluator.as_ref().map(|evaluator| evaluator as &dyn PolicyEvaluator),
             profiler: profiler.as_ref().map(|profiler| profiler as &dyn StepProfiler),
             ranks: process.map(RunProcess::ranks),
             peak_flops_per_second: machine::peak_flops_per_second(&device, dtype),
         });
-        server.iter().for_each(TrainingRunServer::finish);
         let profiled = profiler.as_ref().map_or(Ok(()), |profiler| profiler.finish(done.is_ok()));
         done.and_then(|done| profiled.map(|()| done))
     }

@@ -152,7 +152,6 @@ impl TrainingRunEvaluator {
                 strict: false,
                 quiet: true,
                 stop: policy.stop,
-                server: policy.server,
                 divided: None,
             };
             run.run(output)?;

@@ -119,7 +119,6 @@ fn step<O, S>(
         quiet: true,
         verbose: false,
         stop: &AtomicBool::new(false),
-        server: None,
         evaluator: None,
         save: None,
         profiler: None,

@@ -72,7 +72,6 @@ fn planned_peaks_of_a_rank(folder: &Path, lora_r: usize) -> [u64; 2] {
         quiet: true,
         verbose: false,
         stop: &AtomicBool::new(false),
-        server: None,
         evaluator: None,
         profiler: None,
         peak_flops_per_second: None,

@@ -318,13 +318,12 @@ fn mpirun_starts_the_processes() {
 #[test]
 fn what_several_processes_cannot_do_is_refused_in_one_line() {
     let w = training_folder(9);
-    let more: [(&[&str], &[&str]); 3] = [
+    let more: [(&[&str], &[&str]); 2] = [
         (
             &["--gradient-accumulation-steps", "2", "--gpus", "3"],
             &["--gradient-accumulation-steps: is 2", "at least 3"],
         ),
         (&["--device", "sim", "--gpus", "2"], &["--device", "CPUs"]),
-        (&["--serve", "0", "--gpus", "2"], &["--serve"]),
     ];
     for (options, words) in more {
         // All ranks find the same wrong option. The command prints one message and ends with the exit code of the

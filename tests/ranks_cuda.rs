@@ -18,7 +18,6 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_ranks::{Ranks, Timeouts, Traffic, TrafficVolume, World};
 use reel_samples::SampleError;
 use reel_samples::sample::Sample;
-use reel_train::live_server::DeviceLender;
 use reel_train::options::{GrpoOptions, RunOptions};
 use reel_train::rollout::{CompletionTokens, Prompt, RolloutGroup, RolloutSet};
 use reel_train::step::hyperparameters::Hyperparameters;
@@ -130,7 +129,7 @@ fn grpo_step(device: &Device, dtype: DType, ranks: Option<Arc<Ranks>>) -> Result
     let files = Checkpoint::open(&golden("train").join("model_a")).expect("weights");
     let reference = Qwen25Vl::open(device, &files, &trainer.model.config, dtype).expect("a reference model");
     let mut set = RolloutSet::new((0..MICRO_BATCHES).map(group).collect(), options.scale_rewards);
-    let mut result = grpo::step(&mut trainer, &options, Some(&reference), &mut set, 1, DeviceLender(None))?;
+    let mut result = grpo::step(&mut trainer, &options, Some(&reference), &mut set, 1)?;
     (result.grpo.rollout_seconds, result.grpo.train_seconds) = (None, None);
     Ok(Trained { hashes: trainer.tensor_hashes()?, result })
 }

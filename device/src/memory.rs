@@ -53,7 +53,7 @@ impl MemoryCategory {
             MemoryCategory::Weights | MemoryCategory::Gradients => "use --dtype bf16, or a smaller model",
             MemoryCategory::Optimizer => "use --optim adamw-bf16 or adamw-8bit",
             MemoryCategory::KvCache => {
-                "generate fewer completions at a time, or shorter ones; with a server lower --kv-memory or --serve-kv-memory"
+                "generate fewer completions at a time, or shorter ones; with a server lower --kv-memory"
             }
             MemoryCategory::Activations | MemoryCategory::Inputs | MemoryCategory::Workspace => {
                 "lower --max-length, the batch size or --max-pixels"

@@ -131,17 +131,8 @@ impl<'e, 'a> ContinuousBatch<'e, 'a> {
         self.run.unload_adapter(id, on_token)
     }
 
-    /// Continues unfinished requests after the weights have changed in place: their keys and values are computed again,
-    /// and the prefix cache is emptied. The caller empties the model's cache of vision tokens.
-    ///
-    /// # Errors
-    /// A device error.
-    pub fn weights_changed(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
-        self.run.recompute_after_weights_changed(on_token)
-    }
-
-    /// Replaces the model's weights, for unfinished and later requests, as [`ContinuousBatch::weights_changed`] does
-    /// for weights that changed in place. The prefix cache and the model's feature cache are emptied; `model` gets that
+    /// Replaces the model's weights, for unfinished and later requests: the keys
+    /// and values of unfinished ones are computed again. The prefix cache and the model's feature cache are emptied; `model` gets that
     /// feature cache. Returns the number of unfinished requests whose keys and values are computed again.
     ///
     /// # Errors

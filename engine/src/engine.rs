@@ -137,8 +137,7 @@ impl<'a> Engine<'a> {
         let mut cached = self.context.cached_batch();
         self.pack_trained_weights()?;
         let needed = requests.iter().fold(BatchCapacity::default(), |sum, request| sum.with_request(request));
-        let mut batch =
-            self.context.reuse_or_create_batch(needed.with_max_slots(self.context.max_slots), cached.take())?;
+        let batch = self.context.reuse_or_create_batch(needed.with_max_slots(self.context.max_slots), cached.take())?;
         let options = SchedulerOptions {
             max_slots: self.context.max_slots,
             fixed_batch_size: false,
@@ -151,9 +150,7 @@ impl<'a> Engine<'a> {
         };
         let mut run = EngineLoop::new(&self.context, batch, options);
         let generated = generate_in(&mut run, requests, &mut on_token);
-        let mut batch = run.into_batch();
-        batch.set_product_storage(None)?;
-        *cached = Some(batch);
+        *cached = Some(run.into_batch());
         generated
     }
 

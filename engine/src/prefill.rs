@@ -79,11 +79,6 @@ pub(crate) struct NeededHiddenStates {
 }
 
 impl NeededHiddenStates {
-    /// The number of tokens of the chunks that were added so far.
-    pub(crate) fn token_count(&self) -> usize {
-        self.tokens
-    }
-
     /// Adds a chunk of `tokens` tokens. `all` and `last` say whether the hidden states of all its tokens, or of its
     /// last token, are needed. Returns the chunk's range of `rows`.
     pub(crate) fn add_chunk(&mut self, tokens: usize, all: bool, last: bool) -> Range<usize> {

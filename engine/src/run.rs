@@ -335,13 +335,6 @@ impl<'e, 'a> EngineLoop<'e, 'a> {
             false => self.scheduler.slots_up_to_last_occupied(),
         };
         let batch_size = self.batch.padded_batch_size(used);
-        if self.batch.product_storage().is_some() {
-            let mut rows = vec![-1; batch_size];
-            for (slot, sequence) in self.scheduler.occupied_slots().filter(|(_, s)| s.needs_another_step()) {
-                rows[slot] = sequence.storage_row_of_next_step();
-            }
-            self.batch.set_storage_rows(&rows)?;
-        }
         let step = self.batch.enqueue_step(batch_size)?;
         self.in_flight.push_back((self.scheduler.start_step_and_list_receivers(batch_size), step));
         Ok(())

@@ -191,11 +191,6 @@ impl SequenceState {
         (self.ids.len() + self.in_flight + 1).min(self.max_keys())
     }
 
-    /// The index of the completion in its request.
-    pub(crate) fn completion_index(&self) -> usize {
-        self.index
-    }
-
     /// Whether the sequence needs further decode steps after all steps in flight.
     pub(crate) fn needs_another_step(&self) -> bool {
         !self.is_finished() && self.generated_token_count() + self.in_flight < self.request.max_new_tokens

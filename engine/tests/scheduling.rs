@@ -131,8 +131,8 @@ fn a_known_prompt_is_not_computed_again() {
     let want: usize = unrelated_requests().iter().map(|request| blocks(request.prompt.input_ids.len())).sum();
     let all: usize = unrelated_requests().iter().map(|request| request.prompt.input_ids.len()).sum();
     assert_eq!((found as usize, computed as usize), (want, all - want));
-    // Changed weights empty the prefix cache.
-    batch.weights_changed(&mut |_| {}).unwrap();
+    // Replaced weights empty the prefix cache.
+    batch.replace_weights(model.clone(), &mut |_| {}).unwrap();
     let before = batch.stats().prefix_tokens_found;
     assert_eq!(ask(&mut batch), cold);
     assert_eq!(batch.stats().prefix_tokens_found, before);

@@ -97,13 +97,7 @@ impl Qwen25Vl {
     ///
     /// # Errors
     /// Several chunks with vision tokens; too few cache blocks; out of memory.
-    pub fn forward_chunks(
-        &self,
-        cx: &Cx,
-        cache: &KvCache,
-        chunks: &[PromptChunk],
-        rows: &[usize],
-    ) -> Result<Tensor> {
+    pub fn forward_chunks(&self, cx: &Cx, cache: &KvCache, chunks: &[PromptChunk], rows: &[usize]) -> Result<Tensor> {
         let device = cx.device();
         let ids: Vec<i32> = chunks.iter().flat_map(|c| &c.ids).copied().collect();
         let positions: Vec<i32> =

@@ -154,7 +154,6 @@ fn train(way: &WeightStorage, model: &Path, data: &Path) -> std::result::Result<
         quiet: true,
         verbose: false,
         stop: &AtomicBool::new(false),
-        server: None,
         evaluator: None,
         save: None,
         profiler: None,

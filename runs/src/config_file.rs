@@ -56,6 +56,9 @@ const START: [&str; 10] = [
     "folded",
 ];
 
+/// Options that earlier versions recorded in `run.json` and that changed no result. A run without them is the same.
+const OPTIONS_OF_EARLIER_VERSIONS: [&str; 3] = ["serve", "serve_kv_memory", "serve_share"];
+
 /// A configuration file: its keys and values, not yet checked.
 #[derive(Clone, Debug)]
 pub struct ConfigFile {
@@ -329,7 +332,8 @@ fn take_run_record(path: &str, entries: &mut KeysAndValues) -> Option<RunRecord>
     let (command, Value::Object(options)) = (get("command")?.as_str()?.to_string(), get("options")?) else {
         return None;
     };
-    let mut options: KeysAndValues = options.clone().into_iter().collect();
+    let is_known = |(key, _): &(String, Value)| !OPTIONS_OF_EARLIER_VERSIONS.contains(&key.as_str());
+    let mut options: KeysAndValues = options.clone().into_iter().filter(is_known).collect();
     let working_directory = get("working_directory").and_then(Value::as_str).map(PathBuf::from);
     let folder = Path::new(path).parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
     options.iter_mut().filter(|(key, _)| key == "out").for_each(|(_, out)| *out = folder.display().to_string().into());
@@ -455,6 +459,17 @@ mod tests {
         assert!(parse("reward-weights = [1.0, inf]").is_err());
         let repeated = ConfigFile::parse("c.json", Format::Json, r#"{"max_steps": 1, "max_steps": 2}"#);
         assert_eq!(repeated.unwrap_err().to_string(), "c.json: max_steps: is given twice; remove one of the two");
+    }
+
+    #[test]
+    fn options_of_earlier_versions_are_ignored_in_a_record_and_refused_elsewhere() {
+        let options = r#"{"max_steps": 7, "serve": 8000, "serve_kv_memory": 512, "serve_share": 0.2}"#;
+        let record = format!(r#"{{"command": "sft", "options": {options}}}"#);
+        let file = ConfigFile::parse("out/run.json", Format::Json, &record).unwrap();
+        assert_eq!(merged_from(&file, &[]).unwrap().max_steps, Some(7));
+        let file = ConfigFile::parse("c.json", Format::Json, options).unwrap();
+        let error = merged_from(&file, &[]).unwrap_err().to_string();
+        assert!(error.starts_with("c.json: serve: is not an option of this command"), "{error}");
     }
 
     #[test]

@@ -379,8 +379,7 @@ fn micro_batch_levels<O: MicroBatchOptions>(options: &O) -> Vec<SettingsChange<P
 }
 
 /// Returns the changes to more GPUs, with at least one micro-batch per GPU. For ZeRO-3 instead of ZeRO-2, the present
-/// number of GPUs is also tried if there are several. A run of several processes cannot answer requests (`--serve`),
-/// so it gets no such change.
+/// number of GPUs is also tried if there are several.
 fn gpu_levels<O: MicroBatchOptions>(
     settings: &PlannedSettings<O>,
     zero_stage: u8,
@@ -395,10 +394,7 @@ fn gpu_levels<O: MicroBatchOptions>(
     };
     let same = (now > 1 && zero_stage == 3 && settings.options.zero_stage == 2).then_some(now);
     let more = GPU_COUNTS.into_iter().filter(|n| *n > now && n.is_multiple_of(now));
-    match settings.options.serve {
-        Some(_) => Vec::new(),
-        None => same.into_iter().chain(more).map(level).collect(),
-    }
+    same.into_iter().chain(more).map(level).collect()
 }
 
 /// Returns the options that change `before` to `after`.

@@ -61,17 +61,6 @@ impl Server {
         Server { child, address, _folder: folder, model }
     }
 
-    /// Starts a training run with `--serve` and returns its server. The run prints the server's address on stderr
-    /// first.
-    pub fn start_training_run(folder: TempDir, model: PathBuf, mut command: Command) -> Server {
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-        let address = lines.by_ref().find_map(|line| address_in(&line)).expect("the run has said where it listens");
-        // The rest of stderr is read and discarded, because a full pipe would block the run.
-        std::thread::spawn(move || lines.for_each(drop));
-        Server { child, address, _folder: folder, model }
-    }
-
     /// Sends a request with these header lines, and reads the complete answer.
     pub fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> Reply {
         let mut stream = self.connect();

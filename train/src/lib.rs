@@ -8,7 +8,6 @@ mod error;
 pub mod exchange;
 pub mod file_names;
 pub mod hardware_metrics;
-pub mod live_server;
 pub mod metrics;
 pub mod options;
 pub mod rollout;

@@ -14,7 +14,6 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::live_server::LiveServer;
 use crate::options::{GrpoOptions, SftOptions, TrainingOptions};
 use crate::{Result, TrainError};
 
@@ -44,8 +43,6 @@ pub struct RunSetup<'a, O> {
     pub stop: &'a AtomicBool,
     /// Set to true, by SIGUSR1, when the run must write a checkpoint after the current step and continue.
     pub save: Option<&'a AtomicBool>,
-    /// The server that answers requests with the model in training (`--serve`), if any.
-    pub server: Option<&'a dyn LiveServer>,
     /// The evaluator of the model in training (`--eval-steps`), if any.
     pub evaluator: Option<&'a dyn PolicyEvaluator>,
     /// The profiler of some of the steps (`--profile-steps`), if any.
@@ -137,7 +134,6 @@ impl<'a, O> RunSetup<'a, O> {
             verbose: false,
             stop: &NEVER,
             save: None,
-            server: None,
             evaluator: None,
             profiler: None,
             ranks: None,
@@ -212,8 +208,6 @@ pub struct EvaluatedPolicy<'a> {
     pub step: u64,
     /// Fingerprint of the trained weights.
     pub hash: &'a str,
-    /// The server that answers requests between decode steps, if any.
-    pub server: Option<&'a dyn LiveServer>,
     /// Set to true, by Ctrl-C, when the run must stop.
     pub stop: &'a AtomicBool,
     /// The other processes of the run, if there are several.

@@ -15,7 +15,6 @@ use reel_runs::reporting::progress::Progress;
 use reel_samples::feed::{Prefetcher, SampleSource, decoding_threads, is_row_error};
 use reel_samples::order::RowOrder;
 use reel_samples::{RowFailureKind, SampleError, error_if_stopped};
-use reel_train::live_server::{DeviceLender, LiveServer};
 use reel_train::setup::RunRanks;
 use reel_train::{Result, TrainError};
 use serde::Serialize;
@@ -57,8 +56,6 @@ pub struct PredictionRun<'a> {
     pub quiet: bool,
     /// Set to true to stop the run (Ctrl-C).
     pub stop: &'a AtomicBool,
-    /// If given, the server that answers requests with the same weights between the decode steps.
-    pub server: Option<&'a dyn LiveServer>,
     /// The processes that compute the divided model together with this process, if there are several. All of them
     /// answer the same rows in the same steps, and rank 0 decides when a row begins.
     pub divided: Option<RunRanks<'a>>,
@@ -290,7 +287,6 @@ impl RowsInProgress<'_, '_> {
         self.error_if_stopped()?;
         self.add_rows_while_there_is_room(lines)?;
         let StepOutput { completions, failed } = self.batch.step(&mut |_| {})?;
-        DeviceLender(self.run.server).lend_to_server();
         for (row, e) in failed {
             self.fail_running_row(row, e, lines)?;
         }

@@ -84,7 +84,6 @@ fn predict(data: &Path, out: &Path, options: Options) -> Result<PredictionSummar
         strict: options.strict,
         quiet: true,
         stop: &AtomicBool::new(false),
-        server: None,
         divided: None,
     };
     run.run(file.into()).map(|summary| summary.expect("one process writes the file"))

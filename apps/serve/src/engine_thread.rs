@@ -3,7 +3,6 @@
 //! ```text
 //! loop:
 //!     sleep until a command comes if nothing is to do
-//!     if the device is shared with a training run, wait for a turn on it; recompute if the weights have changed
 //!     take the commands in the queue:
 //!         a request: give it to the batch
 //!         new weights: load them; if that succeeds, all requests go on with them
@@ -34,7 +33,6 @@ use reel_runtime::Cx;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
-use crate::device_turns::DeviceBorrower;
 use crate::metrics::EngineGauges;
 use crate::settings::{ServeError, ServedModel, ServerLimits};
 use crate::step_message::StepWriter;
@@ -176,8 +174,7 @@ impl Drop for AliveFlag {
 const STACK_BYTES: usize = 8 << 20;
 
 /// Starts the engine's thread and waits until the thread has allocated its KV cache. The thread ends once all clones of
-/// the queue are dropped. With `turns`, the thread uses the device only during the turns that it gets, even for this
-/// allocation.
+/// the queue are dropped.
 ///
 /// # Errors
 /// The thread cannot be created; the device is out of memory; the thread has panicked.
@@ -186,7 +183,6 @@ pub(crate) fn start(
     weights: Qwen25Vl,
     limits: ServerLimits,
     gauges: Arc<EngineGauges>,
-    turns: Option<DeviceBorrower>,
 ) -> Result<(EngineQueue, JoinHandle<Result<(), EngineError>>), ServeError> {
     let (commands, received) = mpsc::channel();
     let (ready, is_ready) = mpsc::channel();
@@ -195,7 +191,7 @@ pub(crate) fn start(
     let flag = AliveFlag(alive.clone());
     let thread = std::thread::Builder::new().name("engine".into()).stack_size(STACK_BYTES).spawn(move || {
         let _alive = flag;
-        run(&model, weights, limits, &gauges, channels, turns)
+        run(&model, weights, limits, &gauges, channels)
     })?;
     match is_ready.recv() {
         Ok(()) => Ok((EngineQueue { commands, alive }, thread)),
@@ -220,9 +216,7 @@ fn run(
     limits: ServerLimits,
     gauges: &EngineGauges,
     channels: Channels,
-    turns: Option<DeviceBorrower>,
 ) -> Result<(), EngineError> {
-    let mut version = turns.as_ref().map(DeviceBorrower::wait_for_turn);
     let cx = Cx::inference(&model.device, model.dtype);
     let engine = Engine::new(&weights, &cx)?.max_slots(limits.batch);
     // Drops this reference to the weights. Then only the engine holds them, and replacing the weights frees their
@@ -236,16 +230,10 @@ fn run(
     loop {
         let mut first = None;
         if requests.running.is_empty() {
-            turns.iter().for_each(DeviceBorrower::return_device);
             match channels.commands.recv() {
                 Ok(command) => first = Some(command),
                 Err(mpsc::RecvError) => break,
             }
-        }
-        let now = turns.as_ref().map(DeviceBorrower::wait_for_turn);
-        if now != version {
-            requests.weights_changed()?;
-            version = now;
         }
         let commands = call_functions(first.into_iter().chain(channels.commands.try_iter()));
         let dropped = requests.abandoned_or_late();
@@ -259,10 +247,6 @@ fn run(
     }
     if let Some(divided) = &model.divided {
         divided.send_step(Vec::new())?;
-    }
-    // Freeing the memory uses the device, so the thread waits for a turn first.
-    if let Some(turns) = &turns {
-        turns.wait_for_turn();
     }
     Ok(())
 }
@@ -317,16 +301,6 @@ pub(crate) struct ServedRequests<'e> {
 impl<'e> ServedRequests<'e> {
     pub(crate) fn new(model: &'e ServedModel, batch: ContinuousBatch<'e, 'e>) -> Self {
         ServedRequests { model, batch, running: BTreeMap::new(), next: 0 }
-    }
-
-    /// Makes running requests continue with weights that were changed in place.
-    fn weights_changed(&mut self) -> Result<(), EngineError> {
-        let running = &self.running;
-        let model = self.batch.model();
-        if model.trains_vision() {
-            model.features.iter().for_each(|features| features.clear());
-        }
-        self.batch.weights_changed(&mut |token| send_event(running, token))
     }
 
     /// Executes a command.

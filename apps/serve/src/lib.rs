@@ -9,12 +9,9 @@
 //! One thread owns the model and runs the engine's continuous batch (`engine_thread.rs`). Requests reach this thread
 //! through a queue, in the order in which they were encoded. Each request has a channel for its tokens. If the client
 //! closes the connection, the channel's receiver is dropped, and the engine drops the request before its next step. A
-//! process may serve a part of the model, together with others (`divided_model.rs`, `follower.rs`). A training run can
-//! serve the model that it trains (`training_server.rs`): the training thread lends the device to the
-//! engine's thread.
+//! process may serve a part of the model, together with others (`divided_model.rs`, `follower.rs`).
 
 mod api;
-mod device_turns;
 mod divided_model;
 mod engine_thread;
 mod follower;
@@ -34,7 +31,6 @@ mod settings;
 mod step_message;
 #[cfg(test)]
 mod tiny_server;
-mod training_server;
 
 pub use divided_model::DividedModel;
 pub use follower::follow_rank_0;
@@ -45,4 +41,3 @@ pub use settings::{
     RequestMedia, ServeError, ServeOptions, ServedModel, ServedWeights, ServerLimits, ServerProfiler, WriteProfile,
     folder_name,
 };
-pub use training_server::TrainingServer;

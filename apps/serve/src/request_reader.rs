@@ -66,7 +66,7 @@ impl RequestReader {
         let (model, gauges) = (Arc::new(model), HardwareGauges::new);
         let positions = model.folder.config.text.max_position_embeddings;
         let metrics = Metrics::new(&model.name, positions, gauges(&model, None));
-        let state = ServerState::new(model, String::new(), options, queue, Arc::new(metrics), false);
+        let state = ServerState::new(model, String::new(), options, queue, Arc::new(metrics));
         Ok(Self { runtime, router: router(Arc::new(state), options, None), commands })
     }
 

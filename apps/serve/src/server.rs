@@ -23,7 +23,6 @@ use crate::api::media_turns::MediaTurns;
 use crate::api::named_adapters;
 use crate::api::shared::ServerState;
 use crate::api::{self, ApiError};
-use crate::device_turns::DeviceBorrower;
 use crate::engine_thread;
 use crate::hardware_gauges::HardwareGauges;
 use crate::http::{
@@ -56,27 +55,15 @@ pub fn serve(
     options: ServeOptions,
     on_listening: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
-    serve_with_turns(model, weights, options, None, |address, _| on_listening(address))
-}
-
-/// Serves a model as [`serve`] does, and passes the state that the handlers share to `on_listening`. With `turns`,
-/// the weights belong to a training run, and the engine's thread uses the device only in its turns.
-pub(crate) fn serve_with_turns(
-    model: ServedModel,
-    weights: ServedWeights,
-    options: ServeOptions,
-    turns: Option<DeviceBorrower>,
-    on_listening: impl FnOnce(SocketAddr, &Arc<ServerState>),
-) -> Result<(), ServeError> {
     let model = Arc::new(model);
     let positions = model.folder.config.text.max_position_embeddings;
     let metrics =
         Arc::new(Metrics::new(&model.name, positions, HardwareGauges::new(&model, options.peak_flops_per_second)));
-    let (gauges, is_training) = (metrics.engine.clone(), turns.is_some());
-    let (engine, thread) = engine_thread::start(model.clone(), weights.weights, options.limits, gauges, turns)?;
+    let gauges = metrics.engine.clone();
+    let (engine, thread) = engine_thread::start(model.clone(), weights.weights, options.limits, gauges)?;
     let runtime = start_runtime(options.limits)?;
     let log = if options.access_log { Some(AccessLog::start()?) } else { None };
-    let shared = Arc::new(ServerState::new(model, weights.name, &options, engine, metrics, is_training));
+    let shared = Arc::new(ServerState::new(model, weights.name, &options, engine, metrics));
     let routes = router(shared.clone(), &options, log.as_ref().map(AccessLog::sender));
     let served = runtime.block_on(async {
         let cannot_listen = |cause| ServeError::Address { address: options.address, cause };
@@ -86,7 +73,7 @@ pub(crate) fn serve_with_turns(
             loaded.map_err(|cause| ServeError::Adapter { name: name.clone(), cause: cause.message().into() })?;
         }
         let limits = reported_limits(options.connections);
-        on_listening(listener.local_addr()?, &shared);
+        on_listening(listener.local_addr()?);
         serve_connections(listener, routes, limits, options.tls, wait_for_stop(shared)).await;
         Ok::<(), ServeError>(())
     });

@@ -37,16 +37,16 @@ pub unsafe fn gather<T: Copy + Default + Send + Sync>(p: &GatherParams, team: &T
 /// # Safety
 /// Every address in [`ScatterParams`] is valid for the documented shape and dtype, and each index occurs once.
 pub unsafe fn scatter<T: Copy + Send + Sync>(p: &ScatterParams, team: &Team) {
-    let (m, cols, n, stride) = (p.m as usize, p.cols as usize, p.n as usize, p.stride as usize);
+    let (m, cols, n) = (p.m as usize, p.cols as usize, p.n as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`ScatterParams`] documents.
     let (src, index) = unsafe { (slice_at::<T>(p.src, m * cols), slice_at::<i32>(p.index, m)) };
     // SAFETY: `p`'s addresses cover the shapes that [`ScatterParams`] documents.
-    let dst = unsafe { OutputArray::<T>::new(p.dst, n.saturating_sub(1) * stride + cols) };
+    let dst = unsafe { OutputArray::<T>::new(p.dst, n * cols) };
     team.run(m.div_ceil(ROWS), |task| {
         for i in task * ROWS..(task * ROWS + ROWS).min(m) {
             if let Some(row) = row_of(index[i], n) {
                 // SAFETY: indices are unique, so rows do not overlap.
-                let dst = unsafe { dst.part(row * stride, cols) };
+                let dst = unsafe { dst.part(row * cols, cols) };
                 dst.copy_from_slice(&src[i * cols..][..cols]);
             }
         }

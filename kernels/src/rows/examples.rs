@@ -9,13 +9,7 @@ use crate::rows;
 
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let gather = rows::GatherParams { m: SEQUENCE_LEN, cols: HIDDEN_SIZE, n: SEQUENCE_LEN, ..placeholder_params() };
-    let scatter = rows::ScatterParams {
-        m: SEQUENCE_LEN,
-        cols: HIDDEN_SIZE,
-        n: SEQUENCE_LEN,
-        stride: HIDDEN_SIZE,
-        ..placeholder_params()
-    };
+    let scatter = rows::ScatterParams { m: SEQUENCE_LEN, cols: HIDDEN_SIZE, n: SEQUENCE_LEN, ..placeholder_params() };
     let calls = FLOAT_DTYPES.map(|t| [rows::gather(t, &gather), rows::scatter(t, &scatter)]);
     calls.into_iter().flatten().map(|launch| (ACTIVATIONS_DESCRIPTION, launch)).collect()
 }
@@ -28,6 +22,6 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let [x, y] = [(); 2].map(|()| arrays.alloc_f32(n * cols));
     let index = arrays.alloc_i32((0..m as i32).map(|i| 2 * i));
     let gather = rows::GatherParams { x, index, y, m, cols, n, reserved: 0 };
-    let scatter = rows::ScatterParams { src: x, index, dst: y, m, cols, n, stride: cols };
+    let scatter = rows::ScatterParams { src: x, index, dst: y, m, cols, n, reserved: 0 };
     allow_one_tenth_more(FLOAT_DTYPES.into_iter().flat_map(|t| [rows::gather(t, &gather), rows::scatter(t, &scatter)]))
 }

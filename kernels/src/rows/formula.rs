@@ -6,8 +6,8 @@ pub fn gather(x: &[f32], index: &[i32], cols: usize) -> Vec<f32> {
     (0..index.len() * cols).map(|i| at(i).and_then(|at| x.get(at)).copied().unwrap_or(0.0)).collect()
 }
 
-/// Scatter: `dst[r, c] = src[i, c]` if `index[i] = r` and `c < cols`, otherwise unchanged. `dst` has `stride` columns.
-pub fn scatter(src: &[f32], index: &[i32], dst: &[f32], [cols, stride]: [usize; 2]) -> Vec<f32> {
-    let from = |at: usize| index.iter().position(|&row| row == (at / stride) as i32).filter(|_| at % stride < cols);
-    (0..dst.len()).map(|at| from(at).map_or(dst[at], |row| src[row * cols + at % stride])).collect()
+/// Scatter: `dst[r, c] = src[i, c]` if `index[i] = r`, otherwise unchanged.
+pub fn scatter(src: &[f32], index: &[i32], dst: &[f32], cols: usize) -> Vec<f32> {
+    let from = |at: usize| index.iter().position(|&row| row == (at / cols) as i32);
+    (0..dst.len()).map(|at| from(at).map_or(dst[at], |row| src[row * cols + at % cols])).collect()
 }

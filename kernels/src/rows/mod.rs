@@ -1,17 +1,16 @@
 //! Moves rows by an index: gather `y[i] = x[index[i]]` and scatter `dst[index[i]] = src[i]`, which leaves other rows
 //! unchanged.
 //!
-//! Shapes: x and dst `[n, cols]`, y and src `[m, cols]`, index i32 `[m]`; for scatter the indices are unique. On device
-//! `cpu` dst may be some columns of a wider array. Any element type of 2 or 4 bytes; bits are copied. An index outside
-//! `0..n` gathers a row of zeros and scatters nothing; callers check indices before. Outputs may not overlap inputs.
-//! Memory-bound: each moved row is read and written once, and its index read once.
+//! Shapes: x and dst `[n, cols]`, y and src `[m, cols]`, index i32 `[m]`; for scatter the indices are unique. Any element
+//! type of 2 or 4 bytes; bits are copied. An index outside `0..n` gathers a row of zeros and scatters nothing; callers
+//! check indices before. Outputs may not overlap inputs. Memory-bound: each moved row is read and written once, and its index read once.
 
 pub(crate) mod check;
 mod cpu;
 mod examples;
 mod formula;
 
-use reel_device::{Addr, Cost, DType, Kernel, Launch, Stage, kernel, params};
+use reel_device::{Addr, Cost, DType, Kernel, Launch, kernel, params};
 
 use crate::cuh;
 use crate::folder::kernel_folder;
@@ -51,8 +50,8 @@ params! {
         pub cols: u32,
         /// Rows of dst.
         pub n: u32,
-        /// Stride of dst: number of elements from one row to the next, at least `cols`; in CUDA equal to `cols`.
-        pub stride: u32,
+        /// 0
+        pub reserved: u32,
     }
 }
 
@@ -64,16 +63,8 @@ kernel_folder! {
 
 kernel!(pub GATHER_16, "rows_gather_16bit", GatherParams, cpu::gather::<u16>, &SOURCE, |p, _| cuh::plan_row_copy("rows_gather_16bit", p.m.into(), p.cols.into(), 8));
 kernel!(pub GATHER_32, "rows_gather_32bit", GatherParams, cpu::gather::<u32>, &SOURCE, |p, _| cuh::plan_row_copy("rows_gather_32bit", p.m.into(), p.cols.into(), 4));
-kernel!(pub SCATTER_16, "rows_scatter_16bit", ScatterParams, cpu::scatter::<u16>, &SOURCE, |p, _| plan_scatter("rows_scatter_16bit", p, 8));
-kernel!(pub SCATTER_32, "rows_scatter_32bit", ScatterParams, cpu::scatter::<u32>, &SOURCE, |p, _| plan_scatter("rows_scatter_32bit", p, 4));
-
-fn plan_scatter(symbol: &'static str, p: &ScatterParams, elements_per_vector: u64) -> Vec<Stage> {
-    assert!(
-        p.stride == p.cols,
-        "rows: in CUDA, stride must equal cols; only device cpu can scatter to some columns of a wider array"
-    );
-    cuh::plan_row_copy(symbol, p.m.into(), p.cols.into(), elements_per_vector)
-}
+kernel!(pub SCATTER_16, "rows_scatter_16bit", ScatterParams, cpu::scatter::<u16>, &SOURCE, |p, _| cuh::plan_row_copy("rows_scatter_16bit", p.m.into(), p.cols.into(), 8));
+kernel!(pub SCATTER_32, "rows_scatter_32bit", ScatterParams, cpu::scatter::<u32>, &SOURCE, |p, _| cuh::plan_row_copy("rows_scatter_32bit", p.m.into(), p.cols.into(), 4));
 
 /// Returns the launch of the gather; `dtype` may be any element type of 2 or 4 bytes.
 pub fn gather(dtype: DType, params: &GatherParams) -> Launch {

@@ -35,12 +35,7 @@ pub(crate) struct JoinedWeights {
 impl JoinedWeights {
     /// The outputs of `layers` side by side, `[S, sum of out]`, by one product with the `joined` weights of these
     /// layers. `None` if there are no joined weights or a layer has an adapter.
-    pub(crate) fn forward(
-        joined: Option<&Self>,
-        layers: &[&Linear],
-        cx: &Cx,
-        x: &Tensor,
-    ) -> Result<Option<Tensor>> {
+    pub(crate) fn forward(joined: Option<&Self>, layers: &[&Linear], cx: &Cx, x: &Tensor) -> Result<Option<Tensor>> {
         let Some(JoinedWeights { weight, bias }) = joined else { return Ok(None) };
         if layers.iter().any(|layer| layer.adapter.is_some()) {
             return Ok(None);

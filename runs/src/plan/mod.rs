@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use reel_device::{Cost, DType, Device, LaunchEvent, MemoryUse, OpTotals};
-use reel_engine::Engine;
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::StoredDType;
 use reel_input::window::GridThw;
@@ -20,16 +19,14 @@ use reel_input::{MediaFrames, ModelInput};
 use reel_media::frames::FrameBuf;
 use reel_media::patches::ImageProcessorSettings;
 use reel_model::checkpoint::{Checkpoint, expected_tensors};
-use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::units;
 use reel_model::weights::WeightSource as Weights;
-use reel_runtime::{Checkpointing, Cx, WeightUnit};
+use reel_runtime::{Checkpointing, WeightUnit};
 use reel_samples::feed::{DataPosition, MicroBatchFeed, StepRowCursor};
 use reel_samples::sample::Sample;
 use reel_samples::source::row_order;
 use reel_samples::token_limit::check_token_count;
-use reel_train::live_server::SERVED_BATCH_SIZE;
-use reel_train::options::{RunOptions, SftOptions, TrainingOptions};
+use reel_train::options::{SftOptions, TrainingOptions};
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::sft::step;
 use reel_train::step::trainer::Trainer;
@@ -381,12 +378,10 @@ pub fn plan_rows_of_one_size(
         Trainer::new(device, config, Weights::Uninitialised(stored), dtype, Hyperparameters::new(options, 1))?;
     let batch = vec![shape.sample(config); rows];
     let model = trainer.model.clone();
-    plan_with_server(options, &model, device, dtype, || {
-        let plan = count(&mut trainer, 1, || Ok(Some(batch.clone())))?;
-        let mut validated = options.has_validation_rows().then(|| batch.clone());
-        let plan = add_validation_memory(plan, &trainer, || Ok(validated.take()))?;
-        add_evaluation_memory(plan, options, &model, batch.first().map(|row| &row.tokens), device, dtype)
-    })
+    let plan = count(&mut trainer, 1, || Ok(Some(batch.clone())))?;
+    let mut validated = options.has_validation_rows().then(|| batch.clone());
+    let plan = add_validation_memory(plan, &trainer, || Ok(validated.take()))?;
+    add_evaluation_memory(plan, options, &model, batch.first().map(|row| &row.tokens), device, dtype)
 }
 
 /// Plans a run with the user's data: all steps, or the steps of the first [`MAX_ROWS`] rows. The plan is for the device
@@ -413,22 +408,20 @@ pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
     let mut trainer = Trainer::new(&device, &config, Weights::Uninitialised(stored), setup.dtype, hyperparameters)?;
     let model = trainer.model.clone();
     let mut longest: Option<ModelInput> = None;
-    plan_with_server(options, &model, &device, setup.dtype, || {
-        let plan = count(&mut trainer, steps, || {
-            let batch = cursor.next_micro_batch(&mut feed, &never)?.map(|batch| batch.samples);
-            keep_longest(&mut longest, batch.iter().flatten().map(|row| &row.tokens));
-            Ok(batch)
-        })?;
-        let mut feed = validation.as_ref().map(ValidationRows::feed);
-        let mut left = MAX_ROWS;
-        let plan = add_validation_memory(plan, &trainer, || {
-            let Some(feed) = feed.as_mut().filter(|_| left > 0) else { return Ok(None) };
-            let Some(batch) = feed.next_micro_batch()? else { return Ok(None) };
-            left = left.saturating_sub(batch.rows.len() as u64);
-            Ok(Some(batch.samples).filter(|samples| !samples.is_empty()))
-        })?;
-        add_evaluation_memory(plan, options, &model, longest.as_ref(), &device, setup.dtype)
-    })
+    let plan = count(&mut trainer, steps, || {
+        let batch = cursor.next_micro_batch(&mut feed, &never)?.map(|batch| batch.samples);
+        keep_longest(&mut longest, batch.iter().flatten().map(|row| &row.tokens));
+        Ok(batch)
+    })?;
+    let mut feed = validation.as_ref().map(ValidationRows::feed);
+    let mut left = MAX_ROWS;
+    let plan = add_validation_memory(plan, &trainer, || {
+        let Some(feed) = feed.as_mut().filter(|_| left > 0) else { return Ok(None) };
+        let Some(batch) = feed.next_micro_batch()? else { return Ok(None) };
+        left = left.saturating_sub(batch.rows.len() as u64);
+        Ok(Some(batch.samples).filter(|samples| !samples.is_empty()))
+    })?;
+    add_evaluation_memory(plan, options, &model, longest.as_ref(), &device, setup.dtype)
 }
 
 /// Replaces `longest` by the longest row of `rows` if that row is longer.
@@ -438,24 +431,6 @@ fn keep_longest<'r>(longest: &mut Option<ModelInput>, rows: impl Iterator<Item =
     {
         *longest = Some(row.clone());
     }
-}
-
-/// Calls `plan`. If the run has `--serve`, the server's KV cache is allocated during the call, so that the plan
-/// counts it. Activations of requests are not counted: requests run while the run holds no activations, and a step's
-/// peak is higher.
-pub(super) fn plan_with_server(
-    options: &RunOptions,
-    model: &Qwen25Vl,
-    device: &Device,
-    dtype: DType,
-    plan: impl FnOnce() -> Result<Plan>,
-) -> Result<Plan> {
-    if options.serve.is_none() {
-        return plan();
-    }
-    let engine = Engine::new(model, &Cx::inference(device, dtype))?.max_slots(SERVED_BATCH_SIZE);
-    let _cache = engine.continuous_batch(u64::from(options.serve_kv_memory) << 20)?;
-    plan()
 }
 
 /// Runs up to `steps` steps on the dry device. Returns their costs and peak memory.

@@ -36,7 +36,6 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummar
         quiet: true,
         verbose: false,
         stop: &AtomicBool::new(false),
-        server: None,
         evaluator: None,
         save: None,
         profiler: None,

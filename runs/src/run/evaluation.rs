@@ -140,7 +140,6 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             dtype: self.trainer.dtype,
             step,
             hash,
-            server: self.setup.server,
             stop: self.setup.stop,
             ranks: self.setup.ranks,
         };

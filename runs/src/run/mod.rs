@@ -310,9 +310,6 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         if !result.is_finite() {
             return Err(self.not_finite(n, &result, &cursor.rows));
         }
-        if let Some(server) = self.setup.server {
-            server.weights_changed(n);
-        }
         self.finish(n, result, begun)?;
         Ok(true)
     }

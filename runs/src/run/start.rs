@@ -231,9 +231,6 @@ pub(super) fn load_run<'a, W: TrainLoop<'a>>(
         feed = feed.skip_when_reached(resumed.later_skipped.clone());
     }
     let train_loop = W::begin(setup, inputs.rows.clone(), feed, &mut trainer, inputs.checkpoint())?;
-    if let Some(server) = setup.server {
-        server.start(&trainer.model, state.step)?;
-    }
     let base = BaseModel { small_files, files: Arc::new(files), name: base_name(&options.model) };
     Ok(LoadedRun { trainer, train_loop, base })
 }

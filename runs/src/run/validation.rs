@@ -17,7 +17,6 @@ use reel_samples::sample::SftSampleSource;
 use reel_samples::skipped_row::SkippedRow;
 use reel_samples::source::DataSource;
 use reel_samples::{RowFailure, RowFailureKind, SampleError};
-use reel_train::live_server::DeviceLender;
 use reel_train::metrics::ValidationLoss;
 use reel_train::setup::SftSetup;
 use reel_train::step::trainer::Trainer;
@@ -111,7 +110,6 @@ impl<'a> ValidationRows<'a> {
     pub fn loss(&self, trainer: &Trainer, print: &dyn Fn(&str)) -> Result<ValidationLoss> {
         let (rank, size) = self.setup.ranks.map_or((0, 1), |run| (run.ranks.rank(), run.ranks.size()));
         let (mut feed, mut pass) = (self.feed(), ValidationLossPass::new(trainer));
-        let lender = DeviceLender(self.setup.server);
         let (mut used, mut skipped) = (Vec::new(), self.unusable.clone());
         let mut shown = Instant::now();
         print(&format!("computing the loss of {} validation rows", self.rows.len()));
@@ -121,14 +119,13 @@ impl<'a> ValidationRows<'a> {
             }
             let mut micro_batches = 0;
             while micro_batches < size {
-                let next = lender.lend_device_during(|| feed.next_micro_batch_or_stop(Some(self.setup.stop)));
+                let next = feed.next_micro_batch_or_stop(Some(self.setup.stop));
                 let next = next.map_err(|e| with_flag(e.into(), flag_of_rows(&self.setup)))?;
                 let Some(mut batch) = next else { break };
                 micro_batches += 1;
                 used.extend(batch.rows);
                 skipped.append(&mut batch.skipped);
                 if batch.rank == rank && !batch.samples.is_empty() {
-                    lender.lend_to_server();
                     pass.add(&batch.samples)?;
                 }
             }

@@ -262,17 +262,6 @@ pub struct RunOptions {
     #[serde(skip)]
     pub overwrite: bool,
 
-    /// Answer requests with the model in training on this port of 127.0.0.1, as reel serve does; port 0 takes a free
-    /// one
-    #[arg(long, value_name = "PORT")]
-    pub serve: Option<u16>,
-    /// Memory for the keys and values of the requests to --serve, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
-    pub serve_kv_memory: u32,
-    /// Maximum share of the time that requests to --serve take from training
-    #[arg(long, value_name = "SHARE", default_value_t = 0.2)]
-    pub serve_share: f64,
-
     /// Stop at the first row that cannot be used, instead of skipping it
     #[arg(long)]
     pub strict: bool,
@@ -469,9 +458,6 @@ impl RunOptions {
             "train one of them",
         )?;
         some("--max-samples", self.max_samples.unwrap_or(1) as u64)?;
-        let share = self.serve_share;
-        range("--serve-share", share, share > 0.0 && share < 1.0, "give a share above 0 and below 1")?;
-        check(self.serve_kv_memory > 0, "--serve-kv-memory", "is 0".into(), "give 1 or more")?;
         self.evaluation.validate(self.save_steps, validates)?;
         self.validate_reports()?;
         self.validate_lora()

@@ -11,7 +11,6 @@ use reel_input::ModelInput;
 use reel_kernels::philox::philox4x32_10;
 use reel_media::frames::FrameBuf;
 
-use crate::live_server::DeviceLender;
 use crate::options::GrpoOptions;
 use crate::{Result, TrainError};
 
@@ -22,7 +21,6 @@ pub struct CompletionSampler<'a> {
     /// Any of these token ids ends a completion.
     stop_token_ids: Vec<u32>,
     seed: u64,
-    lender: DeviceLender<'a>,
 }
 
 /// The completions of a prompt.
@@ -45,16 +43,10 @@ enum RandomStream {
 
 impl<'a> CompletionSampler<'a> {
     /// Creates a sampler. `engine` generates with the model of `trainer` and repacks its trained weights for each
-    /// rollout. `lender` lends the device to the server after each token.
-    pub fn new(
-        engine: Engine<'a>,
-        options: &'a GrpoOptions,
-        stop_token_ids: &[u32],
-        seed: u64,
-        lender: DeviceLender<'a>,
-    ) -> Self {
+    /// rollout.
+    pub fn new(engine: Engine<'a>, options: &'a GrpoOptions, stop_token_ids: &[u32], seed: u64) -> Self {
         let engine = engine.with_packed_trained_weights();
-        Self { engine, options, stop_token_ids: stop_token_ids.to_vec(), seed, lender }
+        Self { engine, options, stop_token_ids: stop_token_ids.to_vec(), seed }
     }
 
     /// Samples completions for the prompts of step `n` in round `round` of dynamic sampling (0 without it). Each
@@ -94,7 +86,6 @@ impl<'a> CompletionSampler<'a> {
             if first_tokens == all {
                 prefilled();
             }
-            self.lender.lend_to_server();
         });
         let (completions, _) = generated.map_err(|e| match e {
             EngineError::Interrupted => TrainError::interrupted(),

@@ -17,7 +17,6 @@ use reel_samples::reward_columns::solution_and_type;
 use serde_json::Value;
 
 use super::worker::Rollout;
-use crate::live_server::DeviceLender;
 use crate::rollout::reward_log::reward_log;
 use crate::rollout::siglip::SiglipScorer;
 use crate::setup::GrpoSetup;
@@ -35,7 +34,6 @@ pub struct CompletionScorer<'a> {
     custom: Vec<CustomReward>,
     /// The model of the semantic reward (`--siglip`), which compares the reasoning of a completion with the frames.
     siglip: Option<SiglipScorer>,
-    lender: DeviceLender<'a>,
 }
 
 /// The replies of one custom reward, by group and completion.
@@ -47,7 +45,7 @@ struct CustomScores {
 impl<'a> CompletionScorer<'a> {
     /// Loads the reward models. SigLIP computes on `device` in `dtype`. `lender` lends the device while the run
     /// waits for custom rewards.
-    pub fn new(setup: &GrpoSetup<'a>, device: &Device, dtype: DType, lender: DeviceLender<'a>) -> Result<Self> {
+    pub fn new(setup: &GrpoSetup<'a>, device: &Device, dtype: DType) -> Result<Self> {
         let (options, stop) = (setup.options, setup.stop);
         let log = reward_log(setup);
         let timeout = Duration::from_secs_f64(options.reward_timeout);
@@ -67,7 +65,7 @@ impl<'a> CompletionScorer<'a> {
         let rules =
             RewardRules { recipe: options.parity, weights: options.reward_weights()?, scale: options.scale_rewards };
         let siglip = options.siglip.as_deref().map(|dir| SiglipScorer::open(device, dir, dtype)).transpose()?;
-        Ok(Self { stop, rules, custom, siglip, lender })
+        Ok(Self { stop, rules, custom, siglip })
     }
 
     /// Scores the completions of `rollouts`. Custom rewards are computed by other processes, which also get `state`. If
@@ -131,13 +129,12 @@ impl<'a> CompletionScorer<'a> {
         meanwhile: impl FnOnce() -> Result<()>,
     ) -> Result<Vec<CustomScores>> {
         let rows = custom_reward_rows(rollouts);
-        let (stop, lender, custom) = (self.stop, self.lender, &mut self.custom);
+        let (stop, custom) = (self.stop, &mut self.custom);
         for reward in custom.iter_mut() {
             reward.send_batch(&rows, Some(state))?;
         }
         let patience = Instant::now() + CUSTOM_REWARD_WAIT;
-        let early: Vec<_> =
-            lender.lend_device_during(|| custom.iter_mut().map(|reward| reward.finish_by(patience, stop)).collect());
+        let early: Vec<_> = custom.iter_mut().map(|reward| reward.finish_by(patience, stop)).collect();
         let is_slow = early.iter().any(Option::is_none);
         let finish = || -> Vec<_> {
             let all = custom.iter_mut().zip(early);
@@ -152,7 +149,7 @@ impl<'a> CompletionScorer<'a> {
                     Err(e) => return (Err(TrainError::cannot_start_thread("rewards", &e)), Vec::new()),
                 };
                 let done = meanwhile();
-                (done, lender.lend_device_during(|| waiting.join()).unwrap_or_else(|panic| resume_unwind(panic)))
+                (done, waiting.join().unwrap_or_else(|panic| resume_unwind(panic)))
             }),
         };
         let scores = |(reward, flat): (&CustomReward, Result<Vec<RewardReply>, RewardError>)| {
@@ -225,7 +222,6 @@ mod tests {
             rules: RewardRules::default(),
             custom: vec![CustomReward::from_command(command, Duration::from_secs(60)).unwrap()],
             siglip: None,
-            lender: DeviceLender::default(),
         }
     }
 

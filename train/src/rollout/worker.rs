@@ -26,10 +26,9 @@ use reel_samples::feed::{MicroBatchFeed, StepRowCursor};
 
 use super::prompts::{Prompt, PromptSource};
 use super::records::{self, FrameStripSchedule, RolloutRecorder};
-use super::sampler::{CompletionSampler, SampledPrompts};
+use super::sampler::CompletionSampler;
 use super::scorer::CompletionScorer;
 use super::spread::{GroupAssignment, RoundPrompts, ScoredRollouts};
-use crate::live_server::DeviceLender;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
 use crate::rollout::group::{CompletionTokens, RolloutGroup};
@@ -52,7 +51,6 @@ pub struct RolloutWorker<'a> {
     /// What this process has not yet told the user about rewards that do not apply.
     notes: RewardNotes,
     stop: &'a AtomicBool,
-    lender: DeviceLender<'a>,
 }
 
 /// A prompt with the completions that were sampled for it.
@@ -92,7 +90,6 @@ impl<'a> RolloutWorker<'a> {
     pub fn new(setup: &GrpoSetup<'a>, prompts: Arc<PromptSource>, trainer: &Trainer) -> Result<Self> {
         let cx = Cx::inference(&trainer.device, trainer.dtype);
         let engine = Engine::new(&trainer.model, &cx)?.interrupt_flag(setup.stop);
-        let lender = DeviceLender(setup.server);
         let spread = GroupAssignment::new(setup.options, setup.ranks.map(|run| &**run.ranks));
         let strips = FrameStripSchedule::new(
             trainer.hyperparameters.schedule.max_steps,
@@ -100,16 +97,9 @@ impl<'a> RolloutWorker<'a> {
             setup.options.num_iterations,
         );
         Ok(Self {
-            sampler: CompletionSampler::new(
-                engine,
-                setup.options,
-                &prompts.end_tokens().stop,
-                setup.seed,
-                lender,
-                trainer,
-            ),
+            sampler: CompletionSampler::new(engine, setup.options, &prompts.end_tokens().stop, setup.seed),
             options: setup.options,
-            scorer: CompletionScorer::new(setup, &trainer.device, trainer.dtype, lender)?,
+            scorer: CompletionScorer::new(setup, &trainer.device, trainer.dtype)?,
             recorder: spread.writes_records().then(|| RolloutRecorder::new(&setup.options.out)),
             max_steps: trainer.hyperparameters.schedule.max_steps,
             notes: RewardNotes::new(spread.writes_records() && !setup.quiet),
@@ -117,7 +107,6 @@ impl<'a> RolloutWorker<'a> {
             spread,
             prompts,
             stop: setup.stop,
-            lender,
         })
     }
 
@@ -142,7 +131,7 @@ impl<'a> RolloutWorker<'a> {
             let next = || Ok(cursor.next_micro_batch(feed, self.stop)?);
             let taken = {
                 let _range = range(RangeName::Phase("data loading"));
-                self.lender.lend_device_during(|| self.spread.take_prompts(&self.prompts, next))?
+                self.spread.take_prompts(&self.prompts, next)?
             };
             if taken.prompts.is_empty() {
                 data_ended = true;
@@ -196,8 +185,7 @@ impl<'a> RolloutWorker<'a> {
         kept.truncate(self.options.groups_per_step());
         if dynamic {
             // The remaining groups form other micro-batches than the prompts did.
-            ranks_of_micro_batches =
-                self.lender.lend_device_during(|| self.spread.assign_groups_to_ranks(&mut kept, &self.prompts))?;
+            ranks_of_micro_batches = self.spread.assign_groups_to_ranks(&mut kept, &self.prompts)?;
         }
         let encoded =
             self.scorer.frames_encoded().map(|frames| self.spread.sum_over_ranks("frames", frames - encoded_before));
@@ -267,12 +255,7 @@ impl<'a> RolloutWorker<'a> {
     }
 
     /// Samples completions for this process's share of `prompts`.
-    fn sample(
-        &self,
-        prompts: &RoundPrompts<Arc<Prompt>>,
-        n: u64,
-        round: u64,
-    ) -> Result<Vec<Rollout>> {
+    fn sample(&self, prompts: &RoundPrompts<Arc<Prompt>>, n: u64, round: u64) -> Result<Vec<Rollout>> {
         let own = || self.spread.prompts_of_this_rank(prompts);
         let inputs: Vec<(usize, &Arc<ModelInput>)> = own().map(|(index, prompt)| (index, &prompt.tokens)).collect();
         if inputs.is_empty() {

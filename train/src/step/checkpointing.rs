@@ -89,15 +89,6 @@ impl CheckpointingPolicy {
         Ok(Self { setting, memory, last: None })
     }
 
-    /// Whether a micro-batch may keep activations; false if every layer is always recomputed.
-    pub fn may_keep_activations(&self) -> bool {
-        match self.setting {
-            GradientCheckpointing::None | GradientCheckpointing::Selective => true,
-            GradientCheckpointing::Auto => self.memory.is_some(),
-            GradientCheckpointing::Full => false,
-        }
-    }
-
     /// Chooses which activations are kept for the micro-batch `batch` with `learned` learned tokens. `pack_on` packs
     /// the micro-batch on another device.
     pub fn choose_kept_activations(

@@ -5,33 +5,29 @@
 //! micro-batches: gradients, statistics and, for further steps on the same groups, the log-probabilities of the
 //! tokens.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use reel_device::{DType, Device, MemoryCategory, RangeName, range};
 use reel_model::flops::ForwardFlops;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
-use reel_runtime::{Checkpointing, Cx, Tensor, ops};
+use reel_runtime::{Cx, Tensor, ops};
 
 use super::packing::PackedGroups;
 use crate::Result;
 use crate::exchange::gather_in_order;
-use crate::live_server::DeviceLender;
 use crate::metrics::GrpoMetrics;
 use crate::options::{GrpoOptions, ImportanceSamplingLevel, LossType, Recipe};
 use crate::rollout::group::{RolloutGroup, RolloutSet};
 use crate::step::trainer::{StepResult, Trainer};
 
 /// Does step `n`, counted from 1, on the groups of `set`. `reference` is the reference model of the KL term, if any;
-/// its log-probabilities are computed unless `set` already has them. `lender` lends the device to a server before each
-/// micro-batch.
+/// its log-probabilities are computed unless `set` already has them.
 pub fn step(
     t: &mut Trainer,
     options: &GrpoOptions,
     reference: Option<&Qwen25Vl>,
     set: &mut RolloutSet,
     n: u64,
-    lender: DeviceLender,
 ) -> Result<StepResult> {
     t.begin_step();
     t.assign_micro_batches(&set.ranks_of_micro_batches);
@@ -45,7 +41,7 @@ pub fn step(
             None => {
                 let micro_batches = set.groups.chunks(options.groups_per_micro_batch()).enumerate();
                 let own = micro_batches.filter(|(i, _)| t.computes_micro_batch(*i)).map(|(_, groups)| groups);
-                reference_log_probs(t, options, model, own, lender)?
+                reference_log_probs(t, options, model, own)?
             }
         };
         let _range = range(RangeName::Phase("gather the log-probabilities"));
@@ -57,7 +53,6 @@ pub fn step(
     let (mut own_stats, mut own_log_probs) = (Vec::new(), Vec::new());
     for i in 0..count {
         if t.computes_micro_batch(i) {
-            lender.lend_to_server();
             let (mut stats, log_probs) = forward_and_backward(t, options, set, i, &loss_weights)?;
             stats.model_flops += if reference_to_run.is_some() { stats.forward_flops } else { 0.0 };
             own_stats.push(vec![stats]);
@@ -145,12 +140,10 @@ pub fn reference_log_probs<'a>(
     options: &GrpoOptions,
     reference: &Qwen25Vl,
     micro_batches: impl Iterator<Item = &'a [RolloutGroup]>,
-    lender: DeviceLender,
 ) -> Result<Vec<Vec<f32>>> {
     let _phase = t.device.profiler().phase("reference");
     let cx = Cx::inference(&t.device, t.dtype);
     let of_micro_batch = |groups: &[RolloutGroup]| {
-        lender.lend_to_server();
         let packed = PackedGroups::new(&t.device, &t.model.config, groups, options.shared_prefix)?;
         let learned = ForwardOptions { rows: Some(&packed.positions), ..Default::default() };
         let hidden = reference.forward(&cx, &packed.batch, learned)?;

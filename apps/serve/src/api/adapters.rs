@@ -21,7 +21,6 @@ use crate::http::read_body;
 pub(crate) async fn load_adapter(State(shared): State<Arc<ServerState>>, body: Body) -> Result<Json<Value>, ApiError> {
     let begun = Instant::now();
     refuse_if_stopping(&shared)?;
-    shared.refuse_if_training()?;
     let mut fields = RequestFields::of_object(&shared, read_body(&shared.bodies, body).await?)?;
     let name = take_name(&mut fields)?;
     let Some(folder) = fields.take_field::<PathBuf>("lora_path", "the path of a folder")? else {
@@ -47,7 +46,6 @@ pub(crate) async fn unload_adapter(
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
     refuse_if_stopping(&shared)?;
-    shared.refuse_if_training()?;
     let mut fields = RequestFields::of_object(&shared, read_body(&shared.bodies, body).await?)?;
     let name = take_name(&mut fields)?;
     // `lora_int_id` is vLLM's number of an adapter. It is ignored: the name identifies the adapter.

@@ -80,7 +80,6 @@ pub(crate) async fn replace_weights(
 ) -> Result<Json<Value>, ApiError> {
     let begun = Instant::now();
     refuse_if_stopping(&shared)?;
-    shared.refuse_if_training()?;
     let body = read_body(&shared.bodies, body).await?;
     let mut fields = RequestFields::of_object(&shared, body)?;
     let Some(folder) = fields.take_field::<PathBuf>("model", "the path of a folder")? else {

@@ -31,8 +31,6 @@ pub(crate) struct ServerState {
     pub(crate) weight_changes: Arc<Semaphore>,
     /// The name of the folder of the weights in service, and the seconds since 1970 when they were loaded.
     pub(crate) weights: Mutex<(String, u64)>,
-    /// Whether the weights belong to a training run. Only the training run may change them then.
-    pub(crate) is_training: bool,
     /// Semaphore with one permit for each request that may run or wait at the same time.
     pub(crate) permits: Arc<Semaphore>,
     /// The turns of requests with media, of which a limited number is encoded at the same time, because decoding videos
@@ -60,7 +58,6 @@ impl ServerState {
         options: &ServeOptions,
         engine: EngineQueue,
         metrics: Arc<Metrics>,
-        is_training: bool,
     ) -> Self {
         let (limits, started) = (options.limits, seconds_since_1970());
         let tokenizer = &model.folder.tokenizer;
@@ -77,7 +74,6 @@ impl ServerState {
             adapters: AdapterNames::default(),
             weight_changes: Arc::new(Semaphore::new(1)),
             weights: Mutex::new((weights, started)),
-            is_training,
             permits: Arc::new(Semaphore::new(limits.requests)),
             media_turns: MediaTurns::new(limits.encoders),
             longest_token_bytes,
@@ -117,16 +113,6 @@ impl ServerState {
     /// Records that the weights in service are now those of the folder `name`.
     pub(crate) fn set_weights_name(&self, name: String) {
         *self.weights.lock().unwrap_or_else(PoisonError::into_inner) = (name, seconds_since_1970());
-    }
-
-    /// Refuses to change the weights if they belong to a training run.
-    pub(crate) fn refuse_if_training(&self) -> Result<(), ApiError> {
-        match self.is_training {
-            true => Err(ApiError::conflict(
-                "this server answers with the weights of a training run, which only that run may change; use reel serve for other weights",
-            )),
-            false => Ok(()),
-        }
     }
 
     /// Refuses token ids that the model does not have. `field` is the request field with the ids.

@@ -101,12 +101,7 @@ fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
 }
 
 /// Does what [`packed`] does, with the kernel replaced by `variant` if one is given.
-fn packed_by(
-    variant: Option<&'static Kernel>,
-    model: &Model,
-    sequences: &[&Tokens],
-    threads: usize,
-) -> Vec<u32> {
+fn packed_by(variant: Option<&'static Kernel>, model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
     let data = |f: fn(&Tokens) -> &Vec<f32>| {
         TestArray::new(model.dtype, &sequences.iter().flat_map(|s| f(s).iter().copied()).collect::<Vec<_>>())
     };

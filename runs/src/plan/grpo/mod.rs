@@ -17,7 +17,6 @@ use reel_samples::feed::{DataPosition, MicroBatchFeed, MicroBatchOptions, StepRo
 use reel_samples::source::row_order;
 use reel_samples::token_limit::check_token_count;
 use reel_train::Result;
-use reel_train::live_server::DeviceLender;
 use reel_train::options::{GrpoOptions, TrainingOptions};
 use reel_train::rollout::group::{EndTokens, groups_from_file};
 use reel_train::rollout::sampler::CompletionSampler;
@@ -62,10 +61,8 @@ pub fn plan_rows_of_one_size(
         Prompt::from_model_input(tokens)
     };
     let mut counter = PlanCostCounter::new(options, config, stored, dtype, device, EndTokens::default())?;
-    super::plan_with_server(options, &counter.trainer.model.clone(), device, dtype, || {
-        counter.count_set((0..options.groups_per_step()).map(prompt).collect())?;
-        counter.plan(dtype)
-    })
+    counter.count_set((0..options.groups_per_step()).map(prompt).collect())?;
+    counter.plan(dtype)
 }
 
 /// Plans a run with the user's data: all steps, or the steps of the first [`MAX_ROWS`] rows. The plan is for the device
@@ -89,13 +86,11 @@ pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> 
     let config = prompts.config().clone();
     let mut counter = PlanCostCounter::new(options, &config, stored, setup.dtype, &device, prompts.end_tokens())?;
     let (never, mut cursor) = (AtomicBool::new(false), StepRowCursor::default());
-    super::plan_with_server(options, &counter.trainer.model.clone(), &device, setup.dtype, || {
-        for _ in 0..sets {
-            let Some(batch) = cursor.next_micro_batch(&mut feed, &never)? else { break };
-            counter.count_set(batch.samples)?;
-        }
-        counter.plan(setup.dtype)
-    })
+    for _ in 0..sets {
+        let Some(batch) = cursor.next_micro_batch(&mut feed, &never)? else { break };
+        counter.count_set(batch.samples)?;
+    }
+    counter.plan(setup.dtype)
 }
 
 /// Runs sampling and training steps on the dry device and sums up their costs.
@@ -149,7 +144,7 @@ impl<'a> PlanCostCounter<'a> {
                 // end every completion.
                 let banned = if options.min_completion_length > 0 { &ends.stop[..] } else { &[] };
                 let banned: Vec<u32> = banned.iter().map(|&id| id.max(1)).collect();
-                Some(CompletionSampler::new(engine, options, &banned, 0, DeviceLender::default(), &trainer))
+                Some(CompletionSampler::new(engine, options, &banned, 0))
             }
         };
         let siglip = match (&sampler, &options.siglip) {
@@ -205,12 +200,11 @@ impl<'a> PlanCostCounter<'a> {
                 // rewards. Launches and memory are the same in both cases.
                 self.trainer.grads.clear();
                 let micro_batches = set.groups.chunks(options.groups_per_micro_batch());
-                let lender = DeviceLender::default();
-                let own = reference_log_probs(&self.trainer, options, model, micro_batches, lender)?;
+                let own = reference_log_probs(&self.trainer, options, model, micro_batches)?;
                 set.own_ref_log_probs = Some(own);
                 keep_highest_peak(&mut self.with_all_weights, &device);
             }
-            let result = step(&mut self.trainer, options, reference, &mut set, 1, DeviceLender::default())?;
+            let result = step(&mut self.trainer, options, reference, &mut set, 1)?;
             device.profiler().record_timeline(false);
             keep_highest_peak(&mut self.of_steps, &device);
             // The last step that runs on the dry device also counts for all remaining steps on this rollout set.

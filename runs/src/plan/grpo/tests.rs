@@ -93,7 +93,6 @@ fn plan_equals_the_peak_of_a_run() {
             quiet: true,
             verbose: false,
             stop: &never,
-            server: None,
             evaluator: None,
             save: None,
             profiler: None,

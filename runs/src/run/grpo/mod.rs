@@ -24,11 +24,9 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::TextDecoder;
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_ranks::Ranks;
-use reel_runtime::Cx;
 use reel_samples::feed::{FeedRanks, MicroBatchFeed, MicroBatchOptions, RankAssignment, StepRowCursor};
 use reel_train::Result;
 use reel_train::file_names::ROLLOUT_SET_FILE;
-use reel_train::live_server::DeviceLender;
 use reel_train::options::GrpoOptions;
 use reel_train::rollout::spread::{GroupAssignment, RoundPrompts};
 use reel_train::rollout::worker::RolloutWorker;
@@ -61,7 +59,6 @@ pub(crate) struct GrpoLoop<'a> {
     rows: Arc<PromptSource>,
     feed: MicroBatchFeed<PromptSource>,
     stop: &'a AtomicBool,
-    lender: DeviceLender<'a>,
     /// The reference model of the KL term, with the weights from which the run started; `None` with `--beta 0`.
     reference: Option<Qwen25Vl>,
     /// Samples completions; `None` if the completions are given, as with `--rollouts` and in a replay.
@@ -127,8 +124,7 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
             (Some(_), _) | (_, Some(_)) => None,
             (None, None) => Some(RolloutWorker::new(setup, rows.clone(), trainer)?),
         };
-        let lender = DeviceLender(setup.server);
-        Ok(Self { worker, options: setup.options, rows, feed, stop: setup.stop, lender, reference, set })
+        Ok(Self { worker, options: setup.options, rows, feed, stop: setup.stop, reference, set })
     }
 
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>> {
@@ -136,7 +132,7 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
             self.set = self.next_set(trainer, n, cursor)?;
         }
         let Some(set) = &mut self.set else { return Ok(None) };
-        let result = step::step(trainer, self.options, self.reference.as_ref(), set, n, self.lender)?;
+        let result = step::step(trainer, self.options, self.reference.as_ref(), set, n)?;
         self.worker.as_mut().map_or(Ok(()), RolloutWorker::wait_for_records)?;
         Ok(Some(result))
     }
@@ -158,13 +154,12 @@ impl GrpoLoop<'_> {
             groups.truncate(self.options.groups_per_step());
             return Ok(Some(RolloutSet::new(groups, self.options.scale_rewards)));
         }
-        let (options, lender) = (self.options, self.lender);
+        let options = self.options;
         let Some(worker) = &mut self.worker else {
             let spread = GroupAssignment::new(options, trainer.ranks());
             let next = || Ok(cursor.next_micro_batch(&mut self.feed, self.stop)?);
             let _range = range(RangeName::Phase("data loading"));
-            let RoundPrompts { prompts, ranks_of_micro_batches } =
-                lender.lend_device_during(|| spread.take_prompts(&self.rows, next))?;
+            let RoundPrompts { prompts, ranks_of_micro_batches } = spread.take_prompts(&self.rows, next)?;
             if prompts.is_empty() {
                 return Ok(None);
             }
@@ -181,7 +176,7 @@ impl GrpoLoop<'_> {
                 // gradients anyway.
                 trainer.grads.clear();
                 let micro_batches = groups.chunks(options.groups_per_micro_batch());
-                own_ref_log_probs = Some(step::reference_log_probs(trainer, options, model, micro_batches, lender)?);
+                own_ref_log_probs = Some(step::reference_log_probs(trainer, options, model, micro_batches)?);
             }
             Ok(())
         })?;

@@ -14,7 +14,6 @@ use reel_samples::labels::TokenLabeler;
 use reel_samples::media_files::ReadMediaFiles;
 use reel_samples::sample::{SampleCache, SftSampleSource};
 use reel_samples::source::DataSource;
-use reel_train::live_server::DeviceLender;
 use reel_train::options::{Recipe, SftOptions, TruncationStrategy};
 use reel_train::step::sft::step;
 use reel_train::step::trainer::{StepResult, Trainer};
@@ -49,7 +48,6 @@ pub fn replay_step(setup: &SftSetup, recorded: &Path, step: u64, want: &str) -> 
 pub(crate) struct SftLoop<'a> {
     feed: MicroBatchFeed<SftSampleSource>,
     stop: &'a AtomicBool,
-    lender: DeviceLender<'a>,
     validation: Option<ValidationRows<'a>>,
 }
 
@@ -102,7 +100,7 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
         if let (true, Some(_), Some(rows)) = (setup.options.check_data, &setup.options.eval_file, &validation) {
             rows.check_rows()?.print_unusable(setup.quiet);
         }
-        Ok(Self { feed, stop: setup.stop, lender: DeviceLender(setup.server), validation })
+        Ok(Self { feed, stop: setup.stop, validation })
     }
 
     fn validation(&self) -> Option<&ValidationRows<'a>> {
@@ -111,8 +109,7 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
 
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>> {
         step(trainer, n, || {
-            self.lender.lend_to_server();
-            let batch = self.lender.lend_device_during(|| cursor.next_micro_batch(&mut self.feed, self.stop))?;
+            let batch = cursor.next_micro_batch(&mut self.feed, self.stop)?;
             Ok(batch.map(|batch| batch.samples))
         })
     }

@@ -30,15 +30,12 @@ pub use super::tape::fill_zero;
 pub use activation::{gelu, gelu_tanh, swiglu};
 pub use add::add;
 pub use attention::{
-    CuSeqlens, KvDestination, KvPages, SequencePages, attention, copy_kv_blocks,
-    paged_attention, rotate_and_cache,
+    CuSeqlens, KvDestination, KvPages, SequencePages, attention, copy_kv_blocks, paged_attention, rotate_and_cache,
 };
 pub use decode::{DecodeRows, DecodeSlot};
 pub use embedding::{embedding, embedding_with_vision_tokens};
 pub use grpo_loss::{GrpoInputs, grpo_loss};
-pub use linear::{
-    Lora, linear, lora_linear, matmul, swiglu_linear,
-};
+pub use linear::{Lora, linear, lora_linear, matmul, swiglu_linear};
 pub use linear_log_prob::{linear_log_prob, linear_log_prob_with_entropy, max_logit_rows};
 pub use lora_rows::{LoraStack, RowAdapters};
 pub use loss::{log_prob, weighted_sum};
@@ -49,7 +46,7 @@ pub use packed::{
 };
 pub use patch_embedding::{DeviceFrames, PatchingParams, patch_embedding};
 pub use rotary::{RotaryFrequencies, RotaryTable, apply_rotary, rotary_table, split_and_rotate};
-pub use rows::{gather_rows, write_rows};
+pub use rows::gather_rows;
 pub use sampling::{RowSampling, SampledTokens, SamplingTable, TokenHistory, sample};
 pub use siglip::{add_position_embeddings, layer_norm, normalise_rows, pool_attention};
 pub use skinny::{

@@ -161,7 +161,6 @@ fn checkpoint_of_another_command_is_refused() {
         quiet: true,
         verbose: false,
         stop: &AtomicBool::new(false),
-        server: None,
         evaluator: None,
         save: None,
         profiler: None,

@@ -52,7 +52,6 @@ impl Case {
             quiet: true,
             verbose: false,
             stop: &self.stop,
-            server: None,
             evaluator: None,
             save: None,
             profiler: None,

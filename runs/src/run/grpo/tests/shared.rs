@@ -2,7 +2,6 @@
 
 use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
-use reel_train::live_server::DeviceLender;
 use reel_train::rollout::group::EndTokens;
 use reel_train::rollout::{CompletionTokens, Prompt, RolloutGroup};
 use reel_train::step::packing::PackedGroups;
@@ -51,7 +50,6 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
         quiet: true,
         verbose: false,
         stop: &case.stop,
-        server: None,
         evaluator: None,
         save: None,
         profiler: None,
@@ -68,7 +66,7 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
     let hyperparameters = reel_train::step::hyperparameters::Hyperparameters::new(options, 1);
     let (mut trainer, _files) = Trainer::open(&case.device, &config, &model, DType::F32, hyperparameters).unwrap();
     let reference = (options.beta > 0.0).then(|| first_weights(&setup, &trainer).unwrap());
-    step::step(&mut trainer, options, reference.as_ref(), &mut set, 1, DeviceLender::default()).unwrap();
+    step::step(&mut trainer, options, reference.as_ref(), &mut set, 1).unwrap();
     trainer.grads.iter().flat_map(|(_, g)| g.to_f32().unwrap()).collect()
 }
 

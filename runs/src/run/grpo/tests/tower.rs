@@ -55,7 +55,6 @@ fn prompts(dir: &Path) -> Vec<Arc<ModelInput>> {
         quiet: true,
         verbose: false,
         stop: &case.stop,
-        server: None,
         evaluator: None,
         save: None,
         profiler: None,

@@ -62,7 +62,6 @@ fn check(case: &str, model: &str, dtype: DType, lora_r: usize, device: &Device) 
         quiet: true,
         verbose: false,
         stop: &case.stop,
-        server: None,
         evaluator: None,
         save: None,
         profiler: None,
