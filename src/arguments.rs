@@ -190,11 +190,10 @@ fn own_help(option: &str, path: &str) -> Option<String> {
 /// Returns true if the common option `option` changes what the subcommand `path` does.
 fn has_effect(option: &str, path: &str) -> bool {
     // Commands that run a model on the device of `--device`.
-    const MODEL: [&str; 17] = [
+    const MODEL: [&str; 16] = [
         "generate",
         "serve",
         "eval",
-        "eval ablate",
         "score",
         "sft",
         "grpo",

@@ -123,7 +123,7 @@ pub fn run(cli: Cli, name: &str, matches: &ArgMatches) -> Result<()> {
         Command::Data(c) => c.run(common),
         Command::Demo(c) => c.run(common, &command()),
         Command::Doctor(c) => c.run(common),
-        Command::Eval(c) => c.run(common, &command()),
+        Command::Eval(c) => c.run(common),
         Command::Frames(c) => c.run(common),
         Command::Generate(c) => c.run(common),
         Command::Grpo(c) => c.run(common, matches),

@@ -114,7 +114,7 @@ fn run_command(parser: &Command, command: &CommandLine, common: &CommonOptions) 
     let matches = parser.clone().try_get_matches_from(&command.words)?;
     match matches.subcommand() {
         Some(("curate", own)) => CurateArgs::from_arg_matches(own)?.run(common),
-        Some(("eval", own)) => EvalArgs::from_arg_matches(own)?.run(common, parser),
+        Some(("eval", own)) => EvalArgs::from_arg_matches(own)?.run(common),
         Some(("report", own)) => ReportArgs::from_arg_matches(own)?.run(common),
         _ => Err(failed(command.shell_text(), "is not a command that the demo runs", "report this as a defect")),
     }

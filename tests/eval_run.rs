@@ -90,7 +90,6 @@ fn benchmarks_are_answered_and_scored() {
         "mmvu.jsonl",
         "mmvu.jsonl.run.json",
         "report.html",
-        "results.json",
         "videoholmes.json",
         "videoholmes.jsonl",
         "videoholmes.jsonl.run.json",
@@ -130,13 +129,6 @@ fn benchmarks_are_answered_and_scored() {
     run_in(at, [&args[..], &["--quiet"]].concat()).assert_refused(1, &["a/mmvu.jsonl", "exists", "--resume"]);
     let other = ["--resume", "--quiet", "--nframes", "8"];
     run_in(at, support::with_options(&args, &other)).assert_refused(2, &["--nframes: is 8, but it was 4"]);
-    // results.json has lm-evaluation-harness's schema: a group for the benchmark and a task for each category.
-    let results = read(&at.join("a/results.json"));
-    assert_eq!(results["group_subtasks"]["videoholmes"], json!(["videoholmes_SR", "videoholmes_TA"]));
-    assert_eq!(results["results"]["videoholmes"]["acc,none"], report["overall"]);
-    for table in ["versions", "n-shot", "n-samples", "configs", "higher_is_better"] {
-        assert!(results["results"].as_object().expect("results").keys().all(|task| results[table].get(task).is_some()));
-    }
 }
 
 #[test]
@@ -258,35 +250,6 @@ fn runs_are_compared_row_by_row() {
     run_in(at, ["eval", "compare", "data", "b"]).assert_refused(1, &["data: has no predictions"]);
     run_in(at, ["eval", "compare", "a/mmvu.jsonl", "b/videoholmes.jsonl"])
         .assert_refused(1, &["benchmark: is `videoholmes`, not mmvu"]);
-}
-
-/// `reel eval ablate` does one run for each value of an option, and compares each run with the first one, row by row.
-#[test]
-fn an_option_is_ablated() {
-    let folder = folder_with_benchmarks();
-    let at = folder.path();
-    let args = ["eval", "ablate", "--model", "tiny", "--benchmark", "mmvu", "--data", "data", "--max-new-tokens", "6"];
-    let more =
-        ["--nframes", "4", "--max-pixels", "12544", "--min-pixels", "3136", "--out", "abl", "--quiet", "--option"];
-    let done = run_in(at, args.iter().chain(&more).chain(&["nframes=4,2", "--json"])).json();
-    let runs = done["runs"].as_array().expect("runs");
-    assert_eq!((runs.len(), &runs[1]["value"], &runs[0]["difference"]), (2, &json!("2"), &json!(0.0)));
-    for (value, frames) in [("4", 4), ("2", 2)] {
-        let report = read(&at.join(format!("abl/nframes={value}/mmvu.json")));
-        assert_eq!(report["protocol"]["options"]["nframes"], frames);
-    }
-    assert_eq!(read(&at.join("abl/ablation.json")), done);
-    // The option `extraction`, which only changes how answers are read from the outputs, can also be varied.
-    run_in(at, args.iter().chain(&more).chain(&["extraction=tags,lenient"])).ok();
-    for (option, words) in [
-        ("nframes", "has no values"),
-        ("nframes=4", "at least two values"),
-        ("out=a,b", "how questions are asked"),
-        ("nframes=4,x", "nframes=x"),
-        ("nosuch=1,2", "nosuch"),
-    ] {
-        run_in(at, args.iter().chain(&more).chain(&[option])).assert_refused(2, &["--option", words]);
-    }
 }
 
 /// Frames given as image files, as in one task of MVBench, are selected like the frames of a video. With `--clips`,

@@ -71,7 +71,6 @@ impl MergeArgs {
             }
             scored.push(results::score_and_write(task, &self.folder, self.extraction, common.quiet)?);
         }
-        results::write_lm_eval_results(&self.folder, &scored)?;
         let frames = self.page.frame_source(self.media_root.as_deref(), &WorkerFlags::default(), common)?;
         page::write_evaluation_page(
             &page::evaluation_page_path(&self.folder),

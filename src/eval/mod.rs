@@ -1,9 +1,8 @@
 //! `reel eval`: runs a model or asks a server over video benchmarks (`questions.rs`, `run.rs`, `answerer.rs`), scores
-//! predictions (`score_only.rs`), joins the parts of a run (`merge.rs`), compares runs (`compare.rs`, `ablate.rs`), and
+//! predictions (`score_only.rs`), joins the parts of a run (`merge.rs`), compares runs (`compare.rs`), and
 //! lists the benchmarks (`tasks.rs`). Several processes may share the questions (`processes.rs`). `results.rs` writes
 //! the result files, `page.rs` the HTML page.
 
-mod ablate;
 mod answerer;
 mod compare;
 mod merge;
@@ -19,7 +18,7 @@ mod tasks;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Args, Command, Subcommand};
+use clap::{Args, Subcommand};
 use reel_eval::Extraction;
 use reel_predict::RequestVideoFormat;
 use reel_train::options::Recipe;
@@ -58,8 +57,6 @@ pub struct EvalArgs {
 /// Subcommands of `reel eval`.
 #[derive(Subcommand, Debug)]
 enum EvalCommand {
-    /// Measure how much an option changes the scores: a run for each of its values
-    Ablate(Box<ablate::AblateArgs>),
     /// Compare two runs over the same questions: paired differences with intervals, and McNemar's test
     Compare(compare::CompareArgs),
     /// Join the parts of runs with --shard, and score them
@@ -75,7 +72,7 @@ pub struct EvalBenchmarkFlags {
     /// videoholmes, or a task file (.toml). Without it, --score-only scores predictions of your own rows
     #[arg(long, value_name = "NAME", required_unless_present = "score_only")]
     benchmark: Option<String>,
-    /// Folder for the results: NAME.jsonl (answers), NAME.json (scores), results.json (lm-evaluation-harness's schema),
+    /// Folder for the results: NAME.jsonl (answers), NAME.json (scores),
     /// report.html (a page with scores and answers). With --score-only, the JSON file for the scores
     #[arg(long, value_name = "OUT", required = true)]
     out: Option<PathBuf>,
@@ -118,8 +115,7 @@ pub struct EvalRunFlags {
     /// Folder that the paths of videos are relative to [default: the folder of the benchmark's files]
     #[arg(long, value_name = "DIR")]
     media_root: Option<PathBuf>,
-    /// Continue a run in OUT; the result has the same bytes as that of an uninterrupted run, except for the date in
-    /// results.json
+    /// Continue a run in OUT; the result has the same bytes as that of an uninterrupted run
     #[arg(long, conflicts_with = "overwrite")]
     resume: bool,
     /// Replace the results in OUT
@@ -183,16 +179,15 @@ pub struct EvalRunFlags {
 }
 
 impl EvalArgs {
-    pub fn run(&self, common: &CommonOptions, parser: &Command) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
         match &self.command {
             Some(EvalCommand::Compare(_)) => ranks::refuse_several_processes("eval compare")?,
             Some(EvalCommand::Merge(_)) => ranks::refuse_several_processes("eval merge")?,
             Some(EvalCommand::Tasks(_)) => ranks::refuse_several_processes("eval tasks")?,
             None if self.what.score_only => ranks::refuse_several_processes("eval --score-only")?,
-            Some(EvalCommand::Ablate(_)) | None => {}
+            None => {}
         }
         match &self.command {
-            Some(EvalCommand::Ablate(args)) => return args.run(common, parser),
             Some(EvalCommand::Compare(args)) => return args.run(common),
             Some(EvalCommand::Merge(args)) => return args.run(common),
             Some(EvalCommand::Tasks(args)) => return args.run(common),

@@ -6,16 +6,14 @@
 //! | `OUT/NAME.jsonl.run.json` | the settings of the run |
 //! | `OUT/NAME.json` | scores with 95 % intervals, and the settings (`protocol`) |
 //! | `OUT/NAME.toml` | the task file, if NAME is not built in |
-//! | `OUT/results.json` | the scores of all benchmarks in lm-evaluation-harness's schema |
 //! | `OUT/report.html` | the HTML page (`page.rs`) |
 
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use anyhow::Result;
 use reel_diagnostic::{escape_controls, input};
-use reel_eval::{BenchmarkReport, Extraction, LmEvalSettings, Prediction, Task, lm_eval_results, score_benchmark};
-use serde_json::{Map, Value, json};
+use reel_eval::{BenchmarkReport, Extraction, Prediction, Task, score_benchmark};
+use serde_json::{Value, json};
 
 use crate::common::CommonOptions;
 use crate::fail::failed;
@@ -121,22 +119,6 @@ pub fn read_run_settings(predictions: &Path) -> Result<Value> {
     serde_json::from_slice(&bytes).map_err(|e| {
         failed(file.display(), format!("does not have the settings of a run: {e}"), "run the evaluation again")
     })
-}
-
-/// Writes `OUT/results.json`, in the schema of lm-evaluation-harness.
-pub fn write_lm_eval_results(out: &Path, scored: &[ScoredBenchmark]) -> Result<()> {
-    let empty = Map::new();
-    let protocol = scored.first().map_or(&Value::Null, |scored| &scored.protocol);
-    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    let run = LmEvalSettings {
-        model: protocol["model"]["path"].as_str().unwrap_or_default(),
-        generation: protocol["options"].as_object().unwrap_or(&empty),
-        device: protocol["device"].as_str().unwrap_or_default(),
-        limit: protocol["options"]["limit"].as_u64().map(|limit| limit as usize),
-        date: seconds,
-    };
-    let reports: Vec<BenchmarkReport> = scored.iter().map(|scored| scored.report.clone()).collect();
-    write_json(&out.join("results.json"), &lm_eval_results(&reports, &run))
 }
 
 pub fn write_json(file: &Path, value: &Value) -> Result<()> {

@@ -3,7 +3,7 @@
 //! ```text
 //! for each benchmark: task file + data files -> rows with prompts                 EvaluationProtocol
 //! for each benchmark: rows -> OUT/NAME.jsonl; a killed run continues there        AnswerSource
-//! for each benchmark: OUT/NAME.jsonl -> OUT/NAME.json, OUT/results.json           results
+//! for each benchmark: OUT/NAME.jsonl -> OUT/NAME.json                             results
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -74,7 +74,6 @@ pub(super) fn evaluate(
         }
     }
     if writes && options.shard.is_none() {
-        results::write_lm_eval_results(out, &scored)?;
         let tasks: Vec<Task> = benchmarks.iter().map(|benchmark| benchmark.task.clone()).collect();
         let frames = options.page.frame_source(options.media_root.as_deref(), &options.worker, common)?;
         page::write_evaluation_page(
@@ -194,8 +193,7 @@ fn answer(
 /// Refuses to write the results of a benchmark over its data files.
 fn refuse_data_in_outputs(benchmark: &Benchmark, out: &Path) -> Result<()> {
     let answers = results::predictions_file(out, &benchmark.task.name);
-    let scores =
-        [out.join(format!("{}.json", benchmark.task.name)), out.join("results.json"), page::evaluation_page_path(out)];
+    let scores = [out.join(format!("{}.json", benchmark.task.name)), page::evaluation_page_path(out)];
     let outputs = companion_paths(&answers).into_iter().chain(scores).chain([answers]);
     for output in outputs {
         for file in &benchmark.loaded.files {

@@ -23,7 +23,7 @@ use crate::api::media_turns::MediaTurns;
 use crate::api::named_adapters;
 use crate::api::shared::ServerState;
 use crate::api::{self, ApiError};
-use crate::engine_thread;
+use crate::engine_thread::{self, EngineQueue};
 use crate::hardware_gauges::HardwareGauges;
 use crate::http::{
     AccessLog, ConnectionLimits, observe_request, return_free_memory, serve_connections, usable_connections,
@@ -55,6 +55,16 @@ pub fn serve(
     options: ServeOptions,
     on_listening: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
+    serve_with_engine(model, weights, options, |address, _| on_listening(address))
+}
+
+/// Serves a model as [`serve`] does, and passes the queue to the engine to `on_listening`.
+pub(crate) fn serve_with_engine(
+    model: ServedModel,
+    weights: ServedWeights,
+    options: ServeOptions,
+    on_listening: impl FnOnce(SocketAddr, &EngineQueue),
+) -> Result<(), ServeError> {
     let model = Arc::new(model);
     let positions = model.folder.config.text.max_position_embeddings;
     let metrics =
@@ -73,7 +83,7 @@ pub fn serve(
             loaded.map_err(|cause| ServeError::Adapter { name: name.clone(), cause: cause.message().into() })?;
         }
         let limits = reported_limits(options.connections);
-        on_listening(listener.local_addr()?);
+        on_listening(listener.local_addr()?, &shared.engine);
         serve_connections(listener, routes, limits, options.tls, wait_for_stop(shared)).await;
         Ok::<(), ServeError>(())
     });

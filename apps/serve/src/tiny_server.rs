@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::engine_thread::EngineQueue;
 use crate::http::ConnectionLimits;
-use crate::server::serve_with_turns;
+use crate::server::serve_with_engine;
 use crate::settings::{ServeError, ServeOptions, ServedModel, ServerLimits};
 
 /// How long a test waits for an event before it fails.
@@ -45,7 +45,7 @@ pub(crate) fn serve_tiny(
     let connections = ConnectionLimits { connections: 16, read_timeout: TEST_TIMEOUT, write_timeout: TEST_TIMEOUT };
     let options =
         ServeOptions { stop, ..ServeOptions::for_local_programs(limits, connections, MediaOptions::default()) };
-    serve_with_turns(model, weights, options, None, |address, shared| on_listening(address, shared.engine.clone()))
+    serve_with_engine(model, weights, options, |address, engine| on_listening(address, engine.clone()))
 }
 
 /// Opens a connection and sends `request`, which is the header and the body.
