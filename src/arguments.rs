@@ -254,7 +254,7 @@ fn has_effect(option: &str, path: &str) -> bool {
             ];
             (one_of(&MODEL) && !plans) || one_of(&others)
         }
-        "trace" | "folded" => {
+        "trace" => {
             let others = ["frames", "preprocess", "bench op"];
             (one_of(&MODEL) && !plans) || one_of(&others)
         }

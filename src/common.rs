@@ -50,12 +50,8 @@ pub struct CommonOptions {
     #[arg(long, global = true, value_name = "OUT", visible_alias = "perfetto", display_order = 909)]
     #[serde(skip)]
     pub trace: Option<PathBuf>,
-    /// Write the launches of such a trace as folded stacks (for flamegraph.pl, inferno or speedscope) to this file
-    #[arg(long, global = true, value_name = "OUT", display_order = 910)]
-    #[serde(skip)]
-    pub folded: Option<PathBuf>,
     /// Verbose: print the causes of an error and more details
-    #[arg(short, long, global = true, display_order = 911)]
+    #[arg(short, long, global = true, display_order = 910)]
     #[serde(skip)]
     pub verbose: bool,
     /// Whether this command prints no result, because another command runs it and shows the result itself.

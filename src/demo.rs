@@ -66,7 +66,7 @@ impl DemoArgs {
         for seed in common.seed()..=last {
             let folder = if self.seeds == 1 { self.out.clone() } else { self.out.join(format!("seed-{seed}")) };
             let outcome = self.run_seed(common, parser, (&folder, seed))?;
-            output::write_file(&folder.join("report.html"), page::demo_page(&outcome, &machine(common)?)?.as_bytes())?;
+            output::write_file(&folder.join("report.html"), page::demo_page(&outcome, &machine(common)?).as_bytes())?;
             outcomes.push(outcome);
         }
         let page = self.out.join("report.html");
@@ -93,8 +93,7 @@ impl DemoArgs {
             temporal: !self.no_temporal,
             quiet,
         };
-        let common =
-            CommonOptions { seed: Some(seed), json: false, quiet, trace: None, folded: None, ..common.clone() };
+        let common = CommonOptions { seed: Some(seed), json: false, quiet, trace: None, ..common.clone() };
         let prepared = demo.prepare()?;
         let mut sft_run = resolved(SftOptions::default(), &demo.path_in_folder("sft.toml"), &common)?;
         let mut grpo_run = resolved(GrpoOptions::default(), &demo.path_in_folder("grpo.toml"), &common)?;

@@ -63,7 +63,7 @@ use clap::FromArgMatches;
 use reel_device::cpu::simd;
 use reel_device::{NVTX_INJECTION_VARIABLE, attach_nvtx_tool};
 use reel_input::chat;
-use reel_measure::trace::{self, TraceOutputs};
+use reel_measure::trace;
 
 fn main() -> ExitCode {
     if let Err(e) = search_paths::leave_out_current_folder() {
@@ -114,7 +114,6 @@ fn main() -> ExitCode {
     // The paths become absolute, because `reel replay` changes the working directory.
     let absolute = |to: PathBuf| std::path::absolute(&to).unwrap_or(to);
     cli.common.trace = cli.common.trace.map(absolute);
-    cli.common.folded = cli.common.folded.map(absolute);
     let common = cli.common.clone();
     if common.offline {
         reel_input::network::forbid_downloads();
@@ -127,7 +126,7 @@ fn main() -> ExitCode {
             "warning: {NVTX_INJECTION_VARIABLE}: {reason}; no ranges are reported to a profiling tool"
         );
     }
-    trace::start_trace(TraceOutputs { trace: common.trace.clone(), folded: common.folded.clone() });
+    common.trace.clone().into_iter().for_each(trace::start_trace);
     let run = || cli::run(cli, name, command_matches).and_then(|()| Ok(trace::finish_trace()?));
     ExitCode::from(fail::run_and_exit_code(run, common.verbose))
 }

@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use reel_device::{DType, Device};
 use reel_measure::MeasureError;
-use reel_measure::trace::{self, TraceOutputs};
+use reel_measure::trace;
 use reel_runtime::RuntimeError;
 use reel_samples::SampleError;
 use reel_serve::{ServerProfiler, WriteProfile};
@@ -26,9 +26,9 @@ pub struct RunProfiler {
     steps: StepRange,
     device: Device,
     dtype: DType,
-    /// The output files of the trace; `None` in a process that writes no trace, because another process of the job
+    /// The file of the trace; `None` in a process that writes no trace, because another process of the job
     /// does.
-    outputs: Option<TraceOutputs>,
+    file: Option<PathBuf>,
     state: Cell<Window>,
 }
 
@@ -41,11 +41,11 @@ enum Window {
 }
 
 impl RunProfiler {
-    /// Creates a profiler that writes its trace to these files. `dtype` is the dtype of activations.
-    pub fn new(steps: StepRange, device: &Device, dtype: DType, outputs: Option<TraceOutputs>) -> Self {
+    /// Creates a profiler that writes its trace to `file`. `dtype` is the dtype of activations.
+    pub fn new(steps: StepRange, device: &Device, dtype: DType, file: Option<PathBuf>) -> Self {
         // Two traces at a time are not supported, so a trace of the whole command is discarded.
         trace::discard_trace();
-        Self { steps, device: device.clone(), dtype, outputs, state: Cell::new(Window::Before) }
+        Self { steps, device: device.clone(), dtype, file, state: Cell::new(Window::Before) }
     }
 
     /// Ends the window if the run ended within it. Prints a warning if the run succeeded (`has_run`) and did none of the
@@ -53,7 +53,7 @@ impl RunProfiler {
     pub fn finish(&self, has_run: bool) -> Result<()> {
         match self.state.get() {
             Window::Open => Ok(self.close()?),
-            Window::Before if self.outputs.is_some() && has_run => {
+            Window::Before if self.file.is_some() && has_run => {
                 let steps = self.steps;
                 reel_diagnostic::note!(
                     "warning: --profile-steps: the run did no step of {steps}, so there is no trace"
@@ -79,8 +79,8 @@ impl StepProfiler for RunProfiler {
         if self.state.get() != Window::Before || !self.steps.contains(n) {
             return Ok(());
         }
-        if let Some(outputs) = &self.outputs {
-            trace::start_trace(outputs.clone());
+        if let Some(file) = &self.file {
+            trace::start_trace(file.clone());
             trace::start_recording_launches(&self.device, self.dtype);
         }
         self.state.set(Window::Open);
@@ -131,7 +131,7 @@ impl ServerTraceProfiler {
 
 impl ServerProfiler for ServerTraceProfiler {
     fn start(&self, device: &Device, dtype: DType) -> Result<(), String> {
-        trace::start_trace(TraceOutputs { trace: Some(self.next_file()), folded: None });
+        trace::start_trace(self.next_file());
         trace::start_recording_launches(device, dtype);
         device.profiler().start_external_profiler().map_err(|e| {
             trace::discard_trace();
@@ -144,7 +144,7 @@ impl ServerProfiler for ServerTraceProfiler {
         let recorded = trace::stop_trace().map_err(|e| e.to_string())?;
         Ok(Box::new(move || match recorded {
             Some(recorded) => {
-                let file = recorded.outputs().trace.clone().unwrap_or_default();
+                let file = recorded.file().to_path_buf();
                 recorded.write().map(|()| file).map_err(|e| e.to_string())
             }
             None => Err("the recording has ended already".into()),

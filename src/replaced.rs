@@ -18,7 +18,7 @@ use reel_diagnostic::input;
 use crate::fail::{failed, usage_error};
 
 /// Names of options for a file to write.
-const OUTPUT_FILES: [&str; 5] = ["out", "output", "html", "trace", "folded"];
+const OUTPUT_FILES: [&str; 4] = ["out", "output", "html", "trace"];
 
 /// Commands whose `--out` is a folder.
 const WRITES_FOLDER: [&str; 7] = ["curate", "demo", "grpo", "init", "man", "merge", "sft"];
@@ -275,7 +275,6 @@ pub fn refuse_run_folder_over_input(option: &str, folder: &Path, input_option: &
 #[derive(Clone, Copy, Debug)]
 enum FileKind {
     Trace,
-    FoldedStacks,
     Page,
     RowList,
 }
@@ -284,7 +283,6 @@ impl FileKind {
     fn of(command: &str, option: &str) -> Option<Self> {
         match option {
             "trace" => Some(Self::Trace),
-            "folded" => Some(Self::FoldedStacks),
             "html" => Some(Self::Page),
             "out" if command == "report" => Some(Self::Page),
             "quarantine" => Some(Self::RowList),
@@ -295,7 +293,6 @@ impl FileKind {
     fn name(self) -> &'static str {
         match self {
             Self::Trace => "a trace",
-            Self::FoldedStacks => "a file of folded stacks",
             Self::Page => "an HTML page",
             Self::RowList => "a list of unusable rows",
         }
@@ -307,19 +304,10 @@ impl FileKind {
         let begins = |prefix: &[u8]| text.get(..prefix.len()).is_some_and(|own| own.eq_ignore_ascii_case(prefix));
         match self {
             Self::Trace => begins(b"{\"traceEvents\""),
-            Self::FoldedStacks => is_folded_stack(text),
             Self::Page => begins(b"<!doctype html") || begins(b"<html"),
             Self::RowList => begins(b"{\"row\""),
         }
     }
-}
-
-/// Whether `text`, the start of a file, begins with a line `FRAME;FRAME NUMBER`.
-fn is_folded_stack(text: &[u8]) -> bool {
-    let line = text.split(|&byte| byte == b'\n').next().unwrap_or_default();
-    let number = line.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
-    let is_whole = line.len() < text.len();
-    line.contains(&b';') && (!is_whole || (!number.is_empty() && number.iter().all(u8::is_ascii_digit)))
 }
 
 /// Refuses an output file that would replace a file of another kind. Empty and unreadable files have no kind.
@@ -443,7 +431,6 @@ mod tests {
             ("page.html", "<!DOCTYPE html>"),
             ("trace.json", "{\"traceEvents\":[]}"),
             ("list.jsonl", "{\"row\":3}"),
-            ("stacks.folded", "decode;decoder 3;linear 12\nadamw 7\n"),
             ("empty", ""),
         ] {
             fs::write(at(name), text).unwrap();
@@ -457,7 +444,6 @@ mod tests {
             (format!("{score} --out - --trace {}", at("new")), "--out: is -, "),
             (format!("{score} --out {}", at("run")), "run: cannot be written: it is a folder"),
             (format!("{score} --out {} --trace {}", at("new"), at("a.mp4")), "is not a trace"),
-            (format!("{score} --out {} --folded {}", at("new"), at("trace.json")), "is not a file of folded stacks"),
             (format!("reel bench prefill --model m --html {}", at("a.mp4")), "is not an HTML page"),
             (format!("reel report {} --out {}", at("run"), at("a.mp4")), "is not an HTML page"),
             (format!("{sft} --check-data --quarantine {}", at("a.mp4")), "is not a list of unusable rows"),
@@ -473,7 +459,6 @@ mod tests {
             format!("{score} --out /dev/null --trace /dev/null"),
             format!("{score} --out {} --trace {}", at("a.mp4"), at("trace.json")),
             format!("{score} --out {} --trace {}", at("a.mp4"), at("empty")),
-            format!("{score} --out {} --folded {}", at("a.mp4"), at("stacks.folded")),
             format!("reel report {} --out {}", at("run"), at("page.html")),
             format!("{sft} --trace {} --check-data --quarantine {}", at("run/trace.json"), at("list.jsonl")),
             format!("{sft} --quarantine {}", at("list.jsonl")),

@@ -463,11 +463,11 @@ impl ListenFlags {
     }
 
     /// Returns the profiler of `--profile-dir`, if given. Only one trace can be written at a time, so this option
-    /// excludes `--trace` and `--folded`.
+    /// excludes `--trace`.
     fn profiler(&self, common: &CommonOptions) -> Result<Option<Arc<dyn ServerProfiler>>> {
         let Some(folder) = &self.profile_dir else { return Ok(None) };
-        if common.trace.is_some() || common.folded.is_some() {
-            let what = "cannot record a part of the run while --trace or --folded records the whole run";
+        if common.trace.is_some() {
+            let what = "cannot record a part of the run while --trace records the whole run";
             return Err(usage_error("--profile-dir", what, "leave out one of them"));
         }
         Ok(Some(Arc::new(ServerTraceProfiler::new(folder)?)))

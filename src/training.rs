@@ -9,10 +9,7 @@ use clap::ArgMatches;
 use clap::parser::ValueSource;
 use reel_device::MatmulImplementation;
 use reel_input::{MediaOptions, SecondPerGrid};
-use reel_measure::{
-    machine,
-    trace::{self, TraceOutputs},
-};
+use reel_measure::{machine, trace};
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_ranks::World;
 use reel_runs::config_file::ConfigFile;
@@ -117,7 +114,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         run.profile_steps = options.profile_steps.or(start.profile_steps);
         run.gpus = options.gpus.or(start.gpus);
         let absolute = |to: PathBuf| std::path::absolute(&to).unwrap_or(to);
-        let is_traced_by_file = start.trace.is_some() || start.folded.is_some();
+        let trace_of_file = start.trace.map(absolute);
         // A file has no number of machines, because each machine has its own number.
         let ranks = std::mem::replace(&mut resolved.job, job.clone()).ranks;
         resolved.job.ranks = ranks;
@@ -126,16 +123,14 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             quiet: common.quiet || start.quiet,
             verbose: common.verbose || start.verbose,
             offline: common.offline || start.offline,
-            trace: common.trace.clone().or(start.trace.map(absolute)),
-            folded: common.folded.clone().or(start.folded.map(absolute)),
+            trace: common.trace.clone().or(trace_of_file.clone()),
             ..resolved.common
         };
-        let CommonOptions { offline, trace, folded, .. } = &resolved.common;
-        if *offline {
+        if resolved.common.offline {
             reel_input::network::forbid_downloads();
         }
-        if is_traced_by_file {
-            trace::start_trace(TraceOutputs { trace: trace.clone(), folded: folded.clone() });
+        if let (Some(_), Some(file)) = (trace_of_file, &resolved.common.trace) {
+            trace::start_trace(file.clone());
         }
         resolved.has_default_rate = !in_file && !given("learning_rate");
         run.data = hub::local_data_path("--data", &run.data)?;
@@ -181,11 +176,9 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let evaluator = TrainingRunEvaluator::new(&self.options, evaluation)?;
         let profiler = self.options.profile_steps.map(|steps| {
             let default = || self.options.out.join(format!("trace-{steps}.json"));
-            let outputs = process.is_none_or(RunProcess::is_rank_0).then(|| TraceOutputs {
-                trace: Some(self.common.trace.clone().unwrap_or_else(default)),
-                folded: self.common.folded.clone(),
-            });
-            RunProfiler::new(steps, &device, dtype, outputs)
+            let file =
+                process.is_none_or(RunProcess::is_rank_0).then(|| self.common.trace.clone().unwrap_or_else(default));
+            RunProfiler::new(steps, &device, dtype, file)
         });
         let done = f(&RunSetup {
             options: &self.options,
@@ -218,7 +211,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let mut given: Vec<(String, String)> =
             texts.filter(|(_, text)| !text.is_empty()).map(|(name, text)| (name.clone(), text.to_string())).collect();
         // These paths are not recorded in a run's description, so they are added here.
-        for (name, path) in [("config", &run.config), ("trace", &self.common.trace), ("folded", &self.common.folded)] {
+        for (name, path) in [("config", &run.config), ("trace", &self.common.trace)] {
             given.extend(path.iter().map(|path| (name.to_string(), path.display().to_string())));
         }
         replaced::refuse_replaced_files(O::COMMAND, &given, run.check_data)

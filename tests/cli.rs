@@ -377,7 +377,6 @@ fn why_not_run(command: &str, line: &str) -> Option<&'static str> {
         "bench serve" => Some("needs a running server; tests/bench_serve.rs starts one"),
         "kernels pack" => Some("compiles every kernel for every architecture, which takes minutes"),
         "kernels report" => Some("compiles every kernel; tests/kernels.rs runs it"),
-        _ if line.contains(" --with ") => Some("runs 32 processes; tests/bench.rs runs fewer"),
         _ if line.contains("--device cuda") => Some("needs an NVIDIA GPU"),
         "kernels check" if !compiles && !line.contains("--device cpu") => Some("needs NVRTC"),
         _ => None,

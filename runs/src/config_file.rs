@@ -38,23 +38,11 @@ pub struct StartFlags {
     pub offline: bool,
     /// File to which a trace of the run is written.
     pub trace: Option<PathBuf>,
-    /// File for the folded stacks of a trace of the run.
-    pub folded: Option<PathBuf>,
 }
 
 /// The option names of the fields of [`StartFlags`], which [`ConfigFile::apply`] ignores.
-const START: [&str; 10] = [
-    "overwrite",
-    "resume_from_checkpoint",
-    "gpus",
-    "profile_steps",
-    "json",
-    "quiet",
-    "verbose",
-    "offline",
-    "trace",
-    "folded",
-];
+const START: [&str; 9] =
+    ["overwrite", "resume_from_checkpoint", "gpus", "profile_steps", "json", "quiet", "verbose", "offline", "trace"];
 
 /// Options that earlier versions recorded in `run.json` and that changed no result. A run without them is the same.
 const OPTIONS_OF_EARLIER_VERSIONS: [&str; 3] = ["serve", "serve_kv_memory", "serve_share"];
@@ -555,11 +543,11 @@ mod tests {
             StartFlags { overwrite: true, resume_from_checkpoint: Some("last".into()), ..StartFlags::default() };
         assert_eq!(parse(text).unwrap().start_flags().unwrap(), start);
         assert_eq!(parse("max-steps = 3").unwrap().start_flags().unwrap(), StartFlags::default());
-        let output = "json = true\nquiet = true\nverbose = true\noffline = true\ntrace = \"t\"\nfolded = \"f\"\n\
+        let output = "json = true\nquiet = true\nverbose = true\noffline = true\ntrace = \"t\"\n\
                       gpus = 2\nprofile-steps = 3\n";
         let found = parse(output).unwrap().start_flags().unwrap();
         assert_eq!([found.json, found.quiet, found.verbose, found.offline], [true; 4]);
-        assert_eq!((found.trace, found.folded), (Some("t".into()), Some("f".into())));
+        assert_eq!(found.trace, Some("t".into()));
         assert_eq!((found.gpus, found.profile_steps), (Some(2), Some(StepRange { first: 3, last: 3 })));
         merged(output, &[]).unwrap();
         // The keys `overwrite` and `resume_from_checkpoint` of the file are not merged into the options of the run.

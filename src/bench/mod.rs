@@ -3,7 +3,6 @@
 
 mod progress;
 mod serve;
-mod turns;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,14 +44,10 @@ Example:
   reel init --preset tiny --out tiny
   reel bench prefill --model tiny --tokens 128 --json > a.json
   reel bench prefill --model tiny --tokens 128 --threads 1 --json > b.json
-  reel bench --compare a.json b.json
-  cp \"$(command -v reel)\" other-build
-  reel bench prefill --model tiny --tokens 64 --with ./other-build")]
+  reel bench --compare a.json b.json")]
 pub struct BenchArgs {
     #[command(subcommand)]
     what: Option<What>,
-    #[command(flatten)]
-    turns: turns::ProgramComparisonArgs,
     /// Instead of measuring: say whether result B is faster than result A
     ///
     /// Prints the ratio of the median round times with a 99 % confidence interval (10000 bootstrap samples, fixed
@@ -60,8 +55,7 @@ pub struct BenchArgs {
     /// the round times has p < 0.01, the interval does not contain 1, and the medians differ by more than 1 %.
     /// Otherwise: no difference. This p-value needs at least five rounds in each result, or four in one and six in the
     /// other. All rounds of one process share the state of the process, which the test cannot correct for: two
-    /// processes of the same program may differ as well. To compare programs, use --with, which runs several processes
-    /// of each.
+    /// processes of the same program may differ as well.
     #[arg(long, value_names = ["A.json", "B.json"], num_args = 2)]
     compare: Option<Vec<PathBuf>>,
 }
@@ -118,18 +112,6 @@ enum What {
 
 impl BenchArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        if let (None, Some(what)) = (&self.compare, &self.what) {
-            if matches!(what, What::Serve(_)) && self.turns.has_other_program() {
-                let what =
-                    "compares two builds of reel by running a measurement with each, but bench serve measures a server";
-                return Err(usage_error("--with", what, "leave it out"));
-            }
-            if self.turns.run(common)? {
-                return Ok(());
-            }
-        } else if self.turns.has_other_program() {
-            return Err(usage_error("--with", "needs a measurement", "name prefill, decode, rollout, train or op"));
-        }
         match (&self.compare, &self.what) {
             (Some(files), None) => compare_files(common, &files[0], &files[1]),
             (None, Some(What::Prefill(c))) => c.run(common),

@@ -19,10 +19,9 @@ use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::{lines, output};
 
-/// The scores of a benchmark and the settings of the run that made its predictions.
+/// The scores of a benchmark.
 pub struct ScoredBenchmark {
     pub report: BenchmarkReport,
-    protocol: Value,
 }
 
 /// The path of a benchmark's predictions file.
@@ -79,11 +78,10 @@ fn warn_of_errors(file: &Path, rows: &[(usize, Prediction)], quiet: bool) {
 pub fn score_and_write(task: &Task, out: &Path, extraction: Extraction, quiet: bool) -> Result<ScoredBenchmark> {
     let file = predictions_file(out, &task.name);
     let report = score_benchmark(task, &read_predictions(&file, task, quiet)?, extraction)?;
-    let protocol = read_run_settings(&file)?;
     let mut result = serde_json::to_value(&report)?;
-    result["protocol"] = protocol.clone();
+    result["protocol"] = read_run_settings(&file)?;
     write_json(&out.join(format!("{}.json", task.name)), &result)?;
-    Ok(ScoredBenchmark { report, protocol })
+    Ok(ScoredBenchmark { report })
 }
 
 /// Writes the task file `OUT/NAME.toml` if the benchmark is not built in, so that later commands can score its

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use reel_engine::SamplingParams;
 use reel_eval::Task;
-use reel_media::profile::MediaProfile;
 use reel_predict::{ExistingOutput, SamplingSettings, companion_paths};
 
 use super::answerer::AnswerSource;
@@ -21,7 +20,6 @@ use super::results::{self, ScoredBenchmark};
 use super::{EvalBenchmarkFlags, EvalRunFlags, processes};
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
-use crate::media::TrainingMediaSettings;
 use crate::predictor::PredictionJob;
 use crate::ranks::RunProcess;
 use crate::{hub, output, replaced};
@@ -121,17 +119,6 @@ impl EvalRunFlags {
             0 => Err(usage_error("--max-new-tokens", "is 0", "give 1 or more")),
             _ => Ok(settings),
         }
-    }
-
-    /// Checks the values of sampling, frame and pixel options. The only file that is read is the settings file of the
-    /// run that trained the model.
-    pub(super) fn check_values(&self) -> Result<()> {
-        self.sampling()?;
-        let trained =
-            self.model.as_deref().and_then(|model| TrainingMediaSettings::read_from_run_folder(Path::new(model)));
-        let default = trained
-            .map_or(Ok(MediaProfile::VideorftEval), |trained| trained.flags.profile(MediaProfile::VideorftEval))?;
-        self.media.limit_overrides(self.media.profile(default)?).map(drop)
     }
 
     /// Returns the protocol by which the benchmarks in `data` are evaluated.

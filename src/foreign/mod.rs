@@ -79,7 +79,7 @@ pub fn translate_command(root: &Command, words: &[String], surroundings: &Comman
     };
     let path = line.path.join(" ");
     // Only `bench serve` has a counterpart in other programs (a load test). The other benchmarks are not translated,
-    // because their parsers lack common options of `reel bench` such as --with, so the translation would refuse these
+    // because their parsers lack common options of `reel bench` such as --compare, so the translation would refuse these
     // options.
     if path.starts_with("bench") && path != "bench serve" {
         return TranslationOutcome::Unchanged;

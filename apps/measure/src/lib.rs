@@ -18,7 +18,6 @@ pub mod compare;
 pub mod counters;
 pub mod data_sheet;
 mod error;
-mod folded;
 pub mod job;
 pub mod job_page;
 pub mod kernel_model;
@@ -40,6 +39,5 @@ pub mod timing;
 pub mod trace;
 mod trace_slices;
 pub mod train;
-pub mod turns;
 
 pub use error::{MeasureError, Result};

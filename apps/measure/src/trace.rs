@@ -38,7 +38,6 @@ use reel_files::AtomicFile;
 use serde_json::{Map, Value, json};
 
 use crate::ceilings::Ceilings;
-use crate::folded::folded_stacks;
 use crate::timing::TimedKernel;
 use crate::trace_slices::{
     DEVICE_RANGE_TRACK, FIRST_HOST_TRACK, LAUNCH_TRACK, TraceSlice, complete_event, device_ranges, host_ranges,
@@ -46,17 +45,9 @@ use crate::trace_slices::{
 };
 use crate::{MeasureError, Result};
 
-/// The files that a trace is written to.
-#[derive(Clone, Debug, Default)]
-pub struct TraceOutputs {
-    /// `--trace`: the trace as Chrome trace events.
-    pub trace: Option<PathBuf>,
-    /// `--folded`: the launches of the trace as folded stacks.
-    pub folded: Option<PathBuf>,
-}
-
 struct Log {
-    outputs: TraceOutputs,
+    /// The file that the trace is written to.
+    file: PathBuf,
     begun: Instant,
     /// Spans that were measured by their callers.
     spans: Vec<TraceSlice>,
@@ -83,17 +74,14 @@ fn log() -> MutexGuard<'static, Option<Log>> {
     LOG.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-/// Starts recording if there is an output; [`finish_trace`] writes the files.
-pub fn start_trace(outputs: TraceOutputs) {
-    if outputs.trace.is_none() && outputs.folded.is_none() {
-        return;
-    }
+/// Starts recording; [`finish_trace`] writes the trace to `file`.
+pub fn start_trace(file: PathBuf) {
     // The thread that starts the trace gets the first thread number, so that viewers show its track above the other
     // threads.
     host_thread_number();
     let begun = Instant::now();
     start_recording_ranges();
-    *log() = Some(Log { outputs, begun, spans: Vec::new(), device: None, ceilings: None, timed: None });
+    *log() = Some(Log { file, begun, spans: Vec::new(), device: None, ceilings: None, timed: None });
 }
 
 /// Runs `work` as a named range.
@@ -213,25 +201,18 @@ pub struct RecordedTrace {
 }
 
 impl RecordedTrace {
-    /// The files that the trace is written to.
-    pub fn outputs(&self) -> &TraceOutputs {
-        &self.log.outputs
+    /// The file that the trace is written to.
+    pub fn file(&self) -> &Path {
+        &self.log.file
     }
 
-    /// Writes the trace to its files. Each appears under its name only when it is complete.
+    /// Writes the trace to its file, which appears under its name only when it is complete.
     ///
     /// # Errors
-    /// A file cannot be written.
+    /// The file cannot be written.
     pub fn write(self) -> Result<()> {
-        let TraceOutputs { trace, folded } = self.log.outputs.clone();
-        let document = self.document();
-        if let Some(to) = trace {
-            write(&to, &document.to_string())?;
-        }
-        if let Some(to) = folded {
-            write(&to, &folded_stacks(document["traceEvents"].as_array().map_or(&[][..], Vec::as_slice)))?;
-        }
-        Ok(())
+        let file = self.log.file.clone();
+        write(&file, &self.document().to_string())
     }
 
     fn document(self) -> Value {

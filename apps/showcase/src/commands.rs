@@ -6,7 +6,7 @@ use crate::benchmarks::{ClipBenchmark, EXTRACTION};
 use crate::command_line::{CommandLine, shell_quoted};
 use crate::endpoint::STAND_IN_MODELS;
 use crate::pipeline::{
-    BENCHMARK_FOLDER, CURATION_FOLDER, Demo, EVALUATION_FOLDER, EVALUATION_PAGE, GRPO_PAGE, QUESTION_LIST_FILE,
+    BENCHMARK_FOLDER, CURATION_FOLDER, Demo, EVALUATION_FOLDER, EVALUATION_PAGE, QUESTION_LIST_FILE, TRAINING_PAGE,
     dataset_file,
 };
 
@@ -61,6 +61,13 @@ impl Demo {
             .with_path("--out", &self.path_in_folder(EVALUATION_PAGE))
     }
 
+    /// The command that writes the page of both training runs.
+    pub(crate) fn training_page_command(&self) -> CommandLine {
+        let run = |stage: &str| self.path_in_folder(stage).display().to_string();
+        let command = CommandLine::new("report").with_switch(&run("sft")).with_switch(&run("grpo"));
+        command.with_path("--out", &self.path_in_folder(TRAINING_PAGE))
+    }
+
     /// Shell commands that repeat the demo step by step. The last command asks `question` about `video`. `url` is the
     /// endpoint that answered curation's requests.
     pub(crate) fn shown_commands(&self, url: &str, video: &Path, question: &str) -> Vec<String> {
@@ -82,7 +89,6 @@ impl Demo {
         };
         let evaluate = |model: &str| self.eval_command(model).with_switch("--overwrite");
         let grpo = train("grpo", "sft", &self.path_in_folder("rl.jsonl"));
-        let page = CommandLine::new("report").with_switch(&self.path_in_folder("grpo").display().to_string());
         let ask = CommandLine::new("generate").with_path("--model", &self.path_in_folder("grpo"));
         let commands = [
             init("tiny", "model"),
@@ -93,7 +99,7 @@ impl Demo {
             evaluate("sft"),
             grpo.with_path("--siglip", &self.path_in_folder("siglip")),
             evaluate("grpo"),
-            page.with_path("--out", &self.path_in_folder(GRPO_PAGE)),
+            self.training_page_command(),
             self.evaluation_page_command(),
             ask.with_path("--video", video).with_option("--prompt", question),
         ];

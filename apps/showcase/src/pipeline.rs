@@ -4,7 +4,7 @@
 //! prepare   clear the folder, write sft.toml and grpo.toml, create a random model and a random SigLIP,
 //!           encode the clips, write list.jsonl, rl.jsonl and benchmarks/
 //! run       curate list.jsonl, evaluate(model), SFT on curated/dataset.jsonl, evaluate(sft), GRPO on rl.jsonl,
-//!           evaluate(grpo), grpo/report.html, eval/report.html
+//!           evaluate(grpo), training.html, eval/report.html
 //! ```
 //!
 //! The caller passes a function that runs command lines (`reel curate`, `reel eval`, `reel report`), and functions for
@@ -23,7 +23,6 @@ use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_media::frames::FrameView;
 use reel_model::ModelError;
 use reel_model::init::{InitOptions, Preset, init_model_folder, init_siglip};
-use reel_report::run_page;
 use reel_train::options::RunOptions;
 use serde_json::{Value, json};
 
@@ -34,46 +33,18 @@ use crate::endpoint::StandInEndpoint;
 use crate::evaluation::EvaluationAnswers;
 use crate::{Result, ShowcaseError, write};
 
-/// Number of held-out clips that the page of the demo shows with their frames and answers.
-pub const SHOWN_CLIP_COUNT: usize = 48;
-
 /// One of the two training stages of the demo.
-pub struct TrainingStage {
+struct TrainingStage {
     /// The name of the stage's command and files: `sft` or `grpo`.
-    pub name: &'static str,
+    name: &'static str,
     /// The stage's options as TOML text, in the format of the file for `--config`.
     config: &'static str,
-    /// The stage's heading on the page.
-    pub title: &'static str,
-    /// The description of the stage on the page.
-    pub about: &'static str,
-    /// The metrics that the page draws over the steps: name, caption, and whether the y axis is logarithmic.
-    pub curves: &'static [(&'static str, &'static str, bool)],
 }
 
 /// The two training stages in their order.
-pub const TRAINING_STAGES: [TrainingStage; 2] = [
-    TrainingStage {
-        name: "sft",
-        config: include_str!("sft.toml"),
-        title: "Supervised fine-tuning (SFT)",
-        about: "The model learns to reproduce a chain of thought and an answer for each clip.",
-        curves: &[("loss", "loss of each step and its running mean", true)],
-    },
-    TrainingStage {
-        name: "grpo",
-        config: include_str!("grpo.toml"),
-        title: "Reinforcement learning (GRPO)",
-        about: "Only the answers are known: eight completions are sampled for each clip and rewarded for accuracy and format. T-GRPO adds \
-                0.3 where the completions to the ordered frames are at least as accurate as those to shuffled frames. The semantic reward runs \
-                with a random SigLIP at weight 0: it is computed and does not count.",
-        curves: &[
-            ("rewards/accuracy", "mean accuracy reward of the completions of each step", false),
-            ("reward", "mean reward", false),
-            ("rewards/temporal", "mean temporal reward", false),
-            ("entropy", "entropy of the sampled tokens, nats", false),
-        ],
-    },
+const TRAINING_STAGES: [TrainingStage; 2] = [
+    TrainingStage { name: "sft", config: include_str!("sft.toml") },
+    TrainingStage { name: "grpo", config: include_str!("grpo.toml") },
 ];
 
 /// The file of the questions that are curated, in the demo's folder.
@@ -87,7 +58,7 @@ pub const EVALUATION_FOLDER: &str = "eval";
 
 /// Names of all files and folders that this or an earlier version of the demo writes into its folder, except the .toml
 /// files. The .toml files are not removed, because sft.toml shows that the folder belongs to a demo.
-const PARTS: [&str; 13] = [
+const PARTS: [&str; 14] = [
     "model",
     "siglip",
     CLIP_FOLDER,
@@ -98,6 +69,7 @@ const PARTS: [&str; 13] = [
     EVALUATION_FOLDER,
     "sft",
     "grpo",
+    "training.html",
     "report.html",
     "sft.jsonl",
     "held-out.jsonl",
@@ -105,8 +77,8 @@ const PARTS: [&str; 13] = [
 
 /// The path of the curation's page, relative to the demo's folder.
 pub const CURATION_PAGE: &str = "curated/report.html";
-/// The path of the GRPO run's page, relative to the demo's folder.
-pub const GRPO_PAGE: &str = "grpo/report.html";
+/// The path of the page of both training runs, relative to the demo's folder.
+pub const TRAINING_PAGE: &str = "training.html";
 /// The path of the page of the evaluations after SFT and after GRPO, relative to the demo's folder.
 pub const EVALUATION_PAGE: &str = "eval/report.html";
 
@@ -134,7 +106,7 @@ pub struct PreparedDemo {
     started: Instant,
     /// Number of parameters of the model.
     parameters: u64,
-    /// The held-out clips. Only the first [`SHOWN_CLIP_COUNT`] clips still have their frames.
+    /// The held-out clips, without their frames.
     held_out: Vec<Clip>,
 }
 
@@ -150,8 +122,6 @@ pub struct DemoOutcome {
     pub answers: [EvaluationAnswers; 3],
     /// The funnel of the curation: how many rows were kept, rejected or failed.
     pub curation: CurationSummary,
-    /// For each training stage, the lines of its `metrics.jsonl`.
-    pub steps: [Vec<Value>; 2],
     /// The duration of each training stage.
     pub took: [Duration; 2],
     /// The duration of the whole demo.
@@ -220,8 +190,7 @@ impl Demo {
         grpo()?;
         let grpo_took = started_grpo.elapsed();
         let after = evaluate(2)?;
-        let page = run_page::run_page_html(&self.path_in_folder("grpo")).map_err(ShowcaseError::from)?;
-        write(&self.path_in_folder(GRPO_PAGE), &page)?;
+        command(&self.training_page_command())?;
         command(&self.evaluation_page_command())?;
         let asked = &held_out[0];
         let video = self.path_in_folder(CLIP_FOLDER).join(&asked.file);
@@ -230,7 +199,6 @@ impl Demo {
             temporal: self.temporal,
             answers: [before, between, after],
             curation,
-            steps: [steps(&self.path_in_folder("sft"))?, steps(&self.path_in_folder("grpo"))?],
             took: [sft_took, grpo_took],
             all: started.elapsed(),
             parameters,
@@ -337,7 +305,7 @@ impl Demo {
             let frames = shuffle_frames(&shuffled[i].frames, self.seed, i as u64);
             Clip { file: shuffled_file(shuffled[i]), frames, ..shuffled[i].clone() }
         })?;
-        held_out.iter_mut().skip(SHOWN_CLIP_COUNT).for_each(|clip| clip.frames = Vec::new());
+        held_out.iter_mut().for_each(|clip| clip.frames = Vec::new());
         let lines = |rows: Vec<Value>| rows.iter().map(|row| format!("{row}\n")).collect::<String>();
         let listed = curated.iter().zip(1..).map(|(clip, id)| list_row(clip, id)).collect();
         write(&self.path_in_folder(QUESTION_LIST_FILE), &lines(listed))?;
@@ -422,16 +390,4 @@ fn prompt_row(clip: &Clip) -> Value {
     let video = json!({"type": "video", "video": format!("{CLIP_FOLDER}/{}", clip.file)});
     let question = json!({"role": "user", "content": [video, {"type": "text", "text": clip.task.question()}]});
     json!({"prompt": [question], "problem_type": clip.task.problem_type(), "solution": clip.solution()})
-}
-
-/// Reads the lines of a run's metrics.jsonl.
-fn steps(run: &Path) -> Result<Vec<Value>> {
-    let metrics = run.join("metrics.jsonl");
-    let text =
-        fs::read_to_string(&metrics).map_err(|e| ShowcaseError::Output(Diagnostic::cannot_read(&metrics, &e)))?;
-    let malformed = |e: serde_json::Error| {
-        let what = format!("is not JSON lines: {e}");
-        ShowcaseError::Output(Diagnostic::new(metrics.display().to_string(), what, "run the demo again"))
-    };
-    text.lines().map(|line| serde_json::from_str(line).map_err(malformed)).collect()
 }

@@ -163,9 +163,5 @@ fn splitmix(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-mod turns;
-
-pub use turns::{MIN_TURNS, TURN_SIGNIFICANCE_LEVEL, compare_turns};
-
 #[cfg(test)]
 mod tests;
