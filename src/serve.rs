@@ -217,8 +217,8 @@ struct ConnectionFlags {
     /// Maximum number of open connections; further clients wait until one is closed
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_connections: u32,
-    /// Time limit in seconds for the header of a request, for an idle connection, and for a request body without
-    /// progress
+    /// Time limit in seconds for the header of a request, for an idle connection, and for each MiB of a request
+    /// body
     #[arg(long, value_name = "S", default_value_t = 30.0)]
     read_timeout: f64,
     /// Time limit in seconds for a client that reads nothing of its answer; then the connection is closed and the

@@ -13,9 +13,6 @@ pub enum ShowcaseError {
     /// The output folder or a file in it cannot be used.
     #[error(transparent)]
     Output(Diagnostic),
-    /// A frame of the HTML page could not be encoded.
-    #[error("report.html: a frame cannot be encoded as PNG: {0}")]
-    Image(#[from] image::ImageError),
     /// A model folder could not be made or used.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::StatusCode;
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
-use super::stall::StallBudget;
 use crate::api::{ApiError, REQUEST_LOCATION};
 
 /// Number of bodies of maximum size that may be in memory at the same time.
@@ -62,7 +61,7 @@ pub(crate) struct RequestBody {
 
 impl BodyMemory {
     /// Creates the memory for 16 bodies of `max_bytes` bytes, and a quarter of it for small bodies. `max_bytes` is the
-    /// maximum size of a body; a body may stop making progress for at most `read_timeout`.
+    /// maximum size of a body; each MiB of a body may take `read_timeout`.
     pub(crate) fn new(max_bytes: usize, read_timeout: Duration) -> Self {
         let kib = (max_bytes >> 10).max(1).saturating_mul(MAX_BODIES);
         let (small, large) = (KibPool::new(kib / 4), KibPool::new(kib));
@@ -101,12 +100,13 @@ pub(crate) async fn read_body(memory: &BodyMemory, mut body: Body) -> Result<Req
     if body.size_hint().lower() > memory.max_bytes as u64 {
         return Err(memory.too_large());
     }
-    let mut budget = StallBudget::new(memory.read_timeout);
+    let begun = Instant::now();
     let mut read = RequestBody { bytes: Vec::new(), memory: None };
     loop {
-        let begun = Instant::now();
-        let Ok(frame) = timeout(budget.remaining_time(), body.frame()).await else {
-            let message = format!("{REQUEST_LOCATION}: its body makes no progress; send it faster than 1 KiB/s");
+        let end = begun + memory.read_timeout * (1 + (read.bytes.len() >> 20) as u32);
+        let Ok(frame) = timeout_at(end, body.frame()).await else {
+            let seconds = memory.read_timeout.as_secs();
+            let message = format!("{REQUEST_LOCATION}: its body is too slow; send each MiB within {seconds} s");
             return Err(ApiError::unreadable_body(StatusCode::REQUEST_TIMEOUT, message));
         };
         let Some(frame) = frame else { return Ok(read) };
@@ -116,7 +116,6 @@ pub(crate) async fn read_body(memory: &BodyMemory, mut body: Body) -> Result<Req
         })?;
         // Ignores trailers, the only other kind of frame.
         let Ok(data) = frame.into_data() else { continue };
-        budget.record_transfer(begun.elapsed(), data.len());
         if read.bytes.len() + data.len() > memory.max_bytes {
             return Err(memory.too_large());
         }

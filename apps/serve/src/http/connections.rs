@@ -1,8 +1,7 @@
-//! Accepts connections, serves HTTP/1.1 or HTTP/2 (`http2.rs`) on each of them, and closes them at the end.
+//! Accepts connections, serves HTTP/1.1 on each of them, and closes them at the end.
 //!
 //! ```text
 //! accept:   at most `connections` at a time; further clients wait in the system's listen backlog
-//! protocol: HTTP/2 if TLS has chosen it, or if a connection without TLS begins with its preface; else HTTP/1.1
 //! serve:    TLS handshake and request header within `read_timeout`; writes by `limited_stream.rs`; bodies by `body.rs`
 //! stop:     idle connections are closed, those with an incomplete request a second later (`stopping.rs`), busy ones
 //!           after their present answer; new clients get one answer, which is status 503, until the last of the old
@@ -30,14 +29,11 @@ use tokio::time::{sleep, timeout};
 
 use super::limited_stream::LimitedStream;
 use super::stopping::{AnswerBody, AnsweringFlag, COMPLETION_GRACE, ReceivedBody};
-use super::{ConnectionLimits, Tls, http2, tls};
+use super::{ConnectionLimits, Tls};
 
 /// Maximum bytes of a request's header, and of an answer that waits for the client. Each of thousands of connections
 /// may take this much memory.
-pub(super) const MAX_BUFFER_BYTES: usize = 64 << 10;
-/// Minimum of the limit of open requests on all HTTP/2 connections together. It applies even if few connections are
-/// allowed, because one proxy may carry all requests.
-const MIN_STREAMS: usize = 1024;
+const MAX_BUFFER_BYTES: usize = 64 << 10;
 /// The pause after a connection could not be accepted because the process has no free file descriptor.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// Extra time at the end of the server for answers with status 503 that are still in flight when the last old
@@ -52,12 +48,10 @@ pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 type Permit = Result<OwnedSemaphorePermit, AcquireError>;
 
 /// What all connections share.
-pub(super) struct HttpServer {
-    pub(super) router: Router,
-    pub(super) limits: ConnectionLimits,
+struct HttpServer {
+    router: Router,
+    limits: ConnectionLimits,
     tls: Option<Tls>,
-    /// One permit for each open request of an HTTP/2 connection.
-    pub(super) streams: Arc<Semaphore>,
 }
 
 /// Serves `router` on all connections of `listener` until `stopped` ends and all requests that arrived before are
@@ -70,8 +64,7 @@ pub(crate) async fn serve_connections(
     stopped: impl Future<Output = ()>,
 ) {
     let permits = Arc::new(Semaphore::new(limits.connections));
-    let streams = Arc::new(Semaphore::new(limits.connections.max(MIN_STREAMS)));
-    let server = Arc::new(HttpServer { router, limits, tls, streams });
+    let server = Arc::new(HttpServer { router, limits, tls });
     let (running, on_stop) = watch::channel(());
     let mut stopped = pin!(stopped);
     loop {
@@ -126,18 +119,8 @@ impl HttpServer {
         // gone.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else {
-            let mut stream = LimitedStream::new(stream, self.limits.write_timeout);
-            let begin = timeout(self.limits.read_timeout, stream.begins_with(http2::PREFACE));
-            let begin = tokio::select! {
-                begin = begin => begin,
-                _ = stop.changed() => return,
-            };
-            match begin {
-                Ok(Ok(true)) => self.serve_http2(stream, peer, stop, keep_alive).await,
-                Ok(Ok(false)) => self.serve_http1(stream, peer, stop, keep_alive).await,
-                _ => {}
-            }
-            return;
+            let stream = LimitedStream::new(stream, self.limits.write_timeout);
+            return self.serve_http1(stream, peer, stop, keep_alive).await;
         };
         let handshake = timeout(self.limits.read_timeout, tls.acceptor().accept(stream));
         let accepted = tokio::select! {
@@ -145,12 +128,8 @@ impl HttpServer {
             _ = stop.changed() => return,
         };
         let Ok(Ok(stream)) = accepted else { return };
-        let is_http2 = tls::is_http2(&stream);
         let stream = LimitedStream::new(stream, self.limits.write_timeout);
-        match is_http2 {
-            true => self.serve_http2(stream, peer, stop, keep_alive).await,
-            false => self.serve_http1(stream, peer, stop, keep_alive).await,
-        }
+        self.serve_http1(stream, peer, stop, keep_alive).await;
     }
 
     async fn serve_http1(

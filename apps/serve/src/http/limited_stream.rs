@@ -1,6 +1,5 @@
 //! A connection that fails if its peer does not read the data that is sent to it.
 
-use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,9 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep};
-
-use super::stall::StallBudget;
+use tokio::time::{Sleep, sleep};
 
 /// Maximum time that a connection, at its end, waits for the client to close its side.
 const LINGER: Duration = Duration::from_secs(1);
@@ -26,11 +23,9 @@ const LINGER: Duration = Duration::from_secs(1);
 /// example, the error about a body that is too large is sent while the client still sends the body.
 pub(super) struct LimitedStream<S> {
     inner: S,
-    /// Bytes that were read ahead to find the protocol of the connection, and not passed on yet.
-    ahead: Vec<u8>,
-    budget: StallBudget,
-    /// While a write waits: the time at which the wait began, and the timer that ends it.
-    waiting: Option<(Instant, Pin<Box<Sleep>>)>,
+    write_timeout: Duration,
+    /// While a write waits: the timer that ends the wait.
+    waiting: Option<Pin<Box<Sleep>>>,
     /// Whether a write waits. The flag is shared, so that the connection's handler can read it, too.
     is_waiting: Arc<AtomicBool>,
     /// The timer of [`LINGER`]; set once the write side is closed.
@@ -39,14 +34,7 @@ pub(super) struct LimitedStream<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> LimitedStream<S> {
     pub(super) fn new(inner: S, write_timeout: Duration) -> Self {
-        Self {
-            inner,
-            ahead: Vec::new(),
-            budget: StallBudget::new(write_timeout),
-            waiting: None,
-            is_waiting: Arc::default(),
-            lingering: None,
-        }
+        Self { inner, write_timeout, waiting: None, is_waiting: Arc::default(), lingering: None }
     }
 
     /// The flag that is true while a write waits for the peer.
@@ -54,43 +42,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LimitedStream<S> {
         self.is_waiting.clone()
     }
 
-    /// Whether the first bytes from the peer are `text`. Waits until enough bytes have arrived to tell. The bytes can
-    /// still be read afterwards.
-    ///
-    /// # Errors
-    /// The connection cannot be read.
-    pub(super) async fn begins_with(&mut self, text: &[u8]) -> io::Result<bool> {
-        let mut room = vec![0; text.len()];
-        while self.ahead.len() < text.len() && text.starts_with(&self.ahead) {
-            let mut buffer = ReadBuf::new(&mut room[self.ahead.len()..]);
-            poll_fn(|cx| Pin::new(&mut self.inner).poll_read(cx, &mut buffer)).await?;
-            if buffer.filled().is_empty() {
-                break;
-            }
-            self.ahead.extend_from_slice(buffer.filled());
-        }
-        Ok(self.ahead == text)
-    }
-
-    /// Passes on the result of a write. `bytes` returns the number of bytes that a successful result has written. If
-    /// the write has waited longer than the budget allows, returns an error.
-    fn limit<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        polled: Poll<io::Result<T>>,
-        bytes: impl Fn(&T) -> usize,
-    ) -> Poll<io::Result<T>> {
-        let Poll::Ready(result) = polled else {
-            let left = self.budget.remaining_time();
-            let (_, end) = self.waiting.get_or_insert_with(|| (Instant::now(), Box::pin(sleep(left))));
-            self.is_waiting.store(true, Ordering::Relaxed);
-            ready!(end.as_mut().poll(cx));
+    /// Passes on the result of a write. Returns an error if the write has waited for the write timeout.
+    fn limit<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.is_waiting.store(polled.is_pending(), Ordering::Relaxed);
+        if polled.is_pending() {
+            let limit = self.write_timeout;
+            ready!(self.waiting.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        };
-        self.is_waiting.store(false, Ordering::Relaxed);
-        let waited = self.waiting.take().map_or(Duration::ZERO, |(begun, _)| begun.elapsed());
-        self.budget.record_transfer(waited, result.as_ref().map_or(0, bytes));
-        Poll::Ready(result)
+        }
+        self.waiting = None;
+        polled
     }
 
     /// Reads and ignores bytes until the client has closed its side, or until [`LINGER`] is over.
@@ -110,20 +71,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LimitedStream<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for LimitedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.ahead.is_empty() {
-            return Pin::new(&mut self.inner).poll_read(cx, buffer);
-        }
-        let count = self.ahead.len().min(buffer.remaining());
-        buffer.put_slice(&self.ahead[..count]);
-        self.ahead.drain(..count);
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.inner).poll_read(cx, buffer)
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for LimitedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        self.limit(cx, polled, |&n| n)
+        self.limit(cx, polled)
     }
 
     fn poll_write_vectored(
@@ -132,7 +87,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for LimitedStream<S> {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, parts);
-        self.limit(cx, polled, |&n| n)
+        self.limit(cx, polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -141,13 +96,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for LimitedStream<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.inner).poll_flush(cx);
-        self.limit(cx, polled, |()| 0)
+        self.limit(cx, polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.lingering.is_none() {
             let polled = Pin::new(&mut self.inner).poll_shutdown(cx);
-            ready!(self.limit(cx, polled, |()| 0))?;
+            ready!(self.limit(cx, polled))?;
         }
         self.poll_discard(cx).map(Ok)
     }
@@ -155,6 +110,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for LimitedStream<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
+    use tokio::time::Instant;
+
     use super::*;
 
     async fn write(stream: &mut LimitedStream<tokio::io::DuplexStream>, bytes: &[u8]) -> io::Result<usize> {
@@ -188,25 +147,5 @@ mod tests {
         let begun = Instant::now();
         poll_fn(|cx| Pin::new(&mut stream).poll_shutdown(cx)).await.unwrap();
         assert_eq!(begun.elapsed().as_secs(), 1);
-    }
-    #[tokio::test]
-    async fn the_first_bytes_are_told_and_stay_to_be_read() {
-        for (sent, is_text) in [("PRI * rest", true), ("PRI", false), ("POST /", false), ("", false)] {
-            let (end, mut peer) = tokio::io::duplex(64);
-            let mut stream = LimitedStream::new(end, Duration::from_secs(5));
-            poll_fn(|cx| Pin::new(&mut peer).poll_write(cx, sent.as_bytes())).await.unwrap();
-            drop(peer);
-            assert_eq!(stream.begins_with(b"PRI * ").await.unwrap(), is_text, "{sent}");
-            let (mut read, mut room) = (Vec::new(), [0; 4]);
-            loop {
-                let mut buffer = ReadBuf::new(&mut room);
-                poll_fn(|cx| Pin::new(&mut stream).poll_read(cx, &mut buffer)).await.unwrap();
-                if buffer.filled().is_empty() {
-                    break;
-                }
-                read.extend_from_slice(buffer.filled());
-            }
-            assert_eq!(read, sent.as_bytes());
-        }
     }
 }

@@ -5,9 +5,7 @@ mod body;
 mod connections;
 mod descriptors;
 mod free_memory;
-mod http2;
 mod limited_stream;
-mod stall;
 mod stopping;
 mod tls;
 
@@ -23,11 +21,10 @@ use std::time::Duration;
 /// What clients may hold up.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
-    /// Maximum number of open connections. Further connections wait in the listen backlog of the system. A value above
-    /// 1024 is also the maximum number of open streams of all HTTP/2 connections together.
+    /// Maximum number of open connections. Further connections wait in the listen backlog of the system.
     pub connections: usize,
-    /// Maximum time for a TLS handshake, for the header of a request, for an idle connection, and for a body that makes
-    /// no progress.
+    /// Maximum time for a TLS handshake, for the header of a request, for an idle connection, and for each
+    /// MiB of a body.
     pub read_timeout: Duration,
     /// Maximum time in which a client reads nothing of its answer.
     pub write_timeout: Duration,

@@ -9,8 +9,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http_body::{Body, Frame, SizeHint};
-use tokio::sync::watch;
-use tokio::time::sleep;
 
 /// How long a stopping server waits for the rest of a request.
 pub(super) const COMPLETION_GRACE: Duration = Duration::from_secs(1);
@@ -27,16 +25,6 @@ impl AnsweringFlag {
     /// Sets the flag. A request that is answered before its whole body has arrived also counts as being answered.
     pub(super) fn set_answering(&self, is_answering: bool) {
         self.0.store(is_answering, Ordering::Relaxed);
-    }
-
-    /// Ends once the server has stopped and the request is still incomplete after [`COMPLETION_GRACE`].
-    pub(super) async fn wait_until_given_up(&self, mut stop: watch::Receiver<()>) {
-        // An error means that the server has ended, which counts as a stop.
-        let _ = stop.changed().await;
-        sleep(COMPLETION_GRACE).await;
-        if self.is_answering() {
-            std::future::pending::<()>().await;
-        }
     }
 }
 

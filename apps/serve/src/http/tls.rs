@@ -9,13 +9,9 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::server::TlsStream;
 
 /// Maximum bytes of a certificate or key file (1 MiB).
 const MAX_PEM_BYTES: u64 = 1 << 20;
-
-/// The name of HTTP/2 in ALPN, the TLS extension by which client and server choose a protocol.
-const HTTP2: &[u8] = b"h2";
 
 /// The certificate and the private key with which the server encrypts connections.
 #[derive(Clone)]
@@ -29,7 +25,7 @@ impl std::fmt::Debug for Tls {
 
 impl Tls {
     /// Reads the certificate chain (PEM, the server's own certificate first) and its private key (PEM). Connections use
-    /// TLS 1.2 or 1.3, and HTTP/2 or HTTP/1.1 as the client wishes (ALPN).
+    /// TLS 1.2 or 1.3, and HTTP/1.1.
     ///
     /// # Errors
     /// A file cannot be read, has no certificate or key, or the two do not belong together. The error names the file.
@@ -53,18 +49,13 @@ impl Tls {
                 let what = format!("and {} cannot be used together ({e})", key.display());
                 wrong(certificate, what, "give a certificate and the private key that belongs to it")
             })?;
-        config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self(Arc::new(config)))
     }
 
     pub(super) fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(self.0.clone())
     }
-}
-
-/// Whether client and server have agreed on HTTP/2.
-pub(super) fn is_http2<S>(stream: &TlsStream<S>) -> bool {
-    stream.get_ref().1.alpn_protocol() == Some(HTTP2)
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, Diagnostic> {
