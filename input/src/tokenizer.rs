@@ -86,7 +86,7 @@ impl Tokenizer {
 
     fn check_inside(&self, vocab_size: u32) -> Result<()> {
         let added = self.inner.get_added_tokens_decoder();
-        let largest = added.keys().copied().chain(self.inner.get_model().largest_id()).max();
+        let largest = added.keys().copied().chain(self.inner.get_model().get_vocab().into_values()).max();
         match largest.filter(|&id| id >= vocab_size) {
             Some(id) => {
                 let token = self.inner.id_to_token(id).unwrap_or_default();

@@ -3,26 +3,22 @@
 //! replacements can multiply the length of a text. Both are checked before an expression is compiled. If the tokenizer
 //! library panics at a file that passes these checks, the panic becomes an error ([`catch_library_panic`]).
 
-mod byte_pair;
-mod vocabulary;
-
-use std::borrow::Cow;
+use std::collections::HashMap;
 
 use base64::Engine as _;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
+use tokenizers::models::bpe::BPE;
 use tokenizers::{
     AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
 };
-
-pub(crate) use byte_pair::BytePairModel;
 
 use crate::error::InputError;
 
 /// A tokenizer whose model is a byte-pair encoding.
 pub(crate) type BytePairTokenizer =
-    TokenizerImpl<BytePairModel, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+    TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 /// An error in a tokenizer.json: the key at fault (`content` if the file cannot be parsed), and what is wrong.
 pub type TokenizerFault = (&'static str, String);
@@ -121,7 +117,8 @@ pub(crate) fn parse_byte_pair(bytes: &[u8]) -> Result<BytePairTokenizer, Tokeniz
     fn component<T: DeserializeOwned>(key: &'static str, value: Value) -> Result<Option<T>, TokenizerFault> {
         serde_json::from_value(value).map_err(|e| (key, format!("cannot be read ({e})")))
     }
-    let content: Content<BytePairModel> = Content::parse(bytes)?;
+    let content: Content<BPE> = Content::parse(bytes)?;
+    check_byte_pair_model(&content.model).map_err(|what| ("model", what))?;
     let mut tokenizer = BytePairTokenizer::new(content.model);
     let pre_tokenizer: Option<PreTokenizerWrapper> = component("pre_tokenizer", content.pre_tokenizer)?;
     let post_processor: Option<PostProcessorWrapper> = component("post_processor", content.post_processor)?;
@@ -131,6 +128,36 @@ pub(crate) fn parse_byte_pair(bytes: &[u8]) -> Result<BytePairTokenizer, Tokeniz
     tokenizer.with_normalizer(normalizer).map_err(|e| ("normalizer", e.to_string()))?;
     tokenizer.add_tokens(content.added_tokens).map_err(|e| ("added_tokens", e.to_string()))?;
     Ok(tokenizer)
+}
+
+/// Refuses a model that gives the same text different tokens each time, or that is not of a byte-level tokenizer.
+fn check_byte_pair_model(model: &BPE) -> Result<(), String> {
+    if model.dropout.is_some_and(|dropout| dropout != 0.0) {
+        return Err("has dropout, so the same text would be split into different tokens each time".to_string());
+    }
+    if model.byte_fallback {
+        return Err("has byte_fallback; a byte-level tokenizer has a token for each byte".to_string());
+    }
+    for (key, value) in [
+        ("continuing_subword_prefix", &model.continuing_subword_prefix),
+        ("end_of_word_suffix", &model.end_of_word_suffix),
+    ] {
+        if let Some(value) = value.as_ref().filter(|value| !value.is_empty()) {
+            return Err(format!("has the {key} `{value}`; a byte-level tokenizer has none"));
+        }
+    }
+    let vocabulary = model.get_vocab();
+    if let Some(unknown) = model.unk_token.as_ref().filter(|token| !vocabulary.contains_key(*token)) {
+        return Err(format!("has the unk_token `{unknown}`, which is not in the vocabulary"));
+    }
+    let mut tokens = HashMap::with_capacity(vocabulary.len());
+    for (token, id) in vocabulary {
+        if let Some(other) = tokens.insert(id, token.clone()) {
+            let (first, second) = if other < token { (other, token) } else { (token, other) };
+            return Err(format!("has the tokens `{first}` and `{second}` with the same id, {id}"));
+        }
+    }
+    Ok(())
 }
 
 /// Checks a tokenizer.json whose model is a unigram model, before the crate `tokenizers` parses it. That crate's parser
@@ -158,22 +185,6 @@ pub fn check_unigram_tokenizer(bytes: &[u8]) -> Result<(), TokenizerFault> {
 
 fn oversized_token(length: usize) -> String {
     format!("has a token of {length} bytes, above the limit of {MAX_STRING_BYTES}")
-}
-
-/// A string of the file. It borrows from the file unless it has escapes.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
-impl<'a> From<&'a str> for Text<'a> {
-    fn from(text: &'a str) -> Self {
-        Self(text.into())
-    }
-}
-
-impl Text<'_> {
-    fn into_owned<'a>(self) -> Text<'a> {
-        Text(self.0.into_owned().into())
-    }
 }
 
 /// Returns the length in bytes of the longest string in a JSON text; `None` if the text has no string. Ignores the
@@ -392,6 +403,34 @@ mod tests {
             "pre_tokenizer": split(PUBLISHED[0]), "post_processor": null, "added_tokens": []});
         assert_eq!(parse_byte_pair(good.to_string().as_bytes()).err(), None);
         assert_eq!(parse_byte_pair(b"{").err().unwrap().0, "content");
+    }
+
+    #[test]
+    fn damaged_models_are_refused_by_what_is_wrong() {
+        let good = json!({"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]});
+        let parse = |model: &Value| parse_byte_pair(json!({"model": model}).to_string().as_bytes());
+        assert_eq!(parse(&good).err(), None);
+        for (change, what) in [
+            (json!({"type": "WordPiece"}), "BPE"),
+            (json!({"dropout": 0.1}), "dropout"),
+            (json!({"byte_fallback": true}), "byte_fallback"),
+            (json!({"end_of_word_suffix": "</w>"}), "end_of_word_suffix `</w>`"),
+            (json!({"continuing_subword_prefix": "##"}), "continuing_subword_prefix"),
+            (json!({"unk_token": "?"}), "unk_token `?`"),
+            (json!({"merges": ["a c"]}), "`c`"),
+            (json!({"merges": ["b a"]}), "`ba`"),
+            (json!({"merges": ["ab"]}), "cannot be read"),
+            (json!({"merges": [["a"]]}), "cannot be read"),
+            (json!({"merges": [3]}), "cannot be read"),
+            (json!({"vocab": []}), "cannot be read"),
+            (json!({"vocab": {"a": -1}}), "cannot be read"),
+            (json!({"vocab": {"a": 7, "b": 7, "ab": 2}}), "`a` and `b` with the same id, 7"),
+        ] {
+            let mut model = good.clone();
+            model.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            let (key, error) = parse(&model).err().unwrap_or_else(|| panic!("{change} is accepted"));
+            assert!(error.contains(what), "{change}: {key}: {error}");
+        }
     }
 
     /// `parse_byte_pair` refuses every file that is known to make the library panic. So this test passes such a file to
