@@ -62,8 +62,8 @@ fn check(device: &Device, dtype: DType, [rows, n, k]: [usize; 3], count: usize) 
             ("skinny linear with an adapter", ops::skinny_lora_linear(&cx, &x, &w, None, &lora, None)),
             ("skinny logits", ops::skinny_logits(&cx, &x, &w)),
             ("skinny swiglu", ops::skinny_swiglu(&cx, &x, Some(norm), &w, &up)),
-            ("int8 linear", ops::packed_linear(&cx, &x, &int8(&w), Some(&bias), None)),
-            ("int8 logits", ops::packed_logits(&cx, &x, &int8(&w))),
+            ("int8 linear", ops::skinny_linear(&cx, &x, &int8(&w), Some(&bias), None)),
+            ("int8 logits", ops::skinny_logits(&cx, &x, &int8(&w))),
         ]
         .map(|(name, y)| (name, y.expect("a product")))
     };

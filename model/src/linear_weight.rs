@@ -9,7 +9,7 @@ use reel_device::Element;
 use reel_device::{DType, Device};
 use reel_input::tensor_file::StoredDType;
 use reel_kernels::int8::{quantize_bf16_row, quantize_row};
-use reel_runtime::ops::{self, InputNorm, KvDestination, Lora, PackedWeight, RowAdapters};
+use reel_runtime::ops::{self, DecodeWeight, Lora, PackedWeight, RowAdapters};
 use reel_runtime::{Cx, Tensor};
 
 use crate::checkpoint::{Checkpoint, TensorView};
@@ -118,8 +118,8 @@ impl Weight {
         Ok(match (self, adapter) {
             (Weight::Dense(w), None) => ops::linear(cx, x, w, bias)?,
             (Weight::Dense(w), Some(lora)) => ops::lora_linear(cx, x, w, bias, lora)?,
-            (Weight::Packed(w), None) => ops::packed_linear(cx, x, w, bias, None)?,
-            (Weight::Packed(w), Some(lora)) => ops::packed_lora_linear(cx, x, w, bias, lora, None)?,
+            (Weight::Packed(w), None) => ops::skinny_linear(cx, x, w, bias, None)?,
+            (Weight::Packed(w), Some(lora)) => ops::skinny_lora_linear(cx, x, w, bias, lora, None)?,
         })
     }
 
@@ -132,60 +132,28 @@ impl Weight {
         adapter: LayerAdapter,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
-        use LayerAdapter as A;
-        Ok(match (self, adapter) {
-            (Weight::Dense(w), A::None) => ops::skinny_linear(cx, x, w, bias, residual)?,
-            (Weight::Dense(w), A::One(lora)) => ops::skinny_lora_linear(cx, x, w, bias, lora, residual)?,
-            (Weight::Dense(w), A::OfRows(a)) => ops::skinny_linear_with_row_adapters(cx, x, w, bias, a, residual)?,
-            (Weight::Packed(w), A::None) => ops::packed_linear(cx, x, w, bias, residual)?,
-            (Weight::Packed(w), A::One(lora)) => ops::packed_lora_linear(cx, x, w, bias, lora, residual)?,
-            (Weight::Packed(w), A::OfRows(a)) => ops::packed_linear_with_row_adapters(cx, x, w, bias, a, residual)?,
+        Ok(match adapter {
+            LayerAdapter::None => ops::skinny_linear(cx, x, self.for_decode(), bias, residual)?,
+            LayerAdapter::One(lora) => ops::skinny_lora_linear(cx, x, self.for_decode(), bias, lora, residual)?,
+            LayerAdapter::OfRows(adapters) => {
+                ops::skinny_linear_with_row_adapters(cx, x, self.for_decode(), bias, adapters, residual)?
+            }
         })
     }
 
-    /// Computes the queries `[R, H, D]` of a decode step and writes keys and values into the caches. `layers` has the
-    /// weights and biases of q, k and v, each a product `norm(x) · weightᵀ + bias`. `None` if the weights do not all
-    /// have the same storage (plain or packed). Has no backward rule.
-    pub(crate) fn qkv_skinny(
-        cx: &Cx,
-        x: &Tensor,
-        norm: InputNorm,
-        layers: [(&Weight, Option<&Tensor>); 3],
-        to: KvDestination,
-    ) -> Result<Option<Tensor>> {
-        Ok(match layers {
-            [(Weight::Dense(q), a), (Weight::Dense(k), b), (Weight::Dense(v), c)] => {
-                Some(ops::skinny_qkv(cx, x, Some(norm), [(q, a), (k, b), (v, c)], to)?)
-            }
-            [(Weight::Packed(q), a), (Weight::Packed(k), b), (Weight::Packed(v), c)] => {
-                Some(ops::packed_qkv(cx, x, Some(norm), [(q, a), (k, b), (v, c)], to)?)
-            }
-            _ => None,
-        })
-    }
-
-    /// Computes `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)` `[R, N]` in a decode step, for x `[R, K]`. `None` if one of
-    /// the two weights is packed and the other is not. Has no backward rule.
-    pub(crate) fn swiglu_skinny(
-        cx: &Cx,
-        x: &Tensor,
-        norm: InputNorm,
-        gate: &Weight,
-        up: &Weight,
-    ) -> Result<Option<Tensor>> {
-        Ok(match (gate, up) {
-            (Weight::Dense(gate), Weight::Dense(up)) => Some(ops::skinny_swiglu(cx, x, Some(norm), gate, up)?),
-            (Weight::Packed(gate), Weight::Packed(up)) => Some(ops::packed_swiglu(cx, x, Some(norm), gate, up)?),
-            _ => None,
-        })
+    /// The weight as the ops of decode steps take it.
+    pub(crate) fn for_decode(&self) -> DecodeWeight<'_> {
+        match self {
+            Weight::Dense(w) => w.into(),
+            Weight::Packed(w) => w.into(),
+        }
     }
 
     /// Logits `x · weightᵀ` `[R, V]` in f32. If `skinny` is true, uses the ops for decode steps. Has no backward rule.
     pub(crate) fn logits(&self, cx: &Cx, x: &Tensor, skinny: bool) -> Result<Tensor> {
         Ok(match self {
-            Weight::Dense(w) if skinny => ops::skinny_logits(cx, x, w)?,
-            Weight::Dense(w) => ops::matmul(cx, x, w, DType::F32)?,
-            Weight::Packed(w) => ops::packed_logits(cx, x, w)?,
+            Weight::Dense(w) if !skinny => ops::matmul(cx, x, w, DType::F32)?,
+            _ => ops::skinny_logits(cx, x, self.for_decode())?,
         })
     }
 }

@@ -166,12 +166,9 @@ impl Linear {
         to: KvDestination,
     ) -> Result<Tensor> {
         let have_adapters = layers.iter().any(|layer| !matches!(layer.adapter_of(rows), LayerAdapter::None));
-        let fused = match have_adapters {
-            false => Weight::qkv_skinny(cx, x, norm, layers.map(|layer| (&layer.weight, layer.bias.as_ref())), to)?,
-            true => None,
-        };
-        if let Some(fused) = fused {
-            return Ok(fused);
+        if !have_adapters {
+            let layers = layers.map(|layer| (layer.weight.for_decode(), layer.bias.as_ref()));
+            return Ok(ops::skinny_qkv(cx, x, Some(norm), layers, to)?);
         }
         let x = &ops::rms_norm(cx, x, norm.weight, norm.eps)?;
         let [q, k, v] = layers.map(|layer| move || layer.forward_skinny(cx, x, rows, None));
@@ -188,12 +185,9 @@ impl Linear {
         gate: &Linear,
         up: &Linear,
     ) -> Result<Tensor> {
-        let fused = match (gate.adapter_of(rows), up.adapter_of(rows)) {
-            (LayerAdapter::None, LayerAdapter::None) => Weight::swiglu_skinny(cx, x, norm, &gate.weight, &up.weight)?,
-            _ => None,
-        };
-        if let Some(fused) = fused {
-            return Ok(fused);
+        if let (LayerAdapter::None, LayerAdapter::None) = (gate.adapter_of(rows), up.adapter_of(rows)) {
+            let [gate, up] = [gate, up].map(|layer| layer.weight.for_decode());
+            return Ok(ops::skinny_swiglu(cx, x, Some(norm), gate, up)?);
         }
         let x = ops::rms_norm(cx, x, norm.weight, norm.eps)?;
         let of_x = |layer: &Linear| layer.forward_skinny(cx, &x, rows, None);

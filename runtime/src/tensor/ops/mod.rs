@@ -40,18 +40,15 @@ pub use linear_log_prob::{linear_log_prob, linear_log_prob_with_entropy, max_log
 pub use lora_rows::{LoraStack, RowAdapters};
 pub use loss::{log_prob, weighted_sum};
 pub use norm::{patch_merge, rms_norm, rms_norm_add, rms_norm_branch};
-pub use packed::{
-    PackedWeight, packed_linear, packed_linear_with_row_adapters, packed_logits, packed_lora_linear, packed_qkv,
-    packed_swiglu,
-};
+pub use packed::PackedWeight;
 pub use patch_embedding::{DeviceFrames, PatchingParams, patch_embedding};
 pub use rotary::{RotaryFrequencies, RotaryTable, apply_rotary, rotary_table, split_and_rotate};
 pub use rows::gather_rows;
 pub use sampling::{RowSampling, SampledTokens, SamplingTable, TokenHistory, sample};
 pub use siglip::{add_position_embeddings, layer_norm, normalise_rows, pool_attention};
 pub use skinny::{
-    InputNorm, skinny_linear, skinny_linear_with_row_adapters, skinny_logits, skinny_lora_linear, skinny_qkv,
-    skinny_swiglu,
+    DecodeWeight, InputNorm, skinny_linear, skinny_linear_with_row_adapters, skinny_logits, skinny_lora_linear,
+    skinny_qkv, skinny_swiglu,
 };
 
 use reel_device::DType;

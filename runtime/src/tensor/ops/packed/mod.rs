@@ -1,4 +1,4 @@
-//! Matrix products with a packed weight, which is stored in a special layout for inference:
+//! Packed weights, which are stored in a special layout for inference:
 //!
 //! - int8 with one scale for each output, `y[r, n] = scale[n] · Σ x[r, k] q[n, k]`;
 //! - f32 or bf16 in groups of rows, on the CPU alone. Products have the bits of [`super::linear`] and read the weight
@@ -7,19 +7,16 @@
 //! Activations keep their dtype, and sums are f32. On the CPU one product serves prefill and decode
 //! ([`reel_kernels::matmul`]). On a GPU the skinny kernel computes products with any number of rows; it reads the
 //! weight again for every 32 rows (64 on Hopper, 16 in f32). So, on the CPU and on a GPU, the bits of a row do not
-//! depend on the other rows. No op here has a backward rule.
+//! depend on the other rows. The ops of `skinny` take packed weights; none has a backward rule.
 
 use bytemuck::Zeroable;
 use reel_device::launch::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, WeightGroups, group_elements};
 use reel_device::{Addr, DType, Device, Element, Kernels, Launch, MemoryCategory, in_op};
 use reel_kernels::matmul::PRODUCT_CODE;
 use reel_kernels::matmul::{arrange_in_int8_groups, cpu};
-use reel_kernels::skinny::{self, Params, WeightFormat};
+use reel_kernels::skinny::Params;
 
-use super::linear::add_lora_output;
-use super::lora_rows::{RowAdapters, add_row_adapters};
-use super::skinny::{InputNorm, check_bias, map_three_layers};
-use super::{KvDestination, Lora, add, rows_cols, size, swiglu, want_dtype, want_shape};
+use super::{rows_cols, size};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};
@@ -170,137 +167,8 @@ fn arrange(to: &Tensor, [n, k]: [usize; 2], from: Addr) -> Result<()> {
     Ok(to.device().launch(&Launch::WeightGroups(groups))?)
 }
 
-/// `x wᵀ + b + residual`: x `[.., K]`, w `[N, K]`, b `[N]`, residual `[.., N]` give `[.., N]` in the dtype of x.
-pub fn packed_linear(
-    cx: &Cx,
-    x: &Tensor,
-    w: &PackedWeight,
-    b: Option<&Tensor>,
-    residual: Option<&Tensor>,
-) -> Result<Tensor> {
-    let _op = in_op("packed_linear");
-    const OP: &str = "packed_linear";
-    let shape = check(cx, OP, x, w)?;
-    if let Some(r) = residual {
-        want_shape(OP, "residual", r, &shape, "the shape of the result")?;
-        want_dtype(OP, "residual", r, x.dtype())?;
-    }
-    check_bias(OP, x, b, &w.shape[..1])?;
-    let address = |t: Option<&Tensor>| t.map_or(Addr::NULL, Tensor::addr);
-    let y = cx.empty(&shape, x.dtype())?;
-    if cx.device().kernels() == Kernels::Cuda {
-        let params = Params { bias: address(b), residual: address(residual), ..params(OP, x, w, y.addr())? };
-        cx.launch(&skinny::linear(x.dtype(), WeightFormat::Int8, &params))?;
-        return Ok(y);
-    }
-    cx.launch(&Launch::Matmul(Matmul { bias: address(b), ..product(OP, x, w, &y)? }))?;
-    residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
-}
-
-/// Computes the queries, keys and values of a decode step like [`super::skinny_qkv`], with the bits of
-/// [`packed_linear`]: x `[R, K]`, weights `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is
-/// one launch, and one more for the norm of many rows.
-///
-/// # Errors
-/// Shapes that do not match; out of memory.
-pub fn packed_qkv(
-    cx: &Cx,
-    x: &Tensor,
-    norm: Option<InputNorm>,
-    layers: [(&PackedWeight, Option<&Tensor>); 3],
-    to: KvDestination,
-) -> Result<Tensor> {
-    let _op = in_op("packed_qkv");
-    const OP: &str = "packed_qkv";
-    if cx.device().kernels() == Kernels::Cpu {
-        let x = InputNorm::apply_if_some(norm, cx, x)?;
-        return to.rotate_and_cache_rows(cx, map_three_layers(layers, |(w, b)| packed_linear(cx, &x, w, b, None))?);
-    }
-    let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
-    let products = map_three_layers(layers, |(w, b)| {
-        check(cx, OP, &x, w)?;
-        check_bias(OP, &x, b, &w.shape[..1])?;
-        Ok(Params { bias: b.map_or(Addr::NULL, Tensor::addr), norm, eps, ..params(OP, &x, w, Addr::NULL)? })
-    })?;
-    let [of_q, ..] = products;
-    let q = cx.empty(&to.query_shape(OP, of_q.m as usize, of_q.n as usize)?, x.dtype())?;
-    cx.launch(&skinny::qkv(x.dtype(), WeightFormat::Int8, &to.qkv_params(OP, products, &q)?))?;
-    Ok(q)
-}
-
-/// Like [`packed_linear`], with a LoRA adapter in the dtype of x: adds `scale · (x · downᵀ) · upᵀ`.
-pub fn packed_lora_linear(
-    cx: &Cx,
-    x: &Tensor,
-    w: &PackedWeight,
-    b: Option<&Tensor>,
-    lora: &Lora,
-    residual: Option<&Tensor>,
-) -> Result<Tensor> {
-    let _op = in_op("packed_lora_linear");
-    let y = packed_linear(cx, x, w, b, None)?;
-    add_lora_output(cx, x, lora, &y)?;
-    residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
-}
-
-/// Like [`packed_linear`], with one LoRA adapter for each row. A row with an adapter has the bits of
-/// [`packed_lora_linear`]; a row without an adapter has the bits of [`packed_linear`].
-pub fn packed_linear_with_row_adapters(
-    cx: &Cx,
-    x: &Tensor,
-    w: &PackedWeight,
-    b: Option<&Tensor>,
-    adapters: RowAdapters,
-    residual: Option<&Tensor>,
-) -> Result<Tensor> {
-    let _op = in_op("packed_linear_with_row_adapters");
-    let y = packed_linear(cx, x, w, b, None)?;
-    add_row_adapters(cx, x, adapters, &y)?;
-    residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
-}
-
-/// `silu(x gateᵀ) · (x upᵀ)`: x `[M, K]`, gate and up `[N, K]` give `[M, N]`. If `norm` is given, x is normalised
-/// first.
-pub fn packed_swiglu(
-    cx: &Cx,
-    x: &Tensor,
-    norm: Option<InputNorm>,
-    gate: &PackedWeight,
-    up: &PackedWeight,
-) -> Result<Tensor> {
-    let _op = in_op("packed_swiglu");
-    const OP: &str = "packed_swiglu";
-    if gate.shape != up.shape {
-        let text = format!("up has shape {:?}, expected {:?} (the shape of gate)", up.shape, gate.shape);
-        return Err(shape_error(OP, text));
-    }
-    if cx.device().kernels() == Kernels::Cpu {
-        let x = InputNorm::apply_if_some(norm, cx, x)?;
-        return swiglu(cx, &packed_linear(cx, &x, gate, None, None)?, &packed_linear(cx, &x, up, None, None)?);
-    }
-    let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
-    let y = cx.empty(&check(cx, OP, &x, gate)?, x.dtype())?;
-    let second = Params { w2: up.elements.addr(), scale2: up.scales(), ..params(OP, &x, gate, y.addr())? };
-    let params = Params { norm, eps, ..second };
-    cx.launch(&skinny::swiglu(x.dtype(), WeightFormat::Int8, &params))?;
-    Ok(y)
-}
-
-/// Logits `x wᵀ`, always f32: x `[M, K]`, w `[V, K]` give `[M, V]`.
-pub fn packed_logits(cx: &Cx, x: &Tensor, w: &PackedWeight) -> Result<Tensor> {
-    let _op = in_op("packed_logits");
-    const OP: &str = "packed_logits";
-    let y = cx.empty(&check(cx, OP, x, w)?, DType::F32)?;
-    if cx.device().kernels() == Kernels::Cuda {
-        cx.launch(&skinny::logits(x.dtype(), WeightFormat::Int8, &params(OP, x, w, y.addr())?))?;
-    } else {
-        cx.launch(&Launch::Matmul(product(OP, x, w, &y)?))?;
-    }
-    Ok(y)
-}
-
 /// Checks that x `[.., K]` matches the weight and needs no gradient; returns the shape of the result.
-fn check(cx: &Cx, op: &'static str, x: &Tensor, w: &PackedWeight) -> Result<Vec<usize>> {
+pub(super) fn check(cx: &Cx, op: &'static str, x: &Tensor, w: &PackedWeight) -> Result<Vec<usize>> {
     let (_, k) = rows_cols(op, "x", x)?;
     if k != w.shape[1] {
         let text = format!(
@@ -322,7 +190,7 @@ fn check(cx: &Cx, op: &'static str, x: &Tensor, w: &PackedWeight) -> Result<Vec<
 }
 
 /// Computes the product `y = x wᵀ` on the CPU.
-fn product(op: &'static str, x: &Tensor, w: &PackedWeight, y: &Tensor) -> Result<Matmul> {
+pub(super) fn product(op: &'static str, x: &Tensor, w: &PackedWeight, y: &Tensor) -> Result<Matmul> {
     let (m, k) = rows_cols(op, "x", x)?;
     size(op, m)?;
     let operand = |t: &Tensor| Operand { addr: t.addr(), dtype: t.dtype(), transposed: false };
@@ -343,14 +211,13 @@ fn product(op: &'static str, x: &Tensor, w: &PackedWeight, y: &Tensor) -> Result
     })
 }
 
-/// The skinny kernel's parameters for `y = x wᵀ` with an int8 weight, the only kind of packed weight on a GPU.
-fn params(op: &'static str, x: &Tensor, w: &PackedWeight, y: Addr) -> Result<Params> {
+/// The skinny kernel's parameters, without a result, for `x wᵀ` with an int8 weight, the only kind of packed weight on a GPU.
+pub(super) fn params(op: &'static str, x: &Tensor, w: &PackedWeight) -> Result<Params> {
     let (m, k) = rows_cols(op, "x", x)?;
     Ok(Params {
         x: x.addr(),
         w: w.elements.addr(),
         scale: w.scales(),
-        y,
         m: size(op, m)?,
         n: size(op, w.shape[0])?,
         k: size(op, k)?,

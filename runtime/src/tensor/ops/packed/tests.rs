@@ -6,7 +6,9 @@ use reel_kernels::int8::quantize_row;
 use super::*;
 use crate::tensor::ops::tests::kv::SmallKvCache;
 use crate::tensor::ops::tests::{pseudo_random_numbers, relative_distance};
-use crate::tensor::ops::{rms_norm, skinny_linear, skinny_logits, skinny_lora_linear, skinny_qkv, skinny_swiglu};
+use crate::tensor::ops::{
+    InputNorm, Lora, rms_norm, skinny_linear, skinny_logits, skinny_lora_linear, skinny_qkv, skinny_swiglu,
+};
 
 /// A random weight `[n, k]`: its int8 elements and its scales.
 fn quantised([n, k]: [usize; 2], seed: u32) -> (Vec<i8>, Vec<f32>) {
@@ -32,8 +34,8 @@ fn tensor(device: &Device, shape: &[usize], dtype: DType, seed: u32) -> Tensor {
     Tensor::from_f32(device, shape, dtype, &values, MemoryCategory::Weights).unwrap()
 }
 
-/// The results of all ops: `packed_linear` with bias and residual, `packed_swiglu`, `packed_logits` and
-/// `packed_lora_linear`.
+/// The results of all ops: `skinny_linear` with bias and residual, `skinny_swiglu`, `skinny_logits` and
+/// `skinny_lora_linear`.
 fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> [Vec<f32>; 4] {
     let cx = Cx::inference(device, dtype);
     let of = |shape: &[usize], salt| tensor(device, shape, dtype, seed ^ salt);
@@ -41,10 +43,10 @@ fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> 
     let (x, b, r) = (of(&[m, k], 1), of(&[n], 4), of(&[m, n], 5));
     let lora = Lora { down: of(&[3, k], 6), up: of(&[n, 3], 7), scale: 0.6 };
     let all = [
-        packed_linear(&cx, &x, &w, Some(&b), Some(&r)).unwrap(),
-        packed_swiglu(&cx, &x, None, &w, &up).unwrap(),
-        packed_logits(&cx, &x, &w).unwrap(),
-        packed_lora_linear(&cx, &x, &w, Some(&b), &lora, Some(&r)).unwrap(),
+        skinny_linear(&cx, &x, &w, Some(&b), Some(&r)).unwrap(),
+        skinny_swiglu(&cx, &x, None, &w, &up).unwrap(),
+        skinny_logits(&cx, &x, &w).unwrap(),
+        skinny_lora_linear(&cx, &x, &w, Some(&b), &lora, Some(&r)).unwrap(),
     ];
     let dtypes = [dtype, dtype, DType::F32, dtype];
     assert!(all.iter().zip(dtypes).all(|(t, dtype)| t.shape() == [m, n] && t.dtype() == dtype));
@@ -113,9 +115,9 @@ proptest! {
             let device = Device::cpu(2);
             let cx = Cx::inference(&device, dtype);
             let (x, w) = (tensor(&device, &[m, k], dtype, seed), weight(&device, [n, k], seed ^ 1));
-            let all = packed_linear(&cx, &x, &w, None, None).unwrap().to_f32().unwrap();
+            let all = skinny_linear(&cx, &x, &w, None, None).unwrap().to_f32().unwrap();
             for row in [0, m / 2, m - 1] {
-                let alone = packed_linear(&cx, &x.rows(row, 1).unwrap(), &w, None, None).unwrap().to_f32().unwrap();
+                let alone = skinny_linear(&cx, &x.rows(row, 1).unwrap(), &w, None, None).unwrap().to_f32().unwrap();
                 prop_assert_eq!(&all[row * n..][..n], &alone[..]);
             }
         }
@@ -140,8 +142,8 @@ proptest! {
             }
             let cx = Cx::inference(&sim, dtype);
             let (x, w) = (tensor(&sim, &[m, k], dtype, seed), weight(&sim, [n, k], seed ^ 1));
-            let all = packed_linear(&cx, &x, &w, None, None).unwrap().to_f32().unwrap();
-            let last = packed_linear(&cx, &x.rows(m - 1, 1).unwrap(), &w, None, None).unwrap().to_f32().unwrap();
+            let all = skinny_linear(&cx, &x, &w, None, None).unwrap().to_f32().unwrap();
+            let last = skinny_linear(&cx, &x.rows(m - 1, 1).unwrap(), &w, None, None).unwrap().to_f32().unwrap();
             prop_assert_eq!(&all[(m - 1) * n..], &last[..]);
         }
     }
@@ -181,10 +183,10 @@ proptest! {
             let norm = || Some(InputNorm { weight: &norm, eps: 1e-6 });
             let (b, r) = (Some(&b), Some(&r));
             let got = [
-                packed_linear(&cx, &x, &w, b, r).unwrap(),
-                packed_swiglu(&cx, &x, norm(), &w, &up).unwrap(),
-                packed_logits(&cx, &x, &w).unwrap(),
-                packed_lora_linear(&cx, &x, &w, b, &lora, r).unwrap(),
+                skinny_linear(&cx, &x, &w, b, r).unwrap(),
+                skinny_swiglu(&cx, &x, norm(), &w, &up).unwrap(),
+                skinny_logits(&cx, &x, &w).unwrap(),
+                skinny_lora_linear(&cx, &x, &w, b, &lora, r).unwrap(),
             ];
             let want = [
                 skinny_linear(&cx, &x, &plain, b, r).unwrap(),
@@ -198,7 +200,7 @@ proptest! {
             }
             let kv = || SmallKvCache::new(&cx, dtype, [m, 1, n]);
             if n % 2 == 0 {
-                let got = kv().results(|to| packed_qkv(&cx, &x, norm(), [(&w, b), (&up, None), (&w, None)], to));
+                let got = kv().results(|to| skinny_qkv(&cx, &x, norm(), [(&w, b), (&up, None), (&w, None)], to));
                 let plain = [(&plain, b), (&plain_up, None), (&plain, None)];
                 prop_assert_eq!(got, kv().results(|to| skinny_qkv(&cx, &x, norm(), plain, to)));
             }
@@ -254,8 +256,8 @@ fn a_norm_before_products_has_the_bits_of_rms_norm() {
             let [key, v] = [6, 7].map(|seed| weight(&device, [8, k], seed));
             let layers = [(&q, Some(&b)), (&key, None), (&v, None)];
             let all = |x: &Tensor, norm: Option<InputNorm>| {
-                let qkv = SmallKvCache::new(&cx, dtype, [m, 1, 8]).results(|to| packed_qkv(&cx, x, norm, layers, to));
-                (qkv, packed_swiglu(&cx, x, norm, &q, &up).unwrap().to_f32().unwrap())
+                let qkv = SmallKvCache::new(&cx, dtype, [m, 1, 8]).results(|to| skinny_qkv(&cx, x, norm, layers, to));
+                (qkv, skinny_swiglu(&cx, x, norm, &q, &up).unwrap().to_f32().unwrap())
             };
             let normed = rms_norm(&cx, &x, &norm_weight, 1e-6).unwrap();
             assert_eq!(all(&x, Some(InputNorm { weight: &norm_weight, eps: 1e-6 })), all(&normed, None), "{device:?}");
@@ -274,15 +276,15 @@ fn rejects_operands_that_do_not_match() {
             assert!(e.contains(words), "{words} in {e}");
         };
         let (x, w, short) = (of(&[2, 4]), int8([3, 4]), int8([3, 5]));
-        fails(packed_linear(&cx, &x, &short, None, None), "weight has shape [3, 5], but the last dimension of x is 4");
-        fails(packed_logits(&cx, &x, &short), "weight has shape [3, 5], but the last dimension of x is 4");
-        fails(packed_linear(&cx, &x, &w, Some(&of(&[4])), None), "bias has shape [4], expected [3]");
-        fails(packed_linear(&cx, &x, &w, None, Some(&of(&[2, 4]))), "expected [2, 3]");
-        fails(packed_swiglu(&cx, &x, None, &w, &short), "up has shape [3, 5], expected [3, 4]");
+        fails(skinny_linear(&cx, &x, &short, None, None), "weight has shape [3, 5], but the last dimension of x is 4");
+        fails(skinny_logits(&cx, &x, &short), "weight has shape [3, 5], but the last dimension of x is 4");
+        fails(skinny_linear(&cx, &x, &w, Some(&of(&[4])), None), "bias has shape [4], expected [3]");
+        fails(skinny_linear(&cx, &x, &w, None, Some(&of(&[2, 4]))), "expected [2, 3]");
+        fails(skinny_swiglu(&cx, &x, None, &w, &short), "up has shape [3, 5], expected [3, 4]");
         let norm = Some(InputNorm { weight: &of(&[5]), eps: 1e-6 });
-        fails(packed_swiglu(&cx, &x, norm, &w, &w), "[5]");
+        fails(skinny_swiglu(&cx, &x, norm, &w, &w), "[5]");
         let training = Cx::training(&device, DType::F32);
-        fails(packed_linear(&training, &x.detach_requiring_grad(), &w, None, None), "x needs a gradient");
+        fails(skinny_linear(&training, &x.detach_requiring_grad(), &w, None, None), "x needs a gradient");
         let large = int8([80, 2]);
         for (first, elements, scales) in [(0, 6, 1), (0, 4, 2), (8, 64, 32), (32, 64, 32), (32, 50, 25), (96, 64, 32)] {
             let done = large.write_int8_rows(first, &vec![0; elements], &vec![1.0; scales]);

@@ -3,32 +3,106 @@
 //! Reading the weight takes most of the time of such a product. On a GPU one kernel reads the weight once and also does
 //! the work before and after the product (norm, bias, residual, SwiGLU), each with the bits of the separate op. The
 //! kernel's products have the bits of [`super::linear`] on compute capability 9.0 if x is bf16, otherwise they add in
-//! another order. On the CPU these ops call [`super::linear`]. No op here has a backward rule.
+//! another order. On the CPU these ops call [`super::linear`]. Weights may be packed (`packed`); then the ops take any
+//! number of rows, and prefill uses them too. No op here has a backward rule.
 
 use bytemuck::Zeroable;
-use reel_device::{Addr, DType, Kernels, in_op};
+use reel_device::launch::Matmul;
+use reel_device::{Addr, DType, Kernels, Launch, in_op};
 use reel_kernels::skinny::{self, Params, PlanChoices, WeightFormat};
 
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};
+use super::packed::{self, PackedWeight};
 use super::{KvDestination, Lora, add, linear, matmul, rms_norm, rows_cols, size, swiglu, want_dtype, want_shape};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};
 
-/// Whether the skinny kernel computes the product of `x` and `w`: a decode step with a bf16 weight on a GPU.
-fn uses_skinny_kernel(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<bool> {
-    is_decode_product(cx, x, w, |choices| choices.max_rows)
+/// The weight `[N, K]` of a product in a decode step.
+#[derive(Clone, Copy, Debug)]
+pub enum DecodeWeight<'a> {
+    /// A tensor of f32 or bf16.
+    Plain(&'a Tensor),
+    /// A packed weight.
+    Packed(&'a PackedWeight),
 }
 
-/// Whether the kernel of decode steps multiplies `x` and `w`. It does so on a GPU, outside of training, for few rows and
-/// a bf16 weight. `max_rows` selects the maximum number of rows. For more rows, the kernel would read the weight more
-/// than once, and cuBLASLt is used instead.
-fn is_decode_product(cx: &Cx, x: &Tensor, w: &Tensor, max_rows: fn(&PlanChoices) -> usize) -> Result<bool> {
-    let (m, _) = rows_cols("skinny_linear", "x", x)?;
-    let most = max_rows(skinny::plan_choices(cx.device().compute_capability()));
-    let fits = (1..=most).contains(&m) && w.dtype() == DType::BF16;
-    Ok(fits && cx.device().kernels() == Kernels::Cuda && !cx.is_training())
+impl<'a> From<&'a Tensor> for DecodeWeight<'a> {
+    fn from(weight: &'a Tensor) -> Self {
+        DecodeWeight::Plain(weight)
+    }
+}
+
+impl<'a> From<&'a PackedWeight> for DecodeWeight<'a> {
+    fn from(weight: &'a PackedWeight) -> Self {
+        DecodeWeight::Packed(weight)
+    }
+}
+
+impl DecodeWeight<'_> {
+    fn shape(&self) -> Vec<usize> {
+        match self {
+            DecodeWeight::Plain(w) => w.shape().to_vec(),
+            DecodeWeight::Packed(w) => w.shape().to_vec(),
+        }
+    }
+
+    fn format(&self) -> WeightFormat {
+        match self {
+            DecodeWeight::Plain(_) => WeightFormat::Bf16,
+            DecodeWeight::Packed(_) => WeightFormat::Int8,
+        }
+    }
+
+    /// Whether the kernel of decode steps multiplies x and the weight. It does so on a GPU: with a packed weight, and
+    /// outside of training for few rows and a bf16 weight. `max_rows` selects the maximum number of rows. For more rows,
+    /// the kernel would read the weight more than once, and cuBLASLt is used instead.
+    fn uses_kernel(&self, cx: &Cx, x: &Tensor, max_rows: fn(&PlanChoices) -> usize) -> Result<bool> {
+        let on_gpu = cx.device().kernels() == Kernels::Cuda;
+        let DecodeWeight::Plain(w) = self else { return Ok(on_gpu) };
+        let (m, _) = rows_cols("skinny_linear", "x", x)?;
+        let most = max_rows(skinny::plan_choices(cx.device().compute_capability()));
+        let fits = (1..=most).contains(&m) && w.dtype() == DType::BF16;
+        Ok(fits && on_gpu && !cx.is_training())
+    }
+
+    /// Checks the operands of `x wᵀ`. Returns the kernel parameters without a result.
+    fn kernel_params(&self, cx: &Cx, op: &'static str, x: &Tensor) -> Result<Params> {
+        match self {
+            DecodeWeight::Plain(w) => plain_params(op, x, w),
+            DecodeWeight::Packed(w) => {
+                packed::check(cx, op, x, w)?;
+                packed::params(op, x, w)
+            }
+        }
+    }
+
+    /// Computes `x wᵀ + b` without the kernel of decode steps, in the dtype of x.
+    fn linear(&self, cx: &Cx, op: &'static str, x: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+        match self {
+            DecodeWeight::Plain(w) => linear(cx, x, w, b),
+            DecodeWeight::Packed(w) => {
+                check_bias(op, x, b, &w.shape()[..1])?;
+                packed_product(cx, op, x, w, b, x.dtype())
+            }
+        }
+    }
+}
+
+/// Computes `x wᵀ + b` on the CPU, with a result of this dtype.
+fn packed_product(
+    cx: &Cx,
+    op: &'static str,
+    x: &Tensor,
+    w: &PackedWeight,
+    b: Option<&Tensor>,
+    dtype: DType,
+) -> Result<Tensor> {
+    let y = cx.empty(&packed::check(cx, op, x, w)?, dtype)?;
+    let product = packed::product(op, x, w, &y)?;
+    cx.launch(&Launch::Matmul(Matmul { bias: b.map_or(Addr::NULL, Tensor::addr), ..product }))?;
+    Ok(y)
 }
 
 /// An RMS normalisation of the rows of x before matrix products. If there are few rows, a GPU normalises them in the
@@ -43,18 +117,13 @@ pub struct InputNorm<'a> {
 
 impl InputNorm<'_> {
     /// Returns `rms_norm(x)`, or x itself if `norm` is `None`.
-    pub(super) fn apply_if_some(norm: Option<Self>, cx: &Cx, x: &Tensor) -> Result<Tensor> {
+    fn apply_if_some(norm: Option<Self>, cx: &Cx, x: &Tensor) -> Result<Tensor> {
         norm.map_or_else(|| Ok(x.clone()), |norm| rms_norm(cx, x, norm.weight, norm.eps))
     }
 
     /// Returns the rows that the products use, for x `[R, K]`, and the kernel parameters `norm` and `eps`. If there
     /// are many rows, a separate launch normalises them here, with the same bits.
-    pub(super) fn prepare_product_input(
-        norm: Option<Self>,
-        cx: &Cx,
-        op: &'static str,
-        x: &Tensor,
-    ) -> Result<(Tensor, Addr, f32)> {
+    fn prepare_product_input(norm: Option<Self>, cx: &Cx, op: &'static str, x: &Tensor) -> Result<(Tensor, Addr, f32)> {
         let Some(InputNorm { weight, eps }) = norm else { return Ok((x.clone(), Addr::NULL, 0.0)) };
         let (rows, cols) = rows_cols(op, "x", x)?;
         want_shape(op, "norm", weight, &[cols], "the last dimension of x")?;
@@ -67,15 +136,14 @@ impl InputNorm<'_> {
     }
 }
 
-/// Checks the operands of `x wᵀ`. Returns the kernel parameters without a result.
-fn product(x: &Tensor, w: &Tensor) -> Result<Params> {
-    const OP: &str = "skinny_linear";
-    let (m, k) = rows_cols(OP, "x", x)?;
+/// The parameters for a plain weight.
+fn plain_params(op: &'static str, x: &Tensor, w: &Tensor) -> Result<Params> {
+    let (m, k) = rows_cols(op, "x", x)?;
     let n = match w.shape() {
         [n, wk] if *wk == k => *n,
         other => {
             return Err(shape_error(
-                OP,
+                op,
                 format!(
                     "weight has shape {}, but the last dimension of x is {k}; was a wrong shard loaded?",
                     format_shape(other)
@@ -83,33 +151,48 @@ fn product(x: &Tensor, w: &Tensor) -> Result<Params> {
             ));
         }
     };
-    Ok(Params { x: x.addr(), w: w.addr(), m: size(OP, m)?, n: size(OP, n)?, k: size(OP, k)?, ..Zeroable::zeroed() })
+    Ok(Params { x: x.addr(), w: w.addr(), m: size(op, m)?, n: size(op, n)?, k: size(op, k)?, ..Zeroable::zeroed() })
 }
 
-/// Allocates the result `[M, N]` of the product, and sets its address in the parameters.
-fn with_result(cx: &Cx, params: Params, dtype: DType) -> Result<(Params, Tensor)> {
-    let y = cx.empty(&[params.m as usize, params.n as usize], dtype)?;
+/// Allocates the result of the product, `[.., N]` for x `[.., K]`, and sets its address in the parameters.
+fn with_result(cx: &Cx, x: &Tensor, params: Params, dtype: DType) -> Result<(Params, Tensor)> {
+    let y = cx.empty(&result_shape(x, params.n as usize), dtype)?;
     Ok((Params { y: y.addr(), ..params }, y))
 }
 
-/// `x wᵀ + b + residual`: x `[M, K]`, w `[N, K]`, b `[N]`, residual `[M, N]` give `[M, N]`.
-pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>) -> Result<Tensor> {
+/// The shape of `x wᵀ` for a weight of `n` rows.
+fn result_shape(x: &Tensor, n: usize) -> Vec<usize> {
+    let mut shape = x.shape().to_vec();
+    shape.pop();
+    shape.push(n);
+    shape
+}
+
+/// `x wᵀ + b + residual`: x `[.., K]`, w `[N, K]`, b `[N]`, residual `[.., N]` give `[.., N]` in the dtype of x.
+pub fn skinny_linear<'w>(
+    cx: &Cx,
+    x: &Tensor,
+    w: impl Into<DecodeWeight<'w>>,
+    b: Option<&Tensor>,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
     let _op = in_op("skinny_linear");
     const OP: &str = "skinny_linear";
+    let w = w.into();
     if let Some(r) = residual {
-        let shape = [rows_cols(OP, "x", x)?.0, w.shape().first().copied().unwrap_or(0)];
+        let shape = result_shape(x, w.shape().first().copied().unwrap_or(0));
         want_shape(OP, "residual", r, &shape, "the shape of the result")?;
         want_dtype(OP, "residual", r, x.dtype())?;
     }
-    if !uses_skinny_kernel(cx, x, w)? {
-        let y = linear(cx, x, w, b)?;
+    if !w.uses_kernel(cx, x, |choices| choices.max_rows)? {
+        let y = w.linear(cx, OP, x, b)?;
         return residual.map_or(Ok(y.clone()), |r| add(cx, r, &y));
     }
-    let (params, y) = with_result(cx, product(x, w)?, x.dtype())?;
+    let (params, y) = with_result(cx, x, w.kernel_params(cx, OP, x)?, x.dtype())?;
     check_bias(OP, x, b, &w.shape()[..1])?;
     let address = |t: Option<&Tensor>| t.map_or(Addr::NULL, Tensor::addr);
     let params = Params { bias: address(b), residual: address(residual), ..params };
-    cx.launch(&skinny::linear(x.dtype(), WeightFormat::Bf16, &params))?;
+    cx.launch(&skinny::linear(x.dtype(), w.format(), &params))?;
     Ok(y)
 }
 
@@ -120,50 +203,52 @@ pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residu
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.
-pub fn skinny_qkv(
+pub fn skinny_qkv<'w>(
     cx: &Cx,
     x: &Tensor,
     norm: Option<InputNorm>,
-    layers: [(&Tensor, Option<&Tensor>); 3],
+    layers: [(impl Into<DecodeWeight<'w>>, Option<&Tensor>); 3],
     to: KvDestination,
 ) -> Result<Tensor> {
     let _op = in_op("skinny_qkv");
     const OP: &str = "skinny_qkv";
-    let fits = layers.iter().map(|(w, _)| uses_skinny_kernel(cx, x, w)).collect::<Result<Vec<_>>>()?;
-    if fits.contains(&false) {
+    let layers: [(DecodeWeight, _); 3] = layers.map(|(w, b)| (w.into(), b));
+    let format = layers[0].0.format();
+    let fits =
+        layers.iter().map(|(w, _)| Ok(w.format() == format && w.uses_kernel(cx, x, |choices| choices.max_rows)?));
+    if fits.collect::<Result<Vec<_>>>()?.contains(&false) {
         let x = InputNorm::apply_if_some(norm, cx, x)?;
-        return to.rotate_and_cache_rows(cx, map_three_layers(layers, |(w, b)| linear(cx, &x, w, b))?);
+        return to.rotate_and_cache_rows(cx, map_three_layers(layers, |(w, b)| skinny_linear(cx, &x, w, b, None))?);
     }
     let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
     let products = map_three_layers(layers, |(w, b)| {
         check_bias(OP, &x, b, &w.shape()[..1])?;
-        Ok(Params { bias: b.map_or(Addr::NULL, Tensor::addr), norm, eps, ..product(&x, w)? })
+        Ok(Params { bias: b.map_or(Addr::NULL, Tensor::addr), norm, eps, ..w.kernel_params(cx, OP, &x)? })
     })?;
     let [of_q, ..] = products;
     let q = cx.empty(&to.query_shape(OP, of_q.m as usize, of_q.n as usize)?, x.dtype())?;
-    cx.launch(&skinny::qkv(x.dtype(), WeightFormat::Bf16, &to.qkv_params(OP, products, &q)?))?;
+    cx.launch(&skinny::qkv(x.dtype(), format, &to.qkv_params(OP, products, &q)?))?;
     Ok(q)
 }
 
 /// Checks that a bias has the shape `rows`, one element for each row of the weight, and the dtype of x.
-pub(super) fn check_bias(op: &'static str, x: &Tensor, bias: Option<&Tensor>, rows: &[usize]) -> Result<()> {
+fn check_bias(op: &'static str, x: &Tensor, bias: Option<&Tensor>, rows: &[usize]) -> Result<()> {
     let Some(bias) = bias else { return Ok(()) };
     want_shape(op, "bias", bias, rows, "the rows of the weight")?;
     want_dtype(op, "bias", bias, x.dtype())
 }
 
 /// Returns the results of `f` for the three layers, or its first error.
-pub(super) fn map_three_layers<L, T>(layers: [L; 3], mut f: impl FnMut(L) -> Result<T>) -> Result<[T; 3]> {
+fn map_three_layers<L, T>(layers: [L; 3], mut f: impl FnMut(L) -> Result<T>) -> Result<[T; 3]> {
     let [a, b, c] = layers;
     Ok([f(a)?, f(b)?, f(c)?])
 }
 
-/// Like [`skinny_linear`], with a LoRA adapter: [`super::lora_linear`] on the same shapes, then the addition of the
-/// residual.
-pub fn skinny_lora_linear(
+/// Like [`skinny_linear`], with a LoRA adapter in the dtype of x: adds `scale · (x · downᵀ) · upᵀ`, then the residual.
+pub fn skinny_lora_linear<'w>(
     cx: &Cx,
     x: &Tensor,
-    w: &Tensor,
+    w: impl Into<DecodeWeight<'w>>,
     b: Option<&Tensor>,
     lora: &Lora,
     residual: Option<&Tensor>,
@@ -176,10 +261,10 @@ pub fn skinny_lora_linear(
 
 /// Like [`skinny_linear`], with one LoRA adapter for each row. A row with an adapter has the bits of
 /// [`skinny_lora_linear`]; a row without an adapter has the bits of [`skinny_linear`].
-pub fn skinny_linear_with_row_adapters(
+pub fn skinny_linear_with_row_adapters<'w>(
     cx: &Cx,
     x: &Tensor,
-    w: &Tensor,
+    w: impl Into<DecodeWeight<'w>>,
     b: Option<&Tensor>,
     adapters: RowAdapters,
     residual: Option<&Tensor>,
@@ -192,28 +277,45 @@ pub fn skinny_linear_with_row_adapters(
 
 /// `silu(x gateᵀ) · (x upᵀ)`: x `[M, K]`, gate and up `[N, K]` give `[M, N]`. If `norm` is given, x is normalised
 /// first.
-pub fn skinny_swiglu(cx: &Cx, x: &Tensor, norm: Option<InputNorm>, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+pub fn skinny_swiglu<'w>(
+    cx: &Cx,
+    x: &Tensor,
+    norm: Option<InputNorm>,
+    gate: impl Into<DecodeWeight<'w>>,
+    up: impl Into<DecodeWeight<'w>>,
+) -> Result<Tensor> {
     let _op = in_op("skinny_swiglu");
     const OP: &str = "skinny_swiglu";
-    want_shape(OP, "up", up, gate.shape(), "the shape of gate")?;
-    if !uses_skinny_kernel(cx, x, gate)? || up.dtype() != gate.dtype() {
+    let (gate, up) = (gate.into(), up.into());
+    if gate.shape() != up.shape() {
+        let [gate, up] = [gate, up].map(|w| format_shape(&w.shape()));
+        return Err(shape_error(OP, format!("up has shape {up}, expected {gate} (the shape of gate)")));
+    }
+    let fits = |w: DecodeWeight| w.uses_kernel(cx, x, |choices| choices.max_rows);
+    if gate.format() != up.format() || !fits(gate)? || !fits(up)? {
         let x = InputNorm::apply_if_some(norm, cx, x)?;
-        return swiglu(cx, &linear(cx, &x, gate, None)?, &linear(cx, &x, up, None)?);
+        return swiglu(cx, &skinny_linear(cx, &x, gate, None, None)?, &skinny_linear(cx, &x, up, None, None)?);
     }
     let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
-    let (params, y) = with_result(cx, product(&x, gate)?, x.dtype())?;
-    cx.launch(&skinny::swiglu(x.dtype(), WeightFormat::Bf16, &Params { w2: up.addr(), norm, eps, ..params }))?;
+    let (params, y) = with_result(cx, &x, gate.kernel_params(cx, OP, &x)?, x.dtype())?;
+    let Params { w: w2, scale: scale2, .. } = up.kernel_params(cx, OP, &x)?;
+    cx.launch(&skinny::swiglu(x.dtype(), gate.format(), &Params { w2, scale2, norm, eps, ..params }))?;
     Ok(y)
 }
 
 /// Logits `x wᵀ`, always f32: x `[M, K]`, w `[V, K]` give `[M, V]`.
-pub fn skinny_logits(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<Tensor> {
+pub fn skinny_logits<'w>(cx: &Cx, x: &Tensor, w: impl Into<DecodeWeight<'w>>) -> Result<Tensor> {
     let _op = in_op("skinny_logits");
-    if !is_decode_product(cx, x, w, |choices| choices.logits_max_rows)? {
-        return matmul(cx, x, w, DType::F32);
+    const OP: &str = "skinny_logits";
+    let w = w.into();
+    if !w.uses_kernel(cx, x, |choices| choices.logits_max_rows)? {
+        return match w {
+            DecodeWeight::Plain(w) => matmul(cx, x, w, DType::F32),
+            DecodeWeight::Packed(w) => packed_product(cx, OP, x, w, None, DType::F32),
+        };
     }
-    let (params, y) = with_result(cx, product(x, w)?, DType::F32)?;
-    cx.launch(&skinny::logits(x.dtype(), WeightFormat::Bf16, &params))?;
+    let (params, y) = with_result(cx, x, w.kernel_params(cx, OP, x)?, DType::F32)?;
+    cx.launch(&skinny::logits(x.dtype(), w.format(), &params))?;
     Ok(y)
 }
 
