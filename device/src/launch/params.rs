@@ -115,11 +115,11 @@ impl CType for Padding<3> {
 impl CType for Padding<6> {
     const NAME: &'static str = "Padding<6>";
 }
+impl CType for Padding<9> {
+    const NAME: &'static str = "Padding<9>";
+}
 impl CType for Padding<10> {
     const NAME: &'static str = "Padding<10>";
-}
-impl CType for Padding<12> {
-    const NAME: &'static str = "Padding<12>";
 }
 impl CType for Padding<1> {
     const NAME: &'static str = "Padding<1>";

@@ -11,13 +11,13 @@
 #pragma once
 
 #include "attention/backward_keys.cuh"
+#include "attention/backward_parts.cuh"
 #include "attention/packed_tiles.cuh"
 #include "attention/tile.cuh"
 #include "cuh/tma.cuh"
 #include "cuh/wgmma.cuh"
 
 constexpr int GRADIENT_GROUPS = 2;  // warpgroups that compute
-constexpr int KEY_ROWS = 128;       // keys of a tile
 constexpr int QUERY_ROWS = 64;      // queries of a visit, and of a warpgroup in the second part
 
 // Shared memory of a block, in bytes from its start. Rows lie in groups of 64 columns, each with the swizzle of 128
@@ -100,11 +100,6 @@ __device__ __forceinline__ void store_words(u32 at, int a, int b, int c, int d) 
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
-// Returns the number of tiles of keys. They are numbered 0, 1, ...; the numbers of the tiles of queries follow.
-__device__ __forceinline__ u32 key_tile_numbers(const BwdParams& p) {
-  return static_cast<u32>(tile_slots<KEY_ROWS>(p.tokens, p.seqs, p.max_seqlen)) * p.kv_heads;
-}
-
 // Increments the ticket counter and returns its old value: the number of tickets that blocks have drawn before.
 __device__ __forceinline__ u32 draw_ticket(u32* ticket) {
   u32 number;
@@ -122,8 +117,8 @@ __device__ __forceinline__ u32 next_tile_number(const BwdParams& p, u32 number) 
   return gridDim.x + __shfl_sync(0xffffffffu, ticket, 0);
 }
 
-// A tile of keys. Its description in shared memory has the words visits (0: there are no more tiles of keys), token,
-// count, kv_head, sequence and begin.
+// A part of a tile of keys. Its description in shared memory has the words visits (0: there are no more tiles of keys),
+// token, count, kv_head, sequence, begin, heads and parts.
 struct KeyRows {
   u32 at;
 
@@ -133,6 +128,19 @@ struct KeyRows {
   __device__ __forceinline__ int kv_head() const { return load_word(at + 12); }
   __device__ __forceinline__ int sequence() const { return load_word(at + 16); }  // of the keys
   __device__ __forceinline__ int begin() const { return load_word(at + 20); }     // first key within it
+  // The query heads of the part: the first one, plus 2^16 times the end of the range.
+  __device__ __forceinline__ int heads() const { return load_word(at + 24); }
+  // Number of parts of the tile, plus 2^16 times the index of this part.
+  __device__ __forceinline__ int parts() const { return load_word(at + 28); }
+
+  __device__ __forceinline__ void store(const BwdParams& p, const KeyPart& part) const {
+    const SequenceTile& range = part.range;
+    const int head = part.kv_head * static_cast<int>(p.heads / p.kv_heads);
+    store_words(at, 1, range.first + range.begin, range.count, part.kv_head);
+    store_words(at + 16, range.sequence, range.begin,
+                head + part.first_head(p, part.part) | (head + part.first_head(p, part.part + 1)) << 16,
+                part.parts | part.part << 16);
+  }
 };
 
 // The queries of one sequence that see a tile of keys, identified by a number. Number 2 n means that sequence n sees
@@ -179,21 +187,33 @@ struct SeeingQueries {
   }
 };
 
-// Calls visit(queries, tile, head, number) for each visit to a tile of keys, in the order of visits.cuh: `tile` is the
-// first of up to 64 queries within their sequence.
+// Calls visit(queries, tile, head, number) for each visit of a part of a tile of keys, in the order of visits.cuh: `tile`
+// is the first of up to 64 queries within their sequence.
 template <class F>
 __device__ __forceinline__ void for_each_visit(const BwdParams& p, const KeyRows& keys, const F& visit) {
-  const int numbers = 2 * static_cast<int>(p.seqs), group = static_cast<int>(p.heads / p.kv_heads);
+  const int numbers = 2 * static_cast<int>(p.seqs);
 #pragma unroll 1
   for (int number = SeeingQueries::next(p, keys, 0); number < numbers; number = SeeingQueries::next(p, keys, number + 1)) {
     const SeeingQueries queries(p, keys, number);
 #pragma unroll 1
     for (int tile = (queries.length - 1) / QUERY_ROWS * QUERY_ROWS; tile >= queries.from; tile -= QUERY_ROWS) {
-      const int head = keys.kv_head() * group;
+      const int heads = keys.heads();
 #pragma unroll 1
-      for (int h = head; h < head + group; ++h) visit(queries, tile, h, number);
+      for (int h = heads & 0xffff; h < heads >> 16; ++h) visit(queries, tile, h, number);
     }
   }
+}
+
+// Returns the number of visits. All lanes of the warp call the function.
+__device__ __forceinline__ int visit_count(const BwdParams& p, const KeyRows& keys) {
+  const int numbers = 2 * static_cast<int>(p.seqs), heads = (keys.heads() >> 16) - (keys.heads() & 0xffff);
+  int visits = 0;
+#pragma unroll 1
+  for (int number = SeeingQueries::next(p, keys, 0); number < numbers; number = SeeingQueries::next(p, keys, number + 1)) {
+    const SeeingQueries queries(p, keys, number);
+    visits += ceil_div(queries.length - queries.from, QUERY_ROWS) * heads;
+  }
+  return visits;
 }
 
 // Replaces rows `from` .. ROWS of a tile in shared memory: row r gets the elements at source + r * stride if r < end,
@@ -224,26 +244,17 @@ __device__ __forceinline__ u32 copy_visits(const BwdParams& p, u32 shared, SlotR
   SlotRing<S::VISITS> ring;
   u32 own_parity = 1, number = blockIdx.x;
 #pragma unroll 1
-  for (; number < key_tile_numbers(p); number = next_tile_number(p, number)) {
-    SequenceTile range;
-    find_tile<KEY_ROWS>(global<const int>(p.cu_seqlens), p.tokens, p.seqs, p.max_seqlen, number / p.kv_heads, range);
-    if (range.count <= 0) continue;
+  for (; number < KeyPart::numbers(p); number = next_tile_number(p, number)) {
+    KeyPart part;
+    if (!part.find(p, number)) continue;
     const KeyRows keys{shared + S::TILE + 32 * tiles.slot};
     mbarrier_wait(shared + S::TILE_FREE + 8 * tiles.slot, tiles.parity ^ 1);
     // All lanes have read the tile that was here.
     // redundant: TILES is 2, and the barrier below, of the tile in the other slot, also comes after these reads.
     __syncwarp();
-    if (leads) {
-      store_words(keys.at, 1, range.first + range.begin, range.count, static_cast<int>(number % p.kv_heads));
-      store_words(keys.at + 16, range.sequence, range.begin, 0, 0);
-    }
+    if (leads) keys.store(p, part);
     __syncwarp();
-    int visits = 0;
-#pragma unroll 1
-    for (int n = SeeingQueries::next(p, keys, 0); n < 2 * static_cast<int>(p.seqs); n = SeeingQueries::next(p, keys, n + 1)) {
-      const SeeingQueries queries(p, keys, n);
-      visits += ceil_div(queries.length - queries.from, QUERY_ROWS) * static_cast<int>(p.heads / p.kv_heads);
-    }
+    const int visits = visit_count(p, keys);
     if (leads) {
       asm volatile("st.shared.b32 [%0], %1;" ::"r"(keys.at), "r"(visits) : "memory");
       mbarrier_arrive(shared + S::TILE_FULL + 8 * tiles.slot);
@@ -376,7 +387,7 @@ __device__ __forceinline__ void copy_blocks(const BwdParams& p, u32 shared, Slot
   SlotRing<S::KEY_SLOTS> keys;
   SlotRing<S::VALUE_SLOTS> values;
   u32 pair_parity = 1;
-  const u32 before = key_tile_numbers(p);
+  const u32 before = KeyPart::numbers(p);
 #pragma unroll 1
   for (; number - before < packed_tiles(p).count(p); number = next_tile_number(p, number)) {
     PositionTile tile;

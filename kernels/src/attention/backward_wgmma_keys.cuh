@@ -178,10 +178,79 @@ struct KeyConsumer {
     arrive_of_warp(shared + S::VISIT_FREE + 8 * slot);
   }
 
+  // The index of key `row` of the tile in an array [tokens, kv_heads, head_dim], divided by head_dim.
+  __device__ __forceinline__ u64 head_index(const KeyRows& keys, int row) const {
+    return static_cast<u64>(static_cast<u32>(keys.token() + row)) * params.kv_heads + static_cast<u32>(keys.kv_head());
+  }
+  // The sums of part `part` for key `row`: those of dk, then those of dv.
+  __device__ __forceinline__ float* sums_of_part(const KeyRows& keys, int part, int row) const {
+    return global<float>(part_sums(params)) + (part * arrivals(params) + head_index(keys, row)) * (2 * HEAD_DIM);
+  }
+
+  // Stores the sums of a part of a tile. The warp that is the last to store sums of its 16 keys adds those of all parts.
+  __device__ __forceinline__ void store_part(const KeyRows& keys) {
+    const int lane = thread_again() & 31, first = QUERY_ROWS * turns.group + thread_again() % 128 / 32 * 16;
+    const int rows = min(16, keys.count() - first), parts = keys.parts() & 0xffff;
+    if (rows <= 0) return;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = lane / 4 + 8 * r;
+      float* const to = sums_of_part(keys, keys.parts() >> 16, first + row) + 2 * (lane % 4);
+      if (row >= rows) continue;
+#pragma unroll
+      for (int n = 0; n < HEAD_DIM / 8; ++n) {
+        *reinterpret_cast<float2*>(to + 8 * n) = {dk[4 * n + 2 * r], dk[4 * n + 2 * r + 1]};
+        *reinterpret_cast<float2*>(to + HEAD_DIM + 8 * n) = {dv[4 * n + 2 * r], dv[4 * n + 2 * r + 1]};
+      }
+    }
+    __syncwarp();  // all lanes have stored their sums
+    u32 before = 0;
+    if (lane == 0) before = count_arrival(params, keys.token() + first, keys.kv_head());
+    if (__shfl_sync(0xffffffffu, before, 0) + 1 < static_cast<u32>(parts)) return;
+    __syncwarp();  // all lanes see the sums of the parts that arrived before
+    add_parts(keys, first, rows, parts);
+  }
+
+  // Adds the sums of `rows` keys from key `first` on over the parts, ascending, and writes dk and dv. A lane has 8
+  // columns of up to ITEMS rows at a time.
+  __device__ __forceinline__ void add_parts(const KeyRows& keys, int first, int rows, int parts) const {
+    constexpr int ITEMS = 4, CHUNKS = HEAD_DIM / 8;
+    const int lane = thread_again() & 31;
+#pragma unroll 1
+    for (int begin = lane; begin < rows * 2 * CHUNKS; begin += 32 * ITEMS) {
+      float sum[ITEMS][8] = {};
+#pragma unroll 1
+      for (int part = 0; part < parts; ++part) {
+#pragma unroll
+        for (int i = 0; i < ITEMS; ++i) {
+          const int at = begin + 32 * i;
+          if (at >= rows * 2 * CHUNKS) continue;
+          const float* const from = sums_of_part(keys, part, first + at / (2 * CHUNKS)) + at % (2 * CHUNKS) * 8;
+          const float4 low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
+          const float x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+          for (int e = 0; e < 8; ++e) sum[i][e] += x[e];
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < ITEMS; ++i) {
+        const int at = begin + 32 * i, chunk = at % (2 * CHUNKS);
+        if (at >= rows * 2 * CHUNKS) continue;
+        const bool is_dk = chunk < CHUNKS;
+        const float factor = is_dk ? params.scale : 1.0f;
+        bf16* const to = global<bf16>(is_dk ? params.dk : params.dv) +
+                         head_index(keys, first + at / (2 * CHUNKS)) * HEAD_DIM + (is_dk ? chunk : chunk - CHUNKS) * 8;
+        Words<16> words;
+#pragma unroll
+        for (int e = 0; e < 4; ++e) words.word[e] = pack_bf16(sum[i][2 * e] * factor, sum[i][2 * e + 1] * factor);
+        *reinterpret_cast<Words<16>*>(to) = words;
+      }
+    }
+  }
+
   __device__ __forceinline__ void store(const KeyRows& keys) {
     const int id = thread_again() % 128, row = QUERY_ROWS * turns.group + id / 32 * 16 + id % 32 / 4;
-    const u64 stride = static_cast<u64>(params.kv_heads) * HEAD_DIM;
-    const u64 at = static_cast<u32>(keys.token() + row) * stride + static_cast<u32>(keys.kv_head()) * HEAD_DIM;
+    const u64 stride = static_cast<u64>(params.kv_heads) * HEAD_DIM, at = head_index(keys, row) * HEAD_DIM;
     bf16 *const dk_row = global<bf16>(params.dk) + at, *const dv_row = global<bf16>(params.dv) + at;
     const bool low = row < keys.count(), high = row + 8 < keys.count();
     store_gradient<HEAD_DIM, 0>(dk_row, low, dk, params.scale);
@@ -228,7 +297,8 @@ struct KeyConsumer {
       free_visit(visit.slot);
       visit.advance();
       arrive_of_warp(shared + S::OWN_FREE);
-      store(keys);
+      if (keys.parts() == 1) store(keys);
+      else store_part(keys);
       __syncwarp();
       arrive_of_warp(shared + S::TILE_FREE + 8 * tiles.slot);
       tiles.advance();

@@ -100,8 +100,10 @@ pub(crate) mod choices;
 pub(crate) mod cpu;
 mod examples;
 pub(crate) mod formula;
+pub(crate) mod parts;
 pub(crate) mod plan;
 
+pub use parts::KeyParts;
 use reel_device::launch::{Padding, TensorMapSlot, kernel_for_dtype};
 use reel_device::{Addr, Cost, DType, Launch, kernel, params};
 
@@ -220,8 +222,9 @@ params! {
         pub dv: Addr,
         /// f32 `[tokens, heads]`, workspace for `d_o . o` of each row.
         pub delta: Addr,
-        /// A workspace of [`workspace_bytes`] bytes, aligned to 16. It holds the atomic counter from which the blocks
-        /// of the wgmma kernels take tile numbers. May be null; device `cpu` does not use it.
+        /// A workspace of [`workspace_bytes`] bytes, aligned to 16, for the wgmma kernels: the atomic counter from
+        /// which blocks take tile numbers, and f32 sums of the parts of tiles of keys. May be null if no tile has
+        /// several parts, and on device `cpu`.
         pub workspace: Addr,
         /// i32 `[seqs + 1]`: first token of each sequence, and the end of the last one. The values do not decrease
         /// and lie between 0 and `tokens`.
@@ -249,8 +252,14 @@ params! {
         pub score_factor: f32,
         /// Number of query heads of a section of the order of tiles of queries.
         pub section_heads: u32,
+        /// [`KeyParts::undivided_tiles`], which [`bwd`] fills in, as the next two numbers.
+        pub undivided_tiles: u32,
+        /// [`KeyParts::part_visits`].
+        pub part_visits: u32,
+        /// No tile of keys has more parts.
+        pub max_parts: u32,
         /// Zeros.
-        pub reserved: Padding<12>,
+        pub reserved: Padding<9>,
     }
 }
 
@@ -284,6 +293,9 @@ impl BwdParams {
         max_seqlen: 0,
         score_factor: 0.0,
         section_heads: 0,
+        undivided_tiles: 0,
+        part_visits: 0,
+        max_parts: 0,
         reserved: Padding::ZEROS,
     };
 
@@ -316,10 +328,10 @@ kernel_folder! {
     name: "attention",
     params: [FwdParams, BwdParams],
     headers: [
-        "backward_fma.cuh", "backward_keys.cuh", "backward_mma.cuh", "backward_producer.cuh", "backward_wgmma.cuh",
-        "backward_wgmma_keys.cuh", "backward_wgmma_queries.cuh", "fma_tile.cuh", "forward_fma.cuh", "forward_mma.cuh",
-        "forward_producer.cuh", "forward_wgmma.cuh", "packed_source.cuh", "packed_tiles.cuh", "position_tiles.cuh",
-        "row_state.cuh", "sequences.cuh", "tile.cuh", "visits.cuh"
+        "backward_fma.cuh", "backward_keys.cuh", "backward_mma.cuh", "backward_parts.cuh", "backward_producer.cuh",
+        "backward_wgmma.cuh", "backward_wgmma_keys.cuh", "backward_wgmma_queries.cuh", "fma_tile.cuh",
+        "forward_fma.cuh", "forward_mma.cuh", "forward_producer.cuh", "forward_wgmma.cuh", "packed_source.cuh",
+        "packed_tiles.cuh", "position_tiles.cuh", "row_state.cuh", "sequences.cuh", "tile.cuh", "visits.cuh"
     ],
     variants: choices::VARIANTS,
 }
@@ -346,16 +358,28 @@ pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })
 }
 
-/// Returns the size in bytes of the workspace: the atomic counter from which the blocks of the wgmma kernels take
-/// tile numbers. Returns 0 if no kernel would use it: for f32, and for a head_dim without a tensor-core kernel.
+/// Returns the size in bytes of the workspace of the wgmma kernels. Returns 0 if no kernel would use it: for f32, and
+/// for a head_dim without a tensor-core kernel.
 pub fn workspace_bytes(dtype: DType, p: &BwdParams) -> usize {
-    if dtype == DType::BF16 && plan::has_tensor_core_backward(p.head_dim) { 4 } else { 0 }
+    workspace_bytes_in_parts(dtype, p, KeyParts::OF_TRAINING)
+}
+
+fn workspace_bytes_in_parts(dtype: DType, p: &BwdParams, parts: KeyParts) -> usize {
+    let is_used = dtype == DType::BF16 && plan::has_tensor_core_backward(p.head_dim);
+    if is_used { parts.workspace_bytes(p) } else { 0 }
 }
 
 /// Makes the backward launch. `dtype` is the type of q, k, v, o and their gradients, F32 or BF16. `pairs` is the
 /// number of (query, key) pairs that one head computes.
 pub fn bwd(dtype: DType, params: &BwdParams, pairs: f64) -> Launch {
+    bwd_in_parts(dtype, params, pairs, KeyParts::OF_TRAINING)
+}
+
+/// Makes the backward launch with another rule for the parts of tiles of keys.
+pub(crate) fn bwd_in_parts(dtype: DType, params: &BwdParams, pairs: f64, parts: KeyParts) -> Launch {
     let kernel = kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16);
+    let params = &BwdParams { max_parts: parts.max_count(params), ..*params };
+    let params = &BwdParams { undivided_tiles: parts.undivided_tiles, part_visits: parts.part_visits, ..*params };
     let section_heads = plan::section_heads(params.tokens.into(), params.heads, params.kv_heads, params.head_dim);
     let params = &BwdParams { score_factor: params.scale * std::f32::consts::LOG2_E, section_heads, ..*params };
     let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);

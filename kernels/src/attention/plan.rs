@@ -11,7 +11,7 @@ use super::{BwdParams, FwdParams};
 /// Number of query rows of a tile.
 const ROWS: u64 = 64;
 /// Number of keys of a key tile in the backward pass with wgmma. Other key tiles have 64 keys.
-const WIDE: u64 = 128;
+pub(super) const KEYS_PER_TILE: u32 = 128;
 /// Bytes of a 64 x 64 f32 tile whose rows are padded by four elements.
 const FMA_TILE: u32 = 64 * 68 * 4;
 /// Number of output columns that a block of threads writes on CUDA cores.
@@ -273,18 +273,19 @@ pub fn bwd_bf16_wgmma(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
         return bwd_bf16_mma(p, arch);
     }
     let forward = p.forward_params();
-    let key_tiles = slots(p.tokens, p.seqs, p.max_seqlen, WIDE) * p.kv_heads as u64;
-    let tiles = key_tiles + packed_queries(&forward).tile_count();
+    let key_parts = slots(p.tokens, p.seqs, p.max_seqlen, KEYS_PER_TILE.into()) * u64::from(p.max_parts * p.kv_heads);
+    let tiles = key_parts + packed_queries(&forward).tile_count();
     if tiles == 0 || p.tokens == 0 {
         return Vec::new();
     }
+    assert!(p.max_parts == 1 || !p.workspace.is_null(), "the parts of a tile of keys need a workspace");
     let blocks = if p.workspace.is_null() { tiles } else { tiles.min(arch.multiprocessors.into()) };
-    let map = |tensor, heads, rows: u64| packed_heads(&forward, tensor, heads).tensor_map_of_whole_heads(rows as u32);
+    let map = |tensor, heads, rows| packed_heads(&forward, tensor, heads).tensor_map_of_whole_heads(rows);
     let maps = [
-        (offset_of!(BwdParams, q_map), map(p.q, p.heads, ROWS)),
-        (offset_of!(BwdParams, d_o_map), map(p.d_o, p.heads, ROWS)),
-        (offset_of!(BwdParams, k_map), map(p.k, p.kv_heads, WIDE)),
-        (offset_of!(BwdParams, v_map), map(p.v, p.kv_heads, WIDE)),
+        (offset_of!(BwdParams, q_map), map(p.q, p.heads, ROWS as u32)),
+        (offset_of!(BwdParams, d_o_map), map(p.d_o, p.heads, ROWS as u32)),
+        (offset_of!(BwdParams, k_map), map(p.k, p.kv_heads, KEYS_PER_TILE)),
+        (offset_of!(BwdParams, v_map), map(p.v, p.kv_heads, KEYS_PER_TILE)),
     ];
     let gradients = stage(symbol, blocks, 384, backward_shared(p.head_dim));
     let gradients = gradients.map(|stage| Stage { tensor_maps: maps.to_vec(), ..stage });

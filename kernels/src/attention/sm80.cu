@@ -46,6 +46,7 @@
 #include "attention/backward_fma.cuh"
 #include "attention/backward_keys.cuh"
 #include "attention/backward_mma.cuh"
+#include "attention/backward_parts.cuh"
 #include "attention/forward_fma.cuh"
 #include "attention/forward_mma.cuh"
 #include "attention/sequences.cuh"
@@ -296,12 +297,11 @@ __device__ __forceinline__ void row_products(const BwdParams& p) {
   row_products(global<float>(p.delta), global<const T>(p.d_o), global<const T>(p.o), rows, static_cast<int>(p.head_dim));
 }
 
-// Computes delta as row_products does and sets the ticket counter of the sm_90a kernels (backward_wgmma.cuh) to 0; the
-// counter is the workspace's first word.
+// Computes delta as row_products does and sets the counters of the sm_90a kernels in the workspace to 0.
 template <class T>
 __device__ __forceinline__ void row_products_and_ticket(const BwdParams& p) {
   row_products<T>(p);
-  if (p.workspace != 0 && blockIdx.x == 0 && threadIdx.x == 0) *global<u32>(p.workspace) = 0;
+  if (p.workspace != 0) clear_counters(p);
 }
 
 #define KERNEL(SYMBOL, PARAMS, THREADS, BLOCKS, ...)                                                       \

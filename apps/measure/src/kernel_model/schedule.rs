@@ -5,7 +5,7 @@
 //! ```text
 //! product of matrices   whole waves of the tile that the plan chooses: cycles of its products, and of its epilogue
 //! attention, forward    tiles of 128 queries, longest first, each to the multiprocessor that is free first
-//! attention, backward   tiles of 128 keys for all heads of a group, then tiles of 128 queries, in the same way
+//! attention, backward   parts of tiles of 128 keys (`KeyParts`), then tiles of 128 queries, in the same way
 //! attention, decode     segments of 512 keys; the latency of dependent loads; bandwidth of memory
 //! product of few rows   bandwidth of memory; latency of a norm in the same launch
 //! ```
@@ -20,6 +20,7 @@ use std::sync::LazyLock;
 
 use bytemuck::Zeroable;
 use reel_device::{Arch, Cost, PlannedStage};
+use reel_kernels::attention::KeyParts;
 use reel_kernels::matmul::gemm::Params;
 use reel_kernels::matmul::plan;
 use serde::Deserialize;
@@ -201,18 +202,27 @@ fn forward(main: &PlannedStage, cost: Cost) -> Option<f64> {
     Some(ATTENTION_LAUNCH_SECONDS + longest_first(tiles.collect()))
 }
 
-/// The backward pass by seven products: four for dk and dv, three for dq. A tile of keys is the work of one block for
-/// all heads of its group.
+/// The backward pass by seven products: four for dk and dv, three for dq. The heads of a tile of keys are divided into
+/// parts; if there are several, each writes its sums in f32 and the last one reads them, with a multiprocessor's share of
+/// the bandwidth.
 fn backward(main: &PlannedStage, cost: Cost) -> Option<f64> {
     let (heads, kv_heads, head_dim) = (main.size("heads")?, main.size("kv_heads")?, main.size("head_dim")? as f64);
     let (lengths, scale) = sequences(main, cost.flops, 10.0 * head_dim)?;
     let flops = |queries: f64, products: f64| scale * products * 2.0 * TILE as f64 * queries * head_dim;
+    let bytes_of_sums = 2.0 * 2.0 * 4.0 * TILE as f64 * head_dim;
+    let seconds_of_sums = bytes_of_sums * f64::from(Arch::H100.multiprocessors) / STREAM_BYTES_PER_SECOND;
     let mut jobs = Vec::new();
     for &l in &lengths {
-        for tile in 0..l.div_ceil(TILE) {
+        let tiles = l.div_ceil(TILE);
+        let parts = KeyParts::OF_TRAINING.heads_of_parts(tiles.try_into().ok()?, heads as u32, kv_heads as u32);
+        let heads_of_parts: Vec<u32> = parts.collect();
+        let sums = if heads_of_parts.len() > 1 { seconds_of_sums } else { 0.0 };
+        for tile in 0..tiles {
             let visits = l.div_ceil(64) - if is_causal(main) { 2 * tile } else { 0 };
-            let work = flops(64.0 * (visits * (heads / kv_heads.max(1))) as f64, 4.0) / BACKWARD_FLOPS;
-            jobs.extend((0..kv_heads).map(|_| work + KEY_TILE_SECONDS));
+            for heads in &heads_of_parts {
+                let work = flops(64.0 * (visits * u64::from(*heads)) as f64, 4.0) / BACKWARD_FLOPS;
+                jobs.extend((0..kv_heads).map(|_| work + KEY_TILE_SECONDS + sums));
+            }
         }
         for blocks in query_tiles(main, l) {
             let work = flops(TILE as f64 * blocks, 3.0) / BACKWARD_FLOPS;

@@ -2,12 +2,11 @@
 
 mod cuda;
 
-use bytemuck::Zeroable;
 use reel_device::DType::{self, BF16, F32};
 use reel_device::cpu::simd::{Isa, isa};
 use reel_device::{Addr, Launch};
 
-use super::{BwdParams, FwdParams, PackedBatch, bwd, formula, fwd, test_shapes, workspace_bytes};
+use super::{BwdParams, FwdParams, KeyParts, PackedBatch, bwd, formula, fwd, test_shapes, workspace_bytes_in_parts};
 use crate::checks::{TestArray, addr, checks, normal_numbers, run, runs_cuda_code};
 use crate::compare::{F32_HALF_ULP, f32_sum_error};
 use cuda::backward_wgmma::{
@@ -146,11 +145,15 @@ impl Given {
 
     /// Returns the arrays for delta and for the workspace of the backward launch.
     fn scratch(&self, dtype: DType) -> [TestArray; 2] {
-        let FwdParams { tokens, heads, head_dim, prefix, .. } = self.fwd(Addr::NULL, Addr::NULL);
-        let p = BwdParams { tokens, heads, head_dim, prefix, ..Zeroable::zeroed() };
+        self.scratch_in_parts(dtype, KeyParts::OF_TRAINING)
+    }
+
+    fn scratch_in_parts(&self, dtype: DType, parts: KeyParts) -> [TestArray; 2] {
+        let FwdParams { tokens, seqs, heads, kv_heads, head_dim, max_seqlen, .. } = self.fwd(Addr::NULL, Addr::NULL);
+        let p = BwdParams { tokens, seqs, heads, kv_heads, head_dim, max_seqlen, ..BwdParams::EMPTY };
         [
             TestArray::output(F32, self.tokens() * self.case.heads),
-            TestArray::output(F32, workspace_bytes(dtype, &p) / 4),
+            TestArray::output(F32, workspace_bytes_in_parts(dtype, &p, parts) / 4),
         ]
     }
 

@@ -7,7 +7,7 @@ use reel_device::{Addr, Arch, KernelLaunch, Launch};
 use super::super::{Given, bits};
 use super::wgmma::batch;
 use crate::attention::formula::Roundings;
-use crate::attention::{BWD_BF16_WGMMA, BwdParams, PackedBatch, bwd, formula};
+use crate::attention::{BWD_BF16_WGMMA, BwdParams, KeyParts, PackedBatch, bwd_in_parts, formula};
 use crate::checks::{TestArray, run, run_once, with_only_gpu};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 
@@ -19,6 +19,7 @@ pub(super) fn small_h100(multiprocessors: u32) -> Arch {
 /// The operands of a backward launch with wgmma, its scratch arrays and its gradients.
 pub(super) struct WarpgroupGradients {
     given: Given,
+    parts: KeyParts,
     o: TestArray,
     lse: TestArray,
     scratch: [TestArray; 2],
@@ -27,18 +28,19 @@ pub(super) struct WarpgroupGradients {
 
 impl WarpgroupGradients {
     /// Makes the launch's operands; its output and log-sum-exps come from the formula.
-    pub(super) fn new(given: Given) -> WarpgroupGradients {
+    pub(super) fn new(given: Given, parts: KeyParts) -> WarpgroupGradients {
         let (q, k, v) = (given.q.to_f64(), given.k.to_f64(), given.v.to_f64());
         let (o, lse) = formula::fwd(&given.case, &q, &k, &v, given.scale.into());
         let to_f32 = |x: Vec<f64>| x.into_iter().map(|x| x as f32).collect::<Vec<_>>();
-        Self::with_output(given, &to_f32(o), &to_f32(lse))
+        Self::with_output(given, parts, &to_f32(o), &to_f32(lse))
     }
 
-    fn with_output(given: Given, o: &[f32], lse: &[f32]) -> WarpgroupGradients {
+    fn with_output(given: Given, parts: KeyParts, o: &[f32], lse: &[f32]) -> WarpgroupGradients {
         let kv = given.tokens() * given.case.kv_heads * given.case.head_dim;
         let grads = [o.len(), kv, kv].map(|n| TestArray::output(BF16, n));
-        let (o, lse, scratch) = (TestArray::new(BF16, o), TestArray::new(F32, lse), given.scratch(BF16));
-        WarpgroupGradients { given, o, lse, scratch, grads }
+        let scratch = given.scratch_in_parts(BF16, parts);
+        let (o, lse) = (TestArray::new(BF16, o), TestArray::new(F32, lse));
+        WarpgroupGradients { given, parts, o, lse, scratch, grads }
     }
 
     fn params(&self) -> BwdParams {
@@ -46,7 +48,7 @@ impl WarpgroupGradients {
     }
 
     pub(super) fn launch(&self, params: &BwdParams) -> Launch {
-        let Launch::Kernel(launch) = bwd(BF16, params, self.given.query_key_pair_count()) else {
+        let Launch::Kernel(launch) = bwd_in_parts(BF16, params, self.given.query_key_pair_count(), self.parts) else {
             unreachable!("attention is not a matrix product")
         };
         Launch::Kernel(KernelLaunch { kernel: &BWD_BF16_WGMMA, ..launch })
@@ -59,8 +61,23 @@ impl WarpgroupGradients {
     }
 }
 
-fn gradients(case: &PackedBatch) -> WarpgroupGradients {
-    WarpgroupGradients::new(Given::new(case, BF16))
+fn gradients(case: &PackedBatch, parts: KeyParts) -> WarpgroupGradients {
+    WarpgroupGradients::new(Given::new(case, BF16), parts)
+}
+
+/// A rule that divides the tiles of short sequences: groups of 3 heads and two or three tiles into parts of 2 and 1
+/// heads, groups of 7 and two tiles into parts of 3, 2 and 2. It does not divide sequences of one tile of 3 heads.
+const OF_SHORT: KeyParts = KeyParts { undivided_tiles: 5, part_visits: 4 };
+
+/// Batches whose tiles of keys have several parts: one sequence; sequences with and without parts; a prompt with
+/// parts, of which another sequence's prefix is a piece; sequences without causal attention that end inside a tile.
+fn batches_in_parts() -> [PackedBatch; 4] {
+    [
+        batch(&[140], &[], (7, 1), 64, true, 1.0),
+        batch(&[3, 140, 0, 70, 129], &[], (3, 1), 128, true, 1.0),
+        batch(&[140, 9, 66], &[(0, 0), (0, 139), (0, 128)], (3, 1), 128, true, 1.0),
+        batch(&[150, 200], &[], (6, 2), 80, false, 1.0),
+    ]
 }
 
 /// Covers lengths around 64 queries and around tiles of 128 keys; empty sequences; groups of 1, 2, 3, 4 and 7 query
@@ -80,8 +97,9 @@ pub(in super::super) fn gradients_by_products_of_warpgroups_equal_the_formula() 
         batch(&[&[0; 60][..], &[150, 3], &[0; 30]].concat(), &[], (1, 1), 64, true, 0.0),
         batch(&[64; 8], &[], (2, 2), 80, false, 1.0),
     ];
-    for case in cases {
-        let call = gradients(&case);
+    let whole = cases.into_iter().map(|case| (case, KeyParts::OF_TRAINING));
+    for (case, parts) in whole.chain(batches_in_parts().map(|case| (case, OF_SHORT))) {
+        let call = gradients(&case, parts);
         with_only_gpu(small_h100(2), || run(&call.launch(&call.params()), 1));
         let (q, k, v, scale) = (call.given.q.to_f64(), call.given.k.to_f64(), call.given.v.to_f64(), call.given.scale);
         let (o, d_o) = (call.o.to_f64(), call.given.d_o.to_f64());
@@ -94,9 +112,9 @@ pub(in super::super) fn gradients_by_products_of_warpgroups_equal_the_formula() 
     }
 }
 
-/// A row's gradients do not depend on the other sequences, on the number of multiprocessors, or on the presence of a
-/// ticket counter (the atomic counter of tile numbers): their bits are equal. The bits of dq are also equal if the
-/// prefix is given as the sequence's own first tokens.
+/// A row's gradients do not depend on the other sequences, on the number of multiprocessors, on the order in which
+/// parts of a tile arrive, or on the presence of a ticket counter (the atomic counter of tile numbers): their bits are
+/// equal. The bits of dq are also equal if the prefix is given as the sequence's own first tokens.
 pub(in super::super) fn other_sequences_and_the_grid_change_no_bit_of_gradients_by_products_of_warpgroups() {
     let cases = [
         batch(&[3, 140, 0, 17], &[], (2, 1), 128, true, 1.0),
@@ -104,10 +122,13 @@ pub(in super::super) fn other_sequences_and_the_grid_change_no_bit_of_gradients_
         batch(&[70, 5, 66], &[(0, 0), (0, 70), (1, 64)], (2, 1), 64, true, 3.0),
         batch(&[140, 9, 66], &[(0, 0), (0, 139), (0, 128)], (1, 1), 128, true, 1.0),
     ];
-    for case in &cases {
-        let call = gradients(case);
+    let whole = cases.into_iter().map(|case| (case, KeyParts::OF_TRAINING));
+    for (case, parts) in &whole.chain(batches_in_parts().map(|case| (case, OF_SHORT))).collect::<Vec<_>>() {
+        let call = gradients(case, *parts);
         let mut all = None;
-        for (multiprocessors, tickets) in [(1, true), (2, true), (132, true), (2, false)] {
+        // Parts need the workspace, which has the ticket counter.
+        let without_tickets = (parts.max_count(&call.params()) == 1).then_some((2, false));
+        for (multiprocessors, tickets) in [(1, true), (2, true), (132, true)].into_iter().chain(without_tickets) {
             with_only_gpu(small_h100(multiprocessors), || {
                 let workspace = if tickets { call.params().workspace } else { Addr::NULL };
                 run_once(&call.launch(&BwdParams { workspace, ..call.params() }));
@@ -132,7 +153,7 @@ pub(in super::super) fn other_sequences_and_the_grid_change_no_bit_of_gradients_
                 [vec![0.5; skip * width], x.values()[from * width..to * width].to_vec()].concat()
             };
             let (o, lse) = (rows(&call.o, case.heads * case.head_dim), rows(&call.lse, case.heads));
-            let alone = WarpgroupGradients::with_output(given, &o, &lse);
+            let alone = WarpgroupGradients::with_output(given, *parts, &o, &lse);
             with_only_gpu(small_h100(2), || {
                 let alone = alone.bits();
                 for (i, heads) in widths.into_iter().enumerate().take(outputs) {
@@ -150,11 +171,13 @@ pub(in super::super) fn other_sequences_and_the_grid_change_no_bit_of_gradients_
 /// Operands of other sequences do not affect a sequence's gradients, even if they are NaN or infinite.
 pub(in super::super) fn other_sequences_that_are_not_finite_change_no_gradient_by_products_of_warpgroups() {
     with_only_gpu(small_h100(2), || {
-        for (causal, head_dim, prefix) in
-            [(true, 128, vec![]), (false, 80, vec![]), (true, 64, vec![(0, 0), (0, 0), (0, 100)])]
-        {
-            let case = batch(&[150, 70, 20], &prefix, (2, 1), head_dim, causal, 1.0);
-            let call = gradients(&case);
+        for (causal, head_dim, prefix, parts) in [
+            (true, 128, vec![], KeyParts::OF_TRAINING),
+            (false, 80, vec![], OF_SHORT),
+            (true, 64, vec![(0, 0), (0, 0), (0, 100)], KeyParts::OF_TRAINING),
+        ] {
+            let case = batch(&[150, 70, 20], &prefix, (3, 1), head_dim, causal, 1.0);
+            let call = gradients(&case, parts);
             let before = call.bits();
             // A case has the tokens whose q, k, v and d_o are replaced, the new value, and the token ranges whose
             // gradients must not change.
@@ -169,7 +192,7 @@ pub(in super::super) fn other_sequences_that_are_not_finite_change_no_gradient_b
                 let (q, d_o) = (with(&call.given.q, case.heads), with(&call.given.d_o, case.heads));
                 let (k, v) = (with(&call.given.k, case.kv_heads), with(&call.given.v, case.kv_heads));
                 let given = Given { q, k, v, d_o, ..Given::new(&case, BF16) };
-                let after = WarpgroupGradients::with_output(given, &call.o.values(), &call.lse.values()).bits();
+                let after = WarpgroupGradients::with_output(given, parts, &call.o.values(), &call.lse.values()).bits();
                 for (i, heads) in [case.heads, case.kv_heads, case.kv_heads].into_iter().enumerate() {
                     for kept in kept.iter().map(|t| t.start * heads * head_dim..t.end * heads * head_dim) {
                         assert!(

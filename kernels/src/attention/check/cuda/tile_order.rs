@@ -1,5 +1,6 @@
-//! The order in which blocks of threads take tiles of 128 queries on Hopper: how evenly it divides the work, and the
-//! atomic counter. The tiles come from `PackedSource` and `PagedSource` of the kernels, which the simulator runs.
+//! The order in which blocks of threads take tiles of 128 queries, and parts of tiles of 128 keys, on Hopper: how evenly
+//! it divides the work, and the atomic counter. The tiles come from `PackedSource`, `PagedSource` and `KeyPart` of the
+//! kernels, which the simulator runs.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -17,7 +18,7 @@ use reel_sim::program::Program;
 use super::Given;
 use super::wgmma::batch;
 use crate::attention::plan::POSITIONS_PER_TILE;
-use crate::attention::{self, FWD_BF16_WGMMA, FwdParams, fwd};
+use crate::attention::{self, BWD_BF16_WGMMA, BwdParams, FWD_BF16_WGMMA, FwdParams, bwd, fwd};
 use crate::checks::{TestArray, addr, run_once, run_test_on_sim};
 use crate::paged_attention::{self, FWD_BF16_PREFILL_WGMMA, Params};
 
@@ -62,6 +63,27 @@ static OF_PAGED: Source = Source {
     ..paged_attention::SOURCE
 };
 
+/// Writes to `dk` the number of visits of each part of a tile of keys (0: no part has the number), as f32; -1 beyond the
+/// last number.
+static OF_KEYS: Source = Source {
+    name: "visits_of_parts_of_keys",
+    sm80: "#include \"attention/backward_producer.cuh\"\n\
+        extern \"C\" __global__ void part_visits(const __grid_constant__ BwdParams p) {\n\
+          __shared__ __align__(16) int words[8];\n\
+          const KeyRows keys{shared_address(words)};\n\
+          KeyPart part;\n\
+          const bool found = blockIdx.x < KeyPart::numbers(p) && part.find(p, blockIdx.x);\n\
+          if (found && threadIdx.x == 0) keys.store(p, part);\n\
+          __syncwarp();\n\
+          const int visits = found ? visit_count(p, keys) : 0;\n\
+          if (threadIdx.x == 0) global<float>(p.dk)[blockIdx.x] = blockIdx.x < KeyPart::numbers(p) ? visits : -1;\n\
+        }\n",
+    params: &[<BwdParams as launch::Params>::c_declaration],
+    header_owners: &[&attention::SOURCE],
+    headers: &[],
+    ..attention::SOURCE
+};
+
 fn no_cpu_code<P>(_: &P, _: &Team) {
     unreachable!("the kernel runs on the simulator only")
 }
@@ -71,13 +93,17 @@ kernel!(KEY_BLOCKS_PAGED, "key_blocks", Params, no_cpu_code, &OF_PAGED, |p, _| {
     a_thread_per_number(&FWD_BF16_PREFILL_WGMMA, p)
 });
 
+kernel!(PART_VISITS, "part_visits", BwdParams, no_cpu_code, &OF_KEYS, |p, _| {
+    vec![Stage::one_dimensional("part_visits", tile_numbers(&BWD_BF16_WGMMA, p) as u32, THREADS as u32)]
+});
+
 /// Threads of a block of the kernels above.
 const THREADS: usize = 32;
 
 /// Returns how many tile numbers the host's plan of `kernel` counts: the grid on a GPU with more multiprocessors.
 fn tile_numbers(kernel: &Kernel, p: &impl launch::Params) -> usize {
     let arch = Arch { multiprocessors: u32::MAX, ..Arch::H100 };
-    (kernel.plan)(bytemuck::bytes_of(p), &arch)[0].grid[0] as usize
+    (kernel.plan)(bytemuck::bytes_of(p), &arch).last().expect("a stage").grid[0] as usize
 }
 
 /// Plans a launch of one thread per tile number, and at least one more.
@@ -102,15 +128,52 @@ impl Case {
         Case { sequences: lengths.iter().map(|&n| (0, n)).collect(), heads, kv_heads, causal: true, paged: false }
     }
 
+    fn starts(&self) -> Vec<i32> {
+        let ends = self.sequences.iter().scan(0, |end, s| {
+            *end += s.1 as i32;
+            Some(*end)
+        });
+        std::iter::once(0).chain(ends).collect()
+    }
+
+    /// Returns the work of the backward pass for each number, in the order of the numbers: four products of 128 keys and
+    /// 64 queries for each visit of a part of a tile of keys, then six for each block of keys of a tile of queries.
+    /// Asserts that the plan counts as many numbers.
+    fn gradient_products(&self) -> [Vec<u32>; 2] {
+        let starts = self.starts();
+        let prefix: Vec<i32> = self.sequences.iter().flat_map(|s| [0, s.0 as i32]).collect();
+        let of_queries: Vec<u32> = self.key_blocks().into_iter().map(|blocks| 6 * blocks).collect();
+        let p = BwdParams {
+            cu_seqlens: addr(&starts),
+            prefix: if self.sequences.iter().any(|s| s.0 > 0) { addr(&prefix) } else { Addr::NULL },
+            tokens: starts[starts.len() - 1] as u32,
+            seqs: self.sequences.len() as u32,
+            heads: self.heads as u32,
+            kv_heads: self.kv_heads as u32,
+            head_dim: 128,
+            causal: self.causal.into(),
+            max_seqlen: self.sequences.iter().map(|s| s.1 as u32).max().unwrap_or(0),
+            ..BwdParams::EMPTY
+        };
+        let with_output = |out| {
+            let launch = bwd(BF16, &BwdParams { dk: out, workspace: out, ..p }, 0.0);
+            let Launch::Kernel(launch) = launch else { unreachable!("attention is not a matrix product") };
+            launch
+        };
+        let params = bytemuck::pod_read_unaligned::<BwdParams>(&with_output(Addr(16)).params);
+        let numbers = tile_numbers(&BWD_BF16_WGMMA, &params);
+        let out = TestArray::output(F32, numbers);
+        let launch = with_output(out.addr());
+        run_once(&Launch::Kernel(KernelLaunch { kernel: &PART_VISITS, ..launch }));
+        let of_keys: Vec<u32> = out.values().iter().filter(|&&n| n >= 0.0).map(|&visits| 4 * visits as u32).collect();
+        assert_eq!(of_keys.len() + of_queries.len(), numbers, "numbers of the kernel and of the plan: {self:?}");
+        [of_keys, of_queries]
+    }
+
     /// Returns the number of key blocks of each tile number in the order of the numbers, from the kernel's own code.
     /// Asserts that the plan counts as many numbers.
     fn key_blocks(&self) -> Vec<u32> {
-        let starts: Vec<i32> = std::iter::once(0)
-            .chain(self.sequences.iter().scan(0, |end, s| {
-                *end += s.1 as i32;
-                Some(*end)
-            }))
-            .collect();
+        let starts = self.starts();
         let prefix: Vec<i32> = self.sequences.iter().flat_map(|s| [0, s.0 as i32]).collect();
         let kv_lens: Vec<i32> = self.sequences.iter().map(|s| (s.0 + s.1) as i32).collect();
         let (tokens, seqs) = (starts[starts.len() - 1] as u32, self.sequences.len() as u32);
@@ -178,17 +241,23 @@ impl Case {
 
 /// Returns the work of the busiest of `blocks` blocks of threads, each of which takes the next number as soon as it is
 /// free.
-fn busiest(key_blocks: &[u32], blocks: usize) -> u32 {
+fn busiest(work: &[u32], blocks: usize) -> u32 {
     let mut loads: BinaryHeap<Reverse<u32>> = vec![Reverse(0); blocks].into();
-    for work in key_blocks {
+    for work in work {
         let Reverse(least) = loads.pop().expect("there are blocks");
         loads.push(Reverse(least + work));
     }
     loads.into_iter().map(|Reverse(load)| load).max().expect("there are blocks")
 }
 
-fn mean(key_blocks: &[u32], blocks: usize) -> f64 {
-    f64::from(key_blocks.iter().sum::<u32>()) / blocks as f64
+fn mean(work: &[u32], blocks: usize) -> f64 {
+    f64::from(work.iter().sum::<u32>()) / blocks as f64
+}
+
+/// Returns the mean work of the multiprocessors of an H200, divided by that of the busiest.
+fn balance(work: &[u32]) -> f64 {
+    let blocks = Arch::H100.multiprocessors as usize;
+    mean(work, blocks) / f64::from(busiest(work, blocks))
 }
 
 /// The busiest multiprocessor of an H200 has little more work than the mean, for the calls of training and prefill. Up
@@ -220,12 +289,47 @@ fn all_multiprocessors_get_nearly_the_same_work() {
         (0.95, Case::packed(of_72b, &[32768])),
     ];
     run_test_on_sim(|| {
-        let blocks = Arch::H100.multiprocessors as usize;
         for (least, case) in &cases {
-            let work = case.key_blocks();
-            let balance = mean(&work, blocks) / f64::from(busiest(&work, blocks));
+            let balance = balance(&case.key_blocks());
             println!("{balance:.3} {case:?}");
             assert!(balance >= *least, "mean / busiest is {balance:.3}, expected {least}: {case:?}");
+        }
+    });
+}
+
+/// The same for the backward pass, and for its tiles of queries alone. A sequence of up to 1536 tokens alone has too few
+/// visits for parts that would keep all multiprocessors busy.
+#[test]
+fn all_multiprocessors_get_nearly_the_same_work_of_gradients() {
+    let (of_3b, of_7b, of_72b) = ((16, 2), (28, 4), (64, 8));
+    let group = |prompt, completion| [(0, prompt)].into_iter().chain([(prompt, completion); 8]).collect();
+    let cases = [
+        (0.95, Case::packed(of_7b, &[8192])),
+        (0.95, Case::packed(of_7b, &[6144])),
+        (0.95, Case::packed(of_7b, &[4736])),
+        (0.95, Case::packed(of_7b, &[4096])),
+        (0.95, Case::packed(of_7b, &[3000])),
+        (0.95, Case::packed(of_7b, &[2048])),
+        (0.95, Case::packed(of_7b, &[1024; 16])),
+        (0.95, Case::packed(of_7b, &[2048; 8])),
+        (0.95, Case::packed(of_7b, &[3000, 1200, 2500, 700, 792])),
+        (0.95, Case { sequences: group(1376, 512), ..Case::packed(of_7b, &[]) }),
+        (0.95, Case { sequences: group(4096, 300), ..Case::packed(of_7b, &[]) }),
+        (0.95, Case::packed(of_3b, &[8192])),
+        (0.95, Case::packed(of_3b, &[4096])),
+        // Four parts of 64 visits; all work is 57.7 visits for each multiprocessor.
+        (0.9, Case::packed(of_3b, &[2048])),
+        (0.85, Case { sequences: group(1376, 512), ..Case::packed(of_3b, &[]) }),
+        (0.95, Case::packed(of_72b, &[8192])),
+        (0.95, Case::packed(of_72b, &[2048])),
+    ];
+    run_test_on_sim(|| {
+        for (least, case) in &cases {
+            let [of_keys, of_queries] = case.gradient_products();
+            let parts = of_keys.iter().filter(|&&work| work > 0).count();
+            let (of_both, of_queries) = (balance(&[of_keys, of_queries.clone()].concat()), balance(&of_queries));
+            println!("{of_both:.3}, tiles of queries alone {of_queries:.3}, {parts} parts: {case:?}");
+            assert!(of_both >= *least, "mean / busiest is {of_both:.3}, expected {least}: {case:?}");
         }
     });
 }
@@ -256,6 +360,34 @@ proptest! {
             let mut tiles: Vec<u32> = work.into_iter().filter(|&n| n > 0).collect();
             tiles.sort_unstable();
             assert!(tiles == case.key_blocks_by_definition(), "{case:?}");
+        });
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20))]
+    /// The parts of a tile of keys visit each head of the group once: all parts together have the visits of all pairs of
+    /// a tile of 64 queries and a head that see some of the keys.
+    #[test]
+    fn parts_visit_each_head_once(case in cases()) {
+        let case = Case { paged: false, ..case };
+        let starts: Vec<usize> = case.starts().iter().map(|&n| n as usize).collect();
+        // A prefix is at most all tokens before the last sequence.
+        let sequences: Vec<_> =
+            case.sequences.iter().map(|s| (s.0.min(starts[starts.len() - 2]), s.1)).collect();
+        let case = Case { sequences, ..case };
+        let mut want = 0;
+        for (n, &(_, queries)) in case.sequences.iter().enumerate() {
+            for from in (0..queries).step_by(128) {
+                let (token, rows) = (starts[n] + from, 128.min(queries - from));
+                let own = queries.div_ceil(64) - if case.causal { from / 64 } else { 0 };
+                let sees = |s: &&(usize, usize)| token < s.0 && s.1 > 0 && rows > 0;
+                want += own + case.sequences.iter().filter(sees).map(|s| s.1.div_ceil(64)).sum::<usize>();
+            }
+        }
+        run_test_on_sim(|| {
+            let [of_keys, _] = case.gradient_products();
+            assert_eq!(of_keys.iter().sum::<u32>() as usize, 4 * want * case.heads, "{case:?}");
         });
     }
 }

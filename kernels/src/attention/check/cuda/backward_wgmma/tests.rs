@@ -6,10 +6,14 @@ use crate::checks::{run_test_on_sim, simulated_stages_on};
 #[test]
 fn gradients_by_products_of_warpgroups_multiply_whole_tiles_without_bank_conflicts() {
     run_test_on_sim(|| {
-        for (head_dim, causal, lengths) in
-            [(128, true, &[256usize][..]), (80, false, &[256]), (64, true, &[256]), (128, true, &[200, 56])]
-        {
-            let call = gradients(&batch(lengths, &[], (2, 1), head_dim, causal, 1.0));
+        for (head_dim, causal, lengths, rule) in [
+            (128, true, &[256usize][..], KeyParts::OF_TRAINING),
+            (80, false, &[256], KeyParts::OF_TRAINING),
+            (64, true, &[256], KeyParts::OF_TRAINING),
+            (128, true, &[200, 56], KeyParts::OF_TRAINING),
+            (128, true, &[256, 56], KeyParts { part_visits: 3, ..OF_SHORT }),
+        ] {
+            let call = gradients(&batch(lengths, &[], (2, 1), head_dim, causal, 1.0), rule);
             let stages = simulated_stages_on(&call.launch(&call.params()), &small_h100(2));
             let pairs = |tiles: usize| if causal { tiles * (tiles + 1) / 2 } else { tiles * tiles };
             let pairs: usize = lengths.iter().map(|n| pairs(n.div_ceil(128))).sum();
@@ -29,18 +33,25 @@ fn gradients_by_products_of_warpgroups_multiply_whole_tiles_without_bank_conflic
 }
 
 /// The launch reads q and d_o once for each tile of keys, and once as tiles of queries; k and v once as tiles of keys,
-/// and once for each tile of queries. It writes each gradient once.
+/// once more for each further part, and once for each tile of queries. It writes each gradient once. If tiles have
+/// several parts, it writes and reads the f32 sums of dk and dv of each part once.
 #[test]
 fn bytes_of_gradients_by_products_of_warpgroups_are_those_of_their_tiles() {
     run_test_on_sim(|| {
         let (head_dim, tiles) = (128, 3);
-        let call = gradients(&batch(&[128 * tiles], &[], (1, 1), head_dim, false, 1.0));
-        let stages = simulated_stages_on(&call.launch(&call.params()), &small_h100(2));
-        let count = stages[1].counters.total();
-        let (rows, tensor) = (128 * tiles, 2 * 128 * tiles * head_dim);
-        let lse_and_delta = (tiles + 1) * rows * 8;
-        let want = ((4 + 4 * tiles + 3) * tensor + lse_and_delta) as f64;
-        let bytes = (count.global_read + count.global_written) as f64;
-        assert!((want..=1.02 * want).contains(&bytes), "{bytes} bytes of memory traffic, expected {want}");
+        for (heads, rule) in [(1, KeyParts::OF_TRAINING), (3, OF_SHORT)] {
+            let call = gradients(&batch(&[128 * tiles], &[], (heads, 1), head_dim, false, 1.0), rule);
+            let stages = simulated_stages_on(&call.launch(&call.params()), &small_h100(2));
+            let count = stages[1].counters.total();
+            let parts = rule.count(tiles as u32, heads as u32, 1) as usize;
+            assert_eq!(parts, if heads == 1 { 1 } else { 2 });
+            let (rows, tensor) = (128 * tiles, 2 * 128 * tiles * head_dim);
+            let lse_and_delta = heads * (tiles + 1) * rows * 8;
+            let of_queries = heads * (2 * tiles + 2 + 2 * tiles + 1) * tensor;
+            let sums = if parts > 1 { 2 * 2 * parts * 2 * tensor } else { 0 };
+            let want = (of_queries + (2 * parts + 2) * tensor + sums + lse_and_delta) as f64;
+            let bytes = (count.global_read + count.global_written) as f64;
+            assert!((want..=1.02 * want).contains(&bytes), "{bytes} bytes of memory traffic, expected {want}");
+        }
     });
 }
