@@ -221,7 +221,13 @@ impl Linear {
         joined: Option<&JoinedWeights>,
         known: impl IntoIterator<Item = Tensor>,
     ) -> Result<Tensor> {
-        let mut known = known.into_iter();
+        let mut known = known.into_iter().peekable();
+        if known.peek().is_none()
+            && let Some(inner) = Linear::fused_swiglu(cx, &x, gate, up)?
+        {
+            drop(x);
+            return down.forward(cx, &inner);
+        }
         if let (Weight::Dense(w), None) = (&down.weight, &down.adapter)
             && let Some(fused) = JoinedWeights::forward(joined, &[gate, up], cx, &x, &mut known)?
         {
@@ -238,6 +244,16 @@ impl Linear {
         let inner = ops::swiglu(cx, &gate, &up)?;
         drop((gate, up));
         down.forward_or_reuse(cx, &inner, known.next())
+    }
+
+    /// Computes `silu(gate(x)) · up(x)` in one launch, without a backward rule. `None` if the device has no kernel for
+    /// it ([`ops::linear_swiglu`]), or if a layer has a packed weight, a bias or an adapter.
+    pub(crate) fn fused_swiglu(cx: &Cx, x: &Tensor, gate: &Linear, up: &Linear) -> Result<Option<Tensor>> {
+        let is_plain = |layer: &Linear| layer.bias.is_none() && layer.adapter.is_none();
+        Ok(match (&gate.weight, &up.weight) {
+            (Weight::Dense(g), Weight::Dense(u)) if is_plain(gate) && is_plain(up) => ops::linear_swiglu(cx, x, g, u)?,
+            _ => None,
+        })
     }
 
     pub(crate) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {

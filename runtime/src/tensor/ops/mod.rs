@@ -37,8 +37,8 @@ pub use decode::{DecodeRows, DecodeSlot};
 pub use embedding::{embedding, embedding_with_vision_tokens};
 pub use grpo_loss::{GrpoInputs, grpo_loss};
 pub use linear::{
-    Lora, linear, linear_with_known_output, lora_linear, lora_linear_with_known_output, matmul, swiglu_linear,
-    swiglu_linear_with_known_output,
+    Lora, linear, linear_swiglu, linear_with_known_output, lora_linear, lora_linear_with_known_output, matmul,
+    swiglu_linear, swiglu_linear_with_known_output,
 };
 pub use linear_log_prob::{linear_log_prob, linear_log_prob_with_entropy, max_logit_rows};
 pub use lora_rows::{LoraStack, RowAdapters};

@@ -11,7 +11,9 @@ use reel_kernels::skinny::{self, Params, PlanChoices, WeightFormat};
 
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};
-use super::{KvDestination, Lora, add, linear, matmul, rms_norm, rows_cols, size, swiglu, want_dtype, want_shape};
+use super::{
+    KvDestination, Lora, add, linear, linear_swiglu, matmul, rms_norm, rows_cols, size, swiglu, want_dtype, want_shape,
+};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};
@@ -198,7 +200,10 @@ pub fn skinny_swiglu(cx: &Cx, x: &Tensor, norm: Option<InputNorm>, gate: &Tensor
     want_shape(OP, "up", up, gate.shape(), "the shape of gate")?;
     if !uses_skinny_kernel(cx, x, gate)? || up.dtype() != gate.dtype() {
         let x = InputNorm::apply_if_some(norm, cx, x)?;
-        return swiglu(cx, &linear(cx, &x, gate, None)?, &linear(cx, &x, up, None)?);
+        return match linear_swiglu(cx, &x, gate, up)? {
+            Some(y) => Ok(y),
+            None => swiglu(cx, &linear(cx, &x, gate, None)?, &linear(cx, &x, up, None)?),
+        };
     }
     let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
     let (params, y) = with_result(cx, product(&x, gate)?, x.dtype())?;
