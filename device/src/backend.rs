@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::capabilities::{Capabilities, Kernels};
 use crate::error::{DeviceError, Result};
 use crate::host_memory::free_host_bytes;
-use crate::launch::Launch;
+use crate::launch::{Arch, Launch, Matmul};
 use crate::profile::{LaunchRecord, TimedLaunch};
 
 /// The error for a launch whose code exists only for device `cpu`.
@@ -53,6 +53,10 @@ pub(crate) trait Backend: Send + Sync {
     /// The compute capability of the GPU, for example 90; 0 if the device has no GPU.
     fn compute_capability(&self) -> u32 {
         0
+    }
+    /// The GPU, if a kernel of this project, and no library, computes the product on it.
+    fn gpu_of_own_product(&self, _product: &Matmul) -> Option<Arch> {
+        None
     }
     /// Allocates at least `bytes` (> 0) bytes, aligned to 64 bytes, with unspecified contents. Returns `None` if the
     /// device is out of memory.

@@ -7,6 +7,7 @@ use crate::Launch;
 use crate::backend::Backend;
 use crate::capabilities::{Capabilities, Kernels};
 use crate::error::Result;
+use crate::launch::{Arch, Matmul};
 
 pub(crate) struct DryDevice {
     next: AtomicU64,
@@ -40,6 +41,11 @@ impl Backend for DryDevice {
 
     fn compute_capability(&self) -> u32 {
         self.compute_capability
+    }
+
+    fn gpu_of_own_product(&self, product: &Matmul) -> Option<Arch> {
+        let arch = Arch::of_capability(self.compute_capability)?;
+        (product.code.gpu_kernel)(product, &arch).map(|_| arch)
     }
 
     fn alloc(&self, bytes: usize) -> Option<u64> {

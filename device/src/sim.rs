@@ -12,6 +12,7 @@ use reel_sim::memory::SimMemory;
 use crate::backend::{Backend, cpu_only_launch_error};
 use crate::capabilities::{Capabilities, Kernels};
 use crate::error::{DeviceError, Result};
+use crate::launch::Matmul;
 use crate::simulate::{self, SimulatedStage};
 use crate::{Arch, KernelLaunch, Launch, Team, compile};
 
@@ -165,6 +166,10 @@ impl Backend for Sim {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::SIMULATED_GPU
+    }
+
+    fn gpu_of_own_product(&self, product: &Matmul) -> Option<Arch> {
+        (product.code.gpu_kernel)(product, &self.options.arch).map(|_| self.options.arch)
     }
 
     fn alloc(&self, bytes: usize) -> Option<u64> {

@@ -9,13 +9,19 @@ use reel_device::compile::toolkit::Toolkit;
 use reel_device::cuda::Gpu;
 use reel_device::cuda::fake::FakeDriver;
 use reel_device::{Arch, DType, Device, compile};
-use reel_engine::{Completion, Engine, FinishReason, SamplingParams, bench};
+use reel_engine::{Completion, Engine, FinishReason, GenerationRequest, SamplingParams, bench};
+use reel_input::config::ModelConfig;
+use reel_model::batch::Batch;
+use reel_model::checkpoint::Checkpoint;
 use reel_model::lora;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::quantization::Quantization;
+use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::Cx;
 
 use support::{
-    PENALISED, SAMPLED, TestAdapter, TestRequest, model, run, run_continuously, simulated_device, with_adapter,
+    PENALISED, SAMPLED, TestAdapter, TestRequest, model, model_folder, run, run_continuously, simulated_device,
+    with_adapter,
 };
 
 /// Returns ids that, used as end tokens, make some of these completions end early: the middle id of every second
@@ -223,6 +229,67 @@ fn sixteen_steps_in_graphs_on_hopper_equal_sequences_alone() {
     let layers = on_gpu.config.text.num_hidden_layers as u64;
     assert_eq!((launches - launches_of_few, early - early_of_few), (14 * (5 * layers + 6), 14 * (5 * layers + 2)));
     drop((engine, on_gpu, cx, device));
+    assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
+}
+
+/// On Hopper the launch of the product of gate and up computes SwiGLU in prefill, if its tiles fill the GPU, as one tile
+/// fills two multiprocessors here. The bits are those of small chunks, which have launches of their own, and of training.
+#[test]
+fn prefill_with_swiglu_in_its_product_has_the_bits_of_small_chunks_and_of_training() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let fake = FakeDriver::new(Arch::H100.with_two_multiprocessors(), 512 << 20);
+    let device = Device::on_gpu(Gpu::from_driver(Arc::new(fake.clone())).unwrap()).unwrap();
+    let folder = model_folder().join("../../text_multiturn/model");
+    let config = ModelConfig::open(&folder).unwrap();
+    let files = Checkpoint::open(&folder).unwrap();
+    let loader = WeightLoader {
+        device: &device,
+        source: WeightSource::Files(&files),
+        dtype: DType::BF16,
+        quantization: Quantization::None,
+        may_pad: true,
+        trainable: &|_| true,
+        deferred: None,
+    };
+    let model = Qwen25Vl::load(&loader, &config).unwrap();
+    let cx = Cx::inference(&device, DType::BF16);
+    device.profiler().collect_totals(true);
+    let launches = |name: &str| device.profiler().totals().unwrap().get(name).map_or(0, |total| total.launches);
+    let prompt = TestRequest {
+        prompt_tokens: 512,
+        completions: 1,
+        max_new_tokens: 1,
+        min_new_tokens: 1,
+        sampling: SamplingParams::GREEDY,
+    };
+    let request = || GenerationRequest { prompt_log_probs: Some(0), ..prompt.request(&[]) };
+    let prefill = |chunk| {
+        let engine = Engine::new(&model, &cx).unwrap().chunk_tokens(chunk);
+        engine.generate(vec![request()], |_| {}).unwrap().0.remove(0)
+    };
+    let whole = prefill(512);
+    let layers = config.text.num_hidden_layers as u64;
+    assert_eq!((launches("gemm_swiglu_bf16"), launches("swiglu_fwd_bf16")), (layers, 0));
+    let in_chunks = prefill(200);
+    assert_eq!((launches("gemm_swiglu_bf16"), launches("swiglu_fwd_bf16")), (layers, 3 * layers));
+    assert_eq!(whole, in_chunks);
+    let prompt = request().prompt;
+    let batch = Batch::new(&device, &config, &[prompt.sequence()], "prompt").unwrap();
+    let [scored, trained] = [&cx, &Cx::training(&device, DType::BF16)].map(|cx| {
+        let hidden = model.forward(cx, &batch, ForwardOptions::default()).unwrap();
+        model.logits(cx, &hidden).unwrap().to_f32().unwrap()
+    });
+    assert_eq!((launches("gemm_swiglu_bf16"), launches("swiglu_fwd_bf16")), (2 * layers, 4 * layers));
+    assert!(scored == trained);
+    let log_probs = whole.prompt_log_probs.iter().zip(trained.chunks(config.text.vocab_size));
+    for (i, (got, logits)) in log_probs.enumerate() {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f32 = logits.iter().map(|logit| (logit - max).exp()).sum();
+        let want = logits[prompt.input_ids[i + 1] as usize] - max - sum.ln();
+        assert!((got.log_prob - want).abs() < 1e-4, "{i}: {} {want}", got.log_prob);
+    }
+    drop((batch, model, cx, loader));
+    drop(device);
     assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
 }
 

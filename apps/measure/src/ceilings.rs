@@ -48,8 +48,16 @@ pub(crate) fn core_count() -> usize {
 
 /// Name prefixes of the kernels that multiply matrices. In bf16, their least time uses the rate of bf16 products. The
 /// least time of every other kernel uses the rate of f32 products.
-const MATRIX_KERNELS: [&str; 7] =
-    ["matmul", "attention", "paged_attention", "pool_attention", "linear_log_prob", "skinny", "patch_embedding"];
+const MATRIX_KERNELS: [&str; 8] = [
+    "matmul",
+    "gemm",
+    "attention",
+    "paged_attention",
+    "pool_attention",
+    "linear_log_prob",
+    "skinny",
+    "patch_embedding",
+];
 
 /// The least time that some launches need on a machine, and the operations and bytes from which it is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

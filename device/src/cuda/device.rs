@@ -22,7 +22,7 @@ use crate::cuda::{AlgorithmFingerprint, CudaError, Gpu, GpuGraph};
 use crate::error::{DeviceError, Result};
 use crate::launch::Matmul;
 use crate::profile::{LaunchRecord, TimedLaunch};
-use crate::{Addr, DType, KernelLaunch, Launch};
+use crate::{Addr, Arch, DType, KernelLaunch, Launch};
 
 /// The code that computes matrix products on device `cuda`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -331,6 +331,10 @@ impl Backend for Cuda {
 
     fn compute_capability(&self) -> u32 {
         self.gpu.arch().sm
+    }
+
+    fn gpu_of_own_product(&self, product: &Matmul) -> Option<Arch> {
+        self.product_kernel(product).map(|_| self.gpu.arch())
     }
 
     fn alloc(&self, bytes: usize) -> Option<u64> {

@@ -24,7 +24,7 @@ use crate::cpu::Cpu;
 use crate::cuda::{Cuda, Gpu, MatmulImplementation, device_error};
 use crate::dry::DryDevice;
 use crate::error::{DeviceError, Result};
-use crate::launch::Launch;
+use crate::launch::{Arch, Launch, Matmul};
 use crate::mapped_file::MappedFile;
 use crate::memory::{MemoryCategory, MemoryCounters, MemoryUse};
 use crate::profile::ProfileData;
@@ -171,6 +171,12 @@ impl Device {
     /// The compute capability of the GPU that runs, simulates or plans launches, for example 90; 0 for the CPU.
     pub fn compute_capability(&self) -> u32 {
         self.0.backend.compute_capability()
+    }
+
+    /// The GPU, if a kernel of this project, and no library, computes the product on it, or on device `dry` would. A
+    /// kernel that fuses another operation with the product has the same bits then.
+    pub fn gpu_of_own_product(&self, product: &Matmul) -> Option<Arch> {
+        self.0.backend.gpu_of_own_product(product)
     }
 
     /// The number of rows, unused rows included, that a decode step for `rows` sequences computes; at most

@@ -35,6 +35,12 @@ impl Arch {
     /// tells the number.
     pub const H100: Arch = Arch { sm: 90, shared_per_block: 227 << 10, multiprocessors: 132, clusters_of_8: 15 };
 
+    /// Returns the GPU for which launches on a GPU of this compute capability are planned; `None` below 8.0.
+    pub fn of_capability(compute_capability: u32) -> Option<Arch> {
+        let known = [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100];
+        known.into_iter().rfind(|arch| arch.sm <= compute_capability)
+    }
+
     /// Returns this GPU with only two multiprocessors. Small inputs then give each block of threads as many tiles or
     /// rows as large inputs do on a whole GPU.
     pub const fn with_two_multiprocessors(self) -> Arch {

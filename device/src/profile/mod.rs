@@ -193,8 +193,7 @@ impl ProfileData {
     /// Makes the profiler plan each launch for a GPU of this compute capability, such as 90, and collect the plans.
     /// With 0 the profiler plans no launch.
     pub(crate) fn plan_launches(&self, compute_capability: u32) {
-        let known = [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100];
-        *self.arch() = known.into_iter().rfind(|arch| arch.sm <= compute_capability);
+        *self.arch() = Arch::of_capability(compute_capability);
     }
 
     /// Sets the name of the part of the work, such as `forward`, to which later launches belong. Returns the previous

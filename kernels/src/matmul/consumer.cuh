@@ -108,7 +108,9 @@ struct Consumer {
     }
   }
   __device__ __forceinline__ void write_chunk(int i, int chunk, u32 to, int column) const {
-    if (out.unchanged) {
+    if constexpr (T::GATED) {
+      write_chunk(Gated{}, i, chunk, to, column);
+    } else if (out.unchanged) {
       write_chunk(Unchanged{}, i, chunk, to, column);
     } else {
       write_chunk(out, i, chunk, to, column);
@@ -164,9 +166,9 @@ __device__ __forceinline__ void consume_and_store(Consumer<T>& c) {
     if constexpr (T::EPILOGUE == DIRECT) {
       static_assert(T::PRODUCTS == 1, "threads store the sums of 64 rows");
       if (c.out.unchanged) {
-        store_directly<T::COLUMNS, bf16>(Unchanged{}, c.p, c.sums[0], c.warp, c.lane, row, column);
+        store_directly<T::COLUMNS, bf16>(Unchanged{}, c.p, c.sums[0], c.warp, c.lane, row, column, c.p.n);
       } else {
-        store_directly<T::COLUMNS, bf16>(c.out, c.p, c.sums[0], c.warp, c.lane, row, column);
+        store_directly<T::COLUMNS, bf16>(c.out, c.p, c.sums[0], c.warp, c.lane, row, column, c.p.n);
       }
     } else {
 #pragma unroll

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuh/base.cuh"
+#include "cuh/math.cuh"
 #include "cuh/mma.cuh"
 #include "cuh/wgmma.cuh"
 
@@ -16,6 +17,21 @@ struct Unchanged {
   __device__ __forceinline__ void finish(const float (&sums)[N], int at, int column, float (&x)[4]) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) x[i] = sums[at + i];
+  }
+};
+
+// SwiGLU of sums of gate and up, both rounded to bf16 first, as the product and SwiGLU in launches of their own do.
+struct Gated {
+  // Returns in x the four results for the sums of gate from index `at` on (see Unchanged::finish). Those of up are N / 2
+  // further.
+  template <int N>
+  __device__ __forceinline__ void finish(const float (&sums)[N], int at, int, float (&x)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+      const u32 gate = pack_bf16(sums[at + i], sums[at + i + 1]);
+      const u32 up = pack_bf16(sums[N / 2 + at + i], sums[N / 2 + at + i + 1]);
+      x[i] = gated(low_bf16(gate), low_bf16(up)), x[i + 1] = gated(high_bf16(gate), high_bf16(up));
+    }
   }
 };
 
@@ -109,11 +125,11 @@ __device__ __forceinline__ void write_f32_chunk(const Out& out, const float (&su
   }
 }
 
-// Stores a warpgroup's sums of 64 rows from `row` on and COLUMNS columns from `column` on to C in global memory,
+// Stores a warpgroup's sums of 64 rows from `row` on and COLUMNS columns from `column` on to C `[m, n]` in global memory,
 // without shared memory. With `accumulate`, adds the old C. n is even.
 template <int COLUMNS, class C, class Out, int N>
 __device__ __forceinline__ void store_directly(const Out& out, const Params& p, const float (&sums)[N], int warp,
-                                               int lane, int row, int column) {
+                                               int lane, int row, int column, u32 n) {
 #pragma unroll
   for (int j = 0; j < COLUMNS / 8; ++j) {
     const int c = column + 8 * j + 2 * (lane % 4);
@@ -122,8 +138,8 @@ __device__ __forceinline__ void store_directly(const Out& out, const Params& p, 
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const u32 r = row + warp * 16 + lane / 4 + 8 * h;
-      if (r < p.m && static_cast<u32>(c) < p.n) {
-        C* to = global<C>(p.c) + static_cast<u64>(r) * p.n + c;
+      if (r < p.m && static_cast<u32>(c) < n) {
+        C* to = global<C>(p.c) + static_cast<u64>(r) * n + c;
         float y[2] = {x[2 * h], x[2 * h + 1]};
         if (p.accumulate != 0) {
           float old[2];

@@ -1,11 +1,13 @@
 //! The CUDA kernels of this folder for products of bf16 operands: parameters, kernels, and which products they support.
 
 use bytemuck::Zeroable;
-use reel_device::launch::{KernelLaunch, Matmul, Operand, Padding, TensorMapSlot};
-use reel_device::{Addr, Arch, DType, Kernel, Launch, Team, kernel, params};
+use half::bf16;
+use reel_device::launch::{KernelLaunch, Matmul, Operand, TensorMapSlot};
+use reel_device::{Addr, Arch, Cost, DType, Kernel, Launch, MIN_WAVE_SHARE, Team, kernel, params};
 
 use super::plan;
 use super::{PRODUCT_CODE, SOURCE, cpu};
+use crate::swiglu;
 use crate::tuning::Variant;
 
 params! {
@@ -18,6 +20,8 @@ params! {
         pub map_b: TensorMapSlot,
         /// The tensor map of C. The launch plan fills it in.
         pub map_c: TensorMapSlot,
+        /// The tensor map of `b2`. The launch plan fills it in.
+        pub map_b2: TensorMapSlot,
         /// A: bf16 `[m, k]`; `[k, m]` in the `dw` kernels (gradient of a weight).
         pub a: Addr,
         /// B: bf16 `[n, k]`; `[k, n]` in the `dx` and `dw` kernels (gradients of input and weight).
@@ -26,9 +30,12 @@ params! {
         pub c: Addr,
         /// The bias, `[n]` of C's type, which is added to each row of C; null: no bias.
         pub bias: Addr,
+        /// bf16 `[n / 2, k]`: the up weights of `gemm_swiglu_bf16`, whose gate weights B and C have n / 2 rows and columns.
+        /// Null in other kernels.
+        pub b2: Addr,
         /// Rows of C.
         pub m: u32,
-        /// Columns of C.
+        /// Columns of the product; with `b2` those of gate and up together.
         pub n: u32,
         /// Length of the sums (the inner dimension of the product).
         pub k: u32,
@@ -37,7 +44,7 @@ params! {
         /// Factor of the finished sums.
         pub scale: f32,
         /// Padding.
-        pub reserved: Padding<3>,
+        pub reserved: u32,
     }
 }
 
@@ -115,6 +122,10 @@ pub(super) const VARIANTS: &[Variant] = &[
     Variant { of: &DW_F32, name: "128 x 160", kernel: &DW_F32_128X160 },
 ];
 
+kernel!(
+    pub SWIGLU_BF16, "gemm_swiglu_bf16", Params, swiglu_on_cpu, &SOURCE, |p, arch| plan::plan_swiglu_stages(p, arch)
+);
+
 impl OperandLayout {
     /// Returns the kernel for products of this form whose plan chooses the tile.
     pub(super) fn kernel(self) -> &'static Kernel {
@@ -161,6 +172,41 @@ unsafe fn run_on_cpu<const A_TRANSPOSED: bool, const B_TRANSPOSED: bool, const T
     let c_dtype = if TO_F32 { DType::F32 } else { DType::BF16 };
     // SAFETY: the condition of this function.
     unsafe { cpu::run(&form(A_TRANSPOSED, B_TRANSPOSED, c_dtype).matmul_of_params(p), team) }
+}
+
+/// # Safety
+/// The addresses in `p` are those of the operands of `gemm_swiglu_bf16`.
+#[allow(unsafe_code)]
+unsafe fn swiglu_on_cpu(p: &Params, team: &Team) {
+    let (count, cols) = (u64::from(p.m) * u64::from(p.n / 2), u64::from(p.n / 2));
+    let mut products = [(); 2].map(|()| vec![bf16::ZERO; count as usize]);
+    let [gate, up] = products.each_mut().map(|product| Addr(product.as_mut_ptr() as u64));
+    for (b, c) in [(p.b, gate), (p.b2, up)] {
+        // SAFETY: the condition of this function; `c` has `[m, n / 2]` elements.
+        unsafe { cpu::run(&FWD.matmul_of_params(&Params { b, c, n: p.n / 2, ..*p }), team) }
+    }
+    // SAFETY: gate, up and C have `count` elements.
+    unsafe { swiglu::cpu::fwd::<bf16>(&swiglu::FwdParams { gate, up, y: p.c, count, cols, stride: cols }, team) }
+}
+
+/// Returns the launch of `gemm_swiglu_bf16` with these parameters.
+pub(super) fn swiglu_launch(params: &Params) -> Launch {
+    let product = FWD.matmul_of_params(params).cost();
+    // C has half of the product's columns.
+    let bytes = product.bytes - f64::from(params.m) * f64::from(params.n);
+    Launch::kernel(&SWIGLU_BF16, params, Cost { bytes, ..product })
+}
+
+/// Returns the launch that computes SwiGLU, `silu(gate) · up`, of the product `gate` and of the product of the same A
+/// with the weights `up`, and writes it to C of `gate`, with the bits of launches of their own. Returns `None` if no
+/// kernel of this folder computes `gate`, or if the tile of this launch reaches less than [`MIN_WAVE_SHARE`] of whole
+/// waves.
+pub fn swiglu_of_product(gate: &Matmul, up: Addr, arch: &Arch) -> Option<Launch> {
+    let (form, params) = kernel_params(gate, arch)?;
+    let params = Params { b2: up, n: 2 * params.n, ..params };
+    let is_plain = form == FWD && gate.bias.is_null() && !gate.accumulate && gate.scale == 1.0;
+    let fits = is_plain && up.0.is_multiple_of(16) && plan::swiglu_wave_share(&params, arch)? >= MIN_WAVE_SHARE;
+    fits.then(|| swiglu_launch(&params))
 }
 
 /// If the gradient of a weight has fewer rows or columns than this, cuBLASLt computes it. Such a C has few blocks, each

@@ -32,6 +32,7 @@
 //! | forward, 128 x 224 | 1024 to 4096 x 3584 x 3584 | no prototype |
 //! | forward, 128 x 160 | 1024 to 4096 x 2560 x 2048 | no prototype |
 //! | forward, 128 x 128 | 1024 x 2048 x 2048 | no prototype |
+//! | SwiGLU, 256 x 192 in halves | gate and up in one launch: 4096 x 37888 x 3584 | no prototype |
 //! | dx, 256 x 192 in halves | 8192 x 18944 x 3584 | 1.065 (128 x 256: 1.043) |
 //! | dx, 128 x 256 | 8192 x 3584 x 18944 | 0.999 (256 x 192: 0.938) |
 //! | dx, 128 x 224 | 1024 to 4096 x 3584 x 18944 | no prototype |
@@ -61,7 +62,7 @@ use std::mem::offset_of;
 use reel_device::{Addr, Arch, DType, Stage};
 use reel_sim::tensor_map::{DataType, Interleave, L2Promotion, OobFill, Swizzle, TensorMap};
 
-use super::gemm::{OperandLayout, Params};
+use super::gemm::{self, OperandLayout, Params};
 
 /// What a kernel does with the old contents of C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +95,9 @@ pub struct GemmTile {
     /// Bytes of a row of a chunk: 128, or 64 if bf16 C has columns that are not a multiple of 64.
     pub(super) chunk_row_bytes: u32,
     pub(super) old_c: AccumulateMode,
+    /// Whether one half of the columns is multiplied with the gate weights, and the other half with the up weights. C
+    /// has one column for both.
+    pub(super) gated: bool,
     /// Columns of B in a stage: more than `columns` if blocks of 64 columns are copied.
     pub(super) copied_columns: u32,
     pub(super) rate: Rate,
@@ -134,6 +138,7 @@ const fn wide(symbol: &'static str, old_c: AccumulateMode) -> GemmTile {
         chunks: 2,
         chunk_row_bytes: 128,
         old_c,
+        gated: false,
         copied_columns: 256,
         rate: Rate::Measured(100),
     }
@@ -152,6 +157,12 @@ const fn square(symbol: &'static str) -> GemmTile {
 }
 
 pub(super) static FWD_HALVES: GemmTile = halves("gemm_fwd_bf16_256x192_halves");
+pub(super) static SWIGLU_HALVES: GemmTile = GemmTile {
+    chunk_row_bytes: 64,
+    gated: true,
+    rate: Rate::Estimated(106),
+    ..halves("gemm_swiglu_bf16_256x192_halves")
+};
 pub(super) static FWD_128X256: GemmTile =
     GemmTile { cluster: 1, ..wide("gemm_fwd_bf16_128x256", AccumulateMode::Replaced) };
 pub(super) static FWD_HELD: GemmTile = wide("gemm_fwd_bf16_128x256_held", AccumulateMode::Replaced);
@@ -198,8 +209,9 @@ pub(super) static DW_F32_128X160: GemmTile = GemmTile {
 };
 
 /// All tiles.
-pub static ALL: [&GemmTile; 20] = [
+pub static ALL: [&GemmTile; 21] = [
     &FWD_HALVES,
+    &SWIGLU_HALVES,
     &FWD_128X256,
     &FWD_HELD,
     &FWD_128X192,
@@ -272,6 +284,7 @@ impl GemmTile {
 
     fn stage(&self, p: &Params, arch: &Arch, form: OperandLayout) -> Stage {
         let map = |addr, dtype, rows, columns, box_rows| tensor_map(addr, dtype, [rows, columns], [box_rows, 128]);
+        let stored_columns = if self.gated { p.n / 2 } else { p.n };
         let a = if form.a_transposed {
             map(p.a, DType::BF16, p.k, p.m, STAGE_K)
         } else {
@@ -280,11 +293,15 @@ impl GemmTile {
         let b = if form.b_transposed {
             map(p.b, DType::BF16, p.k, p.n, STAGE_K)
         } else {
-            map(p.b, DType::BF16, p.n, p.k, self.columns / self.cluster)
+            map(p.b, DType::BF16, stored_columns, p.k, self.columns / self.cluster)
         };
         let mut tensor_maps = vec![(offset_of!(Params, map_a), a), (offset_of!(Params, map_b), b)];
+        if self.gated {
+            let b2 = map(p.b2, DType::BF16, stored_columns, p.k, self.columns / self.cluster);
+            tensor_maps.push((offset_of!(Params, map_b2), b2));
+        }
         if self.chunks > 0 {
-            let c = tensor_map(p.c, form.c_dtype, [p.m, p.n], [64, self.chunk_row_bytes]);
+            let c = tensor_map(p.c, form.c_dtype, [p.m, stored_columns], [64, self.chunk_row_bytes]);
             tensor_maps.push((offset_of!(Params, map_c), c));
         }
         let blocks = self.resident(arch).min(self.count(p)) * self.cluster;
@@ -357,6 +374,11 @@ pub(super) fn wave_share(p: &Params, arch: &Arch, form: OperandLayout) -> f64 {
     chosen(p, arch, form).wave_share(p, arch)
 }
 
+/// Returns the share of whole waves of a launch of `gemm_swiglu_bf16`; `None` if the tile cannot compute it.
+pub(super) fn swiglu_wave_share(p: &Params, arch: &Arch) -> Option<f64> {
+    SWIGLU_HALVES.takes(p).then(|| SWIGLU_HALVES.wave_share(p, arch))
+}
+
 /// Returns the name of the plain kernel of a form, for GPUs below compute capability 9.0.
 fn plain_symbol(form: OperandLayout) -> &'static str {
     match (form.a_transposed, form.b_transposed, form.c_dtype) {
@@ -378,10 +400,18 @@ pub(super) fn plan_stages(
     fixed: Option<&'static GemmTile>,
 ) -> Vec<Stage> {
     if arch.sm < 90 {
-        let blocks = p.m.div_ceil(PLAIN_SIDE) * p.n.div_ceil(PLAIN_SIDE);
-        return vec![Stage::one_dimensional(plain_symbol(form), blocks, 128)];
+        return vec![plain_stage(plain_symbol(form), p)];
     }
     vec![fixed.filter(|tile| tile.takes(p)).unwrap_or_else(|| chosen(p, arch, form)).stage(p, arch, form)]
+}
+
+fn plain_stage(symbol: &'static str, p: &Params) -> Stage {
+    Stage::one_dimensional(symbol, p.m.div_ceil(PLAIN_SIDE) * p.n.div_ceil(PLAIN_SIDE), 128)
+}
+
+/// Plans the launch of `gemm_swiglu_bf16`, whose k has at least two stages.
+pub(super) fn plan_swiglu_stages(p: &Params, arch: &Arch) -> Vec<Stage> {
+    vec![if arch.sm < 90 { plain_stage("gemm_swiglu_bf16_plain", p) } else { SWIGLU_HALVES.stage(p, arch, gemm::FWD) }]
 }
 
 #[cfg(test)]
@@ -392,7 +422,6 @@ mod tests {
     use proptest::prelude::*;
     use reel_device::MatmulImplementation;
 
-    use super::super::gemm;
     use super::*;
 
     fn symbol(form: OperandLayout, [m, n, k]: [u32; 3], accumulate: u32) -> &'static str {
@@ -476,7 +505,31 @@ mod tests {
         assert_eq!((own, own_if_invariant), (158, 165));
     }
 
+    /// SwiGLU is computed in the launch of the product of gate and up for the rows of a prefill, but not for few rows,
+    /// which are less than the tile of a cluster.
+    #[test]
+    fn swiglu_is_fused_with_products_that_fill_the_gpu() {
+        for (model, weights) in LAYERS {
+            let (_, n, k) = weights[2];
+            for (m, fused) in [(64, false), (256, false), (2048, true), (4096, true), (8192, true)] {
+                let p = Params { m, n, k, ..Params::zeroed() };
+                let share = swiglu_wave_share(&p, &Arch::H100).unwrap();
+                assert_eq!(share >= 0.9, fused, "{model}, {m} rows: {share}");
+            }
+        }
+        assert_eq!(swiglu_wave_share(&Params { m: 512, n: 192, k: STAGE_K, ..Params::zeroed() }, &Arch::H100), None);
+    }
+
     proptest! {
+        /// If SwiGLU is computed in the launch of a product, own kernels compute the product without it, too.
+        #[test]
+        fn a_product_with_swiglu_is_an_own_one_without(m in 1u32..20_000, n in 1u32..40_000, k in 65u32..20_000) {
+            let p = Params { m, n, k, ..Params::zeroed() };
+            let [with, without] =
+                [swiglu_wave_share(&p, &Arch::H100).unwrap(), wave_share(&p, &Arch::H100, gemm::FWD)];
+            prop_assert!(with < 0.9 || without >= 0.9, "{with} {without}");
+        }
+
         /// No tile that can compute a product is faster by its rate, but for near ties, in which a measured tile is
         /// taken; and no tile with the same rate has a larger share of whole waves.
         #[test]

@@ -66,7 +66,7 @@ struct Work {
   __device__ __forceinline__ void place(int t, int& row, int& column) const {
     place_of_tile<T>(t, rows, columns, row, column);
     row = (row * T::CLUSTER + rank) * T::ROWS;
-    column *= T::COLUMNS;
+    column *= T::STORED_COLUMNS;
   }
 };
 
@@ -74,6 +74,8 @@ struct Work {
 // function.
 template <class T>
 __device__ __forceinline__ void produce(const Params& p, const Work<T>& work, Ring<T> ring) {
+  // The block of a gated tile copies its share of B from the gate or from the up weights.
+  const TensorMapSlot* map_b = T::GATED && work.rank == 1 ? &p.map_b2 : &p.map_b;
   // With few rows of A, B is read once, so L2 need not keep it; with more rows, later tiles find B in L2.
   const CachePolicy policy_b = p.m <= 128 ? EVICT_FIRST : EVICT_NORMAL;
   constexpr u32 ALL_BLOCKS = (1 << T::CLUSTER) - 1;
@@ -107,7 +109,8 @@ __device__ __forceinline__ void produce(const Params& p, const Work<T>& work, Ri
         }
       } else if constexpr (T::CLUSTER > 1) {
         const int first = work.rank * (T::COLUMNS / T::CLUSTER);
-        tensor_copy_multicast(b + first * 128, &p.map_b, full, kb * 64, column + first, ALL_BLOCKS, policy_b);
+        tensor_copy_multicast(b + first * 128, map_b, full, kb * 64, T::GATED ? column : column + first, ALL_BLOCKS,
+                              policy_b);
       } else {
         tensor_copy(b, &p.map_b, full, kb * 64, column, policy_b);
       }

@@ -10,6 +10,7 @@
 
 PLAIN_GEMM(gemm_fwd_bf16_plain, bf16, K_MAJOR, K_MAJOR)
 PLAIN_GEMM(gemm_fwd_f32_plain, float, K_MAJOR, K_MAJOR)
+PLAIN_GEMM(gemm_swiglu_bf16_plain, bf16, K_MAJOR, K_MAJOR, true)
 PLAIN_GEMM(gemm_dx_bf16_plain, bf16, K_MAJOR, MN_MAJOR)
 PLAIN_GEMM(gemm_dx_f32_plain, float, K_MAJOR, MN_MAJOR)
 PLAIN_GEMM(gemm_dw_bf16_plain, bf16, MN_MAJOR, MN_MAJOR)

@@ -39,6 +39,7 @@ __device__ __forceinline__ void multiply(const Params& p) {
   if (threadIdx.x == 0) {
     prefetch_tensor_map(&p.map_a);
     prefetch_tensor_map(&p.map_b);
+    if constexpr (T::GATED) prefetch_tensor_map(&p.map_b2);
     if constexpr (T::EPILOGUE != DIRECT) prefetch_tensor_map(&p.map_c);
     ring.initialise();
   }
@@ -87,6 +88,7 @@ GEMM(gemm_fwd_bf16_128x128, 128, 128, 2, 6, 2, 2, K_MAJOR, K_MAJOR, gemm::STORE)
 GEMM(gemm_fwd_bf16_64x144, 64, 144, 1, 8, 1, 1, K_MAJOR, K_MAJOR, gemm::DIRECT)
 GEMM(gemm_fwd_bf16_128x256_added, 128, 256, 2, 4, 2, 2, K_MAJOR, K_MAJOR, gemm::ADDED)
 GEMM(gemm_fwd_f32_128x256, 128, 256, 2, 4, 2, 2, K_MAJOR, K_MAJOR, gemm::F32)
+GEMM(gemm_swiglu_bf16_256x192_halves, 256, 192, 2, 3, 2, 3, K_MAJOR, K_MAJOR, gemm::HALVES, true)
 
 GEMM(gemm_dx_bf16_256x192_halves, 256, 192, 2, 3, 2, 3, K_MAJOR, MN_MAJOR, gemm::HALVES)
 GEMM(gemm_dx_bf16_128x256, 128, 256, 2, 4, 2, 2, K_MAJOR, MN_MAJOR, gemm::STORE)

@@ -27,13 +27,16 @@ enum Epilogue {
 
 // A block computes tiles of ROWS x COLUMNS elements of C. WARPGROUPS consumer warpgroups divide the rows; one more
 // warpgroup contains the producer thread. A stage has 64 k of A and of B. A cluster of CLUSTER blocks has
-// neighbouring tiles of rows and shares their B by multicast. BUFFERS: chunks of shared memory of a warpgroup.
+// neighbouring tiles of rows and shares their B by multicast. BUFFERS: chunks of shared memory of a warpgroup. GATED: the
+// first half of the columns is multiplied with rows of the gate weights, the second half with the same rows of the up
+// weights, so that a thread has both sums of an element of SwiGLU.
 template <int ROWS_, int COLUMNS_, int WARPGROUPS_, int STAGES_, int CLUSTER_, int BUFFERS_, int A_MAJOR_, int B_MAJOR_,
-          Epilogue EPILOGUE_>
+          Epilogue EPILOGUE_, bool GATED_ = false>
 struct Tile {
   static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, WARPGROUPS = WARPGROUPS_, STAGES = STAGES_;
   static constexpr int CLUSTER = CLUSTER_, BUFFERS = BUFFERS_, A_MAJOR = A_MAJOR_, B_MAJOR = B_MAJOR_;
   static constexpr Epilogue EPILOGUE = EPILOGUE_;
+  static constexpr bool GATED = GATED_;
   static constexpr int K = 64, THREADS = 128 * (WARPGROUPS + 1);
   // Number of wgmma products, of 64 rows each, that a warpgroup computes for each step of k.
   static constexpr int PRODUCTS = ROWS / WARPGROUPS / 64;
@@ -42,9 +45,10 @@ struct Tile {
   static constexpr int COPIED_COLUMNS = B_MAJOR == MN_MAJOR ? (COLUMNS + 63) / 64 * 64 : COLUMNS;
   // BLOCK: bytes of 64 rows (or columns) by 64 k of bf16. STAGE: bytes of a stage, of which A takes A_BYTES.
   static constexpr int BLOCK = 8192, A_BYTES = ROWS * 128, STAGE = A_BYTES + COPIED_COLUMNS * 128;
-  // CHUNK: bytes of a chunk. CHUNK_BYTES: bytes of the chunks of all warpgroups.
-  static constexpr int CHUNK_COLUMNS = EPILOGUE == F32 || COLUMNS % 64 != 0 ? 32 : 64;
-  static constexpr int CHUNKS = COLUMNS / CHUNK_COLUMNS, CHUNK = 64 * CHUNK_COLUMNS * (EPILOGUE == F32 ? 4 : 2);
+  // STORED_COLUMNS: columns of C. CHUNK: bytes of a chunk. CHUNK_BYTES: bytes of the chunks of all warpgroups.
+  static constexpr int STORED_COLUMNS = GATED ? COLUMNS / 2 : COLUMNS;
+  static constexpr int CHUNK_COLUMNS = EPILOGUE == F32 || STORED_COLUMNS % 64 != 0 ? 32 : 64;
+  static constexpr int CHUNKS = STORED_COLUMNS / CHUNK_COLUMNS, CHUNK = 64 * CHUNK_COLUMNS * (EPILOGUE == F32 ? 4 : 2);
   static constexpr int CHUNK_BYTES = EPILOGUE == DIRECT ? 0 : WARPGROUPS * BUFFERS * CHUNK;
   // SHARED: bytes of shared memory. It includes the mbarriers `full` and `empty` of each stage, and one mbarrier of
   // each warpgroup for the old C.
@@ -59,7 +63,8 @@ struct Tile {
   static_assert(SHARED <= 227 * 1024, "shared memory of a block");
   static_assert(ROWS % (64 * WARPGROUPS) == 0 && STAGE % 1024 == 0, "whole products and aligned stages");
   static_assert(B_MAJOR == MN_MAJOR || COLUMNS % (8 * CLUSTER) == 0, "columns that blocks copy");
-  static_assert(EPILOGUE == DIRECT || COLUMNS % CHUNK_COLUMNS == 0, "whole chunks");
+  static_assert(EPILOGUE == DIRECT || STORED_COLUMNS % CHUNK_COLUMNS == 0, "whole chunks");
+  static_assert(!GATED || (EPILOGUE == HALVES && CLUSTER == 2), "one block copies gate, the other one up");
   static_assert(EPILOGUE == DIRECT || EPILOGUE == STORE || EPILOGUE == F32 ||
                     (COLUMNS % 64 == 0 && PRODUCTS * CHUNKS % BUFFERS == 0),
                 "whole steps of chunks with 128 bytes a row");

@@ -202,6 +202,10 @@ impl Linear {
         [gate, up, down]: [&Linear; 3],
         joined: Option<&JoinedWeights>,
     ) -> Result<Tensor> {
+        if let Some(inner) = Linear::fused_swiglu(cx, &x, gate, up)? {
+            drop(x);
+            return down.forward(cx, &inner);
+        }
         if let (Weight::Dense(w), None) = (&down.weight, &down.adapter)
             && let Some(fused) = JoinedWeights::forward(joined, &[gate, up], cx, &x)?
         {
@@ -214,6 +218,16 @@ impl Linear {
         let inner = ops::swiglu(cx, &gate, &up)?;
         drop((gate, up));
         down.forward(cx, &inner)
+    }
+
+    /// Computes `silu(gate(x)) · up(x)` in one launch, without a backward rule. `None` if the device has no kernel for
+    /// it ([`ops::linear_swiglu`]), or if a layer has a packed weight, a bias or an adapter.
+    pub(crate) fn fused_swiglu(cx: &Cx, x: &Tensor, gate: &Linear, up: &Linear) -> Result<Option<Tensor>> {
+        let is_plain = |layer: &Linear| layer.bias.is_none() && layer.adapter.is_none();
+        Ok(match (&gate.weight, &up.weight) {
+            (Weight::Dense(g), Weight::Dense(u)) if is_plain(gate) && is_plain(up) => ops::linear_swiglu(cx, x, g, u)?,
+            _ => None,
+        })
     }
 
     pub(crate) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {

@@ -402,10 +402,14 @@ impl Layer {
 
     /// Computes the MLP together with the other processes.
     fn divided_mlp(&self, cx: &Cx, normed: Tensor) -> Result<Tensor> {
-        let (gate, up) = (self.gate.forward(cx, &normed)?, self.up.forward(cx, &normed)?);
-        drop(normed);
-        let inner = ops::swiglu(cx, &gate, &up)?;
-        drop((gate, up));
+        let inner = match Linear::fused_swiglu(cx, &normed, &self.gate, &self.up)? {
+            Some(inner) => inner,
+            None => {
+                let (gate, up) = (self.gate.forward(cx, &normed)?, self.up.forward(cx, &normed)?);
+                drop(normed);
+                ops::swiglu(cx, &gate, &up)?
+            }
+        };
         let inner = self.gathered(cx, "gate_proj and up_proj", inner)?;
         let down = self.down.forward(cx, &inner)?;
         drop(inner);

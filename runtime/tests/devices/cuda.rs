@@ -11,7 +11,7 @@ use reel_device::{
 };
 use reel_kernels::elementwise::{self, AddParams, FillParams};
 use reel_kernels::matmul::PRODUCT_CODE;
-use reel_runtime::Tensor;
+use reel_runtime::{Cx, Tensor, ops};
 
 pub(crate) fn fake_gpu_device(memory: u64) -> (FakeDriver, Device) {
     let fake = FakeDriver::new(Arch::H100, memory);
@@ -252,5 +252,41 @@ fn cublaslt_computes_the_products_that_its_device_chooses() {
             assert_eq!(c.to_f32().unwrap(), [8.0; 64]);
             assert_eq!(d.matmul_library().is_some(), by_cublaslt, "{implementation:?}, gradient: {is_gradient}");
         }
+    }
+}
+
+/// Computes SwiGLU of gate and up for 512 rows, by the op of one launch if the device has it, on a GPU with two
+/// multiprocessors, which one tile then fills. Returns the bits and whether it was one launch.
+fn swiglu_of_512_rows(arch: Arch, products: MatmulImplementation, rows: usize) -> (Vec<f32>, bool) {
+    let gpu = Gpu::from_driver(Arc::new(FakeDriver::new(arch.with_two_multiprocessors(), 256 << 20))).unwrap();
+    let d = Device::on_gpu_with_matmul_implementation(gpu, products).unwrap();
+    let bf16 = |rows: usize, factor: usize| {
+        let values: Vec<f32> = (0..rows * 72).map(|i| (i * factor % 31) as f32 / 16.0 - 0.9).collect();
+        Tensor::from_f32(&d, &[rows, 72], DType::BF16, &values, MemoryCategory::Inputs).unwrap()
+    };
+    let (x, gate, up) = (bf16(rows, 7), bf16(96, 11), bf16(96, 13));
+    let cx = Cx::inference(&d, DType::BF16);
+    assert!(ops::linear_swiglu(&Cx::training(&d, DType::BF16), &x, &gate, &up).unwrap().is_none());
+    let fused = ops::linear_swiglu(&cx, &x, &gate, &up).unwrap();
+    let is_fused = fused.is_some();
+    let apart = || {
+        let [gate, up] = [&gate, &up].map(|w| ops::linear(&cx, &x, w, None).unwrap());
+        ops::swiglu(&cx, &gate, &up).unwrap()
+    };
+    (fused.unwrap_or_else(apart).to_f32().unwrap(), is_fused)
+}
+
+/// SwiGLU is part of the launch of its product on Hopper, where own kernels compute the products and fill the GPU. The
+/// bits are those of launches of their own.
+#[test]
+fn swiglu_is_part_of_a_product_that_fills_the_gpu() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let own = MatmulImplementation::ByWaveShare { batch_invariant: true };
+    let (fused, is_fused) = swiglu_of_512_rows(Arch::H100, own, 512);
+    assert!(is_fused);
+    let (few, is_fused) = swiglu_of_512_rows(Arch::H100, own, 200);
+    assert!(!is_fused && few == fused[..200 * 96]);
+    for (arch, products) in [(Arch::H100, MatmulImplementation::CublasLt), (Arch::A100, own)] {
+        assert!(!swiglu_of_512_rows(arch, products, 512).1, "{products:?} on sm_{}", arch.sm);
     }
 }

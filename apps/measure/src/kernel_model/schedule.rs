@@ -36,6 +36,11 @@ const START_CYCLES: f64 = 5000.0;
 /// the next tile do not hide this time, but tiles in halves, which store one half during the other, hide two thirds.
 const CYCLES_PER_BYTE_OF_C: f64 = 0.035;
 const SHARE_OF_HALVES: f64 = 0.35;
+/// Cycles in which a multiprocessor issues the instructions of SwiGLU for an element of C: 21.5 in the machine code of
+/// `gemm_swiglu_bf16`, on 128 lanes. The instructions for one half of a tile run beside the products of the other half
+/// with STAGE_K k (computed, not measured).
+const SWIGLU_CYCLES: f64 = 21.5 / 128.0;
+const STAGE_K: f64 = 64.0;
 /// Bandwidth that copies into rings of shared memory reached in products of few rows, bytes per second.
 const STREAM_BYTES_PER_SECOND: f64 = 4.13e12;
 
@@ -160,7 +165,11 @@ fn product(tile: &plan::GemmTile, main: &PlannedStage, cost: Cost) -> Option<f64
     let [m, n, k, elements] = [sizes.m, sizes.n, sizes.k, tile.rows * tile.columns].map(f64::from);
     let bytes_of_c = ((cost.bytes - 2.0 * k * (m + n)) / (m * n)).min(4.0) * elements;
     let shown = if tile.symbol.ends_with("_halves") { SHARE_OF_HALVES } else { 1.0 };
-    let of_tile = 2.0 * elements * k / FLOPS_PER_CYCLE + CYCLES_PER_BYTE_OF_C * bytes_of_c * shown;
+    let product_cycles = |k| 2.0 * elements * k / FLOPS_PER_CYCLE;
+    // C has an element for a sum of gate and a sum of up.
+    let swiglu = (SWIGLU_CYCLES * elements / 2.0 - product_cycles(STAGE_K)).max(0.0);
+    let swiglu = if tile.symbol.starts_with("gemm_swiglu_") { swiglu } else { 0.0 };
+    let of_tile = product_cycles(k) + CYCLES_PER_BYTE_OF_C * bytes_of_c * shown + swiglu;
     let waves = f64::from(tile.count(&sizes).div_ceil(tile.resident(&Arch::H100)));
     let by_memory = cost.bytes / STREAM_BYTES_PER_SECOND;
     Some(START_CYCLES / CLOCK + (waves * of_tile / CLOCK).max(by_memory))

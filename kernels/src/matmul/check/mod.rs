@@ -4,13 +4,19 @@ use reel_device::{Addr, Kernel};
 
 use super::formula;
 use super::gemm::{self, OperandLayout, Params};
-use crate::checks::{TestArray, checks, normal_numbers, run, size_for, with_one_interleaving};
+use crate::checks::{TestArray, checks, normal_numbers, run, run_once, size_for, with_one_interleaving};
 use crate::compare::{assert_within, f32_sum_error, rounding_error};
+use crate::swiglu;
 
 #[cfg(test)]
 mod tests;
 
-checks!(products_equal_the_formula, a_row_does_not_know_its_batch; cuda: all_tiles_give_the_same_bits);
+checks!(
+    products_equal_the_formula,
+    a_row_does_not_know_its_batch,
+    swiglu_of_a_product_has_the_bits_of_launches_of_their_own;
+    cuda: all_tiles_give_the_same_bits,
+);
 
 const FORMS: [OperandLayout; 6] = [gemm::FWD, gemm::FWD_TO_F32, gemm::DX, gemm::DX_TO_F32, gemm::DW, gemm::DW_TO_F32];
 
@@ -142,6 +148,25 @@ fn a_row_does_not_know_its_batch() {
             }
         }
     });
+}
+
+/// SwiGLU of gate and up in the launch of their product has the bits of two products, rounded to bf16, and of a launch of
+/// SwiGLU. The sizes are those of `SHAPES`, with two stages of k or more.
+fn swiglu_of_a_product_has_the_bits_of_launches_of_their_own() {
+    for [m, n, k] in [[8, 8, 72], [72, 24, 136], size_for(MANY_TILES, [264, 200, 136])] {
+        let given = Given::new(gemm::FWD, [m, n, k], false, false, 1.0);
+        let up_weight = TestArray::new(BF16, &normal_numbers(n * k, 5, 1.0));
+        let [gate, up, want, got] = [(); 4].map(|()| TestArray::output(BF16, m * n));
+        for (b, c) in [(&given.b, &gate), (&up_weight, &up)] {
+            run_once(&gemm::FWD.launch(&gemm::FWD_BF16, &Params { b: b.addr(), ..given.params(c) }));
+        }
+        let (count, cols) = ((m * n) as u64, n as u64);
+        let (gate, up, y) = (gate.addr(), up.addr(), want.addr());
+        run_once(&swiglu::fwd(BF16, &swiglu::FwdParams { gate, up, y, count, cols, stride: cols }));
+        run(&gemm::swiglu_launch(&Params { b2: up_weight.addr(), n: 2 * n as u32, ..given.params(&got) }), 2);
+        let differ = got.values().iter().zip(want.values()).position(|(x, y)| x.to_bits() != y.to_bits());
+        assert!(differ.is_none(), "{:?}: element {differ:?}", [m, n, k]);
+    }
 }
 
 /// Kernels with a fixed tile size, each with the form of product (layout and dtype) that it computes.

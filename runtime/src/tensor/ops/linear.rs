@@ -4,6 +4,7 @@
 use reel_device::launch::{Matmul, Operand};
 use reel_device::{Addr, DType, Launch, in_op};
 use reel_kernels::matmul::PRODUCT_CODE;
+use reel_kernels::matmul::gemm::swiglu_of_product;
 use reel_kernels::swiglu as swiglu_kernel;
 
 use super::{rows_cols, size, want_dtype, want_shape};
@@ -240,6 +241,28 @@ pub fn swiglu_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Res
         }
         bw.add_grad(&kx, dx)
     }))
+}
+
+/// `silu(x · gateᵀ) · (x · upᵀ)` in one launch: x `[.., K]`, gate and up `[N, K]` give `[.., N]`, with the bits of
+/// [`linear`] and [`super::swiglu`]. `None` in training, and if the device has no kernel that fills it with these sizes.
+/// Has no backward rule.
+///
+/// # Errors
+/// The errors of [`linear`]; gate and up differ in shape.
+pub fn linear_swiglu(cx: &Cx, x: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Option<Tensor>> {
+    let _op = in_op("linear_swiglu");
+    let (shape, [m, n, k]) = product_shape(x, gate, None, x.dtype())?;
+    want_shape("linear_swiglu", "up", up, gate.shape(), "the shape of gate")?;
+    let product = plain(m, n, k, operand(x, false), operand(gate, false), x);
+    let has_kernel = !cx.is_training() && up.dtype() == gate.dtype();
+    let gpu = cx.device().gpu_of_own_product(&product).filter(|_| has_kernel);
+    let launch = |c| swiglu_of_product(&Matmul { c, ..product }, up.addr(), gpu.as_ref()?);
+    if launch(Addr::NULL).is_none() {
+        return Ok(None);
+    }
+    let y = cx.empty(&shape, x.dtype())?;
+    launch(y.addr()).map_or(Ok(()), |launch| cx.launch(&launch))?;
+    Ok(Some(y))
 }
 
 /// `x · wᵀ`, for x `[.., K]` and w `[N, K]`, with a result `[.., N]` of dtype `out`, for example f32 logits of bf16

@@ -14,7 +14,9 @@ use reel_kernels::skinny::{self, Params, PlanChoices, WeightFormat};
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};
 use super::packed::{self, PackedWeight};
-use super::{KvDestination, Lora, add, linear, matmul, rms_norm, rows_cols, size, swiglu, want_dtype, want_shape};
+use super::{
+    KvDestination, Lora, add, linear, linear_swiglu, matmul, rms_norm, rows_cols, size, swiglu, want_dtype, want_shape,
+};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};
@@ -294,7 +296,14 @@ pub fn skinny_swiglu<'w>(
     let fits = |w: DecodeWeight| w.uses_kernel(cx, x, |choices| choices.max_rows);
     if gate.format() != up.format() || !fits(gate)? || !fits(up)? {
         let x = InputNorm::apply_if_some(norm, cx, x)?;
-        return swiglu(cx, &skinny_linear(cx, &x, gate, None, None)?, &skinny_linear(cx, &x, up, None, None)?);
+        let fused = match (gate, up) {
+            (DecodeWeight::Plain(gate), DecodeWeight::Plain(up)) => linear_swiglu(cx, &x, gate, up)?,
+            _ => None,
+        };
+        return match fused {
+            Some(y) => Ok(y),
+            None => swiglu(cx, &skinny_linear(cx, &x, gate, None, None)?, &skinny_linear(cx, &x, up, None, None)?),
+        };
     }
     let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
     let (params, y) = with_result(cx, &x, gate.kernel_params(cx, OP, &x)?, x.dtype())?;
