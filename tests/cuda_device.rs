@@ -5,6 +5,8 @@
 mod bf16;
 #[path = "support/fake_gpu.rs"]
 mod fake_gpu;
+#[path = "support/hardware.rs"]
+mod hardware;
 mod support;
 #[path = "support/tensors.rs"]
 mod tensors;
@@ -12,6 +14,7 @@ mod tensors;
 mod training;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use reel_device::compile::toolkit::Toolkit;
@@ -255,6 +258,31 @@ fn steps_on_the_drivers_of_cuda_12_and_13_have_the_same_bits() {
             arch.sm
         );
     }
+}
+
+#[test]
+fn the_fake_driver_is_as_kernels_and_plans_assume() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let fake = FakeDriver::new(Arch::H100, 512 << 20);
+    let gpu = Gpu::from_driver(Arc::new(fake.clone())).expect("a fake GPU");
+    hardware::check_boxes_of_a_cache(&gpu);
+    hardware::check_resident_blocks(&gpu, |folder| folder == "matmul");
+    // The three kernels of queries, keys and values, of which a multiprocessor runs two blocks, and variants.
+    assert!(fake.functions_that_prefer_shared() > 0);
+    drop(gpu);
+    assert_no_violations_or_leaks(&fake, "H100");
+}
+
+#[test]
+fn gpu_is_as_kernels_and_plans_assume() {
+    if !gpu_is_present() {
+        return;
+    }
+    let gpu = Gpu::open(0).expect("a GPU");
+    if gpu.arch().sm >= 90 {
+        hardware::check_boxes_of_a_cache(&gpu);
+    }
+    hardware::check_resident_blocks(&gpu, |folder| folder != "skinny");
 }
 
 /// Returns true if there is a GPU; otherwise prints that the test is skipped.

@@ -10,7 +10,13 @@ memory=/tmp
 [ ! -w /dev/shm ] || memory=/dev/shm
 models=${MODELS:-$memory/reel-models} device=${DEVICE:-cuda} python=${PYTHON:-python3}
 raw=${RAW:-/tmp/reel-raw}
-# In the order of importance: a call that ends early leaves out the last ones, and a second call goes on there.
+# In the order of importance: a call that ends early leaves out the last ones, and a second call goes on there. Seconds
+# of each phase on an H200 with 16 cores, without peers + for peers, estimated from the times of 2026-11-27 (an item of
+# `bench op` 2 to 4 s, of a 7B model 4 to 7 s, torch 20 s, transformers 27 s); phases of newer kernels are guesses:
+#   machine 6, init 0 (24 beside the next two), hopper 66, drift 15, kernels 75+40, products 30+10, models 65+60,
+#   training 16+20, tune 190, step 20, rollouts 30, check 20, profile 15, counters 200, sanitizer 5, seeds 45, compare 100
+# So two calls on one machine, of 540 and of 300 s: `PEERS=0 SECONDS_LEFT=540 ./run.sh all` reaches `rollouts`, and
+# `SECONDS_LEFT=300 ./run.sh all` then takes the peers and the rest up to `profile`.
 phases=(machine init hopper drift kernels products models training tune step rollouts check profile counters sanitizer seeds compare)
 
 help() {
@@ -19,12 +25,13 @@ help() {
 ./run.sh PHASE...       runs these phases only, in the same way:
   machine     describe the machine; exit at once if the device cannot be used
   init        begin to make models of the published sizes 3b and 7b with random weights, which later phases use
-  hopper      compare the kernels of the four folders with code for Hopper with their formulas, and over many tiles
+  hopper      compare what plans assume (resident blocks, tensor copies) with the GPU, and the kernels of the four folders with code
+              for Hopper with their formulas, and over many tiles
   drift       run a GRPO step of 3b, and check that training and decoding compute equal log-probabilities
   check       compare the kernels of all other folders with their formulas, in parallel, seed 0
   step        run golden models and training steps through the whole device, in f32 and in bf16
-  kernels     time kernels, beside torch's
-  products    time matrix products, beside torch's
+  kernels     time kernels, beside torch's; attention again after torch
+  products    time matrix products, reel's in turns with cuBLASLt's, beside torch's
   models      time decode, prefill, rollouts and the first token, beside transformers
   training    time SFT steps, with and without recomputation, beside transformers
   rollouts    time GRPO steps of all models, with the check of `drift`
@@ -42,7 +49,8 @@ FRESH=1 repeats all.
 
 Environment: OUT, MODELS (model folder), RAW (scratch folder), RESUME (raw.tar.gz of an earlier call on another machine), PRESETS ("7b
 3b"), REEL_CUDA (an installation of CUDA 13; by default the packages of python3), JOBS (parallel processes, 7), SECONDS_LEFT (limit of
-this call, 560), PEERS=0 (leave torch and transformers out), PYTHON (for the peers and the table, python3). To try the script without a GPU: DEVICE=cpu TINY=1 PRESETS=tiny; with
+this call, 560), PEERS=0 (leave torch and transformers out of this call), PYTHON (for the peers and the table, python3), PROTOTYPES
+(folder of programs that are run between two turns of attention). To try the script without a GPU: DEVICE=cpu TINY=1 PRESETS=tiny; with
 ONE=1 it runs the first item of each phase only.
 TEXT
 }
@@ -226,7 +234,7 @@ sizes() {
 }
 
 peers() {
-    has_peers "peers: $1" || return 0
+    has_peers || return 0
     item "peers: $1" peers.jsonl "$2" "$python" peers/torch_kernels.py --runs "${RUNS:-20}" --only "$3" --device "$device" ${TINY:+--tiny}
 }
 
@@ -237,14 +245,12 @@ bench_model() {
     with_model "$preset" "$name" models.jsonl 90 ./reel bench "$command" --model "$models/$preset" --device "$device" --dtype bf16 --json "$@"
 }
 
-# Whether peers are measured; else records that item $1 is left out.
-has_peers() {
-    [ "${PEERS:-1}" != 0 ] || { absent "$1" "left out: PEERS=0" && return 1; }
-}
+# Whether peers are measured in this call.
+has_peers() { [ "${PEERS:-1}" != 0 ]; }
 
 peer_model() {
     local name=$1 preset=$2
-    has_peers "$name" || return 0
+    has_peers || return 0
     shift 2
     with_model "$preset" "$name" qwen.jsonl "${LIMIT:-150}" "$python" peers/qwen.py "$models/$preset" --device "$device" --dtype bf16 --attention sdpa --rounds 3 "$@"
 }
@@ -312,7 +318,10 @@ run_machine() {
 
 run_init() { if [ -n "${TINY:-}" ]; then begin_models tiny; else begin_models 3b 7b; fi; }
 
-run_hopper() { item "checks of Hopper's folders, seed 0" check.jsonl 240 bash -c 'folders hopper'; }
+run_hopper() {
+    item "what plans assume" hardware.txt 60 ./cuda_device gpu_is_as_kernels_and_plans_assume --exact --nocapture
+    item "checks of Hopper's folders, seed 0" check.jsonl 240 bash -c 'folders hopper'
+}
 
 run_drift() { grpo_item "$(presets | tr ' ' '\n' | tail -n 1)"; }
 
@@ -335,7 +344,7 @@ run_step() { item "golden models and steps" goldens.txt 200 bash -c golden_steps
 
 # Runs the golden models and training steps on the GPU. Without a GPU the tests of this program are skipped.
 golden_steps() {
-    ./cuda_device gpu_ --nocapture >"$RAW/golden" 2>&1
+    ./cuda_device gpu_ --skip gpu_is_as_kernels_and_plans_assume --nocapture >"$RAW/golden" 2>&1
     local rc=$?
     cat "$RAW/golden"
     [ "$DEVICE" = cpu ] || grep -q 'agrees with the reference' "$RAW/golden" || { echo "no golden step ran" >&2; rc=1; }
@@ -345,11 +354,16 @@ golden_steps() {
 export -f golden_steps
 
 run_kernels() {
-    local tokens
-    for tokens in 1024 4096 8192 16384; do
-        op "attention, $tokens tokens" attention "tokens=$tokens:64" heads=28:4 kv_heads=4:2 head_dim=128:32 causal=1:1
+    local tokens program again
+    for again in "" ", again"; do
+        for tokens in 1024 4096 8192 16384; do
+            op "attention, $tokens tokens$again" attention "tokens=$tokens:64" heads=28:4 kv_heads=4:2 head_dim=128:32 causal=1:1
+        done
+        # Programs of other projects are processes of their own: reel, peers and they run in turns of items.
+        [ -z "$again" ] || break
+        peers attention 90 attention
+        [ -z "${PROTOTYPES:-}" ] || for program in "$PROTOTYPES"/*; do item "prototype ${program##*/}" prototypes.txt 30 "$program"; done
     done
-    peers attention 90 attention
     op "attention of the vision tower, full" attention tokens=8192:64 heads=16:4 kv_heads=16:4 head_dim=80:16 causal=0:0
     op "attention of the vision tower, windows" attention tokens=8192:64 heads=16:4 kv_heads=16:4 head_dim=80:16 causal=0:0 seqs=128:4
     op "attention with a prefix" attention tokens=8192:64 heads=28:4 kv_heads=4:2 head_dim=128:32 causal=1:1 seqs=8:4 prefix=1:1
@@ -441,15 +455,12 @@ run_tune() {
         sizes "batch=${shape% *}" "context=${shape#* }" heads=28:4 kv_heads=4:2 head_dim=128:64
         variants "paged attention, $shape" paged_attention_fwd_bf16
     done
-    # Products of a layer of a 7B decoder, and of fewer rows; cuBLASLt's product of the same size beside them.
+    # Products of a layer of a 7B decoder, and of fewer rows, in turns with cuBLASLt's.
     for shape in "8192:64 4608:96 3584:128" "8192:64 3584:128 3584:128" "8192:64 18944:192 3584:128" "8192:64 3584:128 18944:192" \
         "512:32 18944:192 3584:128" "64:9 18944:192 3584:128"; do
         read -r m n k <<<"$shape"
         sizes "m=$m" "n=$n" "k=$k"
-        variants "product, $shape" gemm_fwd_bf16
-        variants "gradient of a product's input, $shape" gemm_dx_bf16
-        variants "gradient of a weight, $shape" gemm_dw_bf16
-        op "product by cuBLASLt, $shape" matmul "m=$m" "n=$n" "k=$k"
+        variants "products, $shape" matmul
     done
     # Decode steps of a 7B decoder: the output projection, the matrices of the feed-forward layer, the output layer. Of
     # the latter, cuBLASLt's product beside the kernel's variants.

@@ -31,7 +31,8 @@ def text_of(name):
     return open(path, errors="replace").read() if os.path.exists(path) else ""
 
 
-OPS = [(kernel, result["ceilings"]) for result in lines("ops.jsonl") for kernel in result.get("kernels", [])]
+KERNELS = [kernel for result in lines("ops.jsonl") for kernel in result.get("kernels", [])]
+CEILINGS = [result["ceilings"] for result in lines("ops.jsonl") if result.get("kernels")]
 PEERS = [p for p in lines("peers.jsonl") if "seconds" in p]
 MODELS, QWEN = list(lines("models.jsonl")), [q for q in lines("qwen.jsonl") if "seconds" in q]
 COLD, GRPO = list(lines("cold.jsonl")), list(lines("grpo.jsonl"))
@@ -47,13 +48,26 @@ def peer(kernel, size, words=""):
     return min(found, default=(None, ""))
 
 
-def row(work, figure, unit, theirs=None, ratio=None, aim="", whose=""):
+def clocks(kernel):
+    """Medians while a kernel was timed: the clock of the multiprocessors, power and temperature."""
+    values = [((kernel.get("clocks") or {}).get(name) or {}).get("median") for name in ("sm_mhz", "power_watts", "temperature_celsius")]
+    return "" if None in values else "{:.0f} MHz {:.0f} W {:.0f} C".format(*values)
+
+
+def row(work, figure, unit, theirs=None, ratio=None, aim="", whose="", state=""):
     text = lambda x: "-" if x is None else f"{x:.2f}" if isinstance(x, float) else str(x)
-    TABLE.append(f"{work:52} {text(figure):>10} {unit:9} {text(theirs):>10} {text(ratio):>7}  {aim:28} {whose}".rstrip())
+    TABLE.append(f"{work:52} {text(figure):>10} {unit:9} {text(theirs):>10} {text(ratio):>7}  {aim:28} {state:20} {whose}".rstrip())
+
+
+def cublaslt(kernel, among):
+    """The seconds of cuBLASLt's product that was timed in turns with a product of reel's own."""
+    name = kernel["kernel"].replace("gemm", "matmul")
+    same = lambda k: k["kernel"].rsplit("_", 1)[0] == name.rsplit("_", 1)[0] and (k["size"], k["dtype"]) == (kernel["size"], kernel["dtype"])
+    return next((k["seconds"] for k in among if same(k)), None)
 
 
 def op_rows():
-    for kernel, ceilings in OPS:
+    for kernel in KERNELS:
         name, size, seconds = kernel["kernel"], kernel["size"], kernel["seconds"]
         # Skip kernels that are not optimizer steps: checkpoints use them to split and join master weights.
         if name in ("join_master", "split_master_bf16"):
@@ -65,23 +79,26 @@ def op_rows():
         ratio = theirs / seconds if theirs else None
         rate, per = kernel["flops"] / 1e12, "TFLOP/s"
         if name.startswith("matmul"):
-            aim = ">= 0.97 x cuBLAS"
+            aim = ""
+        elif name.startswith("gemm"):
+            aim, theirs, whose = ">= 0.97 x cuBLAS", cublaslt(kernel, KERNELS), "cuBLASLt, in turns"
+            ratio = theirs and theirs / seconds
         elif name == "attention_fwd_bf16":
             aim = ">= 0.95 x flash, 310 at 4096"
         elif name == "attention_bwd_bf16":
             aim = ">= 1.1 x FA2 deterministic"
         elif name.startswith("linear_log_prob"):
             aim = {"linear_log_prob_products_fwd_bf16": "<= 16 ms"}.get(name, "")
-            row(f"{name.removesuffix('_bf16')} {short}"[:52], seconds * 1e3, "ms", theirs and theirs * 1e3, ratio, aim, whose)
+            row(f"{name.removesuffix('_bf16')} {short}"[:52], seconds * 1e3, "ms", theirs and theirs * 1e3, ratio, aim, whose, clocks(kernel))
             continue
         else:
             rate, per = kernel["bytes"] / 1e12, "TB/s"
             aim = ">= 3.2" if "_bwd_" in name else ">= 3.5"
-        row(f"{name.removesuffix('_bf16')} {short}"[:52], rate / seconds, per, theirs and rate / theirs, ratio, aim, whose)
-    copies = {c["bytes"] / 1e12 for _, c in OPS}
+        row(f"{name.removesuffix('_bf16')} {short}"[:52], rate / seconds, per, theirs and rate / theirs, ratio, aim, whose, clocks(kernel))
+    copies = {c["bytes"] / 1e12 for c in CEILINGS}
     if copies:
         row("copy, read and written (ceiling)", max(copies), "TB/s")
-        row("bf16 product (ceiling)", max(c["bf16"] for _, c in OPS) / 1e12, "TFLOP/s")
+        row("bf16 product (ceiling)", max(c["bf16"] for c in CEILINGS) / 1e12, "TFLOP/s")
 
 
 def model_rows():
@@ -131,7 +148,9 @@ def tune_rows():
         chosen = next((k for k in of_key if not k["variant"]), None)
         if fastest and chosen:
             ratio = chosen["seconds"] / fastest["seconds"]
-            TABLE.append(f"{key[0]} {key[1]}: {fastest['variant']}, {fastest['seconds'] * 1e3:.3f} ms; the source's choice takes {ratio:.3f} times as long")
+            library = cublaslt(chosen, TUNED) if key[0].startswith("gemm") else None
+            beside = f"; cuBLASLt, in turns, {library / fastest['seconds']:.3f}" if library else ""
+            TABLE.append(f"{key[0]} {key[1]}: {fastest['variant']}, {fastest['seconds'] * 1e3:.3f} ms; the source's choice takes {ratio:.3f} times as long{beside}")
 
 
 def failures():
@@ -151,7 +170,7 @@ def write(name, text):
         file.write(text)
 
 
-row("work", "reel", "", "peer", "ratio", "aim", "peer's name")
+row("work", "reel", "", "peer", "ratio", "aim", "peer's name", "median state")
 op_rows()
 model_rows()
 grpo_rows()
@@ -163,12 +182,19 @@ if COUNTERS:
     TABLE.append("\ncounters: what explains the time of each kernel")
     TABLE += [f"{c['symbol']:44} {c['explanation']}" for c in COUNTERS]
 FAILED, UNDONE = failures(), [name for name in dict.fromkeys(UNDONE) if name]
-KERNELS = [k for result in lines("ops.jsonl") for k in result.get("kernels", [])]
+# Of the lines that tests print: what they compared. Of the checks: all that ran. Of the instructions: those that differ.
+SAID = lambda name: [text for text in text_of(name).splitlines() if ": " in text and not text.startswith("test ")]
+CHECKS = [{**c, "seed": result.get("seed")} for name in ("check.jsonl", "compare.jsonl") for result in lines(name) for c in result.get("checks", [])]
+INSTRUCTIONS = [i for i in lines("instructions.jsonl") if "agree" in i]
 ALL = {
     "date": datetime.date.today().isoformat(),
     "commit": text_of("commit").strip(),
     "machine": text_of("machine.txt"),
-    "ceilings": next((c for _, c in OPS), None),
+    "ceilings": next(iter(CEILINGS), None),
+    "assumptions": SAID("hardware.txt"),
+    "checks": CHECKS,
+    "goldens": SAID("goldens.txt"),
+    "instructions": {"forms": len(INSTRUCTIONS), "different": [i for i in INSTRUCTIONS if not i["agree"]]},
     "items": STATUS,
     "kernels": KERNELS,
     "models": MODELS,
@@ -177,6 +203,8 @@ ALL = {
     "peers": PEERS + QWEN,
     "variants": TUNED,
     "counters": COUNTERS,
+    "prototypes": text_of("prototypes.txt").splitlines(),
+    "memcheck": text_of("sanitizer.txt").splitlines()[-3:],
     "profile": {name: next(lines(f"{name}.json"), None) for name in ("decode", "train")},
     "failures": FAILED,
     "not_done": UNDONE,

@@ -3,8 +3,9 @@
     python3 benches/peers/torch_kernels.py [--runs 20] [--only attention,products,…] [--device cuda|cpu] [--tiny]
 
 Prints one line of JSON per kernel: kernel and size as in `reel bench op NAME --size …`, the peer, and seconds (median, minimum, maximum,
-all runs). As in reel, 256 MiB are overwritten before each run and times are GPU events. If a library is not installed, or this build of
-torch lacks a kernel, the line has `absent` or `error`. --tiny selects small sizes to try the script, also on a CPU.
+all runs). Times are GPU events around one call after 256 MiB were overwritten; reel times chains of calls in a captured graph, which favours
+reel for short kernels. If a library is not installed, or this build of torch lacks a kernel, the line has `absent`
+or `error`. --tiny selects small sizes to try the script, also on a CPU.
 
 Parts: copy, products, norms, attention, vision, decode, pointwise, head, optimizer. (This file must not be called kernels.py, because
 transformers imports a package of that name.)

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -44,6 +44,44 @@ impl Record {
     fn machine(&self) -> &str {
         self.value["machine"].as_str().unwrap_or(&self.folder)
     }
+}
+
+/// Adds `all.json` of `run.sh` to the records in the repository `root`: writes it as `DATE-run.json` (or with a number,
+/// if there are several of a day) to the folder of `benches/results` that has the GPU's name, and adds a row to the
+/// folder's table. Returns the path of the record.
+///
+/// # Errors
+/// The file is not `all.json` of `run.sh`, there is no folder for its GPU, or a file cannot be read or written.
+pub fn add_run(root: &Path, all: &Path) -> Result<PathBuf, String> {
+    let wrong = |what: &str| format!("{}: {what}; give all.json of benches/gpu/run.sh", all.display());
+    let text = read(all)?;
+    let value: Value = serde_json::from_str(&text).map_err(|e| wrong(&format!("is not JSON: {e}")))?;
+    let field = |name: &str| value[name].as_str().ok_or_else(|| wrong(&format!("has no text {name:?}")));
+    let (date, commit, machine) = (field("date")?, field("commit")?, field("machine")?.to_lowercase());
+    let count =
+        |name: &str| value[name].as_array().map(Vec::len).ok_or_else(|| wrong(&format!("has no list {name:?}")));
+    let (items, failures, undone) = (count("items")?, count("failures")?, count("not_done")?);
+    let results = root.join("benches/results");
+    let of_gpu = |name: &String| machine.contains(&format!("nvidia {name}"));
+    let folder = sorted_names(&results)?.into_iter().find(of_gpu);
+    let folder = results
+        .join(folder.ok_or("benches/results: has no folder with the name of the GPU; make one, with a README.md")?);
+    let names = (1..).map(|n| if n == 1 { format!("{date}-run.json") } else { format!("{date}-run-{n}.json") });
+    let name = names.into_iter().find(|name| !folder.join(name).exists()).unwrap_or_default();
+    let table = folder.join("README.md");
+    let row = format!(
+        "| `{name}` | `./run.sh` of the bundle of {commit} | {items} items, of which {failures} failed; {undone} were not done |\n"
+    );
+    let mut lines = read(&table)?;
+    let last = lines.rmatch_indices("\n|").next().ok_or_else(|| format!("{}: has no table", table.display()))?.0 + 1;
+    let end = lines[last..].find('\n').map_or(lines.len(), |at| last + at + 1);
+    lines.insert_str(end, &row);
+    let record = folder.join(name);
+    let write =
+        |to: &Path, text: &str| fs::write(to, text).map_err(|e| format!("{}: cannot be written: {e}", to.display()));
+    write(&record, &text)?;
+    write(&table, &lines)?;
+    Ok(record)
 }
 
 /// The text of the page, from the records in the repository `root`.
@@ -354,6 +392,43 @@ mod tests {
         let kept = fs::read_to_string(root.join(RECORDS_PAGE_PATH)).unwrap_or_default();
         let differs = page.lines().zip(kept.lines()).position(|(a, b)| a != b).unwrap_or(kept.lines().count());
         assert!(page == kept, "{RECORDS_PAGE_PATH}:{}: differs from benches/results; run ./x records", differs + 1);
+    }
+
+    /// What run.sh wrote becomes a record of the folder with the GPU's name, and the page shows it.
+    #[test]
+    fn a_run_is_added_to_its_folder() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("benches/results/h200");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("README.md"), "# H200\n\n| record | by | what |\n|---|---|---|\n\nMore.\n").unwrap();
+        let run = json!({"date": "2026-12-01", "commit": "abc", "machine": "name\nNVIDIA H200, 580", "items": [{}, {}],
+            "failures": [], "not_done": ["x"], "kernels": [], "models": [{"op": "decode", "tokens_per_second": 5.0}]});
+        let all = root.path().join("all.json");
+        let given = |value: &Value| fs::write(&all, value.to_string()).unwrap();
+        for (wrong, words) in [
+            (json!({"date": "2026-12-01"}), "has no text \"commit\""),
+            (json!({"date": "1", "commit": "2", "machine": "NVIDIA H100"}), "has no list \"items\""),
+            (
+                json!({"date": "1", "commit": "2", "machine": "CPU", "items": [], "failures": [], "not_done": []}),
+                "no folder",
+            ),
+        ] {
+            given(&wrong);
+            let error = add_run(root.path(), &all).unwrap_err();
+            assert!(error.contains(words), "{error}");
+        }
+        given(&run);
+        let names = [(); 2].map(|()| add_run(root.path(), &all).unwrap().file_name().unwrap().to_owned());
+        assert_eq!(names, ["2026-12-01-run.json", "2026-12-01-run-2.json"]);
+        let page = records_page(root.path()).unwrap();
+        assert!(
+            page.contains("[h200, 12-01-run](../benches/results/h200/2026-12-01-run.json) | models | decode"),
+            "{page}"
+        );
+        assert!(
+            page.contains("`./run.sh` of the bundle of abc | 2 items, of which 0 failed; 1 were not done |\n| ["),
+            "{page}"
+        );
     }
 
     #[test]

@@ -153,11 +153,22 @@ fn at(p: &Matmul, [a, b, c]: [u64; 3]) -> Matmul {
     p
 }
 
-/// Times an example product on a GPU, by cuBLASLt.
+/// Times an example product on a GPU, by cuBLASLt and by each of `kernels`, in turns: kernels of this project that take
+/// the parameters of [`ProductCode::gpu_kernel`](reel_device::launch::ProductCode::gpu_kernel). The times of cuBLASLt
+/// come first.
 ///
 /// # Errors
 /// cuBLASLt or the GPU reports an error.
-pub fn time_product_on_gpu(gpu: &Gpu, blas: &dyn Blas, product: &Matmul, runs: usize) -> Result<RunTimes, CudaError> {
+///
+/// # Panics
+/// If there are `kernels`, but none computes the product on this GPU.
+pub fn time_product_on_gpu(
+    gpu: &Gpu,
+    blas: &dyn Blas,
+    product: &Matmul,
+    kernels: &[&'static Kernel],
+    runs: usize,
+) -> Result<Vec<RunTimes>, CudaError> {
     let (sets, workspace) = (set_count(product.cost().bytes), gpu.alloc(WORKSPACE_BYTES)?);
     let operands_of_a_set = |_| {
         let [a, b, c] = of_product(product).map(|bytes| normal_buffer(gpu, bytes.next_multiple_of(TILE)));
@@ -166,11 +177,15 @@ pub fn time_product_on_gpu(gpu: &Gpu, blas: &dyn Blas, product: &Matmul, runs: u
     let buffers = (0..sets).map(operands_of_a_set).collect::<Result<Vec<[Buffer; 3]>, CudaError>>()?;
     let products: Vec<Matmul> = buffers.iter().map(|set| at(product, set.each_ref().map(Buffer::address))).collect();
     // SAFETY: operands and workspace are buffers of the GPU with the product's sizes.
-    let enqueue = |set: usize| unsafe { blas.product(&products[set], workspace.address(), gpu.stream()) };
-    let chain = capture_chain(gpu, sets, enqueue)?;
+    let by_library = |set: usize| unsafe { blas.product(&products[set], workspace.address(), gpu.stream()) };
+    let mut chains = vec![capture_chain(gpu, sets, by_library)?];
+    for kernel in kernels {
+        let launch = |set: usize| (product.code.gpu_kernel)(&products[set], &gpu.arch()).expect("a kernel");
+        // SAFETY: the same.
+        chains.push(capture_chain(gpu, sets, |set| unsafe { gpu.launch(kernel, &launch(set).params) })?);
+    }
     // SAFETY: the buffers live until the function returns.
-    let mut timed = unsafe { time_chains(gpu, &[chain], 2 * sets, runs)? };
-    Ok(timed.remove(0))
+    unsafe { time_chains(gpu, &chains, 2 * sets, runs) }
 }
 
 /// Returns an upper bound on the bytes that [`time_product_on_gpu`] and [`time_product_on_cpu`] allocate.
@@ -464,16 +479,25 @@ mod tests {
         }
     }
 
-    /// Chains of an own product and of cuBLASLt's, on a fake driver, which breaks at a wrong use of the driver API.
+    /// Chains of own products and of cuBLASLt's, on a fake driver, which breaks at a wrong use of the driver API.
     #[test]
     fn chains_of_launches_are_timed() {
         let fake = FakeDriver::new(Arch::H100, 8 << 30);
         let gpu = Gpu::from_driver(Arc::new(fake.clone())).unwrap();
         let sizes = [("m", 64), ("n", 64), ("k", 64)].map(|(name, size)| (name.to_string(), size));
-        let product = crate::catalogue::example_products(&Sizes::new(sizes).unwrap()).unwrap().remove(0);
-        let timed = time_product_on_gpu(&gpu, &*gpu.driver().blas().unwrap(), &product.product, 3).unwrap();
-        assert_eq!((timed.runs.len(), fake.violations()), (3, Vec::new()));
+        let [in_f32, .., in_bf16, _, _] = &crate::catalogue::example_products(&Sizes::new(sizes).unwrap()).unwrap()[..]
+        else {
+            panic!("three products in two dtypes")
+        };
+        let blas = gpu.driver().blas().unwrap();
+        let timed = time_product_on_gpu(&gpu, &*blas, &in_f32.product, &[], 3).unwrap();
+        assert_eq!((timed.len(), timed[0].runs.len(), fake.violations()), (1, 3, Vec::new()));
         let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
+        let (before, own) = (fake.launch_count(), &matmul::gemm::FWD_BF16);
+        let timed = time_product_on_gpu(&gpu, &*blas, &in_bf16.product, &[own, own], 1).unwrap();
+        assert_eq!(timed.iter().map(|of| of.runs.len()).collect::<Vec<_>>(), [1, 1, 1]);
+        // One launch before each capture, and three chains of each.
+        assert_eq!(fake.launch_count() - before, 3 * (1 + 3 * 2 * MAX_SETS as u64));
         let sizes = [("tokens", 8), ("intermediate", 64)].map(|(name, size)| (name.to_string(), size));
         let folder = crate::catalogue::find_kernel_folder("swiglu").unwrap();
         let example = folder.examples_with_sizes(&Sizes::new(sizes).unwrap()).unwrap().remove(0);
@@ -481,7 +505,6 @@ mod tests {
         let before = fake.launch_count();
         let timed = time_call_on_gpu(&gpu, &example, &[kernel, kernel], 1).unwrap();
         assert_eq!(timed.iter().map(|of| of.runs.len()).collect::<Vec<_>>(), [1, 1]);
-        // One launch before each capture, and three chains of each.
         assert_eq!(fake.launch_count() - before, 2 * (1 + 3 * 2 * MAX_SETS as u64));
         assert_eq!(fake.violations(), Vec::<String>::new());
     }

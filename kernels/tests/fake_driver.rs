@@ -112,6 +112,18 @@ fn launch_beyond_a_limit_is_refused_before_the_driver() {
     }
 }
 
+/// A kernel of which a multiprocessor shall run two blocks prefers shared memory, with one call to the driver.
+#[test]
+fn two_blocks_of_a_multiprocessor_prefer_shared_memory() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let (fake, gpu) = open(Arch::H100);
+    for (resident_blocks, preferring) in [(0, 0), (132, 0), (264, 1), (264, 1)] {
+        let stage = Stage { resident_blocks, shared: 64, ..Stage::one_dimensional("fill_f32", 264, 256) };
+        assert!(gpu.resident_blocks(&elementwise::SOURCE, &stage, size_of::<FillParams>()).unwrap() >= 264);
+        assert_eq!(fake.functions_that_prefer_shared(), preferring);
+    }
+}
+
 #[test]
 fn faulting_kernel_fails_every_later_call() {
     let Some(()) = compile::skip_without_nvrtc() else { return };

@@ -12,8 +12,9 @@ use std::fmt::Write;
 use std::path::Path;
 use std::process::Command;
 
-use reel_device::compile::{compile_to_cubin, skip_without_nvrtc, toolkit::Toolkit};
-use reel_kernels::catalogue::FOLDERS;
+use reel_device::Arch;
+use reel_device::compile::{compile_to_cubin, ptxas::FunctionResources, skip_without_nvrtc, toolkit::Toolkit};
+use reel_kernels::catalogue::{FOLDERS, KernelFolder, variants_of};
 
 /// The architecture of H100 and H200.
 const HOPPER: &str = "sm_90a";
@@ -32,8 +33,9 @@ fn main_loops_for_hopper_are_as_recorded() {
     for folder in FOLDERS.iter().filter(|folder| folder.source.has_hopper_code()) {
         let cubin = compile_to_cubin(folder.source, HOPPER).unwrap_or_else(|e| panic!("{}: {e}", folder.name));
         assert!(cubin.report.warnings.is_empty(), "{}: {:?}", folder.name, cubin.report.warnings);
-        let registers: HashMap<&str, u32> =
-            cubin.report.functions.iter().map(|f| (f.symbol.as_str(), f.registers)).collect();
+        let resources: HashMap<&str, &FunctionResources> =
+            cubin.report.functions.iter().map(|f| (f.symbol.as_str(), f)).collect();
+        check_registers(folder, &resources);
         for (symbol, code) in functions(&disassembled(&nvdisasm, &cubin.image)) {
             // Kernels for earlier GPUs have no bulk copies.
             if !code.iter().any(Instruction::is_bulk_copy) {
@@ -41,7 +43,10 @@ fn main_loops_for_hopper_are_as_recorded() {
             }
             let loops = main_loops(&code);
             assert!(!code.iter().any(|i| i.is_local_access()), "{symbol} uses local memory");
-            writeln!(found, "{symbol}, {} registers", registers[symbol.as_str()]).expect("a string");
+            let FunctionResources { registers, shared, .. } = resources[symbol.as_str()];
+            // Dynamic shared memory begins at a multiple of 1024 bytes, as swizzles need, if nothing lies before it.
+            assert_eq!(*shared, 0, "{symbol} has static shared memory");
+            writeln!(found, "{symbol}, {registers} registers").expect("a string");
             loops.iter().for_each(|marks| writeln!(found, "  {marks}").expect("a string"));
         }
     }
@@ -54,6 +59,19 @@ fn main_loops_for_hopper_are_as_recorded() {
         differing.is_none() && found.lines().count() == recorded.len(),
         "the first difference (found, recorded) is {differing:?}; all main loops that were found:\n{found}"
     );
+}
+
+/// Checks that registers suffice for the blocks that the plans of the folder's kernels take to run at a time.
+fn check_registers(folder: &KernelFolder, resources: &HashMap<&str, &FunctionResources>) {
+    for launch in folder.examples().into_iter().map(|example| example.launch) {
+        let variants = variants_of(launch.kernel).map(|variant| variant.kernel);
+        for stage in variants.chain([launch.kernel]).flat_map(|kernel| (kernel.plan)(&launch.params, &Arch::H100)) {
+            let each = stage.resident_blocks.div_ceil(Arch::H100.multiprocessors);
+            let threads = stage.block.iter().product::<u32>().next_multiple_of(32);
+            let registers = resources[stage.symbol].registers.next_multiple_of(8);
+            assert!(each * threads * registers <= 65_536, "{}: {each} blocks of {threads} threads", stage.symbol);
+        }
+    }
 }
 
 /// Returns the text of `nvdisasm` for a cubin.

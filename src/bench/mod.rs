@@ -90,7 +90,8 @@ enum What {
     /// Each is timed by itself, at the size in `reel kernels list` or at sizes given with --size.
     ///
     /// NAME is a kernel of `reel kernels list`, or a folder of kernels; `matmul` for the products of a linear layer,
-    /// forward and both gradients (or one of them: matmul_fwd_bf16, matmul_dx_f32, …);
+    /// forward and both gradients (or one of them: matmul_fwd_bf16, matmul_dx_f32, …), on a GPU by cuBLASLt and in turns
+    /// by reel's own kernel (gemm_…) if it has one;
     /// `linear_log_prob_products` for the output layer with log-probabilities as training runs it, forward and
     /// backward, by matrix products of tiles.
     ///
@@ -495,16 +496,19 @@ impl OpArgs {
         progress.show("measuring the roofline ceilings of this machine");
         let mut ceilings = Ceilings::measure(&device)?;
         progress.clear();
-        let sampler = ClockSampler::start_on_gpu_of(&device, Duration::from_millis(20));
-        let (mut rows, mut problems) = (Vec::new(), Vec::new());
+        let mut sampler = ClockSampler::start_on_gpu_of(&device, Duration::from_millis(5));
+        let (mut rows, mut problems, mut readings) = (Vec::new(), Vec::new(), Vec::new());
         let count = timers.len();
         for (i, timer) in timers.into_iter().enumerate() {
             progress.show(&timing_line(&timer.name, i + 1, count));
+            sampler.as_mut().map(|sampler| sampler.summarize_new(&mut readings));
             let timed = (timer.time)();
+            let clocks = sampler.as_mut().map(|sampler| sampler.summarize_new(&mut readings));
             progress.clear();
             match timed {
                 Ok(timed) => {
                     for row in timed {
+                        let row = TimedKernel { clocks: clocks.clone(), ..row };
                         ceilings = raised_ceilings(&row, ceilings, limits.as_ref());
                         if !common.json {
                             // The table's header is printed with the first row, so that a failing command prints
@@ -522,7 +526,7 @@ impl OpArgs {
                 Err(e) => problems.push(e.to_string()),
             }
         }
-        let clocks = sampler.map(ClockSampler::stop);
+        let clocks = sampler.map(|_| ClockSummary::summarize(&readings));
         if let Some(first) = problems.first().filter(|_| rows.is_empty()) {
             return Err(anyhow::anyhow!("{first}"));
         }

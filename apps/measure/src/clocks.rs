@@ -34,6 +34,15 @@ impl ClockSampler {
         }
     }
 
+    /// Summarizes the readings since the last call, or the last reading if there are no new ones. The readings are also
+    /// appended to `all`.
+    pub fn summarize_new(&mut self, all: &mut Vec<GpuReading>) -> ClockSummary {
+        let new = self.0.take_readings();
+        let summary = ClockSummary::summarize(&new);
+        all.extend(new);
+        summary
+    }
+
     /// Makes one last reading, ends the thread, and summarizes all readings.
     pub fn stop(self) -> ClockSummary {
         ClockSummary::summarize(&self.0.stop())

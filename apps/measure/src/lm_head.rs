@@ -122,6 +122,7 @@ pub fn time_lm_head(device: &Device, shape: &LmHeadShape, dtype: DType, runs: us
         dtype,
         cost,
         timed: RunTimes::new(runs),
+        clocks: None,
     };
     Ok(vec![row(0, Cost { flops, bytes }, forward), row(1, backward_cost, backward)])
 }

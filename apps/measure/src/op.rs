@@ -26,7 +26,8 @@ pub fn unknown_size_error(e: SizeError) -> MeasureError {
 /// catalogue). Each timer makes `runs` runs.
 ///
 /// With a `dtype`, only kernels of that dtype are selected, and kernels that have no dtype because they work on
-/// indices. With `variants`, each variant of a kernel is timed in turns with the kernel itself.
+/// indices. With `variants`, each variant of a kernel is timed in turns with the kernel itself. On a GPU, matrix products
+/// are timed by cuBLASLt and in turns by the kernel of this project, if it has one.
 ///
 /// # Errors
 /// Nothing has that name and dtype, or the op does not have a given size.
@@ -53,7 +54,7 @@ pub fn op_timers<'a>(
         let found = all.into_iter().filter(|p| name == "matmul" || p.name == name);
         for product in found.filter(|p| wanted(Some(p.dtype))) {
             let name = product.name.to_string();
-            let time = Box::new(move || Ok(vec![timing_device.time_product_on_gpu(&product, runs)?]));
+            let time = Box::new(move || timing_device.time_product(&product, runs, variants));
             timers.push(OpTimer { name, time });
         }
     } else {

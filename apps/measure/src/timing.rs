@@ -4,16 +4,17 @@ use std::sync::OnceLock;
 
 use reel_device::cuda::blas::Blas;
 use reel_device::cuda::{AlgorithmFingerprint, Gpu};
-use reel_device::{Cost, DType, Team};
+use reel_device::{Cost, DType, Kernel, Team};
 use reel_kernels::bench::{
     RunTimes, max_allocated_bytes_of_call, max_allocated_bytes_of_product, time_call_on_cpu, time_call_on_gpu,
     time_product_on_cpu, time_product_on_gpu,
 };
-use reel_kernels::catalogue::{ExampleCall, ExampleProduct};
+use reel_kernels::catalogue::{ExampleCall, ExampleProduct, variants_of};
 use reel_kernels::tuning::Variant;
 use serde_json::{Value, json};
 
 use crate::catalogue::dtype_of_kernel;
+use crate::clocks::ClockSummary;
 use crate::error::{Result, measurement_error};
 use crate::machine::MachineSpec;
 use crate::pricing::code_hash_of_kernel;
@@ -33,6 +34,8 @@ pub struct TimedKernel {
     pub cost: Cost,
     /// Times of the single runs.
     pub timed: RunTimes,
+    /// Power, clocks and temperature of the GPU from the preparation of the operands to the last run, if they were read.
+    pub clocks: Option<ClockSummary>,
 }
 
 /// The GPU or the CPU that kernels are timed on.
@@ -82,17 +85,19 @@ impl TimingDevice {
         let names = std::iter::once(None).chain(variants.iter().map(|variant| Some(variant.name)));
         let timed = names.zip(times).map(|(variant, timed)| {
             let (size, cost) = (example.size.to_string(), example.launch.cost);
-            TimedKernel { kernel, variant, size, dtype, cost, timed }
+            TimedKernel { kernel, variant, size, dtype, cost, timed, clocks: None }
         });
         Ok(timed.collect())
     }
 
-    /// Times a matrix product: two warm-up runs, then `runs` timed runs.
+    /// Times a matrix product: warm-up runs, then `runs` timed runs. On a GPU it is timed by cuBLASLt, then, in turns
+    /// with cuBLASLt, by the kernel of this project if there is one, and with `variants` by the kernel's variants.
     ///
     /// # Errors
     /// The operands do not fit into memory, or a launch fails.
-    pub fn time_product_on_gpu(&self, p: &ExampleProduct, runs: usize) -> Result<TimedKernel> {
+    pub fn time_product(&self, p: &ExampleProduct, runs: usize, variants: bool) -> Result<Vec<TimedKernel>> {
         self.check_memory(p.name, max_allocated_bytes_of_product(&p.product))?;
+        let mut own: Vec<(Option<&'static str>, &'static Kernel)> = Vec::new();
         let timed = match self {
             TimingDevice::Gpu(gpu, blas) => {
                 let blas = match blas.get() {
@@ -102,12 +107,23 @@ impl TimingDevice {
                         blas.get_or_init(|| opened)
                     }
                 };
-                time_product_on_gpu(gpu, &**blas, &p.product, runs)?
+                if let Some(launch) = (p.product.code.gpu_kernel)(&p.product, &gpu.arch()) {
+                    own.push((None, launch.kernel));
+                    let all = variants_of(launch.kernel).filter(|_| variants);
+                    own.extend(all.map(|variant| (Some(variant.name), variant.kernel)));
+                }
+                let kernels: Vec<_> = own.iter().map(|(_, kernel)| *kernel).collect();
+                time_product_on_gpu(gpu, &**blas, &p.product, &kernels, runs)?
             }
-            TimingDevice::Cpu(threads) => time_product_on_cpu(&Team::new(*threads), &p.product, runs),
+            TimingDevice::Cpu(threads) => vec![time_product_on_cpu(&Team::new(*threads), &p.product, runs)],
         };
-        let (size, cost) = (p.size.clone(), p.product.cost());
-        Ok(TimedKernel { kernel: p.name, variant: None, size, dtype: p.dtype, cost, timed })
+        let own = own.into_iter().map(|(variant, kernel)| (variant, kernel.name));
+        let names = std::iter::once((None, p.name)).chain(own);
+        let timed = names.zip(timed).map(|((variant, kernel), timed)| {
+            let (size, cost) = (p.size.clone(), p.product.cost());
+            TimedKernel { kernel, variant, size, dtype: p.dtype, cost, timed, clocks: None }
+        });
+        Ok(timed.collect())
     }
 
     /// Version of the matrix product library and a hash of its algorithms; `None` unless a product was timed on a
@@ -143,6 +159,7 @@ impl TimedKernel {
         json!({
             "kernel": self.kernel, "variant": self.variant, "source": code_hash_of_kernel(self.kernel), "size": self.size, "dtype": self.dtype.name(), "flops": flops, "bytes": bytes,
             "seconds": self.timed.median_seconds(), "min": self.timed.least_seconds(), "max": longest, "samples": seconds,
+            "clocks": self.clocks.as_ref().map(ClockSummary::json),
         })
     }
 

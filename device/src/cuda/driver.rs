@@ -96,11 +96,16 @@ pub trait Driver: Send + Sync {
     /// Allows launches of the function to use `bytes` of dynamic shared memory. Required if static and dynamic shared
     /// memory together exceed 48 KiB.
     unsafe fn allow_shared(&self, function: FunctionHandle, bytes: u32) -> Result<(), CudaError>;
+    /// Prefers shared memory to L1 cache, which lie in one memory, on multiprocessors that run the function: as many of
+    /// its blocks are then resident as this memory has room for. The driver may do otherwise.
+    unsafe fn prefer_shared(&self, function: FunctionHandle) -> Result<(), CudaError>;
     /// Allows launches of the function to use clusters of more than 8 blocks.
     unsafe fn allow_large_clusters(&self, function: FunctionHandle) -> Result<(), CudaError>;
     /// Returns how many blocks with `threads` threads and `shared` bytes of dynamic shared memory can be resident on
     /// one multiprocessor.
     unsafe fn resident(&self, function: FunctionHandle, threads: u32, shared: u32) -> Result<u32, CudaError>;
+    /// Returns how many clusters of a launch can be resident on the GPU at a time.
+    unsafe fn resident_clusters(&self, function: FunctionHandle, config: &LaunchConfig) -> Result<u32, CudaError>;
     /// Encodes a tensor map into the 128 bytes that kernels read (a `CUtensorMap`).
     fn encode(&self, map: &TensorMap) -> Result<[u8; 128], CudaError>;
     /// Enqueues a launch. `arguments` are the bytes of each parameter of the function, in the order of its

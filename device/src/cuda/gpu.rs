@@ -42,13 +42,14 @@ struct Loaded {
     functions: HashMap<&'static str, LoadedFunction>,
 }
 
-/// A loaded function with its properties. `shared` (bytes of dynamic shared memory) and `large_clusters` are driver
-/// attributes that earlier launches of this function have raised.
+/// A loaded function with its properties. `shared` (bytes of dynamic shared memory), `prefers_shared` and
+/// `large_clusters` are driver attributes that earlier launches of this function have set.
 #[derive(Clone, Copy)]
 struct LoadedFunction {
     function: FunctionHandle,
     attributes: FunctionAttributes,
     shared: u32,
+    prefers_shared: bool,
     large_clusters: bool,
 }
 
@@ -275,7 +276,7 @@ impl Gpu {
                 let function_state = unsafe {
                     let function = self.driver.function(loaded.module, stage.symbol)?;
                     let attributes = self.driver.function_attributes(function)?;
-                    LoadedFunction { function, attributes, shared: 0, large_clusters: false }
+                    LoadedFunction { function, attributes, shared: 0, prefers_shared: false, large_clusters: false }
                 };
                 loaded.functions.entry(stage.symbol).or_insert(function_state)
             }
@@ -292,6 +293,12 @@ impl Gpu {
             unsafe { self.driver.allow_shared(function_state.function, stage.shared)? }
             function_state.shared = stage.shared;
         }
+        let several = stage.resident_blocks > self.driver.properties().arch.multiprocessors;
+        if several && stage.shared > 0 && !function_state.prefers_shared {
+            // SAFETY: the function belongs to a loaded module.
+            unsafe { self.driver.prefer_shared(function_state.function)? }
+            function_state.prefers_shared = true;
+        }
         if stage.cluster.iter().product::<u32>() > rules::MAX_PORTABLE_CLUSTER_BLOCKS && !function_state.large_clusters
         {
             // SAFETY: the function belongs to a loaded module.
@@ -299,6 +306,24 @@ impl Gpu {
             function_state.large_clusters = true;
         }
         Ok(function_state.function)
+    }
+
+    /// Returns how many blocks of a launch can be resident at a time, as the driver says. Plans assume such numbers
+    /// ([`Stage::resident_blocks`]).
+    pub fn resident_blocks(&self, source: &'static Source, stage: &Stage, parameters: usize) -> Result<u32, CudaError> {
+        self.resident_blocks_of(self.function_for_launch(source, stage, parameters)?, stage)
+    }
+
+    fn resident_blocks_of(&self, function: FunctionHandle, stage: &Stage) -> Result<u32, CudaError> {
+        let blocks: u32 = stage.cluster.iter().product();
+        // SAFETY: the function belongs to a loaded module.
+        unsafe {
+            if blocks > 1 {
+                return Ok(blocks * self.driver.resident_clusters(function, &config(stage))?);
+            }
+            let each = self.driver.resident(function, stage.block.iter().product(), stage.shared)?;
+            Ok(each * self.driver.properties().arch.multiprocessors)
+        }
     }
 
     /// Enqueues all launches of a kernel call, in order.
@@ -321,10 +346,8 @@ impl Gpu {
     pub unsafe fn launch_stage(&self, source: &'static Source, stage: &Stage, params: &[u8]) -> Result<(), CudaError> {
         let function = self.function_for_launch(source, stage, params.len())?;
         if stage.cooperative {
-            // SAFETY: the function belongs to a loaded module.
-            let resident = unsafe { self.driver.resident(function, stage.block.iter().product(), stage.shared)? };
-            let all = resident * self.arch().multiprocessors;
-            if let Some(why) = rules::exceeded_residency_limit(stage.grid, all) {
+            let resident = self.resident_blocks_of(function, stage)?;
+            if let Some(why) = rules::exceeded_residency_limit(stage.grid, resident) {
                 return Err(CudaError::Launch { symbol: stage.symbol, why });
             }
         }

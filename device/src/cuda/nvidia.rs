@@ -186,43 +186,15 @@ impl Nvidia {
         let clusters = unsafe {
             self.function(module, "one_block").and_then(|function| {
                 self.allow_shared(function, shared)?;
-                self.resident_clusters(function, 8, shared)
+                let (grid, block) = ([8, 1, 1], [32, 1, 1]);
+                let config =
+                    LaunchConfig { grid, block, cluster: grid, shared, cooperative: false, programmatic: false };
+                self.resident_clusters(function, &config)
             })
         };
         // SAFETY: the function was not launched.
         unsafe { self.unload(module) };
         clusters
-    }
-
-    /// Returns the number of clusters of `blocks` blocks of 32 threads with `shared` bytes of shared memory that run at
-    /// a time.
-    ///
-    /// # Safety
-    /// The function is loaded.
-    unsafe fn resident_clusters(&self, function: FunctionHandle, blocks: u32, shared: u32) -> Result<u32, CudaError> {
-        let size = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: blocks, y: 1, z: 1 };
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { clusterDim: size },
-        };
-        let config = sys::CUlaunchConfig {
-            gridDimX: blocks,
-            gridDimY: 1,
-            gridDimZ: 1,
-            blockDimX: 32,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: shared,
-            hStream: std::ptr::null_mut(),
-            attrs: &raw mut attribute,
-            numAttrs: 1,
-        };
-        let mut clusters: c_int = 0;
-        // SAFETY: the function is loaded; the driver reads the configuration and writes one number.
-        let ask = || unsafe { sys::cuOccupancyMaxActiveClusters(&mut clusters, function.raw(), &config).result() };
-        self.call("querying the number of resident clusters", ask)?;
-        Ok(clusters.max(0) as u32)
     }
 
     /// Makes the context of this GPU current on this thread.
@@ -248,6 +220,43 @@ impl Nvidia {
 
     fn location(&self) -> sys::CUmemLocation {
         sys::CUmemLocation { type_: sys::CUmemLocationType_enum::CU_MEM_LOCATION_TYPE_DEVICE, id: self.device }
+    }
+}
+
+/// Returns the driver's attributes of a launch.
+fn launch_attributes(config: &LaunchConfig) -> Vec<sys::CUlaunchAttribute> {
+    use sys::CUlaunchAttributeID as Id;
+    let [x, y, z] = config.cluster;
+    let cluster =
+        sys::CUlaunchAttributeValue { clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z } };
+    let cooperative = sys::CUlaunchAttributeValue { cooperative: 1 };
+    let early = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+    let all = [
+        (config.cluster != [1; 3], Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, cluster),
+        (config.cooperative, Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, cooperative),
+        (config.programmatic, Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, early),
+    ];
+    let attribute = |(_, id, value)| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+    all.into_iter().filter(|(wanted, ..)| *wanted).map(attribute).collect()
+}
+
+/// Returns the driver's form of a launch configuration, which points to `attributes`.
+fn raw_config(
+    config: &LaunchConfig,
+    stream: sys::CUstream,
+    attributes: &mut [sys::CUlaunchAttribute],
+) -> sys::CUlaunchConfig {
+    sys::CUlaunchConfig {
+        gridDimX: config.grid[0],
+        gridDimY: config.grid[1],
+        gridDimZ: config.grid[2],
+        blockDimX: config.block[0],
+        blockDimY: config.block[1],
+        blockDimZ: config.block[2],
+        sharedMemBytes: config.shared,
+        hStream: stream,
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: attributes.len() as u32,
     }
 }
 
@@ -469,6 +478,13 @@ impl Driver for Nvidia {
         self.call(&format!("allowing {bytes} bytes of shared memory"), set)
     }
 
+    unsafe fn prefer_shared(&self, function: FunctionHandle) -> Result<(), CudaError> {
+        let which = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        let most = sys::CUshared_carveout_enum::CU_SHAREDMEM_CARVEOUT_MAX_SHARED as c_int;
+        let set = || unsafe { driver::function::set_function_attribute(function.raw(), which, most) };
+        self.call("preferring shared memory", set)
+    }
+
     unsafe fn allow_large_clusters(&self, function: FunctionHandle) -> Result<(), CudaError> {
         let which = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
         let set = || unsafe { driver::function::set_function_attribute(function.raw(), which, 1) };
@@ -483,6 +499,15 @@ impl Driver for Nvidia {
         };
         self.call("querying the number of resident blocks", ask)?;
         Ok(blocks.max(0) as u32)
+    }
+
+    unsafe fn resident_clusters(&self, function: FunctionHandle, config: &LaunchConfig) -> Result<u32, CudaError> {
+        let mut attributes = launch_attributes(config);
+        let config = raw_config(config, std::ptr::null_mut(), &mut attributes);
+        let mut clusters: c_int = 0;
+        let ask = || unsafe { sys::cuOccupancyMaxActiveClusters(&mut clusters, function.raw(), &config).result() };
+        self.call("querying the number of resident clusters", ask)?;
+        Ok(clusters.max(0) as u32)
     }
 
     // cuTensorMapEncodeTiled. The enumerations of `TensorMap` have the driver's values; their tests compare these
@@ -520,33 +545,8 @@ impl Driver for Nvidia {
         stream: StreamHandle,
     ) -> Result<(), CudaError> {
         let mut arguments: Vec<*mut c_void> = arguments.iter().map(|a| a.as_ptr().cast_mut().cast()).collect();
-        use sys::CUlaunchAttributeID as Id;
-        let [x, y, z] = config.cluster;
-        let cluster =
-            sys::CUlaunchAttributeValue { clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z } };
-        let cooperative = sys::CUlaunchAttributeValue { cooperative: 1 };
-        let early = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
-        let mut attributes: Vec<sys::CUlaunchAttribute> = [
-            (config.cluster != [1; 3], Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, cluster),
-            (config.cooperative, Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, cooperative),
-            (config.programmatic, Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, early),
-        ]
-        .into_iter()
-        .filter(|(wanted, ..)| *wanted)
-        .map(|(_, id, value)| sys::CUlaunchAttribute { id, pad: [0; 4], value })
-        .collect();
-        let config = sys::CUlaunchConfig {
-            gridDimX: config.grid[0],
-            gridDimY: config.grid[1],
-            gridDimZ: config.grid[2],
-            blockDimX: config.block[0],
-            blockDimY: config.block[1],
-            blockDimZ: config.block[2],
-            sharedMemBytes: config.shared,
-            hStream: stream.raw(),
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: attributes.len() as u32,
-        };
+        let mut attributes = launch_attributes(config);
+        let config = raw_config(config, stream.raw(), &mut attributes);
         // The driver copies the arguments before the call returns.
         let call = || unsafe {
             sys::cuLaunchKernelEx(&config, function.raw(), arguments.as_mut_ptr(), std::ptr::null_mut()).result()

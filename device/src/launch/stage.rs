@@ -81,6 +81,10 @@ pub struct Stage {
     /// `griddepcontrol.wait` before it accesses memory other than weights. Needs compute capability 9.0. The device
     /// makes the launch an ordinary one if the previous launch may write weights (`device/src/cuda/gpu.rs`).
     pub programmatic: bool,
+    /// Number of blocks that the plan takes to run at a time on the GPU, by its choice of tiles and stages; 0 if the plan
+    /// does not depend on it. If a multiprocessor must then run several blocks, the device asks the driver for as much
+    /// shared memory as there is. On a GPU, `tests/support/hardware.rs` compares the number with the driver's.
+    pub resident_blocks: u32,
     /// Tensor maps that the device encodes into the parameters, each with the offset of its [`TensorMapSlot`] in bytes.
     pub tensor_maps: Vec<(usize, TensorMap)>,
 }
@@ -96,6 +100,7 @@ impl Stage {
             shared: 0,
             cooperative: false,
             programmatic: false,
+            resident_blocks: 0,
             tensor_maps: Vec::new(),
         }
     }

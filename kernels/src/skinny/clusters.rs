@@ -56,6 +56,7 @@ pub(super) fn plan_stage(
         grid: [row_blocks, blocks, 1],
         cluster: [1, CLUSTER, 1],
         shared: others + stages.min(needed) * stage_bytes,
+        resident_blocks: known.min(arch.multiprocessors),
         tensor_maps: columns.tensor_maps(2, width, tensor_map(op.x, 2, [op.m, op.k], SHARE)?, op.k)?,
         ..Stage::one_dimensional(shape.symbol, 1, 32 * warps)
     };

@@ -78,7 +78,9 @@ fn stage(
     };
     let depth = depths.iter().copied().find(|&depth| fits(rows, depth, fixed.blocks)).unwrap_or(1);
     let grid = [row_blocks, column_blocks, 1];
-    let stage = Stage { grid, shared: bytes(rows, depth), ..Stage::one_dimensional(symbol, 1, 32 * WARPS) };
+    let each = if fits(rows, depth, fixed.blocks) { fixed.blocks } else { 1 };
+    let (shared, resident_blocks) = (bytes(rows, depth), each * arch.multiprocessors);
+    let stage = Stage { grid, shared, resident_blocks, ..Stage::one_dimensional(symbol, 1, 32 * WARPS) };
     vec![stage.programmatic_on(arch)]
 }
 

@@ -152,12 +152,14 @@ fn by_warps(
     // A multiprocessor has 1 KiB more shared memory than a block may use, and reserves 1 KiB for each of its blocks.
     let stages = |blocks: u32| ((arch.shared_per_block + 1024) / blocks - 1024).saturating_sub(others) / stage_bytes;
     // Two blocks share a multiprocessor if there are several waves and each block then has at least three stages.
-    let room = if grid[0] * grid[1] > arch.multiprocessors && stages(2) > 2 { stages(2) } else { stages(1) };
+    let each = if grid[0] * grid[1] > arch.multiprocessors && stages(2) > 2 { 2 } else { 1 };
+    let room = stages(each);
     let needed = (op.k * operands.weight_bytes as u32).div_ceil(128 * boxes);
 
     let stage = Stage {
         grid,
         shared: others + room.min(needed) * stage_bytes,
+        resident_blocks: each * arch.multiprocessors,
         tensor_maps: columns.tensor_maps(
             operands.weight_bytes,
             width,

@@ -344,7 +344,13 @@ impl Driver for FakeDriver {
         let program = s.modules.get(&module.0).ok_or_else(|| failed(symbol, "CUDA_ERROR_INVALID_HANDLE"))?.clone();
         let kernel = program.kernel(symbol).map_err(|e| failed(symbol, &format!("CUDA_ERROR_NOT_FOUND ({e})")))?;
         let handle = s.new_handle();
-        let known = LoadedFunction { module: module.0, kernel: Arc::new(kernel), shared: 0, large_clusters: false };
+        let known = LoadedFunction {
+            module: module.0,
+            kernel: Arc::new(kernel),
+            shared: 0,
+            prefers_shared: false,
+            large_clusters: false,
+        };
         s.functions.insert(handle, known);
         Ok(FunctionHandle(handle))
     }
@@ -371,6 +377,14 @@ impl Driver for FakeDriver {
         Ok(())
     }
 
+    unsafe fn prefer_shared(&self, function: FunctionHandle) -> Result<(), CudaError> {
+        let call = "preferring shared memory";
+        let mut s = self.0.state_unless_faulted(call)?;
+        let known = s.functions.get_mut(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
+        known.prefers_shared = true;
+        Ok(())
+    }
+
     unsafe fn allow_large_clusters(&self, function: FunctionHandle) -> Result<(), CudaError> {
         let call = "allowing large clusters";
         let mut s = self.0.state_unless_faulted(call)?;
@@ -384,6 +398,20 @@ impl Driver for FakeDriver {
         let s = self.0.state_unless_faulted(call)?;
         let known = s.functions.get(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         Ok(self.0.resident_blocks(&known.kernel, threads, shared))
+    }
+
+    // cuOccupancyMaxActiveClusters. Every pair of multiprocessors runs clusters of two blocks. Larger clusters run on the
+    // multiprocessors that run clusters of eight.
+    unsafe fn resident_clusters(&self, function: FunctionHandle, config: &LaunchConfig) -> Result<u32, CudaError> {
+        let call = "querying the number of resident clusters";
+        let arch = self.0.properties.arch;
+        let each = unsafe { self.resident(function, config.block.iter().product(), config.shared)? };
+        let blocks: u32 = config.cluster.iter().product();
+        let multiprocessors = if blocks > 2 { 8 * arch.clusters_of_8 } else { arch.multiprocessors };
+        if arch.sm < 90 || blocks == 0 {
+            return Err(invalid(call));
+        }
+        Ok(each * (multiprocessors / blocks))
     }
 
     // cuTensorMapEncodeTiled: the map must obey the manual's rules. The returned bytes have the simulator's own format.

@@ -116,6 +116,7 @@ struct LoadedFunction {
     module: usize,
     kernel: Arc<Kernel>,
     shared: u32,
+    prefers_shared: bool,
     large_clusters: bool,
 }
 
@@ -180,6 +181,11 @@ impl FakeDriver {
     /// Returns the number of kernel launches and matrix products that have run.
     pub fn launch_count(&self) -> u64 {
         self.0.state().launches
+    }
+
+    /// Returns the number of loaded functions that prefer shared memory to L1 cache.
+    pub fn functions_that_prefer_shared(&self) -> usize {
+        self.0.state().functions.values().filter(|function| function.prefers_shared).count()
     }
 
     /// Returns one range of launch indices (counted from 0) for each window in which a profiler was told to collect.

@@ -41,7 +41,9 @@ pub struct CuSeqlens {
     host: Arc<[i32]>,
     device: Tensor, // i32 [seqs + 1]
     // u32 [1], 0 between launches: the counter from which the forward kernels for Hopper take tile numbers. All launches
-    // with this batch follow one another on the stream of the device, and they share the counter.
+    // with this batch follow one another on the stream of the device, and they share the counter. A launch that is
+    // refused does not run, and a kernel that fails ends the use of the GPU by this process: every later call of the
+    // driver fails. So no launch finds another value.
     tile_counter: Tensor,
     prefix: Option<Prefixes>,
 }
