@@ -121,8 +121,8 @@ impl CType for Padding<9> {
 impl CType for Padding<10> {
     const NAME: &'static str = "Padding<10>";
 }
-impl CType for Padding<1> {
-    const NAME: &'static str = "Padding<1>";
+impl CType for Padding<15> {
+    const NAME: &'static str = "Padding<15>";
 }
 
 /// The declarations of [`TensorMapSlot`] and [`Padding`] in CUDA C++.

@@ -12,6 +12,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (batch, context) = (s.get("batch", BATCH_SIZE), s.get("context", SEQUENCE_LEN));
     let (heads, kv_heads, head_dim) = (s.get("heads", HEADS), s.get("kv_heads", KV_HEADS), s.get("head_dim", HEAD_DIM));
     let p = paged_attention::Params {
+        lse: Addr::NULL,
         workspace: Addr::NULL,
         tokens: batch,
         seqs: batch,

@@ -98,6 +98,8 @@ params! {
         pub v_cache: Addr,
         /// The output, `[tokens, heads, head_dim]`; the kernel writes it.
         pub o: Addr,
+        /// Null: the code that prefill has in common with [`crate::attention`] writes the log-sum-exps here if it is not.
+        pub lse: Addr,
         /// i32 `[seqs + 1]`: index of the first new token of each sequence, then the end of the last sequence. The
         /// values do not decrease and lie between 0 and `tokens`.
         pub cu_seqlens: Addr,
@@ -140,7 +142,7 @@ params! {
         /// Number of query heads of a section of the order of tiles of prefill on Hopper; [`fwd`] fills it in.
         pub section_heads: u32,
         /// Zeros.
-        pub reserved: Padding<1>,
+        pub reserved: Padding<15>,
     }
 }
 
@@ -154,6 +156,7 @@ impl Params {
         k_cache: Addr::NULL,
         v_cache: Addr::NULL,
         o: Addr::NULL,
+        lse: Addr::NULL,
         cu_seqlens: Addr::NULL,
         kv_lens: Addr::NULL,
         block_tables: Addr::NULL,
