@@ -61,11 +61,6 @@ pub(crate) trait Backend: Send + Sync {
     /// Allocates at least `bytes` (> 0) bytes, aligned to 64 bytes, with unspecified contents. Returns `None` if the
     /// device is out of memory.
     fn alloc(&self, bytes: usize) -> Option<u64>;
-    /// Allocates memory for weights. A device may place weights apart from other memory, because weights stay
-    /// allocated for a long time.
-    fn alloc_weights(&self, bytes: usize) -> Option<u64> {
-        self.alloc(bytes)
-    }
     fn free(&self, addr: u64, bytes: usize);
     /// Returns the number of bytes that can still be allocated, if known.
     fn free_bytes(&self) -> Option<u64> {

@@ -4,15 +4,11 @@
 mod kept_blocks;
 pub mod large_pages;
 pub mod simd;
-#[cfg(target_os = "linux")]
-mod slabs;
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::Mutex;
 
 use self::kept_blocks::KeptBlocks;
-#[cfg(target_os = "linux")]
-use self::slabs::Slabs;
 use crate::backend::{Backend, Hardware};
 use crate::capabilities::Kernels;
 use crate::error::Result;
@@ -31,56 +27,22 @@ const PAGE: usize = 64 << 10;
 pub(crate) struct Cpu {
     team: Team,
     blocks: Mutex<KeptBlocks>,
-    #[cfg(target_os = "linux")]
-    slabs: Mutex<Slabs>,
 }
 
 impl Cpu {
     pub(crate) fn new(threads: usize) -> Cpu {
         let all = std::thread::available_parallelism().map_or(1, |n| n.get());
-        Cpu {
-            team: Team::new(if threads == 0 { all } else { threads }),
-            blocks: Mutex::default(),
-            #[cfg(target_os = "linux")]
-            slabs: Mutex::default(),
-        }
+        Cpu { team: Team::new(if threads == 0 { all } else { threads }), blocks: Mutex::default() }
     }
 
     fn blocks(&self) -> std::sync::MutexGuard<'_, KeptBlocks> {
         self.blocks.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Returns a kept block of `size` bytes, or else a new block that `new` allocates.
-    fn take(&self, size: usize, new: impl Fn(usize) -> Option<u64>) -> Option<u64> {
-        if let Some(addr) = self.blocks().take(size) {
-            return Some(addr);
-        }
-        let addr = match new(size) {
-            Some(addr) => addr,
-            None => {
-                self.return_kept_memory();
-                new(size)?
-            }
-        };
-        let returned = self.blocks().add_new(size);
-        returned.into_iter().for_each(|(addr, size)| self.free_to_system(addr, size));
-        Some(addr)
-    }
-
-    #[cfg(target_os = "linux")]
-    fn slabs(&self) -> std::sync::MutexGuard<'_, Slabs> {
-        self.slabs.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
     fn free_to_system(&self, addr: u64, size: usize) {
         #[cfg(target_os = "linux")]
-        {
-            if Slabs::suit(size) && self.slabs().give_back(addr, size) {
-                return;
-            }
-            if size >= HUGE_PAGE {
-                return unmap(addr, size);
-            }
+        if size >= HUGE_PAGE {
+            return unmap(addr, size);
         }
         if let Some(layout) = layout(size) {
             // SAFETY: `addr` was allocated in `allocate` with this layout, and no buffer uses it any more.
@@ -111,13 +73,17 @@ impl Backend for Cpu {
     }
 
     fn alloc(&self, bytes: usize) -> Option<u64> {
-        self.take(rounded(bytes)?, allocate)
-    }
-
-    #[cfg(target_os = "linux")]
-    fn alloc_weights(&self, bytes: usize) -> Option<u64> {
         let size = rounded(bytes)?;
-        if Slabs::suit(size) { self.take(size, |size| self.slabs().take(size)) } else { self.alloc(bytes) }
+        if let Some(addr) = self.blocks().take(size) {
+            return Some(addr);
+        }
+        let addr = allocate(size).or_else(|| {
+            self.return_kept_memory();
+            allocate(size)
+        })?;
+        let returned = self.blocks().add_new(size);
+        returned.into_iter().for_each(|(addr, size)| self.free_to_system(addr, size));
+        Some(addr)
     }
 
     fn free(&self, addr: u64, bytes: usize) {

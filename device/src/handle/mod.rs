@@ -205,11 +205,7 @@ impl Device {
             return recorded.map(|(addr, home)| Buffer::allocated_in_graph(self.clone(), addr, bytes, category, home));
         }
         let backend = &self.0.backend;
-        let addr = match category {
-            _ if bytes == 0 => Some(0),
-            MemoryCategory::Weights => backend.alloc_weights(bytes),
-            _ => backend.alloc(bytes),
-        };
+        let addr = if bytes == 0 { Some(0) } else { backend.alloc(bytes) };
         let addr = addr.ok_or_else(|| self.out_of_memory(bytes, category))?;
         self.0.memory.add(category, bytes);
         Ok(Buffer::owned(self.clone(), addr, bytes, category))
