@@ -1,4 +1,4 @@
-//! Checks the dependencies between crates and between modules. A crate uses only crates that `docs/design.md` allows,
+//! Checks the dependencies between crates and between modules, and the number of lines. A crate uses only crates that `docs/design.md` allows,
 //! and the parts of a crate have no circular dependency. A part is a file in `src`, or a folder in `src` with all its
 //! subfolders.
 //!
@@ -10,12 +10,16 @@
 mod circles;
 #[path = "structure/layers.rs"]
 mod layers;
+#[path = "structure/lines.rs"]
+mod lines;
 #[path = "structure/modules.rs"]
 mod modules;
 #[path = "structure/tokens.rs"]
 mod tokens;
 
 use std::path::{Path, PathBuf};
+
+use lines::CodeLines;
 
 fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -50,19 +54,20 @@ fn crates_use_those_that_the_design_page_allows() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// The most lines of the product and of its proof. A change that adds lines raises these numbers, so that its author and
+/// its reviewer see the price; a change that removes lines lowers them.
+const MOST_LINES: CodeLines = CodeLines { product: 160_900, proof: 46_200 };
+
 #[test]
-fn lines_per_crate_are_printed() {
-    let mut all = 0;
-    for folder in crates() {
-        let lines: usize = modules::rust_files(&repository().join(&folder).join("src"))
-            .iter()
-            .map(|file| std::fs::read_to_string(file).expect("a source file").lines().count())
-            .sum();
-        println!("{lines:>6}  {}", folder.join("src").display());
-        all += lines;
+fn product_and_proof_stay_within_their_lines() {
+    let lines = lines::count(&repository());
+    println!("product {} lines, proof {} lines", lines.product, lines.proof);
+    for (name, own, most) in [("product", lines.product, MOST_LINES.product), ("proof", lines.proof, MOST_LINES.proof)]
+    {
+        let help = "remove lines, or raise MOST_LINES and say in the commit what the lines are worth";
+        assert!(own <= most, "the {name} has {own} lines, above {most}; {help}");
+        assert!(own + 1000 > most, "the {name} has {own} lines, far below {most}; lower MOST_LINES");
     }
-    println!("{all:>6}  all crates");
-    assert!(all > 0, "no source file was found below {}", repository().display());
 }
 
 /// Tests of this program's own parser, with source texts as inputs.
