@@ -1,7 +1,6 @@
 //! Tests of whole runs: shared prefixes, sampling, resume, the vision feature cache, and invalid input.
 
 mod errors;
-mod kept;
 mod live;
 mod shared;
 mod tower;
