@@ -33,8 +33,8 @@
 #include "cuh/cp_async.cuh"
 #include "cuh/tma.cuh"
 
-// Shared memory of a block, in bytes from its start: the ring, the totals over the segments of each warpgroup (f32),
-// the state of their rows, mbarriers, and descriptions of the next tiles.
+// Shared memory of a block, in bytes from its start: the ring, the queries of three warpgroups, the totals over the
+// segments of each warpgroup (f32), the state of their rows, mbarriers, and descriptions of the next tiles.
 template <int HEAD_DIM>
 struct ForwardShared {
   static constexpr int CONSUMERS = HEAD_DIM == 80 ? 3 : 2;  // warpgroups that compute, 64 queries each
@@ -160,6 +160,8 @@ __device__ __forceinline__ void produce_tiles(const typename Source::Params& p, 
       source.template copy<HEAD_DIM>(p, tile, kv_head, i / 2 * ROW_BLOCK_KEYS, i % 2 == 0, slot);
       ring.template advance<1>();
       if (S::KEEPS_QUERIES && i == 2 * blocks - 1) {
+        // Each tile is one phase of these mbarriers, so the number of the next description tells the parity.
+        static_assert(S::TILES % 2 == 0, "parity of a tile");
 #pragma unroll 1
         for (int w = 0; w < S::CONSUMERS; ++w) {
           mbarrier_wait(shared + S::QUERY_FREE + 8 * w, next.slot & 1);

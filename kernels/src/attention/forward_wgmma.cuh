@@ -202,8 +202,11 @@ struct ForwardConsumer {
         const u64 q_step = operand_layout<S::SWIZZLE>() | operand_address(shared + S::QUERY + group * S::QUERIES);
         if (k == 0) Wgmma<KEYS>::template ss_new<0, K_MAJOR, K_MAJOR>(s, q_step, k_step);
         else Wgmma<KEYS>::template ss<0, K_MAJOR, K_MAJOR>(s, q_step + k * (S::GROUP / 2 / 16), k_step, 1);
-      } else if (HEAD_DIM < 128 && k == 0) Wgmma<KEYS>::template rs_new<0, K_MAJOR>(s, q[k], k_step);
-      else Wgmma<KEYS>::template rs<0, K_MAJOR>(s, q[k], k_step, k != 0);
+      } else if (HEAD_DIM < 128 && k == 0) {
+        Wgmma<KEYS>::template rs_new<0, K_MAJOR>(s, q[k], k_step);
+      } else {
+        Wgmma<KEYS>::template rs<0, K_MAJOR>(s, q[k], k_step, k != 0);
+      }
     }
     wgmma_commit();
   }
