@@ -2,7 +2,9 @@
 
 use reel_device::Arch;
 
-use super::{BWD_BF16, BWD_BF16_MMA, BWD_BF16_WGMMA, FWD_BF16, FWD_BF16_MMA, FWD_BF16_WGMMA};
+use super::{
+    BWD_BF16, BWD_BF16_MMA, BWD_BF16_WGMMA, FWD_BF16, FWD_BF16_MMA, FWD_BF16_WGMMA, FWD_BF16_WGMMA_EVICT_NORMAL,
+};
 use crate::tuning::{Variant, choices_for_sm};
 
 /// The kernels that attention plans choose on one GPU architecture.
@@ -34,6 +36,7 @@ pub(crate) fn plan_choices(arch: &Arch) -> &'static PlanChoices {
 pub(super) const VARIANTS: &[Variant] = &[
     Variant { of: &FWD_BF16, name: "products of warps", kernel: &FWD_BF16_MMA },
     Variant { of: &FWD_BF16, name: "products of warpgroups", kernel: &FWD_BF16_WGMMA },
+    Variant { of: &FWD_BF16, name: "products of warpgroups, no hint for L2", kernel: &FWD_BF16_WGMMA_EVICT_NORMAL },
     Variant { of: &BWD_BF16, name: "products of warps", kernel: &BWD_BF16_MMA },
     Variant { of: &BWD_BF16, name: "products of warpgroups", kernel: &BWD_BF16_WGMMA },
 ];

@@ -2,8 +2,9 @@
 //
 // The warp passes all operands through one ring of slots: for each tile the queries, then keys and values of each
 // block of keys, descending: q, k, v, k, v, .... A slot holds 128 rows in groups of 64 columns, each with the swizzle
-// of 128 bytes; for head_dim 80 in groups of 16, with the swizzle of 32 bytes. The queries of each of the two
-// warpgroups are 64 rows.
+// of 128 bytes; for head_dim 80 in groups of 16, with the swizzle of 32 bytes. The queries of each of two warpgroups
+// are 64 rows. With three warpgroups (head_dim 80) the queries have their own place beside the ring, where they stay
+// while the tile is computed; they are copied after the first keys.
 //
 // A block of threads begins with tile blockIdx.x and takes the numbers of further tiles from an atomic counter in
 // global memory when it is free (list scheduling). The results do not depend on which block computes a tile. The
@@ -16,8 +17,8 @@
 //
 //   Params                             the kernel's parameters
 //   ALWAYS_CAUSAL, is_causal(p)        whether queries see keys up to their own, in all launches and in this one
-//   tiles(p)                           the tiles of the launch
-//   find(p, number, tile)              finds a tile, and what the source knows about the keys of its sequence
+//   tiles<POSITIONS>(p)                the tiles of the launch, of POSITIONS queries
+//   find<POSITIONS>(p, number, tile)   finds a tile, and what the source knows about the keys of its sequence
 //   copy(p, tile, head, first, values, slot)
 //                                      copies keys or values first .. first + 128 of the tile's sequence; all lanes of
 //                                      the warp call it
@@ -32,25 +33,29 @@
 #include "cuh/cp_async.cuh"
 #include "cuh/tma.cuh"
 
-constexpr int CONSUMERS = 2;  // warpgroups that compute, 64 queries each
-
-// Shared memory of a block, in bytes from its start: the ring, the totals over the segments of each warpgroup (f32),
-// the state of their rows, mbarriers, and descriptions of the next tiles.
+// Shared memory of a block, in bytes from its start: the ring, the queries of three warpgroups, the totals over the
+// segments of each warpgroup (f32), the state of their rows, mbarriers, and descriptions of the next tiles.
 template <int HEAD_DIM>
 struct ForwardShared {
+  static constexpr int CONSUMERS = HEAD_DIM == 80 ? 3 : 2;  // warpgroups that compute, 64 queries each
+  static constexpr int POSITIONS = 64 * CONSUMERS;
   static constexpr int COLUMNS = HEAD_DIM % 64 == 0 ? 64 : 16;  // of a group
   static constexpr int SWIZZLE = 2 * COLUMNS;
   static constexpr int GROUP = ROW_BLOCK_KEYS * SWIZZLE;  // a group of columns of a slot
   static constexpr int SLOT = HEAD_DIM / COLUMNS * GROUP;
-  static constexpr int SLOTS = HEAD_DIM == 128 ? 5 : HEAD_DIM == 80 ? 7 : 6;
-  static constexpr int QUERIES = SLOT / CONSUMERS;  // queries of a warpgroup
-  static constexpr int TILES = 4;                   // descriptions
-  static constexpr int TOTALS = SLOTS * SLOT, TOTAL = 64 * HEAD_DIM * 4;
+  static constexpr int SLOTS = HEAD_DIM == 128 ? 5 : 6;
+  static constexpr int QUERIES = 64 * HEAD_DIM * 2;      // of a warpgroup
+  static constexpr bool KEEPS_QUERIES = CONSUMERS == 3;  // in shared memory beside the ring
+  static constexpr int TILES = 4;                        // descriptions
+  static constexpr int QUERY = SLOTS * SLOT;
+  static constexpr int TOTALS = QUERY + (KEEPS_QUERIES ? CONSUMERS * QUERIES : 0), TOTAL = 64 * HEAD_DIM * 4;
   static constexpr int STATES = TOTALS + CONSUMERS * TOTAL, STATE = 1024;
   static constexpr int FULL = STATES + CONSUMERS * STATE, FREE = FULL + 8 * SLOTS;
   static constexpr int TILE_FULL = FREE + 8 * SLOTS, TILE_FREE = TILE_FULL + 8 * TILES;
   static constexpr int TILE = TILE_FREE + 8 * TILES;
-  static constexpr int BYTES = TILE + 32 * TILES;
+  static constexpr int QUERY_FULL = TILE + 32 * TILES;
+  static constexpr int QUERY_FREE = QUERY_FULL + (KEEPS_QUERIES ? 8 * CONSUMERS : 0);
+  static constexpr int BYTES = QUERY_FREE + (KEEPS_QUERIES ? 8 * CONSUMERS : 0);
   static_assert(HEAD_DIM % COLUMNS == 0 && TILE % 16 == 0 && BYTES <= 227 * 1024, "shared memory of a block");
 
   // Returns the offset of a 16-byte chunk of a row, in a tile with groups of GROUP_BYTES.
@@ -104,7 +109,7 @@ __device__ __forceinline__ void produce_tiles(const typename Source::Params& p, 
     if (leads && p.tile_counter != 0) {
       asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], %2;"
                    : "=r"(number)
-                   : "l"(p.tile_counter), "r"(Source::tiles(p).count(p) - 1)
+                   : "l"(p.tile_counter), "r"(Source::template tiles<S::POSITIONS>(p).count(p) - 1)
                    : "memory");
     }
     number = gridDim.x + __shfl_sync(0xffffffffu, number, 0);
@@ -115,8 +120,12 @@ __device__ __forceinline__ void produce_tiles(const typename Source::Params& p, 
     Source source;
     bool found = false;
 #pragma unroll 1
-    while (number < Source::tiles(p).count(p) && !(found = source.find(p, number, tile))) next_number();
-    // redundant: a tile takes at least three slots of the ring, so the last waits for slots imply this one.
+    while (number < Source::template tiles<S::POSITIONS>(p).count(p) &&
+           !(found = source.template find<S::POSITIONS>(p, number, tile))) {
+      next_number();
+    }
+    // redundant: a tile takes at least three slots of the ring, or waits for the place of the queries of the tile
+    // before, so these waits imply this one.
     mbarrier_wait(shared + S::TILE_FREE + 8 * next.slot, next.parity ^ 1);
     if (leads) {
       const u32 at = shared + S::TILE + 32 * next.slot;
@@ -128,17 +137,20 @@ __device__ __forceinline__ void produce_tiles(const typename Source::Params& p, 
     next.template advance<1>();
     if (!found) break;
 
-    const int blocks = tile.blocks(Source::is_causal(p)), kv_head = tile.head / (p.heads / p.kv_heads);
-    wait_for_slot();
-    if (leads) {
-      const u32 full = shared + S::FULL + 8 * ring.slot, slot = shared + ring.slot * S::SLOT;
-      mbarrier_arrive_expecting(full, S::SLOT);
+    const int blocks = tile.blocks<S::POSITIONS>(Source::is_causal(p)), kv_head = tile.head / (p.heads / p.kv_heads);
+    if constexpr (!S::KEEPS_QUERIES) {
+      wait_for_slot();
+      if (leads) {
+        const u32 full = shared + S::FULL + 8 * ring.slot, slot = shared + ring.slot * S::SLOT;
+        mbarrier_arrive_expecting(full, S::SLOT);
 #pragma unroll 1
-      for (int w = 0; w < CONSUMERS; ++w) {
-        tensor_copy(slot + w * S::QUERIES, &p.q_map, full, 0, tile.shift + tile.first + 64 * w, 0, static_cast<int>(tile.head));
+        for (int w = 0; w < S::CONSUMERS; ++w) {
+          const int token = tile.shift + tile.first + 64 * w;
+          tensor_copy(slot + w * S::QUERIES, &p.q_map, full, 0, token, 0, static_cast<int>(tile.head));
+        }
       }
+      ring.template advance<1>();
     }
-    ring.template advance<1>();
     // The copies have descending numbers i. For block n of 128 keys, the copy of the keys has i = 2 n + 1 and the
     // copy of the values i = 2 n, so keys come before values.
 #pragma unroll 1
@@ -147,6 +159,19 @@ __device__ __forceinline__ void produce_tiles(const typename Source::Params& p, 
       const KeySlot slot = {shared + ring.slot * S::SLOT, shared + S::FULL + 8 * ring.slot, leads};
       source.template copy<HEAD_DIM>(p, tile, kv_head, i / 2 * ROW_BLOCK_KEYS, i % 2 == 0, slot);
       ring.template advance<1>();
+      if (S::KEEPS_QUERIES && i == 2 * blocks - 1) {
+        // Each tile is one phase of these mbarriers, so the number of the next description tells the parity.
+        static_assert(S::TILES % 2 == 0, "parity of a tile");
+#pragma unroll 1
+        for (int w = 0; w < S::CONSUMERS; ++w) {
+          mbarrier_wait(shared + S::QUERY_FREE + 8 * w, next.slot & 1);
+          if (leads) {
+            const u32 full = shared + S::QUERY_FULL + 8 * w, to = shared + S::QUERY + w * S::QUERIES;
+            mbarrier_arrive_expecting(full, S::QUERIES);
+            tensor_copy(to, &p.q_map, full, 0, tile.shift + tile.first + 64 * w, 0, static_cast<int>(tile.head));
+          }
+        }
+      }
     }
     next_number();
   }

@@ -1,5 +1,5 @@
 // Forward pass on sm_90a for head_dim 64, 80 and 128: blocks of threads with one producer warp (forward_producer.cuh)
-// and two warpgroups that compute 64 queries each. Order of sums: row_state.cuh.
+// and two or three warpgroups that compute 64 queries each. Order of sums: row_state.cuh. With head_dim 64 and 128:
 //
 //   producer:   for each tile: copy queries; for each block of keys, descending: copy keys; copy values
 //   consumer:   s = q k^T of the tile's first block; mask; p = softmax(s)
@@ -16,16 +16,24 @@
 // Queries and the weights p are operands in registers; keys and values are read from the ring. A causal tile has one
 // block on its diagonal, of which the first warpgroup multiplies only the 64 keys that its queries see (HALF).
 //
-// Registers: 232 per thread in consumers. To avoid spills, values that are used once per tile (thread number,
-// description of the tile) are read again each time, and the totals with their references and weights are in shared
-// memory.
+// With head_dim 80 there are three warpgroups, which do not overlap their own work (run_without_overlap):
+//
+//   consumer:   for each block of keys: s = q k^T; p = softmax(s); o += p v; if a segment ends, merge o into the total
+//
+// The softmax of one overlaps the products of the other two, without turns. A prototype of this form took 0.84 times
+// the time of one with two warpgroups. The queries stay in shared memory, as operands of the first product.
+//
+// Registers: 232 per thread in consumers, 152 if there are three. To avoid spills, values that are used once per tile
+// (thread number, description of the tile) are read again each time, and the totals with their references and weights
+// are in shared memory.
 #pragma once
 
 #include "attention/forward_producer.cuh"
 #include "cuh/mma.cuh"
 #include "cuh/wgmma.cuh"
 
-constexpr int WGMMA_THREADS = 128 * (CONSUMERS + 1);
+template <int HEAD_DIM>
+constexpr int WGMMA_THREADS = 128 * (ForwardShared<HEAD_DIM>::CONSUMERS + 1);
 
 template <int ROWS, int N, class T>
 __device__ __forceinline__ void keep_registers(T (&x)[ROWS][N]) {
@@ -57,6 +65,47 @@ __device__ __forceinline__ float log2_approx(float x) {
   return y;
 }
 
+// Stores row 8 r of the warp's 16 rows plus lane / 4, whose values in the products' sums are o times `inverse`. quad:
+// lane % 4. All lanes of the warp call the function; lanes with `valid` store.
+template <int HEAD_DIM>
+__device__ __forceinline__ void store_row(bf16* out, const float (&o)[HEAD_DIM / 2], int r, float inverse, int quad,
+                                          bool valid) {
+#pragma unroll
+  for (int g = 0; g + 4 <= HEAD_DIM / 8; g += 4) {
+    u32 v[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const int i = 4 * (g + k) + 2 * r;
+      v[k] = pack_bf16(__fmul_rn(o[i], inverse), __fmul_rn(o[i + 1], inverse));
+    }
+    // Transposes the 4 x 4 words of four lanes: lane n gets the four words of columns 8 (g + n) .. 8 (g + n) + 8.
+#pragma unroll
+    for (int k = 0; k < 4; k += 2) {
+      const u32 x = shuffle_xor(quad & 1 ? v[k] : v[k + 1], 1);
+      if (quad & 1) v[k] = x;
+      else v[k + 1] = x;
+    }
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const u32 x = shuffle_xor(quad & 2 ? v[k] : v[k + 2], 2);
+      if (quad & 2) v[k] = x;
+      else v[k + 2] = x;
+    }
+    if (valid) *reinterpret_cast<Words<16>*>(out + 8 * (g + quad)) = Words<16>{{v[0], v[1], v[2], v[3]}};
+  }
+#pragma unroll
+  for (int g = HEAD_DIM / 32 * 4; g < HEAD_DIM / 8; ++g) {
+    const int i = 4 * g + 2 * r;
+    const u32 pair = pack_bf16(__fmul_rn(o[i], inverse), __fmul_rn(o[i + 1], inverse));
+    if (valid) *reinterpret_cast<u32*>(out + 8 * g + 2 * quad) = pair;
+  }
+}
+
+// Returns the log-sum-exp of a row with this reference and sum of weights.
+__device__ __forceinline__ float log_sum(float reference, float sum, float c) {
+  return __fmul_rn(__fadd_rn(__fmul_rn(reference, c), log2_approx(sum)), LN_2);
+}
+
 // State of a warpgroup that computes. HALF: in the first block of every tile, the queries of this warpgroup see only
 // the first 64 keys. SECOND: the warpgroup is known to be number 1, whose turns follow those of warpgroup 0; without
 // SECOND it may be either one.
@@ -73,7 +122,7 @@ struct ForwardConsumer {
   // The thread's values of rows g = lane / 4 and g + 8 of the warp's 16 rows. s: the scores, which become weights. o:
   // the output. p and q: the weights and the queries, as operands of products.
   float s[ROW_BLOCK_KEYS / 2], o[HEAD_DIM / 2];
-  u32 p[ROW_BLOCK_KEYS / 16][4], q[HEAD_DIM / 16][4];
+  u32 p[ROW_BLOCK_KEYS / 16][4], q[S::KEEPS_QUERIES ? 1 : HEAD_DIM / 16][4];
   RowPair rows;
   bool merged = false;    // whether there is a total in shared memory
   int keep = 0;           // 1: the next product with v adds to o; 0: it begins o
@@ -112,6 +161,11 @@ struct ForwardConsumer {
     fence_async_proxy();
     // redundant: in the simulator the last ldmatrix orders the lanes.
     __syncwarp();
+    free_slot();
+  }
+
+  // Frees the slot at `keys`; the next slot follows.
+  __device__ __forceinline__ void free_slot() {
     arrive(free(keys.slot));
     keys.template advance<1>();
   }
@@ -134,28 +188,35 @@ struct ForwardConsumer {
     values.template advance<2>();
   }
 
-  // Issues s = q k^T for the first KEYS keys of the block.
+  // Issues s = q k^T for the first KEYS keys of the block, which are in this slot.
   template <int KEYS>
-  __device__ __forceinline__ void issue_scores() {
+  __device__ __forceinline__ void issue_scores(int slot) {
     wgmma_fence();
     // The wgmma form depends on head_dim. With rs_new, the kernel of head_dim 128 spills registers. With rs, ptxas
     // serialises the products of the other head_dims in some of the kernels (C7511).
-    const u64 k_tile = operand_layout<S::SWIZZLE>() | operand_address(shared + keys.slot * S::SLOT);
+    const u64 k_tile = operand_layout<S::SWIZZLE>() | operand_address(shared + slot * S::SLOT);
 #pragma unroll
     for (int k = 0; k < HEAD_DIM / 16; ++k) {
       const u64 k_step = k_tile + (k / STEPS * S::GROUP + k % STEPS * 32) / 16;
-      if (HEAD_DIM < 128 && k == 0) Wgmma<KEYS>::template rs_new<0, K_MAJOR>(s, q[k], k_step);
-      else Wgmma<KEYS>::template rs<0, K_MAJOR>(s, q[k], k_step, k != 0);
+      if constexpr (S::KEEPS_QUERIES) {
+        const u64 q_step = operand_layout<S::SWIZZLE>() | operand_address(shared + S::QUERY + group * S::QUERIES);
+        if (k == 0) Wgmma<KEYS>::template ss_new<0, K_MAJOR, K_MAJOR>(s, q_step, k_step);
+        else Wgmma<KEYS>::template ss<0, K_MAJOR, K_MAJOR>(s, q_step + k * (S::GROUP / 2 / 16), k_step, 1);
+      } else if (HEAD_DIM < 128 && k == 0) {
+        Wgmma<KEYS>::template rs_new<0, K_MAJOR>(s, q[k], k_step);
+      } else {
+        Wgmma<KEYS>::template rs<0, K_MAJOR>(s, q[k], k_step, k != 0);
+      }
     }
     wgmma_commit();
   }
 
-  // Issues o += p v for the first KEYS keys of the block.
+  // Issues o += p v for the first KEYS keys of the block, whose values are in this slot.
   template <int KEYS>
-  __device__ __forceinline__ void issue_output() {
+  __device__ __forceinline__ void issue_output(int slot) {
     // redundant: follows the fence before the scores, but without it ptxas waits for each product.
     wgmma_fence();
-    const u64 v_tile = operand_layout<S::SWIZZLE>(S::GROUP) | operand_address(shared + values.slot * S::SLOT);
+    const u64 v_tile = operand_layout<S::SWIZZLE>(S::GROUP) | operand_address(shared + slot * S::SLOT);
 #pragma unroll
     for (int k = 0; k < KEYS / 16; ++k) {
       Wgmma<HEAD_DIM>::template rs<0, MN_MAJOR>(o, p[k], v_tile + k * S::SWIZZLE, k == 0 ? keep : 1);
@@ -255,9 +316,9 @@ struct ForwardConsumer {
     const bool ends_segment = __any_sync(0xffffffffu, block % ROW_SEGMENT_BLOCKS == ROW_SEGMENT_BLOCKS - 1);
     wait_for_turn(keys);
     take_turn();
-    issue_scores<ROW_BLOCK_KEYS>();
+    issue_scores<ROW_BLOCK_KEYS>(keys.slot);
     wait_for_turn(values);
-    issue_output<KEYS>();
+    issue_output<KEYS>(values.slot);
     pass_turn();
     keep = ends_segment ? 0 : 1;
     if (ends_segment) end_segment_state();
@@ -277,15 +338,15 @@ struct ForwardConsumer {
     else rescale_output();
   }
 
-  // Stores the output and log-sum-exp of the tile before the one whose description was read last.
-  template <class P>
+  // Stores the output and log-sum-exp of the tile whose description was read last, or of the one before if AHEAD is 1.
+  template <int AHEAD, class P>
   __device__ __forceinline__ void store(const P& params) {
     end_segment_output<true>();
     float state[4];
     load_shared(state_address(), state);
     int shift, end, first, no_query;
     u32 head;
-    const int stored_tile = (next.slot + S::TILES - 2) % S::TILES;
+    const int stored_tile = (next.slot + S::TILES - 1 - AHEAD) % S::TILES;
     const u32 description = shared + S::TILE + 32 * stored_tile;
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%5];\n\tld.shared.b32 %4, [%5 + 16];"
                  : "=r"(shift), "=r"(end), "=r"(first), "=r"(head), "=r"(no_query)
@@ -302,38 +363,9 @@ struct ForwardConsumer {
       const bool is_query = row + 8 * r >= no_query && position < end;
       const u64 at = static_cast<u64>(static_cast<u32>(shift + position)) * params.heads + head;
       if (is_query && quad == 0 && params.lse != 0) {
-        global<float>(params.lse)[at] = __fmul_rn(__fadd_rn(__fmul_rn(state[2 * r], c), log2_approx(sum)), LN_2);
+        global<float>(params.lse)[at] = log_sum(state[2 * r], sum, c);
       }
-      bf16* const out = global<bf16>(params.o) + at * HEAD_DIM;
-#pragma unroll
-      for (int g = 0; g + 4 <= HEAD_DIM / 8; g += 4) {
-        u32 v[4];
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const int i = 4 * (g + k) + 2 * r;
-          v[k] = pack_bf16(__fmul_rn(o[i], inverse), __fmul_rn(o[i + 1], inverse));
-        }
-        // Transposes the 4 x 4 words of four lanes: lane n gets the four words of columns 8 (g + n) .. 8 (g + n) + 8.
-#pragma unroll
-        for (int k = 0; k < 4; k += 2) {
-          const u32 x = shuffle_xor(quad & 1 ? v[k] : v[k + 1], 1);
-          if (quad & 1) v[k] = x;
-          else v[k + 1] = x;
-        }
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          const u32 x = shuffle_xor(quad & 2 ? v[k] : v[k + 2], 2);
-          if (quad & 2) v[k] = x;
-          else v[k + 2] = x;
-        }
-        if (is_query) *reinterpret_cast<Words<16>*>(out + 8 * (g + quad)) = Words<16>{{v[0], v[1], v[2], v[3]}};
-      }
-#pragma unroll
-      for (int g = HEAD_DIM / 32 * 4; g < HEAD_DIM / 8; ++g) {
-        const int i = 4 * g + 2 * r;
-        const u32 pair = pack_bf16(__fmul_rn(o[i], inverse), __fmul_rn(o[i + 1], inverse));
-        if (is_query) *reinterpret_cast<u32*>(out + 8 * g + 2 * quad) = pair;
-      }
+      store_row<HEAD_DIM>(global<bf16>(params.o) + at * HEAD_DIM, o, r, inverse, quad, is_query);
     }
   }
 
@@ -345,14 +377,14 @@ struct ForwardConsumer {
 
   template <class P>
   __device__ __forceinline__ void run(const P& params) {
-    if (group == CONSUMERS - 1) pass_turn();  // warpgroup 0 has the first turn
+    if (group == 1) pass_turn();  // warpgroup 0 has the first turn
     PositionTile tile;
     if (!read_tile(tile)) return;
-    int block = tile.blocks(causal) - 1;
+    int block = tile.blocks<S::POSITIONS>(causal) - 1;
     load_queries();
     values.template advance<2>();  // queries and keys come first
     mbarrier_wait(full(keys.slot), keys.parity);
-    issue_scores<FIRST>();
+    issue_scores<FIRST>(keys.slot);
     wgmma_wait<0>();
     keep_registers(s);
     free_keys();
@@ -368,13 +400,13 @@ struct ForwardConsumer {
       PositionTile following;
       if (!read_tile(following)) break;
       // Issues the last product with v of this tile together with the first scores of the following tile.
-      block = following.blocks(causal) - 1;
+      block = following.blocks<S::POSITIONS>(causal) - 1;
       load_queries();
       wait_for_turn(keys);
       take_turn();
-      issue_scores<FIRST>();
+      issue_scores<FIRST>(keys.slot);
       wait_for_turn(values);
-      issue_output<ROW_BLOCK_KEYS>();
+      issue_output<ROW_BLOCK_KEYS>(values.slot);
       pass_turn();
       end_segment_state();
       wgmma_wait<1>();
@@ -390,11 +422,11 @@ struct ForwardConsumer {
       free_values();
       values.template advance<1>();  // the queries' slot
       round_weights<FIRST>();
-      store(params);
+      store<1>(params);
       keep = 0;
     }
     mbarrier_wait(full(values.slot), values.parity);
-    issue_output<ROW_BLOCK_KEYS>();
+    issue_output<ROW_BLOCK_KEYS>(values.slot);
     end_segment_state();
     wgmma_wait<0>();
     keep_registers(o);
@@ -402,7 +434,62 @@ struct ForwardConsumer {
     // redundant: no copy follows that waits for the slot.
     free_values();
     // redundant: no tile follows whose description waits for the place of this one.
-    store(params);
+    store<1>(params);
+  }
+
+  // Returns x, which is the same in all lanes. ptxas then computes addresses from it in uniform registers.
+  __device__ static __forceinline__ int warp_uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+
+  // The same for three warpgroups, which have too few registers to overlap their own products and softmax: while one
+  // computes weights, the products of the others fill the tensor cores.
+  template <class P>
+  __device__ __forceinline__ void run_without_overlap(const P& params) {
+    PositionTile tile;
+    while (read_tile(tile)) {
+      rows.clear();
+      keep = 0;
+      mbarrier_wait(shared + S::QUERY_FULL + 8 * group, (next.slot & 1) ^ 1);
+      // Passes over the blocks of which this warpgroup sees no key.
+      const int first = tile.first + 64 * group, end = causal ? min(tile.end, first + 64) : tile.end;
+      int block = (first < tile.end ? ceil_div(end, ROW_BLOCK_KEYS) : 0) - 1;
+#pragma unroll 1
+      for (int i = 2 * (tile.blocks<S::POSITIONS>(causal) - 1 - block); i > 0; --i) {
+        mbarrier_wait(full(keys.slot), keys.parity);
+        free_slot();
+      }
+      if (block < 0) {
+        __syncwarp();
+        arrive(shared + S::QUERY_FREE + 8 * group);
+        arrive(shared + S::TILE_FREE + 8 * ((next.slot + S::TILES - 1) % S::TILES));
+        continue;
+      }
+      for (; block >= 0; --block) {
+        const bool ends_segment = __any_sync(0xffffffffu, block % ROW_SEGMENT_BLOCKS == 0);
+        mbarrier_wait(full(keys.slot), keys.parity);
+        issue_scores<ROW_BLOCK_KEYS>(warp_uniform(keys.slot));
+        wgmma_wait<0>();
+        keep_registers(s);
+        free_slot();
+        if (block == 0) arrive(shared + S::QUERY_FREE + 8 * group);
+        if (is_masked(tile, block)) mask(tile, block);
+        rows.add<ROW_BLOCK_KEYS, false>(s, c);
+        if (keep != 0) rescale_output();
+        round_weights<ROW_BLOCK_KEYS>();
+        mbarrier_wait(full(keys.slot), keys.parity);
+        issue_output<ROW_BLOCK_KEYS>(warp_uniform(keys.slot));
+        wgmma_wait<0>();
+        keep_registers(o);
+        keep_registers(p);
+        free_slot();
+        keep = 1;
+        if (ends_segment) {
+          end_segment_state();
+          if (block > 0) end_segment_output<false>();
+          keep = 0;
+        }
+      }
+      store<0>(params);
+    }
   }
 };
 
@@ -419,7 +506,8 @@ __device__ __forceinline__ void consume_tiles(const typename Source::Params& p, 
   for (int i = 0; i < HEAD_DIM / 2; ++i) consumer.o[i] = 0;
 #pragma unroll
   for (int i = 0; i < ROW_BLOCK_KEYS / 4; ++i) consumer.p[i / 4][i % 4] = 0;
-  consumer.run(p);
+  if constexpr (ForwardShared<HEAD_DIM>::CONSUMERS == 3) consumer.run_without_overlap(p);
+  else consumer.run(p);
 }
 
 // Source is described in forward_producer.cuh. All threads write the source's padding at the start. If only idle
@@ -436,22 +524,26 @@ __device__ __forceinline__ void forward_wgmma(const typename Source::Params& p) 
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::SLOTS; ++i) {
       mbarrier_init(shared + S::FULL + 8 * i, 1);
-      mbarrier_init(shared + S::FREE + 8 * i, 4 * CONSUMERS);  // an arrival for each warp
+      mbarrier_init(shared + S::FREE + 8 * i, 4 * S::CONSUMERS);  // an arrival for each warp
     }
     for (int i = 0; i < S::TILES; ++i) {
       mbarrier_init(shared + S::TILE_FULL + 8 * i, 1);
-      mbarrier_init(shared + S::TILE_FREE + 8 * i, 4 * CONSUMERS);
+      mbarrier_init(shared + S::TILE_FREE + 8 * i, 4 * S::CONSUMERS);
+    }
+    for (int i = 0; S::KEEPS_QUERIES && i < S::CONSUMERS; ++i) {
+      mbarrier_init(shared + S::QUERY_FULL + 8 * i, 1);
+      mbarrier_init(shared + S::QUERY_FREE + 8 * i, 4);
     }
     fence_mbarrier_init();
   }
   __syncthreads();
   const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (group == 0) {
-    free_registers_down_to<40>();
+    free_registers_down_to<S::CONSUMERS == 3 ? 56 : 40>();
     if (threadIdx.x < 32) produce_tiles<HEAD_DIM, Source>(p, shared);
   } else {
-    take_registers_up_to<232>();
-    if (group == 1 && Source::is_causal(p)) consume_tiles<HEAD_DIM, true, Source>(p, shared, 0);
+    take_registers_up_to<S::CONSUMERS == 3 ? 152 : 232>();
+    if (S::CONSUMERS == 2 && group == 1 && Source::is_causal(p)) consume_tiles<HEAD_DIM, true, Source>(p, shared, 0);
     else consume_tiles<HEAD_DIM, false, Source>(p, shared, group - 1);
   }
 }

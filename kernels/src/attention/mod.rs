@@ -330,8 +330,9 @@ kernel_folder! {
     headers: [
         "backward_fma.cuh", "backward_keys.cuh", "backward_mma.cuh", "backward_parts.cuh", "backward_producer.cuh",
         "backward_wgmma.cuh", "backward_wgmma_keys.cuh", "backward_wgmma_queries.cuh", "fma_tile.cuh",
-        "forward_fma.cuh", "forward_mma.cuh", "forward_producer.cuh", "forward_wgmma.cuh", "packed_source.cuh",
-        "packed_tiles.cuh", "position_tiles.cuh", "row_state.cuh", "sequences.cuh", "tile.cuh", "visits.cuh"
+        "forward_fma.cuh", "forward_mma.cuh", "forward_producer.cuh", "forward_wgmma.cuh", "forward_windows.cuh",
+        "packed_source.cuh", "packed_tiles.cuh", "position_tiles.cuh", "row_state.cuh", "sequences.cuh", "tile.cuh",
+        "visits.cuh"
     ],
     variants: choices::VARIANTS,
 }
@@ -340,6 +341,10 @@ kernel!(pub FWD_F32, "attention_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, p
 kernel!(pub FWD_BF16, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, plan::fwd_bf16);
 kernel!(pub FWD_BF16_MMA, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, plan::fwd_bf16_mma);
 kernel!(pub FWD_BF16_WGMMA, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, plan::fwd_bf16_wgmma);
+kernel!(
+    pub FWD_BF16_WGMMA_EVICT_NORMAL, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE,
+    plan::fwd_bf16_wgmma_evict_normal
+);
 kernel!(pub BWD_F32, "attention_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, plan::bwd_f32);
 kernel!(pub BWD_BF16, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16);
 kernel!(pub BWD_BF16_MMA, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16_mma);

@@ -6,17 +6,22 @@
 
 // A Source (see forward_producer.cuh) whose keys are the keys of the shared prefix, then the sequence's own. The warp
 // itself copies blocks in which the prefix ends, and blocks of values in which the sequence ends; tensor copies load
-// the other blocks.
+// the other blocks. POLICY: cache hint of their lines in L2 (CachePolicy).
+template <u64 POLICY = EVICT_LAST.bits>
 struct PackedSource {
   using Params = FwdParams;
   static constexpr bool ALWAYS_CAUSAL = false;
   TokenRange prefix = {0, 0};  // of the sequence that was found last
 
   __device__ static __forceinline__ bool is_causal(const FwdParams& p) { return p.causal != 0; }
-  __device__ static __forceinline__ PositionTiles tiles(const FwdParams& p) { return packed_tiles(p); }
+  template <int POSITIONS>
+  __device__ static __forceinline__ PositionTiles<POSITIONS> tiles(const FwdParams& p) {
+    return packed_tiles<POSITIONS>(p);
+  }
 
+  template <int POSITIONS>
   __device__ __forceinline__ bool find(const FwdParams& p, u32 number, PositionTile& tile) {
-    return find_packed(p, number, tile, prefix);
+    return find_packed<POSITIONS>(p, number, tile, prefix);
   }
 
   template <int HEAD_DIM>
@@ -32,7 +37,7 @@ struct PackedSource {
     } else if (slot.leads) {
       mbarrier_arrive_expecting(slot.full, ForwardShared<HEAD_DIM>::SLOT);
       const int token = first + (first < prefix.count ? prefix.first : tile.shift);
-      tensor_copy(slot.address, values ? &p.v_map : &p.k_map, slot.full, 0, token, 0, kv_head, EVICT_LAST);
+      tensor_copy(slot.address, values ? &p.v_map : &p.k_map, slot.full, 0, token, 0, kv_head, CachePolicy{POLICY});
     }
   }
 

@@ -69,8 +69,19 @@ pub fn fwd_bf16_mma(p: &FwdParams, _: &Arch) -> Vec<Stage> {
     stage(symbol, blocks, 128, shared).into_iter().collect()
 }
 
-/// Number of query rows of a tile, and of keys of a block, in the wgmma kernels for the forward pass and prefill.
-pub(crate) const POSITIONS_PER_TILE: u32 = 128;
+/// Number of keys of a block in the wgmma kernels for the forward pass and prefill.
+pub(crate) const BLOCK_KEYS: u32 = 128;
+
+/// Returns the number of warpgroups that compute, 64 query rows each, in the wgmma kernels for the forward pass and
+/// prefill (`ForwardShared` of forward_producer.cuh).
+const fn forward_consumers(head_dim: u32) -> u32 {
+    if head_dim == 80 { 3 } else { 2 }
+}
+
+/// Returns the number of query rows of a tile in the wgmma kernels for the forward pass and prefill.
+pub(crate) const fn positions_per_tile(head_dim: u32) -> u32 {
+    64 * forward_consumers(head_dim)
+}
 
 /// The queries that a launch with wgmma divides into tiles.
 pub(crate) struct QueryCounts {
@@ -87,10 +98,10 @@ pub(crate) struct QueryCounts {
 }
 
 impl QueryCounts {
-    /// Returns how many tile numbers all heads together have, as `PositionTiles` of position_tiles.cuh numbers tiles.
-    /// Some numbers have no tile.
-    pub(crate) fn tile_count(&self) -> u64 {
-        let (tokens, seqs, positions) = (u64::from(self.tokens), u64::from(self.seqs), u64::from(POSITIONS_PER_TILE));
+    /// Returns how many tile numbers all heads together have, as `PositionTiles` of position_tiles.cuh numbers tiles of
+    /// `positions` query rows. Some numbers have no tile.
+    pub(crate) fn tile_count(&self, positions: u32) -> u64 {
+        let (tokens, seqs, positions) = (u64::from(self.tokens), u64::from(self.seqs), u64::from(positions));
         let earlier = u64::from(self.has_earlier);
         let padding = (1 + earlier) * (positions - 1);
         let even = seqs * (u64::from(self.max_queries).div_ceil(positions) + earlier);
@@ -101,8 +112,9 @@ impl QueryCounts {
     /// Plans the launch of a kernel whose persistent blocks of threads share the tiles. Returns `None` if there are
     /// no tiles.
     pub(crate) fn plan_stage(&self, symbol: &'static str, head_dim: u32, arch: &Arch) -> Option<Stage> {
-        let blocks = self.tile_count().min(u64::from(arch.multiprocessors));
-        stage(symbol, blocks, 384, forward_shared(head_dim)).filter(|_| self.tokens > 0)
+        let blocks = self.tile_count(positions_per_tile(head_dim)).min(u64::from(arch.multiprocessors));
+        let threads = 128 * (1 + forward_consumers(head_dim));
+        stage(symbol, blocks, threads, forward_shared(head_dim)).filter(|_| self.tokens > 0)
     }
 }
 
@@ -129,17 +141,19 @@ fn packed_heads(p: &FwdParams, tensor: Addr, heads: u32) -> HeadsTensor {
 
 /// Returns the bytes of shared memory of a block: `ForwardShared` of forward_producer.cuh.
 const fn forward_shared(head_dim: u32) -> u32 {
-    let tiles = 4;
-    let slots = match head_dim {
-        128 => 5,
-        80 => 7,
-        _ => 6,
-    };
-    slots * 128 * head_dim * 2 + 2 * (64 * head_dim * 4 + 1024) + 16 * slots + (16 + 32) * tiles
+    let (tiles, consumers) = (4, forward_consumers(head_dim));
+    let slots = if head_dim == 128 { 5 } else { 6 };
+    let queries = if consumers == 3 { consumers * (64 * head_dim * 2 + 16) } else { 0 };
+    slots * BLOCK_KEYS * head_dim * 2
+        + consumers * (64 * head_dim * 4 + 1024)
+        + queries
+        + 16 * slots
+        + (16 + 32) * tiles
 }
 
 /// Plans the launch of kernel `attention_fwd_bf16` with wgmma. GPUs before Hopper, and head_dims other than 64, 80
-/// and 128, get the kernel with mma.sync.
+/// and 128, get the kernel with mma.sync. With head_dim 80, sequences of at most 64 tokens (the windows of a vision
+/// tower) have a block of threads for each sequence and head.
 pub fn fwd_bf16_wgmma(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
     let symbol = match p.head_dim {
         64 => "attention_fwd_bf16_wgmma_64",
@@ -150,14 +164,31 @@ pub fn fwd_bf16_wgmma(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
     if arch.sm < 90 {
         return fwd_bf16_mma(p, arch);
     }
+    if p.head_dim == 80 && p.max_seqlen <= 64 && p.prefix.is_null() {
+        let blocks = if p.tokens == 0 { 0 } else { u64::from(p.seqs) * u64::from(p.heads) };
+        return stage("attention_fwd_bf16_windows_80", blocks, 128, 3 * 64 * 80 * 2).into_iter().collect();
+    }
     let Some(stage) = packed_queries(p).plan_stage(symbol, p.head_dim, arch) else { return Vec::new() };
     let map = |tensor, heads, rows| packed_heads(p, tensor, heads).tensor_map_of_whole_heads(rows);
     let tensor_maps = vec![
         (offset_of!(FwdParams, q_map), map(p.q, p.heads, 64)),
-        (offset_of!(FwdParams, k_map), map(p.k, p.kv_heads, POSITIONS_PER_TILE)),
-        (offset_of!(FwdParams, v_map), map(p.v, p.kv_heads, POSITIONS_PER_TILE)),
+        (offset_of!(FwdParams, k_map), map(p.k, p.kv_heads, BLOCK_KEYS)),
+        (offset_of!(FwdParams, v_map), map(p.v, p.kv_heads, BLOCK_KEYS)),
     ];
     vec![Stage { tensor_maps, ..stage }]
+}
+
+/// Plans the launch of kernel `attention_fwd_bf16` with wgmma without the hint that keys and values stay in L2.
+pub fn fwd_bf16_wgmma_evict_normal(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
+    let mut stages = fwd_bf16_wgmma(p, arch);
+    for stage in &mut stages {
+        stage.symbol = match stage.symbol {
+            "attention_fwd_bf16_wgmma_80" => "attention_fwd_bf16_wgmma_80_evict_normal",
+            "attention_fwd_bf16_wgmma_128" => "attention_fwd_bf16_wgmma_128_evict_normal",
+            other => other,
+        };
+    }
+    stages
 }
 
 /// A tensor `[tokens, heads, head_dim]`. Tensor copies (TMA) move boxes of one head. In shared memory, the columns of
@@ -274,7 +305,7 @@ pub fn bwd_bf16_wgmma(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     }
     let forward = p.forward_params();
     let key_parts = slots(p.tokens, p.seqs, p.max_seqlen, KEYS_PER_TILE.into()) * u64::from(p.max_parts * p.kv_heads);
-    let tiles = key_parts + packed_queries(&forward).tile_count();
+    let tiles = key_parts + packed_queries(&forward).tile_count(KEYS_PER_TILE);
     if tiles == 0 || p.tokens == 0 {
         return Vec::new();
     }

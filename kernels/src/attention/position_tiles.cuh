@@ -1,15 +1,16 @@
-// Tiles of 128 queries for the forward pass and prefill on sm_90a, and the order in which blocks of threads take them.
+// Tiles of 128 or 192 queries for the forward pass and prefill on sm_90a, and the order in which blocks of threads take
+// them.
 //
 // A tile consists of positions, which count the keys of a sequence from its first key. If a sequence has n earlier
 // keys (of a shared prefix, or of earlier chunks in the KV cache), query i is at position n + i. With causal
-// attention it sees the keys 0 .. n + i. Tiles begin at multiples of 128, so a causal tile has one block of keys on
-// its diagonal, whatever n is. The first tile of a sequence may begin with earlier positions. They are not queries of
-// this launch, and their results are not stored.
+// attention it sees the keys 0 .. n + i. Tiles begin at multiples of their size, so a causal tile of 128 positions has
+// one block of keys on its diagonal, whatever n is. The first tile of a sequence may begin with earlier positions. They
+// are not queries of this launch, and their results are not stored.
 #pragma once
 
 #include "attention/row_state.cuh"
 
-constexpr int TILE_POSITIONS = ROW_BLOCK_KEYS;
+constexpr int TILE_POSITIONS = ROW_BLOCK_KEYS;  // of a tile, except in the forward pass with head_dim 80
 
 struct PositionTile {
   int shift;     // number of the token at position 0, if the sequence's own tokens began there; may be negative
@@ -18,15 +19,19 @@ struct PositionTile {
   u32 head;      // query head
   u32 no_query;  // number of positions at the start of the tile that are no queries
 
-  // Number of blocks of keys that the tile's queries see.
+  // Number of blocks of keys that the queries of this tile of POSITIONS positions see.
+  template <int POSITIONS = TILE_POSITIONS>
   __device__ __forceinline__ int blocks(bool causal) const {
-    return causal ? first / TILE_POSITIONS + 1 : ceil_div(end, ROW_BLOCK_KEYS);
+    // A special case of the next line, with which alone ptxas serialises the products of prefill with head_dim 128
+    // (C7511).
+    if (causal && POSITIONS == ROW_BLOCK_KEYS) return first / ROW_BLOCK_KEYS + 1;
+    return ceil_div(causal ? min(end, first + POSITIONS) : end, ROW_BLOCK_KEYS);
   }
 };
 
-// The tiles of all sequences and heads. There are two ways to number tiles; in both, some numbers have no tile. (1)
-// Every sequence has as many numbers as the longest sequence has tiles. The last tiles of all sequences, which have
-// the most keys, come first. (2) There are as many numbers as tiles would be needed for all tokens packed without
+// The tiles of POSITIONS positions of all sequences and heads. There are two ways to number tiles; in both, some
+// numbers have no tile. (1) Every sequence has as many numbers as the longest sequence has tiles. The last tiles of all
+// sequences, which have the most keys, come first. (2) There are as many numbers as tiles would be needed for all tokens packed without
 // gaps, plus one for an incomplete tile of each sequence (two if sequences have earlier positions). A binary search
 // finds the sequence of a tile. The way with fewer numbers is used, because a block of threads that draws a number
 // without a tile has to draw again. The host's grid needs only the number of tiles (plan.rs).
@@ -34,6 +39,7 @@ struct PositionTile {
 // The heads are divided into sections whose keys and values stay in L2 (`section_heads` of plan.rs); in training,
 // normally all heads are one section. Within a section, heads are the fastest index, and tiles of a sequence come in
 // descending order, so long tiles of all heads come first and the blocks of threads end nearly together.
+template <int POSITIONS>
 struct PositionTiles {
   u32 per_sequence;  // way 1: tiles of a sequence; way 2: 0
   u32 per_head;
@@ -43,9 +49,9 @@ struct PositionTiles {
   // query.
   template <class P>
   __device__ __forceinline__ PositionTiles(const P& p, u32 max_queries, bool has_earlier) {
-    padding = has_earlier ? 2 * (TILE_POSITIONS - 1) : TILE_POSITIONS - 1;
-    const u64 longest = ceil_div<u32>(max_queries, TILE_POSITIONS) + (has_earlier ? 1 : 0);
-    const u64 even = p.seqs * longest, packed = (p.tokens + static_cast<u64>(padding) * p.seqs) / TILE_POSITIONS;
+    padding = has_earlier ? 2 * (POSITIONS - 1) : POSITIONS - 1;
+    const u64 longest = ceil_div<u32>(max_queries, POSITIONS) + (has_earlier ? 1 : 0);
+    const u64 even = p.seqs * longest, packed = (p.tokens + static_cast<u64>(padding) * p.seqs) / POSITIONS;
     per_sequence = even <= packed ? static_cast<u32>(longest) : 0;
     per_head = static_cast<u32>(even <= packed ? even : packed);
   }
@@ -69,9 +75,9 @@ struct PositionTiles {
       index = per_sequence - 1 - in_section / group / p.seqs;
     } else {
       const u32 slot = per_head - 1 - in_section / group;
-      // The first slot of sequence n is (cu_seqlens[n] + padding n) / 128, rounded down.
+      // The first slot of sequence n is (cu_seqlens[n] + padding n) / POSITIONS, rounded down.
       const auto first_slot = [&](u32 n) {
-        return static_cast<u32>((cu_seqlens[n] + static_cast<u64>(padding) * n) / TILE_POSITIONS);
+        return static_cast<u32>((cu_seqlens[n] + static_cast<u64>(padding) * n) / POSITIONS);
       };
       u32 low = 0, high = p.seqs;
       while (high - low > 1) {
@@ -86,7 +92,7 @@ struct PositionTiles {
     const int before = earlier(static_cast<int>(sequence), length);
     tile.shift = begin - before;
     tile.end = before + length;
-    tile.first = (before / TILE_POSITIONS + static_cast<int>(index)) * TILE_POSITIONS;
+    tile.first = (before / POSITIONS + static_cast<int>(index)) * POSITIONS;
     tile.no_query = static_cast<u32>(max(0, before - tile.first));
     return tile.first < tile.end && length > 0;
   }

@@ -17,7 +17,7 @@
 // multiply-adds, 4 x 4 results per thread (*_fma.cuh).
 //
 // sm_90a has kernels for head_dim 64, 80 and 128 with wgmma and another order of sums (forward_wgmma.cuh,
-// backward_wgmma.cuh).
+// backward_wgmma.cuh), and one for windows of at most 64 tokens with head_dim 80 (forward_windows.cuh).
 //
 // Order of gradients. No sum is formed by atomics: dq sums over keys ascending, 16 at a time; dk and dv sum over
 // sequences ascending, query tiles descending, heads of the group ascending (visits.cuh). So no row's bits depend on
@@ -53,6 +53,7 @@
 #if __CUDA_ARCH__ >= 900
 #include "attention/backward_wgmma.cuh"
 #include "attention/forward_wgmma.cuh"
+#include "attention/forward_windows.cuh"
 #include "attention/packed_source.cuh"
 #endif
 
@@ -318,9 +319,14 @@ KERNEL(attention_fwd_bf16_up_to_128, FwdParams, MMA_THREADS, 1, forward_mma<128,
 KERNEL(attention_fwd_bf16_up_to_256, FwdParams, MMA_THREADS, 2, forward_mma<256, 64, true>)
 KERNEL(attention_fwd_f32, FwdParams, FMA_THREADS, 1, forward_fma<float>)
 #if __CUDA_ARCH__ >= 900
-KERNEL(attention_fwd_bf16_wgmma_64, FwdParams, WGMMA_THREADS, 1, (forward_wgmma<64, PackedSource>))
-KERNEL(attention_fwd_bf16_wgmma_80, FwdParams, WGMMA_THREADS, 1, (forward_wgmma<80, PackedSource>))
-KERNEL(attention_fwd_bf16_wgmma_128, FwdParams, WGMMA_THREADS, 1, (forward_wgmma<128, PackedSource>))
+KERNEL(attention_fwd_bf16_wgmma_64, FwdParams, WGMMA_THREADS<64>, 1, (forward_wgmma<64, PackedSource<>>))
+KERNEL(attention_fwd_bf16_wgmma_80, FwdParams, WGMMA_THREADS<80>, 1, (forward_wgmma<80, PackedSource<>>))
+KERNEL(attention_fwd_bf16_wgmma_128, FwdParams, WGMMA_THREADS<128>, 1, (forward_wgmma<128, PackedSource<>>))
+KERNEL(attention_fwd_bf16_wgmma_80_evict_normal, FwdParams, WGMMA_THREADS<80>, 1,
+       (forward_wgmma<80, PackedSource<EVICT_NORMAL.bits>>))
+KERNEL(attention_fwd_bf16_wgmma_128_evict_normal, FwdParams, WGMMA_THREADS<128>, 1,
+       (forward_wgmma<128, PackedSource<EVICT_NORMAL.bits>>))
+KERNEL(attention_fwd_bf16_windows_80, FwdParams, WINDOW_THREADS, 5, forward_windows<80>)
 #endif
 KERNEL(attention_bwd_bf16, BwdParams, FMA_THREADS, 4, row_products<bf16>)
 KERNEL(attention_bwd_bf16_dq, BwdParams, FMA_THREADS, 1, query_gradients_fma<bf16>)

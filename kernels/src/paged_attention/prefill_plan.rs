@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use reel_device::{Arch, DType, Stage};
 
 use super::{Params, is_decode, plan_bf16_mma};
-use crate::attention::plan::{HeadsTensor, POSITIONS_PER_TILE, QueryCounts};
+use crate::attention::plan::{BLOCK_KEYS, HeadsTensor, QueryCounts};
 
 /// Number of cache slots in the tensor maps: an upper bound, as the number of pages is not known here. The kernel
 /// copies only slots of a sequence's pages.
@@ -28,8 +28,8 @@ pub(super) fn plan_bf16_wgmma(p: &Params, arch: &Arch) -> Vec<Stage> {
     let Some(stage) = queries.plan_stage(symbol, head_dim, arch) else { return Vec::new() };
     let cache = |tensor| {
         let map = HeadsTensor { tensor, tokens: SLOTS, heads: kv_heads, head_dim };
-        match p.page_tokens >= POSITIONS_PER_TILE {
-            true => map.tensor_map_of_whole_heads(POSITIONS_PER_TILE),
+        match p.page_tokens >= BLOCK_KEYS {
+            true => map.tensor_map_of_whole_heads(BLOCK_KEYS),
             false => map.tensor_map_of_column_group(p.page_tokens),
         }
     };

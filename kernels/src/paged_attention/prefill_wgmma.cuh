@@ -35,12 +35,14 @@ struct PagedSource {
   const int* pages = nullptr;  // of the sequence that was found last
 
   __device__ static __forceinline__ bool is_causal(const Params&) { return true; }
-  __device__ static __forceinline__ PositionTiles tiles(const Params& p) {
+  template <int POSITIONS>
+  __device__ static __forceinline__ PositionTiles<POSITIONS> tiles(const Params& p) {
     return {p, min(p.tokens, p.max_kv_len), true};
   }
 
+  template <int POSITIONS>
   __device__ __forceinline__ bool find(const Params& p, u32 number, PositionTile& tile) {
-    return tiles(p).find(p, number, tile, [&](int sequence, int queries) {
+    return tiles<POSITIONS>(p).find(p, number, tile, [&](int sequence, int queries) {
       pages = global<const int>(p.block_tables) + static_cast<u64>(sequence) * p.max_blocks;
       return global<const int>(p.kv_lens)[sequence] - queries;
     });
@@ -85,7 +87,7 @@ struct PagedSource {
       if (global<const int>(p.kv_lens)[n] != 0) continue;
       const u64 end = cu_seqlens[n + 1] * words;
 #pragma unroll 1
-      for (u64 i = cu_seqlens[n] * words + threadIdx.x; i < end; i += WGMMA_THREADS) global<u32>(p.o)[i] = 0;
+      for (u64 i = cu_seqlens[n] * words + threadIdx.x; i < end; i += blockDim.x) global<u32>(p.o)[i] = 0;
     }
   }
 };

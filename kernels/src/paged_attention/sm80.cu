@@ -74,9 +74,9 @@ WITH_THREADS(paged_attention_fwd_bf16_decode_rows_64, DECODE_THREADS, 1, decode_
 WITH_THREADS(paged_attention_fwd_bf16_decode_rows_80, DECODE_THREADS, 1, decode_rows<80>)
 WITH_THREADS(paged_attention_fwd_bf16_decode_rows_128, DECODE_THREADS, 1, decode_rows<128>)
 KERNEL(paged_attention_fwd_bf16_combine_rows, 4, combine_rows)
-WITH_THREADS(paged_attention_fwd_bf16_wgmma_64, WGMMA_THREADS, 1, (forward_wgmma<64, PagedSource>))
-WITH_THREADS(paged_attention_fwd_bf16_wgmma_80, WGMMA_THREADS, 1, (forward_wgmma<80, PagedSource>))
-WITH_THREADS(paged_attention_fwd_bf16_wgmma_128, WGMMA_THREADS, 1, (forward_wgmma<128, PagedSource>))
+WITH_THREADS(paged_attention_fwd_bf16_wgmma_64, WGMMA_THREADS<64>, 1, (forward_wgmma<64, PagedSource>))
+WITH_THREADS(paged_attention_fwd_bf16_wgmma_80, WGMMA_THREADS<80>, 1, (forward_wgmma<80, PagedSource>))
+WITH_THREADS(paged_attention_fwd_bf16_wgmma_128, WGMMA_THREADS<128>, 1, (forward_wgmma<128, PagedSource>))
 #endif
 KERNEL(paged_attention_fwd_f32_64, 2, (forward_fma<1, false, false>))
 KERNEL(paged_attention_fwd_f32_128, 2, (forward_fma<2, false, false>))

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! product of matrices   whole waves of the tile that the plan chooses: cycles of its products, and of its epilogue
-//! attention, forward    tiles of 128 queries, longest first, each to the multiprocessor that is free first
+//! attention, forward    tiles of 128 queries, longest first, each to the multiprocessor that is free first; with head_dim
+//!                       80 tiles of 192, and for windows of at most 64 tokens bandwidth of memory
 //! attention, backward   parts of tiles of 128 keys (`KeyParts`), then tiles of 128 queries, in the same way
 //! attention, decode     segments of 512 keys; the latency of dependent loads; bandwidth of memory
 //! product of few rows   bandwidth of memory; latency of a norm in the same launch
@@ -46,6 +47,11 @@ const STREAM_BYTES_PER_SECOND: f64 = 4.13e12;
 
 /// Rows of a tile of queries, and keys of a block.
 const TILE: u64 = 128;
+/// Rows of a tile of queries in the forward pass with head_dim 80, which has three warpgroups that compute; seconds for
+/// a block of 192 queries and 128 keys. The prototype `v80w3five` took 1.862 us (679.4 us without the launch for eleven
+/// tiles of 32 blocks, mean of two runs).
+const TILE_OF_THREE: u64 = 192;
+const BLOCK_SECONDS_OF_THREE: f64 = 1.862e-6;
 /// Seconds of the forward pass for a block of 128 queries and 128 keys: a part for each column of a head, and the
 /// softmax. With 128 columns the prototype `xtqrhfs` took 1.667 us, with 80 and two consumers `v80five` 1.578 us.
 const SECONDS_PER_COLUMN: f64 = 1.85e-9;
@@ -147,6 +153,10 @@ fn seconds_of_launch(main: &PlannedStage, cost: Cost) -> Option<f64> {
     if is_forward("attention_fwd_bf16") || is_forward("paged_attention_fwd_bf16") {
         return forward(main, cost);
     }
+    if symbol.starts_with("attention_fwd_bf16_windows_") {
+        // Each array is read or written once (computed, not measured).
+        return Some(ATTENTION_LAUNCH_SECONDS + cost.bytes / STREAM_BYTES_PER_SECOND);
+    }
     if symbol.starts_with("attention_bwd_bf16_wgmma_") {
         return backward(main, cost);
     }
@@ -196,17 +206,22 @@ fn is_causal(main: &PlannedStage) -> bool {
     main.size("causal") != Some(0)
 }
 
-/// The numbers of blocks of keys of all tiles of queries of a sequence, for one head.
-fn query_tiles(main: &PlannedStage, tokens: u64) -> impl Iterator<Item = f64> {
-    let (all, causal) = (tokens.div_ceil(TILE), is_causal(main));
-    (0..all).map(move |tile| if causal { tile + 1 } else { all } as f64)
+/// The numbers of blocks of keys of all tiles of `rows` queries of a sequence, for one head.
+fn query_tiles(main: &PlannedStage, tokens: u64, rows: u64) -> impl Iterator<Item = f64> {
+    let causal = is_causal(main);
+    let keys = move |tile| if causal { tokens.min((tile + 1) * rows) } else { tokens };
+    (0..tokens.div_ceil(rows)).map(move |tile| keys(tile).div_ceil(TILE) as f64)
 }
 
 fn forward(main: &PlannedStage, cost: Cost) -> Option<f64> {
     let (heads, head_dim) = (main.size("heads")?, main.size("head_dim")? as f64);
     let (lengths, scale) = sequences(main, cost.flops, 4.0 * head_dim)?;
-    let block = (SOFTMAX_SECONDS + SECONDS_PER_COLUMN * head_dim) * SEGMENTS;
-    let tiles = lengths.iter().flat_map(|l| query_tiles(main, *l)).map(|blocks| (blocks * scale + TILE_BLOCKS) * block);
+    let (rows, block) = match head_dim == 80.0 {
+        true => (TILE_OF_THREE, BLOCK_SECONDS_OF_THREE * SEGMENTS),
+        false => (TILE, (SOFTMAX_SECONDS + SECONDS_PER_COLUMN * head_dim) * SEGMENTS),
+    };
+    let tiles = lengths.iter().flat_map(|l| query_tiles(main, *l, rows));
+    let tiles = tiles.map(|blocks| (blocks * scale + TILE_BLOCKS) * block);
     let tiles = tiles.flat_map(|seconds| std::iter::repeat_n(seconds, heads as usize));
     Some(ATTENTION_LAUNCH_SECONDS + longest_first(tiles.collect()))
 }
@@ -233,7 +248,7 @@ fn backward(main: &PlannedStage, cost: Cost) -> Option<f64> {
                 jobs.extend((0..kv_heads).map(|_| work + KEY_TILE_SECONDS + sums));
             }
         }
-        for blocks in query_tiles(main, l) {
+        for blocks in query_tiles(main, l, TILE) {
             let work = flops(TILE as f64 * blocks, 3.0) / BACKWARD_FLOPS;
             jobs.extend((0..heads).map(|_| work + QUERY_TILE_SECONDS));
         }

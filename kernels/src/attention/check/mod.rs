@@ -16,8 +16,8 @@ use cuda::backward_wgmma::{
 };
 use cuda::many_tiles::products_of_warps_and_of_warpgroups_agree_over_many_tiles;
 use cuda::wgmma::{
-    keys_and_values_of_no_query_change_nothing, other_sequences_and_prefixes_change_no_bit_of_products_of_warpgroups,
-    products_of_warpgroups_equal_the_formula,
+    keys_and_values_of_no_query_change_nothing, keys_and_values_of_other_windows_change_nothing,
+    other_sequences_and_prefixes_change_no_bit_of_products_of_warpgroups, products_of_warpgroups_equal_the_formula,
 };
 use cuda::{
     equals_the_formula_in_bf16, equals_the_formula_in_f32, other_sequences_and_how_a_prefix_is_given_change_no_bit,
@@ -34,6 +34,7 @@ checks!(
     products_of_warpgroups_equal_the_formula,
     other_sequences_and_prefixes_change_no_bit_of_products_of_warpgroups,
     keys_and_values_of_no_query_change_nothing,
+    keys_and_values_of_other_windows_change_nothing,
     gradients_by_products_of_warpgroups_equal_the_formula,
     other_sequences_and_the_grid_change_no_bit_of_gradients_by_products_of_warpgroups,
     other_sequences_that_are_not_finite_change_no_gradient_by_products_of_warpgroups,

@@ -1,16 +1,16 @@
 //! A check in which each multiprocessor of a GPU gets many tiles: the kernels with wgmma against those with mma.sync,
 //! which other checks compare with the formula. The simulator gets small batches.
 
-use reel_device::DType::{BF16, F32};
-use reel_device::{Arch, Kernel, KernelLaunch, Launch};
+use reel_device::DType::BF16;
+use reel_device::{Arch, Kernel};
 
 use super::super::{Given, bits};
-use super::wgmma::batch;
-use crate::attention::{BWD_BF16_MMA, BWD_BF16_WGMMA, FWD_BF16_MMA, FWD_BF16_WGMMA, PackedBatch, bwd, fwd};
+use super::wgmma::{batch, by};
+use crate::attention::{BWD_BF16_MMA, BWD_BF16_WGMMA, FWD_BF16_MMA, FWD_BF16_WGMMA, PackedBatch, bwd};
 use crate::checks::{TestArray, run_once, size_for, with_only_gpu};
 
 /// Returns the batches: a long sequence, sequences of uneven lengths, completions that share a prompt, and the vision
-/// tower.
+/// tower with and without windows.
 fn batches() -> Vec<PackedBatch> {
     let group = |prompt: usize, completion: usize, count: usize| {
         let lengths = [&[prompt][..], &vec![completion; count]].concat();
@@ -24,23 +24,11 @@ fn batches() -> Vec<PackedBatch> {
         batch(size_for(&[3000, 1200, 2500, 700, 792], &[150, 30, 70]), &[], heads, 128, true, 1.0),
         batch(&lengths, &prefix, heads, 128, true, 1.0),
         batch(size_for(&[4096, 2000], &[150, 64]), &[], size_for((16, 16), (2, 2)), 80, false, 1.0),
+        batch(size_for(&[64; 128], &[64, 40]), &[], size_for((16, 16), (2, 2)), 80, false, 1.0),
     ]
 }
 
-/// Returns `launch` with another kernel.
-fn by(kernel: &'static Kernel, launch: Launch) -> Launch {
-    let Launch::Kernel(launch) = launch else { unreachable!("attention is not a matrix product") };
-    Launch::Kernel(KernelLaunch { kernel, ..launch })
-}
-
 impl Given {
-    fn output_and_lse_by(&self, kernel: &'static Kernel) -> [TestArray; 2] {
-        let rows = self.tokens() * self.case.heads;
-        let (o, lse) = (TestArray::output(BF16, rows * self.case.head_dim), TestArray::output(F32, rows));
-        run_once(&by(kernel, fwd(BF16, &self.fwd(o.addr(), lse.addr()), self.query_key_pair_count())));
-        [o, lse]
-    }
-
     fn gradients_by(&self, kernel: &'static Kernel, [o, lse]: &[TestArray; 2]) -> [TestArray; 3] {
         let (rows, kv_rows) = (self.tokens() * self.case.heads, self.tokens() * self.case.kv_heads);
         let grads = [rows, kv_rows, kv_rows].map(|rows| TestArray::output(BF16, rows * self.case.head_dim));

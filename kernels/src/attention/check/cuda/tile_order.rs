@@ -1,5 +1,5 @@
-//! The order in which blocks of threads take tiles of 128 queries, and parts of tiles of 128 keys, on Hopper: how evenly
-//! it divides the work, and the atomic counter. The tiles come from `PackedSource`, `PagedSource` and `KeyPart` of the
+//! The order in which blocks of threads take tiles of queries, and parts of tiles of 128 keys, on Hopper: how evenly it
+//! divides the work, and the atomic counter. The tiles come from `PackedSource`, `PagedSource` and `KeyPart` of the
 //! kernels, which the simulator runs.
 
 use std::cmp::Reverse;
@@ -17,7 +17,7 @@ use reel_sim::program::Program;
 
 use super::Given;
 use super::wgmma::batch;
-use crate::attention::plan::POSITIONS_PER_TILE;
+use crate::attention::plan::{BLOCK_KEYS, positions_per_tile};
 use crate::attention::{self, BWD_BF16_WGMMA, BwdParams, FWD_BF16_WGMMA, FwdParams, bwd, fwd};
 use crate::checks::{TestArray, addr, run_once, run_test_on_sim};
 use crate::paged_attention::{self, FWD_BF16_PREFILL_WGMMA, Params};
@@ -30,16 +30,22 @@ macro_rules! key_blocks_kernel {
             "#include \"",
             $include,
             "\"\n",
+            "template <int N>\n",
+            "__device__ float blocks_of_tile(const ",
+            $params,
+            "& p, u32 number) {\n",
+            "  PositionTile tile;\n  ",
+            $source,
+            " source;\n",
+            "  if (number >= source.tiles<N>(p).count(p)) return -1;\n",
+            "  return source.find<N>(p, number, tile) ? tile.blocks<N>(source.is_causal(p)) : 0;\n",
+            "}\n",
             "extern \"C\" __global__ void key_blocks(const __grid_constant__ ",
             $params,
             " p) {\n",
             "  const u32 number = blockIdx.x * blockDim.x + threadIdx.x;\n",
-            "  PositionTile tile;\n  ",
-            $source,
-            " source;\n",
-            "  const bool found = number < source.tiles(p).count(p) && source.find(p, number, tile);\n",
-            "  const float blocks = found ? tile.blocks(source.is_causal(p)) : 0;\n",
-            "  global<float>(p.o)[number] = number < source.tiles(p).count(p) ? blocks : -1;\n",
+            "  float& to = global<float>(p.o)[number];\n",
+            "  to = p.head_dim == 80 ? blocks_of_tile<192>(p, number) : blocks_of_tile<128>(p, number);\n",
             "}\n"
         )
     };
@@ -47,7 +53,7 @@ macro_rules! key_blocks_kernel {
 
 static OF_PACKED: Source = Source {
     name: "key_blocks_of_packed_sequences",
-    sm80: key_blocks_kernel!("attention/packed_source.cuh", "FwdParams", "PackedSource"),
+    sm80: key_blocks_kernel!("attention/packed_source.cuh", "FwdParams", "PackedSource<>"),
     params: &[<FwdParams as launch::Params>::c_declaration],
     header_owners: &[&attention::SOURCE],
     headers: &[],
@@ -117,6 +123,7 @@ struct Case {
     sequences: Vec<(usize, usize)>,
     heads: usize,
     kv_heads: usize,
+    head_dim: u32,
     causal: bool,
     /// Whether the keys are in the pages of a KV cache. Without pages, the earlier keys are those of a shared prefix.
     paged: bool,
@@ -125,7 +132,8 @@ struct Case {
 impl Case {
     /// Returns a causal case without earlier keys.
     fn packed((heads, kv_heads): (usize, usize), lengths: &[usize]) -> Case {
-        Case { sequences: lengths.iter().map(|&n| (0, n)).collect(), heads, kv_heads, causal: true, paged: false }
+        let sequences = lengths.iter().map(|&n| (0, n)).collect();
+        Case { sequences, heads, kv_heads, head_dim: 128, causal: true, paged: false }
     }
 
     fn starts(&self) -> Vec<i32> {
@@ -177,7 +185,7 @@ impl Case {
         let prefix: Vec<i32> = self.sequences.iter().flat_map(|s| [0, s.0 as i32]).collect();
         let kv_lens: Vec<i32> = self.sequences.iter().map(|s| (s.0 + s.1) as i32).collect();
         let (tokens, seqs) = (starts[starts.len() - 1] as u32, self.sequences.len() as u32);
-        let (heads, kv_heads, head_dim) = (self.heads as u32, self.kv_heads as u32, 128);
+        let (heads, kv_heads, head_dim) = (self.heads as u32, self.kv_heads as u32, self.head_dim);
         let has_earlier = self.sequences.iter().any(|s| s.0 > 0);
         let packed = FwdParams {
             cu_seqlens: addr(&starts),
@@ -226,11 +234,12 @@ impl Case {
 
     /// Returns the number of key blocks of each tile of all heads, in ascending order, by the definition of a tile.
     fn key_blocks_by_definition(&self) -> Vec<u32> {
-        let tile = POSITIONS_PER_TILE as usize;
+        let tile = positions_per_tile(self.head_dim) as usize;
         let of = |&(earlier, queries): &(usize, usize)| {
-            let end = (earlier + queries).div_ceil(tile);
-            let tiles = if queries == 0 { 0..0 } else { earlier / tile..end };
-            tiles.map(move |t| if self.causal { t + 1 } else { end } as u32)
+            let keys = earlier + queries;
+            let tiles = if queries == 0 { 0..0 } else { earlier / tile..keys.div_ceil(tile) };
+            let seen = move |t: usize| if self.causal { keys.min((t + 1) * tile) } else { keys };
+            tiles.map(move |t| (seen(t) as u32).div_ceil(BLOCK_KEYS))
         };
         let of_head: Vec<u32> = self.sequences.iter().flat_map(of).collect();
         let mut all = of_head.repeat(self.heads);
@@ -287,6 +296,9 @@ fn all_multiprocessors_get_nearly_the_same_work() {
         (0.95, Case::packed(of_72b, &[8192])),
         // Eight sections of one key head.
         (0.95, Case::packed(of_72b, &[32768])),
+        // The vision tower: 352 tiles for one image, 1408 for four.
+        (0.88, Case { head_dim: 80, causal: false, ..Case::packed((16, 16), &[4096]) }),
+        (0.95, Case { head_dim: 80, causal: false, ..Case::packed((16, 16), &[4096; 4]) }),
     ];
     run_test_on_sim(|| {
         for (least, case) in &cases {
@@ -337,12 +349,14 @@ fn all_multiprocessors_get_nearly_the_same_work_of_gradients() {
 fn cases() -> impl Strategy<Value = Case> {
     let heads = prop::sample::select(vec![(1, 1), (6, 3), (7, 1), (28, 4)]);
     let sequence = (prop_oneof![Just(0usize), 1usize..1500], prop_oneof![0usize..3, 1usize..2000]);
-    (prop::collection::vec(sequence, 1..30), heads, any::<bool>(), any::<bool>()).prop_filter_map(
-        "tokens",
-        |(sequences, (heads, kv_heads), causal, paged)| {
-            let tokens: usize = sequences.iter().map(|s| s.1).sum();
-            let causal = causal || paged;
-            (tokens > 0).then_some(Case { sequences, heads, kv_heads, causal, paged })
+    let head_dim = prop::sample::select(vec![80, 128]);
+    (prop::collection::vec(sequence, 1..30), heads, head_dim, any::<bool>(), any::<bool>()).prop_filter_map(
+        "tokens, and not windows alone",
+        |(sequences, (heads, kv_heads), head_dim, causal, paged)| {
+            let (tokens, longest) = sequences.iter().fold((0, 0), |(sum, max), s| (sum + s.1, max.max(s.1)));
+            let (causal, is_windows) = (causal || paged, head_dim == 80 && longest <= 64);
+            let case = Case { sequences, heads, kv_heads, head_dim, causal, paged };
+            (tokens > 0 && !is_windows).then_some(case)
         },
     )
 }
@@ -394,8 +408,8 @@ proptest! {
 
 /// The forward kernel of head_dim 64 alone, which compiles faster than the whole folder.
 const FORWARD: &str = "#include \"attention/forward_wgmma.cuh\"\n#include \"attention/packed_source.cuh\"\n\
-    extern \"C\" __global__ void __launch_bounds__(WGMMA_THREADS, 1)\n\
-    attention_fwd_bf16_wgmma_64(const __grid_constant__ FwdParams p) { forward_wgmma<64, PackedSource>(p); }\n";
+    extern \"C\" __global__ void __launch_bounds__(WGMMA_THREADS<64>, 1)\n\
+    attention_fwd_bf16_wgmma_64(const __grid_constant__ FwdParams p) { forward_wgmma<64, PackedSource<>>(p); }\n";
 
 /// What two forward launches with the same tile counter leave.
 #[derive(PartialEq)]

@@ -1,11 +1,11 @@
 //! Checks of the forward pass with wgmma, which is compiled for Hopper and sums in the order of `row_state.cuh`.
 
 use reel_device::DType::{BF16, F32};
-use reel_device::{Addr, Arch, KernelLaunch, Launch};
+use reel_device::{Addr, Arch, Kernel, KernelLaunch, Launch};
 
 use super::super::{Given, bits, lse_bounds};
 use crate::attention::formula::Roundings;
-use crate::attention::{FWD_BF16_WGMMA, PackedBatch, formula, fwd};
+use crate::attention::{FWD_BF16_WGMMA, FWD_BF16_WGMMA_EVICT_NORMAL, PackedBatch, formula, fwd};
 use crate::checks::{TestArray, run, run_once, with_only_gpu};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
 
@@ -21,28 +21,36 @@ pub(super) fn batch(
     PackedBatch { lengths: lengths.to_vec(), heads, kv_heads, head_dim, causal, spread, prefix: prefix.to_vec() }
 }
 
+/// Returns `launch` with another kernel.
+pub(super) fn by(kernel: &'static Kernel, launch: Launch) -> Launch {
+    let Launch::Kernel(launch) = launch else { unreachable!("attention is not a matrix product") };
+    Launch::Kernel(KernelLaunch { kernel, ..launch })
+}
+
 impl Given {
     /// Returns the forward launch with the wgmma kernel.
     fn by_warpgroups(&self, o: &TestArray, lse: Addr) -> Launch {
-        let Launch::Kernel(launch) = fwd(BF16, &self.fwd(o.addr(), lse), self.query_key_pair_count()) else {
-            unreachable!("attention is not a matrix product")
-        };
-        Launch::Kernel(KernelLaunch { kernel: &FWD_BF16_WGMMA, ..launch })
+        by(&FWD_BF16_WGMMA, fwd(BF16, &self.fwd(o.addr(), lse), self.query_key_pair_count()))
     }
 
-    /// Runs the wgmma kernel under one interleaving and returns the output and its log-sum-exps.
-    fn output_and_lse_by_warpgroups(&self) -> [TestArray; 2] {
+    /// Runs the forward launch with `kernel` under one interleaving and returns the output and its log-sum-exps.
+    pub(super) fn output_and_lse_by(&self, kernel: &'static Kernel) -> [TestArray; 2] {
         let rows = self.tokens() * self.case.heads;
         let (o, lse) = (TestArray::output(BF16, rows * self.case.head_dim), TestArray::output(F32, rows));
-        run_once(&self.by_warpgroups(&o, lse.addr()));
+        run_once(&by(kernel, self.by_warpgroups(&o, lse.addr())));
         assert_eq!(bits(&self.tile_counter), [0], "the tile counter after the launch: {:?}", self.case);
         [o, lse]
+    }
+
+    fn output_and_lse_by_warpgroups(&self) -> [TestArray; 2] {
+        self.output_and_lse_by(&FWD_BF16_WGMMA)
     }
 }
 
 /// Covers lengths around a warpgroup's 64 rows, blocks of 128 and segments of 512 keys; prefixes that end inside a
 /// block, at its end, and inside the first block of a tile; more tiles than the grid has blocks; two whole blocks
-/// that all queries see.
+/// that all queries see. With head_dim 80: tiles in which one, two or three warpgroups have queries; causal tiles whose
+/// warpgroups see different numbers of blocks; windows of 64 tokens and shorter ones, alone and with longer sequences.
 pub(in super::super) fn products_of_warpgroups_equal_the_formula() {
     let cases = [
         batch(&[0, 1, 63, 0, 130], &[], (2, 1), 128, true, 1.0),
@@ -56,6 +64,11 @@ pub(in super::super) fn products_of_warpgroups_equal_the_formula() {
         batch(&[20, 580], &[(20, 580), (0, 0)], (1, 1), 80, true, 1.0),
         batch(&[&[0; 60][..], &[150, 3], &[0; 30]].concat(), &[], (1, 1), 64, true, 1.0),
         batch(&[64; 70], &[], (2, 2), 80, false, 1.0),
+        batch(&[640], &[], (1, 1), 80, false, 20.0),
+        batch(&[1, 400, 0, 65, 192], &[], (2, 1), 80, true, 1.0),
+        batch(&[64, 17, 0, 1, 63], &[], (4, 2), 80, false, 20.0),
+        batch(&[33, 64, 5], &[], (2, 1), 80, true, 1.0),
+        batch(&[64, 30, 200, 64], &[], (2, 2), 80, false, 1.0),
     ];
     for case in cases {
         let (given, name) = (Given::new(&case, BF16), format!("{case:?}"));
@@ -83,11 +96,17 @@ pub(in super::super) fn other_sequences_and_prefixes_change_no_bit_of_products_o
         batch(&[70, 5, 66], &[(0, 0), (0, 70), (1, 64)], (2, 1), 64, true, 3.0),
         batch(&[530, 9, 130], &[(0, 0), (0, 529), (0, 256)], (1, 1), 128, true, 3.0),
         batch(&[140, 30], &[(0, 0), (2, 137)], (1, 1), 80, false, 1.0),
+        batch(&[64, 64, 17], &[], (2, 1), 80, false, 1.0),
+        // Alone, the sequences of at most 64 tokens take the kernel for windows.
+        batch(&[64, 600, 30], &[], (2, 2), 80, false, 1.0),
+        batch(&[64, 300, 30], &[], (2, 1), 80, true, 3.0),
     ];
     with_only_gpu(Arch::H100, || {
         for case in &cases {
             let given = Given::new(case, BF16);
             let all = given.output_and_lse_by_warpgroups().each_ref().map(bits);
+            let again = given.output_and_lse_by(&FWD_BF16_WGMMA_EVICT_NORMAL).each_ref().map(bits);
+            assert!(all == again, "a second launch, without the hint for L2, differs: {case:?}");
             for n in (0..case.lengths.len()).filter(|&n| case.lengths[n] > 0) {
                 let alone = given.alone(n, BF16).output_and_lse_by_warpgroups().each_ref().map(bits);
                 let (from, to) = (given.cu_seqlens[n] as usize, given.cu_seqlens[n + 1] as usize);
@@ -108,7 +127,7 @@ pub(in super::super) fn other_sequences_and_prefixes_change_no_bit_of_products_o
 /// not finite.)
 pub(in super::super) fn keys_and_values_of_no_query_change_nothing() {
     with_only_gpu(Arch::H100, || {
-        for (causal, head_dim) in [(true, 128), (false, 64)] {
+        for (causal, head_dim) in [(true, 128), (false, 64), (false, 80)] {
             let case = batch(&[150, 70, 20], &[], (2, 1), head_dim, causal, 1.0);
             let (row, kv_row) = (case.heads * head_dim, case.kv_heads * head_dim);
             let given = Given::new(&case, BF16);
@@ -131,6 +150,28 @@ pub(in super::super) fn keys_and_values_of_no_query_change_nothing() {
                     "keys and values of tokens {changed:?} set to {value} change outputs of tokens {kept:?}"
                 );
             }
+        }
+    });
+}
+
+/// The same for windows, whose keys and values end inside a tile of 64.
+pub(in super::super) fn keys_and_values_of_other_windows_change_nothing() {
+    with_only_gpu(Arch::H100, || {
+        let case = batch(&[50, 64, 9], &[], (2, 1), 80, false, 1.0);
+        let given = Given::new(&case, BF16);
+        let before = bits(&given.output_and_lse_by_warpgroups()[0]);
+        for n in 0..case.lengths.len() {
+            let tokens = case.first_token(n)..case.first_token(n) + case.lengths[n];
+            let only = |data: &TestArray| {
+                let kept = |i: usize| tokens.contains(&(i / (case.kv_heads * case.head_dim)));
+                let values = data.values().into_iter().enumerate();
+                TestArray::new(BF16, &values.map(|(i, x)| if kept(i) { x } else { f32::NAN }).collect::<Vec<_>>())
+            };
+            let given = Given { k: only(&given.k), v: only(&given.v), ..Given::new(&case, BF16) };
+            let after = bits(&given.output_and_lse_by_warpgroups()[0]);
+            let row = case.heads * case.head_dim;
+            let of_window = tokens.start * row..tokens.end * row;
+            assert!(after[of_window.clone()] == before[of_window], "window {n} depends on the others");
         }
     });
 }
