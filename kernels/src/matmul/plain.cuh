@@ -18,8 +18,7 @@ constexpr int PLAIN_PITCH = PLAIN_SIDE + 8;
 // Copies ROWS rows of an operand with `rows` rows, from row `first` on, and their elements k .. k + 64 to shared memory,
 // with 0 for elements beyond its ends.
 template <int MAJOR, int ROWS = PLAIN_SIDE>
-__device__ __forceinline__ void copy_plainly(const bf16* from, u32 rows, u32 length, u32 first, u32 k,
-                                             bf16* to) {
+__device__ __forceinline__ void copy_plainly(const bf16* from, u32 rows, u32 length, u32 first, u32 k, bf16* to) {
   for (int i = threadIdx.x; i < ROWS * PLAIN_SIDE; i += 128) {
     const u32 row = MAJOR == K_MAJOR ? i / PLAIN_SIDE : i % ROWS;
     const u32 column = MAJOR == K_MAJOR ? i % PLAIN_SIDE : i / ROWS;

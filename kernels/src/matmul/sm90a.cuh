@@ -13,6 +13,8 @@
 // accumulator. Products with zeros beyond the end of k change no sum. So all tiles give the same bits, and those of a
 // row depend on nothing but the row, B and k.
 //
+// gemm_swiglu_bf16 has two B, of gate and up, in one tile, and its epilogue stores SwiGLU of both sums.
+//
 // Ends. Tensor copies load 0 for elements beyond the ends of A, B and C, and do not store them.
 //
 // Bound. Arithmetic. Rates beside cuBLAS are in plan.rs.
