@@ -25,8 +25,8 @@ help() {
 ./run.sh PHASE...       runs these phases only, in the same way:
   machine     describe the machine; exit at once if the device cannot be used
   init        begin to make models of the published sizes 3b and 7b with random weights, which later phases use
-  hopper      compare what plans assume (resident blocks, tensor copies) with the GPU, and the kernels of the four folders with code
-              for Hopper with their formulas, and over many tiles
+  hopper      compare the kernels of the four folders with code for Hopper with their formulas, and over many tiles, and what
+              plans assume (resident blocks, tensor copies) with the GPU
   drift       run a GRPO step of 3b, and check that training and decoding compute equal log-probabilities
   check       compare the kernels of all other folders with their formulas, in parallel, seed 0
   step        run golden models and training steps through the whole device, in f32 and in bf16
@@ -319,8 +319,8 @@ run_machine() {
 run_init() { if [ -n "${TINY:-}" ]; then begin_models tiny; else begin_models 3b 7b; fi; }
 
 run_hopper() {
-    item "what plans assume" hardware.txt 60 ./cuda_device gpu_is_as_kernels_and_plans_assume --exact --nocapture
     item "checks of Hopper's folders, seed 0" check.jsonl 240 bash -c 'folders hopper'
+    item "what plans assume" hardware.txt 60 ./cuda_device gpu_is_as_kernels_and_plans_assume --exact --nocapture
 }
 
 run_drift() { grpo_item "$(presets | tr ' ' '\n' | tail -n 1)"; }
