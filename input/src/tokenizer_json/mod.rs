@@ -415,7 +415,7 @@ mod tests {
             (json!({"dropout": 0.1}), "dropout"),
             (json!({"byte_fallback": true}), "byte_fallback"),
             (json!({"end_of_word_suffix": "</w>"}), "end_of_word_suffix `</w>`"),
-            (json!({"continuing_subword_prefix": "##"}), "continuing_subword_prefix"),
+            (json!({"continuing_subword_prefix": "##", "merges": []}), "continuing_subword_prefix"),
             (json!({"unk_token": "?"}), "unk_token `?`"),
             (json!({"merges": ["a c"]}), "`c`"),
             (json!({"merges": ["b a"]}), "`ba`"),

@@ -16,8 +16,8 @@
 constexpr int KEY_ROWS = 128;  // keys of a tile
 
 // A part of the work of a tile of keys: some of the query heads of the key head's group. Parts have numbers 0, 1, ...,
-// of which some have no part; the numbers of the tiles of queries follow. From the slowest index to the fastest, numbers
-// count tiles, parts of a tile, and key heads.
+// of which some have no part; the numbers of the tiles of queries follow. From the slowest index to the fastest,
+// numbers count tiles, parts of a tile, and key heads.
 struct KeyPart {
   SequenceTile range;
   int kv_head;
@@ -27,12 +27,17 @@ struct KeyPart {
     return static_cast<u32>(tile_slots<KEY_ROWS>(p.tokens, p.seqs, p.max_seqlen)) * p.max_parts * p.kv_heads;
   }
 
-  // Returns into how many parts each tile of a sequence of `tiles` tiles is divided: `KeyParts::count` of plan.rs. The
+  // Returns into how many parts each tile of a sequence of `tiles` tiles is divided: `KeyParts::count` of parts.rs. The
   // number depends on the sequence alone, so that the sums of its gradients do not depend on the batch.
   __device__ static __forceinline__ u32 count(const BwdParams& p, u32 tiles) {
-    const u32 group = p.heads / p.kv_heads;
-    const u32 balanced = ceil_div<u32>(p.undivided_tiles, tiles * p.kv_heads), worthwhile = (tiles + 1) * group / p.part_visits;
-    return max(1u, min(min(balanced, worthwhile), group));
+    u32 parts = 1;
+    // Without divisions, for which the warp has too few registers.
+#pragma unroll 1
+    while (parts < p.max_parts && parts * tiles * p.kv_heads < p.undivided_tiles &&
+           (parts + 1) * p.part_visits * p.kv_heads <= (tiles + 1) * p.heads) {
+      ++parts;
+    }
+    return parts;
   }
 
   // Finds the part with this number. Returns false if no part has the number.
@@ -41,9 +46,9 @@ struct KeyPart {
     kv_head = static_cast<int>(number % p.kv_heads);
     part = static_cast<int>(of_head % p.max_parts);
     find_tile<KEY_ROWS>(global<const int>(p.cu_seqlens), p.tokens, p.seqs, p.max_seqlen, of_head / p.max_parts, range);
-    if (range.count <= 0) return false;
     parts = static_cast<int>(count(p, ceil_div<u32>(range.length, KEY_ROWS)));
-    return part < parts;
+    // One exit: with two, ptxas 12.9 spills registers.
+    return range.count > 0 && part < parts;
   }
 
   // Returns the first query head of part `n`, counted from the first of the group. The first parts have the most heads.
@@ -53,8 +58,8 @@ struct KeyPart {
 };
 
 // The workspace has the ticket counter, in 16 bytes. If tiles have several parts, two arrays follow: arrivals, u32
-// [tokens, kv_heads], of which a warp of a tile uses the element of its first key; and the sums of the parts, f32 [parts,
-// tokens, kv_heads, 2 (dk, dv), head_dim]. `KeyParts::workspace_bytes` of plan.rs is its size.
+// [tokens, kv_heads], of which a warp of a tile uses the element of its first key; and the sums of the parts, f32
+// [parts, tokens, kv_heads, 2 (dk, dv), head_dim]. `KeyParts::workspace_bytes` of parts.rs is its size.
 constexpr u64 ARRIVALS = 16;
 __device__ __forceinline__ u64 arrivals(const BwdParams& p) { return static_cast<u64>(p.tokens) * p.kv_heads; }
 __device__ __forceinline__ u64 part_sums(const BwdParams& p) {
@@ -68,8 +73,8 @@ __device__ __forceinline__ void clear_counters(const BwdParams& p) {
   if (p.max_parts > 1 && thread < arrivals(p)) global<u32>(p.workspace + ARRIVALS)[thread] = 0;
 }
 
-// Counts the arrival of a part at the warp's keys, of which `token` is the first. Returns how many parts arrived before.
-// The addition is acquire-release: what these parts stored is visible after it.
+// Counts the arrival of a part at the warp's keys, of which `token` is the first. Returns how many parts arrived
+// before. The addition is acquire-release: what these parts stored is visible after it.
 __device__ __forceinline__ u32 count_arrival(const BwdParams& p, int token, int kv_head) {
   u32* const counter = global<u32>(p.workspace + ARRIVALS) + static_cast<u64>(token) * p.kv_heads + kv_head;
   u32 before;

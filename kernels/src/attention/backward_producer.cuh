@@ -187,8 +187,8 @@ struct SeeingQueries {
   }
 };
 
-// Calls visit(queries, tile, head, number) for each visit of a part of a tile of keys, in the order of visits.cuh: `tile`
-// is the first of up to 64 queries within their sequence.
+// Calls visit(queries, tile, head, number) for each visit of a part of a tile of keys, in the order of visits.cuh:
+// `tile` is the first of up to 64 queries within their sequence.
 template <class F>
 __device__ __forceinline__ void for_each_visit(const BwdParams& p, const KeyRows& keys, const F& visit) {
   const int numbers = 2 * static_cast<int>(p.seqs);
@@ -197,9 +197,8 @@ __device__ __forceinline__ void for_each_visit(const BwdParams& p, const KeyRows
     const SeeingQueries queries(p, keys, number);
 #pragma unroll 1
     for (int tile = (queries.length - 1) / QUERY_ROWS * QUERY_ROWS; tile >= queries.from; tile -= QUERY_ROWS) {
-      const int heads = keys.heads();
 #pragma unroll 1
-      for (int h = heads & 0xffff; h < heads >> 16; ++h) visit(queries, tile, h, number);
+      for (int h = keys.heads() & 0xffff; h < keys.heads() >> 16; ++h) visit(queries, tile, h, number);
     }
   }
 }

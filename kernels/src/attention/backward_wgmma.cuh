@@ -1,22 +1,24 @@
 // Gradients on sm_90a for head_dim 64, 80 and 128 with wgmma: blocks of threads with one warpgroup that copies
 // (backward_producer.cuh) and two that compute.
 //
-//   first part, tiles of 128 keys of a key head, 64 of each warpgroup (backward_wgmma_keys.cuh):
+//   first part, tiles of 128 keys of a key head, 64 of each warpgroup (backward_wgmma_keys.cuh), of sequences with few
+//   tiles divided by heads into parts (backward_parts.cuh):
 //     for each visit (64 queries of a head that see some of the keys, in the order of visits.cuh):
 //       s = k q^T; dp = v d_o^T; p = 2^(s * factor - lse * log2 e); dv += p d_o; ds = p (dp - delta); dk += ds q
 //   second part, tiles of 128 queries of a head, 64 of each warpgroup (backward_wgmma_queries.cuh):
 //     for each block of 128 keys, descending:
 //       s = q k^T; dp = d_o v^T; ds = p (dp - delta); dq += ds k
 //
-// The two parts compute seven products per pair of tiles; one pass would need five. In return, no block adds to the
-// sums of another block: blocks may run in any order, dq needs no workspace, and prefixes need no special code. The
-// bits of a row depend only on its own sequence (dk and dv of a prefix: on the sequences that see it).
+// The two parts of the kernel compute seven products per pair of tiles; one pass would need five. In return, no block
+// waits for the sums of another block: blocks may run in any order, dq needs no workspace, and prefixes need no special
+// code. The bits of a row depend only on its own sequence (dk and dv of a prefix: on the sequences that see it).
 //
-// Order of sums. dk and dv: one sum over sequences ascending, query tiles descending, heads of the group ascending,
-// 16 queries at a time, ascending. dq: one sum over blocks of 128 keys descending, 16 keys at a time, ascending. Blocks
-// are counted from the first key of the prefix, if there is one.
+// Order of sums. dk and dv: for each part of a tile one sum over sequences ascending, query tiles descending, heads of
+// the part ascending, 16 queries at a time, ascending; then the sums of the parts, ascending. dq: one sum over blocks
+// of 128 keys descending, 16 keys at a time, ascending. Blocks are counted from the first key of the prefix, if there
+// is one.
 //
-// Grid. Numbers of tiles count the tiles of keys first, from those with the most visits on, then the tiles of
+// Grid. Numbers of tiles count the parts of tiles of keys first, from those with the most visits on, then the tiles of
 // queries. Each block takes the next tile number from an atomic counter (a ticket) until no tile is left. So short
 // tiles of queries fill the time that the blocks with the longest tiles of keys need. The results do not depend on
 // which block takes a tile.
@@ -34,7 +36,8 @@
 
 constexpr int BACKWARD_THREADS = 128 * (GRADIENT_GROUPS + 1);
 
-template <int HEAD_DIM>
+// EARLY: see QueryConsumer.
+template <int HEAD_DIM, bool EARLY = false>
 __device__ __forceinline__ void backward_wgmma(const BwdParams& p) {
   using S = BackwardShared<HEAD_DIM>;
   extern __shared__ __align__(1024) char backward_memory[];
@@ -84,6 +87,6 @@ __device__ __forceinline__ void backward_wgmma(const BwdParams& p) {
     const GradientTurns turns{group - 1};
     turns.start();
     compute_key_gradients<HEAD_DIM>(p, shared, turns, tiles);
-    compute_query_gradients<HEAD_DIM>(p, shared, turns, tiles);
+    compute_query_gradients<HEAD_DIM, EARLY>(p, shared, turns, tiles);
   }
 }

@@ -187,7 +187,8 @@ struct KeyConsumer {
     return global<float>(part_sums(params)) + (part * arrivals(params) + head_index(keys, row)) * (2 * HEAD_DIM);
   }
 
-  // Stores the sums of a part of a tile. The warp that is the last to store sums of its 16 keys adds those of all parts.
+  // Stores the sums of a part of a tile. The warp that is the last to store sums of its 16 keys adds those of all
+  // parts.
   __device__ __forceinline__ void store_part(const KeyRows& keys) {
     const int lane = thread_again() & 31, first = QUERY_ROWS * turns.group + thread_again() % 128 / 32 * 16;
     const int rows = min(16, keys.count() - first), parts = keys.parts() & 0xffff;

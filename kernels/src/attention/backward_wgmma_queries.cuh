@@ -11,7 +11,8 @@
 
 #include "attention/backward_wgmma_keys.cuh"
 
-template <int HEAD_DIM>
+// EARLY: 64 additions make ptxas compute the exponentials while dp is computed. The bits are the same.
+template <int HEAD_DIM, bool EARLY>
 struct QueryConsumer {
   using S = BackwardShared<HEAD_DIM>;
   static constexpr int STEPS = S::COLUMNS / 16;  // steps of a product over a group of columns
@@ -75,6 +76,7 @@ struct QueryConsumer {
     }
 #pragma unroll
     for (int i = 0; i < KEY_ROWS / 2; ++i) s[i] = exp2_approx(__fmaf_rn(s[i], params.score_factor, -lse[i / 2 % 2]));
+    if constexpr (EARLY) compute_exponentials_before_wait();
     wgmma_wait<0>();
     keep_registers(dp);
     arrive_of_warp(shared + S::VALUES_FREE + 8 * values.slot);
@@ -84,6 +86,15 @@ struct QueryConsumer {
       const float d = delta[i % 2];
       ds[i / 4][i % 4] = pack_bf16(s[2 * i] * (dp[2 * i] - d), s[2 * i + 1] * (dp[2 * i + 1] - d));
     }
+  }
+
+  // Without this, ptxas computes the exponentials after the wait for dp, where they are used. It knows that
+  // exponentials are not negative, so the argument has another term.
+  __device__ __forceinline__ void compute_exponentials_before_wait() const {
+    float sum[4] = {params.score_factor, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+    for (int i = 0; i < KEY_ROWS / 2; ++i) sum[i % 4] += s[i];
+    compute_before_wait(sum[0] + sum[1] + (sum[2] + sum[3]), shared);
   }
 
   __device__ __forceinline__ void wait_for_block() const {
@@ -164,9 +175,9 @@ struct QueryConsumer {
   }
 };
 
-template <int HEAD_DIM>
+template <int HEAD_DIM, bool EARLY>
 __device__ __forceinline__ void compute_query_gradients(const BwdParams& p, u32 shared, const GradientTurns& turns,
                                                         SlotRing<BackwardShared<HEAD_DIM>::TILES>& tiles) {
-  QueryConsumer<HEAD_DIM> consumer{p, shared, turns};
+  QueryConsumer<HEAD_DIM, EARLY> consumer{p, shared, turns};
   consumer.run(tiles);
 }

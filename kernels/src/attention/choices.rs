@@ -3,7 +3,8 @@
 use reel_device::Arch;
 
 use super::{
-    BWD_BF16, BWD_BF16_MMA, BWD_BF16_WGMMA, FWD_BF16, FWD_BF16_MMA, FWD_BF16_WGMMA, FWD_BF16_WGMMA_EVICT_NORMAL,
+    BWD_BF16, BWD_BF16_EARLY, BWD_BF16_MMA, BWD_BF16_WGMMA, FWD_BF16, FWD_BF16_MMA, FWD_BF16_WGMMA,
+    FWD_BF16_WGMMA_EVICT_NORMAL,
 };
 use crate::tuning::{Variant, choices_for_sm};
 
@@ -39,6 +40,7 @@ pub(super) const VARIANTS: &[Variant] = &[
     Variant { of: &FWD_BF16, name: "products of warpgroups, no hint for L2", kernel: &FWD_BF16_WGMMA_EVICT_NORMAL },
     Variant { of: &BWD_BF16, name: "products of warps", kernel: &BWD_BF16_MMA },
     Variant { of: &BWD_BF16, name: "products of warpgroups", kernel: &BWD_BF16_WGMMA },
+    Variant { of: &BWD_BF16, name: "products of warpgroups, early exponentials of dq", kernel: &BWD_BF16_EARLY },
 ];
 
 #[cfg(test)]
@@ -78,7 +80,7 @@ mod tests {
             };
             let all: Vec<_> = variants_of(launch.kernel).map(|v| symbols(v.kernel)).collect();
             assert_eq!(all.iter().filter(|v| **v == symbols(launch.kernel)).count(), 1, "{tokens}: {all:?}");
-            assert!(all.len() == 2 && all[0] != all[1], "{all:?}");
+            assert!(all.len() == 3 && all[0] != all[1] && all[1] != all[2] && all[0] != all[2], "{all:?}");
         }
     }
 }

@@ -45,7 +45,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
         ..placeholder_params()
     };
     let size = "one sequence of 8192 tokens, 28 query and 4 key heads of 128 elements, causal";
-    let workspace = |t| if attention::workspace_bytes(t, &bwd) > 0 { PLACEHOLDER_ADDRESS } else { Addr::NULL };
+    let workspace = |t| if attention::workspace_bytes(t, &bwd, 90) > 0 { PLACEHOLDER_ADDRESS } else { Addr::NULL };
     let bwd = |t| attention::bwd(t, &attention::BwdParams { workspace: workspace(t), ..bwd }, pairs);
     let calls = FLOAT_DTYPES.map(|t| [attention::fwd(t, &fwd, pairs), bwd(t)]);
     calls.into_iter().flatten().map(|launch| (size, launch)).collect()

@@ -51,13 +51,6 @@ __device__ __forceinline__ void store_shared(u32 at, float a, float b, float c, 
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
 }
 
-// Makes ptxas place the arithmetic that computes x (x >= 0) before the next wgmma wait; without this, ptxas moves the
-// wait before all arithmetic that does not use the products. The store never happens.
-__device__ __forceinline__ void compute_before_wait(float x, u32 shared) {
-  asm volatile("{\n\t.reg .pred p;\n\tsetp.lt.f32 p, %0, 0f00000000;\n\t@p st.shared.f32 [%1], %0;\n\t}" ::"f"(x), "r"(shared)
-               : "memory");
-}
-
 // Returns log2(x) with a relative error of 2^-22; for x between 0.5 and 2 the error of 2^-22 is absolute.
 __device__ __forceinline__ float log2_approx(float x) {
   float y;

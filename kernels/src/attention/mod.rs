@@ -55,8 +55,10 @@
 //! not on other rows, sequences or threads, and [`crate::paged_attention`], which runs the same code, gives the same
 //! bits. The gradients have a fixed order too: `dq` sums over keys in ascending order; `dk` and `dv` sum over
 //! sequences ascending, tiles of 64 queries descending, heads ascending. With wgmma, `dq` sums over blocks of 128
-//! keys in descending order, counted from the first key of the prefix, and within a block in ascending order. Whether
-//! a call uses wgmma depends on head_dim, and on whether its longest sequence has more than 64 tokens (`choices.rs`).
+//! keys in descending order, counted from the first key of the prefix, and within a block in ascending order; `dk` and
+//! `dv` sum in this way over the heads of each part of a group, then over the parts. How many parts there are follows
+//! from the length of the keys' own sequence ([`KeyParts`]). Whether a call uses wgmma depends on head_dim, and on
+//! whether its longest sequence has more than 64 tokens (`choices.rs`).
 //!
 //! # Numerics
 //! Everything between load and store is f32, the probabilities too, with one exception: bf16 on tensor cores (forward
@@ -91,9 +93,24 @@
 //! With 8192 tokens, and in many short sequences, five products are not faster. They need a workspace of `dq` in f32,
 //! waits between blocks of threads, and cannot have prefixes. With one sequence of 4096 tokens the simple schedule was
 //! faster by 7 % on average; there the prototype of seven products ran its passes one after the other, and split the
-//! heads of a group to balance them, which would make a row's bits depend on the batch. `backward_wgmma.cuh` has both
-//! passes in one launch instead, so that tiles of `dq` fill the time in which the longest tiles of keys run. That, and
-//! head_dim 64 and 80 by seven products, was not measured.
+//! heads of a group by the work of the whole batch, which would make a row's bits depend on the batch.
+//! `backward_wgmma.cuh` has both passes in one launch instead, so that tiles of `dq` fill the time in which the longest
+//! tiles of keys run, and splits heads by the length of the own sequence. That, and head_dim 64 and 80 by seven
+//! products, was not measured.
+//!
+//! # Balance of gradients
+//! The work of the mean multiprocessor, divided by that of the busiest of 132, and the f32 sums of parts, which are
+//! written once and read once in each launch (computed from the kernel's own numbering, `check/cuda/tile_order.rs`):
+//!
+//! | heads | tokens | parts | without parts | with parts | sums of parts |
+//! |---|---|---|---|---|---|
+//! | 28 / 4 | 8192 | 1 | 1.00 | 1.00 | none |
+//! | 28 / 4 | 16 x 1024 | 1 | 1.00 | 1.00 | none |
+//! | 28 / 4 | 4096 | 2 | 0.88 | 0.995 | 34 MB |
+//! | 28 / 4 | 2048 | 3 | 0.45 | 0.98 | 25 MB |
+//! | 16 / 2 | 8192 | 2 | 0.86 | 0.997 | 34 MB |
+//! | 16 / 2 | 4096 | 3 | 0.44 | 0.99 | 25 MB |
+//! | 16 / 2 | 2048 | 4 | 0.23 | 0.90 | 17 MB |
 
 pub(crate) mod check;
 pub(crate) mod choices;
@@ -349,6 +366,7 @@ kernel!(pub BWD_F32, "attention_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, p
 kernel!(pub BWD_BF16, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16);
 kernel!(pub BWD_BF16_MMA, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16_mma);
 kernel!(pub BWD_BF16_WGMMA, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16_wgmma);
+kernel!(pub BWD_BF16_EARLY, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16_early);
 
 /// Makes the forward launch. `dtype` is the type of q, k, v and o, F32 or BF16. `pairs` is the number of (query, key)
 /// pairs that one head computes (see [`query_key_pair_count`]).
@@ -363,15 +381,11 @@ pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })
 }
 
-/// Returns the size in bytes of the workspace of the wgmma kernels. Returns 0 if no kernel would use it: for f32, and
-/// for a head_dim without a tensor-core kernel.
-pub fn workspace_bytes(dtype: DType, p: &BwdParams) -> usize {
-    workspace_bytes_in_parts(dtype, p, KeyParts::OF_TRAINING)
-}
-
-fn workspace_bytes_in_parts(dtype: DType, p: &BwdParams, parts: KeyParts) -> usize {
-    let is_used = dtype == DType::BF16 && plan::has_tensor_core_backward(p.head_dim);
-    if is_used { parts.workspace_bytes(p) } else { 0 }
+/// Returns the size in bytes of the workspace of the wgmma kernels. Returns 0 if no kernel would use it: for f32, for a
+/// head_dim without a wgmma kernel, and for a device before compute capability 9.0 or without a GPU (0).
+pub fn workspace_bytes(dtype: DType, p: &BwdParams, compute_capability: u32) -> usize {
+    let is_used = dtype == DType::BF16 && compute_capability >= 90 && plan::has_wgmma_backward(p.head_dim);
+    if is_used { KeyParts::OF_TRAINING.workspace_bytes(p) } else { 0 }
 }
 
 /// Makes the backward launch. `dtype` is the type of q, k, v, o and their gradients, F32 or BF16. `pairs` is the

@@ -15,9 +15,9 @@ pub struct KeyParts {
 
 impl KeyParts {
     /// The rule of all launches but those of checks. On 132 multiprocessors, with `n` tiles of keys of each of `k` key
-    /// heads and groups of `g` heads, the longest tile has `2 n g` visits. All visits, `k g n (n + 1)`, and the gradient
-    /// of q, which needs 0.75 times as many products, are the work of `1.75 k g n (n + 1) / 132` visits for each
-    /// multiprocessor. This is as much as that of the longest tile if `k (n + 1)` is 151.
+    /// heads and groups of `g` heads, the longest tile has `2 n g` visits. All visits, `k g n (n + 1)`, and the
+    /// gradient of q, which needs 0.75 times as many products, are the work of `1.75 k g n (n + 1) / 132` visits for
+    /// each multiprocessor. This is as much as that of the longest tile if `k (n + 1)` is 151.
     ///
     /// 32 visits take 47 us on an H200 (computed from the time of a prototype); to write and read the sums of a part
     /// takes 6 to 8 us.

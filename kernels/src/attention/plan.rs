@@ -254,6 +254,11 @@ pub const fn has_tensor_core_backward(head_dim: u32) -> bool {
     matches!(head_dim, 64 | 72 | 80 | 128)
 }
 
+/// Tells whether there is a wgmma kernel for the gradients of this head_dim.
+pub(super) const fn has_wgmma_backward(head_dim: u32) -> bool {
+    matches!(head_dim, 64 | 80 | 128)
+}
+
 /// Plans the launches of kernel `attention_bwd_bf16`.
 pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     let choices = plan_choices(arch);
@@ -294,10 +299,20 @@ const fn backward_shared(head_dim: u32) -> u32 {
 /// With a workspace every multiprocessor has one block, and the blocks take tile numbers from an atomic counter.
 /// Without a workspace every tile has a block.
 pub fn bwd_bf16_wgmma(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
+    bwd_bf16_wgmma_of_128("attention_bwd_bf16_wgmma_128", p, arch)
+}
+
+/// Plans the launches of [`bwd_bf16_wgmma`] with another kernel for head_dim 128, which computes the exponentials of dq
+/// while dp is computed (`QueryConsumer` of backward_wgmma_queries.cuh).
+pub fn bwd_bf16_early(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
+    bwd_bf16_wgmma_of_128("attention_bwd_bf16_wgmma_128_early", p, arch)
+}
+
+fn bwd_bf16_wgmma_of_128(of_128: &'static str, p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     let symbol = match p.head_dim {
         64 => "attention_bwd_bf16_wgmma_64",
         80 => "attention_bwd_bf16_wgmma_80",
-        128 => "attention_bwd_bf16_wgmma_128",
+        128 => of_128,
         _ => return bwd_bf16_mma(p, arch),
     };
     if arch.sm < 90 {

@@ -29,6 +29,13 @@
 #include "cuh/math.cuh"
 #include "cuh/warp.cuh"
 
+// Makes ptxas place the arithmetic that computes x (x >= 0) before the next wgmma wait; without this, ptxas moves the
+// wait before all arithmetic that does not use the products. The store never happens.
+__device__ __forceinline__ void compute_before_wait(float x, u32 shared) {
+  asm volatile("{\n\t.reg .pred p;\n\tsetp.lt.f32 p, %0, 0f00000000;\n\t@p st.shared.f32 [%1], %0;\n\t}" ::"f"(x), "r"(shared)
+               : "memory");
+}
+
 constexpr int ROW_BLOCK_KEYS = 128;
 constexpr int ROW_SEGMENT_BLOCKS = 4;
 

@@ -344,6 +344,7 @@ KERNEL(attention_bwd_bf16_ticket, BwdParams, FMA_THREADS, 4, row_products_and_ti
 KERNEL(attention_bwd_bf16_wgmma_64, BwdParams, BACKWARD_THREADS, 1, backward_wgmma<64>)
 KERNEL(attention_bwd_bf16_wgmma_80, BwdParams, BACKWARD_THREADS, 1, backward_wgmma<80>)
 KERNEL(attention_bwd_bf16_wgmma_128, BwdParams, BACKWARD_THREADS, 1, backward_wgmma<128>)
+KERNEL(attention_bwd_bf16_wgmma_128_early, BwdParams, BACKWARD_THREADS, 1, (backward_wgmma<128, true>))
 #endif
 KERNEL(attention_bwd_f32, BwdParams, FMA_THREADS, 4, row_products<float>)
 KERNEL(attention_bwd_f32_dq, BwdParams, FMA_THREADS, 1, query_gradients_fma<float>)

@@ -309,7 +309,7 @@ fn inputs_of_the_model_attention() {
             max_seqlen: tokens,
             ..attention::BwdParams::EMPTY
         };
-        bwd.workspace = arrays.alloc_elements(attention::workspace_bytes(DType::BF16, &bwd), 1);
+        bwd.workspace = arrays.alloc_elements(attention::workspace_bytes(DType::BF16, &bwd, 90), 1);
         for arch in [Arch::H100, SMALL_H100] {
             print_inputs(&attention::bwd(DType::BF16, &bwd, pairs), &arch, Unit::Flop);
         }

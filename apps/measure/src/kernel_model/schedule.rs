@@ -227,8 +227,8 @@ fn forward(main: &PlannedStage, cost: Cost) -> Option<f64> {
 }
 
 /// The backward pass by seven products: four for dk and dv, three for dq. The heads of a tile of keys are divided into
-/// parts; if there are several, each writes its sums in f32 and the last one reads them, with a multiprocessor's share of
-/// the bandwidth.
+/// parts; if there are several, each writes its sums in f32 and the last one reads them, with a multiprocessor's share
+/// of the bandwidth.
 fn backward(main: &PlannedStage, cost: Cost) -> Option<f64> {
     let (heads, kv_heads, head_dim) = (main.size("heads")?, main.size("kv_heads")?, main.size("head_dim")? as f64);
     let (lengths, scale) = sequences(main, cost.flops, 10.0 * head_dim)?;

@@ -6,7 +6,7 @@ use reel_device::DType::{self, BF16, F32};
 use reel_device::cpu::simd::{Isa, isa};
 use reel_device::{Addr, Launch};
 
-use super::{BwdParams, FwdParams, KeyParts, PackedBatch, bwd, formula, fwd, test_shapes, workspace_bytes_in_parts};
+use super::{BwdParams, FwdParams, KeyParts, PackedBatch, bwd, formula, fwd, plan, test_shapes};
 use crate::checks::{TestArray, addr, checks, normal_numbers, run, runs_cuda_code};
 use crate::compare::{F32_HALF_ULP, f32_sum_error};
 use cuda::backward_wgmma::{
@@ -152,10 +152,9 @@ impl Given {
     fn scratch_in_parts(&self, dtype: DType, parts: KeyParts) -> [TestArray; 2] {
         let FwdParams { tokens, seqs, heads, kv_heads, head_dim, max_seqlen, .. } = self.fwd(Addr::NULL, Addr::NULL);
         let p = BwdParams { tokens, seqs, heads, kv_heads, head_dim, max_seqlen, ..BwdParams::EMPTY };
-        [
-            TestArray::output(F32, self.tokens() * self.case.heads),
-            TestArray::output(F32, workspace_bytes_in_parts(dtype, &p, parts) / 4),
-        ]
+        let is_used = dtype == BF16 && plan::has_wgmma_backward(head_dim);
+        let workspace = if is_used { parts.workspace_bytes(&p) } else { 0 };
+        [TestArray::output(F32, self.tokens() * self.case.heads), TestArray::output(F32, workspace / 4)]
     }
 
     fn bwd(

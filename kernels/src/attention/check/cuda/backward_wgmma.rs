@@ -2,12 +2,12 @@
 //! so that each block of threads takes several tiles.
 
 use reel_device::DType::{BF16, F32};
-use reel_device::{Addr, Arch, KernelLaunch, Launch};
+use reel_device::{Addr, Arch, Kernel, KernelLaunch, Launch};
 
 use super::super::{Given, bits};
 use super::wgmma::batch;
 use crate::attention::formula::Roundings;
-use crate::attention::{BWD_BF16_WGMMA, BwdParams, KeyParts, PackedBatch, bwd_in_parts, formula};
+use crate::attention::{BWD_BF16_EARLY, BWD_BF16_WGMMA, BwdParams, KeyParts, PackedBatch, bwd_in_parts, formula};
 use crate::checks::{TestArray, run, run_once, with_only_gpu};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 
@@ -48,10 +48,14 @@ impl WarpgroupGradients {
     }
 
     pub(super) fn launch(&self, params: &BwdParams) -> Launch {
+        self.launch_of(&BWD_BF16_WGMMA, params)
+    }
+
+    fn launch_of(&self, kernel: &'static Kernel, params: &BwdParams) -> Launch {
         let Launch::Kernel(launch) = bwd_in_parts(BF16, params, self.given.query_key_pair_count(), self.parts) else {
             unreachable!("attention is not a matrix product")
         };
-        Launch::Kernel(KernelLaunch { kernel: &BWD_BF16_WGMMA, ..launch })
+        Launch::Kernel(KernelLaunch { kernel, ..launch })
     }
 
     /// Returns the bits of dq, dk and dv under one interleaving.
@@ -113,8 +117,9 @@ pub(in super::super) fn gradients_by_products_of_warpgroups_equal_the_formula() 
 }
 
 /// A row's gradients do not depend on the other sequences, on the number of multiprocessors, on the order in which
-/// parts of a tile arrive, or on the presence of a ticket counter (the atomic counter of tile numbers): their bits are
-/// equal. The bits of dq are also equal if the prefix is given as the sequence's own first tokens.
+/// parts of a tile arrive, on the presence of a ticket counter (the atomic counter of tile numbers), or on when the
+/// exponentials of dq are computed: their bits are equal. The bits of dq are also equal if the prefix is given as the
+/// sequence's own first tokens.
 pub(in super::super) fn other_sequences_and_the_grid_change_no_bit_of_gradients_by_products_of_warpgroups() {
     let cases = [
         batch(&[3, 140, 0, 17], &[], (2, 1), 128, true, 1.0),
@@ -126,12 +131,14 @@ pub(in super::super) fn other_sequences_and_the_grid_change_no_bit_of_gradients_
     for (case, parts) in &whole.chain(batches_in_parts().map(|case| (case, OF_SHORT))).collect::<Vec<_>>() {
         let call = gradients(case, *parts);
         let mut all = None;
+        let by_warpgroups = [1, 2, 132].map(|multiprocessors| (&BWD_BF16_WGMMA, multiprocessors, true));
+        let early = (case.head_dim == 128).then_some((&BWD_BF16_EARLY, 2, true));
         // Parts need the workspace, which has the ticket counter.
-        let without_tickets = (parts.max_count(&call.params()) == 1).then_some((2, false));
-        for (multiprocessors, tickets) in [(1, true), (2, true), (132, true)].into_iter().chain(without_tickets) {
+        let without_tickets = (parts.max_count(&call.params()) == 1).then_some((&BWD_BF16_WGMMA, 2, false));
+        for (kernel, multiprocessors, tickets) in by_warpgroups.into_iter().chain(early).chain(without_tickets) {
             with_only_gpu(small_h100(multiprocessors), || {
                 let workspace = if tickets { call.params().workspace } else { Addr::NULL };
-                run_once(&call.launch(&BwdParams { workspace, ..call.params() }));
+                run_once(&call.launch_of(kernel, &BwdParams { workspace, ..call.params() }));
                 let got = call.grads.each_ref().map(bits);
                 let want = all.get_or_insert_with(|| got.clone());
                 assert!(

@@ -18,7 +18,7 @@ use reel_sim::program::Program;
 use super::Given;
 use super::wgmma::batch;
 use crate::attention::plan::{BLOCK_KEYS, positions_per_tile};
-use crate::attention::{self, BWD_BF16_WGMMA, BwdParams, FWD_BF16_WGMMA, FwdParams, bwd, fwd};
+use crate::attention::{self, BWD_BF16_WGMMA, BwdParams, FWD_BF16_WGMMA, FwdParams, KeyParts, bwd, bwd_in_parts, fwd};
 use crate::checks::{TestArray, addr, run_once, run_test_on_sim};
 use crate::paged_attention::{self, FWD_BF16_PREFILL_WGMMA, Params};
 
@@ -69,8 +69,8 @@ static OF_PAGED: Source = Source {
     ..paged_attention::SOURCE
 };
 
-/// Writes to `dk` the number of visits of each part of a tile of keys (0: no part has the number), as f32; -1 beyond the
-/// last number.
+/// Writes to `dk` the number of visits of each part of a tile of keys (0: no part has the number), as f32; -1 beyond
+/// the last number.
 static OF_KEYS: Source = Source {
     name: "visits_of_parts_of_keys",
     sm80: "#include \"attention/backward_producer.cuh\"\n\
@@ -144,8 +144,8 @@ impl Case {
         std::iter::once(0).chain(ends).collect()
     }
 
-    /// Returns the work of the backward pass for each number, in the order of the numbers: four products of 128 keys and
-    /// 64 queries for each visit of a part of a tile of keys, then six for each block of keys of a tile of queries.
+    /// Returns the work of the backward pass for each number, in the order of the numbers: four products of 128 keys
+    /// and 64 queries for each visit of a part of a tile of keys, then six for each block of keys of a tile of queries.
     /// Asserts that the plan counts as many numbers.
     fn gradient_products(&self) -> [Vec<u32>; 2] {
         let starts = self.starts();
@@ -309,8 +309,8 @@ fn all_multiprocessors_get_nearly_the_same_work() {
     });
 }
 
-/// The same for the backward pass, and for its tiles of queries alone. A sequence of up to 1536 tokens alone has too few
-/// visits for parts that would keep all multiprocessors busy.
+/// The same for the backward pass, and for its tiles of queries alone. A sequence of up to 1536 tokens alone has too
+/// few visits for parts that would keep all multiprocessors busy.
 #[test]
 fn all_multiprocessors_get_nearly_the_same_work_of_gradients() {
     let (of_3b, of_7b, of_72b) = ((16, 2), (28, 4), (64, 8));
@@ -380,8 +380,8 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(20))]
-    /// The parts of a tile of keys visit each head of the group once: all parts together have the visits of all pairs of
-    /// a tile of 64 queries and a head that see some of the keys.
+    /// The parts of a tile of keys visit each head of the group once: all parts together have the visits of all pairs
+    /// of a tile of 64 queries and a head that see some of the keys.
     #[test]
     fn parts_visit_each_head_once(case in cases()) {
         let case = Case { paged: false, ..case };
@@ -411,6 +411,19 @@ const FORWARD: &str = "#include \"attention/forward_wgmma.cuh\"\n#include \"atte
     extern \"C\" __global__ void __launch_bounds__(WGMMA_THREADS<64>, 1)\n\
     attention_fwd_bf16_wgmma_64(const __grid_constant__ FwdParams p) { forward_wgmma<64, PackedSource<>>(p); }\n";
 
+/// Compiles `kernels` with `text`, which is once in the folder's headers, replaced by `changed`.
+fn changed_module(kernels: &'static str, params: &'static [fn() -> String], text: &str, changed: &str) -> PtxModule {
+    let headers = attention::SOURCE.headers;
+    assert_eq!(headers.iter().map(|(_, header)| header.matches(text).count()).sum::<usize>(), 1, "{text}");
+    let change = |&(name, header): &(&'static str, &'static str)| {
+        (name, if header.contains(text) { &*header.replace(text, changed).leak() } else { header })
+    };
+    let headers: Vec<_> = headers.iter().map(change).collect();
+    let source = Source { sm80: kernels, params, headers: headers.leak(), ..attention::SOURCE };
+    let ptx = compile_to_ptx(&source, "sm_90a").expect("the kernel compiles");
+    PtxModule::new(Program::parse(&ptx).expect("the PTX is valid"))
+}
+
 /// What two forward launches with the same tile counter leave.
 #[derive(PartialEq)]
 struct Outcome {
@@ -420,20 +433,10 @@ struct Outcome {
     flops: u64,
 }
 
-/// Runs the forward launch twice on a simulated GPU with two multiprocessors, with `text` of forward_producer.cuh
-/// replaced by `changed`. Returns the outcome, or the first finding.
+/// Runs the forward launch twice on a simulated GPU with two multiprocessors, with `text` of a header replaced by
+/// `changed`. Returns the outcome, or the first finding.
 fn outcome_of_two_launches(text: &str, changed: &str) -> Result<Outcome, String> {
-    const FILE: &str = "attention/forward_producer.cuh";
-    let change = |&(name, header): &(&'static str, &'static str)| {
-        assert!(name != FILE || header.matches(text).count() == 1, "{text}");
-        let header = if name == FILE { Box::leak(header.replace(text, changed).into_boxed_str()) } else { header };
-        (name, header)
-    };
-    let headers: Vec<_> = attention::SOURCE.headers.iter().map(change).collect();
-    let params: &[fn() -> String] = &[<FwdParams as launch::Params>::c_declaration];
-    let source = Source { sm80: FORWARD, params, headers: headers.leak(), ..attention::SOURCE };
-    let ptx = compile_to_ptx(&source, "sm_90a").expect("the kernel compiles");
-    let module = PtxModule::new(Program::parse(&ptx).expect("the PTX is valid"));
+    let module = changed_module(FORWARD, &[<FwdParams as launch::Params>::c_declaration], text, changed);
     let given = Given::new(&batch(&[200, 1, 300], &[], (2, 1), 64, true, 1.0), BF16);
     let p = given.fwd(Addr(1 << 40), Addr::NULL);
     let mut memory = SimMemory::new();
@@ -483,6 +486,83 @@ fn a_wrong_tile_counter_is_noticed() {
         ];
         for (name, text, changed) in mutants {
             let got = outcome_of_two_launches(text, changed);
+            assert!(got.as_ref() != Ok(&right), "{name}: no finding, and the same outcome");
+        }
+    });
+}
+
+/// The backward kernel of head_dim 64 alone, after a kernel that clears the counters only: delta is given.
+const BACKWARD: &str = "#include \"attention/backward_wgmma.cuh\"\n\
+    extern \"C\" __global__ void attention_bwd_bf16_ticket(const __grid_constant__ BwdParams p) { clear_counters(p); }\n\
+    extern \"C\" __global__ void __launch_bounds__(BACKWARD_THREADS, 1)\n\
+    attention_bwd_bf16_wgmma_64(const __grid_constant__ BwdParams p) { backward_wgmma<64>(p); }\n";
+
+/// Runs the backward launch on a simulated GPU with two multiprocessors, with `text` of a header replaced by `changed`.
+/// Returns dk, dv and the operations of matrix products, or the first finding.
+fn gradients_of_parts(text: &str, changed: &str) -> Result<([Vec<u8>; 2], u64), String> {
+    let rule = KeyParts { undivided_tiles: 6, part_visits: 2 };
+    let module = changed_module(BACKWARD, &[<BwdParams as launch::Params>::c_declaration], text, changed);
+    let given = Given::new(&batch(&[140, 70], &[], (6, 2), 64, true, 1.0), BF16);
+    let rows = given.tokens() * given.case.heads;
+    let (o, lse) = (TestArray::new(BF16, &vec![0.5; rows * 64]), TestArray::new(F32, &vec![4.0; rows]));
+    let scratch = given.scratch_in_parts(BF16, rule);
+    let grads = [rows, rows / 3, rows / 3].map(|rows| TestArray::output(BF16, rows * 64));
+    let p = given.bwd(&o, &lse, &scratch, grads.each_ref());
+    let mut memory = SimMemory::new();
+    for data in [&given.q, &given.k, &given.v, &given.d_o, &o] {
+        let bytes = data.values().iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect();
+        memory.map_buffer(data.addr().0, bytes, true);
+    }
+    memory.map_buffer(p.cu_seqlens.0, given.cu_seqlens.iter().flat_map(|n| n.to_le_bytes()).collect(), true);
+    memory.map_buffer(p.lse.0, 4.0f32.to_le_bytes().repeat(rows), true);
+    memory.map_buffer(p.delta.0, 0.25f32.to_le_bytes().repeat(rows), true);
+    // The counters and sums of an earlier launch.
+    memory.map_buffer(p.workspace.0, 1u32.to_le_bytes().repeat(scratch[1].values().len()), false);
+    grads.iter().for_each(|x| memory.map_buffer(x.addr().0, vec![0; 2 * x.values().len()], false));
+    let gpu = Arch::H100.with_two_multiprocessors();
+    let options = ExecOptions { gpu: simulate::gpu_spec(&gpu), ..ExecOptions::default() };
+    let Launch::Kernel(launch) = bwd_in_parts(BF16, &p, 0.0, rule) else { unreachable!("no matrix product") };
+    let launch = KernelLaunch { kernel: &BWD_BF16_WGMMA, ..launch };
+    let stages = module.run(&launch, &gpu, &mut memory, &options).map_err(|e| e.to_string())?;
+    if let Some(finding) = stages.iter().flat_map(|s| &s.findings).next() {
+        return Err(finding.message.clone());
+    }
+    let flops = stages.iter().map(|s| s.counters.total().matrix_flops).sum();
+    Ok(([p.dk, p.dv].map(|at| memory.buffer_bytes(at.0).expect("the buffer is mapped").to_vec()), flops))
+}
+
+/// A part that is left out, computed or added twice, added too early, or added to that of another head, and counters
+/// that still have the values of an earlier launch, change the gradients, or the simulator reports a finding.
+#[test]
+fn wrong_parts_are_noticed() {
+    run_test_on_sim(|| {
+        let is_part = "return range.count > 0 && part < parts;";
+        let right = gradients_of_parts(is_part, is_part).expect("no finding");
+        let each_part = "for (int part = 0; part < parts; ++part)";
+        let is_last = "+ 1 < static_cast<u32>(parts)";
+        let clears = "p.max_parts > 1 && thread < arrivals(p)";
+        let mutants = [
+            ("the last part is left out", is_part, "return range.count > 0 && part + 1 < parts;"),
+            ("parts beyond the last are computed", is_part, "return range.count > 0;"),
+            ("parts overlap", "part.first_head(p, part.part + 1))", "part.first_head(p, part.part + 1) + 1)"),
+            ("all parts are the first", "part = static_cast<int>(of_head % p.max_parts);", "part = 0;"),
+            ("the first part is not added", each_part, "for (int part = 1; part < parts; ++part)"),
+            ("the last part is added twice", "sums_of_part(keys, part, first", "sums_of_part(keys, part | 1, first"),
+            ("the parts are added one arrival early", is_last, "+ 2 < static_cast<u32>(parts)"),
+            ("the parts are added one arrival late", is_last, "< static_cast<u32>(parts)"),
+            ("key heads share counters", "static_cast<u64>(token) * p.kv_heads + kv_head;", "token;"),
+            ("counters are not cleared", clears, "thread < 1"),
+            ("lanes do not wait for stores", "__syncwarp();  // all lanes have stored their sums", ""),
+            (
+                "lanes do not see the arrivals",
+                "__syncwarp();  // all lanes see the sums of",
+                "// all lanes see the sums of",
+            ),
+            ("an arrival orders nothing", "atom.acq_rel.gpu.global.add.u32", "atom.relaxed.gpu.global.add.u32"),
+            ("all but the last counter are cleared", clears, "p.max_parts > 1 && thread + 80 < arrivals(p)"),
+        ];
+        for (name, text, changed) in mutants {
+            let got = gradients_of_parts(text, changed);
             assert!(got.as_ref() != Ok(&right), "{name}: no finding, and the same outcome");
         }
     });

@@ -276,9 +276,7 @@ impl KeptInputs {
             max_seqlen: forward.max_seqlen,
             ..packed::BwdParams::EMPTY
         };
-        // The CPU kernel sums over all keys of a query in one task and needs no workspace.
-        let bytes = if bw.device().kernels() == Kernels::Cpu { 0 } else { packed::workspace_bytes(dtype, &p) };
-        let workspace = match bytes {
+        let workspace = match packed::workspace_bytes(dtype, &p, bw.device().compute_capability()) {
             0 => None,
             bytes => Some(bw.empty(&[bytes / 4], DType::F32, MemoryCategory::Workspace)?),
         };
