@@ -318,8 +318,8 @@ kernel_folder! {
     headers: [
         "backward_fma.cuh", "backward_keys.cuh", "backward_mma.cuh", "backward_producer.cuh", "backward_wgmma.cuh",
         "backward_wgmma_keys.cuh", "backward_wgmma_queries.cuh", "fma_tile.cuh", "forward_fma.cuh", "forward_mma.cuh",
-        "forward_producer.cuh", "forward_wgmma.cuh", "forward_windows.cuh", "packed_source.cuh", "packed_tiles.cuh", "position_tiles.cuh",
-        "row_state.cuh", "sequences.cuh", "tile.cuh", "visits.cuh"
+        "forward_producer.cuh", "forward_wgmma.cuh", "forward_windows.cuh", "packed_source.cuh", "packed_tiles.cuh",
+        "position_tiles.cuh", "row_state.cuh", "sequences.cuh", "tile.cuh", "visits.cuh"
     ],
     variants: choices::VARIANTS,
 }
