@@ -31,10 +31,11 @@ struct PositionTile {
 
 // The tiles of POSITIONS positions of all sequences and heads. There are two ways to number tiles; in both, some
 // numbers have no tile. (1) Every sequence has as many numbers as the longest sequence has tiles. The last tiles of all
-// sequences, which have the most keys, come first. (2) There are as many numbers as tiles would be needed for all tokens packed without
-// gaps, plus one for an incomplete tile of each sequence (two if sequences have earlier positions). A binary search
-// finds the sequence of a tile. The way with fewer numbers is used, because a block of threads that draws a number
-// without a tile has to draw again. The host's grid needs only the number of tiles (plan.rs).
+// sequences, which have the most keys, come first. (2) There are as many numbers as tiles would be needed for all
+// tokens packed without gaps, plus one for an incomplete tile of each sequence (two if sequences have earlier
+// positions). A binary search finds the sequence of a tile. The way with fewer numbers is used, because a block of
+// threads that draws a number without a tile has to draw again. The host's grid needs only the number of tiles
+// (plan.rs).
 //
 // The heads are divided into sections whose keys and values stay in L2 (`section_heads` of plan.rs); in training,
 // normally all heads are one section. Within a section, heads are the fastest index, and tiles of a sequence come in

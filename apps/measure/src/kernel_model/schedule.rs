@@ -4,8 +4,8 @@
 //!
 //! ```text
 //! product of matrices   whole waves of the tile that the plan chooses: cycles of its products, and of its epilogue
-//! attention, forward    tiles of 128 queries, longest first, each to the multiprocessor that is free first; with head_dim
-//!                       80 tiles of 192, and for windows of at most 64 tokens bandwidth of memory
+//! attention, forward    tiles of 128 queries (192 with head_dim 80), longest first, each to the multiprocessor that is
+//!                       free first; for windows of at most 64 tokens the bandwidth of memory
 //! attention, backward   parts of tiles of 128 keys (`KeyParts`), then tiles of 128 queries, in the same way
 //! attention, decode     segments of 512 keys; the latency of dependent loads; bandwidth of memory
 //! product of few rows   bandwidth of memory; latency of a norm in the same launch
