@@ -96,6 +96,16 @@ fn wait_for_end(page: &mut Browser) {
     page.wait_until("!document.querySelector('[aria-busy=true]') && document.getElementById('stop').hidden");
 }
 
+/// Waits until the browser's store has the end of every answer.
+fn wait_until_kept(page: &mut Browser) {
+    page.eval(
+        "import('/page/store.js').then(async (store) => {
+            const streams = (one) => one.exchanges.some(({ answer }) => answer.status === 'streaming');
+            while ((await store.conversations()).some(streams)) await new Promise((next) => setTimeout(next, 15));
+        })",
+    );
+}
+
 /// Sets a field in the page's settings.
 fn set(page: &mut Browser, field: &str, value: &str) {
     let input = format!("document.getElementById('set-{field}')");
@@ -180,6 +190,7 @@ fn a_video_is_asked_about_in_the_browser() {
     assert!(page.visible_text(".exchange:last-child .measures").contains("cut at max tokens"));
 
     // After a reload, the conversation with its frames is still there and can be continued.
+    wait_until_kept(&mut page);
     page.open("about:blank");
     page.open(&format!("{}/", server.address));
     page.wait_until("document.querySelectorAll('#conversations li').length === 1");

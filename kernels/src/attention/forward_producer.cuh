@@ -124,8 +124,8 @@ __device__ __forceinline__ void produce_tiles(const typename Source::Params& p, 
            !(found = source.template find<S::POSITIONS>(p, number, tile))) {
       next_number();
     }
-    // redundant: a tile takes at least three slots of the ring, or waits for the place of the queries of the tile
-    // before, so these waits imply this one.
+    // A tile takes at least three slots of the ring, or waits for the place of the queries of the tile before.
+    // redundant: these waits imply this one.
     mbarrier_wait(shared + S::TILE_FREE + 8 * next.slot, next.parity ^ 1);
     if (leads) {
       const u32 at = shared + S::TILE + 32 * next.slot;

@@ -47,11 +47,12 @@ fn a_large_stream_takes_its_bytes_at_the_streaming_share() {
 
 #[test]
 fn few_blocks_cannot_keep_memory_busy() {
-    // A block with 4 KiB in flight needs 1024 memory latencies to read 4 MiB.
+    // A block with 4 KiB in flight needs 1024 memory latencies to read 4 MiB. This kernel copies 1.039 times the bytes of
+    // its cost.
     let stage = PlannedStage { symbol: "paged_attention_fwd_bf16_decode_128", blocks: 1, shared: 5120, ..STREAM };
     let one = h200().launch(&[stage], Cost { flops: 0.0, bytes: 4194304.0 }, false);
     assert_eq!(one.main_bottleneck(), Bottleneck::Latency);
-    assert!((one.seconds - LAUNCH_GAP_SECONDS - 1024.0 * MEMORY_LATENCY_SECONDS).abs() < 1e-9, "{one:?}");
+    assert!((one.seconds - LAUNCH_GAP_SECONDS - 1.039 * 1024.0 * MEMORY_LATENCY_SECONDS).abs() < 1e-9, "{one:?}");
 }
 
 #[test]

@@ -384,7 +384,7 @@ proptest! {
     /// of a tile of 64 queries and a head that see some of the keys.
     #[test]
     fn parts_visit_each_head_once(case in cases()) {
-        let case = Case { paged: false, ..case };
+        let case = Case { paged: false, head_dim: 128, ..case };
         let starts: Vec<usize> = case.starts().iter().map(|&n| n as usize).collect();
         // A prefix is at most all tokens before the last sequence.
         let sequences: Vec<_> =
@@ -474,11 +474,15 @@ fn a_wrong_tile_counter_is_noticed() {
         let is_written = |row: &[u8]| row.iter().any(|&byte| byte != 0);
         assert!(right.output.chunks(128).all(is_written), "a row of the output was not written");
         let share = "__shfl_sync(0xffffffffu, number, 0)";
-        let wrap = "\"r\"(Source::tiles(p).count(p) - 1)";
+        let wrap = "\"r\"(Source::template tiles<S::POSITIONS>(p).count(p) - 1)";
         let mutants = [
             ("the counter is not reset", wrap, "\"r\"(0xffffffffu)"),
-            ("the counter is reset one draw early", wrap, "\"r\"(Source::tiles(p).count(p) - 2)"),
-            ("the counter is reset one draw late", wrap, "\"r\"(Source::tiles(p).count(p))"),
+            (
+                "the counter is reset one draw early",
+                wrap,
+                "\"r\"(Source::template tiles<S::POSITIONS>(p).count(p) - 2)",
+            ),
+            ("the counter is reset one draw late", wrap, "\"r\"(Source::template tiles<S::POSITIONS>(p).count(p))"),
             ("lanes do not share the number", share, "number"),
             ("all blocks begin with tile 0", first, "u32 number = 0;"),
             ("blocks begin one tile late", first, "u32 number = blockIdx.x + 1;"),
