@@ -24,9 +24,9 @@ use reel_device::{Arch, DType, Device, SimOptions, compile};
 use reel_input::config::ModelConfig;
 use reel_input::{MediaOptions, ModelInput};
 use reel_model::init::{InitOptions, Preset, init_model_folder};
-use reel_runs::{grpo, sft};
 use reel_train::RunSetup;
 use reel_train::options::{GrpoOptions, RunOptions, SftOptions};
+use reel_train::runs::{grpo, sft};
 use serde_json::Value;
 
 use fake_gpu::assert_no_violations_or_leaks;

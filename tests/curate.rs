@@ -246,7 +246,7 @@ fn each_row_is_accounted_for_and_only_failed_rows_are_asked_again() {
     }
     for table in ["caption", "reason", "revise", "filter"] {
         let parquet = path.join(format!("out/{table}.parquet"));
-        let rows = reel_data::Table::open(&parquet).unwrap();
+        let rows = reel_input::rows::Table::open(&parquet).unwrap();
         assert!(rows.value(0).unwrap()["key"].is_string(), "{table}");
     }
     training_reads(&path.join("out/dataset.jsonl"), path);

@@ -60,7 +60,7 @@ fn repository() -> PathBuf {
 
 /// Returns the paths of all documentation pages, relative to the repository.
 fn pages() -> Vec<PathBuf> {
-    let mut pages = vec![PathBuf::from("README.md"), "examples/README.md".into(), "sim/README.md".into()];
+    let mut pages = vec![PathBuf::from("README.md"), "docs/examples/README.md".into(), "sim/README.md".into()];
     for entry in fs::read_dir(repository().join("docs")).expect("docs/ is there") {
         let path = entry.expect("an entry").path();
         if path.extension().is_some_and(|e| e == "md") {

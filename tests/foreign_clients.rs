@@ -23,7 +23,7 @@ use std::thread;
 
 use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_media::frames::FrameView;
-use reel_showcase::clips::{CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, ClipSet, make_clips};
+use reel_tools::showcase::clips::{CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, ClipSet, make_clips};
 use serde_json::{Value, json};
 use server::{Server, text, write_request};
 use support::http::read_request;

@@ -11,7 +11,7 @@ mod wide;
 
 use std::path::{Path, PathBuf};
 
-use reel_diagnostic::escape_controls;
+use reel_support::diagnostic::escape_controls;
 use serde_json::Value;
 use support::{golden, run, run_in};
 use tensors::{assert_close, assert_elements_close, gathered_rows, read_tensors};

@@ -17,7 +17,7 @@ const NAME: &str = "reel-1.2.3-x86_64-linux";
 fn packaging(command: &str) -> Output {
     let script = format!(
         "set -euo pipefail; die() {{ echo \"error: $*\" >&2; exit 1; }}; \
-         . packaging/toolchain.sh; . packaging/archive.sh; {command}"
+         . tools/packaging/toolchain.sh; . tools/packaging/archive.sh; {command}"
     );
     Command::new("bash").args(["-c", &script]).current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("bash starts")
 }
@@ -78,7 +78,7 @@ impl Made {
 }
 
 fn install_script(args: &[&std::ffi::OsStr]) -> Output {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/install.sh");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/packaging/install.sh");
     Command::new("sh").arg(script).args(args).output().expect("sh starts")
 }
 

@@ -114,7 +114,7 @@ fn a_plan_of_generation_counts_the_keys_that_exist() {
 #[test]
 fn predicted_steps_are_near_the_measured_ones() {
     let record: Value =
-        serde_json::from_str(include_str!("../benches/results/h200/2026-11-27-models.json")).expect("JSON");
+        serde_json::from_str(include_str!("../tools/benches/results/h200/2026-11-27-models.json")).expect("JSON");
     // The record has measurements of a decode step with two earlier kernels for matrix products with few rows; the
     // faster one counts.
     let measured = |op: &str, batch: f64| {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use reel_rewards::CustomReward;
+use reel_samples::rewards::CustomReward;
 use serde_json::{Value, json};
 use support::{FinishedRun, file_names_in, golden, run};
 
@@ -313,7 +313,7 @@ fn python(function: &str, chat: bool) -> Option<[Result<Vec<f64>, String>; 2]> {
     }
     let workspace = Workspace::new();
     fs::write(workspace.path("functions.py"), FUNCTIONS).expect("written");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/rewards.py");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples/rewards.py");
     let function = format!("{}:{function}", workspace.path("functions.py").display());
     let prompt = if chat { json!([{"role": "user", "content": "?"}]) } else { json!("?") };
     let rows: Vec<Value> = ["four", ""]
@@ -338,7 +338,7 @@ fn python(function: &str, chat: bool) -> Option<[Result<Vec<f64>, String>; 2]> {
     Some([piped, posted])
 }
 
-/// A running `examples/rewards.py` that serves rewards over HTTP.
+/// A running `docs/examples/rewards.py` that serves rewards over HTTP.
 struct Server {
     child: Child,
     url: String,

@@ -10,7 +10,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use reel_media::image::RgbImage;
-use reel_showcase::clips::CLIP_SIDE;
+use reel_tools::showcase::clips::CLIP_SIDE;
 use serde_json::{Value, json};
 use serving::{
     CHAT_PATH, GREY_PIXEL_PNG_BASE64, PREVIEW_PATH, Server, data_uri, image_part, one_token_request, write_clip,

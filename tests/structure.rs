@@ -1,6 +1,5 @@
-//! Checks the dependencies between crates and between modules, and the number of lines. A crate uses only crates that `docs/design.md` allows,
-//! and the parts of a crate have no circular dependency. A part is a file in `src`, or a folder in `src` with all its
-//! subfolders.
+//! Checks the dependencies between crates and between files, and the number of lines. A crate uses only crates that
+//! `docs/design.md` allows, and the parts of a folder, its files and subfolders, have no circular dependency.
 //!
 //! A file depends on another file if it names an item of that file, in a `use` line or in a path such as
 //! `crate::data::Row`. Re-exports are followed to the file that defines the item. Code under `#[cfg(test)]` does not
@@ -34,15 +33,59 @@ fn crates() -> Vec<PathBuf> {
     std::iter::once(PathBuf::new()).chain(names).collect()
 }
 
+/// Folders whose parts have circular dependencies.
+const WITH_CIRCLES: [&str; 22] = [
+    "cli/foreign",
+    "input/src/chat",
+    "kernels/device/src/cuda",
+    "kernels/src/attention/cpu",
+    "kernels/src/matmul",
+    "kernels/src/skinny",
+    "model/src/save",
+    "runtime/src/tensor",
+    "serve/src/api",
+    "sim/src/alu",
+    "sim/src/exec",
+    "sim/src/exec/async_engine",
+    "sim/src/exec/interpreter",
+    "sim/src/exec/memory_system",
+    "sim/src/program",
+    "tools/benches/src/instructions",
+    "tools/src/report/evaluation",
+    "train/samples/src/rows",
+    "train/src/options",
+    "train/src/rollout",
+    "train/src/runs/reporting",
+    "train/src/runs/run",
+];
+
 #[test]
-fn no_circle_runs_through_several_parts_of_a_crate() {
-    let mut wrong = Vec::new();
+fn no_circle_runs_through_several_parts_of_a_folder() {
+    let mut found = Vec::new();
     for folder in crates() {
         for root in modules::crate_root_files(&repository(), &folder) {
-            wrong.extend(circles::describe_shortest_circle(&modules::file_dependencies(&repository(), &root)));
+            found.extend(circles::describe_circles(&modules::file_dependencies(&repository(), &root)));
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+    let is_known = |circle: &&String| WITH_CIRCLES.iter().any(|folder| circle.starts_with(&format!("{folder}: ")));
+    let (known, new): (Vec<&String>, Vec<&String>) = found.iter().partition(is_known);
+    assert!(new.is_empty(), "{}", new.iter().map(|circle| circle.as_str()).collect::<Vec<_>>().join("\n\n"));
+    assert_eq!(known.len(), WITH_CIRCLES.len(), "a folder has no circle any more; remove it from WITH_CIRCLES");
+}
+
+/// The most folders of the repository, and the most crates.
+const MOST_FOLDERS_AND_CRATES: (usize, usize) = (13, 17);
+
+#[test]
+fn the_repository_has_few_folders_and_crates() {
+    let entries = std::fs::read_dir(repository()).expect("the repository").map(|entry| entry.expect("an entry"));
+    let is_folder = |name: &str| name != "target" && !name.starts_with('.') && repository().join(name).is_dir();
+    let folders = entries.filter(|entry| is_folder(&entry.file_name().to_string_lossy())).count();
+    assert!(
+        folders <= MOST_FOLDERS_AND_CRATES.0 && crates().len() <= MOST_FOLDERS_AND_CRATES.1,
+        "{folders} folders, {} crates",
+        crates().len()
+    );
 }
 
 #[test]
@@ -56,7 +99,7 @@ fn crates_use_those_that_the_design_page_allows() {
 
 /// The most lines of the product and of its proof. A change that adds lines raises these numbers, so that its author and
 /// its reviewer see the price; a change that removes lines lowers them.
-const MOST_LINES: CodeLines = CodeLines { product: 161_300, proof: 46_200 };
+const MOST_LINES: CodeLines = CodeLines { product: 163_600, proof: 43_900 };
 
 #[test]
 fn product_and_proof_stay_within_their_lines() {
@@ -113,13 +156,20 @@ mod parser {
             ("src/a/y.rs", "use super::x::X;\npub struct Y(X);\n"),
             ("src/b.rs", "use crate::a;\n"),
         ]);
-        assert!(circles::describe_shortest_circle(&graph).is_none(), "a dependency cycle inside one folder is allowed");
+        let found = circles::describe_circles(&graph);
+        assert!(found.len() == 1 && found[0].starts_with("src/a: "), "{found:?}");
+        let graph = self::graph(&[
+            ("src/lib.rs", "mod a;\n"),
+            ("src/a/mod.rs", "mod x;\npub struct Y(x::X);\n"),
+            ("src/a/x.rs", "use super::Y;\npub struct X(Y);\n"),
+        ]);
+        assert!(circles::describe_circles(&graph).is_empty(), "mod.rs and a file of its folder may name each other");
         let graph = self::graph(&[
             ("src/lib.rs", "mod a;\nmod b;\n"),
             ("src/a.rs", "\nuse crate::b::B;\npub struct A(B);\n"),
             ("src/b.rs", "pub struct B(crate::a::A);\n"),
         ]);
-        let found = circles::describe_shortest_circle(&graph).expect("a circle");
+        let found = circles::describe_circles(&graph).pop().expect("a circle");
         assert!(found.contains("src/a.rs:2 names B of src/b.rs") && found.contains("src/b.rs:1 names A of src/a.rs"));
     }
 
@@ -138,14 +188,14 @@ mod parser {
     }
 
     #[test]
-    fn a_crate_of_an_outer_ring_is_refused_although_its_row_is_above() {
-        let page = "| `apps/serve/` | x | – |\n| `train/` | x | serve |\n| `apps/demo/` | x | serve, train |\n";
+    fn a_crate_of_a_higher_folder_is_refused_although_its_row_is_above() {
+        let page = "| `serve/` | x | – |\n| `train/samples/` | x | serve |\n| `cli/` | x | serve, samples |\n";
         let manifest = |folder: &Path| match folder.to_str() {
-            Some("train" | "apps/demo") => "[dependencies]\nreel-serve = { workspace = true }\n".to_string(),
+            Some("train/samples" | "") => "[dependencies]\nreel-serve = { workspace = true }\n".to_string(),
             _ => String::new(),
         };
-        let folders = ["apps/serve", "train", "apps/demo"].map(PathBuf::from);
+        let folders = ["serve", "train/samples", ""].map(PathBuf::from);
         let wrong = layers::violations(&layers::layers_of_table(page), &folders, manifest);
-        assert_eq!(wrong, ["train/Cargo.toml: uses apps/serve, a crate of an outer ring"]);
+        assert_eq!(wrong, ["train/samples/Cargo.toml: uses serve, a crate of a higher folder"]);
     }
 }

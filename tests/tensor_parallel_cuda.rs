@@ -16,8 +16,8 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::tensor_parallel::TensorParallel;
-use reel_ranks::{Ranks, Timeouts, TrafficVolume, World};
 use reel_runtime::Cx;
+use reel_support::ranks::{Ranks, Timeouts, TrafficVolume, World};
 use reel_train::step::shard_exchange;
 
 use fake_gpu::{assert_no_violations_or_leaks, fake_cuda};

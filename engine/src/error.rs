@@ -1,10 +1,10 @@
 //! The error type of the engine.
 
 use reel_device::DeviceError;
-use reel_diagnostic::Diagnostic;
 use reel_input::InputError;
 use reel_model::ModelError;
 use reel_runtime::RuntimeError;
+use reel_support::diagnostic::Diagnostic;
 
 /// An error of the engine.
 #[derive(Debug, thiserror::Error)]

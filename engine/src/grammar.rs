@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use llguidance::api::{StopReason, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{ParserFactory, TokenParser};
-use reel_diagnostic::{Diagnostic, catch_panic};
 use reel_input::TokenId;
 pub use reel_input::grammar::GrammarSpec;
 use reel_input::grammar::{AnswerWithoutCalls, ToolCallGrammar};
+use reel_support::diagnostic::{Diagnostic, catch_panic};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 

@@ -4,9 +4,9 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
-use reel_diagnostic::Diagnostic;
 use reel_input::encode::ModelFolder;
 use reel_input::grammar::{AnswerWithoutCalls, GrammarSpec};
+use reel_support::diagnostic::Diagnostic;
 use serde_json::Value;
 
 use crate::error::{EngineError, Result};
@@ -40,13 +40,13 @@ impl std::fmt::Debug for GrammarCompiler {
 
 impl GrammarCompiler {
     /// Creates a compiler for a model, and starts a worker process if the program has workers
-    /// ([`reel_worker::set_worker_program`]). Sorting the vocabulary takes some tens of milliseconds for 150 000 tokens.
+    /// ([`reel_support::worker::set_worker_program`]). Sorting the vocabulary takes some tens of milliseconds for 150 000 tokens.
     ///
     /// # Errors
     /// The model has no end token, so no grammar could end; the worker process cannot be started.
     pub fn new(folder: &ModelFolder) -> Result<GrammarCompiler> {
         let vocabulary = vocabulary_of(folder);
-        let Some(program) = reel_worker::worker_program() else { return Self::without_workers(folder) };
+        let Some(program) = reel_support::worker::worker_program() else { return Self::without_workers(folder) };
         // The worker prepares itself while this process sorts the vocabulary.
         let workers = GrammarWorkers::start(program, vocabulary)?;
         let local = LocalCompiler::new(workers.vocabulary())?;

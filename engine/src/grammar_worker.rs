@@ -1,4 +1,4 @@
-//! Compiles grammars in worker processes (see [`reel_worker`]) with limits on time, memory and depth, before this
+//! Compiles grammars in worker processes (see [`reel_support::worker`]) with limits on time, memory and depth, before this
 //! process compiles them.
 //!
 //! ```text
@@ -16,9 +16,9 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use reel_diagnostic::Diagnostic;
 use reel_input::grammar::{AnswerWithoutCalls, GrammarSpec};
-use reel_worker::{ForkExit, JobCanceller, Worker, WorkerFailure, WorkerKind, WorkerPool, WorkerProgram};
+use reel_support::diagnostic::Diagnostic;
+use reel_support::worker::{ForkExit, JobCanceller, Worker, WorkerFailure, WorkerKind, WorkerPool, WorkerProgram};
 
 use crate::error::{EngineError, Result};
 use crate::grammar::{LocalCompiler, Vocabulary, refused};
@@ -102,7 +102,7 @@ impl GrammarWorkers {
 
     fn start_worker(&self) -> Result<Worker> {
         let mut worker = Worker::start(&self.program, &GRAMMAR_WORKER).map_err(|e| {
-            let help = reel_diagnostic::resource_shortage_help(&e).unwrap_or("try again");
+            let help = reel_support::diagnostic::resource_shortage_help(&e).unwrap_or("try again");
             refused(format!("the worker process that compiles it cannot be started: {e}"), help)
         })?;
         worker.send(&self.vocabulary, None, REPLY_TIMEOUT).map_err(|e| broken(&e))?;
@@ -201,7 +201,7 @@ pub(crate) fn run_on_stack<T: Send>(bytes: usize, work: impl FnOnce() -> Result<
     std::thread::scope(|scope| {
         let builder = std::thread::Builder::new().name("grammar".to_string()).stack_size(bytes);
         let thread = builder.spawn_scoped(scope, work).map_err(|e| {
-            let help = reel_diagnostic::resource_shortage_help(&e).unwrap_or("try again");
+            let help = reel_support::diagnostic::resource_shortage_help(&e).unwrap_or("try again");
             refused(format!("no thread can be started: {e}"), help)
         })?;
         thread.join().unwrap_or_else(|_| Err(refused("its compiler cannot process it".into(), "use a simpler grammar")))
@@ -220,9 +220,9 @@ fn worker_main() -> ExitCode {
         std::panic::set_hook(Box::new(|_| {}));
         Ok(compiler)
     };
-    reel_worker::serve_in_prepared_forks(prepare, |compiler: &LocalCompiler, spec: GrammarSpec| {
-        reel_worker::limit_memory(MEMORY_BYTES)?;
-        reel_worker::limit_processor_time(CPU_SECONDS)?;
+    reel_support::worker::serve_in_prepared_forks(prepare, |compiler: &LocalCompiler, spec: GrammarSpec| {
+        reel_support::worker::limit_memory(MEMORY_BYTES)?;
+        reel_support::worker::limit_processor_time(CPU_SECONDS)?;
         let compiled = run_on_stack(WORKER_STACK_BYTES, || compiler.compile(&spec));
         let followed = compiled.and_then(|grammar| {
             run_on_stack(STEP_STACK_BYTES, move || {

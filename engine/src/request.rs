@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use reel_diagnostic::Diagnostic;
 use reel_input::encode::ModelFolder;
 pub use reel_input::request::MAX_TOP_LOG_PROBS;
 use reel_input::request::RequestSettings;
 use reel_input::{ModelInput, TokenId};
+use reel_support::diagnostic::Diagnostic;
 
 use crate::adapters::AdapterId;
 use crate::error::{EngineError, Result};

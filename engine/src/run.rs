@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use reel_device::{RangeName, range};
-use reel_diagnostic::Diagnostic;
 use reel_model::flops::ForwardFlops;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::KvCache;
 use reel_runtime::ops::KvPages;
+use reel_support::diagnostic::Diagnostic;
 
 use crate::adapters::{AdapterId, Adapters};
 use crate::context::EngineContext;

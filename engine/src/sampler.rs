@@ -2,9 +2,9 @@
 
 use std::ops::RangeInclusive;
 
-use reel_diagnostic::Diagnostic;
 use reel_input::config::GenerationConfig;
 use reel_input::request::RequestSettings;
+use reel_support::diagnostic::Diagnostic;
 
 use crate::error::{EngineError, Result};
 

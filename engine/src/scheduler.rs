@@ -19,9 +19,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::Instant;
 
-use reel_diagnostic::Diagnostic;
 use reel_runtime::Tensor;
 use reel_runtime::ops::KvPages;
+use reel_support::diagnostic::Diagnostic;
 
 use crate::adapters::AdapterId;
 use crate::block_allocator::BlockAllocator;

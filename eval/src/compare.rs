@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use reel_diagnostic::Diagnostic;
+use reel_support::diagnostic::Diagnostic;
 use serde::Serialize;
 
 use crate::bootstrap::{ScoredRow, bootstrap_intervals};

@@ -1,6 +1,6 @@
 //! The error type of this crate. Each variant names the location, what is wrong there, and what to do.
 
-use reel_diagnostic::Diagnostic;
+use reel_support::diagnostic::Diagnostic;
 
 /// An error in options, task files, data files or predictions.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,7 @@
 //! Finds the answer in the output of a model. Evaluation scripts do this in different ways, which changes the scores.
 
 use clap::ValueEnum;
-use reel_rewards::{ProblemType, extract_answer, parse_number, strip_white_space};
+use reel_samples::rewards::{ProblemType, extract_answer, parse_number, strip_white_space};
 use serde::{Deserialize, Serialize};
 
 use crate::option_letter::{leading_letter, option_letter};

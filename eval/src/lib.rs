@@ -1,5 +1,6 @@
 //! Benchmarks of video reasoning: reads the published files of a benchmark as questions, and turns the answers of a
-//! model into scores. Input and output are texts and numbers. No device, model or media files are needed.
+//! model into scores: texts and numbers, for which no device, model or media files are needed. [`predict`] computes
+//! completions of a data file, by the engine or a server.
 //!
 //! ```text
 //! task file + data files -> rows (question, options, answer, video) -> prompts           load_benchmark
@@ -16,6 +17,7 @@ mod extraction;
 mod interval;
 mod load;
 mod option_letter;
+pub mod predict;
 mod prediction;
 mod row;
 mod score;

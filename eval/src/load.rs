@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use reel_data::Table;
-use reel_diagnostic::Diagnostic;
-use reel_rewards::ProblemType;
+use reel_input::rows::Table;
+use reel_samples::rewards::ProblemType;
+use reel_support::diagnostic::Diagnostic;
 use serde_json::{Map, Value, json};
 
 use crate::row::ParsedRow;

@@ -3,11 +3,11 @@
 //!
 //! Scores follow the evaluation scripts of VideoRFT and Video-R1 ([`Extraction::Tags`]).
 
-use reel_diagnostic::Diagnostic;
-use reel_rewards::{
+use reel_samples::rewards::{
     ProblemType, check_solution, extract_answer, free_form_accuracy, multiple_choice_accuracy, numerical_accuracy,
     ocr_accuracy, parse_json_object, parse_number, string_field,
 };
+use reel_support::diagnostic::Diagnostic;
 use serde_json::Value;
 
 use crate::task::Task;
@@ -92,7 +92,7 @@ impl Prediction {
     /// Checks that the row's solution can be compared with outputs.
     ///
     /// # Errors
-    /// The conditions of [`reel_rewards::check_solution`]: for example, the kind of problem is unknown, or the solution
+    /// The conditions of [`reel_samples::rewards::check_solution`]: for example, the kind of problem is unknown, or the solution
     /// has no `<answer>` tags or is not a number where a number is needed.
     pub fn check_solution(&self) -> Result<(), Diagnostic> {
         check_solution(self.problem_type, &self.solution)
@@ -114,7 +114,7 @@ impl Prediction {
     }
 
     /// Returns the score from 0 to 1. OCR and free-form problems, which do not occur in the built-in benchmarks, score
-    /// as in training ([`reel_rewards::accuracy_reward`]). An unknown kind of problem and a row with an `error` score
+    /// as in training ([`reel_samples::rewards::accuracy_reward`]). An unknown kind of problem and a row with an `error` score
     /// 0.
     pub fn score(&self, extraction: Extraction) -> f32 {
         if self.error.is_some() {

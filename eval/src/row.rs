@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use reel_diagnostic::Diagnostic;
-use reel_rewards::{ProblemType, Recipe, check_solution, extract_answer};
+use reel_samples::rewards::{ProblemType, Recipe, check_solution, extract_answer};
+use reel_support::diagnostic::Diagnostic;
 use serde_json::{Map, Value, json};
 
 use crate::task::{AnswerForm, AnswerOptions, Layout, RowRules, Task, Template, column, option_error};

@@ -222,10 +222,10 @@ fn parquet_files_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let parquet = |file: &str, rows: &[Value]| {
         let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
-        let table = reel_data::Table::parse(Path::new("rows.jsonl"), text).unwrap();
+        let table = reel_input::rows::Table::parse(Path::new("rows.jsonl"), text).unwrap();
         let to = folder.path().join(file);
         fs::create_dir_all(to.parent().unwrap()).unwrap();
-        reel_data::convert(&table, &to, false).unwrap();
+        reel_input::rows::convert(&table, &to, false).unwrap();
     };
     parquet(
         "videomme/videomme/test-00000-of-00001.parquet",

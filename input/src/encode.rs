@@ -13,7 +13,6 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use reel_diagnostic::{input, print_note_once};
 use reel_media::frames::FrameBuf;
 use reel_media::image::RgbImage;
 use reel_media::patches::{self, ImageProcessorSettings};
@@ -21,6 +20,7 @@ use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::resize::ImagePixelLimits;
 use reel_media::video::PixelBuffer;
 use reel_media::worker::DecodeWorker;
+use reel_support::diagnostic::{input, print_note_once};
 use tempfile::NamedTempFile;
 
 use crate::chat::{ChatTemplate, PromptEnd};

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::Path;
 
-use reel_diagnostic::Diagnostic;
-use reel_files::FileError;
+use reel_support::diagnostic::Diagnostic;
+use reel_support::files::FileError;
 
 /// An error in a file of a model folder, in a conversation or its media, or in prepared inputs.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +35,7 @@ pub enum InputError {
     NoRoom {
         /// The file, what is wrong, and what to do.
         diagnostic: Diagnostic,
-        /// How the user can make room ([`reel_diagnostic::disk_full_help`]).
+        /// How the user can make room ([`reel_support::diagnostic::disk_full_help`]).
         remedy: &'static str,
     },
     /// An image or a video could not be decoded, or its size or frame limits contradict each other.

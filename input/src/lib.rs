@@ -1,5 +1,5 @@
 //! The host-only part of Qwen2.5-VL: reads the small files of a model folder, and converts a conversation to the
-//! model's input, plain arrays in host memory. No device is needed.
+//! model's input, plain arrays in host memory. [`rows`] reads data files. No device is needed.
 //!
 //! [`encode()`] converts a conversation to a [`ModelInput`]. It uses the config ([`config`]), the chat template
 //! ([`chat`]), the tokenizer ([`tokenizer`]), images and videos ([`media_frames`]) and positions ([`mrope`]).
@@ -24,6 +24,7 @@ pub mod prompt_fields;
 pub mod prompt_media;
 mod python_json;
 pub mod request;
+pub mod rows;
 pub mod tensor_file;
 pub mod tokenizer;
 pub mod tokenizer_json;

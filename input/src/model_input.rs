@@ -4,8 +4,8 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use reel_diagnostic::input;
 use reel_media::frames::FrameBuf;
+use reel_support::diagnostic::input;
 
 use crate::config::ModelConfig;
 use crate::error::{InputError, Result};

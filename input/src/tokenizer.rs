@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use reel_diagnostic::input;
+use reel_support::diagnostic::input;
 use tokenizers::DecoderWrapper;
 
 use crate::config::ModelConfig;

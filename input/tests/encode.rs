@@ -14,10 +14,10 @@ use reel_input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerG
 use reel_media::worker;
 
 fn main() -> ExitCode {
-    if let Some(code) = reel_worker::run_if_worker(&[&worker::VIDEO_WORKER, &chat::TEMPLATE_WORKER]) {
+    if let Some(code) = reel_support::worker::run_if_worker(&[&worker::VIDEO_WORKER, &chat::TEMPLATE_WORKER]) {
         return code;
     }
-    reel_worker::set_worker_program(reel_worker::WorkerProgram::of_current_executable());
+    reel_support::worker::set_worker_program(reel_support::worker::WorkerProgram::of_current_executable());
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model");
     let mut cases: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     cases.sort();

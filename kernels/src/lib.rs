@@ -27,7 +27,6 @@ pub mod folder;
 pub mod int8;
 pub mod limits;
 mod norm_rows;
-pub mod philox;
 pub mod tuning;
 
 /// Declares the module of each kernel folder and collects what the folders register. `cargo fmt` does not look for

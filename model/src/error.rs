@@ -4,9 +4,9 @@ use std::io;
 use std::path::Path;
 
 use reel_device::DeviceError;
-use reel_diagnostic::Diagnostic;
-use reel_files::{FileError, LockError};
 use reel_input::InputError;
+use reel_support::diagnostic::Diagnostic;
+use reel_support::files::{FileError, LockError};
 
 /// An error of this crate: in a model folder, a conversation, or the computation of hidden states.
 #[derive(Debug, thiserror::Error)]

@@ -19,9 +19,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use reel_diagnostic::Diagnostic;
 use reel_input::config::{ModelConfig, TextConfig};
 use reel_runtime::{Cx, Tensor, ops};
+use reel_support::diagnostic::Diagnostic;
 
 use crate::error::{ModelError, Result};
 

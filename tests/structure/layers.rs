@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// A row of the table of layers: a folder, and the crates that its crate may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
-    /// The crate's folder, such as `train` or `apps/serve`.
+    /// The crate's folder, such as `train` or `train/samples`.
     pub folder: String,
     /// The names of the crates in the last column of the table.
     pub may_use: Vec<String>,
@@ -19,16 +19,14 @@ impl Layer {
     }
 }
 
-/// Returns the ring of the crate in a folder. A crate may use crates of its own ring and of inner rings (lower
-/// numbers).
-fn ring(folder: &str) -> usize {
-    const APPLICATIONS: [&str; 3] = ["src", "eval", "benches"];
-    match folder {
-        _ if folder.starts_with("support/") => 0,
-        _ if folder.starts_with("apps/") || APPLICATIONS.contains(&folder) => 3,
-        "runs" => 2,
-        _ => 1,
-    }
+/// The folders of the repository that have crates, from the lowest layer up. A crate uses none of a later folder.
+const FOLDERS: [&str; 11] =
+    ["sim", "input", "kernels", "runtime", "model", "engine", "train", "eval", "serve", "tools", "cli"];
+
+/// Returns the place in [`FOLDERS`] of the first part of a folder's path.
+fn floor(folder: &str) -> usize {
+    let first = folder.split('/').next().unwrap_or(folder);
+    FOLDERS.iter().position(|name| *name == first).unwrap_or(FOLDERS.len())
 }
 
 /// Parses the table of layers; the rows go from the lowest layer up.
@@ -60,7 +58,7 @@ fn reachable(layers: &[Layer], at: usize) -> BTreeSet<&str> {
 }
 
 /// Describes all contradictions to the table: a crate without a row, a row that names a crate which is not above it
-/// in the table, a dependency that the crate's row does not allow, and a dependency on a crate of an outer ring.
+/// in the table, a dependency that the crate's row does not allow, and a dependency on a crate of a higher folder.
 /// `manifest` returns the Cargo.toml in a folder.
 pub fn violations(layers: &[Layer], crates: &[PathBuf], manifest: impl Fn(&Path) -> String) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -72,7 +70,7 @@ pub fn violations(layers: &[Layer], crates: &[PathBuf], manifest: impl Fn(&Path)
         }
     }
     for folder in crates {
-        let name = if folder.as_os_str().is_empty() { "src" } else { folder.to_str().expect("a name in UTF-8") };
+        let name = if folder.as_os_str().is_empty() { "cli" } else { folder.to_str().expect("a name in UTF-8") };
         let Some(at) = layers.iter().position(|layer| layer.folder == name) else {
             wrong.push(format!("{name}: has no row in the table of layers of docs/design.md"));
             continue;
@@ -83,10 +81,10 @@ pub fn violations(layers: &[Layer], crates: &[PathBuf], manifest: impl Fn(&Path)
             wrong.push(format!("{}: uses {used}, which docs/design.md does not allow", path.display()));
         }
         let used = dependencies(&manifest(folder));
-        for outer in layers.iter().filter(|layer| used.iter().any(|used| used == layer.name())) {
-            if ring(&outer.folder) > ring(name) {
+        for higher in layers.iter().filter(|layer| used.iter().any(|used| used == layer.name())) {
+            if floor(&higher.folder) > floor(name) {
                 let path = folder.join("Cargo.toml");
-                wrong.push(format!("{}: uses {}, a crate of an outer ring", path.display(), outer.folder));
+                wrong.push(format!("{}: uses {}, a crate of a higher folder", path.display(), higher.folder));
             }
         }
     }

@@ -52,7 +52,7 @@ fn is_test_or_check(file: &str) -> bool {
 }
 
 fn is_proof(file: &str) -> bool {
-    let folders = ["sim/", "benches/", "apps/fuzz/", "src/sim/"];
+    let folders = ["sim/", "tools/benches/", "tools/fuzz/"];
     let parts = ["/cuda/fake", "/cuda/rules", "/amx_emulator", "/formula/", "/formula.rs", "/examples.rs"];
     folders.iter().any(|folder| file.starts_with(folder)) || parts.iter().any(|part| file.contains(part))
 }
@@ -105,7 +105,9 @@ mod tests {
             assert!(is_test_or_check(file), "{file}");
         }
         assert!(!is_test_or_check("x/src/checks/a.rs") && !is_test_or_check("build.rs"));
-        for (file, proof) in [("sim/src/a.rs", true), ("device/src/cuda/fake/mod.rs", true), ("src/simple.rs", false)] {
+        for (file, proof) in
+            [("sim/src/a.rs", true), ("kernels/device/src/cuda/fake/mod.rs", true), ("src/simple.rs", false)]
+        {
             assert_eq!(is_proof(file), proof, "{file}");
         }
     }

@@ -50,7 +50,7 @@ pub fn rust_files(folder: &Path) -> Vec<PathBuf> {
 pub fn crate_root_files(repository: &Path, folder: &Path) -> Vec<PathBuf> {
     let bins = rust_files(&repository.join(folder).join("src/bin"));
     let bins = bins.iter().map(|path| path.strip_prefix(repository).expect("a path in the repository").to_path_buf());
-    let roots = ["src/lib.rs", "src/main.rs"].map(|name| folder.join(name));
+    let roots = ["src/lib.rs", "src/main.rs", "cli/main.rs"].map(|name| folder.join(name));
     roots.into_iter().chain(bins).filter(|path| repository.join(path).exists()).collect()
 }
 

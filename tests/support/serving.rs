@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_media::frames::FrameView;
-use reel_showcase::clips::{CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, Clip, ClipSet, make_clips};
+use reel_tools::showcase::clips::{CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, Clip, ClipSet, make_clips};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -4,12 +4,12 @@ use std::io;
 use std::path::Path;
 
 use reel_device::DeviceError;
-use reel_diagnostic::Diagnostic;
-use reel_files::{FileError, LockError};
 use reel_input::InputError;
 use reel_model::ModelError;
-use reel_ranks::RankError;
 use reel_samples::{RowFailureKind, SampleError};
+use reel_support::diagnostic::Diagnostic;
+use reel_support::files::{FileError, LockError};
+use reel_support::ranks::RankError;
 
 /// An error of training, from reading the data to writing the trained model folder.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +28,7 @@ pub enum TrainError {
     Model(#[from] reel_model::ModelError),
     /// An error of a reward function, a reward model, or their options.
     #[error(transparent)]
-    Reward(#[from] reel_rewards::RewardError),
+    Reward(#[from] reel_samples::rewards::RewardError),
     /// An error that occurs while completions are sampled.
     #[error(transparent)]
     Engine(#[from] reel_engine::EngineError),
@@ -133,8 +133,8 @@ impl TrainError {
     }
 }
 
-impl From<reel_data::DataError> for TrainError {
-    fn from(e: reel_data::DataError) -> Self {
+impl From<reel_input::rows::DataError> for TrainError {
+    fn from(e: reel_input::rows::DataError) -> Self {
         SampleError::from(e).into()
     }
 }

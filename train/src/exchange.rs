@@ -1,7 +1,7 @@
 //! Exchanges the results of micro-batches between the processes (ranks) of a run.
 
 use bytemuck::Pod;
-use reel_ranks::Ranks;
+use reel_support::ranks::Ranks;
 
 use crate::Result;
 

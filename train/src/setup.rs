@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use reel_device::{DType, Device};
 use reel_input::MediaOptions;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_ranks::Ranks;
+use reel_support::ranks::Ranks;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -18,9 +18,9 @@ mod template;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use reel_diagnostic::{Diagnostic, input};
-use reel_prompts::{QuestionTemplate, answer_instruction, question_text};
-use reel_rewards::Recipe;
+use reel_samples::prompts::{QuestionTemplate, answer_instruction, question_text};
+use reel_samples::rewards::Recipe;
+use reel_support::diagnostic::{Diagnostic, input};
 use serde::{Deserialize, Serialize};
 
 pub use layout::{AnswerForm, Layout, OptionalColumns, RowRules};

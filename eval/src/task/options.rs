@@ -1,6 +1,6 @@
 //! The options of a multiple-choice question, and the letter of the correct one.
 
-use reel_diagnostic::Diagnostic;
+use reel_support::diagnostic::Diagnostic;
 use serde_json::Value;
 
 use super::layout::{AnswerForm, OptionMarks};

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use reel_diagnostic::Diagnostic;
+use reel_support::diagnostic::Diagnostic;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 

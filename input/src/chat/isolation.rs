@@ -1,4 +1,4 @@
-//! Renders chat templates in a worker process (see [`reel_worker`]) with limits on memory and processor time. A
+//! Renders chat templates in a worker process (see [`reel_support::worker`]) with limits on memory and processor time. A
 //! template is a program that comes with a model folder. A few steps of a template can fill the memory or overflow
 //! the stack, and so end the process that renders it. Therefore every template except the published ones is rendered
 //! in a separate process.
@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use reel_worker::{Worker, WorkerFailure, WorkerKind, WorkerProgram};
+use reel_support::worker::{Worker, WorkerFailure, WorkerKind, WorkerProgram};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -151,11 +151,11 @@ fn ask(worker: &mut Worker, job: &impl Serialize) -> Result<Result<String, Strin
 /// The `main` function of a template worker.
 fn worker_main() -> ExitCode {
     let mut template = Err("is not compiled yet".to_string());
-    reel_worker::serve(|job: Job<WorkerTemplate, RenderInput>, _, replies| {
+    reel_support::worker::serve(|job: Job<WorkerTemplate, RenderInput>, _, replies| {
         let prompt = match job {
             Job::Compile(WorkerTemplate { text, tokens }) => {
-                reel_worker::limit_memory(MEMORY_BYTES)?;
-                reel_worker::limit_processor_time(CPU_SECONDS)?;
+                reel_support::worker::limit_memory(MEMORY_BYTES)?;
+                reel_support::worker::limit_processor_time(CPU_SECONDS)?;
                 template = CompiledTemplate::compile(&text, tokens, false);
                 template.as_ref().map(|_| String::new()).map_err(String::clone)
             }

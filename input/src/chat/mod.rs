@@ -18,7 +18,7 @@ mod tests;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use reel_diagnostic::input;
+use reel_support::diagnostic::input;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -255,7 +255,7 @@ impl Source {
         let Source { location, text, tokens } = self;
         let refused = |what: String| InputError::template(&location, what, HELP);
         let (is_trusted, own_text) = (is_known(&text), text.clone());
-        let renderer = match reel_worker::worker_program() {
+        let renderer = match reel_support::worker::worker_program() {
             Some(program) if !is_trusted => Renderer::InWorker(
                 IsolatedTemplate::compile(program, WorkerTemplate { text, tokens }).map_err(refused)?,
             ),

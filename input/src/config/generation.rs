@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use reel_diagnostic::input;
+use reel_support::diagnostic::input;
 
 use super::fields::JsonFields;
 use crate::error::{InputError, Result};

@@ -15,7 +15,7 @@ pub(crate) mod tests;
 
 use std::path::Path;
 
-use reel_diagnostic::{input, print_note_once};
+use reel_support::diagnostic::{input, print_note_once};
 
 use crate::error::{InputError, Result};
 use crate::tensor_file::{StoredDType, foreign_checkpoint};

@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use reel_diagnostic::input;
 use reel_media::patches::ImageProcessorSettings;
+use reel_support::diagnostic::input;
 
 use super::fields::JsonFields;
 use super::{ModelConfig, VisionConfig};

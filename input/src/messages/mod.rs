@@ -13,8 +13,8 @@ mod tool_messages;
 
 use std::path::Path;
 
-use reel_diagnostic::input;
 use reel_media::profile::MediaOverrides;
+use reel_support::diagnostic::input;
 use serde_json::{Map, Value, json};
 
 use self::part_keys::{IMAGE_SOURCES, VIDEO_SOURCES, media_value_and_overrides};

@@ -416,7 +416,10 @@ fn note_field(name: &str, what: &str) {
     let short: String = name.chars().take(64).collect();
     let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
     if names.len() < MAX_NAMES && names.insert(short.clone()) {
-        reel_diagnostic::note!("note: the field {} of a request {what}", reel_diagnostic::escape_controls(&short));
+        reel_support::diagnostic::note!(
+            "note: the field {} of a request {what}",
+            reel_support::diagnostic::escape_controls(&short)
+        );
     }
 }
 

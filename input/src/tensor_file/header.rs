@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use reel_diagnostic::input::{self, SIGNATURE_BYTES};
+use reel_support::diagnostic::input::{self, SIGNATURE_BYTES};
 use safetensors::tensor::TensorInfo;
 use safetensors::{SafeTensorError, SafeTensors};
 use serde_json::{Map, Value};

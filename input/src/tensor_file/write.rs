@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use reel_files::AtomicFile;
+use reel_support::files::AtomicFile;
 use serde_json::{Map, Value, json};
 
 use crate::error::Result;

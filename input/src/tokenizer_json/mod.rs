@@ -60,7 +60,7 @@ pub fn catch_library_panic<T, E: From<InputError>>(
     location: &str,
     calls: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, E> {
-    reel_diagnostic::catch_panic(calls).unwrap_or_else(|panic| {
+    reel_support::diagnostic::catch_panic(calls).unwrap_or_else(|panic| {
         let what = format!("is damaged in a way that the tokenizer library does not expect (it panicked: {panic})");
         Err(InputError::tokenizer(location, what, TOKENIZER_HELP).into())
     })

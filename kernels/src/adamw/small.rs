@@ -10,7 +10,7 @@ use super::{
     ParameterEntry, Params, SplitWeightHighHalf, StepNumbers, WEIGHTS_PER_SCALE, from_bf16_and_remainder,
     to_bf16_and_remainder,
 };
-use crate::philox::random_words;
+use reel_support::philox::random_words;
 
 /// The scalars of a step, and the seed and stream of its random bits.
 struct Step {

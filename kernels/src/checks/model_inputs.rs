@@ -1,4 +1,4 @@
-//! Counts on the simulator the inputs of the performance model in `apps/measure/src/kernel_model`: a kernel's warp
+//! Counts on the simulator the inputs of the performance model in `tools/src/measure/kernel_model`: a kernel's warp
 //! instructions and bytes through L2, for each byte and each operation of its cost.
 //!
 //! ```text
@@ -38,7 +38,7 @@ pub(crate) fn print_inputs_of_traffic_launches(calls: impl Fn(&mut TrafficArrays
 }
 
 /// Returns the symbol of the stage that does the work of a launch: the stage with the most dynamic shared memory and,
-/// among equals, the most threads. `apps/measure/src/kernel_model/mod.rs` chooses the stage in the same way.
+/// among equals, the most threads. `tools/src/measure/kernel_model/mod.rs` chooses the stage in the same way.
 fn symbol(launch: &Launch, arch: &Arch) -> &'static str {
     let Launch::Kernel(kernel) = launch else { return "" };
     let threads = |s: &reel_device::Stage| s.grid.iter().chain(&s.block).map(|n| u64::from(*n)).product::<u64>();

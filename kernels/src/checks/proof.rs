@@ -56,7 +56,7 @@ pub fn record_line_of_folder(folder: &KernelFolder) -> String {
     };
     let mut hash = XxHash3_64::with_seed(0);
     let below =
-        ["launch", "compile", "cpu", "simulate.rs", "team.rs"].map(|part| package().join("../device/src").join(part));
+        ["launch", "compile", "cpu", "simulate.rs", "team.rs"].map(|part| package().join("device/src").join(part));
     let own = [kernels.clone(), package().join("tests/mutants.rs"), package().join("../sim/src")];
     for root in own.into_iter().chain(below) {
         for file in files(&root).into_iter().filter(|path| !is_of_another(path)) {

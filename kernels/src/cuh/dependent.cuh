@@ -3,7 +3,7 @@
 // one after the other. Source: PTX ISA 9.0, "griddepcontrol".
 //
 // Before wait_for_previous_launch(), a kernel writes no global memory and reads only model weights. No launch that
-// lets the next one start early writes model weights (device/src/cuda/gpu.rs). Every thread that accesses other
+// lets the next one start early writes model weights (kernels/device/src/cuda/gpu.rs). Every thread that accesses other
 // global memory calls wait_for_previous_launch() first. Several launches of a stream may have started at the same
 // time, but they end in order: a launch ends only after its own wait.
 #pragma once

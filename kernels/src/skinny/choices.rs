@@ -48,7 +48,7 @@ pub(super) struct MinWideBlocks {
 /// The choices by compute capability.
 ///
 /// The choices for 8.0 are not measured: two blocks are resident per multiprocessor, and with up to 64 rows a weight is
-/// read once. The choices for 9.0 follow times on an H200 (`benches/results/h200/2026-11-27-kernels.json` and
+/// read once. The choices for 9.0 follow times on an H200 (`tools/benches/results/h200/2026-11-27-kernels.json` and
 /// `2026-11-27-models.json`): prototypes of the kernels by tiles read weights of 3584 to 37888 rows at 3.94 to 4.16
 /// TB/s with up to 16 rows; kernels that copy units reached 2.1. More rows were not measured.
 static TABLE: [(u32, PlanChoices); 2] = [

@@ -36,7 +36,7 @@
 // Departures. Addresses and the bytes of rows are multiples of 16; the plan (mod.rs) has other kernels for others.
 //
 // Bound. Memory. The shapes, ring and order of copies are those of prototypes that read the weight on an H200 with 4.0
-// to 4.16 TB/s with up to 16 rows, as dependent launches, where a copy reaches 4.13 (benches/results/h200).
+// to 4.16 TB/s with up to 16 rows, as dependent launches, where a copy reaches 4.13 (tools/benches/results/h200).
 #pragma once
 
 #if __CUDA_ARCH__ >= 900

@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use reel_device::MappedFile;
-use reel_diagnostic::print_note_once;
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::{HeaderTensor, StoredDType, read_header};
+use reel_support::diagnostic::print_note_once;
 
 use crate::error::{ModelError, Result};
 use crate::tensor_parallel::RowShare;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use reel_diagnostic::{input, print_note_once};
 use reel_input::tensor_file::foreign_checkpoint;
+use reel_support::diagnostic::{input, print_note_once};
 use serde_json::Value;
 
 use super::COPY_AGAIN;

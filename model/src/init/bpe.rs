@@ -132,8 +132,8 @@ fn tokenizer_config(added: &BTreeMap<&str, u32>) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use reel_files::fingerprint::bytes_fingerprint;
     use reel_input::tokenizer::Tokenizer;
+    use reel_support::files::fingerprint::bytes_fingerprint;
 
     use super::*;
 

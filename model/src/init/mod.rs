@@ -15,11 +15,11 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use reel_diagnostic::TemporaryPaths;
-use reel_files::{FOLDER_LOCK_FILE, FolderLock, write_atomically};
 use reel_input::chat::CHAT_TEMPLATE;
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::StoredDType;
+use reel_support::diagnostic::TemporaryPaths;
+use reel_support::files::{FOLDER_LOCK_FILE, FolderLock, write_atomically};
 use serde_json::{Value, json};
 
 use crate::checkpoint::{TensorNaming, expected_tensors};

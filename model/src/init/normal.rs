@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use reel_kernels::philox;
+use reel_support::philox;
 
 /// Maps each 16-bit random number to a normally distributed one: number i becomes the normal quantile of the
 /// probability (i + 0.5) / 65 536.

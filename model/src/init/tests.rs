@@ -1,8 +1,8 @@
 //! Tests of model folders of presets: they open, depend on the seed only, and have the expected scale of weights.
 
-use reel_files::fingerprint::bytes_fingerprint;
 use reel_input::config::{GenerationConfig, open_preprocessor_config};
 use reel_input::tokenizer::Tokenizer;
+use reel_support::files::fingerprint::bytes_fingerprint;
 
 use super::*;
 use crate::checkpoint::Checkpoint;

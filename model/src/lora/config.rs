@@ -4,7 +4,7 @@
 use std::io;
 use std::path::Path;
 
-use reel_diagnostic::input;
+use reel_support::diagnostic::input;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 

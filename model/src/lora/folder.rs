@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use reel_device::MappedFile;
-use reel_files::write_temporary;
-use reel_hub::{Hub, Repository};
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::{HeaderTensor, StoredDType, read_header};
+use reel_support::files::write_temporary;
+use reel_support::hub::{Hub, Repository};
 
 use super::config::{AdapterConfig, adapter_config_json};
 use super::{ADAPTER_CONFIG_FILE, LinearLayer, LoraSpec, linear_layers};

@@ -9,10 +9,10 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use reel_device::{DType, Device, MemoryCategory};
-use reel_diagnostic::{TemporaryPaths, create_temporary};
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::StoredDType;
 use reel_runtime::{Cx, Tensor, ops};
+use reel_support::diagnostic::{TemporaryPaths, create_temporary};
 
 use super::Adapter;
 use super::folder::LoraMatrices;

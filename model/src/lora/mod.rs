@@ -20,9 +20,9 @@ use std::sync::Arc;
 
 use reel_device::{DType, Device, MemoryCategory};
 use reel_input::config::ModelConfig;
-use reel_kernels::philox;
 use reel_runtime::Tensor;
 use reel_runtime::ops::Lora;
+use reel_support::philox;
 
 use crate::checkpoint::{TensorNaming, expected_tensors};
 use crate::error::Result;

@@ -6,9 +6,9 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use reel_diagnostic::input;
-use reel_files::{AtomicFile, FinishedFile, write_atomically, write_temporary};
 use reel_input::tensor_file::StoredDType;
+use reel_support::diagnostic::input;
+use reel_support::files::{AtomicFile, FinishedFile, write_atomically, write_temporary};
 use serde_json::{Value, json};
 
 use super::folder_format::{CompanionFiles, FolderFormat, convert_small_files};

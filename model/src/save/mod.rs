@@ -1,7 +1,7 @@
 //! Writes model folders, which transformers and vLLM load without conversion.
 //!
 //! All files of a folder are written under temporary names and renamed together when they are complete
-//! ([`reel_files::AtomicFile`]).
+//! ([`reel_support::files::AtomicFile`]).
 
 mod folder_format;
 mod hub_folder;

@@ -88,7 +88,7 @@ impl<'a> WeightFiles<'a> {
         }
         let Some(index) = self.index_json() else { return Ok(()) };
         let path = folder.join(SHARD_INDEX_FILE);
-        reel_files::write_synced(&path, index.as_bytes()).map_err(|e| ModelError::cannot_write(&path, e))
+        reel_support::files::write_synced(&path, index.as_bytes()).map_err(|e| ModelError::cannot_write(&path, e))
     }
 }
 

@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
-use reel_diagnostic::input;
 use reel_input::config::fields::JsonFields;
 use reel_input::{InputError, Result};
+use reel_support::diagnostic::input;
 
 /// The config of a SigLIP model.
 #[derive(Debug, Clone, PartialEq)]

@@ -3,12 +3,12 @@
 
 use std::path::Path;
 
-use reel_diagnostic::input;
 use reel_input::config::fields::JsonFields;
 use reel_input::{InputError, Result};
 use reel_media::frames::FrameView;
 use reel_media::resize::pillow_bicubic;
 use reel_runtime::ops::PatchingParams;
+use reel_support::diagnostic::input;
 
 use super::config::SiglipVisionConfig;
 

@@ -8,8 +8,8 @@
 
 use std::path::Path;
 
-use reel_diagnostic::input;
 use reel_input::tokenizer_json::{self, TOKENIZER_HELP, catch_library_panic};
+use reel_support::diagnostic::input;
 use tokenizers::{Model as _, NormalizedString, Normalizer as _};
 
 use crate::error::{ModelError, Result};

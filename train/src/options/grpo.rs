@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
-use reel_rewards::{BuiltInReward, RewardWeights, ScaleRewards, find_python_function, function_name};
+use reel_samples::rewards::{BuiltInReward, RewardWeights, ScaleRewards, find_python_function, function_name};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{BestMetric, RunOptions, TrainingOptions, check, range, run};
@@ -111,7 +111,7 @@ pub struct GrpoOptions {
     /// frames
     #[arg(long, value_name = "DIR")]
     pub siglip: Option<PathBuf>,
-    /// Custom reward: a command that reads and writes JSON lines (see `examples/rewards.py`); given several times, the
+    /// Custom reward: a command that reads and writes JSON lines (see `docs/examples/rewards.py`); given several times, the
     /// rewards are summed with --reward-weights
     #[arg(long, value_name = "CMD")]
     #[serde(with = "text_or_list")]

@@ -9,9 +9,9 @@ mod step_range;
 
 use clap::ValueEnum;
 use reel_model::save::FolderFormat;
-pub use reel_rewards::Recipe;
 use reel_runtime::Checkpointing;
 use reel_runtime::optim::MomentFormat;
+pub use reel_samples::rewards::Recipe;
 use serde::{Deserialize, Serialize};
 
 pub use evaluation::{BestMetric, EvaluationOptions};

@@ -239,7 +239,7 @@ pub struct RunOptions {
     #[arg(long, value_enum, value_name = "NAME,…", value_delimiter = ',', default_value = "tensorboard")]
     pub report_to: Vec<ReportTo>,
     /// Shell command that gets the metrics of each reported step on its standard input, one JSON object a line (see
-    /// examples/report.py)
+    /// docs/examples/report.py)
     #[arg(long, value_name = "CMD")]
     pub report_command: Option<String>,
     /// Run name in Weights & Biases [default: $WANDB_NAME, else the name of OUT]
@@ -334,7 +334,7 @@ impl RunOptions {
     pub fn media_root(&self) -> PathBuf {
         match &self.media_root {
             Some(root) => root.clone(),
-            None => reel_data::media_root(&self.data),
+            None => reel_input::rows::media_root(&self.data),
         }
     }
 

@@ -78,7 +78,7 @@ impl SftOptions {
     /// the first file.
     pub fn validation_media_root(&self) -> PathBuf {
         match (&self.media_root, &self.eval_file) {
-            (None, Some(file)) => reel_data::media_root(file),
+            (None, Some(file)) => reel_input::rows::media_root(file),
             _ => self.run.media_root(),
         }
     }

@@ -4,11 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
-use reel_diagnostic::input;
-use reel_files::fingerprint::bytes_fingerprint;
 use reel_input::TokenId;
 use reel_input::config::ModelConfig;
 use reel_samples::SampleError;
+use reel_support::diagnostic::input;
+use reel_support::files::fingerprint::bytes_fingerprint;
 use serde::{Deserialize, Deserializer};
 
 use crate::options::GrpoOptions;

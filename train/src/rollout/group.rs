@@ -7,9 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reel_diagnostic::input;
 use reel_input::TokenId;
-use reel_rewards::{ScaleRewards, group_advantages};
+use reel_samples::rewards::{ScaleRewards, group_advantages};
+use reel_support::diagnostic::input;
 use serde::{Deserialize, Serialize};
 
 use super::given::nan_for_null;

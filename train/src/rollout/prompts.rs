@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use reel_files::fingerprint::bytes_fingerprint;
 use reel_input::config::ModelConfig;
 use reel_input::encode::LoadedMedia;
 use reel_input::expected_tokens::expected_tokens;
@@ -18,6 +17,7 @@ use reel_samples::reward_columns::prepare_reward_columns;
 use reel_samples::rows::PromptContent;
 use reel_samples::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
 use reel_samples::source::DataSource;
+use reel_support::files::fingerprint::bytes_fingerprint;
 use serde_json::{Map, Value};
 
 use super::expected_lengths::ExpectedLengths;

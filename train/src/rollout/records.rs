@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::{fs, io};
 
-use reel_diagnostic::{Diagnostic, input};
 use reel_engine::Completion;
-use reel_files::{json, replace_synced, write_synced};
 use reel_input::{MediaFrames, TokenId};
 use reel_media::strip::{PngImage, frame_strip};
-use reel_rewards::Scores;
+use reel_samples::rewards::Scores;
+use reel_support::diagnostic::{Diagnostic, input};
+use reel_support::files::{json, replace_synced, write_synced};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 

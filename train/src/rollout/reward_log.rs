@@ -5,8 +5,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 
-use reel_diagnostic::escape_controls;
-use reel_rewards::ProgramLog;
+use reel_samples::rewards::ProgramLog;
+use reel_support::diagnostic::escape_controls;
 
 use crate::file_names::REWARD_LOG_FILE;
 use crate::setup::GrpoSetup;
@@ -35,7 +35,7 @@ pub fn reward_log(setup: &GrpoSetup) -> ProgramLog {
         let _ = file.iter_mut().try_for_each(|file| file.write_all(format!("{line}\n").as_bytes()));
         if verbose {
             let clear = if std::io::stderr().is_terminal() { CLEAR_LINE } else { "" };
-            reel_diagnostic::note!("{clear}reward: {}", escape_controls(text));
+            reel_support::diagnostic::note!("{clear}reward: {}", escape_controls(text));
         }
     })
 }

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use reel_device::{DType, Device};
 use reel_engine::Completion;
-use reel_rewards::{
+use reel_samples::error_if_stopped;
+use reel_samples::reward_columns::solution_and_type;
+use reel_samples::rewards::{
     self as rewards, CustomReports, CustomReward, ProblemType, RewardError, RewardReply, RewardRules, Scores,
     TrainerState,
 };
-use reel_samples::error_if_stopped;
-use reel_samples::reward_columns::solution_and_type;
 use serde_json::Value;
 
 use super::worker::Rollout;

@@ -11,7 +11,7 @@ use reel_media::frames::{FrameBuf, FrameView};
 use reel_media::image::{self, ExifOrientation};
 use reel_model::ModelError;
 use reel_model::siglip::Siglip;
-use reel_rewards::{RewardError, SemanticModel};
+use reel_samples::rewards::{RewardError, SemanticModel};
 use twox_hash::XxHash3_128;
 
 /// Maximum number of frame embeddings in the cache: enough for 1024 videos of 16 frames. An embedding of the model
@@ -140,7 +140,7 @@ impl SemanticModel for SiglipScorer {
         texts: &[&str],
         frames: &[PathBuf],
         negative: bool,
-    ) -> reel_rewards::Result<Vec<Vec<f32>>> {
+    ) -> reel_samples::rewards::Result<Vec<Vec<f32>>> {
         let frames = frames.iter().map(|path| {
             let picture = image::open(path, ExifOrientation::Apply)?;
             Ok(Frame { data: picture.data.into(), height: picture.height, width: picture.width })

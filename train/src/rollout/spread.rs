@@ -13,13 +13,13 @@
 
 use std::sync::Arc;
 
-use reel_diagnostic::Diagnostic;
 use reel_engine::{Completion, FinishReason};
 use reel_input::TokenId;
 use reel_media::strip::PngImage;
-use reel_ranks::{RankError, Ranks};
-use reel_rewards::{CustomReports, RewardError, Scores};
 use reel_samples::feed::{MicroBatch, ranks_of_micro_batches};
+use reel_samples::rewards::{CustomReports, RewardError, Scores};
+use reel_support::diagnostic::Diagnostic;
+use reel_support::ranks::{RankError, Ranks};
 use serde::{Deserialize, Serialize};
 
 use super::group::RolloutGroup;

@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 use reel_device::{RangeName, range};
 use reel_engine::{Completion, Engine};
 use reel_input::ModelInput;
-use reel_rewards::{RewardError, Scores, TrainerState};
 use reel_runtime::Cx;
 use reel_samples::feed::{MicroBatchFeed, StepRowCursor};
+use reel_samples::rewards::{RewardError, Scores, TrainerState};
 
 use super::prompts::{Prompt, PromptSource};
 use super::records::{self, FrameStripSchedule, RolloutRecorder};
@@ -337,14 +337,14 @@ impl RewardNotes {
     fn note_missing_rewards(&mut self, n: u64, scores: &[Scores]) {
         let nan = nan_rewards(scores);
         if nan > 0 && !std::mem::replace(&mut self.has_nan, true) {
-            reel_diagnostic::note!(
+            reel_support::diagnostic::note!(
                 "note: step {n}: reward functions returned NaN {nan} times, which counts as None (metric nan_rewards)"
             );
         }
         let rewards: Vec<f32> = scores.iter().flat_map(|s| s.reward.iter().copied()).collect();
         let without = rewards.iter().filter(|reward| reward.is_nan()).count();
         if without > 0 && !std::mem::replace(&mut self.has_completion_without_reward, true) {
-            reel_diagnostic::note!(
+            reel_support::diagnostic::note!(
                 "note: step {n}: {without} of {} completions have no reward, because every reward function returned \
                  None: their advantage is 0, and they do not enter means and deviations (metric \
                  completions_without_reward)",

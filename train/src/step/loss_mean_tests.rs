@@ -5,8 +5,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use reel_device::{DType, Device};
 use reel_input::config::ModelConfig;
-use reel_ranks::Ranks;
 use reel_samples::sample::Sample;
+use reel_support::ranks::Ranks;
 
 use crate::options::{LossMean, RunOptions};
 use crate::step::hyperparameters::Hyperparameters;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use reel_device::MemoryCategory;
 use reel_input::ModelInput;
-use reel_ranks::{Ranks, Timeouts, World};
 use reel_samples::sample::Sample;
+use reel_support::ranks::{Ranks, Timeouts, World};
 
 /// The folder of a small model.
 pub fn model_folder() -> PathBuf {

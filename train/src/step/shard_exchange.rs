@@ -5,11 +5,11 @@ use std::slice;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use reel_device::Device;
-use reel_diagnostic::Diagnostic;
 use reel_model::tensor_parallel::ShardExchange;
-use reel_ranks::Ranks;
 use reel_runtime::Tensor;
 use reel_samples::SampleError;
+use reel_support::diagnostic::Diagnostic;
+use reel_support::ranks::Ranks;
 
 use super::tensor_exchange::{self, TensorExchange};
 use crate::{Result, TrainError};

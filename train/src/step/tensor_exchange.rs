@@ -7,8 +7,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use reel_device::{Device, DeviceRange, NcclCollectives, PendingExchange};
-use reel_ranks::Ranks;
 use reel_runtime::Tensor;
+use reel_support::ranks::Ranks;
 
 use crate::Result;
 

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use reel_device::{DType, Device, MemoryCategory};
-use reel_files::digest::FingerprintBuilder;
 use reel_input::Sequence;
 use reel_input::config::ModelConfig;
 use reel_model::batch::Batch;
@@ -15,10 +14,11 @@ use reel_model::lora::{Adapter, AdapterSource, LoraSpec};
 use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::{DeferredWeights, WeightLoader, WeightSource};
-use reel_ranks::Ranks;
 use reel_runtime::optim::{AdamW, clip_factor};
 use reel_runtime::{BackwardEvent, Checkpointing, Cx, GatheredWeights, Grads, RuntimeError, Tensor};
 use reel_samples::sample::Sample;
+use reel_support::files::digest::FingerprintBuilder;
+use reel_support::ranks::Ranks;
 
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::step::checkpointing::{BatchWithLearnedTokens, CheckpointingPolicy};

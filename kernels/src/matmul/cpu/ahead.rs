@@ -11,7 +11,7 @@ const LINE: usize = 64;
 /// The cache lines of one part of an operand. A tile function prefetches one line every few steps, so that packing
 /// later finds the part in the second-level cache. If all lines were prefetched at once, the loads of the tile
 /// function would wait for them. bf16 products gain 1 to 6 % by this and other changes
-/// (benches/results/amd-epyc/2026-11-26-products-zen4.json).
+/// (tools/benches/results/amd-epyc/2026-11-26-products-zen4.json).
 pub(super) struct PrefetchCursor {
     /// The next line.
     at: *const u8,

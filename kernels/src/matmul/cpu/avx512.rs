@@ -219,7 +219,7 @@ pub(super) fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
 /// any address. Only explicit prefetches keep the memory busy here: the hardware prefetcher does not follow 16 rows of
 /// a kilobyte or two. On an AMD EPYC, rows of 896 bf16 are read at less than half of the speed if they are prefetched
 /// into the first-level cache, because the loads need its few slots for misses as well
-/// (benches/results/amd-epyc/2026-11-22-weights-read.json).
+/// (tools/benches/results/amd-epyc/2026-11-22-weights-read.json).
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn prefetch(at: *const u8) {
@@ -227,7 +227,7 @@ fn prefetch(at: *const u8) {
 }
 
 /// Rows of at most this many bytes are prefetched in the order of addresses, which is faster than 16 streams, one of
-/// each row (benches/results/amd-epyc/2026-11-23-thin-prefetch.json). Longer rows gained nothing from this order and
+/// each row (tools/benches/results/amd-epyc/2026-11-23-thin-prefetch.json). Longer rows gained nothing from this order and
 /// are prefetched in the order in which they are read.
 const ADJACENT_ROW_BYTES: usize = 4096;
 

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! The sums are in the same order as in the tile functions. The whole operand is read sequentially, at the rate of
-//! plain reading (benches/results/amd-epyc/2026-11-23-packed-weights.json). Intel and AMD processors need different
+//! plain reading (tools/benches/results/amd-epyc/2026-11-23-packed-weights.json). Intel and AMD processors need different
 //! prefetches (`fetch`).
 
 use reel_device::Team;
@@ -145,7 +145,7 @@ pub(super) mod avx512 {
     /// Maximum number of lines of a group of B in a chunk (32 KiB). All blocks of rows of A are multiplied by a chunk
     /// before the next chunk is read. The first block brings the chunk from the second-level cache to the first; later
     /// blocks find it in one of the two. Chunks of 8 KiB, which fit into the first level, are slower, because each
-    /// block loads and stores its sums once for each chunk (benches/results/amd-epyc/2026-11-24-few-rows.json).
+    /// block loads and stores its sums once for each chunk (tools/benches/results/amd-epyc/2026-11-24-few-rows.json).
     const CHUNK: usize = 256;
 
     /// What is prefetched while a block of rows of A is multiplied.
@@ -154,7 +154,7 @@ pub(super) mod avx512 {
         pub const PREFETCH_ONCE: u8 = 0;
         /// Prefetches later lines of the current chunk twice, to the second-level cache and then to the first: for
         /// Intel processors, on which reading with a non-temporal prefetch takes three times as long
-        /// (benches/results/intel-xeon/2026-11-25-prefetch.json).
+        /// (tools/benches/results/intel-xeon/2026-11-25-prefetch.json).
         pub const PREFETCH_TWICE: u8 = 1;
         /// Prefetches this block's part of the next chunk to the second-level cache, and later lines of the current
         /// chunk to the first. This also serves a task's first chunk, which was not prefetched before.

@@ -62,7 +62,7 @@ const TASK_ROWS: usize = 512;
 const DIRECT_UNITS: usize = 512;
 /// Maximum number of bytes of a transposed f32 A that is read without packing. Each unit of k of a tile lies in a
 /// different cache line, so reading is only fast if A is in a cache. Packing takes up to a tenth of the time of a small
-/// product, and little of that of a large one (benches/results/amd-epyc/2026-11-25-few-rows-and-columns.json).
+/// product, and little of that of a large one (tools/benches/results/amd-epyc/2026-11-25-few-rows-and-columns.json).
 const DIRECT_COLUMNS: usize = 2 << 20;
 /// If there are at least this many tiles of A per thread, the rows of A are divided among the threads.
 const OWN_TILES: usize = 4;
@@ -73,7 +73,7 @@ const OWN_BYTES: usize = 1 << 20;
 const PACKED_A: usize = 16 << 20;
 /// The least k of products with an f32 operand that tiles of AMX compute if the instruction set is [`Isa::AmxF32`].
 /// Weights with a shorter k are mostly in the caches; with few rows of A, splitting such weights into bf16 parts takes
-/// longer than f32 multiply-adds do (benches/results/intel-xeon/2026-11-26-amx-f32.json, products with one copy of B).
+/// longer than f32 multiply-adds do (tools/benches/results/intel-xeon/2026-11-26-amx-f32.json, products with one copy of B).
 /// The choice depends on k alone, and so does the order of a sum.
 pub(super) const MIN_K_FOR_AMX_F32: usize = 512;
 /// If A has fewer units (f32 elements or pairs of bf16) than this, one thread packs all of them.
@@ -263,7 +263,7 @@ impl Packed {
 
 /// Whether a tile of C is prefetched while the tile before it is computed. On Intel, stores to cache lines that are in
 /// no cache slowed products with a short k down: without prefetches 512 × 490 × 128 took 0.38 ms instead of 0.23. If C
-/// is in a cache, prefetching makes such products 3 % slower (benches/results/intel-xeon/2026-11-27-cold-memory.json).
+/// is in a cache, prefetching makes such products 3 % slower (tools/benches/results/intel-xeon/2026-11-27-cold-memory.json).
 /// An AMD EPYC (Zen 4) gained nothing.
 fn prefetches_c() -> bool {
     #[cfg(target_arch = "x86_64")]

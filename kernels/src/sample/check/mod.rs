@@ -10,7 +10,7 @@ use crate::checks::{
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::log_prob::check::log_prob_in_chunks;
 use crate::log_prob::formula::{log_prob, lse_rounded};
-use crate::philox;
+use reel_support::philox;
 
 checks!(
     generated_rows_follow_the_formula,

@@ -13,7 +13,7 @@ use reel_device::{Team, simd_fn};
 
 use super::{PHILOX_STREAM_NUMBER, Params};
 use crate::log_prob::{RowStats, add_to_lanes, max_ignoring_nan};
-use crate::philox;
+use reel_support::philox;
 use top_p::keep_top_p;
 
 /// Number of weights per block. A cumulative sum adds f32 sums of blocks in f64.

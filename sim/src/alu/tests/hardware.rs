@@ -1,5 +1,5 @@
 //! Compares instructions with results measured on an H200, in cases that the PTX ISA does not specify
-//! (`benches/src/instructions`).
+//! (`tools/benches/src/instructions`).
 
 use super::{register_operands, run_instruction};
 use crate::alu::{OperandSlots, decode};

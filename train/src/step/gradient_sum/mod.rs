@@ -46,9 +46,9 @@ use reel_device::{Addr, DType, Device, MemoryCategory, PendingExchange};
 use reel_input::config::ModelConfig;
 use reel_kernels::{elementwise, reduce};
 use reel_model::units;
-use reel_ranks::Ranks;
 use reel_runtime::optim::{AdamW, GradientSource, ParameterCell, Partition};
 use reel_runtime::{Grads, RuntimeError, Tensor, WeightUnit};
+use reel_support::ranks::Ranks;
 
 use crate::Result;
 use crate::step::tensor_exchange::SharedExchange;

@@ -5,7 +5,7 @@ use reel_device::cuda::Gpu;
 use reel_device::cuda::fake::FakeDriver;
 use reel_device::{Arch, compile};
 use reel_input::config::ModelConfig;
-use reel_ranks::Traffic;
+use reel_support::ranks::Traffic;
 
 use super::*;
 use crate::options::{GradientCheckpointing, RunOptions};
@@ -76,9 +76,8 @@ fn train(ranks: Option<Arc<Ranks>>, checkpointing: GradientCheckpointing, bucket
     };
     let weights = t.model.parameters().filter(|p| reached.iter().any(|name| p.parameter_name() == Some(name)));
     let bytes = weights.map(|p| p.bytes() as u64).sum();
-    let volume = |now: reel_ranks::TrafficVolume, then: reel_ranks::TrafficVolume| reel_ranks::TrafficVolume {
-        sent: now.sent - then.sent,
-        received: now.received - then.received,
+    let volume = |now: reel_support::ranks::TrafficVolume, then: reel_support::ranks::TrafficVolume| {
+        reel_support::ranks::TrafficVolume { sent: now.sent - then.sent, received: now.received - then.received }
     };
     Trained {
         hashes: t.tensor_hashes().unwrap(),

@@ -28,9 +28,9 @@ use reel_input::config::ModelConfig;
 use reel_kernels::elementwise;
 use reel_model::units;
 use reel_model::weights::DeferredWeight;
-use reel_ranks::Ranks;
 use reel_runtime::optim::{ParameterCell, ParameterSize, Partition};
 use reel_runtime::{GatheredWeights, OnDemandMemory, RuntimeError, Tensor, WeightUnit};
+use reel_support::ranks::Ranks;
 
 use crate::step::tensor_exchange::SharedExchange;
 use crate::{Result, TrainError};

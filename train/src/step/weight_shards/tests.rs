@@ -5,7 +5,7 @@ use std::sync::Arc;
 use reel_device::MemoryCategory::Weights;
 use reel_input::config::ModelConfig;
 use reel_model::units;
-use reel_ranks::Ranks;
+use reel_support::ranks::Ranks;
 
 use super::*;
 use crate::options::{GradientCheckpointing, Optim, RunOptions};

@@ -2,7 +2,7 @@ use super::*;
 use crate::adamw::small::{
     encode_first_moment, encode_second_moment, round_stochastically_to_bf16, rounding_random_bits,
 };
-use crate::philox;
+use reel_support::philox;
 
 /// The mean of 2²⁰ stochastically rounded samples equals the number within four standard deviations.
 #[test]

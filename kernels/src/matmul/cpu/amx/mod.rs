@@ -28,7 +28,7 @@
 //! as much as one rounding to f32. So a sum is as close to the exact one as a sum of f32 multiply-adds. By the rates of
 //! single instructions (`cpu/simd/isa.rs` of the crate `device`), six `tdpbf16ps` take 0.4 of the time of the
 //! multiply-adds that they replace; products of 512 rows take 0.54 to 0.68
-//! (benches/results/intel-xeon/2026-11-26-amx-f32-2.json). Products with a k below `MIN_K_FOR_AMX_F32` use
+//! (tools/benches/results/intel-xeon/2026-11-26-amx-f32-2.json). Products with a k below `MIN_K_FOR_AMX_F32` use
 //! multiply-adds. Two limits: a part below 2^-126 counts as zero (numbers below 2^-103 may lose bits), and an infinite
 //! element, or one that rounds to infinity in bf16 (from 3.39e38 on), gives NaN or infinity.
 //!

@@ -32,7 +32,7 @@ const WIDENED_STEPS: usize = 2;
 
 /// Columns of C that a product with few rows of A and groups of B finishes before it stores them. Reading B has evicted
 /// C from the near caches, so an ordinary store would first read its cache line of C, which evicts a line of B
-/// (benches/results/intel-xeon/2026-11-25-amx-decode.json).
+/// (tools/benches/results/intel-xeon/2026-11-25-amx-decode.json).
 pub(super) const STRIP_COLUMNS: usize = 8 * BLOCK;
 /// If B has at least this many bytes, C is stored past the caches. A smaller B leaves C in the caches, where the next
 /// launch finds it.

@@ -1,0 +1,259 @@
+//! Options of every subcommand that reads videos or images.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use reel_input::fetch::{MediaAccess, RemoteMedia};
+use reel_media::MediaError;
+use reel_media::profile::{MediaOverrides, MediaProfile};
+use reel_media::worker::{self, DecodeWorker, FrameCache};
+use reel_support::diagnostic::{input, print_note_once};
+use reel_train::file_names::RUN_FILE;
+use serde::{Deserialize, Serialize};
+
+use crate::common::CommonOptions;
+use crate::fail::usage_error;
+
+/// Options for frame selection and pixel limits.
+#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[command(next_help_heading = "Media options")]
+pub struct MediaFlags {
+    /// Frame and pixel limits: videorft-train, video-r1-train, videorft-eval, qwen, uniform-16 or stride-1fps [default:
+    /// videorft-train for sft and grpo, videorft-eval for eval, else qwen]
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
+    /// Select N frames, evenly spaced; an even number, except with the profile uniform-16
+    #[arg(long, value_name = "N")]
+    nframes: Option<i64>,
+    /// Select RATE frames per second of video
+    #[arg(long, value_name = "RATE")]
+    fps: Option<f64>,
+    /// Minimum number of frames with --fps
+    #[arg(long, value_name = "N")]
+    min_frames: Option<i64>,
+    /// Maximum number of frames with --fps
+    #[arg(long, value_name = "N")]
+    max_frames: Option<i64>,
+    /// Minimum pixels (height x width) of an image or frame after resizing
+    #[arg(long, value_name = "N")]
+    min_pixels: Option<u64>,
+    /// Maximum pixels (height x width) of an image or frame after resizing
+    #[arg(long, value_name = "N")]
+    max_pixels: Option<u64>,
+    /// Maximum pixels of all frames of a video together
+    #[arg(long, value_name = "N")]
+    total_pixels: Option<u64>,
+    /// Minimum pixels of an image, before --min-pixels
+    #[arg(long, value_name = "N")]
+    image_min_pixels: Option<u64>,
+    /// Maximum pixels of an image, before --max-pixels
+    #[arg(long, value_name = "N")]
+    image_max_pixels: Option<u64>,
+    /// Minimum pixels of a video frame, before --min-pixels
+    #[arg(long, value_name = "N")]
+    video_min_pixels: Option<u64>,
+    /// Maximum pixels of a video frame; unlike --max-pixels, it may raise the limit of the profile
+    #[arg(long, value_name = "N")]
+    video_max_pixels: Option<u64>,
+    /// Leave images with an EXIF orientation as they are stored, as qwen-vl-utils does; by default they are turned
+    /// upright, as by transformers and datasets
+    #[arg(long)]
+    ignore_exif_orientation: bool,
+}
+
+impl MediaFlags {
+    /// Returns the profile that `--profile` names, else `default`.
+    pub fn profile(&self, default: MediaProfile) -> Result<MediaProfile> {
+        self.profile.as_deref().map_or(Ok(default), MediaProfile::parse).map_err(media_error_to_usage_error)
+    }
+
+    /// Returns a copy of these options, with the profile `name` if `--profile` is not given.
+    pub fn with_default_profile(&self, name: &str) -> Self {
+        let mut flags = self.clone();
+        flags.profile.get_or_insert_with(|| name.to_string());
+        flags
+    }
+
+    /// Returns the names of the options that are given, such as `--nframes`.
+    pub fn given_options(&self) -> Vec<String> {
+        let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(self) else { return Vec::new() };
+        let given = fields.into_iter().filter(|(_, value)| !value.is_null() && *value != false);
+        given.map(|(name, _)| format!("--{}", name.replace('_', "-"))).collect()
+    }
+
+    /// Checks the limits that the options set, and returns them. They take precedence over the limits of the profile
+    /// and over those that a chat message sets for its image or video.
+    pub fn limit_overrides(&self, profile: MediaProfile) -> Result<MediaOverrides> {
+        let overrides = self.unchecked_limit_overrides();
+        overrides.validate(profile).map_err(media_error_to_usage_error)?;
+        if let Some(frames) = overrides.frames_at_any_rate(profile) {
+            print_note_once(format!(
+                "--fps: has no effect with the profile {profile}, which takes {frames} frames of every video; give \
+                 --min-frames or --max-frames, too, or --profile qwen"
+            ));
+        }
+        Ok(overrides)
+    }
+
+    /// Returns the limits that the options set, without checks, for a command that only shows what qwen-vl-utils
+    /// would do with them.
+    pub fn unchecked_limit_overrides(&self) -> MediaOverrides {
+        MediaOverrides {
+            nframes: self.nframes,
+            fps: self.fps,
+            min_frames: self.min_frames,
+            max_frames: self.max_frames,
+            min_pixels: self.min_pixels,
+            max_pixels: self.max_pixels,
+            total_pixels: self.total_pixels,
+            image_min_pixels: self.image_min_pixels,
+            image_max_pixels: self.image_max_pixels,
+            video_min_pixels: self.video_min_pixels,
+            video_max_pixels: self.video_max_pixels,
+            ignore_exif_orientation: self.ignore_exif_orientation.then_some(true),
+            ..MediaOverrides::default()
+        }
+    }
+}
+
+/// The frame and pixel settings of the run that trained a model.
+#[derive(Debug)]
+pub struct TrainingMediaSettings {
+    /// The file run.json that records the settings.
+    pub file: PathBuf,
+    pub flags: MediaFlags,
+}
+
+impl TrainingMediaSettings {
+    /// Reads the settings from run.json in the folder that `reel sft` or `reel grpo` wrote, or in the folder above a
+    /// checkpoint. `None` if the folder is not from a run.
+    pub fn read_from_run_folder(folder: &Path) -> Option<Self> {
+        let is_checkpoint = folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("checkpoint-"));
+        let file = if is_checkpoint { folder.parent()?.join(RUN_FILE) } else { folder.join(RUN_FILE) };
+        let text = input::read_file(&file, input::MAX_CONFIG_BYTES).ok()?;
+        let mut run: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        let flags: MediaFlags = serde_json::from_value(run.get_mut("options")?.take()).ok()?;
+        flags.profile.is_some().then_some(Self { file, flags })
+    }
+}
+
+impl fmt::Display for TrainingMediaSettings {
+    /// Writes the settings as options on a command line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let o = &self.flags;
+        write!(f, "--profile {}", o.profile.as_deref().unwrap_or_default())?;
+        let numbers = [
+            ("nframes", o.nframes.map(|n| n as f64)),
+            ("fps", o.fps),
+            ("min-frames", o.min_frames.map(|n| n as f64)),
+            ("max-frames", o.max_frames.map(|n| n as f64)),
+            ("min-pixels", o.min_pixels.map(|n| n as f64)),
+            ("max-pixels", o.max_pixels.map(|n| n as f64)),
+            ("total-pixels", o.total_pixels.map(|n| n as f64)),
+            ("image-min-pixels", o.image_min_pixels.map(|n| n as f64)),
+            ("image-max-pixels", o.image_max_pixels.map(|n| n as f64)),
+            ("video-min-pixels", o.video_min_pixels.map(|n| n as f64)),
+            ("video-max-pixels", o.video_max_pixels.map(|n| n as f64)),
+        ];
+        let mut given = numbers.iter().filter_map(|(name, n)| Some((name, (*n)?)));
+        given.try_for_each(|(name, n)| write!(f, " --{name} {n}"))?;
+        if o.ignore_exif_orientation { f.write_str(" --ignore-exif-orientation") } else { Ok(()) }
+    }
+}
+
+/// Options that say where the media of rows and messages may come from.
+#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[command(next_help_heading = "Media options")]
+pub struct MediaAccessFlags {
+    /// Download the images and videos that rows or messages name by http or https address; addresses of private
+    /// networks and of this machine stay refused
+    #[arg(long)]
+    allow_remote_media: bool,
+    /// Refuse media files outside of --media-root, including files outside that a symbolic link leads to
+    #[arg(long)]
+    confine_media: bool,
+}
+
+impl MediaAccessFlags {
+    /// Returns which files and addresses rows and messages may name; relative paths are relative to `media_root`.
+    pub fn media_access(&self, media_root: &Path) -> MediaAccess {
+        MediaAccess {
+            remote: if self.allow_remote_media { RemoteMedia::Public } else { RemoteMedia::Refused },
+            confined_to: self.confine_media.then(|| media_root.to_path_buf()),
+        }
+    }
+}
+
+/// Turns the error of a media setting into an error about the option with the setting's name (exit code 2); other
+/// errors are returned unchanged.
+pub fn media_error_to_usage_error(e: MediaError) -> anyhow::Error {
+    match e {
+        MediaError::Setting(d) => usage_error(&format!("--{}", d.location.replace('_', "-")), d.what, d.help),
+        other => other.into(),
+    }
+}
+
+/// Options for the limits of decoding one media file.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[command(next_help_heading = "Media options")]
+pub struct WorkerFlags {
+    /// Time limit for decoding one media file, in seconds
+    #[arg(long, value_name = "S", default_value_t = reel_support::worker::DEFAULT_WORKER_TIMEOUT.as_secs_f64())]
+    media_timeout: f64,
+    /// Memory limit for decoding one media file, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = worker::DEFAULT_DECODE_MEMORY_MIB)]
+    media_memory: u64,
+}
+
+impl Default for WorkerFlags {
+    fn default() -> Self {
+        Self {
+            media_timeout: reel_support::worker::DEFAULT_WORKER_TIMEOUT.as_secs_f64(),
+            media_memory: worker::DEFAULT_DECODE_MEMORY_MIB,
+        }
+    }
+}
+
+/// Maximum bytes of decoded frames in the cache (256 MiB).
+const MAX_FRAMES: usize = 256 << 20;
+
+/// Returns the cache of decoded frames, which all decoders of this process share.
+fn frame_cache() -> Arc<FrameCache> {
+    static CACHE: OnceLock<Arc<FrameCache>> = OnceLock::new();
+    CACHE.get_or_init(|| Arc::new(FrameCache::new(MAX_FRAMES))).clone()
+}
+
+impl WorkerFlags {
+    /// Creates a decoder that decodes each media file in a worker process of this program, within these limits. Frames
+    /// are kept in a cache that all decoders of this process share.
+    pub fn decode_worker(&self, common: &CommonOptions) -> Result<DecodeWorker> {
+        let mut decoder = DecodeWorker::from_this_program();
+        decoder.program.timeout = self.timeout()?;
+        if self.media_memory == 0 {
+            return Err(usage_error("--media-memory", "is 0, so no file could be decoded", "give MiB, 1 or more"));
+        }
+        decoder.memory_mib = self.media_memory;
+        decoder.cache = Some(frame_cache());
+        if common.threads.is_some() {
+            decoder.threads = common.threads()?;
+        }
+        Ok(decoder)
+    }
+
+    fn timeout(&self) -> Result<Duration> {
+        Duration::try_from_secs_f64(self.media_timeout).ok().filter(|d| !d.is_zero()).ok_or_else(|| {
+            usage_error(
+                "--media-timeout",
+                format!("{} is not a time limit", self.media_timeout),
+                "give seconds above 0",
+            )
+        })
+    }
+}

@@ -1,0 +1,410 @@
+//! The loop of a prediction run: adds the prompts of rows to the running batch and writes a line for each finished row.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use reel_engine::{
+    Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, SamplingParams, StepOutput, StopCondition,
+    completion_text, new_tokens_within_positions,
+};
+use reel_input::ModelInput;
+use reel_samples::feed::{Prefetcher, SampleSource, decoding_threads, is_row_error};
+use reel_samples::order::RowOrder;
+use reel_samples::{RowFailureKind, SampleError, error_if_stopped};
+use reel_support::diagnostic::Diagnostic;
+use reel_train::runs::reporting::progress::Progress;
+use reel_train::setup::RunRanks;
+use reel_train::{Result, TrainError};
+use serde::Serialize;
+
+use crate::predict::file::PredictionFile;
+use crate::predict::line::{RowResult, error_line, prediction_line};
+use crate::predict::output::{PredictionOutput, RowSubset};
+use crate::predict::prompts::RowPrompts;
+
+/// Time between two checks for an interruption while the loop waits for the media of a row.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How the completions of each row are sampled.
+#[derive(Clone, Debug)]
+pub struct SamplingSettings {
+    /// Sampling parameters. Their seed is ignored: each row has its own seed.
+    pub params: SamplingParams,
+    /// Maximum number of tokens of a completion. A completion also ends at the last position of the model.
+    pub max_new_tokens: usize,
+    /// Number of completions of each row.
+    pub n: usize,
+    /// Strings that end a completion.
+    pub stop: Vec<String>,
+}
+
+/// A run that generates completions for the rows of a data file.
+pub struct PredictionRun<'a> {
+    /// The rows.
+    pub prompts: Arc<RowPrompts>,
+    /// The engine; its number of slots is the maximum number of sequences that decode together.
+    pub engine: &'a Engine<'a>,
+    /// How completions are sampled.
+    pub sampling: SamplingSettings,
+    /// Maximum size of the KV cache of all sequences that decode together, in bytes.
+    pub max_kv_bytes: u64,
+    /// Whether the first row that cannot be used ends the run with an error.
+    pub strict: bool,
+    /// Whether the run prints no progress.
+    pub quiet: bool,
+    /// Set to true to stop the run (Ctrl-C).
+    pub stop: &'a AtomicBool,
+    /// The processes that compute the divided model together with this process, if there are several. All of them
+    /// answer the same rows in the same steps, and rank 0 decides when a row begins.
+    pub divided: Option<RunRanks<'a>>,
+}
+
+/// The result of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PredictionSummary {
+    /// Number of rows with a line in the predictions file, including rows of an earlier run that this run continued.
+    pub rows: usize,
+    /// Number of rows that an earlier run had written.
+    pub resumed_after: usize,
+    /// Number of rows that got a line with an error instead of an output.
+    pub errors: usize,
+    /// The error of the first row with an error.
+    pub first_error: Option<String>,
+    /// Number of tokens that this run generated, on all ranks.
+    pub completion_tokens: u64,
+    /// Seconds from the start of this run to its last line.
+    pub seconds: f64,
+    /// Rows of this run per second.
+    pub rows_per_second: f64,
+    /// Tokens that this run generated per second.
+    pub tokens_per_second: f64,
+}
+
+impl PredictionSummary {
+    /// The summary of a run that found `resumed_after` lines in `file`, then answered `answered` rows and generated
+    /// `tokens` tokens in `seconds`.
+    fn new(file: &PredictionFile, resumed_after: usize, answered: usize, tokens: u64, seconds: f64) -> Self {
+        let (errors, first_error) = file.error_count_and_first_error();
+        Self {
+            rows: file.line_count(),
+            resumed_after,
+            errors,
+            first_error: first_error.map(String::from),
+            completion_tokens: tokens,
+            seconds,
+            rows_per_second: answered as f64 / seconds.max(1e-9),
+            tokens_per_second: tokens as f64 / seconds.max(1e-9),
+        }
+    }
+
+    /// Returns the summary if an earlier run has written all rows, so that nothing is left to do; else `None`.
+    pub fn of_complete_file(file: &PredictionFile) -> Option<Self> {
+        file.is_complete().then(|| Self::new(file, file.line_count(), 0, 0, 0.0))
+    }
+}
+
+impl std::fmt::Debug for PredictionRun<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PredictionRun").field("sampling", &self.sampling).finish_non_exhaustive()
+    }
+}
+
+/// The destination of finished lines.
+pub(super) trait LineSink {
+    /// Accepts the line of a row; rows come in any order. `error` is the row's error if it could not be answered.
+    ///
+    /// # Errors
+    /// The line cannot be written.
+    fn write_line(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<()>;
+
+    /// Reports progress after each decode step. `tokens` is the number of tokens that the loop has generated so far.
+    fn step_done(&mut self, tokens: u64);
+}
+
+/// The predictions file and the progress of a run.
+pub(super) struct FileWithProgress {
+    pub(super) file: PredictionFile,
+    progress: Progress,
+    begun: Instant,
+    /// Number of lines that the predictions file had at the start of the run.
+    resumed_after: usize,
+    /// Number of rows that had no line at the start of the run.
+    missing: usize,
+}
+
+impl FileWithProgress {
+    /// Creates the predictions file, or opens an incomplete file to continue it.
+    pub(super) fn begin(mut file: PredictionFile, quiet: bool) -> Result<Self> {
+        let (begun, resumed_after, missing) = (Instant::now(), file.line_count(), file.rows_without_line().len());
+        file.create_or_continue()?;
+        let progress = Progress::for_rows(quiet, file.settings().row_count() as u64, file.line_count() as u64);
+        Ok(Self { file, progress, begun, resumed_after, missing })
+    }
+
+    /// Gives the complete predictions file its final name. `tokens` is the number of tokens that the run has
+    /// generated.
+    pub(super) fn finish(mut self, tokens: u64) -> Result<PredictionSummary> {
+        self.file.finish()?;
+        let seconds = self.begun.elapsed().as_secs_f64();
+        Ok(PredictionSummary::new(&self.file, self.resumed_after, self.missing, tokens, seconds))
+    }
+}
+
+impl LineSink for FileWithProgress {
+    fn write_line(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<()> {
+        self.file.write_line(row, line, error).map(drop)
+    }
+
+    fn step_done(&mut self, tokens: u64) {
+        let rate = tokens as f64 / self.begun.elapsed().as_secs_f64().max(1e-9);
+        self.progress.show_rows(self.file.line_count() as u64, rate, self.file.error_count_and_first_error().0);
+    }
+}
+
+impl Drop for FileWithProgress {
+    fn drop(&mut self) {
+        self.progress.finish();
+    }
+}
+
+/// Discards lines, on ranks other than 0 of a divided model. Rank 0 computes the same lines and writes them.
+struct DiscardedLines;
+
+impl LineSink for DiscardedLines {
+    fn write_line(&mut self, _row: usize, _line: Vec<u8>, _error: Option<String>) -> Result<()> {
+        Ok(())
+    }
+
+    fn step_done(&mut self, _tokens: u64) {}
+}
+
+/// Whether an error says that a run was interrupted.
+pub(super) fn is_interruption(e: &TrainError) -> bool {
+    matches!(e, TrainError::Engine(EngineError::Interrupted) | TrainError::Sample(SampleError::Stopped(_)))
+}
+
+impl PredictionRun<'_> {
+    /// Generates the completions of all rows that have no line in the file yet, and writes their lines. If several
+    /// processes share the rows, all of them call this function, and it returns when all rows have a line. The
+    /// summary is `None` on ranks other than 0.
+    ///
+    /// # Errors
+    /// [`SampleError::Stopped`] if the run is interrupted, on any rank; with `strict`, the error of a row; the file
+    /// cannot be written; a logit is NaN; another rank has failed.
+    pub fn run(&self, output: PredictionOutput<'_>) -> Result<Option<PredictionSummary>> {
+        let PredictionOutput { file, rows, ranks, .. } = output;
+        let file = file.map(|file| FileWithProgress::begin(file, self.quiet)).transpose()?;
+        let processes = self.divided.map_or(1, |divided| divided.ranks.size());
+        match (ranks, file) {
+            (Some(ranks), file) => self.run_with_ranks(ranks, file, rows),
+            (None, None) => self.generate_rows(rows, processes, &mut DiscardedLines).map(|_| None),
+            (None, Some(mut file)) => match self.generate_rows(rows, processes, &mut file) {
+                Err(e) if is_interruption(&e) => Err(file.file.stopped_error()),
+                generated => file.finish(generated?).map(Some),
+            },
+        }
+    }
+
+    /// Generates the lines of the rows `own` and puts them into `lines`. `processes` is the number of processes on
+    /// this machine that generate at the same time. Returns the number of generated tokens.
+    pub(super) fn generate_rows(&self, own: Vec<usize>, processes: usize, lines: &mut impl LineSink) -> Result<u64> {
+        let ahead = self.prefetcher(&own, processes);
+        let mut rows = RowsInProgress {
+            run: self,
+            batch: self.engine.continuous_batch(self.max_kv_bytes)?,
+            ahead,
+            own,
+            next: 0,
+            held: VecDeque::new(),
+            alone: None,
+            unfinished: BTreeMap::new(),
+            tokens: 0,
+        };
+        while rows.next < rows.own.len() || !rows.unfinished.is_empty() || !rows.held.is_empty() {
+            rows.advance(lines)?;
+            lines.step_done(rows.tokens);
+        }
+        Ok(rows.tokens)
+    }
+
+    fn prefetcher(&self, own: &[usize], processes: usize) -> Prefetcher<RowSubset> {
+        let (order, threads) = (RowOrder::file_order(own.len()), decoding_threads(processes));
+        let positions = 0..own.len() as u64;
+        let source = Arc::new(RowSubset::new(self.prompts.clone(), own.to_vec()));
+        // The decoded frames of a row may take 50 MB, so only a few rows are prepared ahead.
+        Prefetcher::new(source, order, &BTreeSet::new(), positions, threads, 2 * threads + 2)
+    }
+
+    /// The generation request of a row. Returns an error if the row's prompt leaves no position for an answer.
+    fn request(&self, prompt: Arc<ModelInput>, row: usize) -> Result<GenerationRequest, Diagnostic> {
+        let SamplingSettings { params, max_new_tokens, n, stop: strings } = &self.sampling;
+        let (tokens, positions) = (prompt.len(), self.prompts.model_folder().config.text.max_position_embeddings);
+        let max_new_tokens = new_tokens_within_positions(positions, tokens, None, *max_new_tokens).map_err(|_| {
+            let what =
+                format!("has {tokens} tokens, which leave no room for an answer in the model's {positions} positions");
+            Diagnostic::new("prompt", what, "shorten the prompt, or take fewer frames or pixels")
+        })?;
+        let stop_condition = || StopCondition::with_strings(strings, &self.prompts.model_folder().tokenizer);
+        Ok(GenerationRequest {
+            sampling: SamplingParams { seed: self.prompts.rows().seed(row), ..*params },
+            max_new_tokens,
+            eos_token_ids: self.prompts.model_folder().stop_token_ids().to_vec(),
+            stop_conditions: (0..*n).map(|_| stop_condition()).collect(),
+            ..GenerationRequest::new(prompt)
+        })
+    }
+}
+
+/// A row with unfinished completions.
+struct UnfinishedRow {
+    prompt: Arc<ModelInput>,
+    completions: Vec<Completion>,
+}
+
+/// The rows that are being processed and have no line yet. Either other threads decode their media, or they wait for
+/// room in the batch, or some of their completions are not finished.
+struct RowsInProgress<'r, 'a> {
+    run: &'r PredictionRun<'a>,
+    batch: ContinuousBatch<'r, 'a>,
+    ahead: Prefetcher<RowSubset>,
+    /// The rows that this process answers.
+    own: Vec<usize>,
+    /// The index in `own` of the next row to add to the batch.
+    next: usize,
+    /// Rows that did not fit into memory together with other rows. Each of these rows is computed again alone.
+    held: VecDeque<(usize, Arc<ModelInput>)>,
+    /// The row that is computed alone now.
+    alone: Option<usize>,
+    unfinished: BTreeMap<usize, UnfinishedRow>,
+    tokens: u64,
+}
+
+impl RowsInProgress<'_, '_> {
+    /// Adds rows to the batch and does one step.
+    fn advance(&mut self, lines: &mut impl LineSink) -> Result<()> {
+        self.error_if_stopped()?;
+        self.add_rows_while_there_is_room(lines)?;
+        let StepOutput { completions, failed } = self.batch.step(&mut |_| {})?;
+        for (row, e) in failed {
+            self.fail_running_row(row, e, lines)?;
+        }
+        completions.into_iter().try_for_each(|completion| self.finish_completion(completion, lines))
+    }
+
+    /// Returns an error if the run is to stop. With a divided model, rank 0 decides for all ranks.
+    fn error_if_stopped(&self) -> Result<()> {
+        let Some(divided) = self.run.divided else { return Ok(error_if_stopped(self.run.stop)?) };
+        let stops = divided.is_rank_0().then(|| self.run.stop.load(Ordering::Relaxed));
+        let stops = AtomicBool::new(divided.broadcast("end of the run", stops)?);
+        Ok(error_if_stopped(&stops)?)
+    }
+
+    /// The prompt of the next row; `None` if the row's media are not decoded within `patience`. Rank 0 of a divided
+    /// model decides: if its media are decoded, the other ranks wait until theirs are decoded, too.
+    fn next_prompt(&mut self, patience: Duration) -> Result<Option<reel_samples::Result<ModelInput>>> {
+        let index = self.next as u64;
+        let Some(divided) = self.run.divided else { return Ok(self.ahead.get_sample_within(index, patience)) };
+        let mut prompt = if divided.is_rank_0() { self.ahead.get_sample_within(index, patience) } else { None };
+        let is_usable = divided.is_rank_0().then(|| prompt.as_ref().map(|prompt| prompt.is_ok()));
+        let Some(is_usable) = divided.broadcast::<Option<bool>>("next row", is_usable)? else { return Ok(None) };
+        while prompt.is_none() {
+            prompt = self.ahead.get_sample_within(index, POLL_INTERVAL);
+        }
+        if prompt.as_ref().is_some_and(|prompt| prompt.is_ok() != is_usable) {
+            let location = self.run.prompts.location(self.own[self.next]).0;
+            let help = "check that no other program changes its files";
+            return Err(TrainError::row(location, "can be read by only some of the processes", help));
+        }
+        Ok(prompt)
+    }
+
+    /// Adds rows to the batch. Waits for the media of a row only if the batch is idle.
+    fn add_rows_while_there_is_room(&mut self, lines: &mut impl LineSink) -> Result<()> {
+        if self.alone.is_some() {
+            return Ok(());
+        }
+        if self.batch.is_idle()
+            && let Some((row, prompt)) = self.held.pop_front()
+        {
+            self.alone = Some(row);
+            return self.add_row(row, prompt, lines);
+        }
+        while self.held.is_empty() && self.next < self.own.len() && self.batch.has_free_slot() {
+            let patience = if self.batch.is_idle() { POLL_INTERVAL } else { Duration::ZERO };
+            let Some(prompt) = self.next_prompt(patience)? else { return Ok(()) };
+            let row = self.own[self.next];
+            match prompt {
+                Ok(prompt) => self.add_row(row, Arc::new(prompt), lines)?,
+                Err(e) if is_row_error(&e) => self.fail_row(row, e.into(), lines)?,
+                Err(e) => return Err(e.into()),
+            }
+            self.next += 1;
+        }
+        Ok(())
+    }
+
+    /// Adds a row to the batch, or writes a line with its error.
+    fn add_row(&mut self, row: usize, prompt: Arc<ModelInput>, lines: &mut impl LineSink) -> Result<()> {
+        let request = self.run.request(prompt.clone(), row);
+        match request.map_err(EngineError::Request).and_then(|request| self.batch.add(row, request)) {
+            Ok(()) => {
+                self.unfinished.insert(row, UnfinishedRow { prompt, completions: Vec::new() });
+                Ok(())
+            }
+            Err(EngineError::Request(fault) | EngineError::TooLong { diagnostic: fault, .. }) => {
+                self.fail_row(row, RowFailureKind::Row.error(fault.at(self.run.prompts.location(row).0)).into(), lines)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Accepts the error of a row that the batch has dropped. A row that does not fit into memory together with other
+    /// rows is computed again alone.
+    fn fail_running_row(&mut self, row: usize, e: EngineError, lines: &mut impl LineSink) -> Result<()> {
+        let Some(unfinished) = self.unfinished.remove(&row) else { return Ok(()) };
+        if !e.is_out_of_memory() {
+            return Err(e.into());
+        }
+        if self.alone != Some(row) {
+            self.held.push_back((row, unfinished.prompt));
+            return Ok(());
+        }
+        self.alone = None;
+        let what = format!("does not fit into memory ({e})");
+        let help = "give fewer frames or pixels, or lower --n or --max-new-tokens";
+        self.fail_row(row, TrainError::row(self.run.prompts.location(row).0, what, help), lines)
+    }
+
+    /// Writes a line with `error` for a row that cannot be used. With `strict`, returns the error instead.
+    fn fail_row(&self, row: usize, error: TrainError, lines: &mut impl LineSink) -> Result<()> {
+        if self.run.strict {
+            return Err(error);
+        }
+        let text = error.to_string();
+        let line = error_line(self.run.prompts.rows().columns(row), &text);
+        lines.write_line(row, line, Some(text))
+    }
+
+    /// Accepts a finished completion. Writes the line of its row if all completions of the row are then finished.
+    fn finish_completion(&mut self, completion: Completion, lines: &mut impl LineSink) -> Result<()> {
+        let row = completion.request;
+        let Some(unfinished) = self.unfinished.get_mut(&row) else { return Ok(()) };
+        self.tokens += completion.ids.len() as u64;
+        unfinished.completions.push(completion);
+        let SamplingSettings { n, stop, .. } = &self.run.sampling;
+        if unfinished.completions.len() < *n {
+            return Ok(());
+        }
+        let Some(UnfinishedRow { prompt, mut completions }) = self.unfinished.remove(&row) else { return Ok(()) };
+        self.alone = self.alone.filter(|&alone| alone != row);
+        completions.sort_by_key(|completion| completion.index);
+        let prompts = &self.run.prompts;
+        let text = |c: &Completion| completion_text(&prompts.model_folder().tokenizer, &c.ids, stop);
+        let texts = completions.iter().map(text).collect();
+        let result =
+            RowResult { completions: &completions, texts, prompt_tokens: prompt.len(), seed: prompts.rows().seed(row) };
+        lines.write_line(row, prediction_line(prompts.rows().columns(row), &result), None)
+    }
+}

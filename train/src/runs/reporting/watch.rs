@@ -1,0 +1,175 @@
+//! Reports each step: sends its metrics and rollout preview to TensorBoard and Weights & Biases (`--report-to`), and
+//! its metrics to the command of `--report-command`.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::file_names::METRICS_FILE;
+use crate::metrics::{RolloutPreview, StepMetrics};
+use crate::options::{ReportTo, RunOptions};
+use crate::{Result, TrainError};
+use reel_samples::SampleError;
+use reel_support::diagnostic::note;
+use reel_support::files::log;
+use serde_json::Value;
+
+use crate::runs::reporting::command::ReportCommand;
+use crate::runs::reporting::events::TensorboardEventFile;
+use crate::runs::reporting::wandb::environment::{WandbEnvironment, WandbMode};
+use crate::runs::reporting::wandb::{WandbRunWriter, WandbStart};
+
+/// The TensorBoard and W&B name of the histogram of a step's rewards.
+pub const REWARDS_TAG: &str = "rollouts/rewards";
+/// The TensorBoard and W&B name of the text of a step's completions.
+pub const COMPLETIONS_TAG: &str = "rollouts/completions";
+/// The TensorBoard and W&B name of the image of a step's frames.
+pub const FRAMES_TAG: &str = "rollouts/frames";
+
+/// The reporters of a run: TensorBoard, Weights & Biases and a command.
+#[derive(Debug)]
+pub struct Reporters {
+    events: Option<TensorboardEventFile>,
+    wandb: Option<WandbRunWriter>,
+    /// Whether `wandb sync` uploads the W&B folder at the end of the run.
+    uploads: bool,
+    command: Option<ReportCommand>,
+}
+
+impl Reporters {
+    /// Starts the reporters for a run that continues after step `step` of the run in the output folder `home`. `run` is
+    /// the content of run.json.
+    pub fn start(options: &RunOptions, home: &Path, step: u64, run: &Value) -> Result<Self> {
+        let events = options
+            .reports_to(ReportTo::Tensorboard)
+            .then(|| TensorboardEventFile::create(&options.out, step))
+            .transpose()?;
+        let command = options.report_command.as_deref().map(ReportCommand::start).transpose()?;
+        if !options.reports_to(ReportTo::Wandb) {
+            return Ok(Self { events, wandb: None, uploads: false, command });
+        }
+        let environment = WandbEnvironment::read()?;
+        if environment.mode == WandbMode::Disabled {
+            note!("--report-to wandb: has no effect, because WANDB_MODE is disabled");
+            return Ok(Self { events, wandb: None, uploads: false, command });
+        }
+        let logged = |m: &StepMetrics| m.step <= step && m.step.is_multiple_of(options.logging_steps);
+        let lines = log::read_matching_lines(&options.out.join(METRICS_FILE), logged)?;
+        let done: Vec<StepMetrics> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let begin = WandbStart {
+            out: &options.out,
+            home,
+            step,
+            done: &done,
+            project: &options.wandb_project(),
+            name: options.run_name.as_deref(),
+            environment: &environment,
+            run,
+        };
+        let uploads = environment.mode == WandbMode::Online;
+        Ok(Self { events, wandb: Some(WandbRunWriter::create(&begin)?), uploads, command })
+    }
+
+    /// The folder that `wandb sync` uploads; `None` without `--report-to wandb`.
+    pub fn wandb_folder(&self) -> Option<&Path> {
+        self.wandb.as_ref().map(WandbRunWriter::folder)
+    }
+
+    /// Reports a step: its named numbers `values`, and its rollout preview if there is one.
+    pub fn report_step(&mut self, step: u64, values: &[(String, f64)], preview: Option<&RolloutPreview>) -> Result<()> {
+        if let Some(events) = &mut self.events {
+            events.write_scalars(step, values)?;
+            preview.map_or(Ok(()), |preview| events.write_preview(step, preview))?;
+        }
+        if let Some(command) = &self.command {
+            command.report_step(step, values);
+        }
+        self.wandb.as_mut().map_or(Ok(()), |wandb| wandb.log_step(step, values, preview))
+    }
+
+    /// Reports the outcome of the run, and closes the reporters.
+    pub fn finish(&mut self, outcome: &Result<()>) -> Result<()> {
+        // The exit codes of the W&B client (`sdk/lib/exit_hooks.py`): 255 if the run was interrupted, 1 after another
+        // error.
+        let code = match outcome {
+            Ok(()) => 0,
+            Err(TrainError::Sample(SampleError::Stopped(_))) => 255,
+            Err(_) => 1,
+        };
+        if let Some(command) = self.command.take() {
+            command.finish();
+        }
+        let Some(wandb) = self.wandb.take() else { return Ok(()) };
+        let folder = wandb.folder().to_path_buf();
+        wandb.finish(code)?;
+        if self.uploads {
+            upload(&folder);
+        }
+        Ok(())
+    }
+}
+
+/// Uploads a run folder with the W&B client, which reads `WANDB_API_KEY`, `WANDB_BASE_URL` and its stored login. The
+/// run is complete without the upload, so a failed upload only prints a note.
+fn upload(folder: &Path) {
+    let shown = folder.display();
+    let status = Command::new("wandb").arg("sync").arg(folder).stdin(Stdio::null()).stdout(Stdio::null()).status();
+    match status {
+        Ok(status) if status.success() => note!("Weights & Biases: uploaded {shown}"),
+        Ok(status) => note!("Weights & Biases: `wandb sync {shown}` ended with {status}; run it again"),
+        Err(e) => note!("Weights & Biases: cannot start `wandb` ({e}); install it, then run `wandb sync {shown}`"),
+    }
+}
+
+/// A histogram of values with 30 bins of equal width, from the smallest to the largest value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Histogram {
+    /// The smallest value.
+    pub low: f64,
+    /// The largest value.
+    pub high: f64,
+    /// Upper limit of each bin; the first bin begins at `low`.
+    pub limits: Vec<f64>,
+    /// Number of values in each bin.
+    pub counts: Vec<u64>,
+}
+
+impl Histogram {
+    /// Makes the histogram of `values`, which must not be empty.
+    pub fn new(values: &[f32]) -> Self {
+        const BINS: usize = 30;
+        let values: Vec<f64> = values.iter().map(|&v| f64::from(v)).collect();
+        let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), &v| (l.min(v), h.max(v)));
+        let width = (high - low).max(1e-6) / BINS as f64;
+        let mut counts = vec![0; BINS];
+        for v in &values {
+            counts[(((v - low) / width) as usize).min(BINS - 1)] += 1;
+        }
+        Self { low, high, limits: (1..=BINS).map(|i| low + width * i as f64).collect(), counts }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Checks that every value is counted in a bin whose limits contain it, up to rounding.
+        #[test]
+        fn histogram_counts_every_value(values in prop::collection::vec(-100f32..100.0, 1..60)) {
+            let bins = Histogram::new(&values);
+            prop_assert_eq!(bins.counts.iter().sum::<u64>(), values.len() as u64);
+            let mut below = 0;
+            for (limit, n) in bins.limits.iter().zip(&bins.counts) {
+                below += n;
+                let slack = 1e-9 * (1.0 + limit.abs());
+                let at_most = values.iter().filter(|&&v| f64::from(v) <= limit + slack).count() as u64;
+                let under = values.iter().filter(|&&v| f64::from(v) < limit - slack).count() as u64;
+                prop_assert!(under <= below && below <= at_most, "{limit}: {under} {below} {at_most}");
+            }
+            prop_assert_eq!(bins.low, f64::from(values.iter().copied().fold(f32::INFINITY, f32::min)));
+            prop_assert_eq!(bins.high, f64::from(values.iter().copied().fold(f32::NEG_INFINITY, f32::max)));
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! `reel grpo`: group-relative policy optimization (GRPO). Each step samples a group of completions for every prompt,
+//! scores them, and trains on the advantage of each completion within its group.
+//!
+//! | stage | output | file |
+//! |---|---|---|
+//! | row → prompt | `Prompt` | `rollout/prompts.rs` |
+//! | prompt → completions | `Rollout`; with `--rollouts`: `RolloutGroup` | `rollout/sampler.rs`, `worker.rs`; `given.rs` |
+//! | completions → rewards → advantages | `Scores`, `RolloutGroup`, [`RolloutSet`] | `rollout/scorer.rs`, `rollout/group.rs` |
+//! | groups → packed batch | `PackedGroups` | `step/packing.rs` |
+//! | log-probabilities → loss, gradients, update | [`StepResult`] | `step/grpo.rs` |
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use crate::Result;
+use crate::file_names::ROLLOUT_SET_FILE;
+use crate::options::GrpoOptions;
+use crate::rollout::spread::{GroupAssignment, RoundPrompts};
+use crate::rollout::worker::RolloutWorker;
+use crate::rollout::{PromptSource, RolloutSet, group, records};
+use crate::step::grpo as step;
+use crate::step::trainer::{StepResult, Trainer};
+use reel_device::{RangeName, range};
+use reel_model::checkpoint::Checkpoint;
+use reel_model::features::FeatureCache;
+use reel_model::quantization::Quantization;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::text::TextDecoder;
+use reel_model::weights::{WeightLoader, WeightSource};
+use reel_samples::feed::{FeedRanks, MicroBatchFeed, MicroBatchOptions, RankAssignment, StepRowCursor};
+use reel_support::ranks::Ranks;
+
+use crate::runs::run::replay::{self, ReplayReport};
+use crate::runs::run::{self, DataCheckResult, RunSummary, TrainLoop};
+
+pub use crate::setup::GrpoSetup;
+
+/// Trains to the last step, or until `setup.stop` becomes true.
+pub fn run(setup: &GrpoSetup) -> Result<RunSummary> {
+    run::run::<GrpoLoop>(setup)
+}
+
+/// Checks every row of the data, including its media, without training.
+pub fn check_data(setup: &GrpoSetup) -> Result<DataCheckResult> {
+    run::check_data::<GrpoLoop>(setup)
+}
+
+/// Repeats step `step` of the run in `recorded` with its recorded completions. See [`replay`].
+pub fn replay_step(setup: &GrpoSetup, recorded: &Path, step: u64, want: &str) -> Result<ReplayReport> {
+    replay::replay::<GrpoLoop>(setup, recorded, step, want)
+}
+
+pub(crate) struct GrpoLoop<'a> {
+    options: &'a GrpoOptions,
+    rows: Arc<PromptSource>,
+    feed: MicroBatchFeed<PromptSource>,
+    stop: &'a AtomicBool,
+    /// The reference model of the KL term, with the weights from which the run started; `None` with `--beta 0`.
+    reference: Option<Qwen25Vl>,
+    /// Samples completions; `None` if the completions are given, as with `--rollouts` and in a replay.
+    worker: Option<RolloutWorker<'a>>,
+    /// The present rollout set. `--num-iterations` steps train on it, then the next step replaces it.
+    set: Option<RolloutSet>,
+}
+
+impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
+    type Options = GrpoOptions;
+    type DataSource = PromptSource;
+
+    fn open_rows(setup: &GrpoSetup<'a>) -> Result<PromptSource> {
+        PromptSource::open(setup)
+    }
+
+    fn batching(options: &GrpoOptions, rows: usize) -> MicroBatchOptions {
+        MicroBatchOptions {
+            rows: options.groups_per_micro_batch(),
+            packing: false,
+            max_length: options.max_prompt_length,
+            limit: "--max-prompt-length",
+            end: options.rows_in_all_epochs(rows),
+            strict: options.strict,
+        }
+    }
+
+    fn step_count(options: &GrpoOptions, batches: u64) -> u64 {
+        batches.div_ceil(options.gradient_accumulation_steps as u64) * options.num_iterations
+    }
+
+    /// The number of prompts of the next two sampling rounds.
+    fn rows_ahead(options: &GrpoOptions, processes: usize) -> usize {
+        (2 * options.groups_per_step().max(2)).div_ceil(processes)
+    }
+
+    fn shared_feed(options: &GrpoOptions, ranks: &Arc<Ranks>) -> FeedRanks {
+        let per_step = options.gradient_accumulation_steps;
+        FeedRanks { ranks: ranks.clone(), per_step, assignment: RankAssignment::ByExpectedLength }
+    }
+
+    fn must_scan_all_rows(options: &GrpoOptions) -> bool {
+        options.check_data
+    }
+
+    fn begin(
+        setup: &GrpoSetup<'a>,
+        rows: Arc<PromptSource>,
+        feed: MicroBatchFeed<PromptSource>,
+        trainer: &mut Trainer,
+        from: Option<&Path>,
+    ) -> Result<Self> {
+        let set = match from.map(|folder| folder.join(ROLLOUT_SET_FILE)).filter(|path| path.exists()) {
+            Some(path) => Some(RolloutSet::read(&path, &rows, &GroupAssignment::new(setup.options, trainer.ranks()))?),
+            None => None,
+        };
+        add_feature_cache(trainer);
+        let reference = match setup.options.beta > 0.0 {
+            true => Some(first_weights(setup, trainer)?),
+            false => None,
+        };
+        let worker = match (&setup.options.rollouts, &setup.options.recorded) {
+            (Some(_), _) | (_, Some(_)) => None,
+            (None, None) => Some(RolloutWorker::new(setup, rows.clone(), trainer)?),
+        };
+        Ok(Self { worker, options: setup.options, rows, feed, stop: setup.stop, reference, set })
+    }
+
+    fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>> {
+        if self.set.as_ref().is_none_or(|set| set.uses >= self.options.num_iterations) {
+            self.set = self.next_set(trainer, n, cursor)?;
+        }
+        let Some(set) = &mut self.set else { return Ok(None) };
+        let result = step::step(trainer, self.options, self.reference.as_ref(), set, n)?;
+        self.worker.as_mut().map_or(Ok(()), RolloutWorker::wait_for_records)?;
+        Ok(Some(result))
+    }
+
+    fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        let unfinished = self.set.as_ref().filter(|set| set.uses < self.options.num_iterations);
+        unfinished.map(|set| Ok((ROLLOUT_SET_FILE, set.to_checkpoint_json()?))).into_iter().collect()
+    }
+}
+
+impl GrpoLoop<'_> {
+    /// Returns the rollout set of step `n`, sampled or read from a file; `None` at the end of the data. If custom
+    /// rewards are slow, the reference model's log-probabilities are computed at the same time.
+    fn next_set(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<RolloutSet>> {
+        if let Some(folder) = &self.options.recorded {
+            let mut groups = records::read_recorded_groups(folder, n, self.options, &self.rows)?;
+            // With dynamic sampling, more usable groups may be recorded than a step needs. The recorded step trained
+            // on the first ones.
+            groups.truncate(self.options.groups_per_step());
+            return Ok(Some(RolloutSet::new(groups, self.options.scale_rewards)));
+        }
+        let options = self.options;
+        let Some(worker) = &mut self.worker else {
+            let spread = GroupAssignment::new(options, trainer.ranks());
+            let next = || Ok(cursor.next_micro_batch(&mut self.feed, self.stop)?);
+            let _range = range(RangeName::Phase("data loading"));
+            let RoundPrompts { prompts, ranks_of_micro_batches } = spread.take_prompts(&self.rows, next)?;
+            if prompts.is_empty() {
+                return Ok(None);
+            }
+            let groups = group::groups_from_file(options, prompts, &self.rows.end_tokens());
+            let set = RolloutSet::new(groups, options.scale_rewards);
+            return Ok(Some(RolloutSet { ranks_of_micro_batches, ..set }));
+        };
+        let mut own_ref_log_probs = None;
+        // If each rank keeps only a part of the weights, all weights are gathered for sampling.
+        let all_weights = trainer.gather_all_weights()?;
+        let batch = worker.next_groups(n, &mut self.feed, cursor, |groups| {
+            if let Some(model) = &self.reference {
+                // Frees the gradients' memory for the reference model's activations. The next step would clear the
+                // gradients anyway.
+                trainer.grads.clear();
+                let micro_batches = groups.chunks(options.groups_per_micro_batch());
+                own_ref_log_probs = Some(step::reference_log_probs(trainer, options, model, micro_batches)?);
+            }
+            Ok(())
+        })?;
+        drop(all_weights);
+        let Some(batch) = batch else { return Ok(None) };
+        Ok(Some(RolloutSet {
+            ranks_of_micro_batches: batch.ranks_of_micro_batches,
+            own_ref_log_probs,
+            metrics: batch.metrics,
+            while_scoring: batch.while_scoring,
+            preview: Some(batch.preview),
+            ..RolloutSet::new(batch.groups, options.scale_rewards)
+        }))
+    }
+}
+
+/// Loads the reference model with the weights from which the run started.
+fn first_weights(setup: &GrpoSetup, trainer: &Trainer) -> Result<Qwen25Vl> {
+    let files = Checkpoint::open(setup.model)?;
+    reference_model(trainer, WeightSource::Files(&files))
+}
+
+/// Makes the reference model of the KL term from `weights`, the weights from which the run started. With LoRA, the
+/// reference model is the policy without its adapter.
+pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Result<Qwen25Vl> {
+    let (policy, config) = (&trainer.model, &trainer.model.config);
+    let loader = WeightLoader {
+        device: &trainer.device,
+        source: weights,
+        dtype: trainer.dtype,
+        quantization: Quantization::None,
+        may_pad: trainer.hyperparameters.may_pad_weights(),
+        trainable: &|_| false,
+        deferred: None,
+    };
+    let mut reference = match (trainer.hyperparameters.lora.is_some(), policy.trains_vision()) {
+        (true, _) => policy.without_adapter(),
+        // If the vision tower is frozen, policy and reference share the vision tower and its feature cache.
+        (false, false) => Qwen25Vl { text: TextDecoder::load(&loader, config, None)?, ..policy.clone() },
+        (false, true) => Qwen25Vl::load(&loader, config)?,
+    };
+    reference.features.get_or_insert_with(features);
+    Ok(reference)
+}
+
+/// Maximum bytes of host memory for vision tokens in a feature cache (256 MiB).
+const MAX_FEATURE_CACHE_BYTES: usize = 256 << 20;
+
+fn features() -> Arc<FeatureCache> {
+    Arc::new(FeatureCache::new(MAX_FEATURE_CACHE_BYTES))
+}
+
+/// Gives the policy model a feature cache if its vision tower is not trained. Must be called before other models are
+/// cloned from the policy, so that the clones share the cache.
+pub(crate) fn add_feature_cache(trainer: &mut Trainer) {
+    trainer.model.features = (!trainer.model.trains_vision()).then(features);
+}

@@ -1,0 +1,201 @@
+//! `reel sft`: supervised fine-tuning on conversations.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use crate::options::{Recipe, SftOptions, TruncationStrategy};
+use crate::step::sft::step;
+use crate::step::trainer::{StepResult, Trainer};
+use crate::{Result, TrainError};
+use reel_input::fetch::MediaAccess;
+use reel_input::{MediaOptions, ModelFolder, SecondPerGrid};
+use reel_media::worker::DecodeWorker;
+use reel_samples::dataset::Dataset;
+use reel_samples::feed::{FeedRanks, MicroBatchFeed, MicroBatchOptions, RankAssignment, StepRowCursor};
+use reel_samples::labels::TokenLabeler;
+use reel_samples::media_files::ReadMediaFiles;
+use reel_samples::sample::{SampleCache, SftSampleSource};
+use reel_samples::source::DataSource;
+use reel_support::ranks::Ranks;
+
+use crate::runs::run::replay::{self, ReplayReport};
+use crate::runs::run::start::media_threads;
+use crate::runs::run::{self, TrainLoop, ValidationRows};
+
+pub use crate::runs::run::{DataCheckResult, RunSummary};
+pub use crate::setup::SftSetup;
+
+/// Trains to the last step, or until `setup.stop` becomes true.
+pub fn run(setup: &SftSetup) -> Result<RunSummary> {
+    run::run::<SftLoop>(setup)
+}
+
+/// Checks every row of the data and of `--eval-file`, including their media, without training.
+pub fn check_data(setup: &SftSetup) -> Result<DataCheckResult> {
+    let of_data = run::check_data::<SftLoop>(setup)?;
+    let Some(file) = &setup.options.eval_file else { return Ok(of_data) };
+    let validation = validation_of_file(setup, file)?.check_rows()?;
+    Ok(DataCheckResult { validation: Some(validation), ..of_data })
+}
+
+/// Repeats step `step` of the run in `recorded` and compares the weights. See [`replay`].
+pub fn replay_step(setup: &SftSetup, recorded: &Path, step: u64, want: &str) -> Result<ReplayReport> {
+    replay::replay::<SftLoop>(setup, recorded, step, want)
+}
+
+/// The training loop of supervised fine-tuning.
+pub(crate) struct SftLoop<'a> {
+    feed: MicroBatchFeed<SftSampleSource>,
+    stop: &'a AtomicBool,
+    validation: Option<ValidationRows<'a>>,
+}
+
+impl<'a> TrainLoop<'a> for SftLoop<'a> {
+    type Options = SftOptions;
+    type DataSource = SftSampleSource;
+
+    fn open_rows(setup: &SftSetup<'a>) -> Result<SftSampleSource> {
+        open_samples(setup)
+    }
+
+    fn batching(options: &SftOptions, rows: usize) -> MicroBatchOptions {
+        MicroBatchOptions {
+            rows: options.per_device_train_batch_size,
+            packing: options.packing,
+            max_length: options.max_length,
+            limit: "--max-length",
+            end: options.rows_in_all_epochs(rows),
+            strict: options.strict,
+        }
+    }
+
+    fn step_count(options: &SftOptions, batches: u64) -> u64 {
+        batches.div_ceil(options.gradient_accumulation_steps as u64)
+    }
+
+    fn rows_ahead(options: &SftOptions, _: usize) -> usize {
+        2 * options.per_device_train_batch_size.max(2)
+    }
+
+    fn shared_feed(options: &SftOptions, ranks: &Arc<Ranks>) -> FeedRanks {
+        let per_step = options.gradient_accumulation_steps;
+        FeedRanks { ranks: ranks.clone(), per_step, assignment: RankAssignment::InTurn }
+    }
+
+    /// True with `--check-data`. Also true with packing (unless `--max-steps` is given), because the number of
+    /// micro-batches then depends on the length of every row.
+    fn must_scan_all_rows(options: &SftOptions) -> bool {
+        options.check_data || options.packing && options.requested_step_count().is_none()
+    }
+
+    fn begin(
+        setup: &SftSetup<'a>,
+        rows: Arc<SftSampleSource>,
+        feed: MicroBatchFeed<SftSampleSource>,
+        _: &mut Trainer,
+        _: Option<&Path>,
+    ) -> Result<Self> {
+        let validation = open_validation(setup, &rows)?;
+        if let (true, Some(_), Some(rows)) = (setup.options.check_data, &setup.options.eval_file, &validation) {
+            rows.check_rows()?.print_unusable(setup.quiet);
+        }
+        Ok(Self { feed, stop: setup.stop, validation })
+    }
+
+    fn validation(&self) -> Option<&ValidationRows<'a>> {
+        self.validation.as_ref()
+    }
+
+    fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>> {
+        step(trainer, n, || {
+            let batch = cursor.next_micro_batch(&mut self.feed, self.stop)?;
+            Ok(batch.map(|batch| batch.samples))
+        })
+    }
+
+    /// Returns no files, because a resume only needs the position in the data, which is part of the run state.
+    fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        Ok(Vec::new())
+    }
+}
+
+/// Opens the validation rows of a run: the rows of `--eval-file`, or the rows of `--data` that `training` holds back.
+/// `None` if the run has no validation rows.
+///
+/// # Errors
+/// The file cannot be opened; in a strict run, the fields of a row cannot be used.
+pub fn open_validation<'a>(
+    setup: &SftSetup<'a>,
+    training: &Arc<SftSampleSource>,
+) -> Result<Option<ValidationRows<'a>>> {
+    match &setup.options.eval_file {
+        Some(file) => validation_of_file(setup, file).map(Some),
+        None if setup.options.held_out_size().is_some() => {
+            validation_of(setup, training.clone(), training.held_out_rows().to_vec()).map(Some)
+        }
+        None => Ok(None),
+    }
+}
+
+/// Opens the validation rows in `file`, the value of `--eval-file`.
+fn validation_of_file<'a>(setup: &SftSetup<'a>, file: &Path) -> Result<ValidationRows<'a>> {
+    let data = Dataset::open_for_option("--eval-file", file, None)?;
+    data.refuse_weights_for_option("--eval-file")?;
+    let (media_root, rows) = (setup.options.validation_media_root(), (0..data.len()).collect());
+    validation_of(setup, Arc::new(open_samples_of(setup, data, media_root)?), rows)
+}
+
+/// Makes validation rows from the rows `rows` of `source`.
+fn validation_of<'a>(
+    setup: &SftSetup<'a>,
+    source: Arc<SftSampleSource>,
+    rows: Vec<usize>,
+) -> Result<ValidationRows<'a>> {
+    let batching = SftLoop::batching(setup.options, rows.len());
+    let processes = setup.ranks.map_or(1, |run| run.ranks.size());
+    let ahead = SftLoop::rows_ahead(setup.options, processes);
+    ValidationRows::new(setup, source, rows, batching, (media_threads(setup), ahead))
+}
+
+/// Opens the data file as supervised training samples.
+pub fn open_samples(setup: &SftSetup) -> Result<SftSampleSource> {
+    let options = setup.options;
+    let mut data = Dataset::open_first_rows(&options.data, options.max_samples)?;
+    if let Some(size) = options.held_out_size() {
+        data.hold_out_rows(size, setup.seed)?;
+    }
+    open_samples_of(setup, data, options.media_root())
+}
+
+/// Makes training samples from the rows `data`. Relative paths of media refer to `media_root`.
+fn open_samples_of(setup: &SftSetup, data: Dataset, media_root: PathBuf) -> Result<SftSampleSource> {
+    let options = setup.options;
+    let bundle = Arc::new(ModelFolder::open(setup.model)?);
+    let labels = TokenLabeler::new(options.label_rule(), &*bundle.tokenizer).map_err(|token| {
+        TrainError::option(
+            "--labels",
+            format!("needs the token {token}, which the model's tokenizer lacks"),
+            "choose another rule",
+        )
+    })?;
+    let second_per_grid = if options.parity == Recipe::Paper { SecondPerGrid::True } else { SecondPerGrid::One };
+    // The decoder needs no frame cache, because the sample cache already holds the frames.
+    let decoder = DecodeWorker { cache: None, ..setup.media.decoder.clone() };
+    let confined_to = setup.media.access.confined_to.as_ref().map(|_| media_root.clone());
+    let access = MediaAccess { confined_to, ..setup.media.access.clone() };
+    Ok(SftSampleSource {
+        data,
+        bundle,
+        labels,
+        cut_at: options.max_length.filter(|_| options.truncation_strategy == TruncationStrategy::Right),
+        media: MediaOptions { second_per_grid, decoder, access, ..setup.media.clone() },
+        media_root,
+        parity: options.parity,
+        kept: SampleCache::default(),
+        files: ReadMediaFiles::default(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,191 @@
+//! The validation rows of `sft` (`--eval-file`, `--val-size`): prepares them and computes their loss between two steps.
+//!
+//! The rows are used in file order, in micro-batches like those of training. Their media are decoded ahead by
+//! background threads. With several processes (ranks), micro-batch i belongs to rank i mod N.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::metrics::ValidationLoss;
+use crate::setup::SftSetup;
+use crate::step::trainer::Trainer;
+use crate::step::validation::{RowLoss, ValidationLossPass, validation_loss};
+use crate::{Result, TrainError};
+use reel_samples::feed::{DataPosition, FeedRanks, MicroBatchFeed, MicroBatchOptions, RankAssignment, SampleSource};
+use reel_samples::length::{self, RowsToScan};
+use reel_samples::order::RowOrder;
+use reel_samples::sample::SftSampleSource;
+use reel_samples::skipped_row::SkippedRow;
+use reel_samples::source::DataSource;
+use reel_samples::{RowFailure, RowFailureKind, SampleError};
+use reel_support::diagnostic::Diagnostic;
+use reel_support::files::fingerprint::bytes_fingerprint;
+
+use super::validate::{ValidationCheckResult, unusable_rows_among};
+
+/// Time between two progress lines.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The validation rows of a run.
+#[derive(Clone)]
+pub struct ValidationRows<'a> {
+    setup: SftSetup<'a>,
+    source: Arc<SftSampleSource>,
+    /// The row numbers in `source`, in ascending order.
+    rows: Vec<usize>,
+    /// Rows that are known to be unusable without loading media.
+    unusable: Vec<SkippedRow>,
+    batching: MicroBatchOptions,
+    /// Number of threads that load images and videos.
+    threads: usize,
+    /// Number of rows that are prepared ahead.
+    window: usize,
+    fingerprint: String,
+}
+
+impl<'a> ValidationRows<'a> {
+    /// Makes validation rows from the rows `rows` of a source. `batching` says how they are grouped into
+    /// micro-batches.
+    ///
+    /// # Errors
+    /// The fields of all rows or, in a strict run, of one row cannot be used.
+    pub fn new(
+        setup: &SftSetup<'a>,
+        source: Arc<SftSampleSource>,
+        rows: Vec<usize>,
+        batching: MicroBatchOptions,
+        (threads, window): (usize, usize),
+    ) -> Result<Self> {
+        let is_of_data = setup.options.eval_file.is_none();
+        let quarantine = setup.options.quarantine.as_deref().filter(|_| is_of_data);
+        let unusable = unusable_rows_among(setup.options, &*source, &rows, quarantine)
+            .map_err(|e| with_flag(e, flag_of_rows(setup)))?;
+        let batching = MicroBatchOptions { end: Some(rows.len() as u64), ..batching };
+        let fingerprint = bytes_fingerprint(format!("{} {rows:?}", source.fingerprint()).as_bytes());
+        Ok(Self { setup: *setup, source, rows, unusable, batching, threads, window, fingerprint })
+    }
+
+    /// Reads every row, including its media, and returns which rows are unusable. All ranks call it together and get
+    /// the same result.
+    ///
+    /// # Errors
+    /// No row or, in a strict run, one row cannot be used; the check was interrupted.
+    pub fn check_rows(&self) -> Result<ValidationCheckResult> {
+        let order = RowOrder::file_order(self.rows.len()).restricted_to(self.rows.iter().copied());
+        let (stop, ranks) =
+            self.setup.ranks.map_or((self.setup.stop, None), |run| (run.interrupted, Some(&**run.ranks)));
+        let scan = RowsToScan::Checking(None);
+        let found = length::scan_and_count_batches(&self.batching, false, scan, &self.source, &order, stop, ranks)
+            .map_err(|e| with_flag(e.into(), flag_of_rows(&self.setup)))?;
+        Ok(ValidationCheckResult { rows: self.rows.len(), unusable: found.skipped })
+    }
+
+    /// Fingerprint of the set of validation rows.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Returns a feed of the rows in micro-batches.
+    pub fn feed(&self) -> MicroBatchFeed<SftSampleSource> {
+        let order = RowOrder::file_order(self.rows.len()).restricted_to(self.rows.iter().copied());
+        let from = DataPosition { slot: 0, skipped: self.unusable.iter().map(|row| row.row).collect() };
+        let ranks = self.setup.ranks.map(|run| FeedRanks {
+            ranks: run.ranks.clone(),
+            // All validation rows belong to a single step.
+            per_step: usize::MAX,
+            assignment: RankAssignment::InTurn,
+        });
+        MicroBatchFeed::new(self.source.clone(), order, self.batching, &from, self.threads, self.window)
+            .share_among(ranks)
+    }
+
+    /// Computes the loss of all rows with the weights of `trainer`. `print` gets progress lines. All ranks call it
+    /// together and get the same result.
+    ///
+    /// # Errors
+    /// [`SampleError::Stopped`] when the run was interrupted; no row can be used or has a learned token; in a strict
+    /// run, a row cannot be used; the loss of a row is not finite.
+    pub fn loss(&self, trainer: &Trainer, print: &dyn Fn(&str)) -> Result<ValidationLoss> {
+        let (rank, size) = self.setup.ranks.map_or((0, 1), |run| (run.ranks.rank(), run.ranks.size()));
+        let (mut feed, mut pass) = (self.feed(), ValidationLossPass::new(trainer));
+        let (mut used, mut skipped) = (Vec::new(), self.unusable.clone());
+        let mut shown = Instant::now();
+        print(&format!("computing the loss of {} validation rows", self.rows.len()));
+        loop {
+            if self.is_interrupted()? {
+                return Err(TrainError::interrupted());
+            }
+            let mut micro_batches = 0;
+            while micro_batches < size {
+                let next = feed.next_micro_batch_or_stop(Some(self.setup.stop));
+                let next = next.map_err(|e| with_flag(e.into(), flag_of_rows(&self.setup)))?;
+                let Some(mut batch) = next else { break };
+                micro_batches += 1;
+                used.extend(batch.rows);
+                skipped.append(&mut batch.skipped);
+                if batch.rank == rank && !batch.samples.is_empty() {
+                    pass.add(&batch.samples)?;
+                }
+            }
+            if micro_batches == 0 {
+                break;
+            }
+            pass.end_round()?;
+            if shown.elapsed() >= PROGRESS_INTERVAL {
+                shown = Instant::now();
+                print(&format!("{} of {} validation rows", used.len() + skipped.len(), self.rows.len()));
+            }
+        }
+        let losses: Vec<RowLoss> = pass.finish()?.concat();
+        if let Some((&row, loss)) = used.iter().zip(&losses).find(|(_, loss)| !loss.sum.is_finite()) {
+            return Err(self.not_finite(row, loss));
+        }
+        let skipped_rows: BTreeSet<usize> = skipped.iter().map(|row| row.row).collect();
+        if let Some(first) = skipped.first() {
+            let share = format!("{} of {} validation rows", skipped_rows.len(), self.rows.len());
+            print(&format!("{share} are skipped; the first: {}", first.reason));
+        }
+        validation_loss(&losses, skipped_rows.len(), &self.fingerprint).ok_or_else(|| self.no_learned_token())
+    }
+
+    /// Whether any rank was interrupted. All ranks call it together and get the same result.
+    fn is_interrupted(&self) -> Result<bool> {
+        let Some(run) = self.setup.ranks else { return Ok(self.setup.stop.load(Ordering::Relaxed)) };
+        let own = [u8::from(run.interrupted.load(Ordering::Relaxed))];
+        let flags = run.ranks.all_gather("interruptions", &own)?;
+        let is_any = flags.concat().contains(&1);
+        if is_any {
+            self.setup.stop.store(true, Ordering::Relaxed);
+        }
+        Ok(is_any)
+    }
+
+    fn no_learned_token(&self) -> TrainError {
+        let what = format!("none of the {} validation rows has a token to learn", self.rows.len());
+        TrainError::data(flag_of_rows(&self.setup), what, "give rows with answers, or leave the option out")
+    }
+
+    fn not_finite(&self, row: usize, loss: &RowLoss) -> TrainError {
+        TrainError::NotFinite(Diagnostic::new(
+            self.source.location(row).0,
+            format!("has the validation loss {}", loss.sum),
+            "lower --learning-rate, or look at this row; the checkpoint of this step has the weights",
+        ))
+    }
+}
+
+/// The command line flag that gives a run its validation rows.
+fn flag_of_rows(setup: &SftSetup) -> &'static str {
+    if setup.options.eval_file.is_some() { "--eval-file" } else { "--val-size" }
+}
+
+/// Puts `flag` before the location of an error about the data. Without `flag`, the error would look like an error
+/// about the training rows. Other errors are returned unchanged.
+fn with_flag(mut e: TrainError, flag: &str) -> TrainError {
+    if let TrainError::Sample(SampleError::Row(RowFailure { kind: RowFailureKind::Data, diagnostic })) = &mut e {
+        diagnostic.location = format!("{flag}: {}", diagnostic.location);
+    }
+    e
+}
