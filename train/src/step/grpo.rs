@@ -1,11 +1,9 @@
 //! Does one training step of GRPO. [`sft`](super::sft) has the same structure with other data and another loss.
 //!
 //! With several processes (ranks), each rank has the completions of all groups and computes some of the
-//! micro-batches, whose prompts it has prepared. The ranks exchange everything that a step needs from other ranks'
-//! micro-batches: gradients, statistics and, for further steps on the same groups, the log-probabilities of the
-//! tokens.
+//! micro-batches, whose prompts it has prepared. [`rounds`](super::rounds) has what the ranks do together.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use reel_device::{DType, Device, MemoryCategory, RangeName, range};
 use reel_model::flops::ForwardFlops;
@@ -14,11 +12,10 @@ use reel_runtime::{Cx, Tensor, ops};
 
 use super::packing::PackedGroups;
 use crate::Result;
-use crate::exchange::gather_in_order;
 use crate::metrics::GrpoMetrics;
 use crate::options::{GrpoOptions, ImportanceSamplingLevel, LossType, Recipe};
 use crate::rollout::group::{RolloutGroup, RolloutSet};
-use crate::step::trainer::{StepResult, Trainer};
+use crate::step::trainer::{StepResult, StepTotals, Trainer};
 
 /// Does step `n`, counted from 1, on the groups of `set`. `reference` is the reference model of the KL term, if any;
 /// its log-probabilities are computed unless `set` already has them.
@@ -32,62 +29,36 @@ pub fn step(
     t.begin_step();
     t.assign_micro_batches(&set.ranks_of_micro_batches);
     let (first, begun) = (set.uses == 0, Instant::now());
-    let reference_to_run = reference.filter(|_| first && set.ref_log_probs.is_empty());
-    if let Some(model) = reference_to_run {
-        // With an adapter, the reference model uses the policy's base weights. A rank may have only a part of them.
-        let _all_weights = if t.hyperparameters.lora.is_some() { t.gather_all_weights()? } else { None };
+    let to_run = reference.filter(|_| first && set.ref_log_probs.is_empty());
+    if let Some(model) = to_run {
         let own = match set.own_ref_log_probs.take() {
             Some(own) => own,
-            None => {
-                let micro_batches = set.groups.chunks(options.groups_per_micro_batch()).enumerate();
-                let own = micro_batches.filter(|(i, _)| t.computes_micro_batch(*i)).map(|(_, groups)| groups);
-                reference_log_probs(t, options, model, own)?
-            }
+            None => own_reference_log_probs(t, options, model, &set.groups)?,
         };
-        let _range = range(RangeName::Phase("gather the log-probabilities"));
-        let name = "log-probabilities of the reference model";
-        set.ref_log_probs = gather_in_order(t.ranks(), name, own, |index| t.rank_of_micro_batch(index))?;
+        set.ref_log_probs = t.gather("log-probabilities of the reference model", own)?;
     }
     let loss_weights = LossWeights::new(options, &set.groups);
-    let count = set.groups.chunks(options.groups_per_micro_batch()).len();
-    let (mut own_stats, mut own_log_probs) = (Vec::new(), Vec::new());
-    for i in 0..count {
-        if t.computes_micro_batch(i) {
-            let (mut stats, log_probs) = forward_and_backward(t, options, set, i, &loss_weights)?;
-            stats.model_flops += if reference_to_run.is_some() { stats.forward_flops } else { 0.0 };
-            own_stats.push(vec![stats]);
-            own_log_probs.push(log_probs);
-        }
-        if (i + 1).is_multiple_of(t.micro_batches_per_round()) || i + 1 == count {
-            t.end_round()?; // several ranks: adds the gradients of the round to the sums
-        }
-    }
+    let micro_batches = set.groups.chunks(options.groups_per_micro_batch()).len();
+    let computed = t.compute_micro_batches(micro_batches, |t, i| {
+        let (mut stats, log_probs) = forward_and_backward(t, options, set, i, &loss_weights)?;
+        stats.model_flops += if to_run.is_some() { stats.forward_flops } else { 0.0 };
+        Ok((vec![stats], log_probs))
+    })?;
+    let (stats, log_probs): (Vec<_>, Vec<_>) = computed.into_iter().unzip();
     if first && options.num_iterations > 1 {
-        let rank_of = |index| t.rank_of_micro_batch(index);
-        set.old_log_probs = gather_in_order(t.ranks(), "log-probabilities", own_log_probs, rank_of)?;
+        set.old_log_probs = t.gather("log-probabilities", log_probs)?;
     }
-    let gathering = range(RangeName::Phase("gather the statistics"));
-    let rank_of = |index| t.rank_of_micro_batch(index);
-    let stats = gather_in_order(t.ranks(), "statistics of the micro-batches", own_stats, rank_of)?.concat();
-    drop(gathering);
-    let optimizer = t.device.profiler().phase("optimizer");
-    let clip = t.norm_and_clip_factor(1.0)?; // [norm, factor]
+    let stats = t.gather("statistics of the micro-batches", stats)?.concat();
     let loss = stats.iter().map(|batch| f64::from(batch.loss)).sum();
     let tokens = stats.iter().map(|batch| batch.tokens as usize).sum();
     let model_flops = stats.iter().map(|batch| batch.model_flops).sum();
-    let learning_rate = t.hyperparameters.decoder_learning_rate(n);
-    let mut result = StepResult::new(loss, &clip, learning_rate, tokens, model_flops)?;
-    if result.is_finite() {
-        t.update_weights(n, &clip)?;
-    }
+    let mut result = t.finish_step(n, 1.0, StepTotals { loss, tokens, model_flops })?;
     t.device.synchronize()?;
-    drop(optimizer);
-    let _range = range(RangeName::Phase("metrics"));
     result.grpo = metrics(&stats, set, options.importance_sampling_level, reference.is_some());
     result.preview = set.preview.take();
+    let while_scoring = if first { set.while_scoring } else { Duration::ZERO };
+    result.grpo.train_seconds = Some((begun.elapsed() + while_scoring).as_secs_f64());
     set.uses += 1;
-    let while_scoring = if first { set.while_scoring.as_secs_f64() } else { 0.0 };
-    result.grpo.train_seconds = Some(begun.elapsed().as_secs_f64() + while_scoring);
     Ok(result)
 }
 
@@ -97,7 +68,7 @@ pub fn step(
 fn forward_and_backward(
     t: &mut Trainer,
     options: &GrpoOptions,
-    set: &mut RolloutSet,
+    set: &RolloutSet,
     i: usize,
     loss_weights: &LossWeights,
 ) -> Result<(MicroBatchStats, Vec<f32>)> {
@@ -132,6 +103,20 @@ fn forward_and_backward(
         stats.set_drift(groups, &now);
     }
     Ok((stats, now))
+}
+
+/// Computes [`reference_log_probs`] of the micro-batches of this rank. All ranks call it together.
+fn own_reference_log_probs(
+    t: &Trainer,
+    options: &GrpoOptions,
+    reference: &Qwen25Vl,
+    groups: &[RolloutGroup],
+) -> Result<Vec<Vec<f32>>> {
+    // With an adapter, the reference model uses the policy's base weights. A rank may have only a part of them.
+    let _all_weights = if t.hyperparameters.lora.is_some() { t.gather_all_weights()? } else { None };
+    let micro_batches = groups.chunks(options.groups_per_micro_batch()).enumerate();
+    let own = micro_batches.filter(|(i, _)| t.computes_micro_batch(*i)).map(|(_, groups)| groups);
+    reference_log_probs(t, options, reference, own)
 }
 
 /// Computes the log-probabilities of the learned tokens of `micro_batches` under `reference`: f32 `[L]` for each.

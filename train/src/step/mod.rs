@@ -10,6 +10,7 @@ mod loss_mean_tests;
 pub mod packing;
 #[cfg(test)]
 mod rank_threads;
+pub mod rounds;
 pub mod sft;
 pub mod shard_exchange;
 mod tensor_exchange;

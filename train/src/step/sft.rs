@@ -8,9 +8,8 @@ use reel_runtime::ops;
 use reel_samples::sample::Sample;
 
 use crate::Result;
-use crate::exchange::gather_in_order;
 use crate::options::LossMean;
-use crate::step::trainer::{ComputedMicroBatch, MicroBatchInput, StepResult, Trainer};
+use crate::step::trainer::{ComputedMicroBatch, MicroBatchInput, StepResult, StepTotals, Trainer};
 
 /// The gradients of [`LossMean::Step`] are divided by this number of learned tokens while they are added up. It is a
 /// power of two, so that the division rounds nothing.
@@ -74,21 +73,12 @@ pub fn step(
     if count == 0 {
         return Ok(None);
     }
-    let gathering = range(RangeName::Phase("gather the losses"));
-    let all = gather_in_order(t.ranks(), "losses", own, |index| t.rank_of_micro_batch(index))?.concat();
-    drop(gathering);
-    let _optimizer = device.profiler().phase("optimizer");
+    let all = t.gather("losses of the micro-batches", own)?.concat();
     let weight: f64 = all.iter().map(|batch| weight_of(batch.learned as usize)).sum();
-    let clip = t.norm_and_clip_factor(full / weight as f32)?; // [norm, factor]
     let loss = all.iter().map(|batch| batch.loss * weight_of(batch.learned as usize)).sum::<f64>() / weight;
     let tokens = all.iter().map(|batch| batch.tokens as usize).sum();
     let model_flops = all.iter().map(|batch| batch.model_flops).sum();
-    let learning_rate = t.hyperparameters.decoder_learning_rate(n);
-    let result = StepResult::new(loss, &clip, learning_rate, tokens, model_flops)?;
-    if result.is_finite() {
-        t.update_weights(n, &clip)?;
-    }
-    Ok(Some(result))
+    Ok(Some(t.finish_step(n, full / weight as f32, StepTotals { loss, tokens, model_flops })?))
 }
 
 /// Takes the micro-batches of the round that begins with micro-batch `first` of the step. Returns their number, and

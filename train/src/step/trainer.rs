@@ -70,6 +70,17 @@ pub struct ComputedMicroBatch {
     pub tokens: u32,
 }
 
+/// The loss of a step and the work of its forward and backward passes, over all ranks.
+#[derive(Clone, Copy, Debug)]
+pub struct StepTotals {
+    /// The loss of the step.
+    pub loss: f64,
+    /// Number of tokens in the forward and backward passes of the step.
+    pub tokens: usize,
+    /// Floating-point operations of the model in the step (see [`reel_model::flops`]).
+    pub model_flops: f64,
+}
+
 /// The result of a training step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepResult {
@@ -90,10 +101,11 @@ pub struct StepResult {
 }
 
 impl StepResult {
-    /// Makes the result of a step. `clip` is the return value of [`Trainer::norm_and_clip_factor`]; its first element
+    /// Makes the result of a step with these totals. `clip` is the return value of [`Trainer::norm_and_clip_factor`]; its first element
     /// is the gradient norm.
-    pub fn new(loss: f64, clip: &Tensor, learning_rate: f64, tokens: usize, model_flops: f64) -> Result<Self> {
+    pub fn new(totals: StepTotals, clip: &Tensor, learning_rate: f64) -> Result<Self> {
         let grad_norm = clip.to_f32()?.first().copied().map_or(0.0, f64::from);
+        let StepTotals { loss, tokens, model_flops } = totals;
         Ok(Self { loss, grad_norm, learning_rate, tokens, model_flops, grpo: GrpoMetrics::default(), preview: None })
     }
 
