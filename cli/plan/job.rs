@@ -1,7 +1,8 @@
 //! `reel plan sft|grpo --world N`: plans a training job of N GPUs from the plan of one process.
 //!
 //! The process of one rank runs on device `dry`, with the micro-batches of the rank that has the most work. From its
-//! counts, [`reel_tools::measure::job`] predicts the memory of each rank, the bytes that the ranks exchange, and step times.
+//! counts, [`reel_tools::measure::job`] predicts the memory of each rank, the bytes that the ranks exchange, and step
+//! times.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! Compiles grammars in worker processes (see [`reel_support::worker`]) with limits on time, memory and depth, before this
-//! process compiles them.
+//! Compiles grammars in worker processes (see [`reel_support::worker`]) with limits on time, memory and depth, before
+//! this process compiles them.
 //!
 //! ```text
 //! this process                                      worker process

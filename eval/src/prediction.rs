@@ -92,8 +92,8 @@ impl Prediction {
     /// Checks that the row's solution can be compared with outputs.
     ///
     /// # Errors
-    /// The conditions of [`reel_samples::rewards::check_solution`]: for example, the kind of problem is unknown, or the solution
-    /// has no `<answer>` tags or is not a number where a number is needed.
+    /// The conditions of [`reel_samples::rewards::check_solution`]: for example, the kind of problem is unknown, or the
+    /// solution has no `<answer>` tags or is not a number where a number is needed.
     pub fn check_solution(&self) -> Result<(), Diagnostic> {
         check_solution(self.problem_type, &self.solution)
     }
@@ -114,8 +114,8 @@ impl Prediction {
     }
 
     /// Returns the score from 0 to 1. OCR and free-form problems, which do not occur in the built-in benchmarks, score
-    /// as in training ([`reel_samples::rewards::accuracy_reward`]). An unknown kind of problem and a row with an `error` score
-    /// 0.
+    /// as in training ([`reel_samples::rewards::accuracy_reward`]). An unknown kind of problem and a row with an
+    /// `error` score 0.
     pub fn score(&self, extraction: Extraction) -> f32 {
         if self.error.is_some() {
             return 0.0;

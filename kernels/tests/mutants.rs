@@ -1,8 +1,8 @@
 //! Mutation test: changes or removes one synchronisation instruction of a kernel at a time, and expects that the
 //! simulator finds a defect in some launch of the kernel's checks. Of the instantiations of a template, one is changed,
 //! and if it survives, the others. Instructions that the source marks as redundant are not tried.
-//! `tools/benches/src/bin/mutate.rs` tries all instantiations and these instructions too, records all checks, and reports the
-//! outcome for each folder.
+//! `tools/benches/src/bin/mutate.rs` tries all instantiations and these instructions too, records all checks, and
+//! reports the outcome for each folder.
 //!
 //! A folder that is unchanged since its mutants were all found is left out (`checks/proof.rs`). The test prints the
 //! lines of the folders that it tried, to be recorded once all tests of these folders have passed.

@@ -9,7 +9,8 @@ use reel_device::compile::{skip_without_nvrtc, toolkit::Toolkit};
 use reel_kernels::catalogue::FOLDERS;
 
 /// If a kernel uses a newer instruction, ptxas refuses its PTX here. Then `oldest_isa` in
-/// `kernels/device/src/compile/driver_code.rs` must be raised, and drivers that do not know this ISA cannot run the kernel.
+/// `kernels/device/src/compile/driver_code.rs` must be raised, and drivers that do not know this ISA cannot run the
+/// kernel.
 #[test]
 fn every_kernel_is_assembled_in_the_oldest_isa() {
     let Some(()) = skip_without_nvrtc() else { return };

@@ -1,7 +1,7 @@
-//! Renders chat templates in a worker process (see [`reel_support::worker`]) with limits on memory and processor time. A
-//! template is a program that comes with a model folder. A few steps of a template can fill the memory or overflow
-//! the stack, and so end the process that renders it. Therefore every template except the published ones is rendered
-//! in a separate process.
+//! Renders chat templates in a worker process (see [`reel_support::worker`]) with limits on memory and processor time.
+//! A template is a program that comes with a model folder. A few steps of a template can fill the memory or overflow
+//! the stack, and so end the process that renders it. Therefore every template except the published ones is rendered in
+//! a separate process.
 //!
 //! The first job of a worker is to compile one template. Then the worker renders many conversations. The header of
 //! its reply is `{"Ok": null}` or `{"Err": what}`, and the body is the prompt.

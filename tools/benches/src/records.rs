@@ -47,8 +47,8 @@ impl Record {
 }
 
 /// Adds `all.json` of `run.sh` to the records in the repository `root`: writes it as `DATE-run.json` (or with a number,
-/// if there are several of a day) to the folder of `tools/benches/results` that has the GPU's name, and adds a row to the
-/// folder's table. Returns the path of the record.
+/// if there are several of a day) to the folder of `tools/benches/results` that has the GPU's name, and adds a row to
+/// the folder's table. Returns the path of the record.
 ///
 /// # Errors
 /// The file is not `all.json` of `run.sh`, there is no folder for its GPU, or a file cannot be read or written.
@@ -388,7 +388,7 @@ mod tests {
 
     #[test]
     fn page_is_up_to_date() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let page = records_page(&root).unwrap();
         let kept = fs::read_to_string(root.join(RECORDS_PAGE_PATH)).unwrap_or_default();
         let differs = page.lines().zip(kept.lines()).position(|(a, b)| a != b).unwrap_or(kept.lines().count());

@@ -18,9 +18,9 @@
 //!           floor    if the launches do not have a plan either
 //! ```
 //!
-//! Only the first of these times is *measured* ([`crate::measure::predicted_time`]). No kernel of the project for Hopper has been
-//! timed: their schedules are modelled with the times of prototypes. Products of bf16 matrices for which the plan
-//! chooses cuBLASLt have the times of cuBLASLt in the record.
+//! Only the first of these times is *measured* ([`crate::measure::predicted_time`]). No kernel of the project for
+//! Hopper has been timed: their schedules are modelled with the times of prototypes. Products of bf16 matrices for
+//! which the plan chooses cuBLASLt have the times of cuBLASLt in the record.
 //!
 //! If a kernel was recorded at several sizes, the nearest size is used, by the ratios of operations and bytes of one
 //! launch. The latency is the part of a launch's time that does not shrink with its size. Example: attention of a
@@ -28,9 +28,9 @@
 //! its share of the ceilings is that of the last launch. The latency is 0 for a kernel with one recorded size, and at
 //! most [`MAX_LATENCY`]. The best share is the largest `floor / seconds` of the kernel's records.
 //!
-//! The records are in `tools/benches/results`; `tools/benches/gpu/shares.py` makes the tables from them. If a launch was measured
-//! both within a model and alone, the tables use the time within the model, because clocks and caches are then those
-//! of real work.
+//! The records are in `tools/benches/results`; `tools/benches/gpu/shares.py` makes the tables from them. If a launch
+//! was measured both within a model and alone, the tables use the time within the model, because clocks and caches are
+//! then those of real work.
 //!
 //! Until 2026-11-27 no decode step had been measured, and the model predicted half of its time, for two reasons. The
 //! model does not know the latency of blocks that wait for each other (clusters) or that have too few bytes in flight

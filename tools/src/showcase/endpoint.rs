@@ -1,6 +1,6 @@
-//! An HTTP endpoint with OpenAI's chat API on this machine. The stand-in for large models ([`crate::showcase::stand_in`]) answers
-//! its requests. Like a paid endpoint, it has faults that curation must handle: the first request is refused for a
-//! second (status 429), one description is cut, and one chain lacks its answer.
+//! An HTTP endpoint with OpenAI's chat API on this machine. The stand-in for large models
+//! ([`crate::showcase::stand_in`]) answers its requests. Like a paid endpoint, it has faults that curation must handle:
+//! the first request is refused for a second (status 429), one description is cut, and one chain lacks its answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -29,7 +29,8 @@ pub enum SampleError {
     NoRoom {
         /// The file, what is wrong, and what to do.
         diagnostic: Diagnostic,
-        /// How the user can free disk space or raise the limit (a text of [`reel_support::diagnostic::disk_full_help`]).
+        /// How the user can free disk space or raise the limit (a text of
+        /// [`reel_support::diagnostic::disk_full_help`]).
         remedy: &'static str,
     },
     /// The run was interrupted and stopped after a finished step.

@@ -111,8 +111,8 @@ pub struct GrpoOptions {
     /// frames
     #[arg(long, value_name = "DIR")]
     pub siglip: Option<PathBuf>,
-    /// Custom reward: a command that reads and writes JSON lines (see `docs/examples/rewards.py`); given several times, the
-    /// rewards are summed with --reward-weights
+    /// Custom reward: a command that reads and writes JSON lines (see `docs/examples/rewards.py`); given several times,
+    /// the rewards are summed with --reward-weights
     #[arg(long, value_name = "CMD")]
     #[serde(with = "text_or_list")]
     pub reward_command: Vec<String>,

@@ -101,8 +101,8 @@ pub struct StepResult {
 }
 
 impl StepResult {
-    /// Makes the result of a step with these totals. `clip` is the return value of [`Trainer::norm_and_clip_factor`]; its first element
-    /// is the gradient norm.
+    /// Makes the result of a step with these totals. `clip` is the return value of [`Trainer::norm_and_clip_factor`];
+    /// its first element is the gradient norm.
     pub fn new(totals: StepTotals, clip: &Tensor, learning_rate: f64) -> Result<Self> {
         let grad_norm = clip.to_f32()?.first().copied().map_or(0.0, f64::from);
         let StepTotals { loss, tokens, model_flops } = totals;

@@ -1,5 +1,5 @@
-//! Decodes videos in worker processes (see [`reel_support::worker`]): a file that crashes FFmpeg, hangs it or exhausts its
-//! memory gives one error message and does not harm the caller.
+//! Decodes videos in worker processes (see [`reel_support::worker`]): a file that crashes FFmpeg, hangs it or exhausts
+//! its memory gives one error message and does not harm the caller.
 //!
 //! The caller sends a [`WorkerRequest`] with a memfd. The worker decodes the video into the memfd and sends a
 //! [`WorkerReply`] without pixels. The caller checks and seals the memfd, and maps it as pixels.

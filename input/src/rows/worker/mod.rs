@@ -1,5 +1,5 @@
-//! Decodes Parquet and Arrow files in worker processes (see [`reel_support::worker`]). If a damaged file makes the decoder
-//! allocate all memory, hang or crash, the caller gets one error message and is not harmed.
+//! Decodes Parquet and Arrow files in worker processes (see [`reel_support::worker`]). If a damaged file makes the
+//! decoder allocate all memory, hang or crash, the caller gets one error message and is not harmed.
 //!
 //! The caller opens the files and passes the open file with each [`Job`], so the worker opens no file. The worker
 //! keeps a decoder for each file. It sends [`Reply`]s: the parts of the file that it begins, rows, and one last

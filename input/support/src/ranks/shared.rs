@@ -1,4 +1,5 @@
-//! The state shared by the threads of a rank: the threads that call [`Ranks`](crate::ranks::Ranks), and the watching thread.
+//! The state shared by the threads of a rank: the threads that call [`Ranks`](crate::ranks::Ranks), and the watching
+//! thread.
 
 use std::fs::File;
 use std::io::Write;

@@ -7,8 +7,8 @@ use std::time::Duration;
 pub struct Timeouts {
     /// The maximum time that [`Ranks::join`](crate::ranks::Ranks::join) waits for the other ranks. Default: 300 s.
     pub join: Duration,
-    /// The interval of printed notes that name the missing ranks during [`Ranks::join`](crate::ranks::Ranks::join). Default:
-    /// 30 s.
+    /// The interval of printed notes that name the missing ranks during [`Ranks::join`](crate::ranks::Ranks::join).
+    /// Default: 30 s.
     pub note: Duration,
     /// The maximum time of a handshake between two processes. Default: 5 s.
     pub handshake: Duration,
@@ -19,9 +19,9 @@ pub struct Timeouts {
     /// The maximum time that a call waits for ranks that are alive, counted from the last byte that the call sent or
     /// received. Default: 600 s, because the other ranks may write a checkpoint before they make the call.
     pub call: Duration,
-    /// The maximum time of an exchange between GPUs, which [`Ranks`](crate::ranks::Ranks) does not carry itself. It includes
-    /// the time of waiting for the other ranks, which may have to decode long videos. Default: 600 s, as PyTorch has
-    /// for NCCL.
+    /// The maximum time of an exchange between GPUs, which [`Ranks`](crate::ranks::Ranks) does not carry itself. It
+    /// includes the time of waiting for the other ranks, which may have to decode long videos. Default: 600 s, as
+    /// PyTorch has for NCCL.
     pub device_exchange: Duration,
     /// The time after a failure of the job within which a call should return the failure. After this time,
     /// `on_failure` is called. Default: 5 s.
@@ -36,8 +36,8 @@ impl Timeouts {
         Self { silence, heartbeat: silence / 8, ..self }
     }
 
-    /// The time without heartbeats after which [`Ranks::check_heartbeats`](crate::ranks::Ranks::check_heartbeats) returns an
-    /// error: a quarter of `silence`, and two intervals of heartbeats.
+    /// The time without heartbeats after which [`Ranks::check_heartbeats`](crate::ranks::Ranks::check_heartbeats)
+    /// returns an error: a quarter of `silence`, and two intervals of heartbeats.
     pub(crate) fn warning(&self) -> Duration {
         self.silence / 4
     }

@@ -107,8 +107,8 @@ impl WorkerExit {
     }
 }
 
-/// Cancels the job that a worker of [`serve_in_prepared_forks`](crate::worker::serve_in_prepared_forks) runs. The worker then
-/// replies that the job's fork was killed.
+/// Cancels the job that a worker of [`serve_in_prepared_forks`](crate::worker::serve_in_prepared_forks) runs. The
+/// worker then replies that the job's fork was killed.
 #[derive(Debug)]
 pub struct JobCanceller(UnixStream);
 

@@ -77,8 +77,8 @@ pub struct ForkExit {
 
 /// Prepares data from the first job, then runs each further job in a fork, which inherits the data. The reply to the
 /// first job is `Ok(())`. The reply to a further job is what `work` returns, or the [`ForkExit`] of a fork that failed
-/// or whose job was cancelled by [`JobCanceller`](crate::worker::JobCanceller). Unlike in [`serve_in_forks`], the worker
-/// survives its forks, because preparing the data takes long.
+/// or whose job was cancelled by [`JobCanceller`](crate::worker::JobCanceller). Unlike in [`serve_in_forks`], the
+/// worker survives its forks, because preparing the data takes long.
 pub fn serve_in_prepared_forks<S: DeserializeOwned, T, J: DeserializeOwned, R: Serialize>(
     prepare: impl FnOnce(S) -> io::Result<T>,
     work: impl Fn(&T, J) -> io::Result<R>,

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
 }
 
 fn write(out: &Path) -> io::Result<()> {
-    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
     fs::create_dir_all(out)?;
     let out = out.canonicalize()?;
     let toolkit = toolkit_folder();

@@ -1,5 +1,5 @@
-//! Writes `docs/records.md` from the records in `tools/benches/results`. Run it in the repository: `./x records`. With the path
-//! of an `all.json` of `tools/benches/gpu/run.sh`, it adds this file to the records first.
+//! Writes `docs/records.md` from the records in `tools/benches/results`. Run it in the repository: `./x records`. With
+//! the path of an `all.json` of `tools/benches/gpu/run.sh`, it adds this file to the records first.
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -19,10 +19,10 @@
 //! instructions, bank conflicts and barriers. A kernel that is limited by them takes longer than the modelled time.
 //!
 //! Figures that cannot be computed from a launch are in `inputs.json`, one row for each symbol.
-//! `kernels/src/checks/model_inputs.rs` counts instructions on the simulator, and `tools/benches/gpu/model_inputs.py` adds
-//! the registers that ptxas assigns. The bytes in flight are known for kernels that copy into a ring in shared memory;
-//! for other kernels the model assumes that enough bytes are in flight. A kernel without a row is modelled by memory,
-//! L2 and tensor cores alone.
+//! `kernels/src/checks/model_inputs.rs` counts instructions on the simulator, and `tools/benches/gpu/model_inputs.py`
+//! adds the registers that ptxas assigns. The bytes in flight are known for kernels that copy into a ring in shared
+//! memory; for other kernels the model assumes that enough bytes are in flight. A kernel without a row is modelled by
+//! memory, L2 and tensor cores alone.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;

@@ -25,8 +25,8 @@ pub struct ScoringGroup {
     /// Completions that the model generated from the same frames in shuffled order. If `None`, there is no temporal
     /// reward.
     pub shuffled: Option<Vec<String>>,
-    /// The semantic reward of each completion ([`crate::rewards::semantic_reward`]). Values for wrong answers are included;
-    /// scoring sets them to 0. If `None`, there is no semantic reward.
+    /// The semantic reward of each completion ([`crate::rewards::semantic_reward`]). Values for wrong answers are
+    /// included; scoring sets them to 0. If `None`, there is no semantic reward.
     pub semantic: Option<Vec<f32>>,
     /// Custom rewards by name, with one number per completion; NaN if the reward does not apply to the completion. If
     /// there are any custom rewards, the length reward is off.

@@ -3,7 +3,8 @@
 //! On x86-64 an address may be a register plus a register times 1, 2, 4 or 8. So the address of the first row and seven
 //! distances reach twelve rows of 32-bit words. If the compiler knew the distances as multiples of one number, it would
 //! change up to a dozen address registers in each step of the loop, on execution ports that multiply-adds need: with
-//! AVX-512 on Intel most f32 products took 9 to 17 % longer (tools/benches/results/intel-xeon/2026-11-26-row-steps.json).
+//! AVX-512 on Intel most f32 products took 9 to 17 % longer
+//! (tools/benches/results/intel-xeon/2026-11-26-row-steps.json).
 
 /// The distances of up to 12 rows of 32-bit words from the first one, in words.
 #[derive(Clone, Copy)]
