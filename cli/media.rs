@@ -27,39 +27,9 @@ pub struct MediaFlags {
     /// videorft-train for sft and grpo, videorft-eval for eval, else qwen]
     #[arg(long, value_name = "NAME")]
     pub profile: Option<String>,
-    /// Select N frames, evenly spaced; an even number, except with the profile uniform-16
-    #[arg(long, value_name = "N")]
-    nframes: Option<i64>,
-    /// Select RATE frames per second of video
-    #[arg(long, value_name = "RATE")]
-    fps: Option<f64>,
-    /// Minimum number of frames with --fps
-    #[arg(long, value_name = "N")]
-    min_frames: Option<i64>,
-    /// Maximum number of frames with --fps
-    #[arg(long, value_name = "N")]
-    max_frames: Option<i64>,
-    /// Minimum pixels (height x width) of an image or frame after resizing
-    #[arg(long, value_name = "N")]
-    min_pixels: Option<u64>,
-    /// Maximum pixels (height x width) of an image or frame after resizing
-    #[arg(long, value_name = "N")]
-    max_pixels: Option<u64>,
-    /// Maximum pixels of all frames of a video together
-    #[arg(long, value_name = "N")]
-    total_pixels: Option<u64>,
-    /// Minimum pixels of an image, before --min-pixels
-    #[arg(long, value_name = "N")]
-    image_min_pixels: Option<u64>,
-    /// Maximum pixels of an image, before --max-pixels
-    #[arg(long, value_name = "N")]
-    image_max_pixels: Option<u64>,
-    /// Minimum pixels of a video frame, before --min-pixels
-    #[arg(long, value_name = "N")]
-    video_min_pixels: Option<u64>,
-    /// Maximum pixels of a video frame; unlike --max-pixels, it may raise the limit of the profile
-    #[arg(long, value_name = "N")]
-    video_max_pixels: Option<u64>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    limits: MediaOverrides,
     /// Leave images with an EXIF orientation as they are stored, as qwen-vl-utils does; by default they are turned
     /// upright, as by transformers and datasets
     #[arg(long)]
@@ -103,21 +73,7 @@ impl MediaFlags {
     /// Returns the limits that the options set, without checks, for a command that only shows what qwen-vl-utils
     /// would do with them.
     pub fn unchecked_limit_overrides(&self) -> MediaOverrides {
-        MediaOverrides {
-            nframes: self.nframes,
-            fps: self.fps,
-            min_frames: self.min_frames,
-            max_frames: self.max_frames,
-            min_pixels: self.min_pixels,
-            max_pixels: self.max_pixels,
-            total_pixels: self.total_pixels,
-            image_min_pixels: self.image_min_pixels,
-            image_max_pixels: self.image_max_pixels,
-            video_min_pixels: self.video_min_pixels,
-            video_max_pixels: self.video_max_pixels,
-            ignore_exif_orientation: self.ignore_exif_orientation.then_some(true),
-            ..MediaOverrides::default()
-        }
+        MediaOverrides { ignore_exif_orientation: self.ignore_exif_orientation.then_some(true), ..self.limits }
     }
 }
 
@@ -147,20 +103,8 @@ impl fmt::Display for TrainingMediaSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let o = &self.flags;
         write!(f, "--profile {}", o.profile.as_deref().unwrap_or_default())?;
-        let numbers = [
-            ("nframes", o.nframes.map(|n| n as f64)),
-            ("fps", o.fps),
-            ("min-frames", o.min_frames.map(|n| n as f64)),
-            ("max-frames", o.max_frames.map(|n| n as f64)),
-            ("min-pixels", o.min_pixels.map(|n| n as f64)),
-            ("max-pixels", o.max_pixels.map(|n| n as f64)),
-            ("total-pixels", o.total_pixels.map(|n| n as f64)),
-            ("image-min-pixels", o.image_min_pixels.map(|n| n as f64)),
-            ("image-max-pixels", o.image_max_pixels.map(|n| n as f64)),
-            ("video-min-pixels", o.video_min_pixels.map(|n| n as f64)),
-            ("video-max-pixels", o.video_max_pixels.map(|n| n as f64)),
-        ];
-        let mut given = numbers.iter().filter_map(|(name, n)| Some((name, (*n)?)));
+        let Ok(serde_json::Value::Object(limits)) = serde_json::to_value(o.limits) else { return Err(fmt::Error) };
+        let mut given = limits.iter().filter_map(|(name, value)| Some((name.replace('_', "-"), value.as_f64()?)));
         given.try_for_each(|(name, n)| write!(f, " --{name} {n}"))?;
         if o.ignore_exif_orientation { f.write_str(" --ignore-exif-orientation") } else { Ok(()) }
     }

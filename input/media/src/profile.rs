@@ -1,6 +1,7 @@
 //! Profiles: the presets of frame and pixel limits that the reference recipes use. Flags, or keys of a message's video
 //! or image part, override single limits. [`crate::selection`] and [`crate::resize`] apply the limits.
 
+use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use crate::image::ExifOrientation;
@@ -135,43 +136,92 @@ impl std::fmt::Display for MediaProfile {
     }
 }
 
-/// Flags or message keys (in the spelling of qwen-vl-utils) that replace limits of the profile; `None` keeps the limit
-/// of the profile.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct MediaOverrides {
-    /// Number of frames; cannot be combined with `fps`.
-    pub nframes: Option<i64>,
-    /// Frames per second of video; cannot be combined with `nframes`.
-    pub fps: Option<f64>,
-    /// Minimum number of frames, if frames are selected by a rate (`fps`).
-    pub min_frames: Option<i64>,
-    /// Maximum number of frames, if frames are selected by a rate (`fps`).
-    pub max_frames: Option<i64>,
-    /// Minimum area of a frame or image in pixels.
-    pub min_pixels: Option<u64>,
-    /// Maximum area of a frame or image in pixels; for a video it can only lower the profile's limit.
-    pub max_pixels: Option<u64>,
-    /// Maximum area of all frames of a video together in pixels.
-    pub total_pixels: Option<u64>,
-    /// Minimum area of an image in pixels. Takes precedence over `min_pixels`.
-    pub image_min_pixels: Option<u64>,
-    /// Maximum area of an image in pixels. Takes precedence over `max_pixels`.
-    pub image_max_pixels: Option<u64>,
-    /// Minimum area of a video frame in pixels. Takes precedence over `min_pixels`.
-    pub video_min_pixels: Option<u64>,
-    /// Maximum area of a video frame in pixels. It replaces the profile's limit, and may raise it.
-    pub video_max_pixels: Option<u64>,
+/// Declares [`MediaOverrides`] and what is done with each of its fields.
+macro_rules! media_overrides {
+    ($($(#[$attribute:meta])* $name:ident: $type:ty,)*) => {
+        /// Options of a command or message keys (in the spelling of qwen-vl-utils) that replace limits of the profile;
+        /// `None` keeps the limit of the profile. The keys without an option limit one image or video.
+        #[derive(Args, Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(default)]
+        pub struct MediaOverrides {
+            $($(#[$attribute])* pub $name: Option<$type>,)*
+        }
+
+        impl MediaOverrides {
+            /// Takes each limit from `self`, or from `fallback` if `self` has `None`.
+            fn or(self, fallback: Self) -> Self {
+                Self { $($name: self.$name.or(fallback.$name),)* }
+            }
+
+            /// Combines the limits of `self` and `other`.
+            ///
+            /// # Errors
+            /// `self` and `other` set the same limit to different values.
+            pub fn union(self, other: Self) -> std::result::Result<Self, LimitConflict> {
+                $(if let (Some(own), Some(other)) = (self.$name, other.$name) && own != other {
+                    let (own, other) = (own.to_string(), other.to_string());
+                    return Err(LimitConflict { key: stringify!($name), own, other });
+                })*
+                Ok(self.or(other))
+            }
+        }
+    };
+}
+
+media_overrides! {
+    /// Select N frames, evenly spaced; an even number, except with the profile uniform-16
+    #[arg(long, value_name = "N")]
+    nframes: i64,
+    /// Select RATE frames per second of video
+    #[arg(long, value_name = "RATE")]
+    fps: f64,
+    /// Minimum number of frames with --fps
+    #[arg(long, value_name = "N")]
+    min_frames: i64,
+    /// Maximum number of frames with --fps
+    #[arg(long, value_name = "N")]
+    max_frames: i64,
+    /// Minimum pixels (height x width) of an image or frame after resizing
+    #[arg(long, value_name = "N")]
+    min_pixels: u64,
+    /// Maximum pixels (height x width) of an image or frame after resizing
+    #[arg(long, value_name = "N")]
+    max_pixels: u64,
+    /// Maximum pixels of all frames of a video together
+    #[arg(long, value_name = "N")]
+    total_pixels: u64,
+    /// Minimum pixels of an image, before --min-pixels
+    #[arg(long, value_name = "N")]
+    image_min_pixels: u64,
+    /// Maximum pixels of an image, before --max-pixels
+    #[arg(long, value_name = "N")]
+    image_max_pixels: u64,
+    /// Minimum pixels of a video frame, before --min-pixels
+    #[arg(long, value_name = "N")]
+    video_min_pixels: u64,
+    /// Maximum pixels of a video frame; unlike --max-pixels, it may raise the limit of the profile
+    #[arg(long, value_name = "N")]
+    video_max_pixels: u64,
     /// Requested height in pixels; used only together with `resized_width`.
-    pub resized_height: Option<u64>,
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resized_height: u64,
     /// Requested width in pixels; used only together with `resized_height`.
-    pub resized_width: Option<u64>,
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resized_width: u64,
     /// Start of the selected part of the video in seconds.
-    pub video_start: Option<f64>,
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    video_start: f64,
     /// End of the selected part of the video in seconds.
-    pub video_end: Option<f64>,
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    video_end: f64,
     /// Whether images stay as they are stored although their EXIF data state an orientation.
-    pub ignore_exif_orientation: Option<bool>,
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ignore_exif_orientation: bool,
 }
 
 /// A limit that two [`MediaOverrides`] set to different values.
@@ -189,65 +239,15 @@ impl MediaOverrides {
     /// Takes each limit from `self`, or from `fallback` if `self` has `None` (`self` holds flags, which override
     /// message keys). If `self` has `nframes` or `fps`, both are taken from `self`, because the two cannot be combined.
     pub fn or_fallback(self, fallback: Self) -> Self {
-        let count_given = self.nframes.is_some() || self.fps.is_some();
-        Self {
-            nframes: if count_given { self.nframes } else { fallback.nframes },
-            fps: if count_given { self.fps } else { fallback.fps },
-            min_frames: self.min_frames.or(fallback.min_frames),
-            max_frames: self.max_frames.or(fallback.max_frames),
-            min_pixels: self.min_pixels.or(fallback.min_pixels),
-            max_pixels: self.max_pixels.or(fallback.max_pixels),
-            total_pixels: self.total_pixels.or(fallback.total_pixels),
-            image_min_pixels: self.image_min_pixels.or(fallback.image_min_pixels),
-            image_max_pixels: self.image_max_pixels.or(fallback.image_max_pixels),
-            video_min_pixels: self.video_min_pixels.or(fallback.video_min_pixels),
-            video_max_pixels: self.video_max_pixels.or(fallback.video_max_pixels),
-            resized_height: self.resized_height.or(fallback.resized_height),
-            resized_width: self.resized_width.or(fallback.resized_width),
-            video_start: self.video_start.or(fallback.video_start),
-            video_end: self.video_end.or(fallback.video_end),
-            ignore_exif_orientation: self.ignore_exif_orientation.or(fallback.ignore_exif_orientation),
+        match self.nframes.is_some() || self.fps.is_some() {
+            true => self.or(Self { nframes: None, fps: None, ..fallback }),
+            false => self.or(fallback),
         }
     }
 
     /// What happens to an image whose EXIF data state an orientation.
     pub fn exif_orientation(&self) -> ExifOrientation {
         if self.ignore_exif_orientation == Some(true) { ExifOrientation::Ignore } else { ExifOrientation::Apply }
-    }
-
-    /// Combines the limits of `self` and `other`.
-    ///
-    /// # Errors
-    /// `self` and `other` set the same limit to different values.
-    pub fn union(self, other: Self) -> std::result::Result<Self, LimitConflict> {
-        fn one<T: Copy + PartialEq + std::fmt::Display>(
-            key: &'static str,
-            own: Option<T>,
-            other: Option<T>,
-        ) -> std::result::Result<Option<T>, LimitConflict> {
-            match (own, other) {
-                (Some(a), Some(b)) if a != b => Err(LimitConflict { key, own: a.to_string(), other: b.to_string() }),
-                _ => Ok(own.or(other)),
-            }
-        }
-        Ok(Self {
-            nframes: one("nframes", self.nframes, other.nframes)?,
-            fps: one("fps", self.fps, other.fps)?,
-            min_frames: one("min_frames", self.min_frames, other.min_frames)?,
-            max_frames: one("max_frames", self.max_frames, other.max_frames)?,
-            min_pixels: one("min_pixels", self.min_pixels, other.min_pixels)?,
-            max_pixels: one("max_pixels", self.max_pixels, other.max_pixels)?,
-            total_pixels: one("total_pixels", self.total_pixels, other.total_pixels)?,
-            image_min_pixels: one("image_min_pixels", self.image_min_pixels, other.image_min_pixels)?,
-            image_max_pixels: one("image_max_pixels", self.image_max_pixels, other.image_max_pixels)?,
-            video_min_pixels: one("video_min_pixels", self.video_min_pixels, other.video_min_pixels)?,
-            video_max_pixels: one("video_max_pixels", self.video_max_pixels, other.video_max_pixels)?,
-            resized_height: one("resized_height", self.resized_height, other.resized_height)?,
-            resized_width: one("resized_width", self.resized_width, other.resized_width)?,
-            video_start: one("video_start", self.video_start, other.video_start)?,
-            video_end: one("video_end", self.video_end, other.video_end)?,
-            ignore_exif_orientation: self.ignore_exif_orientation.or(other.ignore_exif_orientation),
-        })
     }
 
     /// Checks overrides that apply to every image and video of a command, before the first medium is read.
