@@ -2,30 +2,23 @@
 //! and media, rows, requests, kernels). An input fails if the parser panics, aborts, takes more than 2 seconds or
 //! 512 MiB of heap, or returns an error message that is not one line without control characters.
 //!
-//! `mutate` makes the inputs: the same target, seed and index always give the same input. `targets` has a file per
-//! group of parsers. `worker` runs the inputs of one target in a process of its own; `supervisor` starts this process,
-//! and starts a new one after an input that ended the process or did not end.
+//! libFuzzer makes the inputs: it mutates seeds and keeps the inputs that reach new code, if the program is built with
+//! coverage counters (`./x fuzz`). `targets` has a file per group of parsers. `session` runs libFuzzer in a child
+//! process per target, which ends at its first failure; this file starts the children and prints their results.
 
-mod memory;
-mod mutate;
-mod random;
-mod supervisor;
+mod session;
 mod targets;
-mod verdict;
-mod worker;
 
-use std::path::PathBuf;
-use std::process::ExitCode;
-use std::time::Duration;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use reel_input::chat;
+use tempfile::TempDir;
 
-use crate::supervisor::Campaign;
-
-#[global_allocator]
-static ALLOCATOR: memory::CountingAllocator = memory::CountingAllocator;
+use crate::targets::{ALL_TARGETS, BROKEN, FuzzTarget};
 
 /// Give mutated inputs to reel's parsers, and report panics, aborts, hangs, and inputs beyond 2 seconds or 512 MiB.
 #[derive(Debug, Parser)]
@@ -36,31 +29,31 @@ struct Arguments {
     targets: Vec<String>,
     /// Seconds for each target [default: 20]
     #[arg(long, value_name = "N", conflicts_with = "inputs")]
-    seconds: Option<u64>,
+    seconds: Option<u32>,
     /// Inputs for each target, in place of a time
     #[arg(long, value_name = "N")]
-    inputs: Option<u64>,
+    inputs: Option<u32>,
     /// Seed of the inputs
     #[arg(long, value_name = "S", default_value_t = 0)]
-    seed: u64,
+    seed: u32,
     /// Run one input again, from the file that a failure named
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Print the names of the targets
     #[arg(long)]
     list: bool,
-    /// Accept inputs that take more than 2 seconds of processor time
+    /// Accept inputs that take more than 2 seconds, up to 60 seconds
     #[arg(long)]
     any_time: bool,
-    /// Run the inputs from this one on in this process, and write the status to this folder (the supervisor's call)
-    #[arg(long, hide = true, num_args = 2, value_names = ["FOLDER", "FIRST"])]
-    worker: Option<Vec<String>>,
+    /// Run libFuzzer in this process, with this folder for the files of inputs (for the program's own calls)
+    #[arg(long, hide = true, value_name = "FOLDER")]
+    worker: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
     let kinds = [
         &reel_media::worker::VIDEO_WORKER,
-        &chat::TEMPLATE_WORKER,
+        &reel_input::chat::TEMPLATE_WORKER,
         &reel_input::rows::worker::WORKER,
         &reel_engine::GRAMMAR_WORKER,
     ];
@@ -80,43 +73,96 @@ fn main() -> ExitCode {
 /// Runs the command. Returns false if an input failed.
 fn run(arguments: &Arguments) -> Result<bool> {
     if arguments.list {
-        targets::ALL_TARGETS.iter().for_each(|target| println!("{}", target.name));
+        ALL_TARGETS.iter().for_each(|target| println!("{}", target.name));
         return Ok(true);
     }
-    let limit = match (arguments.inputs, arguments.seconds) {
-        (Some(inputs), _) => worker::CampaignLimit::Inputs(inputs),
-        (None, seconds) => worker::CampaignLimit::Time(Duration::from_secs(seconds.unwrap_or(20))),
-    };
-    let max_time = (!arguments.any_time).then_some(worker::MAX_INPUT_TIME);
-    let plan = worker::CampaignPlan { seed: arguments.seed, first: 0, limit, max_time };
-    if let Some(worker) = &arguments.worker {
-        let [folder, first] = &worker[..] else { bail!("--worker: needs a folder and a number") };
-        let plan = worker::CampaignPlan { first: first.parse().context("--worker")?, ..plan };
-        worker::run(find(arguments.targets.first())?, plan, folder.as_ref())?;
-        return Ok(true);
+    let timeout = format!("-timeout={}", if arguments.any_time { 60 } else { 2 });
+    if let (Some(folder), Some(file)) = (&arguments.worker, &arguments.input) {
+        return session::run_file(find(arguments.targets.first())?, folder, timeout, file);
     }
-    if let Some(file) = &arguments.input {
-        let input = std::fs::read(file).with_context(|| file.display().to_string())?;
-        return worker::run_one_input(find(arguments.targets.first())?, input, max_time);
+    if let Some(folder) = &arguments.worker {
+        let limit = match (arguments.inputs, arguments.seconds) {
+            (Some(inputs), _) => format!("-runs={inputs}"),
+            (None, seconds) => format!("-max_total_time={}", seconds.unwrap_or(20)),
+        };
+        // libFuzzer draws a random seed in place of 0.
+        let seed = format!("-seed={}", u64::from(arguments.seed) + 1);
+        return session::fuzz(find(arguments.targets.first())?, folder, vec![timeout, limit, seed]);
+    }
+    if arguments.input.is_some() {
+        let folder = scratch_folder()?;
+        return Ok(worker(find(arguments.targets.first())?, folder.path())?.status()?.success());
     }
     let chosen = match arguments.targets.is_empty() {
-        true => targets::ALL_TARGETS.iter().collect(),
+        true => ALL_TARGETS.iter().collect(),
         false => arguments.targets.iter().map(|name| find(Some(name))).collect::<Result<Vec<_>>>()?,
     };
-    let mut all_held = true;
-    println!("{}", supervisor::TABLE_HEADER);
+    println!("target             inputs  inputs/s  coverage  peak MiB  slowest s");
+    let mut all_passed = true;
     for target in chosen {
-        let campaign = Campaign { target, plan };
-        let report = campaign.run()?;
-        println!("{}", report.table_row(target.name));
-        report.failures.iter().for_each(|failure| println!("{failure}"));
-        all_held &= report.failures.is_empty();
+        all_passed &= start_worker(target, arguments.seed)?;
     }
-    Ok(all_held)
+    Ok(all_passed)
 }
 
-fn find(name: Option<&String>) -> Result<&'static targets::FuzzTarget> {
-    let Some(name) = name else { bail!("TARGET: is missing; give one of {}", targets::target_names()) };
-    let found = targets::ALL_TARGETS.iter().find(|target| target.name == name);
-    found.with_context(|| format!("{name}: is not a target; give one of {}", targets::target_names()))
+fn find(name: Option<&String>) -> Result<&'static FuzzTarget> {
+    let all = || ALL_TARGETS.iter().map(|target| target.name).collect::<Vec<_>>().join(", ");
+    let Some(name) = name else { bail!("TARGET: is missing; give one of {}", all()) };
+    let found = ALL_TARGETS.iter().chain([&BROKEN]).find(|target| target.name == name);
+    found.with_context(|| format!("{name}: is not a target; give one of {}", all()))
+}
+
+/// Makes a temporary folder, in memory where that is possible: on a disk, each file of an input would wait for it.
+fn scratch_folder() -> Result<TempDir> {
+    Ok(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?)
+}
+
+/// The command of a child process for a target, with the arguments of this process. A failing input ends the child, so
+/// this process deletes the temporary files.
+fn worker(target: &FuzzTarget, folder: &Path) -> Result<Command> {
+    let options = std::env::args_os().skip(1).filter(|argument| ALL_TARGETS.iter().all(|t| argument != t.name));
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg(target.name).args(options.filter(|argument| argument != BROKEN.name));
+    command.arg("--worker").arg(folder).stdin(Stdio::null()).env("TMPDIR", folder);
+    Ok(command)
+}
+
+/// Fuzzes a target in a child process with the arguments of this process, and prints the result. Returns false if an
+/// input failed; the input is then kept in `target/fuzz`.
+fn start_worker(target: &FuzzTarget, seed: u32) -> Result<bool> {
+    let (folder, begun) = (scratch_folder()?, Instant::now());
+    let log = folder.path().join("log");
+    let status = worker(target, folder.path())?.stderr(File::create(&log)?).status()?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let log = String::from_utf8_lossy(&fs::read(log)?).into_owned();
+    // libFuzzer writes `cov: 12` for the counters that inputs have reached and, at its end, `stat::peak_rss_mb: 12`.
+    let last = |name: &str| log.rsplit_once(name).and_then(|(_, rest)| rest.split_whitespace().next()).unwrap_or("-");
+    let inputs = last("stat::number_of_executed_units:");
+    println!(
+        "{:<16} {inputs:>8} {:>9.0} {:>9} {:>9} {:>10}",
+        target.name,
+        inputs.parse().unwrap_or(0.0) / seconds,
+        last(" cov: "),
+        last("stat::peak_rss_mb:"),
+        last("stat::slowest_unit_time_sec:"),
+    );
+    if !status.success() {
+        println!("FAILED: target {}, seed {seed}: {}", target.name, problem(&log));
+        let file = format!("target/fuzz/{}-{seed}", target.name);
+        if let Ok(input) = fs::read(folder.path().join(session::INPUT_FILE)) {
+            let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../apps").join(&file);
+            fs::create_dir_all(kept.with_file_name(""))?;
+            fs::write(&kept, input).with_context(|| file.clone())?;
+            println!("  to repeat it: ./x fuzz {} --input {file}", target.name);
+        }
+    }
+    Ok(status.success())
+}
+
+/// Returns what ended a worker, from its log.
+fn problem(log: &str) -> String {
+    let signs = ["panicked at", "memory allocation of", "overflowed its stack", "error: ", "ERROR: libFuzzer: "];
+    let lines = log.lines().skip_while(|line| !signs.iter().any(|sign| line.contains(sign)));
+    let lines: Vec<&str> = lines.take_while(|line| !line.contains("backtrace")).take(3).collect();
+    if lines.is_empty() { "the process ended".to_string() } else { lines.join(" ") }
 }

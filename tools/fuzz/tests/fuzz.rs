@@ -1,16 +1,47 @@
-//! Runs some inputs of each fuzz target. `./x fuzz` runs more.
+//! Runs some inputs of each fuzz target. `./x fuzz` runs more, and with coverage counters.
 
+use std::fs;
 use std::process::Command;
 
-/// Checks that none of the first `inputs` inputs of a fuzz target fails. The processor time of an input is not
-/// limited, because other tests run at the same time. An input that does not end still fails.
+/// Runs the fuzz program. Returns whether it succeeds, and its output.
+fn fuzz(arguments: &[&str]) -> (bool, String) {
+    let out = Command::new(env!("CARGO_BIN_EXE_reel-fuzz")).args(arguments).output().expect("it starts");
+    (out.status.success(), format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)))
+}
+
+/// Checks that none of `inputs` inputs of a fuzz target fails. An input may take up to 60 seconds, because other tests
+/// run at the same time.
 #[track_caller]
 fn holds(target: &str, inputs: u32) {
-    let mut fuzz = Command::new(env!("CARGO_BIN_EXE_reel-fuzz"));
-    let out = fuzz.args([target, "--any-time", "--inputs", &inputs.to_string()]).output().expect("it starts");
-    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    let (passed, text) = fuzz(&[target, "--any-time", "--inputs", &inputs.to_string()]);
     println!("{text}");
-    assert!(out.status.success(), "{text}");
+    assert!(passed, "{text}");
+}
+
+#[test]
+fn each_kind_of_failure_is_reported_and_can_be_repeated() {
+    let (passed, text) = fuzz(&["broken", "--inputs", "100", "--seed", "7"]);
+    assert!(!passed && text.contains("FAILED: target broken, seed 7: ") && text.contains("a panic"), "{text}");
+    let (_, repeat) = text.split_once("to repeat it: ./x fuzz broken --input ").expect("the command");
+    let kept = format!("{}/../../../apps/{}", env!("CARGO_MANIFEST_DIR"), repeat.trim());
+    let (passed, text) = fuzz(&["broken", "--input", &kept]);
+    assert!(!passed && text.contains("a panic"), "{text}");
+
+    let file = format!("{}/broken-input", env!("CARGO_TARGET_TMPDIR"));
+    for (input, problem) in [
+        ("hang", "ERROR: libFuzzer: timeout"),
+        ("memory", "memory allocation of 1073741824 bytes failed"),
+        ("stack", "overflowed its stack"),
+        ("message", "the error message has the control character"),
+        ("thread", "in a thread"),
+    ] {
+        fs::write(&file, input).expect("the file is written");
+        let (passed, text) = fuzz(&["broken", "--input", &file]);
+        assert!(!passed && text.contains(problem), "{input}: {text}");
+    }
+    fs::write(&file, "seed").expect("the file is written");
+    let (passed, text) = fuzz(&["broken", "--input", &file]);
+    assert!(passed && text.contains("accepted"), "{text}");
 }
 
 /// Declares one test for each fuzz target, with its number of inputs. Another test checks that every target has such
@@ -24,8 +55,8 @@ macro_rules! targets {
 
         #[test]
         fn every_target_has_a_test() {
-            let out = Command::new(env!("CARGO_BIN_EXE_reel-fuzz")).arg("--list").output().expect("it starts");
-            let mut all: Vec<String> = String::from_utf8_lossy(&out.stdout).lines().map(String::from).collect();
+            let (_, list) = fuzz(&["--list"]);
+            let mut all: Vec<&str> = list.lines().collect();
             let mut tested = vec![$($target),*];
             all.sort();
             tested.sort();
