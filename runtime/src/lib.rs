@@ -8,7 +8,7 @@ pub mod optim;
 pub mod tensor;
 
 pub use error::{Result, RuntimeError};
-pub use tensor::cx::{Checkpointing, Cx, GatheredWeights, WeightUnit};
+pub use tensor::cx::{Checkpointing, Cx, GatheredWeights};
 pub use tensor::ops;
-pub use tensor::tape::{BackwardEvent, Grads};
+pub use tensor::tape::{BackwardEvent, Grads, WeightUnit};
 pub use tensor::{OnDemandMemory, SavedTensor, Tensor, TensorMeta, format_shape};

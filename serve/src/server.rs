@@ -18,11 +18,9 @@ use tokio::runtime::{Builder, Runtime};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::api::allowed_hosts::{AllowedHosts, refuse_foreign_hosts};
-use crate::api::grammars::MAX_COMPILATIONS;
 use crate::api::media_turns::MediaTurns;
-use crate::api::named_adapters;
-use crate::api::shared::ServerState;
-use crate::api::{self, ApiError};
+use crate::api::shared::{MAX_COMPILATIONS, ServerState};
+use crate::api::{self, ApiError, adapters};
 use crate::engine_thread::{self, EngineQueue};
 use crate::hardware_gauges::HardwareGauges;
 use crate::http::{
@@ -79,7 +77,7 @@ pub(crate) fn serve_with_engine(
         let cannot_listen = |cause| ServeError::Address { address: options.address, cause };
         let listener = listen(options.address).map_err(cannot_listen)?;
         for (name, folder) in &options.adapters {
-            let loaded = named_adapters::load_adapter(&shared, name, folder, false).await;
+            let loaded = adapters::load_from_folder(&shared, name, folder, false).await;
             loaded.map_err(|cause| ServeError::Adapter { name: name.clone(), cause: cause.message().into() })?;
         }
         let limits = reported_limits(options.connections);

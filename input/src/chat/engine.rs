@@ -16,7 +16,7 @@ use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{limits, python};
+use super::{json, limits, methods, python};
 
 const NAME: &str = "chat";
 
@@ -74,6 +74,8 @@ impl CompiledTemplate {
             environment.set_auto_escape_callback(|_| AutoEscape::None);
             environment.set_recursion_limit(MAX_RECURSION);
             python::install_python_functions(&mut environment);
+            environment.add_filter("tojson", json::tojson_filter);
+            environment.set_unknown_method_callback(methods::call_method);
             environment.add_template_owned(NAME, python::without_generation_marks(text)).map_err(|e| describe(&e))?;
             Ok(environment)
         };

@@ -1,5 +1,5 @@
 //! Additions to minijinja that chat templates written for Python's Jinja2 need: functions, filters, and Python's way of
-//! printing. `json` has the filter `tojson`, `methods` the methods of strings.
+//! printing.
 //!
 //! These differences from Python remain, because minijinja has no hook for them: the operator `~` and the filter `join`
 //! write a float as Rust does (`1e20` as `100000000000000000000.0`), and `'%s' % x` is an error.
@@ -9,16 +9,12 @@ use std::fmt::{self, Write};
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State};
 
-use super::json::tojson_filter;
-use super::methods;
 use crate::python_json::python_float_repr;
 
-/// Adds the functions, filters, methods and the formatter of Python's Jinja2 to a template environment.
+/// Adds the functions, filters and the formatter of Python's Jinja2 to a template environment.
 pub(super) fn install_python_functions(environment: &mut Environment<'static>) {
-    environment.set_unknown_method_callback(methods::call_method);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
-    environment.add_filter("tojson", tojson_filter);
     environment.add_filter("length", length);
     environment.add_filter("count", length);
     environment.add_filter("int", int);

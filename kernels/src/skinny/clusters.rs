@@ -3,8 +3,7 @@
 use reel_device::{Arch, Stage};
 
 use super::Fixed;
-use super::plan::{NORM_SHARED_BYTES_PER_ROW, SkinnyProduct};
-use super::tiles::{ColumnPartition, tensor_map};
+use super::product::{ColumnPartition, NORM_SHARED_BYTES_PER_ROW, SkinnyProduct, tensor_map};
 
 /// ROWS is the number of rows of x of a block, and CLUSTER the number of blocks of a cluster. Each of these blocks
 /// copies SHARE rows of x to all blocks of the cluster.

@@ -57,6 +57,7 @@ mod cpu;
 mod examples;
 mod formula;
 mod plan;
+mod product;
 mod tiles;
 
 use bytemuck::Zeroable;

@@ -3,45 +3,18 @@
 
 use std::mem::offset_of;
 
-use reel_device::{Addr, Arch, Stage};
+use reel_device::{Arch, Stage};
 
-use super::choices::{CopyScheme, FEW_ROWS, plan_choices};
-use super::tiles::{self, ColumnPartition};
+use super::choices::{FEW_ROWS, plan_choices};
+use super::product::{ColumnPartition, NORM_SHARED_BYTES_PER_ROW, SkinnyProduct};
+use super::tiles;
 use super::{Fixed, Operands, Params, QkvParams, Symbols};
 
 /// Number of columns of y per block. Wide variants have twice this number.
 const COLUMNS: u32 = 16;
 
-/// Bytes of shared memory for the norm of a row: partial sums of 16 warps, padding, and the scale (which the kernels by
-/// tiles keep in registers instead).
-pub(super) const NORM_SHARED_BYTES_PER_ROW: u32 = (16 + 1 + 1) * 4;
-
 /// Warps of a block.
 const WARPS: u32 = 8;
-
-/// The operands of a product that its plan depends on: the rows of x, the norm, and the addresses of the weights.
-pub(super) struct SkinnyProduct<'a> {
-    pub(super) x: Addr,
-    pub(super) m: u32,
-    pub(super) k: u32,
-    pub(super) norm: Addr,
-    pub(super) weights: &'a [Addr],
-    /// Whether the kernel can normalise x.
-    pub(super) normalises: bool,
-}
-
-impl SkinnyProduct<'_> {
-    /// Returns how blocks divide the product.
-    pub(super) fn choose_copy_scheme(&self, arch: &Arch, fixed: Fixed) -> CopyScheme {
-        fixed.scheme.unwrap_or_else(|| plan_choices(arch.sm).scheme)
-    }
-
-    /// Whether 16-byte units of the weights are aligned and whole.
-    pub(super) fn has_aligned_weights(&self, operands: Operands) -> bool {
-        let whole = (u64::from(self.k) * operands.weight_bytes).is_multiple_of(16);
-        whole && self.weights.iter().all(|w| w.0.is_multiple_of(16))
-    }
-}
 
 /// Plans `column_blocks` blocks of columns, for as many blocks of rows of x as shared memory requires. If there are
 /// several blocks of rows, blocks of the same columns are neighbours in the grid, so that all but one read the weight

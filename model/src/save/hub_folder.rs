@@ -12,27 +12,9 @@ use reel_support::files::{AtomicFile, FinishedFile, write_atomically, write_temp
 use serde_json::{Value, json};
 
 use super::folder_format::{CompanionFiles, FolderFormat, convert_small_files};
-use super::weight_files::{SHARD_INDEX_FILE, WeightFiles, header_bytes};
+use super::weight_files::{SHARD_INDEX_FILE, TensorSpec, WeightFiles, header_bytes};
 use crate::checkpoint::TensorNaming;
 use crate::error::{ModelError, Result};
-
-/// The name, dtype and shape of a weight to write.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorSpec {
-    /// The classic name (`model.layers.0…`, `visual.blocks.0…`).
-    pub name: String,
-    /// The dtype of the weight in the file.
-    pub dtype: StoredDType,
-    /// The shape, outermost dimension first.
-    pub shape: Vec<usize>,
-}
-
-impl TensorSpec {
-    /// The size in the file, in bytes.
-    pub fn bytes(&self) -> u64 {
-        self.shape.iter().map(|&length| length as u64).product::<u64>() * self.dtype.element_bytes() as u64
-    }
-}
 
 /// The largest size of a shard: 5 GB, as on the hub.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;

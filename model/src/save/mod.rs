@@ -11,8 +11,7 @@ mod weight_files;
 
 pub use folder_format::FolderFormat;
 pub use hub_folder::{
-    ConfigAndTokenizerFiles, HubFolder, MAX_SHARD_BYTES, TensorSpec, TensorWriter, create_hub_folder, move_hub_files,
-    write_weights,
+    ConfigAndTokenizerFiles, HubFolder, MAX_SHARD_BYTES, TensorWriter, create_hub_folder, move_hub_files, write_weights,
 };
 pub(crate) use hub_folder::{untie_embeddings, write_tensor_file_and_finish};
-pub use weight_files::WeightFiles;
+pub use weight_files::{TensorSpec, WeightFiles};

@@ -5,15 +5,32 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use reel_input::tensor_file::{HeaderEntry, write_safetensors_header};
+use reel_input::tensor_file::{HeaderEntry, StoredDType, write_safetensors_header};
 use serde_json::{Map, json};
 
-use super::TensorSpec;
 use crate::checkpoint::TensorNaming;
 use crate::error::{ModelError, Result};
 
 /// The name of the file that lists which shard has which tensor.
 pub(super) const SHARD_INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// The name, dtype and shape of a weight to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// The classic name (`model.layers.0…`, `visual.blocks.0…`).
+    pub name: String,
+    /// The dtype of the weight in the file.
+    pub dtype: StoredDType,
+    /// The shape, outermost dimension first.
+    pub shape: Vec<usize>,
+}
+
+impl TensorSpec {
+    /// The size in the file, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.shape.iter().map(|&length| length as u64).product::<u64>() * self.dtype.element_bytes() as u64
+    }
+}
 
 /// Assigns tensors to weight files.
 #[derive(Debug)]

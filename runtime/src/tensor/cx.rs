@@ -21,7 +21,7 @@ use std::rc::Rc;
 use reel_device::{DType, Device, Launch, LaunchOrigin, MemoryCategory, current_origin, with_origin};
 
 use super::Tensor;
-use super::tape::{BackwardContext, BackwardEvent, Grads, RECOMPUTE, Tape};
+use super::tape::{BackwardContext, BackwardEvent, Grads, RECOMPUTE, Tape, WeightUnit};
 use crate::error::{Result, RuntimeError};
 
 /// What the backward pass computes again instead of keeping it in memory (gradient checkpointing). Results have the
@@ -35,15 +35,6 @@ pub enum Checkpointing {
     Selective,
     /// Every layer, from its input ([`Cx::recompute`]).
     Full,
-}
-
-/// A part of a model whose weights are used together, such as a layer. Units are ordered as a forward pass uses them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct WeightUnit {
-    /// The stack of layers, or the single layer, in the order of a forward pass.
-    pub stage: usize,
-    /// The index in a stack of layers; 0 for a single layer.
-    pub index: usize,
 }
 
 /// Provides the memory of weights that are gathered before they are used ([`super::OnDemandMemory`]).

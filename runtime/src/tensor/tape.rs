@@ -27,7 +27,6 @@ use reel_device::{
 };
 use reel_kernels::{column_sum, elementwise};
 
-use super::cx::WeightUnit;
 use super::meta::{GradRole, JoinedParameters};
 use super::{Tensor, TensorMeta};
 use crate::error::{Result, RuntimeError, shape_error};
@@ -36,6 +35,15 @@ type BackwardFn = Box<dyn FnOnce(&mut BackwardContext<'_>) -> Result<()>>;
 
 /// The name of the node that computes the intermediate results of its ops again (gradient checkpointing).
 pub(super) const RECOMPUTE: &str = "recompute";
+
+/// A part of a model whose weights are used together, such as a layer. Units are ordered as a forward pass uses them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WeightUnit {
+    /// The stack of layers, or the single layer, in the order of a forward pass.
+    pub stage: usize,
+    /// The index in a stack of layers; 0 for a single layer.
+    pub index: usize,
+}
 
 /// An event that a backward pass reports to its caller.
 #[derive(Debug)]

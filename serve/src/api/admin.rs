@@ -22,10 +22,10 @@ use reel_model::lora::is_adapter_folder;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::ApiError;
-use super::fields::{RequestFields, wrong_field};
+use super::fields::RequestFields;
 use super::queue::refuse_if_stopping;
 use super::shared::ServerState;
+use super::{ApiError, wrong_field};
 use crate::engine_thread::ReplaceWeightsCommand;
 use crate::http::{PeerAddress, read_body};
 use crate::new_weights::CheckedWeightFiles;

@@ -11,10 +11,10 @@ use reel_input::tools::ToolChoice;
 use serde_json::Value;
 
 use super::answer::{ApiKind, ToolCallRules};
-use super::fields::{RequestFields, wrong_field};
+use super::fields::RequestFields;
 use super::queue::{CheckedRequest, refuse_if_stopping};
 use super::shared::ServerState;
-use super::{ApiError, encode};
+use super::{ApiError, encode, wrong_field};
 use crate::http::RequestLog;
 
 /// `POST /v1/chat/completions`

@@ -12,10 +12,10 @@ use reel_input::{ModelInput, TokenId};
 use serde::Deserialize;
 
 use super::answer::ApiKind;
-use super::fields::{RequestFields, wrong_field};
+use super::fields::RequestFields;
 use super::queue::{CheckedRequest, refuse_if_stopping};
 use super::shared::ServerState;
-use super::{ApiError, encode};
+use super::{ApiError, encode, wrong_field};
 use crate::http::RequestLog;
 
 /// Maximum number of new tokens of a request without `max_tokens`, as in OpenAI's API.

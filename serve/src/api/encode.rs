@@ -14,10 +14,9 @@ use reel_input::{InputError, ModelInput, TokenId};
 use reel_media::worker::{DecodeControl, DecodeWorker};
 use serde_json::Value;
 
-use super::fields::wrong_field;
 use super::media_turns::EndsWithClient;
 use super::shared::ServerState;
-use super::{ApiError, REQUEST_LOCATION, encoding_error, messages_error};
+use super::{ApiError, REQUEST_LOCATION, encoding_error, messages_error, wrong_field};
 
 /// Encodes chat messages, whose media are read with these options, with the tools that the model may call and the other fields that change the prompt. If
 /// `prompt_end` is `None`, the prompt ends at the default place ([`PromptEnd::default_for_conversation`]).

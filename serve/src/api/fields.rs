@@ -16,7 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::block_in_place;
 
 use super::shared::ServerState;
-use super::{ApiError, REQUEST_LOCATION, encoding_error, models};
+use super::{ApiError, REQUEST_LOCATION, encoding_error, models, wrong_field};
 use crate::http::{RequestBody, read_body};
 
 /// Bodies above this size are parsed on a thread of their own.
@@ -294,12 +294,6 @@ fn value_and_object_counts(json: &[u8]) -> (usize, usize) {
         }
     }
     (values, objects)
-}
-
-/// The error of a field.
-pub(crate) fn wrong_field(name: &str, what: &str, help: &str) -> ApiError {
-    let diagnostic = Diagnostic::new(format!("{REQUEST_LOCATION}: {name}"), what, help);
-    ApiError::bad_request(diagnostic.to_string(), Some(name.to_string()))
 }
 
 #[cfg(test)]

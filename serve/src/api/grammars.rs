@@ -1,18 +1,14 @@
 //! Compiles the grammars of requests, a few at a time, so that slow grammars hold up only requests with a grammar.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use reel_engine::{CompileCancellation, EngineError, Grammar, GrammarCompiler, GrammarSpec};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
-use super::fields::wrong_field;
 use super::shared::ServerState;
-use super::{ApiError, encode};
-
-/// The maximum number of grammars that are compiled at the same time.
-pub(crate) const MAX_COMPILATIONS: usize = 2;
+use super::{ApiError, encode, wrong_field};
 
 /// The maximum time that a request waits before its grammar is compiled.
 const MAX_WAIT: Duration = Duration::from_secs(20);
@@ -23,18 +19,6 @@ const MAX_REQUEST_BYTES: usize = 128 << 20;
 
 /// The size of the grammars' states of all requests above which no further grammar is compiled, in bytes.
 const MAX_BYTES: usize = 1 << 30;
-
-/// The compiler of grammars, which the first request with a grammar creates, and a permit for each compilation.
-pub(crate) struct GrammarService {
-    compiler: OnceLock<GrammarCompiler>,
-    permits: Arc<Semaphore>,
-}
-
-impl Default for GrammarService {
-    fn default() -> Self {
-        Self { compiler: OnceLock::new(), permits: Arc::new(Semaphore::new(MAX_COMPILATIONS)) }
-    }
-}
 
 /// Cancels the compilation when the handler of a request is dropped, because its client has left.
 struct CancelOnDrop(Arc<CompileCancellation>);
@@ -77,10 +61,10 @@ async fn compile_when_permitted(
     spec: HeldSpec,
     field: &'static str,
 ) -> Result<Grammar, ApiError> {
-    if let Some(grammar) = shared.grammars.compiler.get().and_then(|compiler| compiler.kept_grammar(&spec.0)) {
+    if let Some(grammar) = shared.grammar_compiler.get().and_then(|compiler| compiler.kept_grammar(&spec.0)) {
         return Ok(grammar);
     }
-    let permit = timeout(MAX_WAIT, shared.grammars.permits.clone().acquire_owned()).await;
+    let permit = timeout(MAX_WAIT, shared.grammar_permits.clone().acquire_owned()).await;
     // This semaphore is never closed, so the only error is that of the timeout.
     let Ok(Ok(permit)) = permit else {
         let what = "too many grammars are being compiled; try again later, or use simpler grammars";
@@ -101,12 +85,12 @@ fn compile_now(
     field: &str,
     cancellation: &CompileCancellation,
 ) -> Result<Grammar, ApiError> {
-    let compiler = match shared.grammars.compiler.get() {
+    let compiler = match shared.grammar_compiler.get() {
         Some(compiler) => compiler,
         // If two requests create a compiler at the same time, one of the two compilers is kept.
         None => {
             let made = GrammarCompiler::new(&shared.model.folder).map_err(|e| ApiError::internal(e.to_string()))?;
-            shared.grammars.compiler.get_or_init(|| made)
+            shared.grammar_compiler.get_or_init(|| made)
         }
     };
     compiler.compile_unless_cancelled(spec, cancellation).map_err(|e| match e {

@@ -9,10 +9,9 @@ use reel_engine::AdapterId;
 use reel_support::diagnostic::Diagnostic;
 use serde_json::{Value, json};
 
-use super::ApiError;
-use super::fields::wrong_field;
 use super::named_adapters::NamedAdapter;
 use super::shared::ServerState;
+use super::{ApiError, wrong_field};
 
 /// The adapter that answers requests for the model `model`; `None` for the server's own model.
 ///

@@ -24,10 +24,10 @@ use reel_media::frames::FrameBuf;
 use reel_media::strip::{evenly_spaced, frame_thumbnail};
 use serde_json::{Value, json};
 
-use super::fields::{RequestFields, wrong_field};
+use super::fields::RequestFields;
 use super::queue::refuse_if_stopping;
 use super::shared::ServerState;
-use super::{ApiError, encode};
+use super::{ApiError, encode, wrong_field};
 use crate::settings::ServedModel;
 
 /// Maximum width and height of a thumbnail in pixels.

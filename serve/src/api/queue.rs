@@ -22,11 +22,11 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use super::answer::{AnswerBuilder, ApiKind, ToolCallRules};
 use super::events::{ChoiceEvent, QueuedPrompt, RequestEvents};
-use super::fields::{GivenFieldNames, MAX_COMPLETIONS, StreamFields, wrong_field};
+use super::fields::{GivenFieldNames, MAX_COMPLETIONS, StreamFields};
 use super::responses::ResponseWriter;
 use super::shared::ServerState;
 use super::stream::AnswerStream;
-use super::{ApiError, REQUEST_LOCATION, encoding_error, grammars, models, seconds_since_1970};
+use super::{ApiError, REQUEST_LOCATION, encoding_error, grammars, models, seconds_since_1970, wrong_field};
 use crate::engine_thread::GenerationJob;
 use crate::http::{RequestLog, random_number};
 

@@ -1,13 +1,13 @@
 //! What all handlers share.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use reel_engine::GrammarCompiler;
 use reel_input::TokenId;
 use subtle::ConstantTimeEq;
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore};
 
-use super::grammars::GrammarService;
 use super::media_turns::MediaTurns;
 use super::named_adapters::AdapterNames;
 use super::{ApiError, seconds_since_1970};
@@ -16,10 +16,16 @@ use crate::http::BodyMemory;
 use crate::metrics::Metrics;
 use crate::settings::{RequestMedia, ServeOptions, ServedModel, ServerLimits, ServerProfiler};
 
+/// The maximum number of grammars that are compiled at the same time.
+pub(crate) const MAX_COMPILATIONS: usize = 2;
+
 /// What all handlers share.
 pub(crate) struct ServerState {
     pub(crate) model: Arc<ServedModel>,
-    pub(crate) grammars: GrammarService,
+    /// The compiler of grammars, which the first request with a grammar creates.
+    pub(crate) grammar_compiler: OnceLock<GrammarCompiler>,
+    /// Semaphore with one permit for each grammar that may be compiled at the same time.
+    pub(crate) grammar_permits: Arc<Semaphore>,
     pub(crate) media: RequestMedia,
     pub(crate) limits: ServerLimits,
     pub(crate) bodies: BodyMemory,
@@ -65,7 +71,8 @@ impl ServerState {
         let longest_token_bytes = token_lengths.max().unwrap_or(0).max(1);
         Self {
             model,
-            grammars: GrammarService::default(),
+            grammar_compiler: OnceLock::new(),
+            grammar_permits: Arc::new(Semaphore::new(MAX_COMPILATIONS)),
             media: options.media.clone(),
             limits,
             bodies: BodyMemory::new(limits.body_bytes, options.connections.read_timeout),

@@ -12,9 +12,9 @@ use reel_input::{ModelInput, TokenId};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::fields::{RequestFields, wrong_field};
+use super::fields::RequestFields;
 use super::shared::ServerState;
-use super::{ApiError, encode};
+use super::{ApiError, encode, wrong_field};
 
 /// The answer of `/tokenize`.
 #[derive(Debug, Serialize)]

@@ -6,7 +6,7 @@ use super::OperandSlots;
 use super::f32_math::{self, f32_from_operand_bits};
 use super::half::half_to_f64;
 use super::integer::integer_value;
-use super::lanes::{LaneValue, lanes_where, mark_undefined_lanes, set_predicate, undefined_lanes};
+use super::lanes::{LaneValue, lane_mask, lanes_where, mark_undefined_lanes, set_predicate, undefined_lanes};
 use super::scalar::{ScalarFlags, ScalarOp, scalar_functions};
 use crate::regs::{Registers, Slot};
 
@@ -157,11 +157,6 @@ pub struct SetResultFormat {
 /// Returns the mask of the lanes in which the comparison function `scalar` returns 1.
 pub fn lanes_where_comparison_holds(scalar: &ScalarOp, r: &Registers, s: &OperandSlots, mask: u32) -> u32 {
     lane_mask(&scalar.lane_results_and_undefined_lanes(r, s, mask).0)
-}
-
-/// Returns a mask whose bit i is bit 0 of lane i.
-pub fn lane_mask(lanes: &[u64; 32]) -> u32 {
-    (0..32).fold(0, |mask, i| mask | ((lanes[i] & 1) as u32) << i)
 }
 
 /// Classifies an f32 or f64 for `testp`.

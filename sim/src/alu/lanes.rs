@@ -159,3 +159,8 @@ pub fn lanes_where<A: LaneValue>(r: &Registers, a: Slot, b: Slot, f: impl Fn(A, 
     }
     m
 }
+
+/// Returns a mask whose bit i is bit 0 of lane i.
+pub fn lane_mask(lanes: &[u64; 32]) -> u32 {
+    (0..32).fold(0, |mask, i| mask | ((lanes[i] & 1) as u32) << i)
+}

@@ -6,14 +6,12 @@
 //! [`super::compare`], [`super::float`], [`super::half`], …
 
 use super::carry::CarryOp;
-use super::compare::{
-    Comparison, PredicateCombination, SetResultFormat, lane_mask, lanes_where_comparison_holds, selp,
-};
+use super::compare::{Comparison, PredicateCombination, SetResultFormat, lanes_where_comparison_holds, selp};
 use super::f32_math::{self, exp2, f32_from_operand_bits, f32_to_result_bits};
 use super::half::HalfOp;
 use super::lanes::{
-    map_lanes_binary, map_lanes_ternary, map_lanes_unary, mark_undefined_lanes, pack_halves, run_with_half_definedness,
-    set_predicate, undefined_lanes,
+    lane_mask, map_lanes_binary, map_lanes_ternary, map_lanes_unary, mark_undefined_lanes, pack_halves,
+    run_with_half_definedness, set_predicate, undefined_lanes,
 };
 use super::logic::{PredicateLogic, lop3, lop3_value, prmt, run_predicate_logic};
 use super::moves::{VectorMove, load_128bit_lanes, store_128bit_lanes, unpack};

@@ -6,8 +6,7 @@
 
 use super::OperandSlots;
 use super::RegisterClass;
-use super::compare::lane_mask;
-use super::lanes::{LaneValue, mark_undefined_lanes, set_predicate};
+use super::lanes::{LaneValue, lane_mask, mark_undefined_lanes, set_predicate};
 use super::soft_float::RoundingMode;
 use crate::ptx::ast::Type;
 use crate::regs::Registers;

@@ -11,8 +11,9 @@
 //! wake the secondary grid and run it to its end
 //! ```
 
-use super::launch::{ExecOptions, LaunchError, SimLaunch, SimOutcome, check_launch, map_global_variables};
-use super::limits::check_memory;
+use super::launch::{
+    ExecOptions, LaunchError, SimLaunch, SimOutcome, check_launch, check_memory, map_global_variables,
+};
 use super::machine::Machine;
 use super::reporter::DependentGrid;
 use crate::finding::Findings;

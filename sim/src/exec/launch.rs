@@ -1,8 +1,8 @@
 //! The description of a simulated launch: sizes, parameters, options and outcome; and the checks that refuse launches
-//! that a GPU would refuse, too.
+//! that a GPU would refuse, too, or that need too much memory.
 
 use super::gpu::GpuSpec;
-use super::limits::{EarlyStop, RunLimits};
+use super::limits::{EarlyStop, MAX_LOCAL_BYTES, RunLimits};
 use crate::counters::Counters;
 use crate::finding::Findings;
 use crate::memory::SimMemory;
@@ -209,6 +209,51 @@ pub(super) fn check_launch(kernel: &Kernel, launch: &LaunchConfig, options: &Exe
 /// kernel declares.
 pub(super) fn cluster_size(kernel: &Kernel, launch: &LaunchConfig) -> [u32; 3] {
     if launch.cluster == [1, 1, 1] { kernel.cluster.unwrap_or([1, 1, 1]).map(|n| n.max(1)) } else { launch.cluster }
+}
+
+/// Returns the bytes of the memory that a block needs on the host: shared memory, local memory with one flag per byte,
+/// and registers.
+pub(super) fn bytes_of_block(kernel: &Kernel, launch: &LaunchConfig) -> u64 {
+    let warps = launch.block.iter().map(|&n| u64::from(n)).product::<u64>().div_ceil(32);
+    let shared = u64::from(kernel.static_shared) + u64::from(launch.dynamic_shared);
+    let code = kernel.functions.first();
+    let (local, rows) = code.map_or((0, 0), |code| (u64::from(code.local_bytes), code.template.len() as u64));
+    shared + warps * (64 * local + 128 * rows)
+}
+
+/// Checks that the launch fits into the memory limit and that no function needs more local memory than a thread has.
+pub(super) fn check_memory(
+    program: &Program,
+    kernel: &Kernel,
+    launch: &LaunchConfig,
+    memory: &SimMemory,
+    limits: &RunLimits,
+) -> Result<(), LaunchError> {
+    if let Some(code) = kernel.functions.iter().find(|code| code.local_bytes > MAX_LOCAL_BYTES) {
+        let bytes = code.local_bytes;
+        let problem =
+            format!("{} has {bytes} bytes of local variables; a thread has at most {MAX_LOCAL_BYTES}", code.name);
+        return Err(LaunchError::Unsupported { problem });
+    }
+    let limit = limits.memory_bytes;
+    let too_large = |what: String, bytes: u64| Err(LaunchError::Memory { what, bytes, limit });
+    let largest = program.variables.iter().max_by_key(|v| v.size);
+    let variables = program.variables.iter().fold(0u64, |sum, v| sum.saturating_add(v.size));
+    if let Some(largest) = largest.filter(|_| variables > limit) {
+        return too_large(format!("the module's variables (the largest is {})", largest.name), variables);
+    }
+    let buffers: u64 = memory.iter().map(|a| a.data.len() as u64).sum();
+    if variables + buffers > limit {
+        return too_large("the buffers and the module's variables".into(), variables + buffers);
+    }
+    let block = bytes_of_block(kernel, launch);
+    if variables + buffers + block > limit {
+        return too_large(
+            "the buffers and the local and shared memory of one block".into(),
+            variables + buffers + block,
+        );
+    }
+    Ok(())
 }
 
 /// Adds the module's global variables to memory, except those that are already there.

@@ -41,7 +41,7 @@ pub use rng::SeededRng;
 
 use crate::memory::SimMemory;
 use crate::program::{Kernel, Program};
-use launch::{check_launch, map_global_variables};
+use launch::{check_launch, check_memory, map_global_variables};
 use machine::Machine;
 
 /// Runs a kernel on the buffers of `memory`, which hold the results afterwards.
@@ -56,7 +56,7 @@ pub fn run(
     options: &ExecOptions,
 ) -> Result<SimOutcome, LaunchError> {
     check_launch(kernel, launch, options)?;
-    limits::check_memory(program, kernel, launch, memory, &options.limits)?;
+    check_memory(program, kernel, launch, memory, &options.limits)?;
     map_global_variables(program, memory);
     let launch = SimLaunch { program, kernel, launch };
     let mut machine = Machine::new(launch, std::mem::take(memory), options, 0);

@@ -6,7 +6,7 @@
 //! are.
 
 use super::demanded_bits;
-use super::uses::{collect_registers, destination_count};
+use super::uses::{collect_registers, destination_count, is_load, is_store};
 use crate::ptx::ast::{AddressBase, Function, Instruction, Operand, Type};
 use std::collections::{HashMap, HashSet};
 
@@ -46,16 +46,6 @@ fn register_move(function: &Function, i: &Instruction) -> Option<Move> {
         }
         _ => None,
     }
-}
-
-/// Whether an instruction is an ordinary store (`st`).
-pub(super) fn is_store(i: &Instruction) -> bool {
-    i.opcode.starts_with("st.") && !i.opcode.starts_with("st.async") && !i.opcode.starts_with("st.bulk")
-}
-
-/// Whether an instruction is an ordinary load (`ld`, `ldu`).
-pub(super) fn is_load(i: &Instruction) -> bool {
-    i.opcode.starts_with("ld.") || i.opcode.starts_with("ldu.")
 }
 
 fn copies(function: &Function, moves: &[Move]) -> Vec<bool> {

@@ -17,8 +17,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::data_flow::{is_load, is_store};
-use super::uses::{collect_registers, destination_count};
+use super::uses::{collect_registers, destination_count, is_load, is_store};
 use super::values::rename_overwritten_registers;
 use crate::ptx::ast::{Function, Instruction, Operand, RegisterIndex, Type};
 

@@ -111,6 +111,16 @@ pub(super) fn is_register_copy(function: &Function, i: &Instruction) -> bool {
     i.opcode.starts_with("mov.") && i.operands.len() == 2 && i.operands.iter().all(narrow)
 }
 
+/// Whether an instruction is an ordinary store (`st`).
+pub(super) fn is_store(i: &Instruction) -> bool {
+    i.opcode.starts_with("st.") && !i.opcode.starts_with("st.async") && !i.opcode.starts_with("st.bulk")
+}
+
+/// Whether an instruction is an ordinary load (`ld`, `ldu`).
+pub(super) fn is_load(i: &Instruction) -> bool {
+    i.opcode.starts_with("ld.") || i.opcode.starts_with("ldu.")
+}
+
 /// Appends the registers of an operand to `out`, and the registers of its addresses to `addresses`. Skips predicates.
 pub(super) fn collect_registers(function: &Function, operand: &Operand, out: &mut Vec<u32>, addresses: &mut Vec<u32>) {
     match operand {

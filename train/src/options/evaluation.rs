@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::{check, run};
+use super::{check, default_options};
 use crate::Result;
 
 /// The metric by which checkpoints are compared to find the best one.
@@ -67,7 +67,7 @@ pub struct EvaluationOptions {
 
 impl Default for EvaluationOptions {
     fn default() -> Self {
-        run::default_options()
+        default_options()
     }
 }
 

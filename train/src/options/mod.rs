@@ -7,7 +7,7 @@ mod run;
 mod sft;
 mod step_range;
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use reel_model::save::FolderFormat;
 use reel_runtime::Checkpointing;
 use reel_runtime::optim::MomentFormat;
@@ -154,4 +154,10 @@ fn range(flag: &str, value: f64, fits: bool, help: &str) -> Result<()> {
 
 fn check(fits: bool, flag: &str, what: String, help: &str) -> Result<()> {
     if fits { Ok(()) } else { Err(TrainError::option(flag, what, help)) }
+}
+
+/// Returns the options with their default values, as an empty command line gives them.
+fn default_options<T: Args>() -> T {
+    let matches = T::augment_args(clap::Command::new("options")).try_get_matches_from(["options"]);
+    matches.and_then(|m| T::from_arg_matches(&m)).expect("every option has a default, which a test checks")
 }

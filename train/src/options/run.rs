@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::{
     BestMetric, EvaluationOptions, FolderFormatName, GradientCheckpointing, LossMean, LrScheduler, Optim, Recipe,
-    ReportTo, StepRange, check, range,
+    ReportTo, StepRange, check, default_options, range,
 };
 use crate::Result;
 use crate::file_names::QUARANTINE_FILE;
@@ -286,12 +286,6 @@ fn path_or_none() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
-/// Returns the options with their default values, as an empty command line gives them.
-pub(super) fn default_options<T: Args>() -> T {
-    let matches = T::augment_args(clap::Command::new("options")).try_get_matches_from(["options"]);
-    matches.and_then(|m| T::from_arg_matches(&m)).expect("every option has a default, which a test checks")
-}
-
 /// Implements two traits for the options of a training command: `Deref` to the shared options in the field `run`, and
 /// `Default` with the values of an empty command line.
 macro_rules! extends_run_options {
@@ -312,7 +306,7 @@ macro_rules! extends_run_options {
 
         impl Default for $options {
             fn default() -> Self {
-                run::default_options()
+                super::default_options()
             }
         }
     };

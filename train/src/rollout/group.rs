@@ -1,4 +1,5 @@
-//! Groups of completions in the form that the loss needs, and the set of groups on which one or more steps train.
+//! Groups of completions, as sampled and in the form that the loss needs, and the set of groups on which one or more
+//! steps train.
 //!
 //! [`RolloutWorker`](super::worker::RolloutWorker) makes groups by sampling, [`groups_from_file`] from `--rollouts`;
 //! [`crate::step::grpo::step`] trains on a [`RolloutSet`].
@@ -7,14 +8,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use reel_engine::Completion;
 use reel_input::TokenId;
 use reel_samples::rewards::{ScaleRewards, group_advantages};
 use reel_support::diagnostic::input;
 use serde::{Deserialize, Serialize};
 
 use super::given::nan_for_null;
-use super::prompts::{Prompt, PromptSource};
-use super::spread::GroupAssignment;
+use super::prompts::{EndTokens, Prompt, PromptSource};
 use crate::file_names::ROLLOUT_SET_FILE;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
@@ -31,15 +32,6 @@ pub struct CompletionTokens {
     pub learned_len: usize,
     /// Log-probability of each token under the weights that sampled it; empty for completions of a `--rollouts` file.
     pub log_probs: Vec<f32>,
-}
-
-/// The tokens that end a completion.
-#[derive(Clone, Debug, Default)]
-pub struct EndTokens {
-    /// `<|im_end|>`, the end-of-turn token. Tokens after the first `<|im_end|>` of a completion are not learned.
-    pub turn: Option<TokenId>,
-    /// The tokens at which sampling stops, usually including `<|im_end|>`.
-    pub stop: Vec<TokenId>,
 }
 
 impl CompletionTokens {
@@ -60,6 +52,18 @@ impl CompletionTokens {
     pub fn learned_tokens(&self) -> &[TokenId] {
         &self.ids[..self.learned_len]
     }
+}
+
+/// A prompt with the completions that were sampled for it.
+pub struct Rollout {
+    /// The prompt of which completions were sampled.
+    pub prompt: Arc<Prompt>,
+    /// The completions of the prompt.
+    pub completions: Vec<Completion>,
+    /// The texts of the completions.
+    pub texts: Vec<String>,
+    /// Texts of the completions that were sampled with shuffled video frames; empty without `--temporal`.
+    pub shuffled_texts: Vec<String>,
 }
 
 /// A GRPO group: the completions of one prompt. Advantages come from comparing their rewards with each other.
@@ -124,9 +128,8 @@ impl RolloutSet {
         (old.map(Vec::as_slice), self.ref_log_probs.get(micro_batch).map(Vec::as_slice))
     }
 
-    /// Reads the rollout set of a checkpoint. Assigns its micro-batches to the ranks, and prepares the prompts of
-    /// this rank's micro-batches again.
-    pub fn read(path: &Path, prompts: &PromptSource, spread: &GroupAssignment) -> Result<Self> {
+    /// Reads the rollout set of a checkpoint. Its prompts are not prepared, and its micro-batches have no ranks.
+    pub fn read(path: &Path, prompts: &PromptSource) -> Result<Self> {
         let damaged =
             |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
         let text = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(path, e))?;
@@ -151,17 +154,13 @@ impl RolloutSet {
                 advantages: g.advantages,
             });
         }
-        let ranks_of_micro_batches = spread.assign_groups_to_ranks(&mut groups, prompts)?;
         Ok(Self {
             groups,
-            ranks_of_micro_batches,
             uses: stored.uses,
             old_log_probs: stored.old_log_probs,
             ref_log_probs: stored.ref_log_probs,
-            own_ref_log_probs: None,
             metrics: stored.metrics,
-            while_scoring: Duration::ZERO,
-            preview: None,
+            ..Self::default()
         })
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use reel_input::config::ModelConfig;
 use reel_input::encode::LoadedMedia;
 use reel_input::expected_tokens::expected_tokens;
-use reel_input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid};
+use reel_input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid, TokenId};
 use reel_samples::SampleError;
 use reel_samples::dataset::{DataFile, Dataset};
 use reel_samples::feed::SampleSource;
@@ -22,10 +22,18 @@ use serde_json::{Map, Value};
 
 use super::expected_lengths::ExpectedLengths;
 use super::given::{RolloutFile, RolloutLine};
-use super::group::EndTokens;
 use crate::Result;
 use crate::options::Recipe;
 use crate::setup::GrpoSetup;
+
+/// The tokens that end a completion.
+#[derive(Clone, Debug, Default)]
+pub struct EndTokens {
+    /// `<|im_end|>`, the end-of-turn token. Tokens after the first `<|im_end|>` of a completion are not learned.
+    pub turn: Option<TokenId>,
+    /// The tokens at which sampling stops, usually including `<|im_end|>`.
+    pub stop: Vec<TokenId>,
+}
 
 /// A prompt as model inputs, with the data that the rewards of its completions need.
 #[derive(Clone, Debug)]

@@ -17,10 +17,9 @@ use serde_json::{Map, Value, json};
 
 use super::given::nan_for_null;
 use super::prompts::PromptSource;
-use super::worker::Rollout;
 use crate::file_names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 use crate::options::GrpoOptions;
-use crate::rollout::group::{CompletionTokens, RolloutGroup};
+use crate::rollout::group::{CompletionTokens, Rollout, RolloutGroup};
 use crate::{Result, TrainError};
 
 /// Approximate maximum number of frame strips (PNG images of a prompt's frames side by side) per run. In runs of more

@@ -16,7 +16,7 @@ use reel_samples::rewards::{
 };
 use serde_json::Value;
 
-use super::worker::Rollout;
+use super::group::Rollout;
 use crate::rollout::reward_log::reward_log;
 use crate::rollout::siglip::SiglipScorer;
 use crate::setup::GrpoSetup;

@@ -22,9 +22,8 @@ use reel_support::diagnostic::Diagnostic;
 use reel_support::ranks::{RankError, Ranks};
 use serde::{Deserialize, Serialize};
 
-use super::group::RolloutGroup;
+use super::group::{Rollout, RolloutGroup};
 use super::prompts::{Prompt, PromptSource};
-use super::worker::Rollout;
 use crate::exchange::gather_in_order;
 use crate::options::GrpoOptions;
 use crate::{Result, TrainError};

@@ -31,7 +31,7 @@ use super::scorer::CompletionScorer;
 use super::spread::{GroupAssignment, RoundPrompts, ScoredRollouts};
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
-use crate::rollout::group::{CompletionTokens, RolloutGroup};
+use crate::rollout::group::{CompletionTokens, Rollout, RolloutGroup};
 use crate::setup::GrpoSetup;
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
@@ -51,18 +51,6 @@ pub struct RolloutWorker<'a> {
     /// What this process has not yet told the user about rewards that do not apply.
     notes: RewardNotes,
     stop: &'a AtomicBool,
-}
-
-/// A prompt with the completions that were sampled for it.
-pub struct Rollout {
-    /// The prompt of which completions were sampled.
-    pub prompt: Arc<Prompt>,
-    /// The completions of the prompt.
-    pub completions: Vec<Completion>,
-    /// The texts of the completions.
-    pub texts: Vec<String>,
-    /// Texts of the completions that were sampled with shuffled video frames; empty without `--temporal`.
-    pub shuffled_texts: Vec<String>,
 }
 
 /// The result of sampling for one step.

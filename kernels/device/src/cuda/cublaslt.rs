@@ -20,8 +20,8 @@ use std::sync::Mutex;
 
 use super::algorithms::{AlgorithmFingerprint, ProductShape};
 use super::blas::{Blas, WORKSPACE_BYTES, product_error, unsupported_reason};
+use super::context::Context;
 use super::error::CudaError;
-use super::nvidia::Context;
 use super::types::StreamHandle;
 use crate::DType;
 use crate::compile::toolkit::Toolkit;

@@ -1,5 +1,5 @@
 //! Device `cuda`. All launches go to one stream, memory comes from one pool (`memory.rs`), and weights are copied to
-//! the GPU once. Exchanges with other ranks run on a second stream (`nccl/communicator.rs`).
+//! the GPU once. Exchanges with other ranks run on a second stream (`communicator.rs`).
 //!
 //! All work of one stream runs in order. So a freed block can be given to another tensor while earlier launches still
 //! use it, because launches on the new tensor run later. The memory of an exchange stays allocated until the compute
@@ -17,8 +17,8 @@ use super::timeline::{LaunchTimeline, MAX_LAUNCHES_IN_FLIGHT};
 use crate::backend::{Backend, Hardware, MatmulLibrary, PendingCopy, cpu_only_launch_error};
 use crate::capabilities::Kernels;
 use crate::cuda::blas::{Blas, WORKSPACE_BYTES};
-use crate::cuda::nccl::Communicator;
-use crate::cuda::{AlgorithmFingerprint, CudaError, Gpu, GpuGraph};
+use crate::cuda::communicator::Communicator;
+use crate::cuda::{AlgorithmFingerprint, CudaError, Gpu, GpuGraph, device_error};
 use crate::error::{DeviceError, Result};
 use crate::launch::Matmul;
 use crate::profile::{LaunchRecord, TimedLaunch};
@@ -310,10 +310,6 @@ fn widening(product: &Matmul, buffer: u64) -> (Launch, Matmul) {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
-}
-
-pub(crate) fn device_error(e: CudaError) -> DeviceError {
-    DeviceError::Failed(e.to_string())
 }
 
 impl Backend for Cuda {

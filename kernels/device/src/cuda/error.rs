@@ -2,7 +2,10 @@
 
 use std::ffi::OsStr;
 
+use cudarc::driver::result::DriverError;
+
 use crate::compile::CompileError;
+use crate::error::DeviceError;
 use crate::launch::TensorMapError;
 
 /// An error of a GPU or its driver. Each message is one line.
@@ -147,4 +150,21 @@ pub fn cuda_version_text(number: u32) -> String {
 /// Returns a version number of NCCL as text: `2.18.1` for 21801.
 pub(super) fn nccl_version_text(number: u32) -> String {
     format!("{}.{}.{}", number / 10_000, number / 100 % 100, number % 100)
+}
+
+/// Adds to a driver's error a text that says what the program was doing, such as "querying the driver version".
+pub(super) fn named<T>(call: impl Into<String>, result: Result<T, DriverError>) -> Result<T, CudaError> {
+    result.map_err(|e| {
+        let text = e.error_string().ok().map(|s| s.to_string_lossy().into_owned());
+        let code = e.error_name().ok().map(|s| s.to_string_lossy().into_owned());
+        let what = match (code, text) {
+            (Some(code), Some(text)) => format!("{code} ({text})"),
+            _ => format!("error {}", e.0 as u32),
+        };
+        CudaError::Call { call: call.into(), what }
+    })
+}
+
+pub(crate) fn device_error(e: CudaError) -> DeviceError {
+    DeviceError::Failed(e.to_string())
 }

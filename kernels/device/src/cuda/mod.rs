@@ -10,6 +10,10 @@
 mod algorithms;
 pub mod arena;
 pub mod blas;
+mod communicator;
+#[cfg(test)]
+mod communicator_tests;
+mod context;
 mod copy_ring;
 pub mod cublaslt;
 mod device;
@@ -30,10 +34,12 @@ mod timeline_tests;
 mod types;
 
 pub use algorithms::{AlgorithmFingerprint, ProductShape};
-pub(crate) use device::{Cuda, device_error};
+pub(crate) use communicator::Communicator;
+pub(crate) use device::Cuda;
 pub use device::{MIN_WAVE_SHARE, MULTI_STREAM_BYTES, MatmulImplementation};
 pub use driver::Driver;
 pub use driver_calls::DriverLibrary;
+pub(crate) use error::device_error;
 pub use error::{CudaError, cuda_version_text};
 pub use gpu::{Buffer, Gpu, PtxFunction};
 pub use graph::GpuGraph;

@@ -2,7 +2,6 @@
 //! (`driver_calls.rs`).
 #![allow(unsafe_code)]
 
-use std::cell::Cell;
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::mem::MaybeUninit;
 
@@ -11,13 +10,14 @@ use cudarc::driver::sys;
 use reel_sim::tensor_map::TensorMap;
 
 use super::blas::Blas;
+use super::context::Context;
 use super::cublaslt::CublasLt;
 use super::driver::{
     CompiledCode, Driver, EventHandle, FunctionAttributes, FunctionHandle, GpuProperties, GraphHandle, LaunchConfig,
     LaunchLimits, ModuleHandle, PhysicalMemoryHandle, StreamHandle,
 };
 use super::driver_calls::DriverLibrary;
-use super::error::CudaError;
+use super::error::{CudaError, named};
 use super::nccl::{Nccl, NcclLibrary};
 use crate::compile::driver_code::OLDEST_DRIVER;
 use crate::launch::Arch;
@@ -34,39 +34,6 @@ pub struct Nvidia {
 unsafe impl Send for Nvidia {}
 // SAFETY: every call makes the context current first, and the driver's calls are thread-safe.
 unsafe impl Sync for Nvidia {}
-
-/// A GPU's primary context (a `CUcontext`).
-#[derive(Clone, Copy)]
-pub(super) struct Context(usize);
-
-impl Context {
-    /// Makes the context current on this thread, unless it already is.
-    ///
-    /// # Safety
-    /// The context must be retained.
-    pub(super) unsafe fn make_current(self) -> Result<(), CudaError> {
-        thread_local! { static CURRENT: Cell<usize> = const { Cell::new(0) } }
-        if CURRENT.get() != self.0 {
-            // SAFETY: the caller guarantees that the context is retained.
-            named("opening a CUDA context", unsafe { driver::ctx::set_current(self.0 as sys::CUcontext) })?;
-            CURRENT.set(self.0);
-        }
-        Ok(())
-    }
-}
-
-/// Adds to a driver's error a text that says what the program was doing, such as "querying the driver version".
-fn named<T>(call: impl Into<String>, result: Result<T, driver::DriverError>) -> Result<T, CudaError> {
-    result.map_err(|e| {
-        let text = e.error_string().ok().map(|s| s.to_string_lossy().into_owned());
-        let code = e.error_name().ok().map(|s| s.to_string_lossy().into_owned());
-        let what = match (code, text) {
-            (Some(code), Some(text)) => format!("{code} ({text})"),
-            _ => format!("error {}", e.0 as u32),
-        };
-        CudaError::Call { call: call.into(), what }
-    })
-}
 
 /// Does the same as [`named`] for calls that allocate: out of memory becomes [`CudaError::OutOfMemory`].
 fn memory<T>(bytes: usize, call: &str, result: Result<T, driver::DriverError>) -> Result<T, CudaError> {

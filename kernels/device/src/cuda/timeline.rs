@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::device::device_error;
+use super::error::device_error;
 use crate::cuda::driver::{EventHandle as CudaEvent, StreamHandle};
 use crate::cuda::{CudaError, Driver};
 use crate::error::Result;

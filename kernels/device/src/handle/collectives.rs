@@ -12,8 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Buffer, Device};
-use crate::cuda::nccl::Communicator;
-use crate::cuda::{Cuda, device_error};
+use crate::cuda::{Communicator, Cuda, device_error};
 use crate::error::{DeviceError, Result};
 use crate::exchanges::{AddressRange, ExchangeStatus};
 

@@ -14,7 +14,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::api::ApiError;
-use crate::api::fields::wrong_field;
+use crate::api::wrong_field;
 
 /// The chat messages of a request, and for each message the field or the item that it was made from.
 ///

@@ -14,8 +14,7 @@
 use serde_json::{Map, Value, json};
 
 use super::input::messages_of_input;
-use crate::api::fields::wrong_field;
-use crate::api::{ApiError, REQUEST_LOCATION};
+use crate::api::{ApiError, REQUEST_LOCATION, wrong_field};
 
 type Result<T> = std::result::Result<T, ApiError>;
 

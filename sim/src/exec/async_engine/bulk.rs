@@ -2,7 +2,7 @@
 
 use super::effects::apply_copy_effect;
 use super::engine::{AsyncEngine, completes_at_issue};
-use super::mbarrier_access::locate_mbarrier;
+use super::mbarrier_access::{locate_mbarrier, shared_address_in_block};
 use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::{AccessRequest, MemorySystem};
@@ -13,7 +13,6 @@ use crate::exec::state::copies::{
 use crate::exec::state::location::MemoryLocation;
 use crate::exec::state::warp::Warp;
 use crate::finding::FindingKind;
-use crate::layout;
 use crate::order::{AccessStrength, AsyncOpId, AsyncOpKind};
 use crate::program::op::{AddressOperand, AddressWindow, BulkCopy, BulkCopyKind, BulkReduction};
 use crate::tensor_map::Reduction;
@@ -360,11 +359,6 @@ fn multicast_ranks(mask: Option<u16>) -> Vec<Option<u32>> {
         None => vec![None],
         Some(mask) => (0..16).filter(|r| mask >> r & 1 != 0).map(Some).collect(),
     }
-}
-
-/// Returns the address of the same byte in the shared memory of the cluster's block `rank`; `None` keeps the address.
-pub(super) fn shared_address_in_block(address: u64, rank: Option<u32>) -> u64 {
-    rank.map_or(address, |r| layout::shared_address_in_cluster(address as u32, r) as u64)
 }
 
 fn typed_reduction(b: &BulkCopy) -> Option<Reduction> {

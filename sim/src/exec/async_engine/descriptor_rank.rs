@@ -7,10 +7,10 @@
 //! alone does not show the mistake, so the descriptors that blocks of different ranks give to the same instruction are
 //! compared.
 
-use super::engine::AsyncEngine;
 use crate::exec::context::InstructionContext;
 use crate::finding::{FindingKind, FindingSite};
 use crate::matrix::wgmma::SharedOperand;
+use std::collections::HashMap;
 
 /// Bit of a leading byte offset to which bit 24 of a shared address moves: bit 20 of the descriptor is bit 4 of the
 /// field, which counts units of 16 bytes.
@@ -20,7 +20,7 @@ const MAX_KEPT: usize = 64;
 
 /// A leading byte offset that a block gave to an operand of a wgmma.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct LeadingOffset {
+struct LeadingOffset {
     /// The block's rank in its cluster.
     rank: u32,
     bytes: u32,
@@ -40,19 +40,18 @@ impl LeadingOffset {
     }
 }
 
-impl AsyncEngine {
+/// For each wgmma (by `pc`) and operand (true: B): the leading byte offsets of its descriptors so far.
+#[derive(Debug, Default)]
+pub(super) struct LeadingOffsets(HashMap<(u32, bool), Vec<LeadingOffset>>);
+
+impl LeadingOffsets {
     /// Reports a descriptor that contains the block's rank: a finding if the product reads wrong bytes because of the
     /// rank, else a note.
-    pub(super) fn check_leading_offsets(
-        &mut self,
-        cx: &mut InstructionContext,
-        a: Option<&SharedOperand>,
-        b: &SharedOperand,
-    ) {
+    pub(super) fn check(&mut self, cx: &mut InstructionContext, a: Option<&SharedOperand>, b: &SharedOperand) {
         let (pc, rank, site) = (cx.pc, cx.block().rank, cx.finding_site(cx.first_lane()));
         for (is_b, operand) in a.map(|a| (false, a)).into_iter().chain([(true, b)]) {
             let here = LeadingOffset { rank, bytes: operand.leading_byte_offset(), site };
-            let seen = self.leading_offsets.entry((pc, is_b)).or_default();
+            let seen = self.0.entry((pc, is_b)).or_default();
             if seen.len() == MAX_KEPT || seen.iter().any(|s| (s.rank, s.bytes) == (rank, here.bytes)) {
                 continue;
             }

@@ -1,6 +1,6 @@
 //! The struct of the asynchronous engine: operations in flight, their completion, and fences.
 
-use super::descriptor_rank::LeadingOffset;
+use super::descriptor_rank::LeadingOffsets;
 use super::effects::apply_copy_effect;
 use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::grid::GridState;
@@ -24,8 +24,8 @@ pub struct AsyncEngine {
     pub(super) completed_mbarriers: Vec<MbarrierLocation>,
     /// Cache: the byte ranges (offset, length) in shared memory of each wgmma operand seen so far.
     pub(super) operand_runs: HashMap<SharedOperand, Vec<(u64, u64)>>,
-    /// For each wgmma (by `pc`) and operand (true: B): the leading byte offsets of its descriptors so far.
-    pub(super) leading_offsets: HashMap<(u32, bool), Vec<LeadingOffset>>,
+    /// The leading byte offsets of the descriptors of wgmma so far.
+    pub(super) leading_offsets: LeadingOffsets,
     /// Scratch space of wgmma: the operands, rearranged into tiles, and the accumulators.
     pub(super) tiles: Option<Box<WgmmaTiles>>,
     pub(super) sums: Vec<Lanes>,

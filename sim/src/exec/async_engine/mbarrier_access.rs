@@ -1,6 +1,5 @@
 //! Access to mbarrier objects: finds the object at an address and checks that it exists and is visible to its user.
 
-use super::bulk::shared_address_in_block;
 use super::engine::AsyncEngine;
 use crate::exec::context::InstructionContext;
 use crate::exec::memory_system::MemorySystem;
@@ -92,6 +91,11 @@ pub fn check_mbarrier_use(
     }
     memory.check_mbarrier_access(cx, lane, at, AccessKind::Atomic);
     true
+}
+
+/// Returns the address of the same byte in the shared memory of the cluster's block `rank`; `None` keeps the address.
+pub(super) fn shared_address_in_block(address: u64, rank: Option<u32>) -> u64 {
+    rank.map_or(address, |r| layout::shared_address_in_cluster(address as u32, r) as u64)
 }
 
 impl AsyncEngine {

@@ -1,7 +1,8 @@
 //! Tensor copies: boxes of a tensor that a tensor map describes, between global and shared memory.
 
-use super::bulk::{BulkRequest, add_bulk_store, count_global_bytes, shared_address_in_block};
+use super::bulk::{BulkRequest, add_bulk_store, count_global_bytes};
 use super::engine::AsyncEngine;
+use super::mbarrier_access::shared_address_in_block;
 use crate::exec::context::InstructionContext;
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::state::copies::{ByteRangeCopy, CompletionSignal, CopyEffect, InFlightOperation, TensorBoxLoad};

@@ -77,7 +77,7 @@ impl AsyncEngine {
             }
         };
         if begun.is_none() && cx.grid.context.cluster_blocks() > 1 {
-            self.check_leading_offsets(cx, a.as_ref(), &b);
+            self.leading_offsets.check(cx, a.as_ref(), &b);
         }
         if undefined_inputs {
             cx.report_undefined(lane, || "wgmma reads undefined registers".into());

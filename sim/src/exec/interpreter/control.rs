@@ -72,7 +72,10 @@ pub fn call(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call)
             }
         }
         CallTarget::Vprintf => return host::vprintf(cx, memory, call),
-        CallTarget::AssertFail => return host::assert_fail(cx, memory, call),
+        CallTarget::AssertFail => {
+            host::report_failed_assertion(cx, memory, call);
+            return exit(cx);
+        }
         CallTarget::Malloc => return host::malloc(cx, memory, call),
         CallTarget::Free => return host::free(cx, memory, call),
         CallTarget::Unknown(name) => {

@@ -1,6 +1,5 @@
 //! Functions of the CUDA library that kernels call: `printf`, `assert`, `malloc` and `free`.
 
-use super::control::exit;
 use super::frames::{read_argument, write_argument};
 use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::memory_system::MemorySystem;
@@ -40,12 +39,11 @@ pub fn vprintf(cx: &mut InstructionContext, memory: &MemorySystem, call: &Call) 
     NextAction::Next
 }
 
-/// Executes a call of `__assertfail`: reports the failed assertion and ends the calling lanes.
-pub fn assert_fail(cx: &mut InstructionContext, memory: &MemorySystem, call: &Call) -> NextAction {
+/// Reports the failed assertion of a call of `__assertfail`.
+pub fn report_failed_assertion(cx: &mut InstructionContext, memory: &MemorySystem, call: &Call) {
     let lane = cx.first_lane();
     let condition = memory.c_string_at(argument(cx, call, 0, lane));
     cx.report(FindingKind::Trap, lane, || format!("assertion failed: {condition}"));
-    exit(cx)
 }
 
 pub fn malloc(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call) -> NextAction {

@@ -1,7 +1,6 @@
 //! Race checks: compares each access with shadow memory and passes conflicts to the reporter; makes strong accesses
 //! acquire and release vector clocks.
 
-use super::load::access_strength;
 use super::registers::lanes_with_unchanged_bytes;
 use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, lanes_in_mask};
@@ -311,6 +310,11 @@ fn defers_unwritten(cx: &InstructionContext) -> bool {
         Some(Op::LdStMatrix(t)) => !t.store,
         _ => false,
     }
+}
+
+/// Returns the strength of a load or store: weak, or strong at its scope.
+pub(super) fn access_strength(t: &LoadStore) -> AccessStrength {
+    if t.semantics.is_some() { t.scope } else { AccessStrength::Weak }
 }
 
 /// Returns the shadow memory of a location: a buffer, or the shared memory of a block.

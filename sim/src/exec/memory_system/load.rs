@@ -1,6 +1,6 @@
 //! `ld`: loads of a warp.
 
-use super::check::AccessSize;
+use super::check::{AccessSize, access_strength};
 use super::locate::AccessRequest;
 use super::registers::{load_registers, read_element, set_register_lanes, zero_registers};
 use super::system::MemorySystem;
@@ -10,7 +10,7 @@ use crate::exec::operands::{lane_addresses, lanes_where, lanes_with_undefined_ad
 use crate::exec::state::location::LaneGroup;
 use crate::finding::FindingKind;
 use crate::layout;
-use crate::order::{AccessKind, AccessStrength};
+use crate::order::AccessKind;
 use crate::program::op::{AddressWindow, LoadStore};
 use crate::regs::Registers;
 use std::borrow::Cow;
@@ -94,11 +94,6 @@ fn used_lanes<'g>(regs: &Registers, group: &'g LaneGroup, t: &LoadStore) -> Cow<
         consecutive: group.consecutive && used == u32::MAX,
         ..group.clone()
     })
-}
-
-/// Returns the strength of a load or store: weak, or strong at its scope.
-pub(super) fn access_strength(t: &LoadStore) -> AccessStrength {
-    if t.semantics.is_some() { t.scope } else { AccessStrength::Weak }
 }
 
 /// Returns those of the lanes `lanes` whose load or store of parameters is aligned and in bounds, and reports the

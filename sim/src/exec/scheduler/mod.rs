@@ -22,8 +22,7 @@ mod wake;
 
 use super::grid::{GridState, ProgressCounters};
 use super::interpreter::Interpreter;
-use super::launch::CompletionTiming;
-use super::limits::bytes_of_block;
+use super::launch::{CompletionTiming, bytes_of_block};
 use super::residency;
 use super::state::warp::FragmentState;
 use super::sync::block_barrier::complete_barriers;

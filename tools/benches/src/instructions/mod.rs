@@ -69,7 +69,8 @@ pub fn instruction_cases(filter: &str, lanes: usize) -> Vec<InstructionCase> {
     let wanted = rows.filter(|(text, formats)| ptx::case_name(text, formats).contains(filter));
     let mut all: Vec<InstructionCase> =
         wanted.map(|(text, formats)| ptx::case_from_expanded_pattern(&text, formats, lanes)).collect();
-    all.extend(products::product_cases(lanes).into_iter().filter(|case| case.name.contains(filter)));
+    let products = products::mma_cases(lanes).into_iter().chain(wgmma::wgmma_cases(lanes));
+    all.extend(products.filter(|case| case.name.contains(filter)));
     all
 }
 

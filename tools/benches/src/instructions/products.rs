@@ -1,11 +1,11 @@
-//! Cases of matrix products: `mma.sync` of every shape, and `wgmma` on shared memory.
+//! Cases of `mma.sync` of every shape.
 //!
 //! Each form runs on two kinds of elements: small integers, whose sums must be exact, and numbers of magnitude about 1,
 //! whose sums may differ by a tolerance relative to the sum of the products' magnitudes: order and rounding of sums in
 //! the tensor core are not documented.
 
 use super::format::{BF16, ElementRange, F16, F32, F64, MatrixElementFormat, OperandFormat};
-use super::{InstructionCase, pattern, ptx, wgmma};
+use super::{InstructionCase, pattern, ptx};
 use reel_sim::matrix::mma::MmaOp;
 
 /// The forms of `mma.sync`, without the prefix `mma.sync.aligned.`
@@ -20,10 +20,10 @@ const MMA: &[&str] = &[
     "<m8n8k128|m16n8k128|m16n8k256>.row.col.s32.b1.b1.s32.<xor|and>.popc",
 ];
 
-/// Returns the cases of all matrix products.
-pub fn product_cases(lanes: usize) -> Vec<InstructionCase> {
+/// Returns all cases of `mma.sync`.
+pub fn mma_cases(lanes: usize) -> Vec<InstructionCase> {
     let forms = MMA.iter().flat_map(|p| pattern::expand_pattern(p));
-    let mut all: Vec<InstructionCase> = forms
+    forms
         .flat_map(|form| {
             let spans = if form.contains(".s32.") {
                 vec![ElementRange::Small]
@@ -32,9 +32,7 @@ pub fn product_cases(lanes: usize) -> Vec<InstructionCase> {
             };
             spans.into_iter().map(move |span| mma(&format!("mma.sync.aligned.{form}"), span, lanes))
         })
-        .collect();
-    all.extend(wgmma::wgmma_cases(lanes));
-    all
+        .collect()
 }
 
 /// Returns the element format for a PTX type name.

@@ -1,7 +1,12 @@
-//! A row of a predictions file, with the columns that the page of an evaluation shows.
+//! A row of a predictions file, with the columns that the page of an evaluation shows; and the pairs of rows with the
+//! answers of two runs to the same question.
+
+use std::collections::{HashMap, VecDeque};
 
 use reel_eval::{EvalError, Prediction};
 use serde_json::Value;
+
+use super::BenchmarkAnswers;
 
 /// An answer of a model.
 #[derive(Clone, Debug)]
@@ -58,4 +63,41 @@ impl AnsweredRow {
     pub(super) fn media_key(&self) -> Option<String> {
         (!self.media.is_empty()).then(|| Value::Array(self.media.clone()).to_string())
     }
+}
+
+/// The number of questions that run A answers better than run B, and the number that run B answers better.
+pub(super) fn better_answer_counts(a: &BenchmarkAnswers, b: &BenchmarkAnswers) -> [usize; 2] {
+    let mut paired = Pairs::new(b);
+    let mut counts = [0; 2];
+    for answer in &a.answers {
+        let Some(other) = paired.next(answer) else { continue };
+        let [own, other] = [answer, other].map(|answer| answer.prediction.score(a.extraction()));
+        counts[0] += usize::from(own > other);
+        counts[1] += usize::from(other > own);
+    }
+    counts
+}
+
+/// Finds the answer of a second run to the same question, by the row's name. If several rows have the same name, the
+/// n-th row of one run is paired with the n-th row of the other run.
+pub(super) struct Pairs<'a> {
+    by_name: HashMap<&'a str, VecDeque<&'a AnsweredRow>>,
+}
+
+impl<'a> Pairs<'a> {
+    pub(super) fn new(run: &'a BenchmarkAnswers) -> Self {
+        let mut by_name: HashMap<&str, VecDeque<&AnsweredRow>> = HashMap::new();
+        for answer in &run.answers {
+            by_name.entry(name_of(answer)).or_default().push_back(answer);
+        }
+        Self { by_name }
+    }
+
+    pub(super) fn next(&mut self, answer: &AnsweredRow) -> Option<&'a AnsweredRow> {
+        self.by_name.get_mut(name_of(answer))?.pop_front()
+    }
+}
+
+fn name_of(answer: &AnsweredRow) -> &str {
+    answer.prediction.id.as_deref().or(answer.prediction.question.as_deref()).unwrap_or_default()
 }

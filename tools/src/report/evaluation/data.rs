@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 use reel_samples::rewards::extract_answer;
 use serde_json::{Map, Value, json};
 
+use super::answer::Pairs;
 use super::scores::with_digit_groups;
 use super::{AnsweredRow, BenchmarkAnswers, EvaluationRun, FrameStrips};
 use crate::report::escape::{escape_html, json_in_script};
@@ -142,43 +143,6 @@ impl Reasons {
             self.texts.len() - 1
         })
     }
-}
-
-/// The number of questions that run A answers better than run B, and the number that run B answers better.
-pub fn better_answer_counts(a: &BenchmarkAnswers, b: &BenchmarkAnswers) -> [usize; 2] {
-    let mut paired = Pairs::new(b);
-    let mut counts = [0; 2];
-    for answer in &a.answers {
-        let Some(other) = paired.next(answer) else { continue };
-        let [own, other] = [answer, other].map(|answer| answer.prediction.score(a.extraction()));
-        counts[0] += usize::from(own > other);
-        counts[1] += usize::from(other > own);
-    }
-    counts
-}
-
-/// Finds the answer of a second run to the same question, by the row's name. If several rows have the same name, the
-/// n-th row of one run is paired with the n-th row of the other run.
-struct Pairs<'a> {
-    by_name: HashMap<&'a str, std::collections::VecDeque<&'a AnsweredRow>>,
-}
-
-impl<'a> Pairs<'a> {
-    fn new(run: &'a BenchmarkAnswers) -> Self {
-        let mut by_name: HashMap<&str, std::collections::VecDeque<&AnsweredRow>> = HashMap::new();
-        for answer in &run.answers {
-            by_name.entry(name_of(answer)).or_default().push_back(answer);
-        }
-        Self { by_name }
-    }
-
-    fn next(&mut self, answer: &AnsweredRow) -> Option<&'a AnsweredRow> {
-        self.by_name.get_mut(name_of(answer))?.pop_front()
-    }
-}
-
-fn name_of(answer: &AnsweredRow) -> &str {
-    answer.prediction.id.as_deref().or(answer.prediction.question.as_deref()).unwrap_or_default()
 }
 
 /// The answer of a run as JSON.

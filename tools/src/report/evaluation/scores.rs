@@ -6,7 +6,7 @@ use std::fmt::Write;
 use reel_eval::{Comparison, Headline};
 use serde_json::Value;
 
-use super::data::better_answer_counts;
+use super::answer::better_answer_counts;
 use super::{BenchmarkAnswers, EvaluationRun};
 use crate::report::escape::escape_html;
 use crate::report::html::HtmlPage;

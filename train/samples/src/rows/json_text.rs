@@ -5,7 +5,7 @@
 use reel_support::diagnostic::Diagnostic;
 use serde_json::{Map, Value};
 
-use super::layouts::CHAT_HELP;
+use super::messages::CHAT_HELP;
 
 /// Parses the JSON texts in a conversation's columns and replaces them by their values. A text in `prompt` or
 /// `completion` is treated as JSON only if it is a list of messages; a text in a media column only if it is a list.

@@ -16,17 +16,17 @@
 
 mod json_text;
 pub mod layouts;
+mod messages;
 mod unread;
 
 use crate::prompts::QuestionTemplate;
 use crate::rewards::Recipe;
 use crate::rewards::string_field;
-use layouts::{
-    CHAT_HELP, ConversationLayout, is_question_with_answer, parse_chat, refuse_system_column, vlm_r1_problem,
-};
+use layouts::{ConversationLayout, refuse_system_column, vlm_r1_problem};
+use messages::{CHAT_HELP, ends_with_answer, is_question_with_answer, parse_chat, plain_messages};
 use reel_support::diagnostic::Diagnostic;
 use serde_json::{Map, Value, json};
-use unread::{ends_with_answer, plain_messages, refuse_unlearned_answer, refuse_unread_columns};
+use unread::{refuse_unlearned_answer, refuse_unread_columns};
 
 use crate::media_columns;
 

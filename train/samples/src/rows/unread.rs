@@ -5,7 +5,7 @@
 use reel_support::diagnostic::Diagnostic;
 use serde_json::{Map, Value};
 
-use super::layouts::{history_messages, message, sharegpt_messages};
+use super::messages::{ends_with_answer, history_messages, sharegpt_messages, text_of, without_marks};
 
 /// Columns with a question, a prompt or a whole conversation. A text in them may repeat a part of a message.
 const QUESTIONS: [&str; 5] = ["conversations", "prompt", "query", "instruction", "history"];
@@ -44,10 +44,6 @@ pub(super) fn refuse_unlearned_answer(messages: &[Value], columns: &Map<String, 
         )),
         None => Ok(()),
     }
-}
-
-pub(super) fn ends_with_answer(messages: &[Value]) -> bool {
-    messages.last().is_some_and(|message| message["role"] == "assistant")
 }
 
 /// Whether a column has a value that is neither null nor empty.
@@ -107,22 +103,6 @@ fn repeats(name: &str, value: &Value, messages: &[Value]) -> bool {
     messages.windows(list.len()).any(|part| part.iter().zip(&list).all(|(a, b)| is_same(a, b)))
 }
 
-/// The text of a message without media marks.
-pub(super) fn text_of(message: &Value) -> String {
-    match &message["content"] {
-        Value::String(text) => without_marks(text),
-        Value::Array(parts) => {
-            let texts: Vec<&str> = parts.iter().filter_map(|part| part["text"].as_str()).collect();
-            without_marks(&texts.concat())
-        }
-        _ => String::new(),
-    }
-}
-
-fn without_marks(text: &str) -> String {
-    text.replace("<image>", "").replace("<video>", "").trim().to_string()
-}
-
 /// Refuses a row with descriptions of tools. The chat template of Qwen2.5-VL does not show tools, so the model would
 /// learn to call tools that its prompt does not describe.
 fn refuse_tools(columns: &Map<String, Value>) -> Result<(), Diagnostic> {
@@ -166,18 +146,13 @@ fn refuse_objects(messages: &[Value], columns: &Map<String, Value>) -> Result<()
     }
 }
 
-/// The messages of a row of plain texts. They are compared with the row's other columns.
-pub(super) fn plain_messages(prompt: &str, completion: Option<&str>) -> Vec<Value> {
-    let answer = completion.map(|text| message("assistant", text));
-    [message("user", prompt)].into_iter().chain(answer).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use crate::rewards::Recipe;
     use proptest::prelude::*;
     use serde_json::json;
 
+    use super::super::messages::message;
     use super::super::{DataRow, SupervisedRow};
     use super::*;
 

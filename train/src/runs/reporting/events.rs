@@ -14,8 +14,8 @@ use crate::metrics::RolloutPreview;
 use crate::{Result, TrainError};
 use reel_media::strip::PngImage;
 
+use crate::runs::reporting::preview::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TAG};
 use crate::runs::reporting::protobuf::ProtoMessage;
-use crate::runs::reporting::watch::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TAG};
 
 /// An open TensorBoard event file.
 #[derive(Debug)]

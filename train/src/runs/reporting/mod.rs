@@ -3,6 +3,7 @@
 
 pub mod command;
 pub mod events;
+mod preview;
 pub mod progress;
 pub mod protobuf;
 pub mod signal;

@@ -11,6 +11,7 @@ pub mod replay;
 pub mod sft;
 mod start;
 mod train_loop;
+mod unusable_rows;
 mod validate;
 mod validation;
 
@@ -53,8 +54,9 @@ use hardware::HardwareMonitor;
 use record::RunJsonExtras;
 pub use record::device_change_warning;
 pub use train_loop::TrainLoop;
-pub(crate) use validate::unusable_rows;
-pub use validate::{DataCheckResult, ValidationCheckResult, check_data};
+pub(crate) use unusable_rows::unusable_rows;
+pub use validate::{DataCheckResult, check_data};
+pub use validation::ValidationCheckResult;
 pub(crate) use validation::ValidationRows;
 
 /// The result of a training run.

@@ -30,7 +30,8 @@ use serde_json::Value;
 
 use super::hardware::HardwareMonitor;
 use super::record::{RunJsonExtras, code_change_warning, device_change_warning};
-use super::validate::{ScannedRows, refuse_missing_media, scan_rows, unusable_rows};
+use super::unusable_rows::{refuse_missing_media, unusable_rows};
+use super::validate::{ScannedRows, scan_rows};
 use super::{CheckpointWriting, OutFolder, Reports, Run, TrainLoop, agreement};
 use crate::runs::folder::checkpoint::{self, BaseModel, CheckpointWriter};
 use crate::runs::folder::logs::{self, RecordedLogs, RunLogs};

@@ -23,10 +23,28 @@ use reel_samples::{RowFailure, RowFailureKind, SampleError};
 use reel_support::diagnostic::Diagnostic;
 use reel_support::files::fingerprint::bytes_fingerprint;
 
-use super::validate::{ValidationCheckResult, unusable_rows_among};
+use super::unusable_rows::unusable_rows_among;
 
 /// Time between two progress lines.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The result of `--check-data` for the rows of `--eval-file`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValidationCheckResult {
+    /// Number of validation rows.
+    pub rows: usize,
+    /// The rows that cannot be used, in file order.
+    pub unusable: Vec<SkippedRow>,
+}
+
+impl ValidationCheckResult {
+    /// Prints a note for each row that cannot be used, unless `quiet` is true.
+    pub fn print_unusable(&self, quiet: bool) {
+        for row in self.unusable.iter().filter(|_| !quiet) {
+            reel_support::diagnostic::note!("--eval-file: {}", row.reason);
+        }
+    }
+}
 
 /// The validation rows of a run.
 #[derive(Clone)]

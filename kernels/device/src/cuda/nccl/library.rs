@@ -10,8 +10,8 @@ use std::sync::OnceLock;
 
 use super::{CommHandle, Nccl, NcclResult, UniqueId};
 use crate::compile::toolkit::Toolkit;
+use crate::cuda::context::Context;
 use crate::cuda::error::{CudaError, nccl_version_text};
-use crate::cuda::nvidia::Context;
 use crate::cuda::types::StreamHandle;
 use reel_support::shared_library::SharedLibrary;
 

@@ -1,8 +1,8 @@
 //! NCCL, which moves memory between the GPUs of several ranks (processes, or threads in tests). Each rank has one GPU.
 //!
 //! The trait [`Nccl`] has the library's calls. `library.rs` implements it with NVIDIA's library, which is opened at run
-//! time; the fake driver implements it for machines without a GPU (`fake/nccl.rs`). `Communicator` is the interface
-//! for the rest of the program.
+//! time; the fake driver implements it for machines without a GPU (`fake/nccl.rs`).
+//! `communicator.rs` is the interface for the rest of the program.
 //!
 //! Rules of NCCL that the code relies on and that the fake enforces. Source: NVIDIA's NCCL user guide 2.32, sections
 //! "Creating a Communicator", "Error handling and communicator abort", "Fault Tolerance", "Group Calls",
@@ -27,13 +27,9 @@
 //! limit. `Communicator::check` is the watchdog.
 #![allow(unsafe_code)]
 
-mod communicator;
 mod library;
-#[cfg(test)]
-mod tests;
 
 use super::types::StreamHandle;
-pub(crate) use communicator::Communicator;
 pub(super) use library::NcclLibrary;
 pub use library::{installed_version, library_beside_toolkit};
 

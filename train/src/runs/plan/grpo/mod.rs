@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicBool;
 
 use crate::Result;
 use crate::options::{GrpoOptions, TrainingOptions};
-use crate::rollout::group::{EndTokens, groups_from_file};
+use crate::rollout::group::groups_from_file;
+use crate::rollout::prompts::EndTokens;
 use crate::rollout::sampler::CompletionSampler;
 use crate::rollout::siglip::SiglipScorer;
 use crate::rollout::{CompletionTokens, Prompt, RolloutGroup, RolloutSet};

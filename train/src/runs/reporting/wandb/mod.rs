@@ -38,7 +38,7 @@ use reel_media::strip::PngImage;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::runs::reporting::watch::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TAG};
+use crate::runs::reporting::preview::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TAG};
 
 /// The folder in OUT that has one folder for each part of the W&B run.
 pub(crate) const FOLDER: &str = "wandb";

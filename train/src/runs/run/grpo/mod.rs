@@ -112,7 +112,12 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
         from: Option<&Path>,
     ) -> Result<Self> {
         let set = match from.map(|folder| folder.join(ROLLOUT_SET_FILE)).filter(|path| path.exists()) {
-            Some(path) => Some(RolloutSet::read(&path, &rows, &GroupAssignment::new(setup.options, trainer.ranks()))?),
+            Some(path) => {
+                let mut set = RolloutSet::read(&path, &rows)?;
+                let spread = GroupAssignment::new(setup.options, trainer.ranks());
+                set.ranks_of_micro_batches = spread.assign_groups_to_ranks(&mut set.groups, &rows)?;
+                Some(set)
+            }
             None => None,
         };
         add_feature_cache(trainer);

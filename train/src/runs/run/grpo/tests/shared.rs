@@ -1,6 +1,6 @@
 //! Tests that shared prefixes (`--shared-prefix`) give the same loss and gradients with fewer tokens.
 
-use crate::rollout::group::EndTokens;
+use crate::rollout::prompts::EndTokens;
 use crate::rollout::{CompletionTokens, Prompt, RolloutGroup};
 use crate::step::packing::PackedGroups;
 use reel_input::ModelInput;

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::{CommHandle, Nccl, NcclResult, UniqueId};
+use super::nccl::{CommHandle, Nccl, NcclResult, UniqueId};
 use crate::cuda::driver::{Driver, EventHandle, StreamHandle};
 use crate::cuda::error::CudaError;
 use crate::cuda::gpu::Gpu;
