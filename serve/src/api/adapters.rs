@@ -1,5 +1,5 @@
-//! Loads and unloads LoRA adapters: `POST /v1/load_lora_adapter` and `POST /v1/unload_lora_adapter`, with the same fields
-//! as in vLLM, and the adapters that a server loads when it starts.
+//! Loads and unloads LoRA adapters: `POST /v1/load_lora_adapter` and `POST /v1/unload_lora_adapter`, with the same
+//! fields as in vLLM, and the adapters that a server loads when it starts.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
