@@ -35,6 +35,7 @@
 pub(crate) mod check;
 pub mod cpu;
 mod examples;
+mod form;
 mod formula;
 pub mod gemm;
 pub mod plan;

@@ -62,7 +62,7 @@ use std::mem::offset_of;
 use reel_device::{Addr, Arch, DType, Stage};
 use reel_sim::tensor_map::{DataType, Interleave, L2Promotion, OobFill, Swizzle, TensorMap};
 
-use super::gemm::{self, OperandLayout, Params};
+use super::form::{self, OperandLayout, Params};
 
 /// What a kernel does with the old contents of C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -411,7 +411,7 @@ fn plain_stage(symbol: &'static str, p: &Params) -> Stage {
 
 /// Plans the launch of `gemm_swiglu_bf16`, whose k has at least two stages.
 pub(super) fn plan_swiglu_stages(p: &Params, arch: &Arch) -> Vec<Stage> {
-    vec![if arch.sm < 90 { plain_stage("gemm_swiglu_bf16_plain", p) } else { SWIGLU_HALVES.stage(p, arch, gemm::FWD) }]
+    vec![if arch.sm < 90 { plain_stage("gemm_swiglu_bf16_plain", p) } else { SWIGLU_HALVES.stage(p, arch, form::FWD) }]
 }
 
 #[cfg(test)]
@@ -430,7 +430,7 @@ mod tests {
 
     #[test]
     fn an_h100_takes_the_tiles_of_the_table() {
-        let fwd = |m, n, k| symbol(gemm::FWD, [m, n, k], 0);
+        let fwd = |m, n, k| symbol(form::FWD, [m, n, k], 0);
         assert_eq!(fwd(8192, 4608, 3584), "gemm_fwd_bf16_256x192_halves");
         assert_eq!(fwd(8192, 18944, 3584), "gemm_fwd_bf16_256x192_halves");
         assert_eq!(fwd(8192, 3584, 3584), "gemm_fwd_bf16_128x256");
@@ -439,16 +439,16 @@ mod tests {
         assert_eq!(fwd(64, 18944, 3584), "gemm_fwd_bf16_64x144");
         assert_eq!(fwd(8192, 16, 3584), "gemm_fwd_bf16_64x144");
         assert_eq!(fwd(8192, 4608, 64), "gemm_fwd_bf16_128x256");
-        assert_eq!(symbol(gemm::DX, [8192, 18944, 3584], 0), "gemm_dx_bf16_256x192_halves");
-        assert_eq!(symbol(gemm::DX, [8192, 3584, 18944], 0), "gemm_dx_bf16_128x256");
+        assert_eq!(symbol(form::DX, [8192, 18944, 3584], 0), "gemm_dx_bf16_256x192_halves");
+        assert_eq!(symbol(form::DX, [8192, 3584, 18944], 0), "gemm_dx_bf16_128x256");
         for shape in [[18944, 3584, 8192], [3584, 18944, 8192]] {
-            assert_eq!(symbol(gemm::DW, shape, 0), "gemm_dw_bf16_128x256_held");
-            assert_eq!(symbol(gemm::DW, shape, 1), "gemm_dw_bf16_128x256_added");
-            assert_eq!(symbol(gemm::DW_TO_F32, shape, 1), "gemm_dw_f32_128x256");
+            assert_eq!(symbol(form::DW, shape, 0), "gemm_dw_bf16_128x256_held");
+            assert_eq!(symbol(form::DW, shape, 1), "gemm_dw_bf16_128x256_added");
+            assert_eq!(symbol(form::DW_TO_F32, shape, 1), "gemm_dw_f32_128x256");
         }
         // A product that is added to the residual uses a Hopper tile, too.
-        assert_eq!(symbol(gemm::FWD, [8192, 3584, 3584], 1), "gemm_fwd_bf16_128x256_added");
-        assert_eq!(symbol(gemm::FWD, [64, 18944, 3584], 1), "gemm_fwd_bf16_64x144");
+        assert_eq!(symbol(form::FWD, [8192, 3584, 3584], 1), "gemm_fwd_bf16_128x256_added");
+        assert_eq!(symbol(form::FWD, [64, 18944, 3584], 1), "gemm_fwd_bf16_64x144");
     }
 
     /// Every kernel of `sm90a.cuh` has a tile in this file with the same numbers, and every tile has a kernel.
@@ -485,17 +485,17 @@ mod tests {
         for (model, (weight, n, k)) in weights {
             for tokens in [512, 1024, 2048, 4096, 8192] {
                 let products = [
-                    ("forward", gemm::FWD, [tokens, n, k]),
-                    ("dX", gemm::DX, [tokens, k, n]),
-                    ("dW", gemm::DW_TO_F32, [n, k, tokens]),
+                    ("forward", form::FWD, [tokens, n, k]),
+                    ("dX", form::DX, [tokens, k, n]),
+                    ("dW", form::DW_TO_F32, [n, k, tokens]),
                 ];
                 for (name, form, [m, n, k]) in products {
                     let p = Params { m, n, k, ..Params::zeroed() };
                     let (tile, share) = (chosen(&p, &Arch::H100, form), wave_share(&p, &Arch::H100, form));
                     let is_own = share >= 0.9;
-                    assert_eq!(by_share.takes_cublaslt(form == gemm::FWD, share), !is_own);
+                    assert_eq!(by_share.takes_cublaslt(form == form::FWD, share), !is_own);
                     own += u32::from(is_own);
-                    own_if_invariant += u32::from(!invariant.takes_cublaslt(form == gemm::FWD, share));
+                    own_if_invariant += u32::from(!invariant.takes_cublaslt(form == form::FWD, share));
                     let by = if is_own { "" } else { ", cuBLASLt unless batch invariant" };
                     println!("{model:3} {weight:8} {name:7} {m:5} x {n:5} x {k:5} {share:.3} {}{by}", tile.symbol);
                 }
@@ -526,7 +526,7 @@ mod tests {
         fn a_product_with_swiglu_is_an_own_one_without(m in 1u32..20_000, n in 1u32..40_000, k in 65u32..20_000) {
             let p = Params { m, n, k, ..Params::zeroed() };
             let [with, without] =
-                [swiglu_wave_share(&p, &Arch::H100).unwrap(), wave_share(&p, &Arch::H100, gemm::FWD)];
+                [swiglu_wave_share(&p, &Arch::H100).unwrap(), wave_share(&p, &Arch::H100, form::FWD)];
             prop_assert!(with < 0.9 || without >= 0.9, "{with} {without}");
         }
 
@@ -537,7 +537,7 @@ mod tests {
             form in 0usize..6, m in 1u32..20_000, n in 1u32..40_000, k in 1u32..20_000, accumulate in 0u32..2,
             multiprocessors in 2u32..200,
         ) {
-            let forms = [gemm::FWD, gemm::FWD_TO_F32, gemm::DX, gemm::DX_TO_F32, gemm::DW, gemm::DW_TO_F32];
+            let forms = [form::FWD, form::FWD_TO_F32, form::DX, form::DX_TO_F32, form::DW, form::DW_TO_F32];
             let (form, arch) = (forms[form], Arch { multiprocessors, ..Arch::H100 });
             let p = Params { m, n, k, accumulate, ..Params::zeroed() };
             let tile = chosen(&p, &arch, form);
