@@ -34,8 +34,7 @@ fn crates() -> Vec<PathBuf> {
 }
 
 /// Folders whose parts have circular dependencies.
-const WITH_CIRCLES: [&str; 22] = [
-    "cli/foreign",
+const WITH_CIRCLES: [&str; 21] = [
     "input/src/chat",
     "kernels/device/src/cuda",
     "kernels/src/attention/cpu",
@@ -99,7 +98,7 @@ fn crates_use_those_that_the_design_page_allows() {
 
 /// The most lines of the product and of its proof. A change that adds lines raises these numbers, so that its author and
 /// its reviewer see the price; a change that removes lines lowers them.
-const MOST_LINES: CodeLines = CodeLines { product: 163_600, proof: 43_900 };
+const MOST_LINES: CodeLines = CodeLines { product: 161_800, proof: 43_900 };
 
 #[test]
 fn product_and_proof_stay_within_their_lines() {
