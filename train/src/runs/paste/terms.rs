@@ -116,11 +116,7 @@ impl Scope {
             "subject" => Some(self.shown()),
             "several" => when(given.values.len() > 1),
             "first" => given.values.first().cloned(),
-            "list" => {
-                let items = given.listed_values().join(",");
-                let items: Vec<&str> = items.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();
-                Some(items.join(",")).filter(|list| !list.is_empty())
-            }
+            "list" => Some(given.listed_values().join(",")).filter(|list| !list.is_empty()),
             "paths" => when(given.values.iter().all(|v| v.contains('/') || v == "." || Path::new(v).exists())),
             "item" => self.item.clone(),
             "key" => self.key.clone(),
@@ -224,6 +220,7 @@ fn apply(function: &str, argument: &str, value: &str) -> Option<String> {
         "spaced" => Some(value.replace(',', ", ")),
         "plain" => Some(value.chars().filter(char::is_ascii_alphanumeric).collect()),
         "regex" => when(value.contains(['[', '(', '|', '*', '+', '^', '$', '\\'])),
+        "trimmed" => list(items().map(str::trim).filter(|item| !item.is_empty()).collect()),
         "first" => items().next().map(String::from),
         "rest" => value.split_once(',').map(|(_, rest)| rest.to_string()),
         "count" => {
