@@ -116,3 +116,30 @@ fn the_table_names_rules_that_exist() {
         assert!(has_rule(rule), "{rule}");
     }
 }
+
+/// Every rule, function and action that `rules.txt` names exists.
+#[test]
+fn the_rules_name_what_exists() {
+    let named = |source: &str, name: &str| source.contains(&format!("\"{name}\""));
+    let (mut rules, mut functions, mut actions) = (0, 0, 0);
+    for line in include_str!("rules.txt").lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let columns: Vec<&str> = line.splitn(4, '|').collect();
+        assert!(columns.len() >= 3, "{line}");
+        for part in line.split('~').skip(1) {
+            let function = part.split(|c: char| !c.is_ascii_lowercase() && c != '_').next().unwrap_or_default();
+            assert!(named(include_str!("terms.rs"), function), "{line}: {function}");
+            functions += 1;
+        }
+        // Words between double quotes are values.
+        for word in columns[2].split('"').step_by(2).flat_map(|part| part.split(' ')).filter(|word| !word.is_empty()) {
+            let (verb, rest) = word.split_once(':').unwrap_or((word, ""));
+            assert!(named(include_str!("rules.rs"), verb), "{line}: {verb}");
+            let is_call = ["do", "for", "each", "list", "fields", "pairs"].contains(&verb);
+            let rule = rest.split('=').next().unwrap_or_default();
+            assert!(!is_call || has_rule(rule), "{line}: {rule}");
+            rules += usize::from(is_call);
+            actions += 1;
+        }
+    }
+    assert!(rules > 50 && functions > 150 && actions > 500, "{rules} {functions} {actions}");
+}
