@@ -1,7 +1,7 @@
 //! Changes to the argument parser that clap derives from the structs, for all subcommands:
 //!
 //! - An option is accepted with underscores (`--learning_rate`), and by the names of other programs for it
-//!   (`--output_dir`; `reel_train::runs::foreign_options`).
+//!   (`--output_dir`; `reel_train::runs::paste`).
 //! - A value may be a negative number ([`join_negative_numbers`]): `--fps -1` is an invalid rate, not an unknown
 //!   option.
 //! - A switch of a training command may have a value, as in TRL: `--temporal true`.
@@ -14,10 +14,10 @@ use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
 use clap::{Arg, ArgAction, Command};
-use reel_train::runs::foreign_options;
+use reel_train::runs::paste::{self, table};
 
 use crate::fail::usage_error;
-use crate::{foreign, init};
+use crate::init;
 
 /// Joins an option and a negative number that follows it: `--fps -1e-6` becomes `--fps=-1e-6`. The parser would take
 /// the number for an option. Nothing is changed after `--`.
@@ -102,7 +102,7 @@ pub fn with_additional_spellings(root: Command) -> Command {
     root.mut_args(|argument| adapt_argument(argument, "", |_| false)).mut_subcommands(|inner| {
         let path = inner.get_name().to_string();
         let adapted = adapt_subcommand(inner, &path, &common);
-        if ["sft", "grpo"].contains(&path.as_str()) { foreign::with_explain_option(adapted) } else { adapted }
+        if ["sft", "grpo"].contains(&path.as_str()) { paste::with_explain_option(adapted) } else { adapted }
     })
 }
 
@@ -135,8 +135,8 @@ fn adapt_subcommand(mut command: Command, path: &str, common: &[Arg]) -> Command
 /// that is itself an option of the command (`is_option`) is not added.
 fn adapt_argument(argument: Arg, path: &str, is_option: impl Fn(&str) -> bool) -> Arg {
     let option = argument.get_id().to_string();
-    let foreign = foreign_options::aliases_of(&option, foreign_options::command_of_subcommand(path))
-        .filter(|alias| !is_option(alias));
+    let foreign = table::aliases_of(&option, table::command_of_subcommand(path));
+    let foreign = foreign.into_iter().filter(|alias| !is_option(alias));
     let own = argument.get_long().map(str::to_string);
     let mut aliases: Vec<String> = foreign.flat_map(|name| [name.to_string(), name.replace('_', "-")]).collect();
     aliases.extend(own.iter().map(|long| long.replace('-', "_")));
@@ -265,10 +265,10 @@ fn has_effect(option: &str, path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use reel_train::runs::number_kind::number_kind;
 
     use super::*;
     use crate::cli::{self, Cli};
-    use crate::number_kind::number_kind;
 
     fn parse(line: &str) -> Result<clap::ArgMatches, clap::Error> {
         cli::command().try_get_matches_from(join_negative_numbers(line.split(' ').map(OsString::from)))

@@ -4,11 +4,12 @@ use anyhow::Result;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgMatches, CommandFactory, Parser, Subcommand};
 
+use reel_train::runs::paste;
+
 use crate::common::CommonOptions;
 use crate::{
-    arguments, bench, completions, curate, data, demo, doctor, eval, foreign, frames, generate, grpo, help, init,
-    kernels, man, merge, output, plan, preprocess, ranks, replaced, replay, report, resize, reward, score, serve, sft,
-    sim, tokenize,
+    arguments, bench, completions, curate, data, demo, doctor, eval, frames, generate, grpo, help, init, kernels, man,
+    merge, output, plan, preprocess, ranks, replaced, replay, report, resize, reward, score, serve, sft, sim, tokenize,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -111,7 +112,7 @@ pub fn command() -> clap::Command {
 pub fn run(cli: Cli, name: &str, matches: &ArgMatches) -> Result<()> {
     let common = &cli.common;
     common.validate()?;
-    if let Some(table) = foreign::explain_defaults(&command(), matches) {
+    if let Some(table) = paste::explain_defaults(&command(), matches) {
         return output::print_text(&table);
     }
     ranks::refuse_several_processes(name)?;

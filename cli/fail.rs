@@ -14,9 +14,8 @@ use reel_samples::SampleError;
 use reel_support::diagnostic::{Diagnostic, escape_controls, is_panic_caught, redact_urls};
 use reel_tools::measure::MeasureError;
 use reel_train::TrainError;
+use reel_train::runs::number_kind::{NumberKind, number_kind};
 use reel_train::runs::option_names;
-
-use crate::number_kind::{NumberKind, number_kind};
 
 /// An error in the command line: exit code 2.
 #[derive(Debug, thiserror::Error)]

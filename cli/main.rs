@@ -15,7 +15,6 @@ mod doctor;
 mod endpoint;
 mod eval;
 mod fail;
-mod foreign;
 mod frames;
 mod generate;
 mod grpo;
@@ -30,8 +29,9 @@ mod man;
 mod media;
 mod merge;
 mod model;
-mod number_kind;
 mod output;
+#[cfg(test)]
+mod paste_tests;
 mod plan;
 mod predictor;
 mod preprocess;
@@ -56,7 +56,7 @@ mod training;
 mod training_evaluator;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
@@ -64,6 +64,8 @@ use reel_device::cpu::simd;
 use reel_device::{NVTX_INJECTION_VARIABLE, attach_nvtx_tool};
 use reel_input::chat;
 use reel_tools::measure::trace;
+use reel_train::runs::config_file::ConfigFile;
+use reel_train::runs::paste;
 
 fn main() -> ExitCode {
     if let Err(e) = search_paths::leave_out_current_folder() {
@@ -131,28 +133,30 @@ fn main() -> ExitCode {
     ExitCode::from(fail::run_and_exit_code(run, common.verbose))
 }
 
-/// Translates a command of another program into options of reel (see [`foreign`]), and prints the notes. If the
+/// Translates a command of another program into options of reel (see [`paste`]), and prints the notes. If the
 /// command is refused, prints the message and returns the exit code as the error.
 fn translated_words(parser: &clap::Command, words: Vec<OsString>) -> Result<Vec<OsString>, ExitCode> {
     let texts: Vec<String> = words.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     let world = ranks::world_from_environment().ok().flatten();
     let is_child = std::env::var_os("REEL_LAUNCH").is_some();
-    let surroundings = foreign::CommandEnvironment {
+    let surroundings = paste::CommandEnvironment {
         variable: &|name| std::env::var(name).ok().filter(|value| !value.is_empty()),
         // With `--gpus`, the batch size on the command line is for all processes together, so they count as one.
         processes: world.as_ref().filter(|_| !is_child).map_or(1, |world| world.size),
+        read_config_file: &read_config_file,
+        usage_error: &fail::usage_error_message,
     };
     let is_first = world.as_ref().is_none_or(|world| world.rank == 0) && !is_child;
-    match foreign::translate_command(parser, &texts, &surroundings) {
-        foreign::TranslationOutcome::Unchanged => Ok(words),
-        foreign::TranslationOutcome::Translated { words: translated, notes } => {
+    match paste::translate_command(parser, &texts, &surroundings) {
+        paste::TranslationOutcome::Unchanged => Ok(words),
+        paste::TranslationOutcome::Translated { words: translated, notes } => {
             let is_quiet = texts.iter().any(|word| ["--quiet", "--json"].contains(&word.as_str()));
             for note in notes.iter().filter(|_| is_first && !is_quiet) {
                 reel_support::diagnostic::note!("{}", reel_support::diagnostic::escape_controls(note));
             }
             Ok(words.into_iter().take(1).chain(translated.into_iter().map(OsString::from)).collect())
         }
-        foreign::TranslationOutcome::Refused { message } => {
+        paste::TranslationOutcome::Refused { message } => {
             if is_first {
                 let lines: Vec<String> =
                     message.lines().map(|l| reel_support::diagnostic::escape_controls(l).to_string()).collect();
@@ -161,4 +165,11 @@ fn translated_words(parser: &clap::Command, words: Vec<OsString>) -> Result<Vec<
             Err(ExitCode::from(fail::USAGE_ERROR_EXIT_CODE))
         }
     }
+}
+
+/// Reads a configuration file for the translation of a command.
+fn read_config_file(path: &Path) -> Result<paste::ConfigEntries, String> {
+    let file = ConfigFile::read(path).map_err(|e| e.to_string())?;
+    let entries = file.entries().map(|(key, value)| (key.to_string(), value.clone())).collect();
+    Ok(paste::ConfigEntries { entries, is_run_record: file.is_run_record() })
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::runs::option_names;
+use crate::runs::paste::table::option_of_alias;
 
 /// The options of a configuration file that determine how the command starts and what it prints and traces. They do
 /// not describe the run, so they are not written to `run.json`.
@@ -274,7 +275,7 @@ impl ConfigFile {
 
 /// Returns the option for which the key `field` is an alias in a training command, else `field` itself.
 fn option_of(field: &str, is_option: impl Fn(&str) -> bool) -> &str {
-    let of = |command: &str| option_names::option_of_alias(field, command, &is_option);
+    let of = |command: &str| option_of_alias(field, command, &is_option);
     Some(of("sft")).filter(|option| *option != field).unwrap_or_else(|| of("grpo"))
 }
 

@@ -1,25 +1,8 @@
-//! Names of options as users write them: spellings, aliases from other programs (`foreign_options`), typing errors.
-
-use crate::runs::foreign_options;
+//! Names of options as users write them: spellings and typing errors. Names of other programs are in `paste/table.rs`.
 
 /// Converts an option's name from a user's spelling to its field name: `--learning-rate` to `learning_rate`.
 pub fn field_name(written: &str) -> String {
     written.trim_start_matches('-').replace('-', "_").to_ascii_lowercase()
-}
-
-/// Returns the option for which `name` is an alias in the command `command`, if the command has this option
-/// (`is_option`), else `name` itself. Names and result are field names.
-pub fn option_of_alias<'a>(name: &'a str, command: &str, is_option: impl Fn(&str) -> bool) -> &'a str {
-    if is_option(name) {
-        return name;
-    }
-    let is_alias = |row: &foreign_options::OptionRow, value: Option<&str>| {
-        value.is_none()
-            && matches!(row.becomes[..], [becomes] if becomes.ends_with("=$"))
-            && row.target_option_names().all(&is_option)
-    };
-    let row = foreign_options::find_row(name, None, command, is_alias);
-    row.and_then(|row| row.target_option_names().next()).filter(|target| !target.ends_with('?')).unwrap_or(name)
 }
 
 /// Maximum number of edits between a name and a suggested name: 1, plus 1 for each six characters. An edit inserts,
@@ -40,12 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn aliases_stand_for_options_of_the_command_only() {
-        let options = |name: &str| ["out", "model", "max_length"].contains(&name);
-        assert_eq!(option_of_alias("output_dir", "sft", options), "out");
-        assert_eq!(option_of_alias("max_seq_len", "sft", options), "max_length");
-        assert_eq!(option_of_alias("out", "sft", options), "out");
-        assert_eq!(option_of_alias("lora_rank", "sft", options), "lora_rank");
+    fn spellings_of_a_name_are_one_field_name() {
         assert_eq!(field_name("--Learning-Rate"), "learning_rate");
     }
 

@@ -1,10 +1,11 @@
 //! Splits the words of a command line into options with their values, and writes options as words of a command line.
 
+use crate::runs::option_names;
 use clap::{Arg, ArgAction, Command};
-use reel_train::runs::option_names;
+use serde_json::{Value, json};
 
 /// An option of a command line or configuration file, which may not be an option of reel.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GivenOption {
     /// The name as a field name: `learning_rate` for `--learning-rate`; the whole key for `data.train_files=…`.
     pub name: String,
@@ -44,30 +45,42 @@ impl GivenOption {
         }
     }
 
-    /// Returns the option with its values as messages show it.
+    /// Returns the items of an option that has several values, or one value in list syntax (JSON, Python or Hydra's,
+    /// whose quotes the shell has removed: `[console,wandb]`).
+    pub fn listed_values(&self) -> Vec<String> {
+        let parsed =
+            |text: &str| serde_json::from_str(text).or_else(|_| serde_json::from_str(&text.replace('\'', "\"")));
+        let one = |text: &str| match parsed(text) {
+            Ok(Value::Array(items)) => items.iter().map(|v| v.as_str().map_or(v.to_string(), String::from)).collect(),
+            _ if text.starts_with('[') && text.ends_with(']') => {
+                let items = text[1..text.len() - 1].split(',');
+                items.map(|item| item.trim().trim_matches(['"', '\'']).to_string()).collect()
+            }
+            _ => vec![text.trim_end_matches(',').trim_matches(['"', '\'']).to_string()],
+        };
+        self.values.iter().flat_map(|text| one(text)).filter(|text| !text.is_empty()).collect()
+    }
+
+    /// Returns the option with its values as messages show it. Keys, tokens and passwords do not appear in messages.
     pub fn text_for_messages(&self) -> String {
+        let is_secret = ["api_key", "token", "password"].iter().any(|end| self.name.ends_with(end));
+        let is_key = self.written.contains('.') && !self.written.starts_with("--");
         match self.joined_values() {
-            // API keys, tokens and passwords must not appear in messages.
-            Some(_) if ["api_key", "token", "password"].iter().any(|end| self.name.ends_with(end)) => {
-                format!("{} …", self.written)
-            }
-            Some(value) if self.written.contains('.') && !self.written.starts_with("--") => {
-                let separator = if self.written.contains(": ") { ": " } else { "=" };
-                format!("{}{separator}{}", self.written, shortened(&value))
-            }
+            Some(_) if is_secret => format!("{} …", self.written),
+            Some(value) if is_key && self.written.contains(": ") => format!("{}: {}", self.written, shortened(&value)),
+            Some(value) if is_key => format!("{}={}", self.written, shortened(&value)),
             Some(value) => format!("{} {}", self.written, shortened(&value)),
             None => self.written.clone(),
         }
     }
 }
 
-fn shortened(value: &str) -> String {
-    const MAX: usize = 60;
-    let mut text: String = value.chars().take(MAX).collect();
-    if value.chars().count() > MAX {
-        text.push('…');
+/// Returns a value as messages show it: at most 60 characters.
+pub fn shortened(value: &str) -> String {
+    match value.char_indices().nth(60) {
+        Some((at, _)) => format!("{}…", &value[..at]),
+        None => value.to_string(),
     }
-    text
 }
 
 /// Returns true if a word begins an option: `--name`, or one dash and a letter. Negative numbers are not options.
@@ -76,13 +89,17 @@ fn is_option(word: &str) -> bool {
     word.starts_with('-') && name.starts_with(|c: char| c.is_ascii_alphabetic()) && !["inf", "nan"].contains(&name)
 }
 
+/// Returns true if a text has only characters of nested keys, such as `trainer.nnodes`.
+pub fn is_key(text: &str) -> bool {
+    text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+}
+
 /// Returns true if a word is a `key=value` pair of verl or EasyR1, such as `trainer.nnodes=1`.
 fn is_nested_key(word: &str) -> bool {
     let Some((key, _)) = word.split_once('=') else { return false };
     let (root, rest) = key.trim_start_matches('+').split_once('.').unwrap_or_default();
-    let roots =
-        ["data", "actor_rollout_ref", "worker", "algorithm", "trainer", "critic", "reward_model", "model", "optim"];
-    roots.contains(&root) && rest.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    let roots = "data actor_rollout_ref worker algorithm trainer critic reward_model model optim";
+    roots.split(' ').any(|own| own == root) && is_key(rest)
 }
 
 /// Returns true if the command trains a model.
@@ -90,16 +107,11 @@ fn trains(path: &[String]) -> bool {
     path.first().is_some_and(|name| ["sft", "grpo"].contains(&name.as_str()))
 }
 
-/// Returns the letter of an option such as `-v`; `None` for other words.
-fn single_letter(word: &str) -> Option<char> {
-    let mut letters = word.strip_prefix('-')?.chars();
-    letters.next().filter(|letter| letter.is_ascii_alphabetic() && letters.next().is_none())
-}
-
-/// Returns true if reel has a one-letter option with this letter (`-v`), in the command or for all commands.
-fn has_short_option(root: &Command, command: &Command, letter: char) -> bool {
-    let has = |command: &Command| command.get_arguments().any(|argument| argument.get_short() == Some(letter));
-    letter == 'h' || letter == 'V' || has(command) || has(root)
+/// Returns true if a word is a one-letter option of reel (`-v`), of the command or of all commands.
+fn is_short_option(word: &str, root: &Command, command: &Command) -> bool {
+    let &[b'-', letter] = word.as_bytes() else { return false };
+    let is = |argument: &Arg| argument.get_short() == Some(char::from(letter));
+    b"hV".contains(&letter) || command.get_arguments().any(is) || root.get_arguments().any(is)
 }
 
 /// Returns the argument of `command` whose long name, as a field name, is `name`.
@@ -108,17 +120,14 @@ pub fn reel_argument<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
 }
 
 /// Returns the maximum number of words that follow an option of reel as its values. Python programs write a list as
-/// several words. Therefore the options of training commands, and the server options that may be repeated, take all
-/// words up to the next option.
+/// several words. Therefore the options of training commands, the server options that may be repeated, and
+/// VLMEvalKit's --data and --model take all words up to the next option.
 fn max_values(argument: &Arg, path: &[String]) -> usize {
-    // VLMEvalKit's --data and --model take several values.
     let names_several = path == ["eval"] && argument.get_long().is_some_and(|long| ["data", "model"].contains(&long));
-    let is_repeated = matches!(argument.get_action(), ArgAction::Append);
+    let is_repeated = matches!(argument.get_action(), ArgAction::Append) && path.first().is_some_and(|p| p == "serve");
     match argument.get_action().takes_values() {
         false => 0,
-        true if trains(path) || names_several || (is_repeated && path.first().is_some_and(|name| name == "serve")) => {
-            usize::MAX
-        }
+        true if trains(path) || names_several || is_repeated => usize::MAX,
         true => argument.get_num_args().map_or(1, |range| range.max_values()),
     }
 }
@@ -149,8 +158,7 @@ pub fn split_command_line<'a>(root: &'a Command, words: &[String]) -> Option<Com
             line.arguments.push(word.clone());
             continue;
         }
-        let letter = single_letter(word);
-        if letter.is_some_and(|letter| has_short_option(root, command, letter)) {
+        if is_short_option(word, root, command) {
             line.before.push(word.clone());
             continue;
         }
@@ -167,26 +175,63 @@ pub fn split_command_line<'a>(root: &'a Command, words: &[String]) -> Option<Com
             },
         };
         let name = option_names::field_name(written);
-        let mut values: Vec<String> = joined.into_iter().collect();
-        let has_joined_value = !values.is_empty();
         let most = reel_argument(command, &name).map_or(usize::MAX, |argument| max_values(argument, &line.path));
-        let is_nested = |next: &str| trains(&line.path) && is_nested_key(next);
-        let is_value = |next: &String| !(is_option(next) || is_nested(next));
-        while !has_joined_value && values.len() < most && words.get(at).is_some_and(is_value) {
-            values.push(words[at].clone());
-            at += 1;
-        }
+        let most = if joined.is_some() { 0 } else { most };
+        let is_value = |next: &&String| !(is_option(next) || trains(&line.path) && is_nested_key(next));
+        let following = words[at..].iter().take(most).take_while(is_value).cloned();
+        let values: Vec<String> = joined.iter().cloned().chain(following).collect();
+        at += values.len() - usize::from(joined.is_some());
         line.given.push(GivenOption { name, written: written.to_string(), values });
     }
     Some(line)
+}
+
+/// Joins vLLM's options with dots in their names, such as `--limit-mm-per-prompt.image 4`, into one option whose
+/// value is a JSON object, with the fields that the option itself sets. Of a field that is given twice, the last value
+/// counts.
+pub fn fold_dotted_options(all_given: Vec<GivenOption>) -> Vec<GivenOption> {
+    let mut folded: Vec<GivenOption> = Vec::new();
+    for mut given in all_given {
+        if let Some((name, path)) = given.name.split_once('.').filter(|_| given.written.starts_with("--")) {
+            let text = given.joined_values().unwrap_or_else(|| "true".into());
+            let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
+            let mut object = path.rsplit('.').fold(value, |value, name| json!({ name: value }));
+            let is_same = |earlier: &GivenOption| earlier.name == name && earlier.written.starts_with("--");
+            if let Some(earlier) = folded.iter_mut().find(|earlier| is_same(earlier))
+                && let Ok(fields @ Value::Object(_)) =
+                    serde_json::from_str(&earlier.joined_values().unwrap_or_default())
+            {
+                object = merged(fields, object);
+                earlier.values = vec![object.to_string()];
+                continue;
+            }
+            let written = given.written.split('.').next().unwrap_or_default().to_string();
+            given = GivenOption { name: name.into(), written, values: vec![object.to_string()] };
+        }
+        folded.push(given);
+    }
+    folded
+}
+
+/// Returns `below` with the fields of `above`.
+fn merged(below: Value, above: Value) -> Value {
+    match (below, above) {
+        (Value::Object(mut below), Value::Object(above)) => {
+            for (name, value) in above {
+                let value = merged(below.get(&name).cloned().unwrap_or_default(), value);
+                below.insert(name, value);
+            }
+            Value::Object(below)
+        }
+        (_, above) => above,
+    }
 }
 
 /// Returns the words that set an option of reel to these values on a command line.
 pub fn option_words(command: &Command, name: &str, values: &[String]) -> Vec<String> {
     let long = format!("--{}", name.replace('_', "-"));
     let argument = reel_argument(command, name);
-    let is_switch =
-        argument.is_some_and(|argument| matches!(argument.get_action(), ArgAction::SetTrue | ArgAction::Count));
+    let is_switch = argument.is_some_and(|a| matches!(a.get_action(), ArgAction::SetTrue | ArgAction::Count));
     match values {
         [] => vec![long],
         [value] if is_switch => match value.to_ascii_lowercase().as_str() {
@@ -195,14 +240,5 @@ pub fn option_words(command: &Command, name: &str, values: &[String]) -> Vec<Str
         },
         [value] if value.starts_with('-') => vec![format!("{long}={value}")],
         values => std::iter::once(long).chain(values.iter().cloned()).collect(),
-    }
-}
-
-/// Quotes a word for a shell if it has special characters.
-pub fn quoted_for_shell(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
-    match !word.is_empty() && word.chars().all(is_plain) {
-        true => word.to_string(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
     }
 }

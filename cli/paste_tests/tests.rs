@@ -1,9 +1,9 @@
 use std::fs;
 use std::sync::LazyLock;
 
-use reel_train::runs::foreign_options;
-
-use super::*;
+use clap::{Arg, Command};
+use reel_train::runs::paste::table::{self, OptionClass};
+use reel_train::runs::paste::{CommandEnvironment, TranslationOutcome, translate_command};
 
 /// Returns the parser of the command line. It is built once, because building takes longer than parsing.
 pub(super) fn parser() -> &'static Command {
@@ -13,7 +13,18 @@ pub(super) fn parser() -> &'static Command {
 
 pub(super) fn outcome_of_words(words: &[String], environment: &[(String, String)]) -> TranslationOutcome {
     let variable = |name: &str| environment.iter().find(|(own, _)| own == name).map(|(_, value)| value.clone());
-    translate_command(parser(), words, &CommandEnvironment { variable: &variable, processes: 1 })
+    let environment = CommandEnvironment {
+        variable: &variable,
+        processes: 1,
+        read_config_file: &crate::read_config_file,
+        usage_error: &crate::fail::usage_error_message,
+    };
+    translate_command(parser(), words, &environment)
+}
+
+/// Returns the argument of `command` whose long name, as a field name, is `name`.
+pub(super) fn reel_argument<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
+    command.get_arguments().find(|argument| argument.get_long().is_some_and(|long| long.replace('-', "_") == name))
 }
 
 pub(super) fn outcome_of_line(words: &str) -> TranslationOutcome {
@@ -413,11 +424,11 @@ fn nested_values_are_translated() {
     assert_eq!(got, "serve --model m --port 9 --max-model-len 64 --served-model-name q");
 }
 
-/// Every rule that the option table names exists, and every option that the table sets is an option of the command.
+/// Every option that the option table sets is an option of the command.
 #[test]
-fn the_table_names_rules_and_options_that_exist() {
+fn the_table_names_options_that_exist() {
     let root = parser();
-    for row in foreign_options::option_rows() {
+    for row in table::ROWS.iter() {
         for command in &row.commands {
             let paths: &[&str] = match *command {
                 "train" => &["sft", "grpo"],
@@ -427,23 +438,11 @@ fn the_table_names_rules_and_options_that_exist() {
             };
             let has = |path: &str, option: &str| {
                 let parser = path.split(' ').fold(root, |parser, name| parser.find_subcommand(name).expect(path));
-                words::reel_argument(parser, option).is_some()
+                reel_argument(parser, option).is_some()
             };
             for target in row.target_option_names() {
                 assert!(paths.iter().any(|path| has(path, target)), "{:?}: {target}", row.names);
             }
-        }
-        for rule in row.becomes.iter().filter_map(|becomes| becomes.strip_prefix('@')) {
-            let command = if row.commands.contains(&"train") { "grpo" } else { row.commands[0] };
-            let path = if command == "bench" { "bench serve" } else { command };
-            let words: Vec<String> = path.split(' ').map(String::from).collect();
-            let line = words::split_command_line(root, &words).expect("a command");
-            let surroundings = CommandEnvironment { variable: &|_| None, processes: 1 };
-            let mut translation = CommandTranslation::new(line, command.to_string(), &surroundings);
-            let given =
-                words::GivenOption { name: row.names[0].0.into(), written: "--x".into(), values: vec!["1".into()] };
-            // `apply_rule` panics in a debug build if the rule does not exist.
-            let _ = rules::apply_rule(rule, &given, &mut translation);
         }
     }
 }
@@ -459,27 +458,22 @@ fn the_documentation_has_the_tables() {
         fs::write(path, wanted).unwrap();
         return;
     }
-    assert!(rest == tables(), "docs/coming-from.md differs from the tables; run this test with REEL_WRITE_DOCS=1");
+    assert!(rest == tables(), "docs/coming-from.md differs from the tables; run ./x tables");
 }
 
 /// Returns the option table as Markdown, grouped by class, followed by the table of defaults.
 fn tables() -> String {
     use std::fmt::Write;
     let mut text = String::new();
-    for class in [
-        foreign_options::OptionClass::Same,
-        foreign_options::OptionClass::Harmless,
-        foreign_options::OptionClass::Result,
-        foreign_options::OptionClass::Off,
-    ] {
+    for class in [OptionClass::Same, OptionClass::Harmless, OptionClass::Result, OptionClass::Off] {
         let title = match class {
-            foreign_options::OptionClass::Same => "Same meaning: accepted",
-            foreign_options::OptionClass::Harmless => "No effect here: accepted, named in one note",
-            foreign_options::OptionClass::Result => "Changes the result: refused",
-            foreign_options::OptionClass::Off => "Off: as absent",
+            OptionClass::Same => "Same meaning: accepted",
+            OptionClass::Harmless => "No effect here: accepted, named in one note",
+            OptionClass::Result => "Changes the result: refused",
+            OptionClass::Off => "Off: as absent",
         };
         let _ = write!(text, "\n## {title}\n\n| options | programs | commands | in reel |\n|---|---|---|---|\n");
-        for row in foreign_options::option_rows().iter().filter(|row| row.class == class) {
+        for row in table::ROWS.iter().filter(|row| row.class == class) {
             let names = row.names.iter().map(|(name, value)| match value {
                 Some(value) => format!("`{name}={value}`"),
                 None => format!("`{name}`"),
@@ -502,10 +496,10 @@ fn tables() -> String {
         }
     }
     let _ = write!(text, "\n## Defaults that differ\n");
-    for (program, version) in foreign_options::PROGRAMS.iter() {
+    for (program, version) in table::PROGRAMS.iter() {
         let _ =
             write!(text, "\n`{program}`: {version}\n\n| command | option of reel | default there |\n|---|---|---|\n");
-        for default in foreign_options::foreign_defaults().iter().filter(|default| default.program == *program) {
+        for default in table::DEFAULTS.iter().filter(|default| default.program == *program) {
             let option = match default.option {
                 "-" => "none".to_string(),
                 option => format!("`--{} {}`", option.replace('_', "-"), default.value),

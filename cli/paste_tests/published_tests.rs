@@ -4,14 +4,13 @@
 use std::fs;
 use std::path::Path;
 
-use reel_train::runs::foreign_options;
+use reel_train::runs::paste::{TranslationOutcome, table};
 use serde_json::Value;
 
 use super::tests::{
     assert_corrected_command_is_accepted, expect_refused, expect_translated, outcome_of_line, outcome_of_words, parser,
+    reel_argument,
 };
-use super::words::reel_argument;
-use super::*;
 
 /// A published command of another program, from `tests/paste/commands.json`. `tests/paste/README.md` says how that
 /// file was made.
@@ -150,7 +149,9 @@ fn every_option_of_the_peers_is_known() {
         let Some((command, names)) = text.split_once(": ") else { continue };
         let own = parser().find_subcommand(command).expect("a command");
         for name in names.split(' ') {
-            let has_row = foreign_options::is_foreign_option(name, command);
+            let has_row = table::ROWS.iter().any(|row| {
+                row.applies_to_command(command) && row.names.iter().any(|(own, _)| table::matches(own, name))
+            });
             match reel_argument(own, name).is_some() || has_row {
                 true => known += 1,
                 false => unknown.push(format!("{command} {name}")),
