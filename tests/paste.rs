@@ -1,6 +1,6 @@
 //! Runs published commands of other programs on a tiny model. Each command runs, or is refused with one message whose
-//! corrected command runs. `tests/paste/README.md` lists the sources; the tests in `cli/paste_tests` translate all of the
-//! commands.
+//! corrected command runs. `tests/paste/README.md` lists the sources; the tests in `cli/paste_tests` translate all of
+//! the commands.
 
 #[path = "paste/every_command.rs"]
 mod every_command;

@@ -40,7 +40,8 @@ pub struct CommandEnvironment<'a> {
     pub processes: usize,
     /// Reads a configuration file.
     pub read_config_file: &'a dyn Fn(&Path) -> Result<ConfigEntries, String>,
-    /// Returns the message for an error of the parser (`location: what; help`), given the words after the program's name.
+    /// Returns the message for an error of the parser (`location: what; help`), given the words after the program's
+    /// name.
     pub usage_error: &'a dyn Fn(&clap::Error, &Command, &[String]) -> String,
 }
 
