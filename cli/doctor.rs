@@ -12,8 +12,8 @@ use reel_device::cpu::simd;
 use reel_device::cuda::{DriverLibrary, cuda_version_text, nccl};
 use reel_device::gpu_sensor::{NVML_LIBRARY, nvml_driver_version};
 use reel_device::{Team, compile};
+use reel_input::media::libraries;
 use reel_kernels::limits;
-use reel_media::libraries;
 use reel_support::hub::Hub;
 use serde::Serialize;
 

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use reel_input::media::profile::{MediaOverrides, MediaProfile};
+use reel_input::media::selection::select_frames;
+use reel_input::media::video::DecodedFrameSize;
 use reel_input::tensor_file::{StoredTensor, write_safetensors};
-use reel_media::profile::{MediaOverrides, MediaProfile};
-use reel_media::selection::select_frames;
-use reel_media::video::DecodedFrameSize;
 use reel_tools::measure::trace;
 
 use crate::common::CommonOptions;

@@ -76,7 +76,7 @@ fn main() -> ExitCode {
     // including the workers that decode media.
     interrupt::save_flag();
     let kinds = [
-        &reel_media::worker::VIDEO_WORKER,
+        &reel_input::media::worker::VIDEO_WORKER,
         &chat::TEMPLATE_WORKER,
         &reel_input::rows::worker::WORKER,
         &reel_engine::GRAMMAR_WORKER,

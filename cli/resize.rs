@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use clap::Args;
-use reel_media::MediaError;
-use reel_media::resize::smart_resize;
+use reel_input::media::MediaError;
+use reel_input::media::resize::smart_resize;
 
 use crate::common::CommonOptions;
 use crate::fail::{UsageError, usage_error};

@@ -34,7 +34,7 @@ fn list(rows: usize) -> TempDir {
     fs::write(folder.path().join("list.jsonl"), lines).unwrap();
     for i in 0..rows {
         let pixels = vec![(i * GREY) as u8; 16 * 16 * 3];
-        let png = reel_media::strip::thumbnail(&pixels, (16, 16), 16).unwrap();
+        let png = reel_input::media::strip::thumbnail(&pixels, (16, 16), 16).unwrap();
         fs::write(folder.path().join(format!("{i}.png")), png.bytes).unwrap();
     }
     folder
@@ -54,7 +54,9 @@ fn asked(body: &Value) -> (&'static str, usize) {
     if system.starts_with("You describe") {
         let url = content[0]["image_url"]["url"].as_str().unwrap();
         let level = usize::from(
-            reel_media::image::from_data_uri(url, reel_media::image::ExifOrientation::Apply).unwrap().data[0],
+            reel_input::media::image::from_data_uri(url, reel_input::media::image::ExifOrientation::Apply)
+                .unwrap()
+                .data[0],
         );
         return ("caption", (level + GREY / 2) / GREY);
     }

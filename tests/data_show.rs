@@ -8,8 +8,8 @@ use std::path::Path;
 
 use reel_device::{DType, Device, Kernels};
 use reel_input::MediaOptions;
-use reel_media::profile::MediaProfile;
-use reel_media::worker::DecodeWorker;
+use reel_input::media::profile::MediaProfile;
+use reel_input::media::worker::DecodeWorker;
 use reel_samples::feed::SampleSource;
 use reel_support::worker::WorkerProgram;
 use reel_train::options::{RunOptions, SftOptions};

@@ -21,8 +21,8 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
-use reel_media::frames::FrameView;
+use reel_input::media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
+use reel_input::media::frames::FrameView;
 use reel_tools::showcase::clips::{CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, ClipSet, make_clips};
 use serde_json::{Value, json};
 use server::{Server, text, write_request};

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
-use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
-use reel_media::frames::FrameView;
+use reel_input::media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
+use reel_input::media::frames::FrameView;
 use serde_json::{Value, json};
 use sft_rows::{copy_test_media, media_question_row};
 use support::{FinishedRun, run, run_in, tiny_model};

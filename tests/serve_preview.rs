@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use reel_media::image::RgbImage;
+use reel_input::media::image::RgbImage;
 use reel_tools::showcase::clips::CLIP_SIDE;
 use serde_json::{Value, json};
 use serving::{
@@ -90,8 +90,11 @@ fn check_medium(medium: &Value) {
 }
 
 fn png(thumbnail: &Value) -> RgbImage {
-    reel_media::image::from_data_uri(thumbnail["url"].as_str().unwrap(), reel_media::image::ExifOrientation::Apply)
-        .unwrap()
+    reel_input::media::image::from_data_uri(
+        thumbnail["url"].as_str().unwrap(),
+        reel_input::media::image::ExifOrientation::Apply,
+    )
+    .unwrap()
 }
 
 fn mean_color(image: &RgbImage) -> [f64; 3] {

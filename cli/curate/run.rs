@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use reel_media::frames::FrameBuf;
+use reel_input::media::frames::FrameBuf;
 use reel_model::siglip::SiglipConfig;
 use reel_serve::folder_name;
 use reel_support::client::Budget;

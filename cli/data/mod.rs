@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use reel_input::encode::{MediaOptions, ModelFolder};
-use reel_media::profile::MediaProfile;
+use reel_input::media::profile::MediaProfile;
 use reel_samples::dataset::Dataset;
 use reel_samples::inspect::{DataInspection, DataStats, TrainingCommand};
 use reel_train::options::Recipe;

@@ -7,9 +7,9 @@ use anyhow::Result;
 use clap::Args;
 use reel_input::MediaOptions;
 use reel_input::config::ModelConfig;
-use reel_media::patches::ImageProcessorSettings;
-use reel_media::planned::{PlannedVideo, VideoShape, plan_video};
-use reel_media::profile::{MediaOverrides, MediaProfile};
+use reel_input::media::patches::ImageProcessorSettings;
+use reel_input::media::planned::{PlannedVideo, VideoShape, plan_video};
+use reel_input::media::profile::{MediaOverrides, MediaProfile};
 use reel_train::runs::plan::{RowShape, RowSizes};
 use serde_json::{Value, json};
 
@@ -168,7 +168,7 @@ impl RowSizeFlags {
     }
 }
 
-fn about_option(option: &str, e: reel_media::MediaError) -> anyhow::Error {
+fn about_option(option: &str, e: reel_input::media::MediaError) -> anyhow::Error {
     let d = e.diagnostic();
     usage_error(option, d.what.clone(), d.help.clone())
 }

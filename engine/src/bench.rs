@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use reel_input::config::ModelConfig;
+use reel_input::media::frames::FrameBuf;
+use reel_input::media::patches::ImageProcessorSettings;
 use reel_input::mrope::{MediaGrids, rope_index};
 use reel_input::window::GridThw;
 use reel_input::{MediaFrames, Sequence, TokenId};
-use reel_media::frames::FrameBuf;
-use reel_media::patches::ImageProcessorSettings;
 use reel_model::batch::Batch;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_runtime::ops::{DecodeSlot, KvPages, RowSampling, SequencePages};

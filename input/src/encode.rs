@@ -13,13 +13,13 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use reel_media::frames::FrameBuf;
-use reel_media::image::RgbImage;
-use reel_media::patches::{self, ImageProcessorSettings};
-use reel_media::profile::{MediaOverrides, MediaProfile};
-use reel_media::resize::ImagePixelLimits;
-use reel_media::video::PixelBuffer;
-use reel_media::worker::DecodeWorker;
+use crate::media::frames::FrameBuf;
+use crate::media::image::RgbImage;
+use crate::media::patches::{self, ImageProcessorSettings};
+use crate::media::profile::{MediaOverrides, MediaProfile};
+use crate::media::resize::ImagePixelLimits;
+use crate::media::video::PixelBuffer;
+use crate::media::worker::DecodeWorker;
 use reel_support::diagnostic::{input, print_note_once};
 use tempfile::NamedTempFile;
 
@@ -322,13 +322,13 @@ fn load_image(image: &ImagePart, options: &MediaOptions, processor: &ImageProces
 fn open_image(source: &MediaSource, options: &MediaOptions, part: MediaOverrides) -> Result<RgbImage> {
     let rule = options.media_limits(part).exif_orientation();
     let image = match source {
-        MediaSource::Path(path) => reel_media::image::open(&options.access.allowed_path(path)?, rule)?,
-        MediaSource::Data(uri) => reel_media::image::from_data_uri(uri, rule)?,
+        MediaSource::Path(path) => crate::media::image::open(&options.access.allowed_path(path)?, rule)?,
+        MediaSource::Data(uri) => crate::media::image::from_data_uri(uri, rule)?,
         MediaSource::Url(url) => {
             let file = options.access.download(url, fetch::MAX_IMAGE_BYTES, options.decoder.program.timeout)?;
             let bytes = input::read_file(file.path(), fetch::MAX_IMAGE_BYTES)
                 .map_err(|e| InputError::cannot_read(source.path_or_address(), e))?;
-            reel_media::image::decode(&bytes, &source.path_or_address(), rule)?
+            crate::media::image::decode(&bytes, &source.path_or_address(), rule)?
         }
     };
     options.decoder.check((image.height * image.width) as u64)?;
@@ -453,7 +453,7 @@ fn name_source(error: InputError, name: &str) -> InputError {
 fn name_part(error: InputError, part: &str) -> InputError {
     match error {
         InputError::Media(error) => error.with_message_part(part).into(),
-        InputError::Messages(error) if error.location == reel_media::DATA_URI => {
+        InputError::Messages(error) if error.location == crate::media::DATA_URI => {
             InputError::messages(format!("{part}: {}", error.location), error.what, error.help)
         }
         other => other,
@@ -486,7 +486,7 @@ mod tests {
             let error = error.unwrap_err().to_string();
             assert!(error.starts_with(want), "{error}");
         }
-        let error = reel_media::MediaError::setting_error("nframes", "is 3", "give an even number");
+        let error = crate::media::MediaError::setting_error("nframes", "is 3", "give an even number");
         assert_eq!(name_part(error.into(), "m").to_string(), "m: nframes: is 3; give an even number");
     }
 

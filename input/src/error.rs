@@ -40,7 +40,7 @@ pub enum InputError {
     },
     /// An image or a video could not be decoded, or its size or frame limits contradict each other.
     #[error(transparent)]
-    Media(#[from] reel_media::MediaError),
+    Media(#[from] crate::media::MediaError),
 }
 
 /// The result type of this crate.

@@ -1,6 +1,6 @@
 //! Estimates the number of tokens of a conversation from its text and the limits of its media, without reading media.
 
-use reel_media::profile::{MediaOverrides, SelectionRule};
+use crate::media::profile::{MediaOverrides, SelectionRule};
 
 use crate::MediaOptions;
 use crate::messages::{ContentPart, Conversation, ImagePart, MessageContent, VideoPart, VideoSource};
@@ -73,7 +73,7 @@ fn expected_frames(video: &VideoPart, limits: &MediaOverrides, options: &MediaOp
 mod tests {
     use std::path::Path;
 
-    use reel_media::profile::MediaProfile;
+    use crate::media::profile::MediaProfile;
     use serde_json::{Value, json};
 
     use super::*;

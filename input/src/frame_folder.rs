@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 
-use reel_media::MediaError;
+use crate::media::MediaError;
 
 use crate::error::{InputError, Result};
 use crate::messages::MediaSource;

@@ -1,5 +1,6 @@
 //! The host-only part of Qwen2.5-VL: reads the small files of a model folder, and converts a conversation to the
-//! model's input, plain arrays in host memory. [`rows`] reads data files. No device is needed.
+//! model's input, plain arrays in host memory. [`rows`] reads data files, [`media`] images and videos. No device is
+//! needed.
 //!
 //! [`encode()`] converts a conversation to a [`ModelInput`]. It uses the config ([`config`]), the chat template
 //! ([`chat`]), the tokenizer ([`tokenizer`]), images and videos ([`media_frames`]) and positions ([`mrope`]).
@@ -15,6 +16,7 @@ pub mod fetch;
 pub mod frame_folder;
 pub mod grammar;
 pub mod grammar_fields;
+pub mod media;
 pub mod media_frames;
 pub mod messages;
 pub mod model_input;

@@ -2,8 +2,8 @@
 //! f32 pixels would take four times as many bytes for a video, and eight times as many for an image (which is
 //! normalised as two equal frames).
 
-use reel_media::frames::FrameBuf;
-use reel_media::patches::{self, ImageProcessorSettings};
+use crate::media::frames::FrameBuf;
+use crate::media::patches::{self, ImageProcessorSettings};
 
 use crate::error::Result;
 use crate::window::GridThw;

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use reel_media::frames::FrameBuf;
+use crate::media::frames::FrameBuf;
 use reel_support::diagnostic::input;
 
 use crate::config::ModelConfig;

@@ -10,7 +10,7 @@
 
 use std::path::Path;
 
-use reel_media::profile::{LimitConflict, MediaOverrides};
+use crate::media::profile::{LimitConflict, MediaOverrides};
 use serde_json::{Map, Value};
 
 use crate::error::{InputError, Result};

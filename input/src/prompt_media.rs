@@ -1,7 +1,7 @@
 //! Lists the images and videos of a model input in the order of the prompt. [`ModelInput`] holds images and videos in
 //! separate lists.
 
-use reel_media::frames::FrameBuf;
+use crate::media::frames::FrameBuf;
 
 use crate::config::ModelConfig;
 use crate::model_input::ModelInput;

@@ -9,9 +9,9 @@ mod hostile;
 use std::path::Path;
 use std::process::ExitCode;
 
+use reel_input::media::worker;
 use reel_input::messages::{ContentPart, MediaSource, VideoPart, VideoSource};
 use reel_input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid, chat, encode};
-use reel_media::worker;
 
 fn main() -> ExitCode {
     if let Some(code) = reel_support::worker::run_if_worker(&[&worker::VIDEO_WORKER, &chat::TEMPLATE_WORKER]) {
@@ -84,7 +84,7 @@ fn second_per_grid_is_optional(case: &Path) {
     assert_eq!(one.second_per_grid_ts, [1.0]);
     let real = encode(&bundle, &conversation, &MediaOptions::default()).unwrap();
     assert_ne!(one.position_ids, real.position_ids);
-    let flags = reel_media::profile::MediaOverrides { nframes: Some(4), ..Default::default() };
+    let flags = reel_input::media::profile::MediaOverrides { nframes: Some(4), ..Default::default() };
     let fewer = MediaOptions { overrides: flags, ..MediaOptions::default() };
     assert_eq!(encode(&bundle, &conversation, &fewer).unwrap().frame_indices.len(), 4, "a flag wins over the part");
 }

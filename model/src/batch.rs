@@ -7,10 +7,10 @@
 
 use reel_device::Device;
 use reel_input::config::ModelConfig;
+use reel_input::media::frames::FrameBuf;
+use reel_input::media::patches::ImageProcessorSettings;
 use reel_input::window::GridThw;
 use reel_input::{MediaFrames, Sequence, TokenId};
-use reel_media::frames::FrameBuf;
-use reel_media::patches::ImageProcessorSettings;
 use reel_runtime::Tensor;
 use reel_runtime::ops::{self, CuSeqlens};
 use sha2::{Digest, Sha256};

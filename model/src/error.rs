@@ -102,8 +102,8 @@ impl From<FileError> for ModelError {
     }
 }
 
-impl From<reel_media::MediaError> for ModelError {
-    fn from(error: reel_media::MediaError) -> Self {
+impl From<reel_input::media::MediaError> for ModelError {
+    fn from(error: reel_input::media::MediaError) -> Self {
         Self::Input(error.into())
     }
 }

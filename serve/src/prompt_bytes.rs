@@ -2,9 +2,9 @@
 
 use bytemuck::Pod;
 use reel_input::ModelInput;
+use reel_input::media::frames::FrameBuf;
+use reel_input::media::patches::ImageProcessorSettings;
 use reel_input::media_frames::MediaFrames;
-use reel_media::frames::FrameBuf;
-use reel_media::patches::ImageProcessorSettings;
 
 /// Appends numbers and lists to bytes.
 #[derive(Debug, Default)]

@@ -141,7 +141,7 @@ mod tests {
     use std::sync::Arc;
 
     use reel_input::grammar::GrammarSpec;
-    use reel_media::frames::FrameBuf;
+    use reel_input::media::frames::FrameBuf;
     use serde_json::json;
 
     use super::*;

@@ -7,8 +7,8 @@ use std::process::{Child, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
-use reel_media::frames::FrameView;
+use reel_input::media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
+use reel_input::media::frames::FrameView;
 use reel_tools::showcase::clips::{CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, Clip, ClipSet, make_clips};
 use serde_json::{Value, json};
 use tempfile::TempDir;

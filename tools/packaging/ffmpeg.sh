@@ -3,7 +3,7 @@
 # The source is that of this system's package, so the libraries are those of the distribution without the GPL parts.
 # FFmpeg is LGPL 2.1 or later, and dav1d, which is linked into libavcodec and decodes AV1, has the BSD 2-clause licence.
 
-# What the libraries can read and write: the containers of input/media/src/video/ffmpeg/demux.rs, the video codecs in them,
+# What the libraries can read and write: the containers of input/src/media/video/ffmpeg/demux.rs, the video codecs in them,
 # and the codecs and containers in which reel writes videos.
 FFMPEG_DEMUXERS=mov,matroska,avi,gif,mpegts,mpegtsraw,mpegps,mpegvideo,flv,asf,ogg,h264,hevc,ivf,obu,m4v,mjpeg,nut,\
 mxf,wtv,rm,yuv4mpegpipe,apng

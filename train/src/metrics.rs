@@ -1,6 +1,6 @@
 //! The report of a training step: its metrics (a line of `metrics.jsonl`) and a preview of its rollouts.
 
-use reel_media::strip::PngImage;
+use reel_input::media::strip::PngImage;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

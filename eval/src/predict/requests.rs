@@ -10,10 +10,10 @@ use clap::ValueEnum;
 use reel_device::{RangeName, range};
 use reel_input::Conversation;
 use reel_input::encode::{LoadedMedia, load_media_with};
+use reel_input::media::frames::FrameBuf;
+use reel_input::media::patches::ImageProcessorSettings;
+use reel_input::media::strip::{encode_jpeg, encode_png};
 use reel_input::messages::{ContentPart, Message, MessageContent};
-use reel_media::frames::FrameBuf;
-use reel_media::patches::ImageProcessorSettings;
-use reel_media::strip::{encode_jpeg, encode_png};
 use reel_samples::conversations::RowConversations;
 use reel_samples::feed::SampleSource;
 use reel_samples::rows::PromptContent;
@@ -65,7 +65,7 @@ impl ChatRequests {
     }
 
     fn messages(&self, conversation: &Conversation, media: LoadedMedia, location: &str) -> Result<Vec<Value>> {
-        let failed = |e: reel_media::MediaError| to_row_error(location, e.into());
+        let failed = |e: reel_input::media::MediaError| to_row_error(location, e.into());
         let seconds = media.second_per_grid_ts.iter().map(|&seconds| f64::from(seconds));
         let frame_pair = media.frames.processor.temporal_patch_size as f64;
         let rates: Vec<f64> = seconds.map(|seconds| frame_pair / seconds).collect();
@@ -127,7 +127,7 @@ struct MediaInOrder {
 }
 
 impl MediaInOrder {
-    fn message(&mut self, message: &Message) -> Result<Value, reel_media::MediaError> {
+    fn message(&mut self, message: &Message) -> Result<Value, reel_input::media::MediaError> {
         let content = match &message.content {
             MessageContent::Text(text) => json!(text),
             MessageContent::Parts(parts) => {
@@ -157,7 +157,7 @@ impl MediaInOrder {
         Ok(Value::Object(fields))
     }
 
-    fn image(&self, frames: &FrameBuf) -> Result<Vec<Value>, reel_media::MediaError> {
+    fn image(&self, frames: &FrameBuf) -> Result<Vec<Value>, reel_input::media::MediaError> {
         match self.form {
             RequestVideoFormat::Images | RequestVideoFormat::Vllm => jpeg_parts(frames),
             RequestVideoFormat::Reel => {
@@ -167,7 +167,7 @@ impl MediaInOrder {
         }
     }
 
-    fn video(&self, frames: &FrameBuf, fps: f64) -> Result<Vec<Value>, reel_media::MediaError> {
+    fn video(&self, frames: &FrameBuf, fps: f64) -> Result<Vec<Value>, reel_input::media::MediaError> {
         match self.form {
             RequestVideoFormat::Images => jpeg_parts(frames),
             RequestVideoFormat::Vllm => {
@@ -183,18 +183,18 @@ impl MediaInOrder {
     }
 }
 
-fn jpeg_parts(frames: &FrameBuf) -> Result<Vec<Value>, reel_media::MediaError> {
+fn jpeg_parts(frames: &FrameBuf) -> Result<Vec<Value>, reel_input::media::MediaError> {
     Ok(jpeg_frames(frames)?.iter().map(|jpeg| image_part("image/jpeg", jpeg)).collect())
 }
 
 /// The frames as JPEG in base64.
-fn jpeg_frames(frames: &FrameBuf) -> Result<Vec<String>, reel_media::MediaError> {
+fn jpeg_frames(frames: &FrameBuf) -> Result<Vec<String>, reel_input::media::MediaError> {
     let view = frames.view()?;
     view.iter().map(|frame| Ok(STANDARD.encode(encode_jpeg(frame, view.height_and_width())?))).collect()
 }
 
 /// The frames as PNG in base64.
-fn png_frames(frames: &FrameBuf) -> Result<Vec<String>, reel_media::MediaError> {
+fn png_frames(frames: &FrameBuf) -> Result<Vec<String>, reel_input::media::MediaError> {
     let view = frames.view()?;
     let (height, width) = view.height_and_width();
     view.iter().map(|frame| Ok(STANDARD.encode(encode_png(frame, height, width)?.bytes))).collect()

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use reel_media::patches::ImageProcessorSettings;
+use crate::media::patches::ImageProcessorSettings;
 use reel_support::diagnostic::input;
 
 use super::fields::JsonFields;

@@ -1,6 +1,6 @@
 //! Tests with configs of several transformers versions, and with one error of each kind.
 
-use reel_media::patches::ImageProcessorSettings;
+use crate::media::patches::ImageProcessorSettings;
 use serde_json::{Value, json};
 
 use super::*;

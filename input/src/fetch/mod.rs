@@ -223,7 +223,7 @@ pub fn decode_data_uri(uri: &str) -> Result<Vec<u8>> {
         &STANDARD,
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
     );
-    let fault = |what: String| InputError::messages(reel_media::DATA_URI, what, "write data:TYPE;base64,CONTENT");
+    let fault = |what: String| InputError::messages(crate::media::DATA_URI, what, "write data:TYPE;base64,CONTENT");
     let Some((_, content)) = uri.split_once("base64,") else {
         return Err(fault("is not base64".to_string()));
     };

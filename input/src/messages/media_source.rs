@@ -42,7 +42,7 @@ impl MediaSource {
         match self {
             MediaSource::Path(path) => path.display().to_string(),
             MediaSource::Url(url) => without_secrets(url),
-            MediaSource::Data(_) => reel_media::DATA_URI.to_string(),
+            MediaSource::Data(_) => crate::media::DATA_URI.to_string(),
         }
     }
 }

@@ -13,7 +13,7 @@ mod tool_messages;
 
 use std::path::Path;
 
-use reel_media::profile::MediaOverrides;
+use crate::media::profile::MediaOverrides;
 use reel_support::diagnostic::input;
 use serde_json::{Map, Value, json};
 

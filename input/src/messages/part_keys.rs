@@ -1,7 +1,7 @@
 //! The keys of image and video parts in chat messages: the limits of qwen-vl-utils (`fps`, `max_pixels`, …), which may
 //! also stand beside the `url` of an `image_url` or `video_url`. Unknown keys are refused.
 
-use reel_media::profile::MediaOverrides;
+use crate::media::profile::MediaOverrides;
 use serde_json::{Map, Value};
 
 use super::{PartKind, part_kind};

@@ -129,7 +129,7 @@ fn tokenizer_config() -> Value {
 #[cfg(test)]
 mod tests {
     use reel_device::{DType, Device};
-    use reel_media::frames::FrameView;
+    use reel_input::media::frames::FrameView;
 
     use super::*;
     use crate::siglip::Siglip;

@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use reel_input::config::fields::JsonFields;
+use reel_input::media::frames::FrameView;
+use reel_input::media::resize::pillow_bicubic;
 use reel_input::{InputError, Result};
-use reel_media::frames::FrameView;
-use reel_media::resize::pillow_bicubic;
 use reel_runtime::ops::PatchingParams;
 use reel_support::diagnostic::input;
 

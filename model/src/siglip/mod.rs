@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use reel_device::{DType, Device};
-use reel_media::frames::FrameView;
+use reel_input::media::frames::FrameView;
 use reel_runtime::{Cx, Tensor, ops};
 
 use crate::checkpoint::Checkpoint;

@@ -5,8 +5,8 @@ use std::fs;
 
 use reel_device::compile;
 use reel_device::{Kernels, SimOptions};
+use reel_input::media::image::{self, ExifOrientation, RgbImage};
 use reel_input::tensor_file::StoredDType;
-use reel_media::image::{self, ExifOrientation, RgbImage};
 use safetensors::SafeTensors;
 use serde_json::Value;
 

@@ -8,10 +8,10 @@ use reel_input::chat::PromptEnd;
 use reel_input::encode::{
     LoadedMedia, MediaOptions, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media,
 };
+use reel_input::media::worker::{DecodeControl, DecodeWorker};
 use reel_input::messages::{ContentPart, Conversation, MediaSource, TEXT_PART_TYPES, VideoSource};
 use reel_input::prompt_fields::PromptFields;
 use reel_input::{InputError, ModelInput, TokenId};
-use reel_media::worker::{DecodeControl, DecodeWorker};
 use serde_json::Value;
 
 use super::media_turns::EndsWithClient;

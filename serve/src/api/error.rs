@@ -6,7 +6,7 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use reel_engine::EngineError;
 use reel_input::InputError;
-use reel_media::MediaError;
+use reel_input::media::MediaError;
 use reel_support::diagnostic::Diagnostic;
 use serde_json::json;
 

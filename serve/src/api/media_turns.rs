@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use reel_media::worker::DecodeControl;
-use reel_media::{MediaError, image};
+use reel_input::media::worker::DecodeControl;
+use reel_input::media::{MediaError, image};
 use reel_support::diagnostic::Diagnostic;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};

@@ -19,9 +19,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reel_input::ModelInput;
 use reel_input::encode::MediaOptions;
+use reel_input::media::frames::FrameBuf;
+use reel_input::media::strip::{evenly_spaced, frame_thumbnail};
 use reel_input::prompt_media::{PromptMedium, media_in_prompt_order};
-use reel_media::frames::FrameBuf;
-use reel_media::strip::{evenly_spaced, frame_thumbnail};
 use serde_json::{Value, json};
 
 use super::fields::RequestFields;

@@ -52,7 +52,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let kinds = [
-        &reel_media::worker::VIDEO_WORKER,
+        &reel_input::media::worker::VIDEO_WORKER,
         &reel_input::chat::TEMPLATE_WORKER,
         &reel_input::rows::worker::WORKER,
         &reel_engine::GRAMMAR_WORKER,

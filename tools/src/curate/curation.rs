@@ -14,8 +14,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use reel_input::media::worker::DecodeWorker;
 use reel_input::rows::Table;
-use reel_media::worker::DecodeWorker;
 use reel_support::files::{FOLDER_LOCK_FILE, FolderLock, LockError};
 use serde::{Deserialize, Serialize};
 use serde_json::json;

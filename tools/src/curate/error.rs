@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
+use reel_input::media::MediaError;
 use reel_input::rows::DataError;
-use reel_media::MediaError;
 use reel_support::diagnostic::Diagnostic;
 use reel_support::files::FileError;
 

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use reel_media::MediaError;
-use reel_media::frames::{FrameBuf, FrameView};
-use reel_media::image::{self, ExifOrientation};
-use reel_media::profile::{MediaOverrides, MediaProfile};
-use reel_media::resize::pillow_bicubic;
-use reel_media::strip::encode_jpeg;
-use reel_media::worker::DecodeWorker;
+use reel_input::media::MediaError;
+use reel_input::media::frames::{FrameBuf, FrameView};
+use reel_input::media::image::{self, ExifOrientation};
+use reel_input::media::profile::{MediaOverrides, MediaProfile};
+use reel_input::media::resize::pillow_bicubic;
+use reel_input::media::strip::encode_jpeg;
+use reel_input::media::worker::DecodeWorker;
 use reel_support::client::image_part;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -123,7 +123,7 @@ mod tests {
     fn large_images_are_shrunk() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.png");
-        let png = reel_media::strip::thumbnail(&vec![7; 100 * 50 * 3], (100, 50), 100).unwrap();
+        let png = reel_input::media::strip::thumbnail(&vec![7; 100 * 50 * 3], (100, 50), 100).unwrap();
         std::fs::write(&path, png.bytes).unwrap();
         let settings = FrameSettings { max_pixels: 500, ..FrameSettings::default() };
         let read = |settings| read_frames(&path, false, settings, &DecodeWorker::from_this_program()).unwrap();

@@ -1,6 +1,6 @@
 //! Makes the request of a stage about a row, and checks the model's answer.
 
-use reel_media::worker::DecodeWorker;
+use reel_input::media::worker::DecodeWorker;
 use reel_samples::prompts::{QuestionTemplate, answer_instruction, question_text};
 use reel_samples::rewards::{ProblemType, Recipe};
 use reel_support::client::ChatRequest;

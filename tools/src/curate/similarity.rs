@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use reel_media::frames::FrameBuf;
+use reel_input::media::frames::FrameBuf;
 use reel_samples::rewards::{reasoning_text, semantic_reward};
 use reel_support::diagnostic::input;
 use serde::{Deserialize, Serialize};

@@ -5,9 +5,9 @@ use std::fmt::Write;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use reel_input::media::Result;
+use reel_input::media::strip::{evenly_spaced, frame_thumbnail};
 use reel_input::prompt_media::PromptMedium;
-use reel_media::Result;
-use reel_media::strip::{evenly_spaced, frame_thumbnail};
 use reel_samples::token_runs::TokenRun;
 
 use crate::report::escape::escape_html;
@@ -100,7 +100,7 @@ fn frames(medium: &PromptMedium) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use reel_media::frames::FrameBuf;
+    use reel_input::media::frames::FrameBuf;
 
     #[test]
     fn page_marks_learned_text_and_has_a_picture_for_each_frame() {

@@ -11,7 +11,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use reel_media::image::{self, ExifOrientation};
+use reel_input::media::image::{self, ExifOrientation};
 use reel_support::diagnostic::Diagnostic;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;

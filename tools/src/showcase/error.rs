@@ -2,7 +2,7 @@
 
 use crate::report::ReportError;
 use reel_eval::EvalError;
-use reel_media::MediaError;
+use reel_input::media::MediaError;
 use reel_model::ModelError;
 use reel_support::diagnostic::Diagnostic;
 use reel_support::files::FileError;

@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 
 use crate::curate::{CurationSummary, DATASET_FILE, SUMMARY_FILE};
 use crate::measure::trace;
+use reel_input::media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
+use reel_input::media::frames::FrameView;
 use reel_input::tensor_file::StoredDType;
-use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
-use reel_media::frames::FrameView;
 use reel_model::ModelError;
 use reel_model::init::{InitOptions, Preset, init_model_folder, init_siglip};
 use reel_support::diagnostic::{Diagnostic, input};

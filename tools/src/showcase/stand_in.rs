@@ -12,7 +12,7 @@
 
 use std::fmt;
 
-use reel_media::image::RgbImage;
+use reel_input::media::image::RgbImage;
 use serde_json::{Value, json};
 
 use crate::showcase::clips::{

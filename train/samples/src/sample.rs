@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 
 use crate::rewards::Recipe;
 use reel_input::encode::{LoadedMedia, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media};
+use reel_input::media::MediaError;
 use reel_input::tokenizer::Tokenizer;
 use reel_input::{Conversation, InputError, MediaOptions, ModelFolder, ModelInput, Sequence};
-use reel_media::MediaError;
 use reel_support::ranges::{RangeName, range};
 use serde_json::Value;
 

@@ -7,8 +7,8 @@ use std::thread::{self, JoinHandle};
 use std::{fs, io};
 
 use reel_engine::Completion;
+use reel_input::media::strip::{PngImage, frame_strip};
 use reel_input::{MediaFrames, TokenId};
-use reel_media::strip::{PngImage, frame_strip};
 use reel_samples::rewards::Scores;
 use reel_support::diagnostic::{Diagnostic, input};
 use reel_support::files::{json, replace_synced, write_synced};

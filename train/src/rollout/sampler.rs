@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use reel_engine::{Completion, Engine, EngineError, GenerationRequest, SamplingParams, StopCondition};
 use reel_input::ModelInput;
-use reel_media::frames::FrameBuf;
+use reel_input::media::frames::FrameBuf;
 use reel_support::philox::philox4x32_10;
 
 use crate::options::GrpoOptions;

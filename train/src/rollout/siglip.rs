@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use reel_device::{DType, Device};
-use reel_media::frames::{FrameBuf, FrameView};
-use reel_media::image::{self, ExifOrientation};
+use reel_input::media::frames::{FrameBuf, FrameView};
+use reel_input::media::image::{self, ExifOrientation};
 use reel_model::ModelError;
 use reel_model::siglip::Siglip;
 use reel_samples::rewards::{RewardError, SemanticModel};

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use reel_engine::{Completion, FinishReason};
 use reel_input::TokenId;
-use reel_media::strip::PngImage;
+use reel_input::media::strip::PngImage;
 use reel_samples::feed::{MicroBatch, ranks_of_micro_batches};
 use reel_samples::rewards::{CustomReports, RewardError, Scores};
 use reel_support::diagnostic::Diagnostic;

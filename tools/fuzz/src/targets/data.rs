@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
+use reel_input::media::image::{ExifOrientation, decode};
 use reel_input::rows::Table;
-use reel_media::image::{ExifOrientation, decode};
 use reel_support::worker::{WorkerProgram, set_worker_program};
 
 use super::{Runner, accepted, run, write};
@@ -52,8 +52,8 @@ fn correct_png_checksums(bytes: &mut [u8]) {
 /// Video files.
 #[cfg(feature = "ffmpeg")]
 pub fn video(folder: PathBuf) -> Result<Runner> {
-    use reel_media::profile::{MediaOverrides, MediaProfile};
-    use reel_media::worker::DecodeWorker;
+    use reel_input::media::profile::{MediaOverrides, MediaProfile};
+    use reel_input::media::worker::DecodeWorker;
 
     let worker = DecodeWorker { memory_mib: 512, threads: 1, ..DecodeWorker::from_this_program() };
     let overrides = MediaOverrides { nframes: Some(4), ..MediaOverrides::default() };

@@ -142,7 +142,7 @@ fn two_runs_are_paired_by_their_questions() {
 #[test]
 fn videos_that_are_not_there_are_no_error() {
     let own = run("r", &["A", "B"]);
-    let decoder = reel_media::worker::DecodeWorker::new("/nowhere/program");
+    let decoder = reel_input::media::worker::DecodeWorker::new("/nowhere/program");
     let source = |max_bytes| FrameSource { media_root: None, decoder: decoder.clone(), threads: 2, max_bytes };
     let note = |run: &EvaluationRun, max_bytes| {
         let html = evaluation_page_html(run, None, &FrameStrips::load(run, &source(max_bytes), |_| ())).unwrap();
@@ -168,7 +168,7 @@ fn images_of_wrong_answers_come_first_within_the_limit() {
         answer.media = vec![json!({"type": "image", "image": name})];
     }
     let load = |max_bytes: usize, threads: usize| {
-        let decoder = reel_media::worker::DecodeWorker::new("/nowhere/program");
+        let decoder = reel_input::media::worker::DecodeWorker::new("/nowhere/program");
         let source = FrameSource { media_root: Some(folder.path().into()), decoder, threads, max_bytes };
         FrameStrips::load(&own, &source, |_| ())
     };

@@ -8,8 +8,8 @@ use reel_input::InputError;
 use reel_input::encode::MediaOptions;
 use reel_input::fetch::decode_data_uri;
 use reel_input::frame_folder::{check_frame_sizes_equal, frames_in_folder};
+use reel_input::media::MediaError;
 use reel_input::messages::{ContentPart, MediaSource, VideoPart, VideoSource};
-use reel_media::MediaError;
 use reel_support::diagnostic::{Diagnostic, display_path};
 use serde::Serialize;
 
@@ -107,9 +107,9 @@ impl MediaInspector<'_> {
                 if !self.decodes {
                     return self.exists(&path, source);
                 }
-                reel_media::image::open(&path, rule)?
+                reel_input::media::image::open(&path, rule)?
             }
-            MediaSource::Data(uri) => reel_media::image::from_data_uri(uri, rule)?,
+            MediaSource::Data(uri) => reel_input::media::image::from_data_uri(uri, rule)?,
             MediaSource::Url(_) => return Ok(fact(source)),
         };
         Ok(MediaProperties { size: Some((image.height, image.width)), ..fact(source) })

@@ -24,7 +24,7 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummar
     let mut options = SftOptions { run, ..Default::default() };
     change(&mut options);
     let model = golden("model_a");
-    let media = MediaOptions { profile: reel_media::profile::MediaProfile::VideorftTrain, ..Default::default() };
+    let media = MediaOptions { profile: reel_input::media::profile::MediaProfile::VideorftTrain, ..Default::default() };
     let setup = SftSetup {
         options: &options,
         model: &model,

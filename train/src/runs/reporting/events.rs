@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::metrics::RolloutPreview;
 use crate::{Result, TrainError};
-use reel_media::strip::PngImage;
+use reel_input::media::strip::PngImage;
 
 use crate::runs::reporting::preview::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TAG};
 use crate::runs::reporting::protobuf::ProtoMessage;

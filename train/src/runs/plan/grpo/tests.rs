@@ -81,7 +81,8 @@ fn plan_equals_the_peak_of_a_run() {
         let mut options = options(dir.path());
         change(&mut options);
         let (model, never) = (golden("model_a"), AtomicBool::new(false));
-        let media = MediaOptions { profile: reel_media::profile::MediaProfile::VideorftTrain, ..Default::default() };
+        let media =
+            MediaOptions { profile: reel_input::media::profile::MediaProfile::VideorftTrain, ..Default::default() };
         let setup = GrpoSetup {
             options: &options,
             model: &model,

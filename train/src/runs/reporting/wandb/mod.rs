@@ -34,7 +34,7 @@ use earlier::{LoggedStep, WandbRunPart};
 use environment::WandbEnvironment;
 use log::WandbLogFile;
 use record::{UploadedFileKind, WandbRecord};
-use reel_media::strip::PngImage;
+use reel_input::media::strip::PngImage;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 

@@ -317,7 +317,7 @@ proptest! {
     /// Shuffling a video keeps its frames and changes only their order, which depends on the seed.
     #[test]
     fn shuffling_moves_whole_frames(frames in 1usize..20, seed: u64) {
-        use reel_media::frames::FrameBuf;
+        use reel_input::media::frames::FrameBuf;
         let video = FrameBuf { data: (0..frames * 12).map(|i| (i / 12) as u8).collect(), frames, height: 2, width: 2 };
         let mut tokens = reel_input::ModelInput::default();
         tokens.frames.videos = vec![video.clone(), video];

@@ -39,7 +39,8 @@ impl Case {
 
     fn run(&self) -> Result<RunSummary> {
         let model = PathBuf::from(&self.options.model);
-        let media = MediaOptions { profile: reel_media::profile::MediaProfile::VideorftTrain, ..Default::default() };
+        let media =
+            MediaOptions { profile: reel_input::media::profile::MediaProfile::VideorftTrain, ..Default::default() };
         run(&GrpoSetup {
             options: &self.options,
             model: &model,

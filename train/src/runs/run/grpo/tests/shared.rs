@@ -45,7 +45,7 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
         device: &case.device,
         dtype: DType::F32,
         seed: 0,
-        media: &MediaOptions { profile: reel_media::profile::MediaProfile::VideorftTrain, ..Default::default() },
+        media: &MediaOptions { profile: reel_input::media::profile::MediaProfile::VideorftTrain, ..Default::default() },
         resolved: &Value::Null,
         quiet: true,
         verbose: false,

@@ -43,7 +43,7 @@ fn frozen_vision_tower_encodes_a_video_once() {
 fn prompts(dir: &Path) -> Vec<Arc<ModelInput>> {
     let case = live::case(dir, "out", &live::data_rows());
     let (options, model) = (&case.options, PathBuf::from(&case.options.model));
-    let media = MediaOptions { profile: reel_media::profile::MediaProfile::VideorftTrain, ..Default::default() };
+    let media = MediaOptions { profile: reel_input::media::profile::MediaProfile::VideorftTrain, ..Default::default() };
     let setup = GrpoSetup {
         options,
         model: &model,

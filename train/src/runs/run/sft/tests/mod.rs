@@ -76,7 +76,7 @@ impl Case {
 
     fn run(&self) -> Result<RunSummary> {
         let model = PathBuf::from(&self.options.model);
-        let profile = reel_media::profile::MediaProfile::VideorftTrain;
+        let profile = reel_input::media::profile::MediaProfile::VideorftTrain;
         let mut media = MediaOptions { profile, ..Default::default() };
         media.overrides.max_pixels = self.max_pixels;
         let device = self.device.clone().unwrap_or_else(|| Device::cpu(self.threads));

@@ -1,0 +1,237 @@
+//! Converts frames to patches as Qwen2.5-VL's image processor (transformers 4.51.3) does.
+//!
+//! ```text
+//! first resize    limits of profile and overrides: resize_image, resize_image_list; videos: in the decoding worker
+//! second resize   size limits of preprocessor_config.json, usually nothing to do: processor_resize
+//! patchify        (pixel / 255 - mean) / std, cut into patches of 2 frames x 14 x 14 pixels
+//! ```
+//! Example: 2 frames of 56 x 84 make a grid of 1 x 4 x 6, thus 24 patches of 1176 values (3 channels x 2 x 14 x 14).
+//! They are ordered by merge block: the 4 patches of the upper left 28 x 28 pixels first.
+
+use rayon::prelude::*;
+
+use crate::media::frames::{FrameBuf, FrameView};
+use crate::media::image::RgbImage;
+use crate::media::resize::{ImagePixelLimits, pillow_bicubic, processor_smart_resize};
+use crate::media::{MediaError, Result};
+
+#[cfg(test)]
+mod tests;
+
+/// Number of colour channels (RGB).
+const CHANNELS: usize = 3;
+
+/// The patches of one image or video, the input of the vision tower.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Patches {
+    /// Normalised values, f32 `[N, C * t * p * p]` (`[N, 1176]` for Qwen2.5-VL), with N = the product of `grid_thw`,
+    /// C channels, t frames per patch and p pixels per side. Patches of a merge block are neighbours; within a patch
+    /// the order is channel, frame, row, column.
+    pub pixel_values: Vec<f32>,
+    /// Number of patches along time, height and width.
+    pub grid_thw: [usize; 3],
+}
+
+/// The settings of preprocessor_config.json.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ImageProcessorSettings {
+    /// Minimum area after the second resize, in pixels.
+    pub min_pixels: u64,
+    /// Maximum area after the second resize, in pixels.
+    pub max_pixels: u64,
+    /// Side of a patch in pixels (p).
+    pub patch_size: usize,
+    /// Frames per patch (tp).
+    pub temporal_patch_size: usize,
+    /// Patches along each side of a merge block.
+    pub merge_size: usize,
+    /// Factor by which pixel values 0..=255 are multiplied before normalisation.
+    pub rescale_factor: f64,
+    /// Mean of each channel, subtracted after rescaling.
+    pub image_mean: [f32; CHANNELS],
+    /// Standard deviation of each channel, by which values are divided after the mean is subtracted.
+    pub image_std: [f32; CHANNELS],
+}
+
+impl Default for ImageProcessorSettings {
+    /// The settings of the published Qwen2.5-VL models.
+    fn default() -> Self {
+        Self {
+            min_pixels: 3136,
+            max_pixels: 12_845_056,
+            patch_size: 14,
+            temporal_patch_size: 2,
+            merge_size: 2,
+            rescale_factor: 1.0 / 255.0,
+            image_mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
+            image_std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
+        }
+    }
+}
+
+/// Resizes an image twice: to the size within `limits`, then to the size that the image processor computes. Returns u8
+/// `[1, H, W, 3]`. Error messages use `name` as location.
+///
+/// # Errors
+/// The image cannot be resized to these limits (see [`crate::media::resize::smart_resize`]), or memory runs out.
+pub fn resize_image(
+    image: &RgbImage,
+    limits: &ImagePixelLimits,
+    processor: &ImageProcessorSettings,
+    name: &str,
+) -> Result<FrameBuf> {
+    with_file_name(name, || {
+        let size = limits.resized_height_and_width(image.height, image.width)?;
+        processor_resize(pillow_bicubic(image.view()?, size)?, processor)
+    })
+}
+
+/// Resizes the images of a video that is given as a list of image files; returns u8 `[T, H, W, 3]` with T even: an odd
+/// list repeats its last image. Each image is resized to its own size within `limits`, then all images are resized to
+/// the size that the image processor computes for the first image.
+///
+/// # Errors
+/// The list is empty, an image cannot be resized to these limits, or memory runs out.
+pub fn resize_image_list(
+    images: &[RgbImage],
+    limits: &ImagePixelLimits,
+    processor: &ImageProcessorSettings,
+    name: &str,
+) -> Result<FrameBuf> {
+    with_file_name(name, || {
+        let first = |image: &RgbImage| {
+            let size = limits.resized_height_and_width(image.height, image.width)?;
+            pillow_bicubic(image.view()?, size)
+        };
+        let mut size = None;
+        let mut data = Vec::new();
+        for image in images {
+            let resized = first(image)?;
+            let size = match size {
+                Some(size) => size,
+                None => *size.insert(processor_size((resized.height, resized.width), processor)?),
+            };
+            data.append(&mut pillow_bicubic(resized.view()?, size)?.data);
+        }
+        let Some((height, width)) = size else {
+            return Err(MediaError::setting_error("video", "is an empty list of images", "give at least one image"));
+        };
+        let mut frames = images.len();
+        if frames % 2 == 1 {
+            data.extend_from_within(data.len() - height * width * CHANNELS..);
+            frames += 1;
+        }
+        Ok(FrameBuf { data, frames, height, width })
+    })
+}
+
+/// The second resize: Pillow's bicubic to the size that the image processor's `smart_resize` computes, usually the same
+/// size.
+///
+/// # Errors
+/// A side is shorter than a merge block, the ratio of sides is too large, or memory runs out.
+pub fn processor_resize(frames: FrameBuf, processor: &ImageProcessorSettings) -> Result<FrameBuf> {
+    let size = processor_size((frames.height, frames.width), processor)?;
+    if size == (frames.height, frames.width) {
+        return Ok(frames);
+    }
+    pillow_bicubic(frames.view()?, size)
+}
+
+/// The size to which the image processor resizes frames of (height, width) pixels.
+pub(crate) fn processor_size(
+    (height, width): (usize, usize),
+    processor: &ImageProcessorSettings,
+) -> Result<(usize, usize)> {
+    let factor = processor.patch_size.saturating_mul(processor.merge_size);
+    processor_smart_resize(height, width, factor, processor.min_pixels, processor.max_pixels)
+}
+
+/// Number of patches of `frames` along time, height and width.
+///
+/// # Errors
+/// The sides are not multiples of `patch_size * merge_size`.
+pub fn patch_grid_thw(frames: FrameView<'_>, processor: &ImageProcessorSettings) -> Result<[usize; 3]> {
+    grid_of_size(frames.frame_count(), frames.height_and_width(), processor)
+}
+
+/// Number of patches of `frames` frames of (height, width) pixels along time, height and width.
+pub(crate) fn grid_of_size(
+    frames: usize,
+    (height, width): (usize, usize),
+    processor: &ImageProcessorSettings,
+) -> Result<[usize; 3]> {
+    let ImageProcessorSettings { patch_size: p, temporal_patch_size: tp, merge_size: merge, .. } = *processor;
+    let block = p.saturating_mul(merge);
+    if block == 0 || tp == 0 || !height.is_multiple_of(block) || !width.is_multiple_of(block) {
+        return Err(MediaError::setting_error(
+            "frames",
+            format!(
+                "{height} x {width} pixels cannot be divided into blocks of {merge} x {merge} patches of {p} x {p} pixels and {tp} frames"
+            ),
+            "resize first; check patch_size, temporal_patch_size and merge_size in preprocessor_config.json",
+        ));
+    }
+    Ok([frames.div_ceil(tp), height / p, width / p])
+}
+
+/// Normalises frames and cuts them into patches. The last frame is repeated if the last temporal patch is incomplete,
+/// so an image counts as two equal frames.
+///
+/// # Errors
+/// The sides are not multiples of `patch_size * merge_size`, or memory runs out.
+pub fn patchify(frames: FrameView<'_>, processor: &ImageProcessorSettings) -> Result<Patches> {
+    let ImageProcessorSettings { patch_size: p, temporal_patch_size: tp, merge_size: merge, .. } = *processor;
+    let ((height, width), block) = (frames.height_and_width(), p.saturating_mul(merge));
+    let grid_thw = patch_grid_thw(frames, processor)?;
+    let normalised = normalisation_table(processor);
+    let patch = CHANNELS * tp * p * p;
+    let len = grid_thw.iter().product::<usize>() * patch;
+    let mut pixel_values = Vec::new();
+    if pixel_values.try_reserve_exact(len).is_err() {
+        return Err(MediaError::setting_error(
+            "frames",
+            format!("not enough memory for {len} patch values"),
+            "take fewer frames",
+        ));
+    }
+    pixel_values.resize(len, 0.0f32);
+    let frame_pixels: Vec<&[u8]> = frames.iter().collect();
+    let blocks_across = width / block;
+    // Each parallel task writes one merge block: merge × merge patches, which are neighbours in the output.
+    pixel_values.par_chunks_exact_mut(merge * merge * patch).enumerate().for_each(|(index, out)| {
+        let (strip, column) = (index / blocks_across, index % blocks_across);
+        let (time, line) = (strip / (height / block), strip % (height / block));
+        for (within, out) in out.chunks_exact_mut(patch).enumerate() {
+            let y0 = line * block + within / merge * p;
+            let x0 = column * block + within % merge * p;
+            for (part, out) in out.chunks_exact_mut(p * p).enumerate() {
+                let (channel, frame) = (part / tp, time * tp + part % tp);
+                let pixels = frame_pixels[frame.min(frame_pixels.len() - 1)];
+                for (y, out) in out.chunks_exact_mut(p).enumerate() {
+                    let row = &pixels[((y0 + y) * width + x0) * CHANNELS..][..p * CHANNELS];
+                    for (value, pixel) in out.iter_mut().zip(row.chunks_exact(CHANNELS)) {
+                        *value = normalised[channel][usize::from(pixel[channel])];
+                    }
+                }
+            }
+        }
+    });
+    Ok(Patches { pixel_values, grid_thw })
+}
+
+/// The normalised value for each pixel value 0..=255 of each channel. Computed with the operations and types of
+/// transformers: product in f64, rounded to f32, then subtraction and division in f32.
+fn normalisation_table(processor: &ImageProcessorSettings) -> [[f32; 256]; CHANNELS] {
+    std::array::from_fn(|channel| {
+        std::array::from_fn(|level| {
+            let rescaled = (level as f64 * processor.rescale_factor) as f32;
+            (rescaled - processor.image_mean[channel]) / processor.image_std[channel]
+        })
+    })
+}
+
+/// Runs `work`; if it fails with an error about sizes, the error names the file `name`.
+fn with_file_name<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    work().map_err(|error| error.into_file_error(name))
+}

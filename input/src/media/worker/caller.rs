@@ -1,0 +1,316 @@
+//! The caller's side of a decoding worker: sends a request to the worker and maps the frames that the worker returns.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use memmap2::Mmap;
+use reel_support::diagnostic::input::UnsuitableFile;
+use reel_support::diagnostic::{Diagnostic, print_note_once};
+use reel_support::worker::{Worker, WorkerFailure, WorkerPool, WorkerProgram};
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use super::frame_cache::{FrameCache, FrameKey};
+use super::{DecodeControl, VIDEO_WORKER, WorkerJob, WorkerReply, WorkerRequest};
+use crate::media::profile::{MediaOverrides, MediaProfile};
+use crate::media::video::{DecodeLimits, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo};
+use crate::media::{MediaError, Result};
+
+/// Default memory limit for one video, in MiB.
+pub const DEFAULT_DECODE_MEMORY_MIB: u64 = 2048;
+
+/// The pause before a job is tried again because this machine had no threads, processes or open files left.
+const RESTART_PAUSE: Duration = Duration::from_millis(50);
+
+/// Decodes videos, each one in its own worker process.
+#[derive(Clone, Debug)]
+pub struct DecodeWorker {
+    /// The program to run as worker, and the time limit for one video.
+    pub program: WorkerProgram,
+    /// Memory in MiB that the worker may allocate, including the frames but not the program itself.
+    pub memory_mib: u64,
+    /// Number of decoding threads.
+    pub threads: usize,
+    /// Cache of the frames that [`DecodeWorker::decode_resized`] returns; with `None`, each request decodes its video.
+    pub cache: Option<Arc<FrameCache>>,
+    /// Stops the decoding when its result is no longer needed. With a control, a video that exceeds the time limit is
+    /// not tried again.
+    pub control: Option<Arc<dyn DecodeControl>>,
+}
+
+impl DecodeWorker {
+    /// Creates a decoder that starts the program at `path` as its worker, with the default limits.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            program: WorkerProgram::new(path),
+            memory_mib: DEFAULT_DECODE_MEMORY_MIB,
+            threads: DecodeLimits::default().threads,
+            cache: None,
+            control: None,
+        }
+    }
+
+    /// Asks the control whether decoding goes on after an image of `decoded_pixels` pixels.
+    ///
+    /// # Errors
+    /// The control has stopped the decoding.
+    pub fn check(&self, decoded_pixels: u64) -> Result<()> {
+        self.control.as_ref().map_or(Ok(()), |control| control.check(decoded_pixels))
+    }
+
+    /// Creates a decoder that starts the running program's own binary as its worker.
+    pub fn from_this_program() -> Self {
+        Self::new("/proc/self/exe")
+    }
+
+    /// Reads size, frame rate and number of frames of a video.
+    ///
+    /// # Errors
+    /// The video cannot be read, or the worker fails, exceeds its limits or cannot be started.
+    pub fn probe(&self, path: &Path) -> Result<VideoInfo> {
+        match self.run(path, WorkerJob::Probe)? {
+            (WorkerReply::Probed(info), _) => {
+                note_left_out_frames(path, info.left_out_frames);
+                Ok(info)
+            }
+            _ => Err(invalid_reply(path)),
+        }
+    }
+
+    /// Decodes the frames that `profile` and `overrides` select, in the displayed size of the video.
+    ///
+    /// # Errors
+    /// The video cannot be decoded, the selection is invalid, or the worker fails, exceeds its limits or cannot be
+    /// started.
+    pub fn decode(&self, path: &Path, profile: MediaProfile, overrides: &MediaOverrides) -> Result<DecodedVideo> {
+        self.decode_at_size(path, profile, overrides, DecodedFrameSize::Original)
+    }
+
+    /// Decodes the frames that `profile` and `overrides` select and resizes them to the pixel limits inside the worker,
+    /// or returns them from the cache.
+    ///
+    /// # Errors
+    /// The video cannot be decoded or resized, the selection is invalid, or the worker fails or cannot be started.
+    pub fn decode_resized(
+        &self,
+        path: &Path,
+        profile: MediaProfile,
+        overrides: &MediaOverrides,
+    ) -> Result<DecodedVideo> {
+        let decode = || self.decode_at_size(path, profile, overrides, DecodedFrameSize::Resized);
+        let Some(cache) = &self.cache else { return decode() };
+        let Some(key) = FrameKey::new(path, profile, overrides) else { return decode() };
+        match cache.get(&key) {
+            Some(video) => Ok(video),
+            None => Ok(cache.insert(key, decode()?)),
+        }
+    }
+
+    /// Decodes the frames that `profile` and `overrides` select, in the given size.
+    ///
+    /// # Errors
+    /// The video cannot be decoded or resized, the selection is invalid, or the worker fails, exceeds its limits or
+    /// cannot be started.
+    pub fn decode_at_size(
+        &self,
+        path: &Path,
+        profile: MediaProfile,
+        overrides: &MediaOverrides,
+        size: DecodedFrameSize,
+    ) -> Result<DecodedVideo> {
+        let job = WorkerJob::Decode { profile, overrides: *overrides, size };
+        match self.run(path, job)? {
+            (WorkerReply::Decoded(video), memory) => {
+                note_left_out_frames(path, video.left_out_frames);
+                map_pixels(path, video, &memory)
+            }
+            _ => Err(invalid_reply(path)),
+        }
+    }
+
+    /// Runs one job in a worker. Returns the worker's reply and the shared memory that holds the frames.
+    ///
+    /// If the worker is killed, fails without a reply, cannot be started or misses its deadline, a new worker tries the
+    /// job once more. On a busy machine such a failure can be an accident (the kernel killed the process for lack of
+    /// memory, a disk was slow, there were too many threads for a moment). Without a second attempt, a run would lose
+    /// the row, or end.
+    fn run(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
+        // Only regular files and folders are passed on. With a pipe or a device, FFmpeg would wait for the pipe's
+        // writer or read without end, until the deadline.
+        if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
+            return Err(MediaError::cannot_read(path, &UnsuitableFile::Special.into()));
+        }
+        match self.run_once(path, job) {
+            Err(e @ MediaError::Timeout(_)) if self.control.is_some() => Err(e),
+            Err(MediaError::Timeout(_) | MediaError::Killed(_)) => self.run_once(path, job).map_err(tried_twice),
+            Err(MediaError::Worker(_)) => {
+                std::thread::sleep(RESTART_PAUSE);
+                self.run_once(path, job).map_err(tried_twice)
+            }
+            result => result,
+        }
+    }
+
+    fn run_once(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
+        static IDLE: WorkerPool = WorkerPool::new();
+        let request = WorkerRequest {
+            path: path.into(),
+            memory_bytes: self.memory_mib.saturating_mul(1 << 20),
+            threads: self.threads.max(1),
+            max_pixels: DecodeLimits::max_pixels_within(self.program.timeout, self.threads),
+            job,
+        };
+        let cannot_start = |e: std::io::Error| MediaError::cannot_start_worker(&self.program.path, &e);
+        let memory: File = rustix::fs::memfd_create("reel-frames", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+            .map_err(|e| cannot_start(e.into()))?
+            .into();
+        let mut worker = match IDLE.take_idle_worker(&self.program, 0) {
+            Some(worker) => worker,
+            None => Worker::start(&self.program, &VIDEO_WORKER).map_err(cannot_start)?,
+        };
+        let sent = worker.send(&request, Some(memory.as_fd()), self.program.timeout);
+        let mut stopped = Ok(());
+        let waited = sent.and_then(|()| {
+            let goes_on = || {
+                stopped = self.check(0);
+                stopped.is_ok()
+            };
+            if self.control.is_some() { worker.wait_for_reply(goes_on) } else { Ok(true) }
+        });
+        stopped?;
+        let reply = waited.and_then(|_| worker.receive(0, &mut Vec::new()));
+        let reply = reply.map_err(|failure| self.worker_failed(path, failure))?;
+        IDLE.return_worker(worker, 0);
+        match reply {
+            WorkerReply::Failed(error) => Err(error),
+            WorkerReply::Panicked(message) => Err(decoder_panicked(path, &message)),
+            WorkerReply::OutOfMemory => Err(self.memory_limit_exceeded(path)),
+            reply => Ok((reply, memory)),
+        }
+    }
+
+    /// The error for a job whose worker gave no reply. A signal may come from a damaged file ([`MediaError::Killed`]).
+    /// An exit code does not come from a damaged file ([`MediaError::Worker`]), because a worker reports damage in a
+    /// reply.
+    fn worker_failed(&self, path: &Path, failure: WorkerFailure) -> MediaError {
+        let end = match failure {
+            WorkerFailure::Timeout => {
+                return MediaError::Timeout(Diagnostic::new(
+                    path.display().to_string(),
+                    format!("decoding timed out after {} s", self.program.timeout.as_secs_f64()),
+                    "raise the time limit (--media-timeout), or leave the file out if it hangs the decoder",
+                ));
+            }
+            WorkerFailure::Invalid => return invalid_reply(path),
+            WorkerFailure::Ended(end) if end.is_out_of_memory() => return self.memory_limit_exceeded(path),
+            WorkerFailure::Ended(end) => end,
+        };
+        let how = match (end.signal, end.code) {
+            (Some(signal), _) => format!("was killed by signal {signal}{}", signal_name(signal)),
+            (None, Some(code)) => format!("exited with code {code}"),
+            (None, None) => "ended without an exit status".to_owned(),
+        };
+        let what = format!("the decoding worker {how}{}", end.stderr_detail());
+        let diagnostic = |help| Diagnostic::new(path.display().to_string(), what, help);
+        match end.signal {
+            Some(9 | 15) => MediaError::Killed(diagnostic(
+                "another program or the kernel killed the worker: make sure that the machine has free memory, or leave the file out",
+            )),
+            Some(_) => MediaError::Killed(diagnostic(DAMAGED)),
+            None => MediaError::Worker(diagnostic(
+                "check the limits of processes, threads, memory and open files (ulimit -a, and those of the container)",
+            )),
+        }
+    }
+
+    /// The error for a job that failed because its worker had too little memory.
+    fn memory_limit_exceeded(&self, path: &Path) -> MediaError {
+        MediaError::memory_error(
+            path,
+            format!("the decoding worker exceeded its memory limit of {} MiB", self.memory_mib),
+            "raise the limit (--media-memory), take fewer frames, or leave the file out",
+        )
+    }
+}
+
+/// Says once how many frames at the start of a video cannot be decoded. A data set may have many such videos, so only
+/// the first ones are named.
+fn note_left_out_frames(path: &Path, frames: u64) {
+    const MAX_NAMED: usize = 10;
+    static NAMED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    let mut named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
+    if frames == 0 || named.contains(path) {
+        return;
+    }
+    if named.len() == MAX_NAMED {
+        return print_note_once("further videos that start inside a group of pictures are not named".to_string());
+    }
+    named.insert(path.to_path_buf());
+    print_note_once(format!(
+        "{}: starts inside a group of pictures, so its first {frames} frames cannot be decoded and are left out; frame 0 \
+         and second 0 are those after them",
+        path.display()
+    ));
+}
+
+/// The help text of an error about a file that may be damaged.
+const DAMAGED: &str = "the file may be damaged: leave it out, or convert it";
+
+/// The error for a job whose decoder panicked.
+fn decoder_panicked(path: &Path, message: &str) -> MediaError {
+    let message: String = message.chars().take(200).collect();
+    MediaError::file_error(path, format!("the decoder panicked ({message})"), DAMAGED)
+}
+
+fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        4 => " (illegal instruction)",
+        6 => " (abort)",
+        7 => " (bus error)",
+        8 => " (arithmetic error)",
+        9 => " (killed, possibly for lack of memory)",
+        11 => " (segmentation fault)",
+        15 => " (terminated)",
+        _ => "",
+    }
+}
+
+/// Adds "twice" to the error of the second worker, because the first worker failed on the same job.
+fn tried_twice(e: MediaError) -> MediaError {
+    let note = |d: Diagnostic| Diagnostic { what: format!("{}, twice", d.what), ..d };
+    match e {
+        MediaError::Timeout(d) => MediaError::Timeout(note(d)),
+        MediaError::Killed(d) => MediaError::Killed(note(d)),
+        other => other,
+    }
+}
+
+/// Maps the shared memory as pixels, after checking its length and sealing it against changes.
+fn map_pixels(path: &Path, mut video: DecodedVideo, memory: &File) -> Result<DecodedVideo> {
+    let expected = [video.height, video.width, 3]
+        .iter()
+        .try_fold(video.indices.len() as u64, |n, &side| n.checked_mul(side as u64));
+    let actual = memory.metadata().map(|m| m.len()).ok();
+    if expected.is_none() || expected == Some(0) || expected != actual {
+        return Err(invalid_reply(path));
+    }
+    let cannot_read = |e: std::io::Error| MediaError::cannot_read(path, &e);
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(memory, seals).map_err(|e| cannot_read(e.into()))?;
+    // SAFETY: the seals, which cannot be removed, fix the length and the bytes. Sealing would have failed if a writable
+    // mapping were left.
+    let map = unsafe { Mmap::map(memory) }.map_err(cannot_read)?;
+    video.data = PixelBuffer::Shared(Arc::new(map));
+    Ok(video)
+}
+
+fn invalid_reply(path: &Path) -> MediaError {
+    MediaError::file_error(
+        path,
+        "the decoding worker sent an incomplete or invalid reply",
+        "use the same version of the program as the worker, and check that there is free memory",
+    )
+}

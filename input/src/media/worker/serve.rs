@@ -1,0 +1,138 @@
+//! The worker's side of video decoding: receives a request, decodes the video into shared memory, and sends a reply.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::process::ExitCode;
+
+use memmap2::MmapMut;
+use reel_support::diagnostic::{Diagnostic, catch_panic};
+use reel_support::worker::ReplySender;
+use rustix::process::Resource;
+
+use super::{WorkerJob, WorkerReply, WorkerRequest};
+use crate::media::video::{DecodeLimits, DecodeRequest, DecodedFrameSize, check_video_file, decode_into, probe};
+use crate::media::{MediaError, Result};
+
+/// The `main` function of a worker.
+pub(super) fn worker_main() -> ExitCode {
+    // FFmpeg's libraries are loaded before forking, so that every fork inherits them. If they are missing, each fork
+    // reports this in its reply.
+    #[cfg(feature = "ffmpeg")]
+    let _ = crate::media::libraries::load_ffmpeg();
+    reel_support::worker::serve_in_forks(run_job)
+}
+
+/// Decodes the requested video into `memory`. Errors about the video are part of the reply.
+///
+/// # Errors
+/// The caller has ended, sent no file, or the limits cannot be set.
+pub fn run_job(request: WorkerRequest, memory: Option<File>, replies: &mut ReplySender) -> io::Result<()> {
+    let memory = memory.ok_or_else(|| io::Error::other("a decoding job came without its shared memory file"))?;
+    let path = Path::new(&request.path);
+    // The file is checked before memory is limited, so that an error with another cause is never taken for lack of
+    // memory.
+    let reply = match check_video_file(path) {
+        Ok(()) => {
+            // The limit applies to memory that decoding allocates, beyond what the program and its libraries already
+            // use.
+            reel_support::worker::limit_memory(request.memory_bytes)?;
+            run_with_limits(&request, path, &memory)
+        }
+        Err(e) => WorkerReply::Failed(e),
+    };
+    replies.send(&reply, &[])
+}
+
+/// Does the requested job. If the job fails near the memory limit, the reply is `OutOfMemory` instead of the job's
+/// error. With too little memory, FFmpeg may lose frames, report damaged data, or end the file early, and the job's
+/// error would wrongly blame the file.
+fn run_with_limits(request: &WorkerRequest, path: &Path, memory: &File) -> WorkerReply {
+    let limits =
+        DecodeLimits { threads: request.threads, memory_bytes: request.memory_bytes, pixels: request.max_pixels };
+    let job = || match request.job {
+        WorkerJob::Probe => probe(path).map(WorkerReply::Probed),
+        WorkerJob::Decode { profile, overrides, size } => {
+            if matches!(size, DecodedFrameSize::Resized) {
+                create_resize_threads(path)?;
+            }
+            let request = DecodeRequest { path, profile, overrides, size, limits };
+            decode_into(&request, |bytes| map_output(path, memory, bytes)).map(|(video, _)| WorkerReply::Decoded(video))
+        }
+    };
+    to_reply(catch_panic(job))
+}
+
+/// Converts the result of a job to the reply for the caller. The outer `Err` is the message of a panic.
+fn to_reply(ended: std::result::Result<Result<WorkerReply>, String>) -> WorkerReply {
+    match ended {
+        Ok(Ok(reply)) => reply,
+        Ok(Err(MediaError::File(_) | MediaError::Unreadable(_) | MediaError::Worker(_))) | Err(_)
+            if is_near_memory_limit() =>
+        {
+            WorkerReply::OutOfMemory
+        }
+        Ok(Err(e)) => WorkerReply::Failed(e),
+        Err(message) if message == "capacity overflow" => WorkerReply::OutOfMemory,
+        Err(message) => WorkerReply::Panicked(message),
+    }
+}
+
+/// Creates Rayon's threads for the resize. Otherwise Rayon would create them during decoding. If it then failed to
+/// create them, it would panic, and the panic would be blamed on the file.
+fn create_resize_threads(path: &Path) -> Result<()> {
+    let created = rayon::ThreadPoolBuilder::new().build_global();
+    // If threads cannot be created, the source of Rayon's error is an I/O error. An error without such a source means
+    // that the thread pool already exists.
+    let cause = created.as_ref().err().and_then(|e| e.source()?.downcast_ref::<std::io::Error>());
+    cause.map_or(Ok(()), |e| Err(MediaError::cannot_start_threads(path, "resizing its frames", e)))
+}
+
+/// [`is_near_memory_limit`] is true if the peak of the address space is within this many bytes of its limit. FFmpeg
+/// reports a failure of larger allocations as lack of memory, but not of smaller ones: thread stacks (8 MiB), packets
+/// and read buffers.
+const NEAR_LIMIT_BYTES: u64 = 16 << 20;
+
+/// Whether the address space of this process has come so close to its limit that an allocation may have failed.
+/// Compares the peak size, because the failed job has freed its memory by now.
+fn is_near_memory_limit() -> bool {
+    let Some(limit) = rustix::process::getrlimit(Resource::As).current else { return false };
+    // Reading this file fails only if no memory is left for its text.
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return true };
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmPeak:")?.trim().strip_suffix(" kB"));
+    let peak_kib = peak.and_then(|n| n.parse::<u64>().ok());
+    peak_kib.is_some_and(|kib| kib.saturating_mul(1024).saturating_add(NEAR_LIMIT_BYTES) > limit)
+}
+
+/// Resizes the shared memory to `bytes` and maps it for writing.
+fn map_output(path: &Path, memory: &File, bytes: usize) -> Result<MmapMut> {
+    let cannot_allocate = |e: std::io::Error| match e.kind() {
+        ErrorKind::OutOfMemory => {
+            let what = format!("no memory is left for its selected frames, {} MiB", bytes.div_ceil(1 << 20));
+            MediaError::memory_error(path, what, "take fewer frames, or raise the memory limit (--media-memory)")
+        }
+        _ => {
+            let what = format!("shared memory for its frames cannot be allocated: {e}");
+            MediaError::Worker(Diagnostic::new(path.display().to_string(), what, "free memory, or take fewer frames"))
+        }
+    };
+    memory.set_len(bytes as u64).map_err(cannot_allocate)?;
+    // SAFETY: the caller does not touch the memory before the reply, which is sent after the mapping has ended.
+    unsafe { MmapMut::map_mut(memory) }.map_err(cannot_allocate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_the_decoder_is_a_reply() {
+        let panicked = |message: &'static str| to_reply(Err(message.to_owned()));
+        assert!(matches!(panicked("an index"), WorkerReply::Panicked(message) if message == "an index"));
+        assert!(matches!(panicked("capacity overflow"), WorkerReply::OutOfMemory));
+        let shortage = std::io::Error::from_raw_os_error(libc::EAGAIN);
+        let failed = to_reply(Ok(Err(MediaError::cannot_start_threads(Path::new("a.mp4"), "decoding", &shortage))));
+        assert!(matches!(failed, WorkerReply::Failed(MediaError::Worker(_))), "{failed:?}");
+    }
+}
