@@ -51,7 +51,8 @@ fn print_parser_error(e: &clap::Error) -> ExitCode {
     }
     let text = e.render().to_string();
     let paragraphs = text.split("\n\n").map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "));
-    let useful: Vec<String> = paragraphs.filter(|p| !p.is_empty() && !p.starts_with("For more information")).collect();
+    let is_advice = |p: &String| p.starts_with("Usage:") || p.starts_with("For more information");
+    let useful: Vec<String> = paragraphs.filter(|p| !p.is_empty() && !is_advice(p)).collect();
     let _ = writeln!(io::stderr(), "{}; try '--help'", escape_controls(&useful.join("; ")));
     ExitCode::from(USAGE_ERROR)
 }

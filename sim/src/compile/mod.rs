@@ -127,7 +127,7 @@ fn temporary_folder() -> io::Result<tempfile::TempDir> {
     tempfile::Builder::new().prefix(".reel-").suffix(".part").permissions(only_this_user).tempdir()
 }
 
-/// For tests that compile kernels: `let Some(()) = skip_without_nvrtc() else { return };`. Without NVRTC it prints
+/// For tests that compile kernels: `let Some(()) = compile::skip_without_nvrtc() else { return };`. Without NVRTC it prints
 /// `skipped: NAME: NVRTC not found …` with the test's name and returns `None`.
 ///
 /// # Panics
