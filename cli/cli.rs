@@ -105,7 +105,7 @@ pub enum Command {
 
 /// Returns the parser of the command line.
 pub fn command() -> clap::Command {
-    arguments::with_additional_spellings(Cli::command())
+    arguments::with_additional_spellings(sim::with_own_examples(Cli::command()))
 }
 
 /// Runs the subcommand `name`; `matches` are its parsed arguments.

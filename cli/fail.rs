@@ -103,6 +103,7 @@ fn print_error_and_exit_code(result: anyhow::Result<()>, verbose: bool) -> u8 {
         }
     }
     let wrong_options = e.is::<UsageError>()
+        || e.is::<reel_sim::front::UsageError>()
         || e.downcast_ref::<ModelError>().is_some_and(ModelError::is_usage_error)
         || e.downcast_ref::<SampleError>().is_some_and(SampleError::is_usage_error)
         || e.downcast_ref::<TrainError>().is_some_and(TrainError::is_usage_error)

@@ -7,9 +7,12 @@
 
 pub mod alu;
 pub mod check;
+pub mod compile;
 pub mod counters;
 pub mod exec;
 pub mod finding;
+#[cfg(feature = "cli")]
+pub mod front;
 pub mod headers;
 pub mod layout;
 pub mod matrix;

@@ -14,8 +14,7 @@ use reel_support::diagnostic::{Diagnostic, note};
 use reel_support::files::{check_folder_of_own_files, open_without_link, read_own_file, replace_synced};
 use twox_hash::XxHash3_128;
 
-use super::Unit;
-use super::nvrtc::CompilerOutput;
+use super::{CompilerOutput, Unit};
 
 /// First bytes of an entry; the number increases when the format changes.
 const MAGIC: &str = "reel-kernel 1";

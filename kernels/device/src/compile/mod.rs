@@ -11,26 +11,23 @@
 //! 48 cases; for sm_86 NVRTC translates `advance` and `elementwise` with other instructions. Drivers that are older
 //! than the compiler get code in another way (`driver_code.rs`).
 //!
-//! Results are cached on disk under `$XDG_CACHE_HOME/reel/kernels`; a cached unit is read without opening NVRTC.
-//! Source: NVIDIA's NVRTC and PTX Compiler manuals of CUDA 13.0. NVRTC 12 has the same functions and is used where
-//! there is no NVRTC 13.
+//! Results are cached on disk under `$XDG_CACHE_HOME/reel/kernels`; a cached unit is read without opening NVRTC. The
+//! compilers are found and called by the simulator's crate (`reel_sim::compile`).
 
 pub mod builtin;
 mod cache;
 pub mod check;
 pub mod driver_code;
-mod foreign;
-mod nvrtc;
-pub mod ptxas;
-pub mod toolkit;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use reel_sim::compile::nvrtc::Nvrtc;
+use reel_sim::compile::{self, CompilerOutput, Unit, number_of};
+pub use reel_sim::compile::{ptxas, registers_of_kernel, skip_without_nvrtc, toolkit};
+
 use crate::Source;
 use cache::Cache;
-pub use foreign::{CompiledUserFile, UserCompilerOptions, compile_user_file, registers_of_kernel};
-use nvrtc::{CompilerOutput, Nvrtc};
 use ptxas::PtxasReport;
 use toolkit::Toolkit;
 
@@ -46,7 +43,7 @@ const DEPENDENT_LAUNCH_ARCHITECTURE: &str = "sm_90";
 /// architecture.
 const WARPGROUP_PRODUCT_ARCHITECTURE: &str = "sm_90a";
 
-/// The reason why a unit was not compiled. Each message is one line.
+/// The reason why a kernel folder was not compiled. Each message is one line.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CompileError {
     /// NVRTC is not installed on this machine.
@@ -54,14 +51,6 @@ pub enum CompileError {
         "NVRTC not found: no libnvrtc.so.13 or .12; run `./x setup`, or install CUDA and set CUDA_HOME; details: `reel doctor`"
     )]
     NoNvrtc,
-    /// NVRTC was found but cannot be opened or lacks a function.
-    #[error("{path}: cannot be used: {reason}; reinstall CUDA")]
-    Unusable {
-        /// Path of the library, or of nvcc.
-        path: PathBuf,
-        /// The error of the dynamic loader or of the system.
-        reason: String,
-    },
     /// The driver is too old for the code of NVRTC's toolkit, and no ptxas of the driver's own version is installed.
     /// The value is the driver's CUDA version times 1000.
     #[error(
@@ -69,66 +58,9 @@ pub enum CompileError {
         major = .0 / 1000, minor = .0 % 1000 / 10
     )]
     NoOlderPtxas(u32),
-    /// A file that cannot be read.
-    #[error("{path}: cannot be read: {reason}; check the path")]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        reason: String,
-    },
-    /// An architecture's name is not of the form `sm_80` or `sm_90a`.
-    #[error("architecture {0}: not of the form sm_80 or sm_90a; use one of sm_80, sm_86, sm_89, sm_90a")]
-    Architecture(String),
-    /// NVRTC or nvcc reported errors in the source.
-    #[error("{first}")]
-    Refused {
-        /// The first error as `file:line: what is wrong`.
-        first: String,
-        /// The whole log.
-        log: String,
-    },
-}
-
-impl CompileError {
-    /// Makes the error of a failed compilation from the first error in its log. If the log has no error, the message
-    /// is `status`, the compiler's name for the failure.
-    fn refused(unit: &str, status: &str, log: String) -> CompileError {
-        let first = log.lines().find_map(first_error).unwrap_or_else(|| format!("{unit}: {status}"));
-        CompileError::Refused { first, log }
-    }
-
-    /// Returns the whole log of a compilation that reported errors; for other errors the empty string.
-    pub fn compiler_log(&self) -> &str {
-        match self {
-            CompileError::Refused { log, .. } => log,
-            _ => "",
-        }
-    }
-}
-
-/// Rewrites `file(12): error: text` as `file:12: text`; also accepts errors without a location. Returns `None` for
-/// lines that report no error.
-fn first_error(line: &str) -> Option<String> {
-    let (place, text) = line.split_once("error: ").or_else(|| line.split_once("error   : "))?;
-    let place = place.trim_end_matches("catastrophic ").trim_end_matches([' ', ':', ';']);
-    let place = match place.strip_suffix(')').and_then(|p| p.rsplit_once('(')) {
-        Some((file, line)) => format!("{file}:{line}"),
-        None => place.to_string(),
-    };
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    Some(if place.is_empty() { text } else { format!("{place}: {text}") })
-}
-
-/// A translation unit for NVRTC or ptxas.
-#[derive(Clone, Debug)]
-struct Unit {
-    /// The file name in messages and line tables.
-    name: String,
-    text: String,
-    /// (name in `#include` lines, text) of each header.
-    headers: Vec<(String, String)>,
-    options: Vec<String>,
+    /// The compiler cannot be used or reported errors.
+    #[error(transparent)]
+    Compiler(#[from] compile::CompileError),
 }
 
 /// A kernel folder compiled to machine code for one architecture.
@@ -205,15 +137,6 @@ fn cubin_unit(source: &Source, sm: &str) -> Result<Unit, CompileError> {
     Ok(unit_of(source, &format!("sm_{}", number_of(sm)?), &["--ptxas-options=-v"]))
 }
 
-/// Returns the part of an architecture's name after `sm_`.
-fn number_of(sm: &str) -> Result<&str, CompileError> {
-    let number = sm.strip_prefix("sm_").unwrap_or_default();
-    let digits = number.trim_end_matches(['a', 'f']);
-    let good = matches!(digits.len(), 2 | 3) && digits.bytes().all(|b| b.is_ascii_digit());
-    let good = good && number.len() - digits.len() <= 1;
-    if good { Ok(number) } else { Err(CompileError::Architecture(sm.to_string())) }
-}
-
 fn unit_of(source: &Source, arch: &str, options: &[&str]) -> Unit {
     let text = source.text();
     let fixed = [&format!("-arch={arch}"), "--std=c++17", "-lineinfo"];
@@ -248,7 +171,7 @@ struct Compiler {
     /// The path of ptxas in the CUDA installation that NVRTC is from, so that both have the same version.
     ptxas: Option<PathBuf>,
     cache: Option<Cache>,
-    nvrtc: OnceLock<Result<Nvrtc, CompileError>>,
+    nvrtc: OnceLock<Result<Nvrtc, compile::CompileError>>,
 }
 
 impl Compiler {
@@ -257,7 +180,7 @@ impl Compiler {
     }
 
     fn nvrtc(&self) -> Result<&Nvrtc, CompileError> {
-        self.nvrtc.get_or_init(|| Nvrtc::open(&self.library)).as_ref().map_err(Clone::clone)
+        Ok(self.nvrtc.get_or_init(|| Nvrtc::open(&self.library)).as_ref().map_err(Clone::clone)?)
     }
 
     /// Compiles a unit by NVRTC.
@@ -271,7 +194,7 @@ impl Compiler {
 
     /// Assembles the PTX in a unit by ptxas.
     fn assemble(&self, ptxas: &Path, unit: &Unit) -> Result<CompilerOutput, CompileError> {
-        self.cached(unit, ptxas, || ptxas::assemble(ptxas, unit))
+        self.cached(unit, ptxas, || Ok(ptxas::assemble(ptxas, unit)?))
     }
 
     /// Returns the output for `unit` from the cache, or else calls `compile` and stores its result. `program` is the
@@ -331,21 +254,6 @@ pub fn check_nvrtc() -> Result<(), CompileError> {
 /// Returns the major and minor version of the NVRTC library.
 pub fn nvrtc_version() -> Result<(u32, u32), CompileError> {
     compiler()?.nvrtc().map(Nvrtc::version)
-}
-
-/// For tests that compile kernels: `let Some(()) = compile::skip_without_nvrtc() else { return };`. Without NVRTC it
-/// prints `skipped: NAME: NVRTC not found …` with the test's name and returns `None`.
-///
-/// # Panics
-/// If NVRTC is missing in continuous integration (`CI` set and not empty), where no test may be skipped.
-pub fn skip_without_nvrtc() -> Option<()> {
-    let Err(e) = check_nvrtc() else { return Some(()) };
-    let thread = std::thread::current();
-    let name = thread.name().unwrap_or("a test");
-    let ci = std::env::var_os("CI").is_some_and(|v| !v.is_empty());
-    assert!(!ci, "{name}: {e}");
-    println!("skipped: {name}: {e}");
-    None
 }
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use reel_sim::finding::{self, SourceLine};
-use reel_sim::program::Program;
-use reel_support::diagnostic::input;
+use crate::finding::{self, SourceLine};
+use crate::program::Program;
+
+use super::output;
 
 /// A source file and its lines.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ impl SourceQuotes {
         // The path in the line information may be relative to the folder in which the compiler ran. That is probably
         // the folder of the PTX.
         let beside = given.parent().unwrap_or(Path::new("")).join(main);
-        let read = |path| input::read_file(path, input::MAX_ROWS_BYTES).ok();
+        let read = |path: PathBuf| output::read_file(&path).ok();
         let found = [PathBuf::from(main), beside].into_iter().find_map(read);
         of(main.to_string(), true, &found.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default())
     }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use cpp_demangle::Symbol;
 
-use crate::fail::{UsageError, failed, usage_error};
+use super::error::{UsageError, failed, usage_error};
 
 /// Returns the symbol of the kernel that `wanted` names (see `find`); if `wanted` is `None`, the only kernel of the
 /// file.

@@ -1,12 +1,12 @@
 //! A kernel with its launch and arguments, ready to be checked.
 
+use crate::check::{self, CheckPlan, CheckReport};
+use crate::exec::{ExecOptions, LaunchConfig, LaunchError};
+use crate::program::{Kernel, Program};
 use anyhow::Result;
-use reel_sim::check::{self, CheckPlan, CheckReport};
-use reel_sim::exec::{ExecOptions, LaunchConfig, LaunchError};
-use reel_sim::program::{Kernel, Program};
 
 use super::bind::BoundArguments;
-use crate::fail::{failed, usage_error};
+use super::error::{failed, usage_error};
 
 /// A kernel to simulate, with its launch configuration and initial memory.
 #[derive(Debug)]

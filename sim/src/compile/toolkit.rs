@@ -52,7 +52,9 @@ impl Toolkit {
         local.sort_by_key(|p| std::cmp::Reverse(version_of_name(p)));
         let mut places: Vec<Place> = named.chain(local).flat_map(|root| Place::installations(&root)).collect();
 
-        let listed = |name: &str| var(name).map(|v| env::split_paths(&v).collect()).unwrap_or_default();
+        // An empty or relative entry would name the current folder, which may be one of a data set.
+        let absolute = |v: PathBuf| env::split_paths(&v).filter(|folder| folder.is_absolute()).collect();
+        let listed = |name: &str| var(name).map(absolute).unwrap_or_default();
         let mut paths = Place { libraries: listed("LD_LIBRARY_PATH"), programs: listed("PATH"), headers: Vec::new() };
         let system = [format!("/usr/lib/{}-linux-gnu", env::consts::ARCH), "/usr/lib64".into(), "/usr/lib".into()];
         paths.libraries.extend(system.map(PathBuf::from));
@@ -219,7 +221,7 @@ fn cache_of(var: &impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
 
 /// Returns NVRTC's builtins library in NVRTC's folder, if there is one. NVRTC opens it by name while it compiles, and
 /// the loader would not find it there.
-pub(super) fn nvrtc_builtins_libraries(nvrtc: &Path) -> Vec<PathBuf> {
+pub fn nvrtc_builtins_libraries(nvrtc: &Path) -> Vec<PathBuf> {
     let folder = nvrtc.parent().unwrap_or(Path::new("."));
     let major = major_of_library(nvrtc).unwrap_or_default();
     let mut found = children(folder, |name| name.starts_with(&format!("libnvrtc-builtins.so.{major}.")));

@@ -1,21 +1,21 @@
-//! `reel sim mutants`: tests whether each barrier, fence and wait of a kernel is needed, and whether the simulator
+//! The command `mutants`: tests whether each barrier, fence and wait of a kernel is needed, and whether the simulator
 //! detects a missing one.
 
 use std::path::Path;
 
+use crate::exec::ExecOptions;
+use crate::finding::{SourceLine, source_line};
+use crate::mutate::{self, Mutant, MutantResult};
 use anyhow::Result;
 use clap::Args;
-use reel_sim::exec::ExecOptions;
-use reel_sim::finding::{SourceLine, source_line};
-use reel_sim::mutate::{self, Mutant, MutantResult};
 use serde_json::json;
 
+use super::CommonSettings;
 use super::case::PreparedLaunch;
+use super::error::failed;
+use super::output;
 use super::quote::SourceQuotes;
 use super::run::SimRunArgs;
-use crate::common::CommonOptions;
-use crate::fail::failed;
-use crate::output;
 
 /// Remove or change each synchronisation instruction of a kernel, one at a time, and test whether a run detects it.
 #[derive(Args, Debug)]
@@ -25,7 +25,7 @@ Example:
   .entry k(.param .u64 x) { .reg .u64 %p; .reg .u32 %v; .shared .u32 s;
     ld.param.u64 %p, [x]; st.shared.u32 [s], 1; bar.sync 0;
     ld.shared.u32 %v, [s]; st.global.u32 [%p], %v; ret; }' > k.ptx
-  reel sim mutants k.ptx --grid 1 --block 64 --arg buf:u32:1")]
+  reel-sim mutants k.ptx --grid 1 --block 64 --arg buf:u32:1")]
 pub struct SimMutantsArgs {
     #[command(flatten)]
     run: SimRunArgs,
@@ -37,15 +37,16 @@ const MAX_IDLE_INSTRUCTIONS: u64 = 2_000_000;
 
 impl SimMutantsArgs {
     /// Runs every mutant whose changed instruction the unchanged kernel executes.
-    pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        let case = self.run.prepare_launch(common)?;
+    pub fn run(&self, settings: &CommonSettings) -> Result<()> {
+        let case = self.run.prepare_launch(settings)?;
         let location = self.run.displayed_path();
         let whole = case.check_kernel(&case.program, case.options.clone())?;
         self.run.error_if_stopped_early(&whole)?;
         if let Some(first) = whole.findings.iter().flatten().next() {
             let what =
                 format!("the unchanged kernel already has a finding: {} at line {}", first.kind.name(), first.line);
-            return Err(failed(&location, what, "fix the kernel first; `reel sim run` shows the details"));
+            let help = format!("fix the kernel first; `{} run` shows the details", settings.program);
+            return Err(failed(&location, what, help));
         }
         let counters = &whole.counters[0].by_instruction;
         let executed = |pc: u32| counters.get(pc as usize).is_some_and(|c| c.warps > 0);
@@ -57,7 +58,7 @@ impl SimMutantsArgs {
             Ok(report.findings.iter().flatten().next().map(|f| f.kind))
         })?;
         let survivors = verdicts.iter().filter(|v| v.killed_by.is_none()).count();
-        if common.json {
+        if settings.json {
             let rows: Vec<_> = verdicts.iter().map(|v| row(v, &line_of(&case, &v.mutant))).collect();
             return output::print_json(&json!({"mutants": verdicts.len(), "survivors": survivors, "verdicts": rows}));
         }

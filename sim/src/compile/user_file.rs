@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use super::ptxas::PtxasReport;
 use super::toolkit::Toolkit;
-use super::{CompileError, Unit, compiler, number_of};
+use super::{CompileError, Unit, number_of, nvrtc, temporary_folder};
 
 /// A file compiled to PTX.
 #[derive(Clone, Debug)]
@@ -60,7 +60,7 @@ pub fn compile_user_file(
         options: nvrtc_options(number, &folders, &toolkit.header_folders(), options),
     };
     let refused = if options.nvcc.is_empty() {
-        match compiler().and_then(|c| c.nvrtc()?.compile(&unit)) {
+        match nvrtc::shared().and_then(|nvrtc| nvrtc.compile(&unit)) {
             Ok(output) => return Ok(CompiledUserFile { ptx: with_main_file(&output.ptx, path), compiler: "NVRTC" }),
             Err(e) => wanting_nvcc(e),
         }
@@ -84,7 +84,7 @@ pub fn registers_of_kernel(ptx: &str, symbol: &str, options: &[String]) -> Optio
     let target = ptx
         .lines()
         .find_map(|line| line.trim_start().strip_prefix(".target")?.split([',', ' ', '\t']).find(|w| !w.is_empty()))?;
-    let scratch = reel_support::files::temporary_folder().ok()?;
+    let scratch = temporary_folder().ok()?;
     let file = scratch.path().join("in.ptx");
     fs::write(&file, ptx).ok()?;
     let mut command = Command::new(ptxas);
@@ -122,7 +122,7 @@ fn run_nvcc(
 ) -> Result<String, CompileError> {
     let failed = |e: std::io::Error| CompileError::Unusable { path: nvcc.into(), reason: e.to_string() };
     // When nvcc fails, it deletes its output file, which would be /dev/stdout; so it writes to a temporary file.
-    let scratch = reel_support::files::temporary_folder().map_err(failed)?;
+    let scratch = temporary_folder().map_err(failed)?;
     let out = scratch.path().join("out.ptx");
     let mut command = Command::new(nvcc);
     command.args(["-ptx", "-lineinfo", "-o"]).arg(&out);

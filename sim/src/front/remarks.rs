@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use reel_sim::counters::Counters;
-use reel_sim::finding::{SourceLine, source_line};
-use reel_sim::program::op::InstructionClass;
-use reel_sim::program::{Kernel, Program};
+use crate::counters::Counters;
+use crate::finding::{SourceLine, source_line};
+use crate::program::op::InstructionClass;
+use crate::program::{Kernel, Program};
 
 /// A line gets a remark only if its accesses take at least this many times the sectors or wavefronts that they need.
 const WORTH_NAMING: f64 = 1.5;

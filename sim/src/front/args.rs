@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use reel_sim::tensor_map::{DataType, Swizzle};
-use reel_sim::value::ElementType;
+use crate::tensor_map::{DataType, Swizzle};
+use crate::value::ElementType;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum KernelArgument {

@@ -2,14 +2,14 @@
 
 use std::fmt::Write as _;
 
-use reel_sim::check;
-use reel_sim::exec::{GpuSpec, LaunchConfig};
-use reel_sim::finding::Finding;
-use reel_sim::finding::FindingKind;
-use reel_sim::finding::SourceLine;
-use reel_sim::program::{Kernel, Program};
-use reel_sim::report::{CountReport, CounterTotals, LineCounts};
-use reel_sim::roofline::{ESTIMATED_GPUS, NumberOrigin, Roofline};
+use crate::check;
+use crate::exec::{GpuSpec, LaunchConfig};
+use crate::finding::Finding;
+use crate::finding::FindingKind;
+use crate::finding::SourceLine;
+use crate::program::{Kernel, Program};
+use crate::report::{CountReport, CounterTotals, LineCounts};
+use crate::roofline::{ESTIMATED_GPUS, NumberOrigin, Roofline};
 use serde_json::{Map, Value, json};
 
 use super::causes::{FindingGroup, first_clause, group_by_cause};

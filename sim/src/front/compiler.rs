@@ -1,13 +1,13 @@
-//! Gets PTX for `reel sim`: reads the file, or compiles it with the user's options.
+//! Gets the PTX of the user's file: reads the file, or compiles it with the user's options.
 
 use std::path::{Path, PathBuf};
 
+use crate::compile::{self, CompileError, UserCompilerOptions};
+use crate::headers::HEADER_NAMES_AND_TEXTS;
 use anyhow::Result;
 use clap::Args;
-use reel_device::compile::{self, CompileError, UserCompilerOptions};
-use reel_sim::headers::HEADER_NAMES_AND_TEXTS;
 
-use crate::output;
+use super::output;
 
 /// Options of the CUDA compiler.
 #[derive(Args, Debug)]

@@ -1,18 +1,15 @@
-//! The HTML page of `reel sim run --html`: findings, the kernel on the roofline, and the source with counts and
-//! findings beside each line.
+//! The HTML page of `run --html`: findings, the kernel on the roofline, and the source with counts and findings beside
+//! each line. A page is one file without scripts: its Content Security Policy forbids all requests.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use reel_sim::finding::Finding;
-use reel_sim::report::{CountReport, LineCounts};
-use reel_sim::roofline::Roofline;
-use reel_tools::report::chart::{Chart, Roof, RooflinePoint};
-use reel_tools::report::escape::escape_html;
-use reel_tools::report::html::HtmlPage;
-use reel_tools::report::table::HtmlTable;
+use crate::finding::Finding;
+use crate::report::{CountReport, LineCounts};
 
 use super::entry::{demangle_symbols, demangled_signature};
+use super::printable::escape_html;
+use super::roofline_chart::roofline_chart;
 use super::show::{RunDisplay, readable_message};
 
 /// Number of lines shown around each executed line or finding of a long source.
@@ -20,30 +17,29 @@ const CONTEXT_LINES: usize = 3;
 /// Sources of up to this many lines are shown whole.
 const MAX_WHOLE_LINES: usize = 600;
 
-/// CSS of this page, in addition to the common CSS of all pages.
-const STYLE: &str = "\
-td.code{font-family:ui-monospace,monospace;white-space:pre;font-size:12px;overflow-wrap:normal}\
-td.n{color:var(--dim)}tr.bad td{background:color-mix(in srgb,var(--bad) 18%,transparent)}\
-.count{background:var(--c0);opacity:.6;display:inline-block;height:10px}\
-.finding{border-left:4px solid var(--bad);padding:4px 8px;margin:8px 0;white-space:pre-wrap;overflow-wrap:anywhere}\
-@media(max-width:640px){.source .more{display:none}td.code{white-space:pre-wrap}}";
+const STYLE: &str = include_str!("page.css");
 
 /// Returns the page of a checked kernel.
 pub fn run_page_html(run: &RunDisplay) -> String {
     let name = demangled_signature(&run.kernel.name);
-    let mut page = HtmlPage::new(&format!("{name}: {}", run.verdict())).with_style(STYLE);
+    let title = escape_html(&format!("{name}: {}", run.verdict()));
     let ([gx, gy, gz], [bx, by, bz]) = (run.launch.grid, run.launch.block);
-    page.add(&format!(
+    let launch = format!(
         "<p>{}: grid ({gx},{gy},{gz}), block ({bx},{by},{bz}), {} bytes of dynamic shared memory. The simulator \
-         counted instructions and bytes; it measures no times.</p>\n",
+         counted instructions and bytes; it measures no times.</p>",
         escape_html(run.file),
         run.launch.dynamic_shared
-    ));
-    page.add(&findings_html(run));
+    );
     let counts = run.counts();
-    add_roofline(&mut page, run, &name, &counts);
-    page.add(&source_html(run, &counts));
-    page.into_html()
+    let (findings, roofline, source) =
+        (findings_html(run), roofline_html(run, &name, &counts), source_html(run, &counts));
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\
+         <title>{title}</title><style>{STYLE}</style></head>\n\
+         <body><main><h1>{title}</h1>\n{launch}\n{findings}{roofline}{source}</main>\n</body></html>\n"
+    )
 }
 
 fn findings_html(run: &RunDisplay) -> String {
@@ -74,64 +70,28 @@ fn findings_html(run: &RunDisplay) -> String {
     out
 }
 
-/// Adds a table with the kernel's least time by each bound on each GPU, and a chart with the kernel on the roofline of
-/// the H100.
-fn add_roofline(page: &mut HtmlPage, run: &RunDisplay, name: &str, counts: &CountReport) {
+/// Returns a table with the kernel's least time by each bound on each GPU, and a chart with the kernel on the roofline
+/// of the H100.
+fn roofline_html(run: &RunDisplay, name: &str, counts: &CountReport) -> String {
     let rooflines = run.rooflines();
     let names = rooflines.first().map(|r| r.bounds.map(|b| format!("{}, µs", b.name))).unwrap_or_default();
-    let columns: Vec<&str> =
-        ["GPU"].into_iter().chain(names.iter().map(String::as_str)).chain(["at least, µs", "bound"]).collect();
-    let mut table = HtmlTable::new(&columns);
+    let row = |cells: Vec<String>| format!("<tr><td class=\"text\">{}</td></tr>\n", cells.join("</td><td>"));
+    let columns = ["GPU".to_string()].into_iter().chain(names).chain(["at least, µs", "bound"].map(String::from));
+    let mut out = "<h2>Roofline (modelled, not measured)</h2>\n<div class=\"scroll\"><table>\n".to_string();
+    out += &row(columns.collect()).replace("td", "th");
     for r in &rooflines {
         let largest = r.largest_bound();
         let times = r.bounds.iter().chain([&largest]).map(|b| format!("{:.3}", 1e6 * b.seconds));
-        table.add_row([r.gpu.name.to_string()].into_iter().chain(times).chain([largest.name.to_string()]).collect());
+        out += &row([r.gpu.name.to_string()].into_iter().chain(times).chain([largest.name.to_string()]).collect());
     }
-    page.add("<h2>Roofline (modelled, not measured)</h2>\n");
-    page.add_table(&table);
-    let Some(r) = rooflines.iter().find(|r| r.gpu.name == "H100") else { return };
-    match roofline_chart(r, name, counts) {
-        Some(chart) => page.add_chart(&chart),
-        None => page.add(
-            "<p>The kernel has no floating-point operations or no memory traffic, so it cannot be placed on the roofline.</p>\n",
-        ),
-    }
-}
-
-/// Returns a roofline chart of a GPU, with the kernel at its least time. `None` if the kernel has no floating-point
-/// operations or no memory traffic.
-fn roofline_chart(r: &Roofline, name: &str, counts: &CountReport) -> Option<Chart> {
-    let float = counts.total.executed_classes().find(|(class, _)| class.name() == "float");
-    let operations = counts.total.count.matrix_flops as f64 + 2.0 * float.map_or(0.0, |(_, e)| e.threads as f64);
-    let bytes = (counts.total.count.global_read + counts.total.count.global_written) as f64;
-    let seconds = r.largest_bound().seconds;
-    if operations == 0.0 || bytes == 0.0 || seconds == 0.0 {
-        return None;
-    }
-    let roof = |name: &str, flops_per_second: f64| Roof {
-        name: name.to_string(),
-        flops_per_second,
-        bytes_per_second: r.gpu.bandwidth,
-    };
-    let (intensity, rate) = (operations / bytes, operations / seconds);
-    let point = RooflinePoint {
-        name: name.to_string(),
-        text: format!("{intensity:.3} operations per byte, at most {rate:.3e} operations/s on {}", r.gpu.name),
-        id: String::new(),
-        intensity,
-        flops_per_second: rate,
-        is_bound_by_arithmetic: match r.largest_bound().name {
-            "tensor" | "f32" => Some(true),
-            "dram" => Some(false),
-            _ => None,
-        },
-        lost_seconds: 0.0,
-    };
-    Some(Chart::Roofline {
-        name: format!("{} (data sheet); the dot is the kernel at its least possible time", r.gpu.name),
-        roofs: vec![roof("bf16 products", r.gpu.bf16_flops), roof("f32", r.gpu.f32_flops)],
-        points: vec![point],
-    })
+    out += "</table></div>\n";
+    let Some(r) = rooflines.iter().find(|r| r.gpu.name == "H100") else { return out };
+    out += &roofline_chart(r, name, counts).unwrap_or_else(|| {
+        "<p>The kernel has no floating-point operations or no memory traffic, so it cannot be placed on the \
+         roofline.</p>\n"
+            .to_string()
+    });
+    out
 }
 
 fn source_html(run: &RunDisplay, counts: &CountReport) -> String {

@@ -1,36 +1,35 @@
-//! `reel sim run`: checks a kernel of a PTX or CUDA file on the simulator.
+//! The command `run`: checks a kernel of a PTX or CUDA file on the simulator.
 
 use std::path::PathBuf;
 
+use crate::check::CheckReport;
+use crate::compile;
+use crate::exec::{ExecOptions, GpuSpec, LaunchConfig};
+use crate::program::op::Op;
+use crate::program::{Kernel, Program, ProgramError};
 use anyhow::Result;
 use clap::Args;
-use reel_device::compile;
-use reel_sim::check::CheckReport;
-use reel_sim::exec::{ExecOptions, GpuSpec, LaunchConfig};
-use reel_sim::program::op::Op;
-use reel_sim::program::{Kernel, Program, ProgramError};
 
 use super::args::{self, KernelArgument};
 use super::bind::bind_arguments;
 use super::case::PreparedLaunch;
 use super::causes::group_by_cause;
 use super::compiler::{CompilerOptions, PtxSource};
+use super::error::{UsageError, failed, usage_error};
 use super::limits::LimitOptions;
 use super::parameters::{is_from_triton, kernel_parameters};
+use super::printable::escape_controls;
 use super::quote::SourceQuotes;
-use super::{entry, page, show};
-use crate::common::CommonOptions;
-use crate::fail::{failed, usage_error};
-use crate::output;
+use super::{CommonSettings, entry, output, page, show};
 
-/// The example in the help text of `reel sim run`, which needs no compiler.
+/// The example in the help text, which needs no compiler.
 pub const RUN_EXAMPLE: &str = "\
 Example:
   echo '.version 8.0 .target sm_80 .address_size 64
   .entry k(.param .u64 x) { .reg .u64 %p; .reg .u32 %v;
     ld.param.u64 %p, [x]; ld.global.u32 %v, [%p]; add.u32 %v, %v, 1;
     st.global.u32 [%p], %v; ret; }' > k.ptx
-  reel sim run k.ptx --entry k --grid 1 --block 1 --arg buf:u32:1:zeros";
+  reel-sim run k.ptx --entry k --grid 1 --block 1 --arg buf:u32:1:zeros";
 
 /// Returns the example and the forms of kernel arguments, for the help text.
 pub fn long_help() -> String {
@@ -131,8 +130,8 @@ fn architecture(text: &str) -> Result<String, String> {
 
 impl SimRunArgs {
     /// Runs the kernel and prints the report; findings make the command fail.
-    pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        let case = self.prepare_launch(common)?;
+    pub fn run(&self, settings: &CommonSettings) -> Result<()> {
+        let case = self.prepare_launch(settings)?;
         let report = case.check_kernel(&case.program, case.options.clone())?;
         if let Some(out) = &self.out {
             case.bound.write_buffers(out, &report.memory)?;
@@ -152,15 +151,12 @@ impl SimRunArgs {
             output::write_file(html, page::run_page_html(&shown).as_bytes())?;
         }
         // If the reader of stdout, such as `head`, closes it early, the outcome of the check stays the same.
-        let printed = if common.json {
-            let _ = std::io::Write::write_all(
-                &mut std::io::stderr(),
-                reel_support::diagnostic::escape_controls(&report.printed).as_bytes(),
-            );
+        let printed = if settings.json {
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), escape_controls(&report.printed).as_bytes());
             output::print_json(&shown.json())
         } else {
             output::print_text(&report.printed)
-                .and_then(|()| output::print_text(&shown.text(common.quiet, common.verbose)))
+                .and_then(|()| output::print_text(&shown.text(settings.quiet, settings.verbose)))
         };
         self.error_if_stopped_early(&report)?;
         let causes = group_by_cause(shown.findings());
@@ -185,7 +181,7 @@ impl SimRunArgs {
     }
 
     /// Compiles the file, allocates the arguments and describes the launch.
-    pub fn prepare_launch(&self, common: &CommonOptions) -> Result<PreparedLaunch> {
+    pub fn prepare_launch(&self, settings: &CommonSettings) -> Result<PreparedLaunch> {
         let arguments = self.arguments()?;
         let PtxSource { ptx, cuda_source } = self.compiler.read_or_compile(&self.file, self.arch.as_deref())?;
         let location = self.displayed_path();
@@ -201,7 +197,7 @@ impl SimRunArgs {
         let kernel = program.kernel(symbol).map_err(refused)?;
         let options = ExecOptions {
             gpu: self.gpu(&program)?,
-            seed: common.seed(),
+            seed: settings.seed,
             count_only: self.count_only,
             strict_proxy: self.strict_proxy,
             cuda_source,
@@ -213,7 +209,7 @@ impl SimRunArgs {
         let parameters = kernel_parameters(&program, &kernel);
         let from_triton = is_from_triton(&program);
         let bound =
-            bind_arguments(&kernel, from_triton, &parameters, &arguments, common.seed(), self.limits.memory_bytes())?;
+            bind_arguments(&kernel, from_triton, &parameters, &arguments, settings.seed, self.limits.memory_bytes())?;
         let launch = LaunchConfig {
             grid: self.grid.0,
             block: self.block.0,
@@ -231,14 +227,13 @@ impl SimRunArgs {
             launch,
             options,
             interleavings,
-            threads: common.threads()?,
+            threads: settings.threads,
         })
     }
 
     fn arguments(&self) -> Result<Vec<(String, KernelArgument)>> {
         let one = |text: &String| {
-            let parsed =
-                args::parse_kernel_argument(text).map_err(|e| crate::fail::UsageError(format!("--arg {text}: {e}")))?;
+            let parsed = args::parse_kernel_argument(text).map_err(|e| UsageError(format!("--arg {text}: {e}")))?;
             Ok((text.clone(), parsed))
         };
         self.args.iter().map(one).collect()

@@ -1,14 +1,14 @@
 //! The types of a kernel's parameters, read from its C++ symbol and its PTX, and the check that an argument matches
 //! its parameter.
 
+use crate::program::{Kernel, Program};
+use crate::ptx::ast::Type;
+use crate::value::ElementType;
 use anyhow::Result;
-use reel_sim::program::{Kernel, Program};
-use reel_sim::ptx::ast::Type;
-use reel_sim::value::ElementType;
 
 use super::args::KernelArgument;
 use super::entry;
-use crate::fail::usage_error;
+use super::error::usage_error;
 
 /// The class of arguments that a parameter accepts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,7 +44,7 @@ pub fn kernel_parameters(program: &Program, kernel: &Kernel) -> Vec<KernelParame
     let signature = entry::demangled_signature(&kernel.name);
     // The mangled symbol of a C++ function without C linkage contains the types in the source.
     let sources = entry::parameter_types(&signature).filter(|types| types.len() == declared.len());
-    let one = |(index, p): (usize, &reel_sim::ptx::ast::Param)| {
+    let one = |(index, p): (usize, &crate::ptx::ast::Param)| {
         let source = sources.as_ref().map(|types| types[index].as_str());
         let ptx = p.ty.map(|ty| format!(".{ty:?}").to_lowercase());
         let array = || format!("{} bytes", p.size);

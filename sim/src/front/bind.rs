@@ -2,19 +2,19 @@
 
 use std::path::Path;
 
+use crate::check::NamedBuffer;
+use crate::memory::SimMemory;
+use crate::program::Kernel;
+use crate::tensor_map::TensorMap;
+use crate::value::ElementType;
 use anyhow::Result;
-use reel_input::tensor_file::{StoredTensor, write_safetensors};
-use reel_sim::check::NamedBuffer;
-use reel_sim::memory::SimMemory;
-use reel_sim::program::Kernel;
-use reel_sim::tensor_map::TensorMap;
-use reel_sim::value::ElementType;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
 use super::args::{BufferFill, BufferIndex, BufferSpec, KernelArgument, TensorMapArgument};
+use super::error::{failed, usage_error};
+use super::output;
 use super::parameters::KernelParameter;
-use crate::fail::{failed, usage_error};
-use crate::output;
 
 /// The buffers and parameters of a launch.
 #[derive(Debug, Default)]
@@ -180,39 +180,34 @@ impl BoundArguments {
 
     /// Writes the contents that the buffers have in `memory` to a safetensors file.
     pub fn write_buffers(&self, to: &Path, memory: &SimMemory) -> Result<()> {
-        let tensors: Vec<StoredTensor> = self
-            .buffers
-            .iter()
-            .map(|b| {
-                let bytes = memory.buffer_bytes(b.address).unwrap_or_default();
-                StoredTensor {
-                    name: &b.name,
-                    dtype: stored_name(b.dtype),
-                    shape: vec![bytes.len() / b.dtype.bytes()],
-                    bytes,
-                }
-            })
-            .collect();
-        Ok(write_safetensors(to, &tensors)?)
+        let view = |b: &NamedBuffer| -> Result<(String, TensorView), SafeTensorError> {
+            let bytes = memory.buffer_bytes(b.address).unwrap_or_default();
+            let shape = vec![bytes.len() / b.dtype.bytes()];
+            Ok((b.name.clone(), TensorView::new(stored_dtype(b.dtype), shape, bytes)?))
+        };
+        let views = self.buffers.iter().map(view).collect::<Result<Vec<_>, _>>()?;
+        // Readers of PyTorch ask for this entry.
+        let metadata = [("format".to_string(), "pt".to_string())].into();
+        output::write_file(to, &safetensors::serialize(views, Some(metadata))?)
     }
 }
 
-/// Returns the name of an element type in safetensors files.
-fn stored_name(dtype: ElementType) -> &'static str {
+/// Returns the type of elements in safetensors files.
+fn stored_dtype(dtype: ElementType) -> Dtype {
     match dtype {
-        ElementType::U8 => "U8",
-        ElementType::I8 => "I8",
-        ElementType::U16 => "U16",
-        ElementType::I16 => "I16",
-        ElementType::U32 => "U32",
-        ElementType::I32 => "I32",
-        ElementType::U64 => "U64",
-        ElementType::I64 => "I64",
-        ElementType::F16 => "F16",
-        ElementType::Bf16 => "BF16",
-        ElementType::F32 => "F32",
-        ElementType::F64 => "F64",
-        ElementType::E4m3 => "F8_E4M3",
+        ElementType::U8 => Dtype::U8,
+        ElementType::I8 => Dtype::I8,
+        ElementType::U16 => Dtype::U16,
+        ElementType::I16 => Dtype::I16,
+        ElementType::U32 => Dtype::U32,
+        ElementType::I32 => Dtype::I32,
+        ElementType::U64 => Dtype::U64,
+        ElementType::I64 => Dtype::I64,
+        ElementType::F16 => Dtype::F16,
+        ElementType::Bf16 => Dtype::BF16,
+        ElementType::F32 => Dtype::F32,
+        ElementType::F64 => Dtype::F64,
+        ElementType::E4m3 => Dtype::F8_E4M3,
     }
 }
 

@@ -4,19 +4,23 @@
 //! time, the builtins library must be opened before it, and a missing library must be an error value.
 #![allow(unsafe_code)]
 
+use std::error::Error;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::Path;
 use std::ptr;
+use std::sync::OnceLock;
 
-use super::{CompileError, Unit, toolkit};
-use reel_support::shared_library::SharedLibrary;
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+
+use super::toolkit::{self, Toolkit};
+use super::{CompileError, CompilerOutput, Unit};
 
 type Status = c_int;
 type Program = *mut c_void;
 type Get<T> = unsafe extern "C" fn(Program, *mut T) -> Status;
 
 /// NVRTC's functions, loaded from its library.
-pub(super) struct Nvrtc {
+pub struct Nvrtc {
     version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status,
     error_string: unsafe extern "C" fn(Status) -> *const c_char,
     create: unsafe extern "C" fn(
@@ -36,30 +40,37 @@ pub(super) struct Nvrtc {
     cubin_size: Get<usize>,
     cubin: Get<c_char>,
     // Keeps the libraries open, because the function pointers above point into them.
-    _libraries: Vec<SharedLibrary>,
+    _libraries: Vec<Library>,
 }
 
-/// The output of a compilation: PTX, and a CUBIN if a real architecture was requested.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct CompilerOutput {
-    pub ptx: String,
-    pub cubin: Vec<u8>,
-    pub log: String,
+/// Returns the NVRTC of this machine, which the first call opens.
+///
+/// # Errors
+/// NVRTC is not installed or cannot be used.
+pub fn shared() -> Result<&'static Nvrtc, CompileError> {
+    static NVRTC: OnceLock<Result<Nvrtc, CompileError>> = OnceLock::new();
+    let open = || Nvrtc::open(&Toolkit::from_environment().nvrtc().ok_or(CompileError::NoNvrtc)?);
+    NVRTC.get_or_init(open).as_ref().map_err(Clone::clone)
 }
 
 impl Nvrtc {
     /// Opens the library at `path`.
+    ///
+    /// # Errors
+    /// It is not a library that can be opened, or it lacks a function.
     pub fn open(path: &Path) -> Result<Nvrtc, CompileError> {
         let failed = |path: &Path, reason: String| CompileError::Unusable { path: path.to_path_buf(), reason };
         let mut libraries = Vec::new();
         for p in toolkit::nvrtc_builtins_libraries(path).iter().map(|p| p.as_path()).chain([path]) {
-            libraries.push(SharedLibrary::open(p).map_err(|reason| failed(p, reason))?);
+            // SAFETY: the initialisers of NVIDIA's libraries have no preconditions.
+            let opened = unsafe { Library::open(Some(p), RTLD_NOW | RTLD_LOCAL) };
+            libraries.push(opened.map_err(|e| failed(p, one_line(&e)))?);
         }
         let library = libraries.last().expect("NVRTC itself was pushed");
         macro_rules! get {
             ($name:literal) => {
                 // SAFETY: the field's type is the function's type in nvrtc.h of CUDA 13.
-                unsafe { library.function($name) }.map_err(|reason| failed(path, reason))?
+                unsafe { library.get($name) }.map(|function| *function).map_err(|e| failed(path, one_line(&e)))?
             };
         }
         Ok(Nvrtc {
@@ -87,6 +98,9 @@ impl Nvrtc {
     }
 
     /// Compiles one translation unit.
+    ///
+    /// # Errors
+    /// NVRTC reports errors in the source or in the options.
     pub fn compile(&self, unit: &Unit) -> Result<CompilerOutput, CompileError> {
         let text = c_string(unit, &unit.text)?;
         let name = c_string(unit, &unit.name)?;
@@ -158,6 +172,15 @@ impl Drop for Owned<'_> {
             unsafe { (self.nvrtc.destroy)(&mut self.program) };
         }
     }
+}
+
+/// Returns the innermost cause of an error in one line: the message of the system's loader.
+fn one_line(e: &dyn Error) -> String {
+    let mut cause = e;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn c_string(unit: &Unit, text: &str) -> Result<CString, CompileError> {

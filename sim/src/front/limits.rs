@@ -1,11 +1,11 @@
-//! The limits of `reel sim` for kernels that do not end or that need too much memory.
+//! The limits of a run for kernels that do not end or that need too much memory.
 
 use std::time::{Duration, Instant};
 
+use crate::exec::{EarlyStop, RunLimits, StopCause};
 use clap::Args;
-use reel_sim::exec::{EarlyStop, RunLimits, StopCause};
 
-use crate::fail::failed;
+use super::error::failed;
 
 /// Limits of a simulated run.
 #[derive(Args, Debug)]

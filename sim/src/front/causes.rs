@@ -1,10 +1,10 @@
 //! Groups findings by their cause. One defect can cause several findings: a missing wait, for example, often also
 //! leads to wrong mbarrier phases and to a deadlock.
 //!
-//! The simulator itself merges findings that lack the same synchronisation (`reel_sim::finding`). This module groups
+//! The simulator itself merges findings that lack the same synchronisation (`crate::finding`). This module groups
 //! findings of different kinds that may follow from one defect and would disappear with it.
 
-use reel_sim::finding::{Finding, FindingKind};
+use crate::finding::{Finding, FindingKind};
 
 /// A finding, and other findings that it may have caused.
 #[derive(Debug)]

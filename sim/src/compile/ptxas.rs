@@ -4,13 +4,15 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::nvrtc::CompilerOutput;
-use super::{CompileError, Unit};
+use super::{CompileError, CompilerOutput, Unit, temporary_folder};
 
 /// Assembles the PTX that is the text of `unit` by the program at path `ptxas`.
-pub(super) fn assemble(ptxas: &Path, unit: &Unit) -> Result<CompilerOutput, CompileError> {
+///
+/// # Errors
+/// The program cannot be run, or reports errors in the PTX.
+pub fn assemble(ptxas: &Path, unit: &Unit) -> Result<CompilerOutput, CompileError> {
     let failed = |e: std::io::Error| CompileError::Unusable { path: ptxas.into(), reason: e.to_string() };
-    let scratch = reel_support::files::temporary_folder().map_err(failed)?;
+    let scratch = temporary_folder().map_err(failed)?;
     let [input, output] = ["in.ptx", "out.cubin"].map(|name| scratch.path().join(name));
     fs::write(&input, &unit.text).map_err(failed)?;
     let mut command = Command::new(ptxas);
