@@ -127,8 +127,8 @@ fn temporary_folder() -> io::Result<tempfile::TempDir> {
     tempfile::Builder::new().prefix(".reel-").suffix(".part").permissions(only_this_user).tempdir()
 }
 
-/// For tests that compile kernels: `let Some(()) = compile::skip_without_nvrtc() else { return };`. Without NVRTC it prints
-/// `skipped: NAME: NVRTC not found …` with the test's name and returns `None`.
+/// For tests that compile kernels: `let Some(()) = compile::skip_without_nvrtc() else { return };`. Without NVRTC it
+/// prints `skipped: NAME: NVRTC not found …` with the test's name and returns `None`.
 ///
 /// # Panics
 /// If NVRTC is missing in continuous integration (`CI` set and not empty), where no test may be skipped.
