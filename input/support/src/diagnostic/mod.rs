@@ -8,8 +8,8 @@
 //! into an error. [`resource_shortage_help`], [`failed_start_help`] and [`disk_full_help`] return the help texts for
 //! exceeded limits of the machine. [`TemporaryPaths`] registers files that a signal must not leave behind.
 
-mod diagnostic;
 pub mod input;
+mod message;
 mod notes;
 mod panics;
 mod printable;
@@ -18,7 +18,7 @@ mod shortage;
 mod unfinished;
 
 pub use crate::note;
-pub use diagnostic::{Diagnostic, display_path};
+pub use message::{Diagnostic, display_path};
 pub use notes::{print_note, print_note_once};
 pub use panics::{catch_panic, is_panic_caught};
 pub use printable::{escape_controls, escape_controls_in_json, one_line};

@@ -63,6 +63,7 @@
 
 mod agreement;
 mod call;
+mod calls;
 mod control;
 mod error;
 mod exchange;
@@ -75,7 +76,6 @@ mod mesh;
 mod message;
 #[cfg(feature = "mpi")]
 mod mpi;
-mod ranks;
 mod rendezvous;
 mod shared;
 mod timeouts;
@@ -83,9 +83,9 @@ mod traffic;
 mod watch;
 
 pub use agreement::Fact;
+pub use calls::Ranks;
 pub use error::{RankError, Result};
 pub use launch::{Launcher, Transport, World};
-pub use ranks::Ranks;
 pub use rendezvous::is_rendezvous_file;
 pub use timeouts::Timeouts;
 pub use traffic::{Traffic, TrafficVolume};
