@@ -1,1 +1,1 @@
-../rewards/src/custom/rewards.py
+../../train/samples/src/rewards/custom/rewards.py

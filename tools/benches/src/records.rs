@@ -33,7 +33,7 @@ struct Record {
 impl Record {
     /// A link from the page to the record, shown as `text`.
     fn link(&self, text: &str) -> String {
-        format!("[{text}](results/{}/{})", self.folder, self.name)
+        format!("[{text}](../tools/benches/results/{}/{})", self.folder, self.name)
     }
 
     /// The file name without year and ending: the day and the remarks after it, such as `11-26-cpu-amx`.

@@ -31,6 +31,9 @@ pub fn step(
     let (first, begun) = (set.uses == 0, Instant::now());
     let to_run = reference.filter(|_| first && set.ref_log_probs.is_empty());
     if let Some(model) = to_run {
+        // With an adapter, the reference model uses the policy's base weights. A rank may have only a part of them, and
+        // all ranks gather them together.
+        let _all_weights = if t.hyperparameters.lora.is_some() { t.gather_all_weights()? } else { None };
         let own = match set.own_ref_log_probs.take() {
             Some(own) => own,
             None => own_reference_log_probs(t, options, model, &set.groups)?,
@@ -105,15 +108,13 @@ fn forward_and_backward(
     Ok((stats, now))
 }
 
-/// Computes [`reference_log_probs`] of the micro-batches of this rank. All ranks call it together.
+/// Computes [`reference_log_probs`] of the micro-batches of this rank.
 fn own_reference_log_probs(
     t: &Trainer,
     options: &GrpoOptions,
     reference: &Qwen25Vl,
     groups: &[RolloutGroup],
 ) -> Result<Vec<Vec<f32>>> {
-    // With an adapter, the reference model uses the policy's base weights. A rank may have only a part of them.
-    let _all_weights = if t.hyperparameters.lora.is_some() { t.gather_all_weights()? } else { None };
     let micro_batches = groups.chunks(options.groups_per_micro_batch()).enumerate();
     let own = micro_batches.filter(|(i, _)| t.computes_micro_batch(*i)).map(|(_, groups)| groups);
     reference_log_probs(t, options, reference, own)
