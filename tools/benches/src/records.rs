@@ -426,7 +426,10 @@ mod tests {
         let names = [(); 2].map(|()| add_run(root.path(), &all).unwrap().file_name().unwrap().to_owned());
         assert_eq!(names, ["2026-12-01-run.json", "2026-12-01-run-2.json"]);
         let page = records_page(root.path()).unwrap();
-        assert!(page.contains("[h200, 12-01-run](results/h200/2026-12-01-run.json) | models | decode"), "{page}");
+        assert!(
+            page.contains("[h200, 12-01-run](../tools/benches/results/h200/2026-12-01-run.json) | models | decode"),
+            "{page}"
+        );
         assert!(
             page.contains("`./run.sh` of the bundle of abc | 2 items, of which 0 failed; 1 were not done |\n| ["),
             "{page}"
@@ -464,7 +467,7 @@ mod tests {
         assert!(
             machine_table("m", "# M\n\n| `2026-01-02-x.json` | a |\n", &own)
                 .unwrap()
-                .contains("[`2026-01-02-x.json`](.")
+                .contains("[`2026-01-02-x.json`](../tools/benches")
         );
     }
 }
