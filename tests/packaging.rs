@@ -205,7 +205,8 @@ fn sha256(file: &Path) -> Vec<u8> {
 
 #[test]
 fn the_containerfile_finds_the_program_in_the_archive() {
-    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/packaging/Containerfile")).expect("the file");
+    let text =
+        fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/packaging/Containerfile")).expect("the file");
     let text = text.replace("$VERSION", "1.2.3");
     let field = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_else(|| panic!("no {name}"));
     assert!(!text.lines().any(|l| l.starts_with("RUN ")), "a RUN step could need the network");
