@@ -150,7 +150,7 @@ fn start_worker(target: &FuzzTarget, seed: u32) -> Result<bool> {
         println!("FAILED: target {}, seed {seed}: {}", target.name, problem(&log));
         let file = format!("target/fuzz/{}-{seed}", target.name);
         if let Ok(input) = fs::read(folder.path().join(session::INPUT_FILE)) {
-            let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../apps").join(&file);
+            let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(&file);
             fs::create_dir_all(kept.with_file_name(""))?;
             fs::write(&kept, input).with_context(|| file.clone())?;
             println!("  to repeat it: ./x fuzz {} --input {file}", target.name);

@@ -23,7 +23,7 @@ fn each_kind_of_failure_is_reported_and_can_be_repeated() {
     let (passed, text) = fuzz(&["broken", "--inputs", "100", "--seed", "7"]);
     assert!(!passed && text.contains("FAILED: target broken, seed 7: ") && text.contains("a panic"), "{text}");
     let (_, repeat) = text.split_once("to repeat it: ./x fuzz broken --input ").expect("the command");
-    let kept = format!("{}/../../../apps/{}", env!("CARGO_MANIFEST_DIR"), repeat.trim());
+    let kept = format!("{}/../../{}", env!("CARGO_MANIFEST_DIR"), repeat.trim());
     let (passed, text) = fuzz(&["broken", "--input", &kept]);
     assert!(!passed && text.contains("a panic"), "{text}");
 
