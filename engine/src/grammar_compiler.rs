@@ -40,8 +40,8 @@ impl std::fmt::Debug for GrammarCompiler {
 
 impl GrammarCompiler {
     /// Creates a compiler for a model, and starts a worker process if the program has workers
-    /// ([`reel_support::worker::set_worker_program`]). Sorting the vocabulary takes some tens of milliseconds for 150
-    /// 000 tokens.
+    /// ([`reel_support::worker::set_worker_program`]). Sorting a vocabulary of 150 000 tokens takes some
+    /// tens of milliseconds.
     ///
     /// # Errors
     /// The model has no end token, so no grammar could end; the worker process cannot be started.
