@@ -1,4 +1,5 @@
-//! M-RoPE: the three positions (time, height, width) of every token, as `get_rope_index` of Qwen2.5-VL computes them.
+//! M-RoPE: the three positions (time, height, width) of every token, as `get_rope_index` of Qwen2.5-VL and of Qwen3-VL
+//! computes them.
 //!
 //! A text token has the same position on all axes: one above the largest position so far. The vision tokens of an
 //! image or video start at that position too and add their time, row and column. The time of frame pair i is `i ·
@@ -14,8 +15,11 @@
 //! width    0  1 |  2   3   2   3  | 5        c: one above the largest position so far, 4
 //! rope_delta = 5 + 1 - 7 = -1                position of the next token: its index 7 + (-1) = 6
 //! ```
+//!
+//! In Qwen3-VL, text with the time stands before each frame pair of a video, so each frame pair has a run of pad tokens
+//! of its own. Its vision tokens all have the same time position, like those of an image.
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Tower};
 use crate::error::{InputError, Result};
 use crate::tokenizer::TokenId;
 use crate::window::GridThw;
@@ -58,27 +62,40 @@ pub fn rope_index(
     }
     check_counts(grids, location)?;
     let mut pads = Pads::new(config, input_ids, location);
-    let (mut images, mut videos) = (grids.image_grid_thw.iter(), grids.video_grid_thw.iter().enumerate());
+    let runs = video_runs(config, grids);
+    let (mut images, mut videos) = (grids.image_grid_thw.iter(), runs.iter());
     let mut built = PositionBuilder { position_ids: Default::default(), next: 0 };
     let mut at = 0;
     while let Some((kind, start)) = pads.next_from(at)? {
-        let (grid, seconds) = match kind {
-            Kind::Image => (images.next(), 0.0),
-            Kind::Video => match videos.next() {
-                Some((i, grid)) => (Some(grid), grids.second_per_grid_ts.get(i).copied().unwrap_or(1.0)),
-                None => (None, 0.0),
-            },
+        let run = match kind {
+            Kind::Image => images.next().map(|&grid| (grid, [0.0; 2])),
+            Kind::Video => videos.next().copied(),
         };
-        let &[t, h, w] = grid.ok_or_else(|| pads.too_many(kind))?;
+        let ([t, h, w], time_scale) = run.ok_or_else(|| pads.too_many(kind))?;
         let merge = config.vision.spatial_merge_size;
         let size = [t, h / merge, w / merge];
         pads.check_run(kind, start, size)?;
         built.text(start - at);
-        built.media(size, seconds, config.vision.tokens_per_second);
+        built.media(size, time_scale);
         at = start + size.iter().product::<usize>();
     }
     built.text(input_ids.len() - at);
     Ok(MropePositions { rope_delta: built.next - length, position_ids: built.position_ids })
+}
+
+/// The runs of pad tokens of all videos, in order: the grid of a run, and the two factors of the time of its frame
+/// pairs, seconds per frame pair and positions per second.
+fn video_runs(config: &ModelConfig, grids: MediaGrids) -> Vec<(GridThw, [f32; 2])> {
+    let videos = grids.video_grid_thw.iter().enumerate();
+    match &config.vision.tower {
+        Tower::Qwen25(tower) => videos
+            .map(|(i, &grid)| {
+                let seconds = grids.second_per_grid_ts.get(i).copied().unwrap_or(1.0);
+                (grid, [seconds, tower.tokens_per_second])
+            })
+            .collect(),
+        Tower::Qwen3(_) => videos.flat_map(|(_, &[t, h, w])| std::iter::repeat_n(([1, h, w], [0.0; 2]), t)).collect(),
+    }
 }
 
 fn check_counts(grids: MediaGrids, location: &str) -> Result<()> {
@@ -185,10 +202,11 @@ impl PositionBuilder {
         self.next += length as i64;
     }
 
-    fn media(&mut self, [t, rows, columns]: [usize; 3], second_per_grid_t: f32, tokens_per_second: f32) {
+    /// `time_scale` has the seconds per frame pair and the positions per second.
+    fn media(&mut self, [t, rows, columns]: [usize; 3], time_scale: [f32; 2]) {
         let first = self.next;
         for frame in 0..t {
-            let time = first + (frame as f32 * second_per_grid_t * tokens_per_second) as i64;
+            let time = first + (frame as f32 * time_scale[0] * time_scale[1]) as i64;
             for row in 0..rows as i64 {
                 for column in 0..columns as i64 {
                     for (axis, position) in self.position_ids.iter_mut().zip([time, first + row, first + column]) {

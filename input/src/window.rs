@@ -37,10 +37,10 @@ pub struct WindowOrder {
 }
 
 impl WindowOrder {
-    /// Computes the window order of these grids.
-    pub fn from_grids(grids: &[GridThw], vision: &VisionConfig) -> Self {
+    /// Computes the window order of these grids in a tower with windows of `window_size` pixels.
+    pub fn from_grids(grids: &[GridThw], vision: &VisionConfig, window_size: usize) -> Self {
         let merge = vision.spatial_merge_size;
-        let side = vision.window_size / merge / vision.patch_size;
+        let side = window_size / merge / vision.patch_size;
         let mut plan = Self {
             window_index: Vec::new(),
             reverse_index: Vec::new(),
@@ -117,8 +117,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::{Qwen3Tower, Tower};
 
-    fn vision(merge: usize, side: usize) -> VisionConfig {
+    fn vision(merge: usize) -> VisionConfig {
         VisionConfig {
             depth: 2,
             hidden_size: 16,
@@ -129,11 +130,9 @@ mod tests {
             patch_size: 14,
             temporal_patch_size: 2,
             spatial_merge_size: merge,
-            window_size: 14 * merge * side,
-            fullatt_block_indexes: vec![1],
             out_hidden_size: 16,
-            tokens_per_second: 2.0,
-            rms_norm_eps: 1e-6,
+            norm_eps: 1e-6,
+            tower: Tower::Qwen3(Qwen3Tower { position_side: 1, deepstack_block_indexes: Vec::new() }),
         }
     }
 
@@ -167,8 +166,7 @@ mod tests {
             shapes in prop::collection::vec((1usize..4, 1usize..9, 1usize..9), 1..4), merge in 1usize..4, side in 1usize..5,
         ) {
             let grids: Vec<GridThw> = shapes.iter().map(|&(t, h, w)| [t, h * merge, w * merge]).collect();
-            let vision = vision(merge, side);
-            let plan = WindowOrder::from_grids(&grids, &vision);
+            let plan = WindowOrder::from_grids(&grids, &vision(merge), 14 * merge * side);
             let (order, ends) = by_sorting(&grids, merge, side);
             prop_assert_eq!(&plan.window_index, &order);
             prop_assert_eq!(&plan.cu_window_seqlens, &ends);
@@ -196,8 +194,8 @@ mod tests {
             for square in positions.chunks(merge * merge) {
                 prop_assert!(square.iter().all(|p| p[0] / merge == square[0][0] / merge && p[1] / merge == square[0][1] / merge));
             }
-            let vision = vision(merge, 2);
-            let plan = WindowOrder::from_grids(&[grid], &vision);
+            let vision = vision(merge);
+            let plan = WindowOrder::from_grids(&[grid], &vision, 28 * merge);
             let moved = patch_rows_and_columns_in_window_order(&[grid], &vision, &plan);
             for (index, &square) in plan.window_index.iter().enumerate() {
                 let unit = merge * merge;

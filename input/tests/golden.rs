@@ -67,8 +67,8 @@ fn windows_equal_get_window_index() {
     let rows: Vec<WindowRow> = read("chat/windows.json");
     assert!(rows.iter().filter(|row| row.positions.is_some()).count() >= 5);
     for row in rows {
-        (vision.spatial_merge_size, vision.window_size) = (row.merge, row.window_size);
-        let plan = WindowOrder::from_grids(&row.grids, &vision);
+        vision.spatial_merge_size = row.merge;
+        let plan = WindowOrder::from_grids(&row.grids, &vision, row.window_size);
         assert_eq!(plan.window_index, row.window_index, "{:?}", row.grids);
         assert_eq!(plan.cu_window_seqlens, row.cu_window_seqlens, "{:?}", row.grids);
         assert_eq!(plan.cu_seqlens, row.cu_seqlens, "{:?}", row.grids);

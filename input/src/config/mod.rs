@@ -4,6 +4,9 @@
 //! `dtype`, `rope_theta` and `rope_scaling` or `rope_parameters`, and vision keys left out if they equal the defaults
 //! of `Qwen2_5_VLVisionConfig`. Unsupported values, and values that contradict each other, are rejected here, so the
 //! rest of the program does not check them again.
+//!
+//! `model_type` names the model family ([`Family`]). What the families do differently is data of the config: whether
+//! the decoder has biases and norms of heads, how it divides the rotary frequencies, and which [`Tower`] it has.
 
 mod difference;
 pub mod fields;
@@ -12,6 +15,7 @@ mod preprocessor;
 mod rope;
 #[cfg(test)]
 pub(crate) mod tests;
+mod vision;
 
 use std::path::Path;
 
@@ -23,8 +27,28 @@ use fields::JsonFields;
 
 pub use generation::GenerationConfig;
 pub use preprocessor::{open_preprocessor_config, parse_preprocessor_config};
+pub use vision::{Qwen3Tower, Qwen25Tower, Tower, VisionConfig};
 
-/// The config of a Qwen2.5-VL model: decoder, vision tower, and the ids of special tokens.
+/// A model family: models with the same parts, which differ in sizes only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// Qwen2.5-VL, `qwen2_5_vl`.
+    Qwen25Vl,
+    /// Qwen3-VL with dense layers, `qwen3_vl`.
+    Qwen3Vl,
+}
+
+impl Family {
+    /// The name of the family for users.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qwen25Vl => "Qwen2.5-VL",
+            Self::Qwen3Vl => "Qwen3-VL",
+        }
+    }
+}
+
+/// The config of a model: decoder, vision tower, and the ids of special tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// The sizes of the decoder.
@@ -54,66 +78,47 @@ pub struct TextConfig {
     pub num_attention_heads: usize,
     /// The number of key-value heads; divides the number of query heads.
     pub num_key_value_heads: usize,
-    /// The number of elements of a head: `hidden_size / num_attention_heads`.
+    /// The number of elements of a head. In Qwen2.5-VL it is `hidden_size / num_attention_heads`.
     pub head_dim: usize,
+    /// Whether the projections of queries, keys and values have biases (Qwen2.5-VL).
+    pub has_qkv_bias: bool,
+    /// Whether each head of the queries and keys has an RMSNorm before the rotation (Qwen3-VL).
+    pub has_head_norms: bool,
     /// The epsilon of all RMSNorms of the decoder.
     pub rms_norm_eps: f64,
     /// The base of the rotary frequencies.
     pub rope_theta: f64,
     /// The number of rotary frequencies for time, height and width (M-RoPE); their sum is `head_dim / 2`.
     pub mrope_section: [usize; 3],
+    /// Whether the frequencies of the three sections alternate (Qwen3-VL) instead of following each other.
+    pub mrope_interleaved: bool,
     /// The longest sequence that the model was trained for, in tokens.
     pub max_position_embeddings: usize,
 }
 
-/// The sizes of the vision tower; widths are in elements, `patch_size` and `window_size` in pixels.
-#[derive(Debug, Clone, PartialEq)]
-pub struct VisionConfig {
-    /// The number of transformer blocks.
-    pub depth: usize,
-    /// The width of the residual.
-    pub hidden_size: usize,
-    /// The width of the gated MLP.
-    pub intermediate_size: usize,
-    /// The number of attention heads of each block.
-    pub num_heads: usize,
-    /// The number of elements of a head: `hidden_size / num_heads`.
-    pub head_dim: usize,
-    /// The number of colour channels (3).
-    pub in_channels: usize,
-    /// The side of a square patch, in pixels.
-    pub patch_size: usize,
-    /// The number of frames in a patch.
-    pub temporal_patch_size: usize,
-    /// The number of patches along each side of the square that becomes one vision token.
-    pub spatial_merge_size: usize,
-    /// The side of an attention window, in pixels.
-    pub window_size: usize,
-    /// The indices of the blocks that attend over whole frames; all other blocks attend within windows. Sorted, all
-    /// below `depth`.
-    pub fullatt_block_indexes: Vec<usize>,
-    /// The width of a vision token; equals the decoder's `hidden_size`.
-    pub out_hidden_size: usize,
-    /// By how much the M-RoPE time position grows per second of video.
-    pub tokens_per_second: f32,
-    /// The epsilon of all RMSNorms of the tower; config.json does not contain it, because transformers hard-codes it.
-    pub rms_norm_eps: f64,
-}
-
-impl VisionConfig {
-    /// The number of values of one patch: channels × frames × side², with the side in pixels.
-    pub fn patch_dim(&self) -> usize {
-        self.in_channels * self.temporal_patch_size * self.patch_size * self.patch_size
+impl TextConfig {
+    /// The width of the queries of a token: that of all query heads.
+    pub fn query_width(&self) -> usize {
+        self.num_attention_heads * self.head_dim
     }
 
-    /// The number of patches that become one vision token: the square of `spatial_merge_size`.
-    pub fn patches_per_vision_token(&self) -> usize {
-        self.spatial_merge_size * self.spatial_merge_size
+    /// The width of the keys of a token, and of its values.
+    pub fn key_value_width(&self) -> usize {
+        self.num_key_value_heads * self.head_dim
     }
 
-    /// Whether block `block` attends over whole frames.
-    pub fn is_full_attention(&self, block: usize) -> bool {
-        self.fullatt_block_indexes.binary_search(&block).is_ok()
+    /// The axis by whose position each rotary frequency rotates: 0 is time, 1 height, 2 width. `[head_dim / 2]`
+    pub fn frequency_axes(&self) -> Vec<i32> {
+        let [_, height, width] = self.mrope_section;
+        let of_interleaved = |j: usize| match j % 3 {
+            1 if j < 3 * height => 1,
+            2 if j < 3 * width => 2,
+            _ => 0,
+        };
+        match self.mrope_interleaved {
+            true => (0..self.head_dim / 2).map(of_interleaved).collect(),
+            false => (0..3).flat_map(|axis| std::iter::repeat_n(axis as i32, self.mrope_section[axis])).collect(),
+        }
     }
 }
 
@@ -140,6 +145,14 @@ const MAX_LAYERS: usize = 4096;
 const HELP: &str = "use the config.json that was published with these weights";
 
 impl ModelConfig {
+    /// The model family.
+    pub fn family(&self) -> Family {
+        match self.vision.tower {
+            Tower::Qwen25(_) => Family::Qwen25Vl,
+            Tower::Qwen3(_) => Family::Qwen3Vl,
+        }
+    }
+
     /// Reads `config.json` of a model folder.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
@@ -156,12 +169,12 @@ impl ModelConfig {
     /// Parses the text of a config.json; `file` names its source in error messages.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
         let root = JsonFields::parse(file, text, HELP)?;
-        check_kind(&root)?;
+        let family = family(&root)?;
         let nested = root.opt_object("text_config")?;
         let fields = nested.as_ref().unwrap_or(&root);
-        let text = text_config(fields, &root)?;
+        let text = text_config(family, fields, &root)?;
         let vision = match root.opt_object("vision_config")? {
-            Some(fields) => vision_config(&fields)?,
+            Some(fields) => vision::vision_config(family, &fields)?,
             None => return Err(root.error("vision_config", "is missing")),
         };
         if vision.out_hidden_size != text.hidden_size {
@@ -179,15 +192,22 @@ impl ModelConfig {
     }
 }
 
-fn check_kind(root: &JsonFields) -> Result<()> {
-    match root.opt_str("model_type")? {
-        Some("qwen2_5_vl") => {}
-        Some(other) => {
-            let what = format!("is `{other}`; only qwen2_5_vl is supported");
-            return Err(root.error_with_help("model_type", what, "use a Qwen2.5-VL model folder"));
+/// The family that `model_type` names.
+fn family(root: &JsonFields) -> Result<Family> {
+    let help = "use the folder of a Qwen2.5-VL model, or of a dense Qwen3-VL model";
+    let family = match root.opt_str("model_type")? {
+        Some("qwen2_5_vl") => Family::Qwen25Vl,
+        Some("qwen3_vl") => Family::Qwen3Vl,
+        Some("qwen3_vl_moe") => {
+            let what = "is `qwen3_vl_moe`; mixtures of experts are not supported";
+            return Err(root.error_with_help("model_type", what, help));
         }
-        None => return Err(root.error_with_help("model_type", "is missing", "use a Qwen2.5-VL model folder")),
-    }
+        Some(other) => {
+            let what = format!("is `{other}`; only qwen2_5_vl and qwen3_vl are supported");
+            return Err(root.error_with_help("model_type", what, help));
+        }
+        None => return Err(root.error_with_help("model_type", "is missing", help)),
+    };
     if root.has_key("quantization_config") {
         return Err(root.error_with_help(
             "quantization_config",
@@ -195,43 +215,40 @@ fn check_kind(root: &JsonFields) -> Result<()> {
             "use the unquantised bf16 model",
         ));
     }
-    Ok(())
+    Ok(family)
 }
 
-fn text_config(fields: &JsonFields, root: &JsonFields) -> Result<TextConfig> {
+fn text_config(family: Family, fields: &JsonFields, root: &JsonFields) -> Result<TextConfig> {
     let hidden_size = fields.positive_int("hidden_size")?;
     let num_attention_heads = fields.positive_int("num_attention_heads")?;
     let num_key_value_heads = fields.positive_int("num_key_value_heads")?;
     let Some(num_hidden_layers) = fields.opt_int_up_to("num_hidden_layers", MAX_LAYERS)? else {
         return Err(fields.error("num_hidden_layers", "is missing"));
     };
-    if hidden_size % num_attention_heads != 0 {
-        return Err(fields.error(
-            "num_attention_heads",
-            format!("is {num_attention_heads}, which does not divide hidden_size {hidden_size}"),
-        ));
-    }
     if num_attention_heads % num_key_value_heads != 0 {
         return Err(fields.error(
             "num_key_value_heads",
             format!("is {num_key_value_heads}, which does not divide num_attention_heads {num_attention_heads}"),
         ));
     }
-    let head_dim = hidden_size / num_attention_heads;
-    if let Some(given) = fields.opt_positive_int("head_dim")?
-        && given != head_dim
-    {
-        return Err(fields.error("head_dim", format!("is {given} but hidden_size / num_attention_heads is {head_dim}")));
-    }
+    let (head_dim, head_dim_key) = match family {
+        Family::Qwen25Vl => (quotient_head_dim(fields, hidden_size, num_attention_heads)?, "num_attention_heads"),
+        // The default of transformers' `Qwen3VLTextConfig`.
+        Family::Qwen3Vl => (fields.opt_positive_int("head_dim")?.unwrap_or(128), "head_dim"),
+    };
     if head_dim % 2 != 0 {
         return Err(fields.error(
-            "num_attention_heads",
+            head_dim_key,
             format!("gives attention heads of {head_dim} elements; rotary embedding needs an even number"),
         ));
     }
-    check_act(fields)?;
+    // transformers' class for Qwen2.5-VL has these biases, whatever the config says.
+    if family == Family::Qwen3Vl && fields.opt_bool("attention_bias")? == Some(true) {
+        return Err(fields.error("attention_bias", "is true, which is not supported"));
+    }
+    check_act(fields, "silu")?;
     check_sliding_window(fields, num_hidden_layers)?;
-    let (rope_theta, mrope_section) = rope::rope_theta_and_mrope_section(fields, root, head_dim)?;
+    let rope = rope::TextRope::read(family, fields, root, head_dim)?;
     Ok(TextConfig {
         vocab_size: fields.positive_int("vocab_size")?,
         hidden_size,
@@ -240,17 +257,38 @@ fn text_config(fields: &JsonFields, root: &JsonFields) -> Result<TextConfig> {
         num_attention_heads,
         num_key_value_heads,
         head_dim,
+        has_qkv_bias: family == Family::Qwen25Vl,
+        has_head_norms: family == Family::Qwen3Vl,
         rms_norm_eps: fields.positive_f64("rms_norm_eps")?,
-        rope_theta,
-        mrope_section,
+        rope_theta: rope.theta,
+        mrope_section: rope.section,
+        mrope_interleaved: rope.interleaved,
         max_position_embeddings: fields.opt_positive_int("max_position_embeddings")?.unwrap_or(32768),
     })
 }
 
-fn check_act(fields: &JsonFields) -> Result<()> {
+/// The size of a head in Qwen2.5-VL: hidden_size / num_attention_heads.
+fn quotient_head_dim(fields: &JsonFields, hidden_size: usize, heads: usize) -> Result<usize> {
+    if hidden_size % heads != 0 {
+        let what = format!("is {heads}, which does not divide hidden_size {hidden_size}");
+        return Err(fields.error("num_attention_heads", what));
+    }
+    let head_dim = hidden_size / heads;
+    match fields.opt_positive_int("head_dim")? {
+        Some(given) if given != head_dim => {
+            Err(fields.error("head_dim", format!("is {given} but hidden_size / num_attention_heads is {head_dim}")))
+        }
+        _ => Ok(head_dim),
+    }
+}
+
+/// Checks that the activation function, if stated, is the one that the family has here.
+fn check_act(fields: &JsonFields, supported: &str) -> Result<()> {
     match fields.opt_str("hidden_act")? {
-        None | Some("silu") => Ok(()),
-        Some(other) => Err(fields.error("hidden_act", format!("is `{other}`; only silu is supported"))),
+        Some(other) if other != supported => {
+            Err(fields.error("hidden_act", format!("is `{other}`; only {supported} is supported")))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -301,75 +339,6 @@ fn check_levels(root: &JsonFields, text: &JsonFields) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Reads `vision_config`. An absent key gets its default value in transformers' `Qwen2_5_VLVisionConfig`, because
-/// transformers 4.49 and 4.50 do not save values that are equal to their defaults.
-fn vision_config(fields: &JsonFields) -> Result<VisionConfig> {
-    let or = |key: &str, default: usize| Ok::<usize, InputError>(fields.opt_positive_int(key)?.unwrap_or(default));
-    let hidden_size = or("hidden_size", 3584)?;
-    let num_heads = or("num_heads", 16)?;
-    if hidden_size % num_heads != 0 {
-        return Err(
-            fields.error("num_heads", format!("is {num_heads}, which does not divide hidden_size {hidden_size}"))
-        );
-    }
-    let head_dim = hidden_size / num_heads;
-    if head_dim % 4 != 0 {
-        let what =
-            format!("gives attention heads of {head_dim} elements; rotary embedding in two axes needs a multiple of 4");
-        return Err(fields.error("num_heads", what));
-    }
-    check_act(fields)?;
-    rope::check_vision_rope(fields)?;
-    for key in ["in_channels", "in_chans"] {
-        let channels = or(key, 3)?;
-        if channels != 3 {
-            return Err(fields.error(key, format!("is {channels}; images have 3 channels")));
-        }
-    }
-    let up_to = |key: &str, default: usize, most: usize| {
-        Ok::<usize, InputError>(fields.opt_int_up_to(key, most)?.unwrap_or(default))
-    };
-    let depth = up_to("depth", 32, MAX_LAYERS)?;
-    let patch_size = up_to("patch_size", 14, 1024)?;
-    let spatial_merge_size = up_to("spatial_merge_size", 2, 64)?;
-    let window_size = or("window_size", 112)?;
-    if window_size / spatial_merge_size / patch_size == 0 {
-        let what = format!(
-            "is {window_size} pixels; it must be at least {}, the side of the square of patches that becomes one vision token",
-            patch_size * spatial_merge_size
-        );
-        return Err(fields.error("window_size", what));
-    }
-    let full = if fields.has_key("fullatt_block_indexes") {
-        fields.int_list("fullatt_block_indexes")?
-    } else {
-        vec![7, 15, 23, 31]
-    };
-    let mut fullatt_block_indexes: Vec<usize> = full.into_iter().filter(|&index| index < depth).collect();
-    fullatt_block_indexes.sort_unstable();
-    fullatt_block_indexes.dedup();
-    Ok(VisionConfig {
-        depth,
-        hidden_size,
-        intermediate_size: or("intermediate_size", 3420)?,
-        num_heads,
-        head_dim,
-        in_channels: 3,
-        patch_size,
-        temporal_patch_size: up_to("temporal_patch_size", 2, 64)?,
-        spatial_merge_size,
-        window_size,
-        fullatt_block_indexes,
-        out_hidden_size: or("out_hidden_size", 3584)?,
-        tokens_per_second: if fields.has_key("tokens_per_second") {
-            fields.positive_f64("tokens_per_second")? as f32
-        } else {
-            4.0
-        },
-        rms_norm_eps: 1e-6,
-    })
 }
 
 /// Reads token ids, which are at the top level or in `text_config`.

@@ -2,48 +2,68 @@
 //! `rope_parameters`; earlier versions write `rope_theta` and `rope_scaling.mrope_section`. Each setting can be at the
 //! top level, in `text_config`, or in both.
 
+use super::Family;
 use super::fields::JsonFields;
 use crate::error::Result;
 
-/// The base of the rotary frequencies of Qwen2.5-VL's vision tower. transformers hard-codes it and does not read it
-/// from a config.
+/// The base of the rotary frequencies of the vision towers. transformers hard-codes it and does not read it from a
+/// config.
 const VISION_THETA: f64 = 10_000.0;
 
 /// A value with the key path where it was found first.
 type Found<T> = Option<(String, T)>;
 
-/// The base of the rotary frequencies and the M-RoPE sections of the decoder. `fields` are the text keys; `root` is the
-/// whole config.
-///
-/// # Errors
-/// A value is missing, unsupported, or stated twice with two values.
-pub(super) fn rope_theta_and_mrope_section(
-    fields: &JsonFields,
-    root: &JsonFields,
-    head_dim: usize,
-) -> Result<(f64, [usize; 3])> {
-    let (mut theta, mut section) = (None, None);
-    for level in [fields, root] {
-        for key in ["rope_parameters", "rope_scaling"] {
-            let Some(rope) = level.opt_object(key)? else { continue };
-            check_kind(&rope)?;
-            if rope.has_key("rope_theta") {
-                add(&mut theta, &rope, "rope_theta", rope.positive_f64("rope_theta")?)?;
+/// The settings of the decoder's rotary embedding.
+pub(super) struct TextRope {
+    /// The base of the frequencies.
+    pub(super) theta: f64,
+    /// The number of frequencies for time, height and width.
+    pub(super) section: [usize; 3],
+    /// Whether the frequencies of the three sections alternate.
+    pub(super) interleaved: bool,
+}
+
+impl TextRope {
+    /// Reads the settings. `fields` are the text keys; `root` is the whole config.
+    ///
+    /// # Errors
+    /// A value is missing, unsupported, or stated twice with two values.
+    pub(super) fn read(family: Family, fields: &JsonFields, root: &JsonFields, head_dim: usize) -> Result<Self> {
+        let interleaved = family == Family::Qwen3Vl;
+        let (mut theta, mut section) = (None, None);
+        for level in [fields, root] {
+            for key in ["rope_parameters", "rope_scaling"] {
+                let Some(rope) = level.opt_object(key)? else { continue };
+                check_kind(&rope)?;
+                check_interleaving(&rope, interleaved)?;
+                if rope.has_key("rope_theta") {
+                    add(&mut theta, &rope, "rope_theta", rope.positive_f64("rope_theta")?)?;
+                }
+                if rope.has_key("mrope_section") {
+                    add(&mut section, &rope, "mrope_section", mrope_section(&rope, head_dim)?)?;
+                }
             }
-            if rope.has_key("mrope_section") {
-                add(&mut section, &rope, "mrope_section", mrope_section(&rope, head_dim)?)?;
+            if level.has_key("rope_theta") {
+                add(&mut theta, level, "rope_theta", level.positive_f64("rope_theta")?)?;
             }
         }
-        if level.has_key("rope_theta") {
-            add(&mut theta, level, "rope_theta", level.positive_f64("rope_theta")?)?;
+        let key = if fields.has_key("rope_parameters") { "rope_parameters" } else { "rope_scaling" };
+        match (theta, section) {
+            (_, None) if !fields.has_key(key) => Err(fields.error(key, "is missing; it must contain mrope_section")),
+            (_, None) => Err(fields.error(&format!("{key}.mrope_section"), "is missing")),
+            (None, _) => Err(fields.error("rope_theta", "is missing")),
+            (Some((_, theta)), Some((_, section))) => Ok(Self { theta, section, interleaved }),
         }
     }
-    let key = if fields.has_key("rope_parameters") { "rope_parameters" } else { "rope_scaling" };
-    match (theta, section) {
-        (_, None) if !fields.has_key(key) => Err(fields.error(key, "is missing; it must contain mrope_section")),
-        (_, None) => Err(fields.error(&format!("{key}.mrope_section"), "is missing")),
-        (None, _) => Err(fields.error("rope_theta", "is missing")),
-        (Some((_, theta)), Some((_, section))) => Ok((theta, section)),
+}
+
+/// Checks `mrope_interleaved` against the family, whose layout of the frequencies transformers hard-codes.
+fn check_interleaving(rope: &JsonFields, interleaved: bool) -> Result<()> {
+    match rope.opt_bool("mrope_interleaved")? {
+        Some(stated) if stated != interleaved => {
+            Err(rope.error("mrope_interleaved", format!("is {stated}; only {interleaved} is supported for this model")))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -15,6 +15,12 @@ pub(crate) fn tiny_config() -> ModelConfig {
     ModelConfig::parse("config.json", &flat_config_json().to_string()).expect("the test's own config is right")
 }
 
+/// The part of a config that only vision towers of Qwen2.5-VL have.
+fn qwen25(config: &mut ModelConfig) -> &mut Qwen25Tower {
+    let Tower::Qwen25(tower) = &mut config.vision.tower else { panic!("another tower") };
+    tower
+}
+
 /// The [`flat_config_json`] config with its keys arranged as transformers 4.57 writes them.
 fn nested() -> Value {
     let mut root = flat_config_json();
@@ -35,10 +41,10 @@ fn nested() -> Value {
 
 #[test]
 fn nested_layout_equals_flat_layout() {
-    let nested = ModelConfig::parse("config.json", &nested().to_string()).unwrap();
+    let mut nested = ModelConfig::parse("config.json", &nested().to_string()).unwrap();
     assert_eq!(nested, tiny_config());
     assert!(nested.tie_word_embeddings);
-    assert_eq!(nested.vision.fullatt_block_indexes, [1, 3]);
+    assert_eq!(qwen25(&mut nested).fullatt_block_indexes, [1, 3]);
     assert_eq!(nested.text.head_dim, 16);
 }
 
@@ -295,13 +301,14 @@ proptest::proptest! {
 #[test]
 fn the_first_difference_names_its_key() {
     type Change = fn(&mut ModelConfig);
-    let changes: [(&str, Change); 29] = [
+    let changes: [(&str, Change); 30] = [
         ("vocab_size", |c| c.text.vocab_size += 1),
         ("hidden_size", |c| c.text.hidden_size += 1),
         ("intermediate_size", |c| c.text.intermediate_size += 1),
         ("num_hidden_layers", |c| c.text.num_hidden_layers += 1),
         ("num_attention_heads", |c| c.text.num_attention_heads += 1),
         ("num_key_value_heads", |c| c.text.num_key_value_heads += 1),
+        ("head_dim", |c| c.text.head_dim += 1),
         ("rms_norm_eps", |c| c.text.rms_norm_eps *= 2.0),
         ("rope_theta", |c| c.text.rope_theta *= 2.0),
         ("rope_scaling.mrope_section", |c| c.text.mrope_section[0] += 1),
@@ -315,10 +322,10 @@ fn the_first_difference_names_its_key() {
         ("vision_config.patch_size", |c| c.vision.patch_size += 1),
         ("vision_config.temporal_patch_size", |c| c.vision.temporal_patch_size += 1),
         ("vision_config.spatial_merge_size", |c| c.vision.spatial_merge_size += 1),
-        ("vision_config.window_size", |c| c.vision.window_size += 1),
-        ("vision_config.fullatt_block_indexes", |c| c.vision.fullatt_block_indexes.push(9)),
+        ("vision_config.window_size", |c| qwen25(c).window_size += 1),
+        ("vision_config.fullatt_block_indexes", |c| qwen25(c).fullatt_block_indexes.push(9)),
         ("vision_config.out_hidden_size", |c| c.vision.out_hidden_size += 1),
-        ("vision_config.tokens_per_second", |c| c.vision.tokens_per_second += 1.0),
+        ("vision_config.tokens_per_second", |c| qwen25(c).tokens_per_second += 1.0),
         ("bos_token_id", |c| c.tokens.bos = Some(77)),
         ("eos_token_id", |c| c.tokens.eos.push(77)),
         ("vision_start_token_id", |c| c.tokens.vision_start += 1),
