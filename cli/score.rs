@@ -123,7 +123,7 @@ fn forward(model: &LoadedModel, tokens: &ModelInput, place: &str) -> Result<Scor
     let (cx, weights) = (&model.cx, &model.weights);
     let batch = Batch::new(cx.device(), &weights.config, &[tokens.sequence()], place)?;
     let vision = batch.vision.as_ref().map(|input| weights.vision_tokens(cx, input)).transpose()?;
-    let embeds = vision.as_ref().map(Tensor::to_f32).transpose()?.unwrap_or_default();
+    let embeds = vision.as_ref().map(|tokens| tokens.embeddings.to_f32()).transpose()?.unwrap_or_default();
     // Vision tokens are in the order of Qwen's processor: the tokens of all images, then the tokens of all videos.
     let merged = |grids: &[GridThw]| {
         grids.iter().map(|g| g.iter().product::<usize>()).sum::<usize>()

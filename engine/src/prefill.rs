@@ -9,6 +9,7 @@ use std::ops::Range;
 use reel_device::Device;
 use reel_model::chunked_prompt::PromptChunk;
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::vision::VisionTokens;
 use reel_runtime::ops::{self, SampledTokens, SamplingTable, SequencePages};
 use reel_runtime::{Cx, Tensor};
 
@@ -35,7 +36,7 @@ pub(crate) struct PrefillJob {
     /// The hashes of the full blocks of the job's tokens.
     pub(crate) hashes: Vec<BlockHash>,
     /// The vision tokens of the prompt; `None` before the first chunk that needs them.
-    pub(crate) vision: Option<Tensor>,
+    pub(crate) vision: Option<VisionTokens>,
     /// The log-probabilities of the computed tokens, if the request asked for them.
     pub(crate) log_probs: Vec<PromptTokenLogProbs>,
 }

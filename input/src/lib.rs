@@ -16,6 +16,7 @@ pub mod fetch;
 pub mod frame_folder;
 pub mod grammar;
 pub mod grammar_fields;
+pub mod interpolation;
 pub mod media;
 pub mod media_frames;
 pub mod messages;

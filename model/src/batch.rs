@@ -156,8 +156,19 @@ pub struct VisionInput {
     /// i32 `[S]`: for each token of the batch, the index of the vision token that replaces its embedding (in
     /// processor order); -1 for a text token.
     pub vision_index: Tensor,
+    /// The places of the vision tokens among the tokens of the batch, for a model with DeepStack features.
+    pub(crate) places: Option<VisionPlaces>,
     /// The media of each sequence that has images or videos, in the order of the sequences in the batch.
     pub sequences: Vec<SequenceMedia>,
+}
+
+/// The places of vision tokens among the tokens of a batch.
+#[derive(Clone, Debug)]
+pub(crate) struct VisionPlaces {
+    /// i32 `[m]`: the indices of the tokens that are vision tokens, in the order of the vision tokens.
+    pub(crate) rows: Tensor,
+    /// i32 `[m]`: the index of the vision token at each of these places; `None` if they are all M vision tokens.
+    pub(crate) tokens: Option<Tensor>,
 }
 
 /// The media of one sequence: all images, then all videos.
@@ -265,10 +276,35 @@ impl VisionInput {
         let as_values = all_kinds.iter().flatten().any(|kind| !kind.values.is_empty());
         let with_media = all_kinds.iter().filter(|kinds| kinds.iter().any(|kind| !kind.grids.is_empty()));
         let media = with_media.map(|kinds| SequenceMedia::new(device, kinds, as_values)).collect::<Result<_>>()?;
-        Ok(Some(VisionInput {
-            vision_index: Tensor::from_i32(device, &[vision_index.len()], &vision_index)?,
-            sequences: media,
-        }))
+        VisionInput::with_index(device, config, &vision_index, next as usize, media).map(Some)
+    }
+
+    /// The media `sequences` of a batch whose tokens have the vision tokens `vision_index` `[S]`, out of `count`; -1 for
+    /// text.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub(crate) fn with_index(
+        device: &Device,
+        config: &ModelConfig,
+        vision_index: &[i32],
+        count: usize,
+        sequences: Vec<SequenceMedia>,
+    ) -> Result<VisionInput> {
+        let index_tensor = |index: &[i32]| Tensor::from_i32(device, &[index.len()], index);
+        let places = || {
+            let mut placed: Vec<(i32, i32)> =
+                vision_index.iter().zip(0..).filter(|(token, _)| **token >= 0).map(|(&token, row)| (token, row)).collect();
+            placed.sort_unstable();
+            let (tokens, rows): (Vec<i32>, Vec<i32>) = placed.into_iter().unzip();
+            let tokens = if tokens.len() == count { None } else { Some(index_tensor(&tokens)?) };
+            Ok::<_, ModelError>(VisionPlaces { rows: index_tensor(&rows)?, tokens })
+        };
+        Ok(VisionInput {
+            vision_index: index_tensor(vision_index)?,
+            places: if config.vision.deepstack_blocks().is_empty() { None } else { Some(places()?) },
+            sequences,
+        })
     }
 }
 

@@ -14,6 +14,7 @@ use crate::batch::{Batch, MediaHash, VisionInput, append_vision_indices, checked
 use crate::error::{ModelError, Result};
 use crate::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use crate::text::KvCache;
+use crate::vision::VisionTokens;
 
 /// The tokens of a prompt, checked against the model, in host memory.
 #[derive(Clone, Debug)]
@@ -77,16 +78,16 @@ pub struct PromptChunk<'a> {
     pub positions: [Vec<i32>; 3],
     /// The index of each token's vision token, -1 for text: `[s]`, or empty if the range has no vision tokens.
     pub vision_index: Vec<i32>,
-    /// The vision tokens `[M, H]` of the sequence; needed if `vision_index` is not empty.
-    pub vision: Option<&'a Tensor>,
+    /// The vision tokens of the sequence; needed if `vision_index` is not empty.
+    pub vision: Option<&'a VisionTokens>,
     /// The tokens before the range, which are in the KV cache, and the sequence's cache blocks.
     pub pages: SequencePages<'a>,
 }
 
 impl Qwen25Vl {
-    /// Computes the vision tokens `[M, H]` of a prompt's images and videos, or takes them from the feature cache.
-    /// `None` if the prompt has none.
-    pub fn prompt_vision_tokens(&self, cx: &Cx, prompt: &Sequence) -> Result<Option<Tensor>> {
+    /// Computes the vision tokens of a prompt's images and videos, or takes them from the feature cache. `None` if the
+    /// prompt has none.
+    pub fn prompt_vision_tokens(&self, cx: &Cx, prompt: &Sequence) -> Result<Option<VisionTokens>> {
         let input = VisionInput::new(cx.device(), &self.config, std::slice::from_ref(prompt), "prompt")?;
         input.map(|input| self.vision_tokens(cx, &input)).transpose()
     }
@@ -111,16 +112,18 @@ impl Qwen25Vl {
                 return Err(ModelError::inputs("prompt chunks", what, "compute them one after the other"));
             }
         };
-        let vision_index = || {
+        let vision_index = || -> Vec<i32> {
             let of_chunk = |c: &PromptChunk| match c.vision_index.is_empty() {
                 true => vec![-1; c.ids.len()],
                 false => c.vision_index.clone(),
             };
-            let index: Vec<i32> = chunks.iter().flat_map(of_chunk).collect();
-            Tensor::from_i32(device, &[index.len()], &index)
+            chunks.iter().flat_map(of_chunk).collect()
         };
         let vision_input = match vision {
-            Some(_) => Some(VisionInput { vision_index: vision_index()?, sequences: Vec::new() }),
+            Some(tokens) => {
+                let count = tokens.embeddings.shape()[0];
+                Some(VisionInput::with_index(device, &self.config, &vision_index(), count, Vec::new())?)
+            }
             None => None,
         };
         let pages: Vec<SequencePages> = chunks.iter().map(|c| c.pages).collect();

@@ -12,33 +12,45 @@ use reel_device::{DType, Device, MemoryCategory};
 use reel_runtime::Tensor;
 
 use crate::error::Result;
+use crate::vision::VisionTokens;
 
-/// The vision tokens of one sequence's images and videos, `[M, H]`, in host memory.
+/// The vision tokens of one sequence's images and videos, in host memory.
 #[derive(Debug)]
 pub(crate) struct VisionFeatures {
-    bytes: Vec<u8>,
+    /// The embeddings and the DeepStack features, `[M, H]` each.
+    parts: Vec<Vec<u8>>,
+    /// M and H.
     shape: [usize; 2],
     dtype: DType,
 }
 
 impl VisionFeatures {
-    /// Copies vision tokens `[M, H]` from the device to host memory.
-    pub(crate) fn copy_to_host(tokens: &Tensor) -> Result<VisionFeatures> {
-        let rows = tokens.shape().first().copied().unwrap_or(0);
-        let shape = [rows, tokens.count() / rows.max(1)];
-        Ok(VisionFeatures { bytes: tokens.read_bytes()?, shape, dtype: tokens.dtype() })
+    /// Copies vision tokens from the device to host memory.
+    pub(crate) fn copy_to_host(tokens: &VisionTokens) -> Result<VisionFeatures> {
+        let embeddings = &tokens.embeddings;
+        let rows = embeddings.shape().first().copied().unwrap_or(0);
+        let shape = [rows, embeddings.count() / rows.max(1)];
+        let parts = [embeddings].into_iter().chain(&tokens.deepstack);
+        let parts = parts.map(Tensor::read_bytes).collect::<reel_runtime::Result<_>>()?;
+        Ok(VisionFeatures { parts, shape, dtype: embeddings.dtype() })
     }
 
-    /// Copies several arrays of vision tokens, which have the same H and dtype, to the device and concatenates them
-    /// to one tensor `[ΣM, H]`.
-    pub(crate) fn concatenate_on_device(device: &Device, features: &[Arc<VisionFeatures>]) -> Result<Tensor> {
+    /// Copies the vision tokens of several sequences, of the same model and dtype, to the device and concatenates them:
+    /// each tensor has the shape `[ΣM, H]`.
+    pub(crate) fn concatenate_on_device(device: &Device, features: &[Arc<VisionFeatures>]) -> Result<VisionTokens> {
         let (width, dtype) = features.first().map_or((0, DType::F32), |f| (f.shape[1], f.dtype));
         let rows = features.iter().map(|f| f.shape[0]).sum();
         let put = |bytes: &[u8]| Tensor::from_slice(device, &[rows, width], dtype, bytes, MemoryCategory::Activations);
-        Ok(match features {
-            [one] => put(&one.bytes)?,
-            all => put(&all.iter().flat_map(|f| &f.bytes).copied().collect::<Vec<u8>>())?,
-        })
+        let part = |i: usize| match features {
+            [one] => put(&one.parts[i]),
+            all => put(&all.iter().flat_map(|f| &f.parts[i]).copied().collect::<Vec<u8>>()),
+        };
+        let deepstack = 1..features.first().map_or(1, |f| f.parts.len());
+        Ok(VisionTokens { embeddings: part(0)?, deepstack: deepstack.map(part).collect::<reel_runtime::Result<_>>()? })
+    }
+
+    fn byte_count(&self) -> usize {
+        self.parts.iter().map(Vec::len).sum()
     }
 }
 
@@ -82,18 +94,18 @@ impl FeatureCache {
     /// `max_bytes` is not added.
     pub(crate) fn insert(&self, key: u128, features: &Arc<VisionFeatures>) {
         let mut state = self.lock();
-        if features.bytes.len() > self.max_bytes {
+        if features.byte_count() > self.max_bytes {
             return;
         }
         state.now += 1;
         let now = state.now;
-        let replaced = state.entries.insert(key, (features.clone(), now)).map_or(0, |(old, _)| old.bytes.len());
-        state.bytes = state.bytes + features.bytes.len() - replaced;
+        let replaced = state.entries.insert(key, (features.clone(), now)).map_or(0, |(old, _)| old.byte_count());
+        state.bytes = state.bytes + features.byte_count() - replaced;
         while state.bytes > self.max_bytes {
             let Some(oldest) = state.entries.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key) else {
                 break;
             };
-            state.bytes -= state.entries.remove(&oldest).map_or(0, |(old, _)| old.bytes.len());
+            state.bytes -= state.entries.remove(&oldest).map_or(0, |(old, _)| old.byte_count());
         }
     }
 
@@ -121,13 +133,13 @@ mod tests {
         #[test]
         fn evicts_the_least_recently_used(uses in prop::collection::vec((0u128..8, 1usize..6), 1..60), max_bytes in 1usize..16) {
             let cache = FeatureCache::new(max_bytes);
-            let features = |n: usize| Arc::new(VisionFeatures { bytes: vec![n as u8; n], shape: [n, 1], dtype: DType::U8 });
+            let features = |n: usize| Arc::new(VisionFeatures { parts: vec![vec![n as u8; n]], shape: [n, 1], dtype: DType::U8 });
             // The reference list: pairs of key and size in bytes, the most recently used last.
             let mut model: Vec<(u128, usize)> = Vec::new();
             for (key, n) in uses {
                 let known = model.iter().position(|entry| entry.0 == key).map(|at| model.remove(at));
                 let got = cache.get(key);
-                prop_assert_eq!(got.as_ref().map(|features| features.bytes.len()), known.map(|entry| entry.1));
+                prop_assert_eq!(got.as_ref().map(|features| features.byte_count()), known.map(|entry| entry.1));
                 if let Some(entry) = known {
                     model.push(entry);
                     continue;
@@ -140,7 +152,7 @@ mod tests {
                     model.remove(0);
                 }
                 let state = cache.lock();
-                prop_assert_eq!(state.bytes, state.entries.values().map(|(features, _)| features.bytes.len()).sum::<usize>());
+                prop_assert_eq!(state.bytes, state.entries.values().map(|(features, _)| features.byte_count()).sum::<usize>());
                 prop_assert!(state.bytes <= max_bytes && state.entries.len() == model.len());
             }
         }

@@ -4,14 +4,14 @@
 //! ```text
 //! forward  = tokens · 2 · weights of the decoder's layers  +  rows · 2 · H · V        (rows: positions with logits)
 //!          + pairs · 4 · layers · query heads · head size                             (pairs: query and visible key)
-//!          + the same of the vision tower for its patches, windows and frames
+//!          + the same of the vision tower for its patches, windows and frames, and of its DeepStack mergers
 //! training = forward + gradients of inputs (as many) + gradients of trained weights (as many)
 //! ```
 //!
 //! Other computations do not count: recomputation, embeddings, norms, activations, sampling, products of LoRA
 //! adapters, the optimizer. A causal mask is counted exactly: a token sees itself and the tokens before it.
 
-use reel_input::config::ModelConfig;
+use reel_input::config::{ModelConfig, Tower};
 use reel_input::window::{GridThw, WindowOrder};
 
 use crate::batch::Batch;
@@ -55,8 +55,7 @@ impl ForwardFlops {
     pub fn for_tokens(config: &ModelConfig, tokens: f64, pairs: f64, rows: f64) -> Self {
         let text = &config.text;
         let (hidden, layers) = (text.hidden_size as f64, text.num_hidden_layers as f64);
-        let queries = (text.num_attention_heads * text.head_dim) as f64;
-        let keys = (text.num_key_value_heads * text.head_dim) as f64;
+        let (queries, keys) = (text.query_width() as f64, text.key_value_width() as f64);
         let layer = hidden * (2.0 * queries + 2.0 * keys + 3.0 * text.intermediate_size as f64);
         Self {
             decoder: 2.0 * tokens * layers * layer,
@@ -71,15 +70,24 @@ impl ForwardFlops {
         let v = &config.vision;
         let patches = grids.iter().map(|grid| grid.iter().product::<usize>()).sum::<usize>() as f64;
         let (width, depth) = (v.hidden_size as f64, v.depth as f64);
-        let block = width * (4.0 * width + 3.0 * v.intermediate_size as f64);
         let square = v.patches_per_vision_token() as f64;
         let merger = square * width * (square * width + v.out_hidden_size as f64);
-        let windows = WindowOrder::from_grids(grids, v);
         let pairs = |ends: &[usize]| ends.windows(2).map(|w| (w[1] - w[0]) as f64).map(|n| n * n).sum::<f64>();
-        let full = v.fullatt_block_indexes.len() as f64;
-        let all_pairs = full * pairs(&windows.cu_seqlens) + (depth - full) * pairs(&windows.cu_window_seqlens);
+        let (matrices_of_mlp, mergers, all_pairs) = match &v.tower {
+            Tower::Qwen25(tower) => {
+                let windows = WindowOrder::from_grids(grids, v, tower.window_size);
+                let full = tower.fullatt_block_indexes.len() as f64;
+                let all = full * pairs(&windows.cu_seqlens) + (depth - full) * pairs(&windows.cu_window_seqlens);
+                (3.0, 1.0, all)
+            }
+            Tower::Qwen3(tower) => {
+                let of_grids: f64 = grids.iter().map(|&[t, h, w]| t as f64 * ((h * w) as f64).powi(2)).sum();
+                (2.0, 1.0 + tower.deepstack_block_indexes.len() as f64, depth * of_grids)
+            }
+        };
+        let block = width * (4.0 * width + matrices_of_mlp * v.intermediate_size as f64);
         Self {
-            vision: 2.0 * patches * (v.patch_dim() as f64 * width + depth * block + merger / square),
+            vision: 2.0 * patches * (v.patch_dim() as f64 * width + depth * block + mergers * merger / square),
             vision_attention: 4.0 * all_pairs * (v.num_heads * v.head_dim) as f64,
             ..Self::default()
         }
@@ -148,7 +156,12 @@ mod tests {
     fn vision_counts_windows_and_frames() {
         let mut config = tiny_config();
         let v = &mut config.vision;
-        (v.depth, v.fullatt_block_indexes, v.window_size) = (2, vec![1], 4 * v.patch_size);
+        v.depth = 2;
+        v.tower = Tower::Qwen25(reel_input::config::Qwen25Tower {
+            window_size: 4 * v.patch_size,
+            fullatt_block_indexes: vec![1],
+            tokens_per_second: 2.0,
+        });
         let (width, inner, out) = (v.hidden_size as f64, v.intermediate_size as f64, v.out_hidden_size as f64);
         let (dim, queries) = (v.patch_dim() as f64, (v.num_heads * v.head_dim) as f64);
         assert_eq!(v.spatial_merge_size, 2);

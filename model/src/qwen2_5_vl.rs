@@ -2,9 +2,9 @@
 //! generation.
 //!
 //! ```text
-//! vision = vision_tokens(images and videos)            # [M, H], or from the cache
+//! vision, deepstack = vision_tokens(images and videos)                 # [M, H] each, or from the cache
 //! x      = embedding(ids), with vision tokens in place of pad tokens   # [S, H]
-//! hidden = decoder(x, positions, packed sequences or KV cache, rows)   # [R, H]
+//! hidden = decoder(x, positions, packed sequences or KV cache, rows, deepstack)   # [R, H]
 //! logits = hidden · lm_headᵀ                           # [R, V], for the rows (tokens) that need them
 //! ```
 
@@ -22,9 +22,9 @@ use crate::error::Result;
 use crate::features::{FeatureCache, VisionFeatures};
 use crate::quantization::Quantization;
 use crate::tensor_parallel::TensorParallel;
-use crate::text::{AttentionContext, KvCache, TextDecoder};
+use crate::text::{AttentionContext, DeepStack, KvCache, TextDecoder};
 use crate::units;
-use crate::vision::VisionTower;
+use crate::vision::{VisionTokens, VisionTower};
 use crate::weights::{WeightLoader, WeightSource};
 
 /// The model with its weights on a device.
@@ -43,9 +43,8 @@ pub struct Qwen25Vl {
 /// Options of [`Qwen25Vl::forward`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ForwardOptions<'a> {
-    /// The vision tokens `[M, H]` of the batch, if the caller has already computed them with
-    /// [`Qwen25Vl::vision_tokens`].
-    pub vision: Option<&'a Tensor>,
+    /// The vision tokens of the batch, if the caller has already computed them with [`Qwen25Vl::vision_tokens`].
+    pub vision: Option<&'a VisionTokens>,
     /// The KV cache. The keys and values of the batch are added to it, and tokens attend to the cached keys of their
     /// sequence. Without a cache, tokens attend only within the batch.
     pub cache: Option<(&'a KvCache, &'a KvPages)>,
@@ -149,35 +148,43 @@ impl Qwen25Vl {
 
     /// Computes hidden states after the last norm, `[S, H]`, or `[R, H]` with [`ForwardOptions::rows`].
     pub fn forward(&self, cx: &Cx, batch: &Batch, options: ForwardOptions) -> Result<Tensor> {
-        let x = self.embed(cx, batch, &options)?;
+        let (x, deepstack) = self.embed(cx, batch, &options)?;
         let context = match options.cache {
             Some((cache, pages)) => AttentionContext::Cached { cache, pages },
             None => AttentionContext::Packed { seqs: &batch.seqs },
         };
-        self.text.forward(cx, &x, &batch.positions, context, options.rows)
+        self.text.forward(cx, &x, &batch.positions, context, options.rows, deepstack.as_ref())
     }
 
-    /// Embeddings `[S, H]`, with vision tokens in place of pad tokens.
-    fn embed(&self, cx: &Cx, batch: &Batch, options: &ForwardOptions) -> Result<Tensor> {
+    /// Embeddings `[S, H]`, with vision tokens in place of pad tokens, and the DeepStack features, if the model has any.
+    fn embed(&self, cx: &Cx, batch: &Batch, options: &ForwardOptions) -> Result<(Tensor, Option<DeepStack>)> {
         let table = &self.text.embed_tokens;
         let Some(input) = &batch.vision else {
             cx.begin_weight_unit(units::EMBEDDING)?;
-            return Ok(ops::embedding(cx, table, &batch.ids)?);
+            return Ok((ops::embedding(cx, table, &batch.ids)?, None));
         };
         let tokens = match options.vision {
             Some(tokens) => tokens.clone(),
             None => self.vision_tokens(cx, input)?,
         };
         cx.begin_weight_unit(units::EMBEDDING)?;
-        Ok(ops::embedding_with_vision_tokens(cx, table, &batch.ids, &tokens, &input.vision_index)?)
+        let VisionTokens { embeddings, deepstack } = tokens;
+        let x = ops::embedding_with_vision_tokens(cx, table, &batch.ids, &embeddings, &input.vision_index)?;
+        let Some(places) = &input.places else { return Ok((x, None)) };
+        let placed = |feature: Tensor| match &places.tokens {
+            Some(tokens) => ops::gather_rows(cx, &feature, tokens),
+            None => Ok(feature),
+        };
+        let features = deepstack.into_iter().map(placed).collect::<reel_runtime::Result<_>>()?;
+        Ok((x, Some(DeepStack { rows: places.rows.clone(), features })))
     }
 
-    /// Computes the vision tokens `[M, H]` of the images and videos of a batch, in processor order.
+    /// Computes the vision tokens of the images and videos of a batch, in processor order.
     ///
     /// A vision tower that is trained runs over all media at once, and the autograd tape records it. A frozen tower
     /// is not recorded. With a feature cache, it runs only over media that are not cached, and over the media of one
     /// sequence at a time, so that a cached result depends on these media alone.
-    pub fn vision_tokens(&self, cx: &Cx, input: &VisionInput) -> Result<Tensor> {
+    pub fn vision_tokens(&self, cx: &Cx, input: &VisionInput) -> Result<VisionTokens> {
         if cx.is_training() && self.trains_vision() {
             return self.vision.forward(cx, &input.sequences);
         }

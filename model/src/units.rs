@@ -2,7 +2,7 @@
 //! each rank keeps only a part of the weights and gathers the weights of one unit at a time.
 //!
 //! ```text
-//! vision tower   patch embedding, each block, merger
+//! vision tower   patch embedding (with learned positions), each block (with its DeepStack merger), merger
 //! decoder        embedding, each layer, output (the last norm and the output layer)
 //! ```
 
@@ -46,6 +46,9 @@ pub fn unit_of_weight(name: &str, config: &ModelConfig) -> WeightUnit {
     let index = |rest: &str| rest.split('.').next().and_then(|index| index.parse().ok()).unwrap_or(0);
     if let Some(rest) = name.strip_prefix("visual.blocks.") {
         vision_block(index(rest))
+    } else if let Some(rest) = name.strip_prefix("visual.deepstack_merger_list.") {
+        // A DeepStack merger is computed with the block whose output it reads.
+        vision_block(config.vision.deepstack_blocks().get(index(rest)).copied().unwrap_or(0))
     } else if let Some(rest) = name.strip_prefix("model.layers.") {
         decoder_layer(index(rest))
     } else if name.starts_with("visual.merger.") {

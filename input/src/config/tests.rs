@@ -156,7 +156,8 @@ fn absent_vision_keys_have_defaults_of_transformers() {
         (vision.depth, vision.num_heads, vision.intermediate_size, vision.out_hidden_size),
         (32, 16, 3420, 3584)
     );
-    assert_eq!((vision.window_size, vision.fullatt_block_indexes), (112, vec![7, 15, 23, 31]));
+    let Tower::Qwen25(tower) = vision.tower else { panic!("another tower") };
+    assert_eq!((tower.window_size, tower.fullatt_block_indexes), (112, vec![7, 15, 23, 31]));
 }
 
 /// Sets the key at a path to a value, or removes the key if the value is `None`.

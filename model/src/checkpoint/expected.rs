@@ -1,6 +1,6 @@
 //! The names and shapes of all tensors of a model, computed from its config.
 
-use reel_input::config::{ModelConfig, TextConfig, VisionConfig};
+use reel_input::config::{ModelConfig, TextConfig, Tower, VisionConfig};
 
 /// The classic name (as on the hub) and the shape of every tensor of the model, without `lm_head.weight` if the
 /// embeddings are tied.
@@ -32,6 +32,12 @@ pub(crate) fn add_linear(
     add_tensor(list, format!("{name}.bias"), &[out_features]);
 }
 
+/// Adds the weight and the bias of a LayerNorm over `width` elements.
+fn add_layer_norm(list: &mut TensorNamesAndShapes, name: impl std::fmt::Display, width: usize) {
+    add_tensor(list, format!("{name}.weight"), &[width]);
+    add_tensor(list, format!("{name}.bias"), &[width]);
+}
+
 fn vision(v: &VisionConfig, list: &mut TensorNamesAndShapes) {
     let (d, inner) = (v.hidden_size, v.intermediate_size);
     add_tensor(
@@ -39,32 +45,64 @@ fn vision(v: &VisionConfig, list: &mut TensorNamesAndShapes) {
         "visual.patch_embed.proj.weight",
         &[d, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size],
     );
+    let merged = d * v.patches_per_vision_token();
+    if let Tower::Qwen3(tower) = &v.tower {
+        add_tensor(list, "visual.patch_embed.proj.bias", &[d]);
+        add_tensor(list, "visual.pos_embed.weight", &[tower.position_side * tower.position_side, d]);
+    }
     for i in 0..v.depth {
         let block = format!("visual.blocks.{i}");
-        add_tensor(list, format!("{block}.norm1.weight"), &[d]);
-        add_tensor(list, format!("{block}.norm2.weight"), &[d]);
         add_linear(list, format!("{block}.attn.qkv"), 3 * d, d);
         add_linear(list, format!("{block}.attn.proj"), d, d);
-        add_linear(list, format!("{block}.mlp.gate_proj"), inner, d);
-        add_linear(list, format!("{block}.mlp.up_proj"), inner, d);
-        add_linear(list, format!("{block}.mlp.down_proj"), d, inner);
+        match &v.tower {
+            Tower::Qwen25(_) => {
+                add_tensor(list, format!("{block}.norm1.weight"), &[d]);
+                add_tensor(list, format!("{block}.norm2.weight"), &[d]);
+                add_linear(list, format!("{block}.mlp.gate_proj"), inner, d);
+                add_linear(list, format!("{block}.mlp.up_proj"), inner, d);
+                add_linear(list, format!("{block}.mlp.down_proj"), d, inner);
+            }
+            Tower::Qwen3(_) => {
+                add_layer_norm(list, format!("{block}.norm1"), d);
+                add_layer_norm(list, format!("{block}.norm2"), d);
+                add_linear(list, format!("{block}.mlp.linear_fc1"), inner, d);
+                add_linear(list, format!("{block}.mlp.linear_fc2"), d, inner);
+            }
+        }
     }
-    let merged = d * v.patches_per_vision_token();
-    add_tensor(list, "visual.merger.ln_q.weight", &[d]);
-    add_linear(list, "visual.merger.mlp.0", merged, merged);
-    add_linear(list, "visual.merger.mlp.2", v.out_hidden_size, merged);
+    match &v.tower {
+        Tower::Qwen25(_) => {
+            add_tensor(list, "visual.merger.ln_q.weight", &[d]);
+            add_linear(list, "visual.merger.mlp.0", merged, merged);
+            add_linear(list, "visual.merger.mlp.2", v.out_hidden_size, merged);
+        }
+        Tower::Qwen3(tower) => {
+            let deepstack = (0..tower.deepstack_block_indexes.len()).map(|i| (format!("deepstack_merger_list.{i}"), merged));
+            for (merger, norm_width) in [("merger".to_string(), d)].into_iter().chain(deepstack) {
+                add_layer_norm(list, format!("visual.{merger}.norm"), norm_width);
+                add_linear(list, format!("visual.{merger}.linear_fc1"), merged, merged);
+                add_linear(list, format!("visual.{merger}.linear_fc2"), v.out_hidden_size, merged);
+            }
+        }
+    }
 }
 
 fn text(t: &TextConfig, list: &mut TensorNamesAndShapes) {
     let (h, inner) = (t.hidden_size, t.intermediate_size);
-    let kv = t.num_key_value_heads * t.head_dim;
+    let (q, kv) = (t.query_width(), t.key_value_width());
     add_tensor(list, "model.embed_tokens.weight", &[t.vocab_size, h]);
     for i in 0..t.num_hidden_layers {
         let layer = format!("model.layers.{i}");
-        add_linear(list, format!("{layer}.self_attn.q_proj"), h, h);
-        add_linear(list, format!("{layer}.self_attn.k_proj"), kv, h);
-        add_linear(list, format!("{layer}.self_attn.v_proj"), kv, h);
-        add_tensor(list, format!("{layer}.self_attn.o_proj.weight"), &[h, h]);
+        for (part, width) in [("q_proj", q), ("k_proj", kv), ("v_proj", kv)] {
+            add_tensor(list, format!("{layer}.self_attn.{part}.weight"), &[width, h]);
+            if t.has_qkv_bias {
+                add_tensor(list, format!("{layer}.self_attn.{part}.bias"), &[width]);
+            }
+        }
+        for part in ["q_norm", "k_norm"].into_iter().filter(|_| t.has_head_norms) {
+            add_tensor(list, format!("{layer}.self_attn.{part}.weight"), &[t.head_dim]);
+        }
+        add_tensor(list, format!("{layer}.self_attn.o_proj.weight"), &[h, q]);
         add_tensor(list, format!("{layer}.mlp.gate_proj.weight"), &[inner, h]);
         add_tensor(list, format!("{layer}.mlp.up_proj.weight"), &[inner, h]);
         add_tensor(list, format!("{layer}.mlp.down_proj.weight"), &[h, inner]);

@@ -47,10 +47,10 @@ pub struct LinearLayer {
     pub inner: usize,
 }
 
-/// All layers of a model that support an adapter: the linear layers except embedding and output head.
+/// All layers of a model that support an adapter: the linear layers except output head. Tables are no layers.
 pub fn linear_layers(config: &ModelConfig) -> Vec<LinearLayer> {
     let layer = |(name, shape): (String, Vec<usize>)| match (name.strip_suffix(".weight"), &shape[..]) {
-        (Some("model.embed_tokens" | "lm_head"), _) => None,
+        (Some("model.embed_tokens" | "lm_head" | "visual.pos_embed"), _) => None,
         (Some(name), &[out, inner]) => Some(LinearLayer { name: name.to_string(), out, inner }),
         _ => None,
     };

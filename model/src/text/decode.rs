@@ -2,7 +2,7 @@
 //! copies nothing from the host, so it can be captured as a CUDA graph and replayed.
 
 use reel_device::{Device, in_layer};
-use reel_runtime::ops::{self, DecodeRows, InputNorm, KvDestination, KvPages, RotaryFrequencies, RotaryTable};
+use reel_runtime::ops::{self, DecodeRows, InputNorm, KvPages, RotaryFrequencies, RotaryTable};
 use reel_runtime::{Cx, Tensor};
 
 use super::{KvCache, Layer, STACK, TextDecoder};
@@ -62,7 +62,7 @@ impl Layer {
     ) -> Result<Tensor> {
         let r = x.shape()[0];
         let norm = |weight| InputNorm { weight, eps: self.eps };
-        let (layers, to) = ([&self.q, &self.k, &self.v], KvDestination { rotary, caches, pages });
+        let (layers, to) = ([&self.q, &self.k, &self.v], self.kv_destination(rotary, caches, pages));
         let q = Linear::qkv_skinny(cx, x, norm(&self.input_norm), adapters, layers, to)?;
         let o = ops::paged_attention(cx, &q, caches, pages)?.reshape(&[r, self.heads * self.head_dim])?;
         drop(q);

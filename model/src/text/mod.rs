@@ -6,11 +6,12 @@
 //!
 //! ```text
 //! for layer in layers:
-//!     q, k, v = q(norm(x)), k(norm(x)), v(norm(x));  rotate q and k by position
+//!     q, k, v = q(norm(x)), k(norm(x)), v(norm(x));  norm of each head of q and k (Qwen3-VL);  rotate q and k by position
 //!     x, a = x, attention(q, k, v)                    # packed sequences, or keys and values in the KV cache
 //!     if this is the last layer:  x, a = the rows of x and a whose hidden states are needed
 //!     x = x + o(a)
 //!     x = x + down(silu(gate(norm(x))) · up(norm(x)))
+//!     x[vision tokens] += DeepStack feature           # after the first layers (Qwen3-VL)
 //! return norm(x)
 //! ```
 //!
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use reel_device::in_layer;
 use reel_device::{DType, Device};
 use reel_input::config::{ModelConfig, TextConfig};
-use reel_runtime::ops::{self, CuSeqlens, KvDestination, KvPages, RotaryTable};
+use reel_runtime::ops::{self, CuSeqlens, HeadNorms, KvDestination, KvPages, RotaryTable};
 use reel_runtime::{Checkpointing, Cx, Tensor, WeightUnit};
 
 use crate::error::{ModelError, Result};
@@ -66,6 +67,8 @@ struct Layer {
     v: Linear,
     /// The weights of q, k and v, if they are joined.
     qkv: Option<JoinedWeights>,
+    /// The weights of the norms of each head of the queries and of the keys, `[D]` each.
+    head_norms: Option<[Tensor; 2]>,
     o: Linear,
     gate: Linear,
     up: Linear,
@@ -86,6 +89,23 @@ pub(crate) enum AttentionContext<'a> {
     Packed { seqs: &'a CuSeqlens },
     /// Keys and values in the KV cache, including the keys and values of the new tokens (generation).
     Cached { cache: &'a KvCache, pages: &'a KvPages },
+}
+
+/// The DeepStack features of the vision tokens of a batch.
+#[derive(Debug)]
+pub(crate) struct DeepStack {
+    /// i32 `[m]`: the indices of the tokens that get a row of each feature.
+    pub(crate) rows: Tensor,
+    /// The features, `[m, H]` each; feature i is added after layer i.
+    pub(crate) features: Vec<Tensor>,
+}
+
+impl DeepStack {
+    /// Adds the feature of layer `layer`, if there is one, to the residual after this layer.
+    fn add(&self, cx: &Cx, layer: usize, residual: Residual) -> Result<Residual> {
+        let Some(feature) = self.features.get(layer) else { return Ok(residual) };
+        Ok(Residual::new(&ops::add_rows(cx, residual.into_sum(cx)?, &self.rows, feature)?))
+    }
 }
 
 impl TextDecoder {
@@ -173,7 +193,7 @@ impl TextDecoder {
         let head = self.head.tensors().filter(|t| t.id() != self.embed_tokens.id());
         let layers = self.layers.iter().flat_map(|layer| {
             let linears = layer.linear_layers().into_iter().flat_map(Linear::tensors);
-            [&layer.input_norm, &layer.post_norm].into_iter().chain(linears)
+            [&layer.input_norm, &layer.post_norm].into_iter().chain(layer.head_norms.iter().flatten()).chain(linears)
         });
         [&self.embed_tokens].into_iter().chain(layers).chain([&self.norm]).chain(head)
     }
@@ -220,8 +240,9 @@ impl TextDecoder {
         positions: &Tensor,
         context: AttentionContext,
         rows: Option<&Tensor>,
+        deepstack: Option<&DeepStack>,
     ) -> Result<Tensor> {
-        self.forward_rotated(cx, x, &self.rotary(cx, positions)?, context, rows)
+        self.forward_rotated(cx, x, &self.rotary(cx, positions)?, context, rows, deepstack)
     }
 
     /// Like [`Self::forward`], with the rotary table in place of the positions.
@@ -232,11 +253,14 @@ impl TextDecoder {
         rotary: &RotaryTable,
         context: AttentionContext,
         rows: Option<&Tensor>,
+        deepstack: Option<&DeepStack>,
     ) -> Result<Tensor> {
         let mut residual = Residual::new(x);
+        // The last layer computes only the needed rows, unless a DeepStack feature is added after it.
+        let selects_late = deepstack.is_some_and(|deepstack| deepstack.features.len() >= self.layers.len());
         for layer in &self.layers {
             let _layer = in_layer(STACK, layer.index);
-            let rows = rows.filter(|_| layer.index + 1 == self.layers.len());
+            let rows = rows.filter(|_| layer.index + 1 == self.layers.len() && !selects_late);
             residual = cx.with_weight_unit(units::decoder_layer(layer.index), || match context {
                 AttentionContext::Packed { seqs } if cx.checkpointing() == Checkpointing::Full => {
                     // A layer that the backward pass computes again takes one input tensor, so the residual and the
@@ -252,6 +276,12 @@ impl TextDecoder {
                 }
                 context => layer.forward(cx, residual, rotary, context, rows),
             })?;
+            if let Some(deepstack) = deepstack {
+                residual = deepstack.add(cx, layer.index, residual)?;
+            }
+        }
+        if let Some(rows) = rows.filter(|_| selects_late) {
+            residual = Residual::new(&ops::gather_rows(cx, &residual.into_sum(cx)?, rows)?);
         }
         if rows.is_some_and(|rows| rows.count() == 0) {
             return residual.into_sum(cx);
@@ -279,9 +309,7 @@ impl TextDecoder {
     /// depending on its section.
     fn rotary(&self, cx: &Cx, positions: &Tensor) -> Result<RotaryTable> {
         let inv_freq = inverse_frequencies(self.config.rope_theta, self.config.head_dim);
-        let sections = self.config.mrope_section.iter().enumerate();
-        let axis: Vec<i32> = sections.flat_map(|(i, &n)| std::iter::repeat_n(i as i32, n)).collect();
-        Ok(ops::rotary_table(cx, positions, &inv_freq, &axis)?)
+        Ok(ops::rotary_table(cx, positions, &inv_freq, &self.config.frequency_axes())?)
     }
 }
 
@@ -302,16 +330,21 @@ impl Layer {
         let share = parallel.map_or(RowShare::ALL_ROWS, TensorParallel::row_share);
         let own = TensorParallel::config_of_one_rank(config, share.count);
         let (h, inner) = (config.hidden_size, config.intermediate_size);
-        let q_dim = config.num_attention_heads * config.head_dim;
-        let kv_dim = config.num_key_value_heads * config.head_dim;
+        let (q_dim, kv_dim) = (config.query_width(), config.key_value_width());
+        let has_bias = config.has_qkv_bias;
         let name = |part: &str| format!("model.layers.{index}.{part}");
         let names =
             ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"].map(name);
         let [q, k, v, gate, up] = names.each_ref().map(String::as_str);
-        let (q, k, v, qkv) = match Linear::load_joined(from, [(q, q_dim), (k, kv_dim), (v, kv_dim)], h, true)? {
+        // The rotation reads joined queries and keys, but the norms of heads need them apart.
+        let joined = match config.has_head_norms {
+            true => None,
+            false => Linear::load_joined(from, [(q, q_dim), (k, kv_dim), (v, kv_dim)], h, has_bias)?,
+        };
+        let (q, k, v, qkv) = match joined {
             Some(([q, k, v], joined)) => (q, k, v, Some(joined)),
             None => {
-                let load = |name: &str, dim| Linear::load_decoder(from, name, [dim, h], true, share);
+                let load = |name: &str, dim| Linear::load_decoder(from, name, [dim, h], has_bias, share);
                 (load(q, q_dim)?, load(k, kv_dim)?, load(v, kv_dim)?, None)
             }
         };
@@ -322,6 +355,11 @@ impl Layer {
                 (load(gate)?, load(up)?, None)
             }
         };
+        let head_norm = |part: &str| from.load(&name(part), &[config.head_dim], &[config.head_dim]);
+        let head_norms = match config.has_head_norms {
+            true => Some([head_norm("self_attn.q_norm.weight")?, head_norm("self_attn.k_norm.weight")?]),
+            false => None,
+        };
         Ok(Layer {
             index,
             input_norm: from.load(&name("input_layernorm.weight"), &[h], &[h])?,
@@ -330,6 +368,7 @@ impl Layer {
             k,
             v,
             qkv,
+            head_norms,
             o: Linear::load_decoder(from, &name("self_attn.o_proj"), [h, q_dim], false, share)?,
             gate,
             up,
@@ -368,7 +407,7 @@ impl Layer {
                 drop(normed);
                 let (keys, values) = &cache.layers[self.index];
                 let caches = (keys, values);
-                let q = ops::rotate_and_cache(cx, q, (&k, &v), KvDestination { rotary, caches, pages })?;
+                let q = ops::rotate_and_cache(cx, q, (&k, &v), self.kv_destination(rotary, caches, pages))?;
                 drop((k, v));
                 if rows.is_some_and(|rows| rows.count() == 0) {
                     return Ok(Residual::new(&cx.empty(&[0, x.shape()[1]], x.dtype())?));
@@ -390,6 +429,17 @@ impl Layer {
         }
         let mlp = [&self.gate, &self.up, &self.down];
         Ok(Residual::with_delta(x, Linear::gated_mlp(cx, normed, mlp, self.gate_up.as_ref())?))
+    }
+
+    /// Where the keys and values of this layer go, after the norms of heads and the rotation.
+    fn kv_destination<'a>(
+        &'a self,
+        rotary: &'a RotaryTable,
+        caches: (&'a Tensor, &'a Tensor),
+        pages: &'a KvPages,
+    ) -> KvDestination<'a> {
+        let head_norms = self.head_norms.as_ref().map(|[q, k]| HeadNorms { q, k, eps: self.eps });
+        KvDestination { rotary, caches, pages, head_norms }
     }
 
     /// Returns `part` of all processes side by side, or `part` itself if there is one process.
@@ -416,7 +466,7 @@ impl Layer {
         self.gathered(cx, "down_proj", down)
     }
 
-    /// Computes queries `[S, heads, D]`, keys and values `[S, kv_heads, D]`, without rotation.
+    /// Computes queries `[S, heads, D]`, keys and values `[S, kv_heads, D]`, without norms of heads and rotation.
     fn q_k_v(&self, cx: &Cx, normed: &Tensor) -> Result<[Tensor; 3]> {
         let s = normed.shape()[0];
         let of = |linear: &Linear, heads| -> Result<Tensor> {
@@ -425,7 +475,7 @@ impl Layer {
         Ok([of(&self.q, self.heads)?, of(&self.k, self.kv_heads)?, of(&self.v, self.kv_heads)?])
     }
 
-    /// Like [`Self::q_k_v`], but rotates queries and keys. Frees `normed` and the results before the rotation, unless
+    /// Like [`Self::q_k_v`], but with the norms of heads and the rotation of queries and keys. Frees `normed` and the results before the rotation, unless
     /// the tape keeps them.
     fn rotated_q_k_v(&self, cx: &Cx, normed: Tensor, rotary: &RotaryTable) -> Result<[Tensor; 3]> {
         let layers = [&self.q, &self.k, &self.v];
@@ -433,8 +483,11 @@ impl Layer {
             drop(normed);
             return Ok(ops::split_and_rotate(cx, &fused, [self.heads, self.kv_heads], rotary)?);
         }
-        let [q, k, v] = self.q_k_v(cx, &normed)?;
+        let [mut q, mut k, v] = self.q_k_v(cx, &normed)?;
         drop(normed);
+        if let Some([of_q, of_k]) = &self.head_norms {
+            (q, k) = (ops::rms_norm(cx, &q, of_q, self.eps)?, ops::rms_norm(cx, &k, of_k, self.eps)?);
+        }
         let (q, k) = ops::apply_rotary(cx, &q, &k, rotary)?;
         Ok([q, k, v])
     }

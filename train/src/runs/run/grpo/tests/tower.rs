@@ -81,7 +81,9 @@ fn cached_features_have_the_bits_of_one_pass() {
         let batch = reel_model::batch::Batch::new(&device, &config, &sequences, "test").unwrap();
         let input = batch.vision.as_ref().unwrap();
         let whole = model.vision_tokens(&cx, input).unwrap();
-        let bytes = |t: &reel_runtime::Tensor| (t.shape().to_vec(), t.read_bytes().unwrap());
+        let bytes = |tokens: &reel_model::vision::VisionTokens| {
+            (tokens.embeddings.shape().to_vec(), tokens.embeddings.read_bytes().unwrap())
+        };
         for cached in [None, Some(features())] {
             model.features = cached;
             for _ in 0..2 {

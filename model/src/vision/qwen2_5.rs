@@ -1,7 +1,4 @@
-//! The vision tower: from patches of images and videos to vision tokens.
-//!
-//! `N` is the number of patches, `M` = N / merge² the number of vision tokens (each is a square of merge × merge
-//! patches), `C` the width of the tower, `H` the width of the decoder.
+//! The vision tower of Qwen2.5-VL. Sizes are named as in [`super`].
 //!
 //! ```text
 //! x = pixels [N, patch_dim] · W                        # patch embedding, [N, C]
@@ -15,31 +12,26 @@
 
 use std::sync::Arc;
 
-use reel_device::MemoryCategory;
 use reel_device::in_layer;
-use reel_input::config::VisionConfig;
+use reel_input::config::{Qwen25Tower, VisionConfig};
 use reel_input::window::{GridThw, WindowOrder, patch_rows_and_columns_in_window_order};
 use reel_runtime::ops::{self, CuSeqlens, RotaryTable};
 use reel_runtime::{Checkpointing, Cx, Tensor};
 
-use crate::batch::{PatchSource, SequenceMedia};
+use super::{PatchEmbedding, STACK, into_runtime_error, position_tensor, rotary_table};
+use crate::batch::SequenceMedia;
 use crate::error::Result;
 use crate::linear::{JoinedWeights, Linear};
 use crate::residual::Residual;
 use crate::units;
 use crate::weights::WeightLoader;
 
-/// Base of the rotary frequencies. It is a constant in transformers and not part of the config.
-const ROPE_THETA: f64 = 10_000.0;
-
-/// The name of the tower's blocks in profiles and traces.
-const STACK: &str = "vision";
-
 /// The vision tower with its weights.
 #[derive(Clone, Debug)]
 pub struct VisionTower {
     config: VisionConfig,
-    patch_embed: Tensor, // [C, patch_dim]
+    own: Qwen25Tower,
+    patch_embed: PatchEmbedding,
     blocks: Vec<Arc<Block>>,
     ln_q: Tensor, // [C]
     merge_in: Linear,
@@ -63,37 +55,30 @@ struct Block {
 }
 
 impl VisionTower {
-    /// Loads the tensors `visual.*`.
-    ///
-    /// # Errors
-    /// A tensor is missing or has another shape; out of memory.
-    pub fn load(from: &WeightLoader, config: &VisionConfig) -> Result<VisionTower> {
+    pub(super) fn load(from: &WeightLoader, config: &VisionConfig, own: &Qwen25Tower) -> Result<VisionTower> {
         let c = config.hidden_size;
-        let side = config.patch_size;
-        let stored = [c, config.in_channels, config.temporal_patch_size, side, side];
         let merged = c * config.patches_per_vision_token();
         Ok(VisionTower {
-            patch_embed: from.load("visual.patch_embed.proj.weight", &stored, &[c, config.patch_dim()])?,
+            patch_embed: PatchEmbedding::load(from, config, false)?,
             blocks: (0..config.depth).map(|i| Block::load(from, config, i).map(Arc::new)).collect::<Result<_>>()?,
             ln_q: from.load("visual.merger.ln_q.weight", &[c], &[c])?,
             merge_in: Linear::load(from, "visual.merger.mlp.0", merged, merged, true)?,
             merge_out: Linear::load(from, "visual.merger.mlp.2", config.out_hidden_size, merged, true)?,
             config: config.clone(),
+            own: own.clone(),
         })
     }
 
-    /// All weights of the tower and all matrices of its LoRA adapters, each once.
-    pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let blocks = self.blocks.iter().flat_map(|block| {
             let linears = [&block.qkv, &block.proj, &block.gate, &block.up, &block.down];
             [&block.norm1, &block.norm2].into_iter().chain(linears.into_iter().flat_map(Linear::tensors))
         });
         let merger = [&self.merge_in, &self.merge_out].into_iter().flat_map(Linear::tensors);
-        [&self.patch_embed, &self.ln_q].into_iter().chain(blocks).chain(merger)
+        self.patch_embed.tensors().chain([&self.ln_q]).chain(blocks).chain(merger)
     }
 
-    /// The linear layers, which LoRA adapters can be added to.
-    pub(crate) fn linear_layers_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+    pub(super) fn linear_layers_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let blocks = self.blocks.iter_mut().flat_map(|block| {
             let b = Arc::make_mut(block);
             [&mut b.qkv, &mut b.proj, &mut b.gate, &mut b.up, &mut b.down]
@@ -102,14 +87,14 @@ impl VisionTower {
     }
 
     /// Computes the vision tokens `[M, H]` of `media`, in processor order.
-    pub(crate) fn forward(&self, cx: &Cx, media: &[SequenceMedia]) -> Result<Tensor> {
-        let layout = PatchLayout::new(cx, media, &self.config)?;
-        let rotary = self.rotary(cx, &layout.positions)?;
+    pub(super) fn forward(&self, cx: &Cx, media: &[SequenceMedia]) -> Result<Tensor> {
+        let layout = PatchLayout::new(cx, media, &self.config, self.own.window_size)?;
+        let rotary = rotary_table(cx, &layout.positions, self.config.head_dim)?;
         cx.begin_weight_unit(units::PATCH_EMBEDDING)?;
-        let mut residual = Residual::new(&self.embed(cx, media, &layout)?);
+        let mut residual = Residual::new(&self.patch_embed.forward(cx, media, Some(&layout.window_order))?);
         for (i, block) in self.blocks.iter().enumerate() {
             let _layer = in_layer(STACK, i);
-            let seqs = if self.config.is_full_attention(i) { &layout.frames } else { &layout.windows };
+            let seqs = if self.own.is_full_attention(i) { &layout.frames } else { &layout.windows };
             residual = cx.with_weight_unit(units::vision_block(i), || {
                 if cx.checkpointing() != Checkpointing::Full {
                     return block.forward(cx, residual, &rotary, seqs);
@@ -126,44 +111,11 @@ impl VisionTower {
             })?;
         }
         let x = residual.into_sum(cx)?;
-        let (eps, square) = (self.config.rms_norm_eps as f32, self.config.patches_per_vision_token());
+        let (eps, square) = (self.config.norm_eps as f32, self.config.patches_per_vision_token());
         cx.with_weight_unit(units::MERGER, || {
             let x = ops::patch_merge(cx, &x, &layout.processor_order, &self.ln_q, eps, square)?;
             self.merge_out.forward(cx, &ops::gelu(cx, &self.merge_in.forward(cx, &x)?)?)
         })
-    }
-
-    /// Patch embeddings `[N, C]` in window order.
-    fn embed(&self, cx: &Cx, media: &[SequenceMedia], layout: &PatchLayout) -> Result<Tensor> {
-        let (mut values, mut frames) = (Vec::new(), Vec::new());
-        for one in media {
-            match &one.source {
-                PatchSource::Values(v) => values.push(&v[..]),
-                PatchSource::Frames(f) => frames.extend(f.iter().cloned()),
-            }
-        }
-        if values.is_empty() {
-            let embedded = ops::patch_embedding(cx, &frames, &self.patch_embed, None)?;
-            let order = Tensor::from_i32(cx.device(), &[layout.window_order.len()], &layout.window_order)?;
-            return Ok(ops::gather_rows(cx, &embedded, &order)?);
-        }
-        let (values, dim) = (values.concat(), self.config.patch_dim());
-        let patch = |&i: &i32| &values[i as usize * dim..][..dim];
-        let ordered: Vec<f32> = layout.window_order.iter().flat_map(patch).copied().collect();
-        let shape = [layout.window_order.len(), dim];
-        let pixels = Tensor::from_f32(cx.device(), &shape, cx.dtype(), &ordered, MemoryCategory::Inputs)?;
-        Ok(ops::linear(cx, &pixels, &self.patch_embed, None)?)
-    }
-
-    /// The rotary table for `positions` i32 `[2, N]`: half of the frequencies rotate by the row of the patch, half by
-    /// its column.
-    fn rotary(&self, cx: &Cx, positions: &Tensor) -> Result<RotaryTable> {
-        let half = self.config.head_dim / 2;
-        let quarter = half / 2;
-        let inv = inverse_frequencies(ROPE_THETA, half);
-        let inv_freq: Vec<f32> = inv.iter().chain(&inv).copied().collect();
-        let axis: Vec<i32> = (0..half).map(|j| (j >= quarter) as i32).collect();
-        Ok(ops::rotary_table(cx, positions, &inv_freq, &axis)?)
     }
 }
 
@@ -182,12 +134,11 @@ struct PatchLayout {
 }
 
 impl PatchLayout {
-    fn new(cx: &Cx, media: &[SequenceMedia], config: &VisionConfig) -> Result<PatchLayout> {
+    fn new(cx: &Cx, media: &[SequenceMedia], config: &VisionConfig, window_size: usize) -> Result<PatchLayout> {
         let (device, unit) = (cx.device(), config.patches_per_vision_token());
         let grids: Vec<GridThw> = media.iter().flat_map(|m| &m.grids).copied().collect();
-        let plan = WindowOrder::from_grids(&grids, config);
+        let plan = WindowOrder::from_grids(&grids, config, window_size);
         let at = patch_rows_and_columns_in_window_order(&grids, config, &plan);
-        let axis = |i: usize| at.iter().map(move |p| p[i] as i32);
         let to_i32 = |v: &[usize]| v.iter().map(|&x| x as i32).collect::<Vec<i32>>();
         // Converts an order of squares (merge × merge patches each) to the order of their patches.
         let of_patches = |squares: &[usize]| -> Vec<i32> {
@@ -196,24 +147,10 @@ impl PatchLayout {
         Ok(PatchLayout {
             window_order: of_patches(&plan.window_index),
             processor_order: Tensor::from_i32(device, &[at.len()], &of_patches(&plan.reverse_index))?,
-            positions: Tensor::from_i32(device, &[2, at.len()], &axis(0).chain(axis(1)).collect::<Vec<_>>())?,
+            positions: position_tensor(cx, &at)?,
             frames: CuSeqlens::new(device, &to_i32(&plan.cu_seqlens))?,
             windows: CuSeqlens::new(device, &to_i32(&plan.cu_window_seqlens))?,
         })
-    }
-}
-
-/// `theta^(-2j / dim)` for j in `0 .. dim / 2`, rounded to f32 where torch rounds.
-pub(crate) fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
-    (0..dim / 2).map(|j| 1.0 / (theta.powf((2 * j) as f32 as f64 / dim as f64) as f32)).collect()
-}
-
-/// Extracts the runtime error from a model error. The forward pass of a block, which [`Cx::recompute`] runs, can fail
-/// with no other kind of error.
-pub(crate) fn into_runtime_error(e: crate::ModelError) -> reel_runtime::RuntimeError {
-    match e {
-        crate::ModelError::Runtime(e) => e,
-        other => reel_device::DeviceError::Failed(other.to_string()).into(),
     }
 }
 
@@ -237,7 +174,7 @@ impl Block {
             down: Linear::load(from, &name("mlp.down_proj"), c, inner, true)?,
             heads: config.num_heads,
             head_dim: config.head_dim,
-            eps: config.rms_norm_eps as f32,
+            eps: config.norm_eps as f32,
         })
     }
 
