@@ -11,6 +11,7 @@ mod attention;
 mod decode;
 mod embedding;
 mod grpo_loss;
+mod layer_norm;
 mod linear;
 mod linear_log_prob;
 mod lora_rows;
@@ -35,6 +36,7 @@ pub use attention::{
 pub use decode::{DecodeRows, DecodeSlot};
 pub use embedding::{embedding, embedding_with_vision_tokens};
 pub use grpo_loss::{GrpoInputs, grpo_loss};
+pub use layer_norm::layer_norm;
 pub use linear::{Lora, linear, linear_swiglu, lora_linear, matmul, swiglu_linear};
 pub use linear_log_prob::{linear_log_prob, linear_log_prob_with_entropy, max_logit_rows};
 pub use lora_rows::{LoraStack, RowAdapters};
@@ -45,7 +47,7 @@ pub use patch_embedding::{DeviceFrames, PatchingParams, patch_embedding};
 pub use rotary::{RotaryFrequencies, RotaryTable, apply_rotary, rotary_table, split_and_rotate};
 pub use rows::gather_rows;
 pub use sampling::{RowSampling, SampledTokens, SamplingTable, TokenHistory, sample};
-pub use siglip::{add_position_embeddings, layer_norm, normalise_rows, pool_attention};
+pub use siglip::{add_position_embeddings, normalise_rows, pool_attention};
 pub use skinny::{
     DecodeWeight, InputNorm, skinny_linear, skinny_linear_with_row_adapters, skinny_logits, skinny_lora_linear,
     skinny_qkv, skinny_swiglu,
@@ -58,14 +60,16 @@ use super::{Tensor, format_shape};
 use crate::error::{Result, shape_error};
 
 /// The names of all ops with a backward rule.
-pub const OPS_WITH_BACKWARD: [&str; 20] = [
+pub const OPS_WITH_BACKWARD: [&str; 22] = [
     "add",
     "attention",
     "embedding",
     "embedding_with_vision_tokens",
     "gather_rows",
     "gelu",
+    "gelu_tanh",
     "grpo_loss",
+    "layer_norm",
     "linear",
     "linear_log_prob",
     "lora_linear",

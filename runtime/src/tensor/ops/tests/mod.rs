@@ -123,8 +123,23 @@ fn cases() -> Vec<Case> {
         }),
         case("gather_rows", &[&[5, 3]], |cx, x| gather_rows(cx, &x[0], &index(cx, &[4, 0, 2])?)),
         case("gelu", &[&[17]], |cx, x| gelu(cx, &x[0])),
+        case("gelu_tanh", &[&[17]], |cx, x| gelu_tanh(cx, &x[0])),
+        case("gelu_tanh", &[&[5, 4], &[3, 4]], |cx, x| linear(cx, &gelu_tanh(cx, &x[0])?, &x[1], None)),
         case("grpo_loss", &[&[9]], |cx, x| grpo(cx, &x[0], false)),
         case("grpo_loss", &[&[9]], |cx, x| grpo(cx, &x[0], true)),
+        case("layer_norm", &[&[4, 10], &[10], &[10]], |cx, x| layer_norm(cx, &x[0], &x[1], &x[2], 1e-6)),
+        // Two test cases: the sum of two norms, one with a frozen bias and one with a frozen weight; then a norm with
+        // both frozen, whose output `linear` keeps.
+        case("layer_norm", &[&[3, 7], &[7]], |cx, x| {
+            let fixed =
+                Tensor::from_f32(cx.device(), &[7], DType::F32, &pseudo_random_numbers(7, 81), MemoryCategory::Inputs)?;
+            add(cx, &layer_norm(cx, &x[0], &x[1], &fixed, 1e-6)?, &layer_norm(cx, &x[0], &fixed, &x[1], 1e-6)?)
+        }),
+        case("layer_norm", &[&[2, 9], &[4, 9]], |cx, x| {
+            let fixed =
+                Tensor::from_f32(cx.device(), &[9], DType::F32, &pseudo_random_numbers(9, 82), MemoryCategory::Inputs)?;
+            linear(cx, &layer_norm(cx, &x[0], &fixed, &fixed, 1e-6)?, &x[1], None)
+        }),
         // `h` is the input of three products and a sum. In the backward pass, the first product rule must not add to
         // the gradient of h in place, because this gradient shares its memory with other gradients of the sum. The
         // two later rules add in place.
@@ -203,6 +218,12 @@ fn cases() -> Vec<Case> {
         case("rms_norm", &[&[4, 10], &[10], &[3, 10], &[2, 10], &[3, 2]], |cx, x| {
             let normed = rms_norm(cx, &x[0], &x[1], 1e-6)?;
             lora_linear(cx, &normed, &x[2], None, &Lora { down: x[3].clone(), up: x[4].clone(), scale: 0.5 })
+        }),
+        // The norm of each head before the rotation.
+        case("rms_norm", &[&[3, 2, 8], &[8], &[3, 1, 8], &[8]], |cx, x| {
+            let (q, k) = (rms_norm(cx, &x[0], &x[1], 1e-6)?, rms_norm(cx, &x[2], &x[3], 1e-6)?);
+            let (q, k) = apply_rotary(cx, &q, &k, &small_rotary_table(cx)?)?;
+            attention(cx, &q, &k, &x[2], &CuSeqlens::from_lengths(cx.device(), &[3])?, false)
         }),
         case("rms_norm_add", &[&[4, 10], &[4, 10], &[10], &[3, 10]], |cx, x| {
             let (sum, normed) = rms_norm_add(cx, &x[0], &x[1], &x[2], 1e-6)?;
