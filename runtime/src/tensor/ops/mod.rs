@@ -26,6 +26,7 @@ mod siglip;
 mod skinny;
 #[cfg(test)]
 mod tests;
+mod weighted_rows;
 
 pub use super::tape::fill_zero;
 pub use activation::{gelu, gelu_tanh, swiglu};
@@ -45,13 +46,14 @@ pub use norm::{patch_merge, rms_norm, rms_norm_add, rms_norm_branch};
 pub use packed::PackedWeight;
 pub use patch_embedding::{DeviceFrames, PatchingParams, patch_embedding};
 pub use rotary::{RotaryFrequencies, RotaryTable, apply_rotary, rotary_table, split_and_rotate};
-pub use rows::gather_rows;
+pub use rows::{add_rows, gather_rows};
 pub use sampling::{RowSampling, SampledTokens, SamplingTable, TokenHistory, sample};
 pub use siglip::{add_position_embeddings, normalise_rows, pool_attention};
 pub use skinny::{
     DecodeWeight, InputNorm, skinny_linear, skinny_linear_with_row_adapters, skinny_logits, skinny_lora_linear,
     skinny_qkv, skinny_swiglu,
 };
+pub use weighted_rows::{RowLists, weighted_rows};
 
 use reel_device::DType;
 
@@ -60,8 +62,9 @@ use super::{Tensor, format_shape};
 use crate::error::{Result, shape_error};
 
 /// The names of all ops with a backward rule.
-pub const OPS_WITH_BACKWARD: [&str; 22] = [
+pub const OPS_WITH_BACKWARD: [&str; 24] = [
     "add",
+    "add_rows",
     "attention",
     "embedding",
     "embedding_with_vision_tokens",
@@ -82,6 +85,7 @@ pub const OPS_WITH_BACKWARD: [&str; 22] = [
     "split_and_rotate",
     "swiglu",
     "swiglu_linear",
+    "weighted_rows",
     "weighted_sum",
 ];
 
