@@ -62,7 +62,7 @@ impl Layer {
     ) -> Result<Tensor> {
         let r = x.shape()[0];
         let norm = |weight| InputNorm { weight, eps: self.eps };
-        let (layers, to) = ([&self.q, &self.k, &self.v], KvDestination { rotary, caches, pages });
+        let (layers, to) = ([&self.q, &self.k, &self.v], KvDestination { rotary, caches, pages, head_norms: None });
         let q = Linear::qkv_skinny(cx, x, norm(&self.input_norm), adapters, layers, to)?;
         let o = ops::paged_attention(cx, &q, caches, pages)?.reshape(&[r, self.heads * self.head_dim])?;
         drop(q);

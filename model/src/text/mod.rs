@@ -368,7 +368,8 @@ impl Layer {
                 drop(normed);
                 let (keys, values) = &cache.layers[self.index];
                 let caches = (keys, values);
-                let q = ops::rotate_and_cache(cx, q, (&k, &v), KvDestination { rotary, caches, pages })?;
+                let q =
+                    ops::rotate_and_cache(cx, q, (&k, &v), KvDestination { rotary, caches, pages, head_norms: None })?;
                 drop((k, v));
                 if rows.is_some_and(|rows| rows.count() == 0) {
                     return Ok(Residual::new(&cx.empty(&[0, x.shape()[1]], x.dtype())?));

@@ -469,3 +469,41 @@ fn siglip_ops_refuse_gradients() {
         assert!(text.contains("needs a gradient"), "{text}");
     }
 }
+
+/// Rollouts and training must give the same bits: a decode step normalises and rotates heads in one launch, training in
+/// two.
+#[test]
+fn decode_steps_normalise_heads_with_the_bits_of_training() {
+    let mut devices = vec![Device::cpu(2)];
+    if let Some(()) = reel_device::compile::skip_without_nvrtc() {
+        devices.push(Device::sim(reel_device::SimOptions { threads: 1, ..Default::default() }).unwrap());
+    }
+    for (device, dtype) in devices.iter().flat_map(|device| DTYPES.map(|dtype| (device, dtype))) {
+        for (tokens, [heads, kv_heads, d]) in [(1, [6, 2, 128]), (70, [3, 1, 128]), (5, [2, 2, 32]), (3, [4, 2, 80])] {
+            let tensor = |shape: &[usize], seed: u32| {
+                let values = pseudo_random_numbers(shape.iter().product(), seed);
+                Tensor::from_f32(device, shape, dtype, &values, MemoryCategory::Inputs).unwrap()
+            };
+            let [q, k, v] = [(heads, 1), (kv_heads, 2), (kv_heads, 3)].map(|(h, seed)| tensor(&[tokens, h, d], seed));
+            let (w_q, w_k) = (tensor(&[d], 4), tensor(&[d], 5));
+            let norms = HeadNorms { q: &w_q, k: &w_k, eps: 1e-6 };
+            let cx = Cx::inference(device, dtype);
+            let cache = kv::SmallKvCache::new(&cx, dtype, [tokens, kv_heads, d]);
+            let [got_q, got_keys, _] = cache.results(|to| {
+                rotate_and_cache(&cx, tensor(q.shape(), 1), (&k, &v), KvDestination { head_norms: Some(norms), ..to })
+            });
+            let cx = Cx::training(device, dtype);
+            let [q, k] = [(&q, &w_q), (&k, &w_k)].map(|(x, w)| rms_norm(&cx, x, w, norms.eps).unwrap());
+            let (q, k) = apply_rotary(&cx, &q, &k, cache.destination().rotary).unwrap();
+            let what = format!("{dtype}, {tokens} tokens, heads of {d}");
+            assert_eq!(got_q, q.to_f32().unwrap(), "{what}");
+            let (row, blocks) = (kv_heads * d, tokens.div_ceil(KvPages::BLOCK_TOKENS));
+            for (t, key) in k.to_f32().unwrap().chunks(row).enumerate() {
+                // The sequence has the blocks in descending order.
+                let block = blocks - 1 - t / KvPages::BLOCK_TOKENS;
+                let slot = block * KvPages::BLOCK_TOKENS + t % KvPages::BLOCK_TOKENS;
+                assert_eq!(&got_keys[slot * row..][..row], key, "{what}, token {t}");
+            }
+        }
+    }
+}
