@@ -71,4 +71,5 @@ kernels! {
     sample
     skinny
     swiglu
+    weighted_rows
 }

@@ -40,13 +40,14 @@ pub(crate) fn plan_fwd(symbols: [&'static str; 2], rows: u32, cols: u32, arch: &
     cuh::ThreadsPerRow::new(cols).plan_row_loop(symbols, rows, 256, if cols > 4096 { 1 } else { 4 }, arch)
 }
 
-/// Plans the backward kernel of RMS normalisation. The symbols are the kernel for rows of usual length, the
-/// kernel for long rows, and the kernel that adds up the column sums of all blocks of rows. If `dw` is null, no column
-/// sums are computed.
+/// Plans the backward kernel of RMS or layer normalisation. The symbols are the kernel for rows of usual length, the
+/// kernel for long rows, and the kernel that adds up the column sums of all blocks of rows. `sums` is the number of
+/// column sums per block of rows; if `dw` (or the workspace) is null, no column sums are computed.
 pub(crate) fn plan_bwd(
     [usual, wide, sum]: [&'static str; 3],
     [rows, cols]: [u32; 2],
     dw: Addr,
+    sums: u64,
     arch: &Arch,
 ) -> Vec<Stage> {
     let held = cuh::ThreadsPerRow::new(cols);
@@ -54,7 +55,7 @@ pub(crate) fn plan_bwd(
         Addr::NULL => held.plan_row_loop([usual, wide], rows, 512, 1, arch),
         _ => {
             let blocks = (rows as usize).div_ceil(rows_per_cuda_block(rows as usize));
-            held.plan_column_sums([usual, wide], sum, blocks as u64, cols.into())
+            held.plan_column_sums([usual, wide], sum, blocks as u64, sums)
         }
     }
 }
@@ -99,53 +100,54 @@ pub(crate) fn for_each_row(team: &Team, rows: usize, cols: usize, each: impl Fn(
     team.run(rows.div_ceil(step), |task| (task * step..(task * step + step).min(rows)).for_each(&each));
 }
 
-/// Calls `each(row, sums)` for every row, and writes the sums over all rows to the f32 array `target` of `cols`
-/// elements, or adds them if `accumulate`. `each` adds a row's contributions to `sums`, which is empty if the target
-/// is null.
+/// Calls `each(row, sums)` for every row, and writes the sums over all rows to the N f32 arrays `targets` of `cols`
+/// elements, or adds them where the target's flag is set. `each` adds a row's contributions to `sums`, whose elements
+/// from `t * cols` on belong to target `t`. The sum of a null target is dropped; `sums` is empty if all are null.
 ///
 /// Order of a sum: first the rows of each part ([`ROWS_PER_BLOCK`] rows) in ascending order, then the parts in
-/// ascending order, then the old value of the target if `accumulate`.
+/// ascending order, then the old value of the target if its flag is set.
 ///
 /// # Safety
-/// The target covers `cols` elements and `partial` covers `[rows / ROWS_PER_BLOCK rounded up, cols]` elements, or the
-/// target is null. Nothing else uses these arrays during the call.
-pub(crate) unsafe fn for_each_row_with_column_sums(
+/// Each target covers `cols` elements or is null; `partial` covers `[rows / ROWS_PER_BLOCK rounded up, N, cols]`
+/// elements unless all are null. Nothing else uses these arrays during the call.
+pub(crate) unsafe fn for_each_row_with_column_sums<const N: usize>(
     team: &Team,
     rows: usize,
     cols: usize,
-    target: Addr,
+    targets: [(Addr, bool); N],
     partial: Addr,
-    accumulate: bool,
     each: impl Fn(usize, &mut [f32]) + Sync,
 ) {
-    if target.is_null() {
+    if targets.iter().all(|(target, _)| target.is_null()) {
         // Without column sums the rows are independent, so a task may have fewer rows than a block.
         return for_each_row(team, rows, cols, |row| each(row, &mut []));
     }
-    let parts = rows.div_ceil(ROWS_PER_BLOCK);
-    // SAFETY: the target is not null here, so `partial` covers `parts * cols` elements.
-    let sums = unsafe { OutputArray::<f32>::new(partial, parts * cols) };
+    let (parts, len) = (rows.div_ceil(ROWS_PER_BLOCK), N * cols);
+    // SAFETY: a target is not null here, so `partial` covers `parts * len` elements.
+    let sums = unsafe { OutputArray::<f32>::new(partial, parts * len) };
     team.run(parts, |part| {
         // SAFETY: parts do not overlap.
-        let sums = unsafe { sums.part(part * cols, cols) };
+        let sums = unsafe { sums.part(part * len, len) };
         sums.fill(0.0);
         (part * ROWS_PER_BLOCK..(part * ROWS_PER_BLOCK + ROWS_PER_BLOCK).min(rows)).for_each(|row| each(row, sums));
     });
-    // SAFETY: `partial` covers `parts * cols` elements; all parts are written, and nothing writes them any more.
-    let sums = unsafe { slice_at::<f32>(partial, parts * cols) };
-    // SAFETY: the target covers `cols` elements.
-    let target = unsafe { OutputArray::<f32>::new(target, cols) };
-    team.run(cols.div_ceil(COLUMNS), |task| {
-        let (start, len) = (task * COLUMNS, COLUMNS.min(cols - task * COLUMNS));
-        let mut sum = [0.0; COLUMNS];
-        for part in 0..parts {
-            add_to_sums(&sums[part * cols + start..][..len], &mut sum[..len]);
-        }
-        // SAFETY: column ranges do not overlap.
-        let target = unsafe { target.part(start, len) };
-        match accumulate {
-            true => add_to_sums(&sum[..len], target),
-            false => target.copy_from_slice(&sum[..len]),
-        }
-    });
+    // SAFETY: `partial` covers `parts * len` elements; all parts are written, and nothing writes them any more.
+    let sums = unsafe { slice_at::<f32>(partial, parts * len) };
+    for (t, (target, accumulate)) in targets.into_iter().enumerate().filter(|(_, (target, _))| !target.is_null()) {
+        // SAFETY: a target that is not null covers `cols` elements.
+        let target = unsafe { OutputArray::<f32>::new(target, cols) };
+        team.run(cols.div_ceil(COLUMNS), |task| {
+            let (start, len) = (task * COLUMNS, COLUMNS.min(cols - task * COLUMNS));
+            let mut sum = [0.0; COLUMNS];
+            for part in 0..parts {
+                add_to_sums(&sums[(part * N + t) * cols + start..][..len], &mut sum[..len]);
+            }
+            // SAFETY: column ranges do not overlap.
+            let target = unsafe { target.part(start, len) };
+            match accumulate {
+                true => add_to_sums(&sum[..len], target),
+                false => target.copy_from_slice(&sum[..len]),
+            }
+        });
+    }
 }

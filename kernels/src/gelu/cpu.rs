@@ -73,6 +73,20 @@ simd_fn! {
     }
 }
 
+simd_fn! {
+    fn tanh_bwd_block<T: Element>(x: &[T], dy: &[T], dx: &mut [T]) {
+        for ((x, dy), dx) in x.iter().zip(dy).zip(dx) {
+            let x = x.to_f32();
+            let s = tanh_share(x);
+            // For large |x|, `bend` is 0 and the last factor of `slope` may be infinite. `slope` is NaN then and is
+            // not used.
+            let bend = s * (1.0 - s);
+            let slope = x * bend * (1.595_769 * (1.0 + 0.134_145 * x * x));
+            *dx = T::from_f32(dy.to_f32() * (s + if bend == 0.0 { 0.0 } else { slope }));
+        }
+    }
+}
+
 /// Computes GELU in its tanh form or in its exact form.
 ///
 /// # Safety
@@ -89,11 +103,11 @@ pub unsafe fn fwd<T: Element, const TANH_FORM: bool>(p: &FwdParams, team: &Team)
     });
 }
 
-/// Computes the gradient of the exact form.
+/// Computes the gradient of the tanh form or of the exact form.
 ///
 /// # Safety
 /// Every address in [`BwdParams`] is valid for the documented shape and dtype.
-pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
+pub unsafe fn bwd<T: Element, const TANH_FORM: bool>(p: &BwdParams, team: &Team) {
     let n = p.count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let (x, dy, dx) = unsafe { (slice_at::<T>(p.x, n), slice_at::<T>(p.dy, n), OutputArray::<T>::new(p.dx, n)) };
@@ -101,6 +115,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
         let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.
         let dx = unsafe { dx.part(start, len) };
-        bwd_block(&x[start..start + len], &dy[start..start + len], dx);
+        let block = if TANH_FORM { tanh_bwd_block::<T> } else { bwd_block::<T> };
+        block(&x[start..start + len], &dy[start..start + len], dx);
     });
 }

@@ -13,8 +13,8 @@ pub fn tanh_fwd(x: f64) -> f64 {
     0.5 * x * (1.0 + ((2.0 / PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
 }
 
-/// Returns the derivative of [`fwd`] at x by central differences.
-pub fn derivative(x: f64) -> f64 {
+/// Returns the derivative of [`fwd`] or [`tanh_fwd`] at x by central differences.
+pub fn derivative(fwd: fn(f64) -> f64, x: f64) -> f64 {
     rounding::derivative_at_zero(|h| fwd(x + h))
 }
 
@@ -51,6 +51,14 @@ fn share_rounded(x: f64) -> f64 {
 /// Computes [`tanh_fwd`] with the kernel's roundings.
 pub fn tanh_fwd_rounded(x: f64) -> f64 {
     x * share_rounded(x)
+}
+
+/// Computes the derivative of [`tanh_fwd`] with the kernel's roundings.
+pub fn tanh_derivative_rounded(x: f64) -> f64 {
+    let s = share_rounded(x);
+    let bend = f32(s * f32(1.0 - s));
+    let inner = f32(f32((8.0 / PI).sqrt()) * f32(1.0 + f32(f32(f32(3.0 * 0.044715) * x) * x)));
+    f32(s + f32(f32(x * bend) * inner))
 }
 
 /// Returns the error function: `erf(x) = 2/√π · e^(−x²) · Σ 2ⁿ x^(2n+1) / (1 · 3 · … · (2n+1))`. All terms have the

@@ -1,10 +1,11 @@
-// GELU in its exact form, with its gradient, and in its tanh form, element by element.
+// GELU in its exact form and in its tanh form, and their gradients, element by element.
 //
 //   exact, fwd: y = x * cdf(x)            bwd: dx = dy * (cdf(x) + x * density(x))
 //   cdf(-z) = e^(-z^2 / 2) * R(z) for z >= 0, R a polynomial in 1 / (1 + 0.4 z), fitted as in cpu.rs;
 //   this form has no cancellation in the tail
 //
-//   tanh form: y = x * s, s = 1 / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
+//   tanh form: s = 1 / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
+//   fwd: y = x * s                        bwd: dx = dy * (s + x * s * (1 - s) * 2 du/dx)
 //
 // Shapes and limits: mod.rs. Numerics: f32; the fit is accurate to 7e-8, e^x of the CUDA library to 1 ulp, quotients
 // to 2 ulp; one rounding to T at the store. Grid: 2048 elements per block (map.cuh). Memory-bound.
@@ -29,36 +30,51 @@ __device__ __forceinline__ float normal_cdf(float x, float& bell) {
   return x > 0.0f ? 1.0f - tail : tail;
 }
 
-// Computes the exact form.
+// GELU in its exact form: the value and the derivative. `Tanh` has the same functions for the tanh form.
 struct Exact {
-  __device__ __forceinline__ void operator()(const float (&x)[1], float (&y)[1]) const {
+  static __device__ __forceinline__ float value(float x) {
     float bell;
-    y[0] = x[0] * normal_cdf(x[0], bell);
+    return x * normal_cdf(x, bell);
+  }
+
+  static __device__ __forceinline__ float slope(float x) {
+    float bell;
+    const float cdf = normal_cdf(x, bell);
+    return cdf + x * (0.3989423f * bell);
   }
 };
 
-// Computes dx of the exact form from x and dy.
-struct ExactGradient {
-  __device__ __forceinline__ void operator()(const float (&x)[2], float (&dx)[1]) const {
-    float bell;
-    const float cdf = normal_cdf(x[0], bell);
-    dx[0] = x[1] * (cdf + x[0] * (0.3989423f * bell));
-  }
-};
-
-// Computes the tanh form.
 struct Tanh {
-  __device__ __forceinline__ void operator()(const float (&x)[1], float (&y)[1]) const {
-    y[0] = x[0] * sigmoid(1.5957691f * (x[0] + 0.044715f * x[0] * x[0] * x[0]));
+  static __device__ __forceinline__ float share(float x) { return sigmoid(1.5957691f * (x + 0.044715f * x * x * x)); }
+
+  static __device__ __forceinline__ float value(float x) { return x * share(x); }
+
+  static __device__ __forceinline__ float slope(float x) {
+    const float s = share(x), bend = s * (1.0f - s);
+    // For large |x|, bend is 0 and the factor after it may be infinite. Their product would be NaN, so the term is left
+    // out if bend is 0.
+    return bend == 0.0f ? s : s + x * bend * (1.5957691f * (1.0f + 0.134145f * x * x));
   }
+};
+
+template <class Form>
+struct Value {
+  __device__ __forceinline__ void operator()(const float (&x)[1], float (&y)[1]) const { y[0] = Form::value(x[0]); }
+};
+
+// Computes dx from x and dy.
+template <class Form>
+struct Gradient {
+  __device__ __forceinline__ void operator()(const float (&x)[2], float (&dx)[1]) const { dx[0] = x[1] * Form::slope(x[0]); }
 };
 
 #define KERNEL(NAME, PARAMS) extern "C" __global__ void __launch_bounds__(MAP_THREADS) NAME(const __grid_constant__ PARAMS p)
 
-#define KERNELS(T, FWD, BWD, TANH_FWD)                                                      \
-  KERNEL(FWD, FwdParams) { map_each<T, T>(p.count, {p.x}, {p.y}, Exact()); }                \
-  KERNEL(BWD, BwdParams) { map_each<T, T>(p.count, {p.x, p.dy}, {p.dx}, ExactGradient()); } \
-  KERNEL(TANH_FWD, FwdParams) { map_each<T, T>(p.count, {p.x}, {p.y}, Tanh()); }
+#define KERNELS(FORM, T, FWD, BWD)                                                 \
+  KERNEL(FWD, FwdParams) { map_each<T, T>(p.count, {p.x}, {p.y}, Value<FORM>()); } \
+  KERNEL(BWD, BwdParams) { map_each<T, T>(p.count, {p.x, p.dy}, {p.dx}, Gradient<FORM>()); }
 
-KERNELS(float, gelu_fwd_f32, gelu_bwd_f32, gelu_tanh_fwd_f32)
-KERNELS(bf16, gelu_fwd_bf16, gelu_bwd_bf16, gelu_tanh_fwd_bf16)
+KERNELS(Exact, float, gelu_fwd_f32, gelu_bwd_f32)
+KERNELS(Exact, bf16, gelu_fwd_bf16, gelu_bwd_bf16)
+KERNELS(Tanh, float, gelu_tanh_fwd_f32, gelu_tanh_bwd_f32)
+KERNELS(Tanh, bf16, gelu_tanh_fwd_bf16, gelu_tanh_bwd_bf16)

@@ -26,3 +26,43 @@ pub fn mean_and_rstd_rounded(x: &[f64], eps: f64) -> (f64, f64) {
     let variance = mean_of(&x.iter().map(|x| f32(x - mean).powi(2)).collect::<Vec<_>>());
     (mean, approximate(1.0 / f32(variance + eps).sqrt(), RSQRT_MAX_RELATIVE_ERROR))
 }
+
+/// Returns the gradients of `sum(dy · fwd(x, w, b))` for x, w and b, by the chain rule with the rows' `statistics`.
+/// Tests compare them with finite differences.
+pub fn gradients_of_x_w_b(x: &[f64], w: &[f64], dy: &[f64], statistics: &[(f64, f64)]) -> [Vec<f64>; 3] {
+    let cols = w.len();
+    let (mut dx, mut dw, mut db) = (Vec::new(), vec![0.0; cols], vec![0.0; cols]);
+    for ((x, dy), (mean, rstd)) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(statistics) {
+        let (n, g) = (|c: usize| (x[c] - mean) * rstd, |c: usize| dy[c] * w[c]);
+        let mean_g = (0..cols).map(g).sum::<f64>() / cols as f64;
+        let mean_gn = (0..cols).map(|c| g(c) * n(c)).sum::<f64>() / cols as f64;
+        for c in 0..cols {
+            dx.push(rstd * (g(c) - mean_g - n(c) * mean_gn));
+            dw[c] += dy[c] * n(c);
+            db[c] += dy[c];
+        }
+    }
+    [dx, dw, db]
+}
+
+/// Computes [`gradients_of_x_w_b`] with the kernel's roundings and its order of summation for dw and db.
+pub fn gradients_of_x_w_b_rounded(x: &[f64], w: &[f64], dy: &[f64], statistics: &[(f64, f64)]) -> [Vec<f64>; 3] {
+    let cols = w.len();
+    let (mut dx, mut to_w, mut to_b) = (Vec::new(), vec![Vec::new(); cols], vec![Vec::new(); cols]);
+    for ((x, dy), (mean, rstd)) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(statistics) {
+        let n: Vec<f64> = x.iter().map(|x| f32(f32(x - mean) * rstd)).collect();
+        let g: Vec<f64> = dy.iter().zip(w).map(|(dy, w)| f32(dy * w)).collect();
+        let mean_of = |f: &dyn Fn(usize) -> f64| {
+            approximate(sum_f32_in_stages((0..cols).map(f), &[128, 64]) / cols as f64, 2.0 * F32_ULP)
+        };
+        let (mean_g, mean_gn) = (mean_of(&|c| g[c]), mean_of(&|c| g[c] * n[c]));
+        for c in 0..cols {
+            dx.push(rstd * f32(f32(g[c] - mean_g) - f32(n[c] * mean_gn)));
+            to_w[c].push(dy[c] * n[c]);
+            to_b[c].push(dy[c]);
+        }
+    }
+    let sums =
+        |terms: Vec<Vec<f64>>| terms.into_iter().map(|t| sum_f32_in_stages(t, &[super::ROWS_PER_BLOCK])).collect();
+    [dx, sums(to_w), sums(to_b)]
+}

@@ -86,7 +86,7 @@ simd_fn! {
 }
 
 /// Writes the normalised row x times w to y and returns rstd, `1 / sqrt(mean(x²) + eps)`.
-fn normalise_row<T: Element>(x: &[T], w: &[T], eps: f32, y: &mut [T]) -> f32 {
+pub(crate) fn normalise_row<T: Element>(x: &[T], w: &[T], eps: f32, y: &mut [T]) -> f32 {
     let rstd = 1.0 / (sum_of_squares(x) / x.len() as f32 + eps).sqrt();
     fwd_row(x, w, rstd, y);
     rstd
@@ -227,5 +227,5 @@ unsafe fn bwd_rows<T: Element>(
         add_to_dw(x, dy, rstd, dw);
     };
     // SAFETY: dw and partial are null or cover the shapes that [`BwdParams`] documents.
-    unsafe { norm_rows::for_each_row_with_column_sums(team, rows, cols, p.dw, p.partial, p.accumulate == 1, each) }
+    unsafe { norm_rows::for_each_row_with_column_sums(team, rows, cols, [(p.dw, p.accumulate == 1)], p.partial, each) }
 }

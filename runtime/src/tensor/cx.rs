@@ -31,7 +31,7 @@ pub enum Checkpointing {
     /// Nothing is computed again.
     #[default]
     None,
-    /// The outputs of norms and of SwiGLU, which take much memory and few operations.
+    /// The outputs of norms, of SwiGLU and of the tanh form of GELU, which take much memory and few operations.
     Selective,
     /// Every layer, from its input ([`Cx::recompute`]).
     Full,

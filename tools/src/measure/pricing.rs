@@ -99,7 +99,12 @@ pub fn record_of_gpu(name: &str) -> Option<&'static GpuRecord> {
 /// The last name is that of a similar kernel, for an op that is newer than the record.
 fn recorded_names(op: &str, dtype: DType) -> Vec<String> {
     let mut names = vec![op.to_string()];
-    let similar = [("gemm_swiglu", "matmul_fwd"), ("skinny_qkv", "skinny_linear"), ("rope_kv_write", "rope_apply")];
+    let similar = [
+        ("gemm_swiglu", "matmul_fwd"),
+        ("skinny_qkv", "skinny_linear"),
+        ("rope_kv_write", "rope_apply"),
+        ("rope_kv_write_norm", "rope_apply"),
+    ];
     for (prefix, similar) in similar {
         names.extend(op.strip_prefix(prefix).map(|rest| format!("{similar}{rest}")));
     }

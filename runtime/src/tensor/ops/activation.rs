@@ -1,10 +1,10 @@
 //! Activation functions: SwiGLU (decoder and vision tower), GELU (merger of the vision tower), the tanh approximation
-//! of GELU (SigLIP).
+//! of GELU (vision tower of Qwen3-VL, SigLIP).
 
-use reel_device::{Addr, in_op};
+use reel_device::{Addr, DType, Launch, in_op};
 use reel_kernels::{gelu as gelu_kernel, swiglu as swiglu_kernel};
 
-use super::{refuse_gradients, want_alike};
+use super::want_alike;
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
@@ -44,26 +44,33 @@ pub fn swiglu(cx: &Cx, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// Exact GELU, `x Φ(x)`, computed with the error function; elementwise, for x of any shape.
 pub fn gelu(cx: &Cx, x: &Tensor) -> Result<Tensor> {
     let _op = in_op("gelu");
+    gelu_form("gelu", cx, x, gelu_kernel::fwd, gelu_kernel::bwd)
+}
+
+/// The tanh approximation of GELU, `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`; elementwise, for x of any shape.
+pub fn gelu_tanh(cx: &Cx, x: &Tensor) -> Result<Tensor> {
+    let _op = in_op("gelu_tanh");
+    let y = gelu_form("gelu_tanh", cx, x, gelu_kernel::tanh_fwd, gelu_kernel::tanh_bwd)?;
+    let x = x.clone();
+    Ok(cx.recompute_if_selective("gelu_tanh", y, move |cx| gelu_tanh(cx, &x)))
+}
+
+fn gelu_form(
+    op: &'static str,
+    cx: &Cx,
+    x: &Tensor,
+    fwd: fn(DType, &gelu_kernel::FwdParams) -> Launch,
+    bwd: fn(DType, &gelu_kernel::BwdParams) -> Launch,
+) -> Result<Tensor> {
     let y = cx.empty(x.shape(), x.dtype())?;
     let count = x.count() as u64;
-    cx.launch(&gelu_kernel::fwd(x.dtype(), &gelu_kernel::FwdParams { x: x.addr(), y: y.addr(), count }))?;
+    cx.launch(&fwd(x.dtype(), &gelu_kernel::FwdParams { x: x.addr(), y: y.addr(), count }))?;
     let kx = x.clone();
-    Ok(cx.record("gelu", &[x], y, move |bw| {
+    Ok(cx.record(op, &[x], y, move |bw| {
         let dy = bw.take_dy();
         let dx = bw.empty_like(&kx)?;
         let params = gelu_kernel::BwdParams { x: kx.addr(), dy: dy.addr(), dx: dx.addr(), count };
-        bw.launch(&gelu_kernel::bwd(kx.dtype(), &params))?;
+        bw.launch(&bwd(kx.dtype(), &params))?;
         bw.add_grad(&kx, dx)
     }))
-}
-
-/// The tanh approximation of GELU, `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, as SigLIP uses it; elementwise, for x
-/// of any shape. It has no backward rule.
-pub fn gelu_tanh(cx: &Cx, x: &Tensor) -> Result<Tensor> {
-    let _op = in_op("gelu_tanh");
-    refuse_gradients(cx, "gelu_tanh", &[x])?;
-    let y = cx.empty(x.shape(), x.dtype())?;
-    let params = gelu_kernel::FwdParams { x: x.addr(), y: y.addr(), count: x.count() as u64 };
-    cx.launch(&gelu_kernel::tanh_fwd(x.dtype(), &params))?;
-    Ok(y)
 }

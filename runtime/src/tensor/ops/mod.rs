@@ -11,6 +11,7 @@ mod attention;
 mod decode;
 mod embedding;
 mod grpo_loss;
+mod layer_norm;
 mod linear;
 mod linear_log_prob;
 mod lora_rows;
@@ -25,16 +26,19 @@ mod siglip;
 mod skinny;
 #[cfg(test)]
 mod tests;
+mod weighted_rows;
 
 pub use super::tape::fill_zero;
 pub use activation::{gelu, gelu_tanh, swiglu};
 pub use add::add;
 pub use attention::{
-    CuSeqlens, KvDestination, KvPages, SequencePages, attention, copy_kv_blocks, paged_attention, rotate_and_cache,
+    CuSeqlens, HeadNorms, KvDestination, KvPages, SequencePages, attention, copy_kv_blocks, paged_attention,
+    rotate_and_cache,
 };
 pub use decode::{DecodeRows, DecodeSlot};
 pub use embedding::{embedding, embedding_with_vision_tokens};
 pub use grpo_loss::{GrpoInputs, grpo_loss};
+pub use layer_norm::layer_norm;
 pub use linear::{Lora, linear, linear_swiglu, lora_linear, matmul, swiglu_linear};
 pub use linear_log_prob::{linear_log_prob, linear_log_prob_with_entropy, max_logit_rows};
 pub use lora_rows::{LoraStack, RowAdapters};
@@ -43,13 +47,14 @@ pub use norm::{patch_merge, rms_norm, rms_norm_add, rms_norm_branch};
 pub use packed::PackedWeight;
 pub use patch_embedding::{DeviceFrames, PatchingParams, patch_embedding};
 pub use rotary::{RotaryFrequencies, RotaryTable, apply_rotary, rotary_table, split_and_rotate};
-pub use rows::gather_rows;
+pub use rows::{add_rows, gather_rows};
 pub use sampling::{RowSampling, SampledTokens, SamplingTable, TokenHistory, sample};
-pub use siglip::{add_position_embeddings, layer_norm, normalise_rows, pool_attention};
+pub use siglip::{add_position_embeddings, normalise_rows, pool_attention};
 pub use skinny::{
     DecodeWeight, InputNorm, skinny_linear, skinny_linear_with_row_adapters, skinny_logits, skinny_lora_linear,
     skinny_qkv, skinny_swiglu,
 };
+pub use weighted_rows::{RowLists, weighted_rows};
 
 use reel_device::DType;
 
@@ -58,14 +63,17 @@ use super::{Tensor, format_shape};
 use crate::error::{Result, shape_error};
 
 /// The names of all ops with a backward rule.
-pub const OPS_WITH_BACKWARD: [&str; 20] = [
+pub const OPS_WITH_BACKWARD: [&str; 24] = [
     "add",
+    "add_rows",
     "attention",
     "embedding",
     "embedding_with_vision_tokens",
     "gather_rows",
     "gelu",
+    "gelu_tanh",
     "grpo_loss",
+    "layer_norm",
     "linear",
     "linear_log_prob",
     "lora_linear",
@@ -78,6 +86,7 @@ pub const OPS_WITH_BACKWARD: [&str; 20] = [
     "split_and_rotate",
     "swiglu",
     "swiglu_linear",
+    "weighted_rows",
     "weighted_sum",
 ];
 

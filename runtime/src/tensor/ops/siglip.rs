@@ -1,8 +1,8 @@
-//! Ops that only SigLIP uses: LayerNorm, learned position embeddings, scaling to length 1, attention pooling. No command
-//! trains SigLIP, so these ops have no backward rules.
+//! Ops that only SigLIP uses: learned position embeddings, scaling to length 1, attention pooling. No command trains
+//! SigLIP, so these ops have no backward rules.
 
 use reel_device::{Kernels, in_op};
-use reel_kernels::{layer_norm as ln, normalise as unit, pool_attention as pool, position_add as position};
+use reel_kernels::{normalise as unit, pool_attention as pool, position_add as position};
 
 use super::{CuSeqlens, refuse_gradients, rows_cols, size, want_dtype, want_shape};
 use crate::error::{Result, shape_error};
@@ -11,23 +11,6 @@ use crate::tensor::{Tensor, format_shape};
 
 /// Maximum head_dim that the CUDA kernel of attention pooling supports.
 const MAX_HEAD_DIM: usize = 128;
-
-/// `(x − mean) · rsqrt(var + eps) · w + b` over the last dimension: x `[.., C]`, w and b `[C]` of x's dtype.
-pub fn layer_norm(cx: &Cx, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<Tensor> {
-    let _op = in_op("layer_norm");
-    const OP: &str = "layer_norm";
-    refuse_gradients(cx, OP, &[x, w, b])?;
-    let (n_rows, n_cols) = rows_cols(OP, "x", x)?;
-    for (what, t) in [("weight", w), ("bias", b)] {
-        want_shape(OP, what, t, &[n_cols], "the last dimension of x")?;
-        want_dtype(OP, what, t, x.dtype())?;
-    }
-    let (rows, cols) = (size(OP, n_rows)?, size(OP, n_cols)?);
-    let y = cx.empty(x.shape(), x.dtype())?;
-    let p = ln::FwdParams { x: x.addr(), w: w.addr(), b: b.addr(), y: y.addr(), rows, cols, eps, reserved: 0 };
-    cx.launch(&ln::fwd(x.dtype(), &p))?;
-    Ok(y)
-}
 
 /// Adds learned position embeddings `pos [P, C]` to x `[R, C]`: row r gets row `r mod P` of pos.
 pub fn add_position_embeddings(cx: &Cx, x: &Tensor, pos: &Tensor) -> Result<Tensor> {

@@ -1,7 +1,7 @@
 //! Writes to the KV cache: keys and values of new tokens, and copies of whole cache blocks.
 
 use bytemuck::Zeroable;
-use reel_device::{DType, in_op};
+use reel_device::{Addr, DType, in_op};
 use reel_kernels::paged_attention::BLOCK_TOKENS;
 use reel_kernels::skinny::{Params, QkvParams};
 use reel_kernels::{block_copy, rope_kv_write};
@@ -21,6 +21,19 @@ pub struct KvDestination<'a> {
     pub caches: (&'a Tensor, &'a Tensor),
     /// The block tables, with the cache slot of each new token.
     pub pages: &'a KvPages,
+    /// The norms of queries and keys before the rotation, if the model has them.
+    pub head_norms: Option<HeadNorms<'a>>,
+}
+
+/// RMS norms over each head of queries and keys, with the bits of `rms_norm` over rows of D elements.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadNorms<'a> {
+    /// The weight of the queries' norm `[D]`.
+    pub q: &'a Tensor,
+    /// The weight of the keys' norm `[D]`.
+    pub k: &'a Tensor,
+    /// eps of both norms.
+    pub eps: f32,
 }
 
 impl KvDestination<'_> {
@@ -41,6 +54,17 @@ impl KvDestination<'_> {
         want_shape(op, "slots", &self.pages.slots, &[tokens], "one slot for each new token")?;
         let [cos, _] = self.rotary.cos_and_sin();
         want_shape(op, "table", cos, &[tokens, head_dim / 2], "[tokens, head_dim / 2]")?;
+        for w in self.head_norms.iter().flat_map(|norms| [norms.q, norms.k]) {
+            want_shape(op, "head norm", w, &[head_dim], "[head_dim]")?;
+            want_dtype(op, "head norm", w, dtype)?;
+        }
+        if self.head_norms.is_some() && head_dim > rope_kv_write::MAX_NORMALISED_HEAD_DIM as usize {
+            let most = rope_kv_write::MAX_NORMALISED_HEAD_DIM;
+            return Err(shape_error(
+                op,
+                format!("normalised heads have {head_dim} elements; at most {most} are supported"),
+            ));
+        }
         Ok(blocks)
     }
 
@@ -87,9 +111,9 @@ impl KvDestination<'_> {
         Ok([tokens, columns / head_dim, head_dim])
     }
 
-    /// The parameters of the kernel that computes q, k and v and writes them to the tensor `q`, whose shape is
-    /// [`KvDestination::query_shape`], and to the caches. The three products have the same x and norm; the addresses of
-    /// their results are ignored.
+    /// The parameters of the kernel that computes q, k and v without head norms and writes them to the tensor `q`,
+    /// whose shape is [`KvDestination::query_shape`], and to the caches. The three products have the same x and norm;
+    /// the addresses of their results are ignored.
     ///
     /// # Errors
     /// Shapes that do not match.
@@ -149,8 +173,8 @@ impl KvDestination<'_> {
     }
 }
 
-/// Rotates queries `[S, H, D]` and keys `[S, Hkv, D]` of the new tokens, and writes keys and values into the caches.
-/// Returns the rotated queries, in the memory of `q`. Has no backward rule.
+/// Rotates queries `[S, H, D]` and keys `[S, Hkv, D]` of the new tokens, after their norms if there are any, and writes
+/// keys and values into the caches. Returns the rotated queries, in the memory of `q`. Has no backward rule.
 ///
 /// # Errors
 /// Shapes that do not match.
@@ -175,6 +199,10 @@ pub fn rotate_and_cache(cx: &Cx, q: Tensor, (k, v): (&Tensor, &Tensor), to: KvDe
         head_dim: size(OP, d)?,
         pages: size(OP, blocks)?,
         page_tokens: BLOCK_TOKENS as u32,
+        q_norm: to.head_norms.map_or(Addr::NULL, |norms| norms.q.addr()),
+        k_norm: to.head_norms.map_or(Addr::NULL, |norms| norms.k.addr()),
+        eps: to.head_norms.map_or(0.0, |norms| norms.eps),
+        reserved: 0,
     };
     cx.launch(&rope_kv_write::write(k.dtype(), &p))?;
     Ok(q)

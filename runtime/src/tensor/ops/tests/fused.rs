@@ -429,6 +429,24 @@ fn siglip_ops_accept_zero_rows_and_one_row() {
     }
 }
 
+#[test]
+fn layer_norm_and_gelu_tanh_have_gradients_of_zero_rows_and_of_one_row() {
+    let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
+    let sim = Device::sim(reel_device::SimOptions { threads: 1, ..Default::default() }).unwrap();
+    for (dtype, limit) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
+        for rows in [0, 1] {
+            let [got, want] = [&sim, &Device::cpu(1)].map(|device| {
+                outcome(device, dtype, &[&[rows, 8], &[8], &[8]], 3, |cx, x| {
+                    Ok(vec![gelu_tanh(cx, &layer_norm(cx, &x[0], &x[1], &x[2], 1e-6)?)?])
+                })
+            });
+            let what = format!("{dtype}, {rows} rows");
+            assert!(relative_distance(&got.y, &want.y) <= limit, "{what}: {:?} {:?}", got.y, want.y);
+            gradients_agree(&what, &got, &want, limit * 10.0);
+        }
+    }
+}
+
 /// An op without a backward rule refuses an operand that needs a gradient: otherwise the gradient would be lost.
 #[test]
 fn siglip_ops_refuse_gradients() {
@@ -436,15 +454,12 @@ fn siglip_ops_refuse_gradients() {
     let cx = Cx::training(&device, DType::F32);
     let x = Tensor::from_f32(&device, &[1, 8], DType::F32, &[0.5; 8], MemoryCategory::Weights).unwrap();
     let [frozen, trained] = [x.clone(), x.into_parameter("x").unwrap()];
-    let row = frozen.reshape(&[8]).unwrap();
     let keys = frozen.reshape(&[1, 1, 8]).unwrap();
     let images = CuSeqlens::from_lengths(&device, &[1]).unwrap();
     let results = |x: &Tensor| {
         [
-            layer_norm(&cx, x, &row, &row, 1e-6),
             add_position_embeddings(&cx, &frozen, x),
             normalise_rows(&cx, x),
-            gelu_tanh(&cx, x),
             pool_attention(&cx, x, &keys, &keys, &images),
         ]
     };
@@ -452,5 +467,43 @@ fn siglip_ops_refuse_gradients() {
     for result in results(&trained) {
         let text = result.expect_err("an error").to_string();
         assert!(text.contains("needs a gradient"), "{text}");
+    }
+}
+
+/// Rollouts and training must give the same bits: a decode step normalises and rotates heads in one launch, training in
+/// two.
+#[test]
+fn decode_steps_normalise_heads_with_the_bits_of_training() {
+    let mut devices = vec![Device::cpu(2)];
+    if let Some(()) = reel_device::compile::skip_without_nvrtc() {
+        devices.push(Device::sim(reel_device::SimOptions { threads: 1, ..Default::default() }).unwrap());
+    }
+    for (device, dtype) in devices.iter().flat_map(|device| DTYPES.map(|dtype| (device, dtype))) {
+        for (tokens, [heads, kv_heads, d]) in [(1, [6, 2, 128]), (70, [3, 1, 128]), (5, [2, 2, 32]), (3, [4, 2, 80])] {
+            let tensor = |shape: &[usize], seed: u32| {
+                let values = pseudo_random_numbers(shape.iter().product(), seed);
+                Tensor::from_f32(device, shape, dtype, &values, MemoryCategory::Inputs).unwrap()
+            };
+            let [q, k, v] = [(heads, 1), (kv_heads, 2), (kv_heads, 3)].map(|(h, seed)| tensor(&[tokens, h, d], seed));
+            let (w_q, w_k) = (tensor(&[d], 4), tensor(&[d], 5));
+            let norms = HeadNorms { q: &w_q, k: &w_k, eps: 1e-6 };
+            let cx = Cx::inference(device, dtype);
+            let cache = kv::SmallKvCache::new(&cx, dtype, [tokens, kv_heads, d]);
+            let [got_q, got_keys, _] = cache.results(|to| {
+                rotate_and_cache(&cx, tensor(q.shape(), 1), (&k, &v), KvDestination { head_norms: Some(norms), ..to })
+            });
+            let cx = Cx::training(device, dtype);
+            let [q, k] = [(&q, &w_q), (&k, &w_k)].map(|(x, w)| rms_norm(&cx, x, w, norms.eps).unwrap());
+            let (q, k) = apply_rotary(&cx, &q, &k, cache.destination().rotary).unwrap();
+            let what = format!("{dtype}, {tokens} tokens, heads of {d}");
+            assert_eq!(got_q, q.to_f32().unwrap(), "{what}");
+            let (row, blocks) = (kv_heads * d, tokens.div_ceil(KvPages::BLOCK_TOKENS));
+            for (t, key) in k.to_f32().unwrap().chunks(row).enumerate() {
+                // The sequence has the blocks in descending order.
+                let block = blocks - 1 - t / KvPages::BLOCK_TOKENS;
+                let slot = block * KvPages::BLOCK_TOKENS + t % KvPages::BLOCK_TOKENS;
+                assert_eq!(&got_keys[slot * row..][..row], key, "{what}, token {t}");
+            }
+        }
     }
 }

@@ -39,7 +39,8 @@ impl SmallKvCache {
     }
 
     pub(crate) fn destination(&self) -> KvDestination<'_> {
-        KvDestination { rotary: &self.rotary, caches: (&self.keys, &self.values), pages: &self.pages }
+        let caches = (&self.keys, &self.values);
+        KvDestination { rotary: &self.rotary, caches, pages: &self.pages, head_norms: None }
     }
 
     /// The elements of q and of both caches after `op` has written q and the caches.

@@ -99,6 +99,15 @@ fn cases() -> Vec<Case> {
         case("add", &[&[3, 5], &[3, 5]], |cx, x| add(cx, &x[0], &x[1])),
         // Both inputs of the outer sum come from one tensor: gradients that share memory must still be summed.
         case("add", &[&[4]], |cx, x| add(cx, &add(cx, &x[0], &x[0])?, &x[0])),
+        // Two cases: the tensor is an activation that nothing else uses, and one that another op reads in its rule.
+        case("add_rows", &[&[5, 3], &[2, 3]], |cx, x| {
+            add_rows(cx, add(cx, &x[0], &x[0])?, &index(cx, &[3, 0])?, &x[1])
+        }),
+        case("add_rows", &[&[4, 3], &[3, 3]], |cx, x| {
+            let h = add(cx, &x[0], &x[0])?;
+            let y = swiglu(cx, &h, &x[0])?;
+            add(cx, &y, &add_rows(cx, h, &index(cx, &[2, -1, 0])?, &x[1])?)
+        }),
         case("attention", &[&[7, 4, 8], &[7, 2, 8], &[7, 2, 8]], |cx, x| {
             attention(cx, &x[0], &x[1], &x[2], &CuSeqlens::from_lengths(cx.device(), &[5, 0, 2])?, true)
         }),
@@ -123,8 +132,23 @@ fn cases() -> Vec<Case> {
         }),
         case("gather_rows", &[&[5, 3]], |cx, x| gather_rows(cx, &x[0], &index(cx, &[4, 0, 2])?)),
         case("gelu", &[&[17]], |cx, x| gelu(cx, &x[0])),
+        case("gelu_tanh", &[&[17]], |cx, x| gelu_tanh(cx, &x[0])),
+        case("gelu_tanh", &[&[5, 4], &[3, 4]], |cx, x| linear(cx, &gelu_tanh(cx, &x[0])?, &x[1], None)),
         case("grpo_loss", &[&[9]], |cx, x| grpo(cx, &x[0], false)),
         case("grpo_loss", &[&[9]], |cx, x| grpo(cx, &x[0], true)),
+        case("layer_norm", &[&[4, 10], &[10], &[10]], |cx, x| layer_norm(cx, &x[0], &x[1], &x[2], 1e-6)),
+        // Two test cases: the sum of two norms, one with a frozen bias and one with a frozen weight; then a norm with
+        // both frozen, whose output `linear` keeps.
+        case("layer_norm", &[&[3, 7], &[7]], |cx, x| {
+            let fixed =
+                Tensor::from_f32(cx.device(), &[7], DType::F32, &pseudo_random_numbers(7, 81), MemoryCategory::Inputs)?;
+            add(cx, &layer_norm(cx, &x[0], &x[1], &fixed, 1e-6)?, &layer_norm(cx, &x[0], &fixed, &x[1], 1e-6)?)
+        }),
+        case("layer_norm", &[&[2, 9], &[4, 9]], |cx, x| {
+            let fixed =
+                Tensor::from_f32(cx.device(), &[9], DType::F32, &pseudo_random_numbers(9, 82), MemoryCategory::Inputs)?;
+            linear(cx, &layer_norm(cx, &x[0], &fixed, &fixed, 1e-6)?, &x[1], None)
+        }),
         // `h` is the input of three products and a sum. In the backward pass, the first product rule must not add to
         // the gradient of h in place, because this gradient shares its memory with other gradients of the sum. The
         // two later rules add in place.
@@ -204,6 +228,12 @@ fn cases() -> Vec<Case> {
             let normed = rms_norm(cx, &x[0], &x[1], 1e-6)?;
             lora_linear(cx, &normed, &x[2], None, &Lora { down: x[3].clone(), up: x[4].clone(), scale: 0.5 })
         }),
+        // The norm of each head before the rotation.
+        case("rms_norm", &[&[3, 2, 8], &[8], &[3, 1, 8], &[8]], |cx, x| {
+            let (q, k) = (rms_norm(cx, &x[0], &x[1], 1e-6)?, rms_norm(cx, &x[2], &x[3], 1e-6)?);
+            let (q, k) = apply_rotary(cx, &q, &k, &small_rotary_table(cx)?)?;
+            attention(cx, &q, &k, &x[2], &CuSeqlens::from_lengths(cx.device(), &[3])?, false)
+        }),
         case("rms_norm_add", &[&[4, 10], &[4, 10], &[10], &[3, 10]], |cx, x| {
             let (sum, normed) = rms_norm_add(cx, &x[0], &x[1], &x[2], 1e-6)?;
             let (a, b) = (linear(cx, &normed, &x[3], None)?, linear(cx, &sum, &x[3], None)?);
@@ -216,6 +246,17 @@ fn cases() -> Vec<Case> {
         case("swiglu", &[&[13], &[13]], |cx, x| swiglu(cx, &x[0], &x[1])),
         case("swiglu_linear", &[&[5, 8], &[3, 4]], |cx, x| swiglu_linear(cx, &x[0], &x[1], None)),
         case("swiglu_linear", &[&[2, 3, 14], &[4, 7], &[4]], |cx, x| swiglu_linear(cx, &x[0], &x[1], Some(&x[2]))),
+        // Two cases: the table is a parameter of two sums, the second onto a tensor; the table is an activation.
+        case("weighted_rows", &[&[4, 5], &[3, 5]], |cx, x| {
+            let a = RowLists::new(cx, &[0, 2, 2, 5], &[3, 0, 1, 0, 0], &[0.3, 0.7, -0.2, 0.5, 1.5], 4)?;
+            let b = RowLists::new(cx, &[0, 1, 2, 3], &[2, 2, 0], &[1.0, 0.5, -1.5], 4)?;
+            let sum = weighted_rows(cx, &x[0], &a, None)?;
+            swiglu(cx, &sum, &weighted_rows(cx, &x[0], &b, Some(&x[1]))?)
+        }),
+        case("weighted_rows", &[&[2, 3]], |cx, x| {
+            let lists = RowLists::new(cx, &[0, 2, 3], &[1, 0, 1], &[0.3, 0.7, -0.2], 2)?;
+            weighted_rows(cx, &add(cx, &x[0], &x[0])?, &lists, None)
+        }),
         case("weighted_sum", &[&[6]], |cx, x| {
             let w =
                 Tensor::from_f32(cx.device(), &[6], DType::F32, &pseudo_random_numbers(6, 77), MemoryCategory::Inputs)?;
@@ -472,6 +513,51 @@ fn dry_device_counts_equal_cpu_counts() {
         assert_eq!(launches(&cpu), launches(&dry), "{}", c.op);
         assert_eq!(cpu.memory().current, 0, "{}: something is not freed", c.op);
     }
+}
+
+#[test]
+fn add_rows_writes_to_memory_that_nothing_else_uses() {
+    let device = Device::cpu(1);
+    for cx in [Cx::inference(&device, DType::F32), Cx::training(&device, DType::F32)] {
+        let new = |shape: &[usize]| {
+            let ones = vec![1.0; shape.iter().product()];
+            Tensor::from_f32(&device, shape, DType::F32, &ones, MemoryCategory::Activations).unwrap()
+        };
+        let (index, f, x) = (index(&cx, &[2, 0]).unwrap(), new(&[2, 3]), new(&[4, 3]));
+        let at = x.addr();
+        let y = add_rows(&cx, x, &index, &f).unwrap();
+        assert_eq!(y.addr(), at);
+        let kept = y.clone();
+        let z = add_rows(&cx, y, &index, &f).unwrap();
+        let rows = |of: [f32; 4]| of.iter().flat_map(|&value| [value; 3]).collect::<Vec<f32>>();
+        assert_eq!(
+            (kept.to_f32().unwrap(), z.to_f32().unwrap()),
+            (rows([2.0, 1.0, 2.0, 1.0]), rows([3.0, 1.0, 3.0, 1.0]))
+        );
+        let weight = new(&[4, 3]).into_parameter("w").unwrap();
+        let at = weight.addr();
+        assert_ne!(add_rows(&cx, weight, &index, &f).unwrap().addr(), at, "a parameter never changes");
+    }
+}
+
+#[test]
+fn row_lists_refuse_wrong_entries_and_need_a_tape_for_gradients() {
+    let device = Device::cpu(1);
+    let (inference, training) = (Cx::inference(&device, DType::F32), Cx::training(&device, DType::F32));
+    let refused = |offsets: &[i32], index: &[i32], weight: &[f32]| {
+        RowLists::new(&inference, offsets, index, weight, 3).unwrap_err().to_string()
+    };
+    assert!(refused(&[0, 2], &[0, 3], &[1.0; 2]).contains("row 3"));
+    assert!(refused(&[0, 2], &[0, -1], &[1.0; 2]).contains("row -1"));
+    assert!(refused(&[0, 2], &[0, 1], &[1.0; 3]).contains("3 weights"));
+    for offsets in [&[][..], &[0, 1], &[1, 2], &[0, 3, 2]] {
+        assert!(refused(offsets, &[0, 1], &[1.0; 2]).contains("offsets"), "{offsets:?}");
+    }
+    let table = tensors(&device, &[vec![3, 2]], &[vec![1.0; 6]], true).remove(0);
+    let lists = RowLists::new(&inference, &[0, 1], &[0], &[1.0], 3).unwrap();
+    assert!(weighted_rows(&inference, &table, &lists, None).is_ok());
+    let text = weighted_rows(&training, &table, &lists, None).unwrap_err().to_string();
+    assert!(text.contains("without a tape"), "{text}");
 }
 
 #[test]
