@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use reel_device::{DType, Device};
-use reel_engine::{Engine, SamplingParams};
+use reel_engine::Engine;
 use reel_eval::predict::{
     ExistingOutput, FingerprintedInput, PredictionFile, PredictionOutput, PredictionRun, PredictionSettings,
     RowPrompts, SamplingSettings,
 };
 use reel_eval::{EvalError, Extraction, Task};
 use reel_input::encode::ModelFolder;
+use reel_input::sampling::SamplingOptions;
 use reel_model::features::FeatureCache;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
@@ -28,7 +29,7 @@ use reel_train::setup::{EvaluatedPolicy, PolicyEvaluator};
 use serde_json::json;
 
 use crate::common::CommonOptions;
-use crate::eval::questions::{Benchmark, BenchmarkQuestions, DEFAULT_TOP_P, EvaluationProtocol, sampling_settings};
+use crate::eval::questions::{Benchmark, BenchmarkQuestions, EvaluationProtocol, sampling_settings};
 use crate::eval::results;
 use crate::eval::run::COMMAND;
 use crate::fail::{UsageError, usage_error};
@@ -77,8 +78,8 @@ impl TrainingRunEvaluator {
         let EvaluationSetup { device, access, worker, common, .. } = setup;
         let own = &options.evaluation;
         let tasks = Task::from_names(own.eval_benchmark.as_deref().unwrap_or_default())?;
-        let params = SamplingParams { top_p: DEFAULT_TOP_P, ..SamplingParams::default() };
-        let sampling = sampling_settings(options.parity, None, params, own.eval_max_new_tokens)?;
+        let max_new_tokens = Some(own.eval_max_new_tokens);
+        let sampling = sampling_settings(options.parity, SamplingOptions { max_new_tokens, ..Default::default() })?;
         let data = hub::local_benchmark_path("--eval-data", own.eval_data.as_deref().unwrap_or(Path::new("")))?;
         let protocol = EvaluationProtocol {
             media_root: own.eval_media_root.clone(),

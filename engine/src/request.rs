@@ -7,13 +7,14 @@ use reel_input::encode::ModelFolder;
 pub use reel_input::request::MAX_TOP_LOG_PROBS;
 use reel_input::request::RequestSettings;
 use reel_input::{ModelInput, TokenId};
+use reel_runtime::ops::SamplingParams;
 use reel_support::diagnostic::Diagnostic;
 
 use crate::adapters::AdapterId;
 use crate::error::{EngineError, Result};
 use crate::grammar::Grammar;
 use crate::prompt_log_probs::PromptTokenLogProbs;
-use crate::sampler::SamplingParams;
+use crate::sampler::{resolve_sampling, validate_sampling};
 use crate::stop::StopCondition;
 
 /// Why a prompt and its answer exceed the model's number of positions (`max_position_embeddings`).
@@ -119,9 +120,9 @@ impl GenerationRequest {
         let stop = || StopCondition::with_strings(&settings.stop, &model.tokenizer);
         GenerationRequest {
             prompt: prompt.into(),
-            sampling: SamplingParams::from_settings(settings, &model.generation),
+            sampling: resolve_sampling(settings.sampling, &model.generation),
             logit_bias: settings.logit_bias.clone(),
-            max_new_tokens: settings.max_new_tokens.unwrap_or(max_new_tokens),
+            max_new_tokens: settings.sampling.max_new_tokens.unwrap_or(max_new_tokens),
             eos_token_ids: [eos, &settings.stop_token_ids].concat(),
             min_new_tokens: settings.min_new_tokens,
             stop_conditions: (0..settings.n.unwrap_or(1)).map(|_| stop()).collect(),
@@ -141,7 +142,7 @@ impl GenerationRequest {
 
     /// Refuses an empty prompt and parameters that are out of range. The error names the parameter.
     pub(crate) fn validate(&self) -> Result<()> {
-        self.sampling.validate()?;
+        validate_sampling(&self.sampling).map_err(EngineError::Request)?;
         let invalid = |location: &str, what: String, help: String| {
             Err(EngineError::Request(Diagnostic::new(location, what, help)))
         };

@@ -27,6 +27,7 @@ pub mod prompt_media;
 mod python_json;
 pub mod request;
 pub mod rows;
+pub mod sampling;
 pub mod tensor_file;
 pub mod tokenizer;
 pub mod tokenizer_json;
