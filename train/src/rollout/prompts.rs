@@ -23,8 +23,8 @@ use serde_json::{Map, Value};
 use super::expected_lengths::ExpectedLengths;
 use super::given::{RolloutFile, RolloutLine};
 use crate::Result;
-use crate::options::Recipe;
-use crate::setup::GrpoSetup;
+use crate::options::{GrpoOptions, Recipe};
+use crate::setup::DataSetup;
 
 /// The tokens that end a completion.
 #[derive(Clone, Debug, Default)]
@@ -90,8 +90,7 @@ pub struct PromptSource {
 
 impl PromptSource {
     /// Opens the data file of a run and its `--rollouts` file, if any.
-    pub fn open(setup: &GrpoSetup) -> Result<Self> {
-        let options = setup.options;
+    pub fn open(options: &GrpoOptions, setup: &DataSetup) -> Result<Self> {
         let bundle = Arc::new(ModelFolder::open(setup.model)?);
         let data = Dataset::open_first_rows(&options.data, options.max_samples)?;
         if options.rollouts.is_some() {

@@ -46,7 +46,7 @@ impl<'a> CompletionScorer<'a> {
     /// Loads the reward models. SigLIP computes on `device` in `dtype`. `lender` lends the device while the run
     /// waits for custom rewards.
     pub fn new(setup: &GrpoSetup<'a>, device: &Device, dtype: DType) -> Result<Self> {
-        let (options, stop) = (setup.options, setup.stop);
+        let (options, stop) = (setup.options, setup.control.stop);
         let log = reward_log(setup);
         let timeout = Duration::from_secs_f64(options.reward_timeout);
         let commands = options.reward_command.iter().map(|shell| CustomReward::from_command(shell, timeout));

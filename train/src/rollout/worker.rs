@@ -77,24 +77,24 @@ impl<'a> RolloutWorker<'a> {
     /// The KV cache does not fit, or a reward model cannot be loaded.
     pub fn new(setup: &GrpoSetup<'a>, prompts: Arc<PromptSource>, trainer: &Trainer) -> Result<Self> {
         let cx = Cx::inference(&trainer.device, trainer.dtype);
-        let engine = Engine::new(&trainer.model, &cx)?.interrupt_flag(setup.stop);
-        let spread = GroupAssignment::new(setup.options, setup.ranks.map(|run| &**run.ranks));
+        let engine = Engine::new(&trainer.model, &cx)?.interrupt_flag(setup.control.stop);
+        let spread = GroupAssignment::new(setup.options, setup.control.ranks.map(|run| &**run.ranks));
         let strips = FrameStripSchedule::new(
             trainer.hyperparameters.schedule.max_steps,
             setup.options.logging_steps,
             setup.options.num_iterations,
         );
         Ok(Self {
-            sampler: CompletionSampler::new(engine, setup.options, &prompts.end_tokens().stop, setup.seed),
+            sampler: CompletionSampler::new(engine, setup.options, &prompts.end_tokens().stop, setup.data.seed),
             options: setup.options,
             scorer: CompletionScorer::new(setup, &trainer.device, trainer.dtype)?,
             recorder: spread.writes_records().then(|| RolloutRecorder::new(&setup.options.out)),
             max_steps: trainer.hyperparameters.schedule.max_steps,
-            notes: RewardNotes::new(spread.writes_records() && !setup.quiet),
+            notes: RewardNotes::new(spread.writes_records() && !setup.reports.quiet),
             strips,
             spread,
             prompts,
-            stop: setup.stop,
+            stop: setup.control.stop,
         })
     }
 

@@ -139,10 +139,10 @@ fn result_options<O: TrainingOptions>(setup: &RunSetup<O>) -> Map<String, Value>
     let mut all = setup.options.resolved();
     NOT_COMPARED.iter().for_each(|name| drop(all.shift_remove(*name)));
     all.insert("command".into(), json!(O::COMMAND));
-    all.insert("seed".into(), json!(setup.seed));
-    all.insert("dtype".into(), json!(setup.dtype.name()));
-    all.insert("profile".into(), json!(setup.media.profile));
-    all.insert("media".into(), json!(setup.media.overrides));
+    all.insert("seed".into(), json!(setup.data.seed));
+    all.insert("dtype".into(), json!(setup.trainer.dtype.name()));
+    all.insert("profile".into(), json!(setup.data.media.profile));
+    all.insert("media".into(), json!(setup.data.media.overrides));
     all.values_mut().for_each(redact_urls_in_json);
     all
 }
@@ -165,7 +165,7 @@ pub fn data_check_fingerprint<O: TrainingOptions>(setup: &RunSetup<O>, rows: &im
         setup.options.strict,
         setup.options.media_root(),
         rows.fingerprint(),
-        digest::config_files_fingerprint(setup.model)?
+        digest::config_files_fingerprint(setup.data.model)?
     ]);
     Ok(bytes_fingerprint(all.to_string().as_bytes()))
 }

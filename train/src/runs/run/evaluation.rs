@@ -78,7 +78,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         validation: Result<Option<(ValidationLoss, f64)>>,
     ) -> Result<Option<EvaluationLine>> {
         let step = self.state.step;
-        let evaluates = self.setup.evaluator.is_some() || self.train_loop.validation().is_some();
+        let evaluates = self.setup.reports.evaluator.is_some() || self.train_loop.validation().is_some();
         if !evaluates || !self.lacks_evaluation(steps) {
             return Ok(None);
         }
@@ -104,7 +104,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             return Ok(line);
         }
         let (begun, _range) = (Instant::now(), range(RangeName::Phase("evaluation")));
-        let benchmarks = match self.setup.evaluator {
+        let benchmarks = match self.setup.reports.evaluator {
             Some(evaluator) => self.benchmark_scores(evaluator, &hash)?,
             None => BTreeMap::new(),
         };
@@ -140,8 +140,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             dtype: self.trainer.dtype,
             step,
             hash,
-            stop: self.setup.stop,
-            ranks: self.setup.ranks,
+            stop: self.setup.control.stop,
+            ranks: self.setup.control.ranks,
         };
         evaluator.evaluate(&policy, &evaluations::step_folder(out, step))
     }
@@ -156,7 +156,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let (out, step) = (&self.setup.options.out, self.state.step);
         let is_recorded = |line: &EvaluationLine| line.step == step && line.hash == hash && is_wanted(line);
         let find = || Ok(evaluations::read(out, step)?.into_iter().rfind(is_recorded));
-        match self.setup.ranks {
+        match self.setup.control.ranks {
             None => find(),
             Some(run) => run.broadcast("recorded evaluation", if run.is_rank_0() { Some(find()?) } else { None }),
         }

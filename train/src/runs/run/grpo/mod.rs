@@ -36,10 +36,11 @@ use reel_support::ranks::Ranks;
 
 use crate::runs::run::replay::{self, ReplayReport};
 use crate::runs::run::{self, DataCheckResult, RunSummary, TrainLoop};
+use crate::setup::DataSetup;
 
 pub use crate::setup::GrpoSetup;
 
-/// Trains to the last step, or until `setup.stop` becomes true.
+/// Trains to the last step, or until `setup.control.stop` becomes true.
 pub fn run(setup: &GrpoSetup) -> Result<RunSummary> {
     run::run::<GrpoLoop>(setup)
 }
@@ -71,8 +72,8 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
     type Options = GrpoOptions;
     type DataSource = PromptSource;
 
-    fn open_rows(setup: &GrpoSetup<'a>) -> Result<PromptSource> {
-        PromptSource::open(setup)
+    fn open_rows(options: &GrpoOptions, data: &DataSetup) -> Result<PromptSource> {
+        PromptSource::open(options, data)
     }
 
     fn batching(options: &GrpoOptions, rows: usize) -> MicroBatchOptions {
@@ -122,14 +123,14 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
         };
         add_feature_cache(trainer);
         let reference = match setup.options.beta > 0.0 {
-            true => Some(first_weights(setup, trainer)?),
+            true => Some(first_weights(setup.data.model, trainer)?),
             false => None,
         };
         let worker = match (&setup.options.rollouts, &setup.options.recorded) {
             (Some(_), _) | (_, Some(_)) => None,
             (None, None) => Some(RolloutWorker::new(setup, rows.clone(), trainer)?),
         };
-        Ok(Self { worker, options: setup.options, rows, feed, stop: setup.stop, reference, set })
+        Ok(Self { worker, options: setup.options, rows, feed, stop: setup.control.stop, reference, set })
     }
 
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>> {
@@ -199,8 +200,8 @@ impl GrpoLoop<'_> {
 }
 
 /// Loads the reference model with the weights from which the run started.
-fn first_weights(setup: &GrpoSetup, trainer: &Trainer) -> Result<Qwen25Vl> {
-    let files = Checkpoint::open(setup.model)?;
+fn first_weights(model: &Path, trainer: &Trainer) -> Result<Qwen25Vl> {
+    let files = Checkpoint::open(model)?;
     reference_model(trainer, WeightSource::Files(&files))
 }
 

@@ -31,6 +31,7 @@ use crate::runs::folder::entries;
 use crate::runs::folder::output;
 use crate::runs::folder::resume;
 use crate::runs::testing::*;
+use crate::setup::{ReportSetup, TrainerSetup};
 
 /// A test's run on a golden case: its options, device and dtype.
 struct Case {
@@ -82,20 +83,10 @@ impl Case {
         let device = self.device.clone().unwrap_or_else(|| Device::cpu(self.threads));
         run(&SftSetup {
             options: &self.options,
-            model: &model,
-            device: &device,
-            dtype: self.dtype,
-            seed: self.seed,
-            media: &media,
-            resolved: &serde_json::to_value(&self.options).unwrap(),
-            quiet: true,
-            verbose: false,
-            stop: &self.stop,
-            evaluator: None,
-            save: None,
-            profiler: None,
-            ranks: None,
-            peak_flops_per_second: None,
+            data: DataSetup { model: &model, media: &media, seed: self.seed },
+            trainer: TrainerSetup::new(&device, self.dtype),
+            reports: ReportSetup::quiet(&serde_json::to_value(&self.options).unwrap()),
+            control: RunControl::one_process(&self.stop),
         })
     }
 }
