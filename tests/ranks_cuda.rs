@@ -19,7 +19,7 @@ use reel_samples::SampleError;
 use reel_samples::sample::Sample;
 use reel_support::ranks::{Ranks, Timeouts, Traffic, TrafficVolume, World};
 use reel_train::options::{GrpoOptions, RunOptions};
-use reel_train::rollout::{CompletionTokens, Prompt, RolloutGroup, RolloutSet};
+use reel_train::rollout::{CompletionTokens, Prompt, Rollout, RolloutSet};
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::{StepResult, Trainer};
 use reel_train::step::{grpo, sft};
@@ -108,14 +108,14 @@ fn sft_step_with(
 }
 
 /// Returns group `index` of a GRPO step: a prompt of 3 or 4 tokens and two completions of 2 or 3 tokens.
-fn group(index: usize) -> RolloutGroup {
+fn group(index: usize) -> Rollout {
     let completion = |number: usize| {
         let ids = text(2 + (index + number) % 2, index * 5 + number);
         CompletionTokens { learned_len: ids.len(), log_probs: vec![-6.0; ids.len()], ids }
     };
     let prompt = Arc::new(Prompt::from_model_input(inputs(text(3 + index % 2, index))));
     let rewards = vec![index as f32, 2.0];
-    RolloutGroup { prompt, completions: vec![completion(0), completion(1)], rewards, advantages: Vec::new() }
+    Rollout::with_rewards(prompt, vec![completion(0), completion(1)], rewards)
 }
 
 /// Runs a GRPO step with a reference model; each micro-batch has one group.

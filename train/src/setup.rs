@@ -102,8 +102,8 @@ impl<'a> RunControl<'a> {
         Self { stop, save: None, ranks: None }
     }
 
-    /// The flag that stops this process outside of steps, and the ranks. The ranks agree on `stop` only between two
-    /// steps, so it does not stop them before the first step.
+    /// The flag that stops work outside of steps, and the ranks that share this work. It is the flag of this process,
+    /// because ranks agree on `stop` only between two steps.
     pub fn stop_and_ranks(&self) -> (&'a AtomicBool, Option<&'a Ranks>) {
         self.ranks.map_or((self.stop, None), |run| (run.interrupted, Some(&**run.ranks)))
     }

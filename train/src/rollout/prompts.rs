@@ -35,6 +35,13 @@ pub struct EndTokens {
     pub stop: Vec<TokenId>,
 }
 
+impl EndTokens {
+    /// Whether sampling stopped after `ids` because the last token is an end token.
+    pub fn are_reached(&self, ids: &[TokenId]) -> bool {
+        ids.last().is_some_and(|id| self.stop.contains(id))
+    }
+}
+
 /// A prompt as model inputs, with the data that the rewards of its completions need.
 #[derive(Clone, Debug)]
 pub struct Prompt {

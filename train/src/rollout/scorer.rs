@@ -7,7 +7,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use reel_device::{DType, Device};
-use reel_engine::Completion;
 use reel_samples::error_if_stopped;
 use reel_samples::reward_columns::solution_and_type;
 use reel_samples::rewards::{
@@ -16,7 +15,7 @@ use reel_samples::rewards::{
 };
 use serde_json::Value;
 
-use super::group::Rollout;
+use super::group::{CompletionTokens, Rollout};
 use crate::rollout::reward_log::reward_log;
 use crate::rollout::siglip::SiglipScorer;
 use crate::setup::GrpoSetup;
@@ -166,7 +165,7 @@ impl<'a> CompletionScorer<'a> {
 
 /// Makes the JSON rows that are sent to custom rewards, one for each completion.
 fn custom_reward_rows(rollouts: &[Rollout]) -> Vec<Value> {
-    let row = |(r, (completion, text)): (&Rollout, (&Completion, &String))| {
+    let row = |(r, (completion, text)): (&Rollout, (&CompletionTokens, &String))| {
         let mut row = r.prompt.columns.clone();
         row.insert("prompt".into(), r.prompt.content.clone());
         row.insert("completion".into(), Value::String(text.clone()));
@@ -180,8 +179,6 @@ fn custom_reward_rows(rollouts: &[Rollout]) -> Vec<Value> {
 mod tests {
     use std::fs;
     use std::sync::Arc;
-
-    use reel_engine::FinishReason;
 
     use super::*;
     use crate::TrainError;
@@ -199,21 +196,9 @@ mod tests {
             columns: serde_json::Map::new(),
             given: None,
         };
-        let completion = |index| Completion {
-            request: 0,
-            index,
-            ids: vec![1],
-            log_probs: vec![0.0],
-            token_log_probs: Vec::new(),
-            prompt_log_probs: Arc::new([]),
-            finish_reason: FinishReason::Length,
-        };
-        Rollout {
-            prompt: Arc::new(prompt),
-            completions: vec![completion(0), completion(1)],
-            texts: vec![String::new(); 2],
-            shuffled_texts: Vec::new(),
-        }
+        let completion = CompletionTokens { ids: vec![1], learned_len: 1, log_probs: vec![0.0] };
+        let rollout = Rollout::with_rewards(Arc::new(prompt), vec![completion; 2], Vec::new());
+        Rollout { texts: vec![String::new(); 2], ..rollout }
     }
 
     fn scorer<'a>(command: &str, stop: &'a AtomicBool) -> CompletionScorer<'a> {

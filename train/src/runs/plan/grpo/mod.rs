@@ -7,11 +7,11 @@ use std::sync::atomic::AtomicBool;
 
 use crate::Result;
 use crate::options::{GrpoOptions, TrainingOptions};
-use crate::rollout::group::groups_from_file;
+use crate::rollout::group::rollouts_from_file;
 use crate::rollout::prompts::EndTokens;
 use crate::rollout::sampler::CompletionSampler;
 use crate::rollout::siglip::SiglipScorer;
-use crate::rollout::{CompletionTokens, Prompt, RolloutGroup, RolloutSet};
+use crate::rollout::{CompletionTokens, Prompt, Rollout, RolloutSet};
 use crate::step::grpo::{reference_log_probs, step};
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::trainer::Trainer;
@@ -186,7 +186,7 @@ impl<'a> PlanCostCounter<'a> {
         super::keep_longest(&mut self.longest, prompts.iter().map(|prompt| &*prompt.tokens));
         let groups = match &self.sampler {
             None if prompts.iter().all(|prompt| prompt.has_given_completions()) => {
-                groups_from_file(self.options, prompts, &self.ends)
+                rollouts_from_file(self.options, prompts.into_iter().map(Arc::new).collect(), &self.ends)
             }
             None => prompts.into_iter().map(|prompt| self.group(prompt)).collect(),
             Some(_) => {
@@ -260,17 +260,12 @@ impl<'a> PlanCostCounter<'a> {
     }
 
     /// Makes a group of completions that all have the maximum length and reward 0.
-    fn group(&self, prompt: Prompt) -> RolloutGroup {
+    fn group(&self, prompt: Prompt) -> Rollout {
         let longest = self.options.max_completion_length;
         let completion =
             CompletionTokens { ids: vec![0; longest], learned_len: longest, log_probs: vec![0.0; longest] };
         let n = self.options.num_generations;
-        RolloutGroup {
-            prompt: Arc::new(prompt),
-            completions: vec![completion; n],
-            rewards: vec![0.0; n],
-            advantages: Vec::new(),
-        }
+        Rollout::with_rewards(Arc::new(prompt), vec![completion; n], vec![0.0; n])
     }
 
     /// Whether the reference model is the policy without its adapter. With ZeRO-3, a rank has only a part of its

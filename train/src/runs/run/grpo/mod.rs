@@ -4,9 +4,9 @@
 //! | stage | output | file |
 //! |---|---|---|
 //! | row → prompt | `Prompt` | `rollout/prompts.rs` |
-//! | prompt → completions | `Rollout`; with `--rollouts`: `RolloutGroup` | `rollout/sampler.rs`, `worker.rs`; `given.rs` |
-//! | completions → rewards → advantages | `Scores`, `RolloutGroup`, [`RolloutSet`] | `rollout/scorer.rs`, `rollout/group.rs` |
-//! | groups → packed batch | `PackedGroups` | `step/packing.rs` |
+//! | prompt → completions → rewards | `Rollout` | `rollout/worker.rs`, `scorer.rs`; with `--rollouts`: `given.rs` |
+//! | rewards → advantages | [`RolloutSet`] | `rollout/group.rs` |
+//! | rollouts → packed batch | `PackedGroups` | `step/packing.rs` |
 //! | log-probabilities → loss, gradients, update | [`StepResult`] | `step/grpo.rs` |
 
 #[cfg(test)]
@@ -169,14 +169,14 @@ impl GrpoLoop<'_> {
             if prompts.is_empty() {
                 return Ok(None);
             }
-            let groups = group::groups_from_file(options, prompts, &self.rows.end_tokens());
+            let groups = group::rollouts_from_file(options, prompts, &self.rows.end_tokens());
             let set = RolloutSet::new(groups, options.scale_rewards);
             return Ok(Some(RolloutSet { ranks_of_micro_batches, ..set }));
         };
         let mut own_ref_log_probs = None;
         // If each rank keeps only a part of the weights, all weights are gathered for sampling.
         let all_weights = trainer.gather_all_weights()?;
-        let batch = worker.next_groups(n, &mut self.feed, cursor, |groups| {
+        let set = worker.next_set(n, &mut self.feed, cursor, |groups| {
             if let Some(model) = &self.reference {
                 // Frees the gradients' memory for the reference model's activations. The next step would clear the
                 // gradients anyway.
@@ -187,15 +187,7 @@ impl GrpoLoop<'_> {
             Ok(())
         })?;
         drop(all_weights);
-        let Some(batch) = batch else { return Ok(None) };
-        Ok(Some(RolloutSet {
-            ranks_of_micro_batches: batch.ranks_of_micro_batches,
-            own_ref_log_probs,
-            metrics: batch.metrics,
-            while_scoring: batch.while_scoring,
-            preview: Some(batch.preview),
-            ..RolloutSet::new(batch.groups, options.scale_rewards)
-        }))
+        Ok(set.map(|set| RolloutSet { own_ref_log_probs, ..set }))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Tests that shared prefixes (`--shared-prefix`) give the same loss and gradients with fewer tokens.
 
 use crate::rollout::prompts::EndTokens;
-use crate::rollout::{CompletionTokens, Prompt, RolloutGroup};
+use crate::rollout::{CompletionTokens, Prompt, Rollout};
 use crate::step::packing::PackedGroups;
 use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
@@ -42,10 +42,10 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
     let media = MediaOptions { profile: reel_input::media::profile::MediaProfile::VideorftTrain, ..Default::default() };
     let prompts = PromptSource::open(options, &DataSetup { model: &model, media: &media, seed: 0 }).unwrap();
     let samples = (0..options.groups_per_step())
-        .map(|line| reel_samples::feed::SampleSource::sample(&prompts, line).unwrap())
+        .map(|line| reel_samples::feed::SampleSource::sample(&prompts, line).unwrap().into())
         .collect();
     let mut set =
-        RolloutSet::new(group::groups_from_file(options, samples, &prompts.end_tokens()), options.scale_rewards);
+        RolloutSet::new(group::rollouts_from_file(options, samples, &prompts.end_tokens()), options.scale_rewards);
     let config = ModelConfig::open(&model).unwrap();
     let hyperparameters = crate::step::hyperparameters::Hyperparameters::new(options, 1);
     let (mut trainer, _files) = Trainer::open(&case.device, &config, &model, DType::F32, hyperparameters).unwrap();
@@ -85,12 +85,8 @@ fn tokens(prompt: usize, completions: &[usize], shared: bool) -> usize {
         given: None,
     };
     let completion = |&n: &usize| CompletionTokens::new(vec![2; n], Vec::new(), &EndTokens::default(), false);
-    let group = RolloutGroup {
-        prompt: Arc::new(prompt),
-        completions: completions.iter().map(completion).collect(),
-        rewards: Vec::new(),
-        advantages: Vec::new(),
-    };
+    let completions = completions.iter().map(completion).collect();
+    let group = Rollout::with_rewards(Arc::new(prompt), completions, Vec::new());
     PackedGroups::new(&Device::cpu(1), &config, &[group], shared).unwrap().batch.token_count()
 }
 
