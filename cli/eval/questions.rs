@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
-use reel_engine::{EngineError, SamplingParams};
+use reel_engine::SamplingParams;
 use reel_eval::predict::SamplingSettings;
 use reel_eval::{BenchmarkRow, LoadedBenchmark, Task, load_benchmark};
 use reel_input::MediaOptions;
@@ -15,6 +15,7 @@ use reel_samples::conversations::RowConversations;
 use reel_samples::dataset::Dataset;
 use reel_samples::prompts::QuestionTemplate;
 use reel_support::diagnostic::escape_controls;
+use reel_support::error::Kind;
 use reel_train::options::Recipe;
 use serde_json::{Map, Value, json};
 
@@ -192,9 +193,12 @@ pub fn sampling_settings(
 ) -> Result<SamplingSettings> {
     let default_temperature = if parity == Recipe::Paper { 0.01 } else { 0.1 };
     let params = SamplingParams { temperature: temperature.unwrap_or(default_temperature), ..params };
-    params.validate().map_err(|e| match e {
-        EngineError::Request(d) => usage_error(&format!("--{}", d.location.replace('_', "-")), d.what, d.help),
-        other => other.into(),
+    params.validate().map_err(|e| match e.kind {
+        Kind::Request => {
+            let d = e.diagnostic;
+            usage_error(&format!("--{}", d.location.replace('_', "-")), d.what, d.help)
+        }
+        _ => e.into(),
     })?;
     Ok(SamplingSettings { params, max_new_tokens, n: 1, stop: Vec::new() })
 }

@@ -5,8 +5,9 @@ mod rows;
 
 use anyhow::Result;
 use clap::Args;
-use reel_engine::{EngineError, SamplingParams};
+use reel_engine::SamplingParams;
 use reel_input::request::RequestSettings;
+use reel_support::error::Kind;
 
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
@@ -98,9 +99,12 @@ impl SamplingFlags {
             repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
             ..SamplingParams::default()
         };
-        given.validate().map_err(|e| match e {
-            EngineError::Request(d) => usage_error(&format!("--{}", d.location), d.what, d.help),
-            other => other.into(),
+        given.validate().map_err(|e| match e.kind {
+            Kind::Request => {
+                let d = e.diagnostic;
+                usage_error(&format!("--{}", d.location), d.what, d.help)
+            }
+            _ => e.into(),
         })
     }
 

@@ -4,9 +4,8 @@ use std::ops::RangeInclusive;
 
 use reel_input::config::GenerationConfig;
 use reel_input::request::RequestSettings;
-use reel_support::diagnostic::Diagnostic;
 
-use crate::error::{EngineError, Result};
+use crate::error::{Error, Result};
 
 /// The range of accepted repetition penalties. Outside of this range logits may overflow, and then all logits become
 /// NaN.
@@ -84,10 +83,9 @@ impl SamplingParams {
     /// Refuses values that are out of range.
     ///
     /// # Errors
-    /// [`EngineError::Request`], which names the parameter.
+    /// [`Kind::Request`](crate::error::Kind::Request), which names the parameter.
     pub fn validate(&self) -> Result<()> {
-        let invalid =
-            |name: &str, what: String, help: &str| Err(EngineError::Request(Diagnostic::new(name, what, help)));
+        let invalid = |name: &str, what: String, help: &str| Err(Error::request(name, what, help));
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             let what = format!("{} is negative or not finite", self.temperature);
             return invalid("temperature", what, "give 0 to always take the most likely token, or a number above 0");

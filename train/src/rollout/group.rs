@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use super::given::nan_for_null;
 use super::prompts::{EndTokens, Prompt, PromptSource};
+use crate::error::{Error, Result};
 use crate::file_names::ROLLOUT_SET_FILE;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
-use crate::{Result, TrainError};
 
 /// The tokens of one completion, and how many of them count in the loss.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -130,9 +130,8 @@ impl RolloutSet {
 
     /// Reads the rollout set of a checkpoint. Its prompts are not prepared, and its micro-batches have no ranks.
     pub fn read(path: &Path, prompts: &PromptSource) -> Result<Self> {
-        let damaged =
-            |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
-        let text = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(path, e))?;
+        let damaged = |what: String| Error::failed(path.display().to_string(), what, "resume from another checkpoint");
+        let text = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(path, e))?;
         let stored: StoredSet = serde_json::from_slice(&text).map_err(|e| damaged(format!("is not valid: {e}")))?;
         let mut groups = Vec::new();
         for g in stored.groups {
@@ -181,7 +180,7 @@ impl RolloutSet {
             // time.
             metrics: GrpoMetrics { rollout_seconds: None, ..self.metrics.clone() },
         };
-        serde_json::to_vec(&stored).map_err(|e| TrainError::cannot_write(ROLLOUT_SET_FILE, e.into()))
+        serde_json::to_vec(&stored).map_err(|e| Error::cannot_write(ROLLOUT_SET_FILE, std::io::Error::from(e)))
     }
 }
 

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use crate::error::{Error, Result};
 use crate::options::{Recipe, SftOptions, TruncationStrategy};
 use crate::step::sft::step;
 use crate::step::trainer::{StepResult, Trainer};
-use crate::{Result, TrainError};
 use reel_input::fetch::MediaAccess;
 use reel_input::media::worker::DecodeWorker;
 use reel_input::{MediaOptions, ModelFolder, SecondPerGrid};
@@ -173,7 +173,7 @@ fn open_samples_of(setup: &SftSetup, data: Dataset, media_root: PathBuf) -> Resu
     let options = setup.options;
     let bundle = Arc::new(ModelFolder::open(setup.model)?);
     let labels = TokenLabeler::new(options.label_rule(), &*bundle.tokenizer).map_err(|token| {
-        TrainError::option(
+        Error::usage(
             "--labels",
             format!("needs the token {token}, which the model's tokenizer lacks"),
             "choose another rule",
