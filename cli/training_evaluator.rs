@@ -13,15 +13,14 @@ use reel_eval::predict::{
     ExistingOutput, FingerprintedInput, PredictionFile, PredictionOutput, PredictionRun, PredictionSettings,
     RowPrompts, SamplingSettings,
 };
-use reel_eval::{EvalError, Extraction, Task};
+use reel_eval::{Extraction, Task};
 use reel_input::encode::ModelFolder;
 use reel_input::sampling::SamplingOptions;
 use reel_model::features::FeatureCache;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
-use reel_samples::SampleError;
 use reel_support::diagnostic::Diagnostic;
-use reel_train::TrainError;
+use reel_support::error::{Error, Kind};
 use reel_train::options::RunOptions;
 use reel_train::runs::folder::entries::checkpoint_folder_name;
 use reel_train::setup::BenchmarkScore;
@@ -188,7 +187,7 @@ impl PolicyEvaluator for TrainingRunEvaluator {
         folder: &Path,
     ) -> reel_train::Result<BTreeMap<String, BenchmarkScore>> {
         if policy.ranks.is_none_or(|run| run.is_rank_0()) {
-            std::fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))?;
+            std::fs::create_dir_all(folder).map_err(|e| Error::cannot_write(folder, e))?;
         }
         // The evaluation has its own cache of vision tokens, so that a cache of the policy stays as training has left
         // it.
@@ -204,20 +203,12 @@ impl PolicyEvaluator for TrainingRunEvaluator {
 }
 
 /// Converts an error of scoring to an error of the training run.
-fn as_train_error(e: anyhow::Error, folder: &Path) -> TrainError {
-    let e = match e.downcast::<TrainError>() {
-        Ok(e) => return e,
-        Err(e) => e,
-    };
-    let e = match e.downcast::<SampleError>() {
-        Ok(e) => return e.into(),
-        Err(e) => e,
-    };
+fn as_train_error(e: anyhow::Error, folder: &Path) -> Error {
     match e.downcast::<Diagnostic>() {
-        Ok(diagnostic) => SampleError::Output(diagnostic).into(),
+        Ok(diagnostic) => Kind::Failed.error(diagnostic),
         Err(e) => {
             let help = "remove the cause, then resume with --resume-from-checkpoint last";
-            TrainError::output(folder.display().to_string(), e.to_string(), help)
+            Error::failed(folder.display().to_string(), e.to_string(), help)
         }
     }
 }
@@ -225,7 +216,7 @@ fn as_train_error(e: anyhow::Error, folder: &Path) -> TrainError {
 /// Converts an error about an option of `reel eval` to an error about the same option of the training command, whose
 /// name begins with `eval-`.
 fn naming_training_options(e: anyhow::Error) -> anyhow::Error {
-    let is_usage = e.is::<UsageError>() || e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage_error);
+    let is_usage = e.is::<UsageError>() || e.downcast_ref::<Error>().is_some_and(Error::is_usage_error);
     let options = ["benchmark", "data", "media-root", "skip-bad-rows", "batch-size"];
     let text =
         options.iter().fold(e.to_string(), |text, name| text.replace(&format!("--{name}"), &format!("--eval-{name}")));

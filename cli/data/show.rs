@@ -8,11 +8,11 @@ use anyhow::Result;
 use clap::Args;
 use reel_input::prompt_media::{PromptMedium, media_in_prompt_order};
 use reel_input::{ModelFolder, ModelInput};
-use reel_samples::SampleError;
 use reel_samples::feed::{SampleSource, is_row_error};
 use reel_samples::inspect::TrainingCommand;
 use reel_samples::labels::LabelRule;
 use reel_samples::token_runs::{TokenRun, learned_tokens, token_runs};
+use reel_support::error::Error;
 use reel_tools::report::data_row::{ShownRow, data_row_page_html};
 use reel_train::options::{GrpoOptions, RunOptions, SftOptions};
 use reel_train::rollout::PromptSource;
@@ -126,7 +126,7 @@ impl ShowArgs {
         }
         let of_sft = self.row_of_sft(inputs);
         let Err(e) = &of_sft else { return of_sft };
-        let is_of_row = e.downcast_ref::<SampleError>().is_some_and(is_row_error);
+        let is_of_row = e.downcast_ref::<Error>().is_some_and(is_row_error);
         if self.command.is_some() || self.labels.is_some() || !is_of_row {
             return of_sft;
         }

@@ -66,7 +66,10 @@ pub struct SamplingFlags {
 /// A parameter is out of its range; the error names its option.
 pub fn checked_sampling(options: SamplingOptions) -> Result<SamplingParams> {
     let params = resolve_sampling(options, &GenerationConfig::default());
-    validate_sampling(&params).map_err(|d| usage_error(&format!("--{}", d.location), d.what, d.help))?;
+    validate_sampling(&params).map_err(|e| {
+        let d = e.diagnostic;
+        usage_error(&format!("--{}", d.location.replace('_', "-")), d.what, d.help)
+    })?;
     Ok(params)
 }
 

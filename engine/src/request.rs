@@ -8,10 +8,9 @@ pub use reel_input::request::MAX_TOP_LOG_PROBS;
 use reel_input::request::RequestSettings;
 use reel_input::{ModelInput, TokenId};
 use reel_runtime::ops::SamplingParams;
-use reel_support::diagnostic::Diagnostic;
 
 use crate::adapters::AdapterId;
-use crate::error::{EngineError, Result};
+use crate::error::{Error, Result};
 use crate::grammar::Grammar;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::sampler::{resolve_sampling, validate_sampling};
@@ -81,7 +80,7 @@ pub struct GenerationRequest {
     /// Requests with a lower number start earlier and are preempted later. Among equal numbers, the order of arrival
     /// counts.
     pub priority: i32,
-    /// The time limit. A request that is not finished by this time fails with [`EngineError::DeadlineExceeded`].
+    /// The time limit. A request that is not finished by this time fails with [`Kind::DeadlineExceeded`](crate::error::Kind::DeadlineExceeded).
     pub deadline: Option<Instant>,
 }
 
@@ -142,10 +141,8 @@ impl GenerationRequest {
 
     /// Refuses an empty prompt and parameters that are out of range. The error names the parameter.
     pub(crate) fn validate(&self) -> Result<()> {
-        validate_sampling(&self.sampling).map_err(EngineError::Request)?;
-        let invalid = |location: &str, what: String, help: String| {
-            Err(EngineError::Request(Diagnostic::new(location, what, help)))
-        };
+        validate_sampling(&self.sampling)?;
+        let invalid = |location: &str, what: String, help: String| Err(Error::request(location, what, help));
         if self.prompt.input_ids.is_empty() {
             return invalid("prompt", "has no tokens".into(), "give it some text".into());
         }
@@ -239,7 +236,7 @@ pub struct StepOutput {
     /// The completions that are finished, in the order in which their requests were added.
     pub completions: Vec<Completion>,
     /// The requests that failed, each with its error. The engine has dropped all completions of these requests.
-    pub failed: Vec<(usize, EngineError)>,
+    pub failed: Vec<(usize, Error)>,
 }
 
 /// The durations of the two phases of a call of the engine.

@@ -5,7 +5,8 @@ use std::ops::RangeInclusive;
 use reel_input::config::GenerationConfig;
 use reel_input::sampling::SamplingOptions;
 use reel_runtime::ops::SamplingParams;
-use reel_support::diagnostic::Diagnostic;
+
+use crate::error::{Error, Result};
 
 /// The range of accepted repetition penalties. Outside of this range logits may overflow, and then all logits become
 /// NaN.
@@ -38,9 +39,9 @@ pub fn resolve_sampling(options: SamplingOptions, config: &GenerationConfig) -> 
 /// Refuses parameters that are out of range.
 ///
 /// # Errors
-/// The first such parameter, by its name.
-pub fn validate_sampling(params: &SamplingParams) -> std::result::Result<(), Diagnostic> {
-    let invalid = |name: &str, what: String, help: &str| Err(Diagnostic::new(name, what, help));
+/// [`Kind::Request`](crate::error::Kind::Request): the first such parameter, by its name.
+pub fn validate_sampling(params: &SamplingParams) -> Result<()> {
+    let invalid = |name: &str, what: String, help: &str| Err(Error::request(name, what, help));
     if !(params.temperature >= 0.0 && params.temperature.is_finite()) {
         let what = format!("{} is negative or not finite", params.temperature);
         return invalid("temperature", what, "give 0 to always take the most likely token, or a number above 0");

@@ -13,7 +13,7 @@ use reel_runtime::ops::{DecodeSlot, RowSampling, SamplingParams};
 use crate::adapters::AdapterId;
 use crate::block_allocator::BlockAllocator;
 use crate::block_hash::{BlockHash, SequenceTokens};
-use crate::error::{EngineError, Result};
+use crate::error::{Error, Result};
 use crate::grammar::Grammar;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::request::{Completion, FinishReason, GenerationRequest, TokenEvent, TokenLogProbs};
@@ -280,11 +280,12 @@ impl SequenceState {
     /// Appends a generated token, reports it to `on_token`, and finishes the sequence if the token ends it.
     ///
     /// # Errors
-    /// [`EngineError::NotANumber`] for a negative id, which the sampling kernel returns if all logits are NaN;
+    /// [`Kind::NotANumber`](crate::error::Kind::NotANumber) for a negative id, which the sampling kernel returns if all logits are NaN;
     /// computing the tokens that the grammar allows next takes too long.
     pub(crate) fn push_token(&mut self, sampled: SampledToken, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         let Ok(id) = u32::try_from(sampled.id) else {
-            return Err(EngineError::NotANumber { completion: self.index, token: self.generated_token_count() });
+            let (token, completion) = (self.generated_token_count(), self.index);
+            return Err(Error::logits_not_a_number(&format!("at generated token {token} of completion {completion}")));
         };
         self.ids.push(sampled.id);
         self.log_probs.push(sampled.log_prob);

@@ -20,7 +20,7 @@ use reel_device::in_layer;
 use reel_input::config::VisionConfig;
 use reel_input::window::{GridThw, WindowOrder, patch_rows_and_columns_in_window_order};
 use reel_runtime::ops::{self, CuSeqlens, RotaryTable};
-use reel_runtime::{Checkpointing, Cx, Tensor};
+use reel_runtime::{Checkpointing, Cx, RuntimeError, Tensor};
 
 use crate::batch::{PatchSource, SequenceMedia};
 use crate::error::Result;
@@ -120,7 +120,7 @@ impl VisionTower {
                 let f = move |cx: &Cx, x: &[Tensor]| {
                     let _layer = in_layer(STACK, i);
                     let out = block.forward(cx, Residual::new(&x[0]), &rotary, &seqs);
-                    out.and_then(|out| out.into_sum(cx)).map_err(into_runtime_error)
+                    out.and_then(|out| out.into_sum(cx)).map_err(RuntimeError::from)
                 };
                 Ok(Residual::new(&cx.recompute(&[&residual.into_sum(cx)?], f)?))
             })?;
@@ -206,15 +206,6 @@ impl PatchLayout {
 /// `theta^(-2j / dim)` for j in `0 .. dim / 2`, rounded to f32 where torch rounds.
 pub(crate) fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
     (0..dim / 2).map(|j| 1.0 / (theta.powf((2 * j) as f32 as f64 / dim as f64) as f32)).collect()
-}
-
-/// Extracts the runtime error from a model error. The forward pass of a block, which [`Cx::recompute`] runs, can fail
-/// with no other kind of error.
-pub(crate) fn into_runtime_error(e: crate::ModelError) -> reel_runtime::RuntimeError {
-    match e {
-        crate::ModelError::Runtime(e) => e,
-        other => reel_device::DeviceError::Failed(other.to_string()).into(),
-    }
 }
 
 impl Block {

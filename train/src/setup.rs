@@ -14,8 +14,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::error::{Error, Result};
 use crate::options::{GrpoOptions, SftOptions, TrainingOptions};
-use crate::{Result, TrainError};
 
 /// The inputs of a training run, by the part of the run that uses them.
 #[derive(Debug)]
@@ -169,7 +169,7 @@ impl RunRanks<'_> {
     pub fn parse_message_of_rank<T: DeserializeOwned>(rank: usize, bytes: &[u8]) -> Result<T> {
         serde_json::from_slice(bytes).map_err(|e| {
             let help = "start all ranks with the same version of the program";
-            TrainError::output(format!("rank {rank}"), format!("sent data that this rank cannot read: {e}"), help)
+            Error::failed(format!("rank {rank}"), format!("sent data that this rank cannot read: {e}"), help)
         })
     }
 }
@@ -205,7 +205,7 @@ pub trait PolicyEvaluator: std::fmt::Debug {
     /// the questions, and rank 0 writes the files.
     ///
     /// # Errors
-    /// [`SampleError::Stopped`](reel_samples::SampleError::Stopped) when `policy.stop` becomes true; a file cannot be
+    /// [`Kind::Stopped`](crate::error::Kind::Stopped) when `policy.stop` becomes true; a file cannot be
     /// written; a logit is NaN.
     fn evaluate(&self, policy: &EvaluatedPolicy<'_>, folder: &Path) -> Result<BTreeMap<String, BenchmarkScore>>;
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use reel_support::diagnostic::input;
 
 use super::fields::JsonFields;
-use crate::error::{InputError, Result};
+use crate::error::{Error, Result};
 use crate::sampling::SamplingOptions;
 
 /// The default sampling parameters of a model folder; a field is `None` if the file does not set it.
@@ -32,7 +32,7 @@ impl GenerationConfig {
         match input::read_text(&path, input::MAX_CONFIG_BYTES) {
             Ok(text) => Self::parse(&path.display().to_string(), &text),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(e) => Err(InputError::cannot_read(&path, e)),
+            Err(e) => Err(Error::cannot_read(&path, e)),
         }
     }
 

@@ -17,7 +17,7 @@ use std::path::Path;
 
 use reel_support::diagnostic::{input, print_note_once};
 
-use crate::error::{InputError, Result};
+use crate::error::{Error, Result};
 use crate::tensor_file::{StoredDType, foreign_checkpoint};
 use fields::JsonFields;
 
@@ -146,8 +146,8 @@ impl ModelConfig {
         let text = input::read_text(&path, input::MAX_CONFIG_BYTES).map_err(|e| {
             let is_missing = e.kind() == std::io::ErrorKind::NotFound;
             match foreign_checkpoint(folder).filter(|_| is_missing) {
-                Some((what, help)) => InputError::config(folder.display().to_string(), what, help),
-                None => InputError::cannot_read(&path, e),
+                Some((what, help)) => Error::input(folder.display().to_string(), what, help),
+                None => Error::cannot_read(&path, e),
             }
         })?;
         Self::parse(&path.display().to_string(), &text)
@@ -306,7 +306,7 @@ fn check_levels(root: &JsonFields, text: &JsonFields) -> Result<()> {
 /// Reads `vision_config`. An absent key gets its default value in transformers' `Qwen2_5_VLVisionConfig`, because
 /// transformers 4.49 and 4.50 do not save values that are equal to their defaults.
 fn vision_config(fields: &JsonFields) -> Result<VisionConfig> {
-    let or = |key: &str, default: usize| Ok::<usize, InputError>(fields.opt_positive_int(key)?.unwrap_or(default));
+    let or = |key: &str, default: usize| Ok::<usize, Error>(fields.opt_positive_int(key)?.unwrap_or(default));
     let hidden_size = or("hidden_size", 3584)?;
     let num_heads = or("num_heads", 16)?;
     if hidden_size % num_heads != 0 {
@@ -329,7 +329,7 @@ fn vision_config(fields: &JsonFields) -> Result<VisionConfig> {
         }
     }
     let up_to = |key: &str, default: usize, most: usize| {
-        Ok::<usize, InputError>(fields.opt_int_up_to(key, most)?.unwrap_or(default))
+        Ok::<usize, Error>(fields.opt_int_up_to(key, most)?.unwrap_or(default))
     };
     let depth = up_to("depth", 32, MAX_LAYERS)?;
     let patch_size = up_to("patch_size", 14, 1024)?;

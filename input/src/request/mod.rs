@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::error::{InputError, Result};
+use crate::error::{Error, Result};
 use crate::grammar::GrammarSpec;
 use crate::grammar_fields::{GRAMMAR_FIELDS, parse_grammar};
 use crate::messages::Conversation;
@@ -75,9 +75,8 @@ impl ChatRequest {
     /// The bytes are not JSON, or the JSON is neither a list nor a request; a field of the request is unknown or has
     /// the wrong type.
     pub fn parse(location: &str, bytes: &[u8]) -> Result<Self> {
-        let value: Value = serde_json::from_slice(bytes).map_err(|e| {
-            InputError::messages(location, format!("is not JSON ({e})"), "correct the JSON at that position")
-        })?;
+        let value: Value = serde_json::from_slice(bytes)
+            .map_err(|e| Error::input(location, format!("is not JSON ({e})"), "correct the JSON at that position"))?;
         let location = location.to_string();
         let Value::Object(mut body) = value else {
             let (settings, tools, prompt) = Default::default();
@@ -86,7 +85,7 @@ impl ChatRequest {
         let Some(messages) = body.remove("messages") else {
             let help = "give a JSON list of messages, or a request {\"messages\": [...]}";
             let what = "is neither a list of messages nor a request that has `messages`";
-            return Err(InputError::messages(location, what, help));
+            return Err(Error::input(location, what, help));
         };
         let mut settings = RequestSettings::from_body(&location, &body, ends_with_assistant(&messages))?;
         let tools = ToolRequest::from_body(&location, &body)?;
@@ -136,7 +135,7 @@ impl RequestSettings {
             true => {
                 let what = format!("is {}, but an answer has at most {max} tokens ({max_name})", self.min_new_tokens);
                 let help = format!("lower min_tokens, or raise {max_name}");
-                Err(InputError::messages(format!("{location}: min_tokens"), what, help))
+                Err(Error::input(format!("{location}: min_tokens"), what, help))
             }
         }
     }
@@ -153,7 +152,7 @@ impl RequestSettings {
             Some((name, id)) => {
                 let what = format!("has the token id {id}, but the model has {vocab_size} tokens");
                 let help = format!("give ids below {vocab_size}");
-                Err(InputError::messages(format!("{location}: {name}"), what, help))
+                Err(Error::input(format!("{location}: {name}"), what, help))
             }
         }
     }
@@ -240,12 +239,12 @@ struct Field<'a> {
 }
 
 impl Field<'_> {
-    fn refused(&self, what: &str, help: &str) -> InputError {
-        InputError::messages(format!("{}: {}", self.location, self.name), what, help)
+    fn refused(&self, what: &str, help: &str) -> Error {
+        Error::input(format!("{}: {}", self.location, self.name), what, help)
     }
 
     /// The error for a value that does not have the form `wanted` (a description in words).
-    fn wrong(&self, wanted: &str) -> InputError {
+    fn wrong(&self, wanted: &str) -> Error {
         self.refused(&format!("is {}", self.value), &format!("give {wanted}"))
     }
 

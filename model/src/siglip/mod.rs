@@ -22,7 +22,7 @@ use reel_input::media::frames::FrameView;
 use reel_runtime::{Cx, Tensor, ops};
 
 use crate::checkpoint::Checkpoint;
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 use crate::quantization::Quantization;
 use crate::weights::{WeightLoader, WeightSource};
 
@@ -140,11 +140,7 @@ impl Siglip {
         let flat = x.to_f32()?;
         if flat.iter().any(|x| !x.is_finite()) {
             let what = "its weights give embeddings that are not finite numbers";
-            return Err(ModelError::weights(
-                self.folder.display().to_string(),
-                what,
-                "copy or download the folder again",
-            ));
+            return Err(Error::failed(self.folder.display().to_string(), what, "copy or download the folder again"));
         }
         Ok(flat.chunks_exact(self.config.text.projection_size).map(<[f32]>::to_vec).collect())
     }

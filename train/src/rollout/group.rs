@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use super::given::nan_for_null;
 use super::prompts::{EndTokens, Prompt, PromptSource};
+use crate::error::{Error, Result};
 use crate::file_names::ROLLOUT_SET_FILE;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
-use crate::{Result, TrainError};
 
 /// The tokens of one completion, and how many of them count in the loss.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -161,8 +161,8 @@ impl RolloutSet {
     /// Reads the rollout set of a checkpoint. Its prompts are not prepared, and its micro-batches have no ranks.
     pub fn read(path: &Path, prompts: &PromptSource) -> Result<Self> {
         let damaged =
-            |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
-        let text = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(path, e))?;
+            |what: String| Error::failed(path.display().to_string(), what, "resume from another checkpoint");
+        let text = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(path, e))?;
         let mut set: Self = serde_json::from_slice(&text).map_err(|e| damaged(format!("is not valid: {e}")))?;
         for Rollout { prompt, completions, scores, .. } in &mut set.groups {
             let is_complete = [&scores.reward, &scores.advantage].iter().all(|list| list.len() == completions.len());
@@ -186,7 +186,7 @@ impl RolloutSet {
         // time.
         let metrics = GrpoMetrics { rollout_seconds: None, ..self.metrics.clone() };
         serde_json::to_vec(&Self { metrics, ..self.clone() })
-            .map_err(|e| TrainError::cannot_write(ROLLOUT_SET_FILE, e.into()))
+            .map_err(|e| Error::cannot_write(ROLLOUT_SET_FILE, std::io::Error::from(e)))
     }
 }
 

@@ -10,7 +10,7 @@ use reel_engine::FinishReason;
 use reel_input::media::strip::{PngImage, frame_strip};
 use reel_input::{MediaFrames, TokenId};
 use reel_samples::rewards::Scores;
-use reel_support::diagnostic::{Diagnostic, input};
+use reel_support::diagnostic::input;
 use reel_support::files::{json, replace_synced, write_synced};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -20,7 +20,7 @@ use super::prompts::{EndTokens, PromptSource};
 use crate::file_names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 use crate::options::GrpoOptions;
 use crate::rollout::group::{CompletionTokens, Rollout};
-use crate::{Result, TrainError};
+use crate::error::{Error, Result};
 
 /// Approximate maximum number of frame strips (PNG images of a prompt's frames side by side) per run. In runs of more
 /// steps, only some steps get a strip.
@@ -57,7 +57,7 @@ impl FrameStripSchedule {
 /// Draws the frame strip of a prompt: some of its frames side by side. `None` if the prompt has no media.
 pub fn frame_strip_of(frames: &MediaFrames) -> Result<Option<PngImage>> {
     let Some(seen) = frames.videos.first().or(frames.images.first()) else { return Ok(None) };
-    Ok(Some(frame_strip(seen, 8, 96).map_err(reel_input::InputError::from)?))
+    frame_strip(seen, 8, 96).map(Some)
 }
 
 /// Writes the rollouts of each step to a file.
@@ -88,7 +88,7 @@ impl RolloutRecorder {
     /// Writes the frame strip of a step, which `reel report` shows.
     pub fn write_frame_strip(&self, step: u64, strip: &PngImage) -> Result<()> {
         let path = self.folder.join(FRAME_STRIPS_FOLDER).join(format!("{step:06}.png"));
-        write_synced(&path, &strip.bytes).map_err(|e| TrainError::cannot_write(&path, e))
+        write_synced(&path, &strip.bytes).map_err(|e| Error::cannot_write(&path, e))
     }
 
     /// Records the groups of one sampling round of a step. `used(scores)` tells whether the step trains on the group.
@@ -103,7 +103,7 @@ impl RolloutRecorder {
     ) -> Result<()> {
         if round == 0 {
             fs::create_dir_all(self.folder.join(FRAME_STRIPS_FOLDER))
-                .map_err(|e| TrainError::cannot_write(&self.folder, e))?;
+                .map_err(|e| Error::cannot_write(&self.folder, e))?;
             (self.step, self.text) = (step, String::new());
         }
         for rollout in rollouts {
@@ -115,7 +115,7 @@ impl RolloutRecorder {
         let to = path.clone();
         let write = move || replace_synced(&to, &text, false);
         let begun = thread::Builder::new().name("rollouts".into()).spawn(write);
-        self.writing = Some((path.clone(), begun.map_err(|e| TrainError::cannot_write(&path, e))?));
+        self.writing = Some((path.clone(), begun.map_err(|e| Error::cannot_write(&path, e))?));
         Ok(())
     }
 
@@ -123,7 +123,7 @@ impl RolloutRecorder {
     pub fn wait_until_written(&mut self) -> Result<()> {
         let Some((path, writing)) = self.writing.take() else { return Ok(()) };
         let done = writing.join().unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")));
-        done.map_err(|e| TrainError::cannot_write(&path, e))
+        done.map_err(|e| Error::cannot_write(&path, e))
     }
 }
 
@@ -144,22 +144,18 @@ pub fn read_recorded_groups(
     prompts: &PromptSource,
 ) -> Result<Vec<Rollout>> {
     let path = rollouts_file_path(folder, step);
-    let text = input::read_text(&path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(&path, e))?;
+    let text = input::read_text(&path, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(&path, e))?;
     let (mut groups, ends) = (Vec::new(), prompts.end_tokens());
     for (number, line) in (1..).zip(text.lines()) {
         let damaged = |what: String| {
-            TrainError::output(
-                format!("{}:{number}", path.display()),
-                what,
-                "give the unchanged output folder of a run",
-            )
+            Error::failed(format!("{}:{number}", path.display()), what, "give the unchanged output folder of a run")
         };
         let not_a_record = |e| damaged(format!("is not a record of a group: {e}"));
         let line: Value = serde_json::from_str(line).map_err(not_a_record)?;
         if !json::has_valid_digest(&line) {
             let location = format!("{}:{number}", path.display());
             let (what, help) = ("is damaged: it is not what the run wrote", "restore the file from a copy");
-            return Err(TrainError::Damaged(Diagnostic::new(location, what, help)));
+            return Err(Error::damaged(location, what, help));
         }
         let Recorded { line: r, used, log_probs } = serde_json::from_value(line).map_err(not_a_record)?;
         if r.row >= prompts.data_row_count() || r.completions.len() != r.rewards.len() {

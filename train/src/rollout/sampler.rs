@@ -6,13 +6,13 @@
 
 use std::sync::Arc;
 
-use reel_engine::{Completion, Engine, EngineError, GenerationRequest, SamplingParams, StopCondition};
+use reel_engine::{Completion, Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_input::ModelInput;
 use reel_input::media::frames::FrameBuf;
 use reel_support::philox::philox4x32_10;
 
+use crate::error::{Error, Kind, Result};
 use crate::options::GrpoOptions;
-use crate::{Result, TrainError};
 
 /// Samples completions: the generation engine with the sampling options of the run.
 pub struct CompletionSampler<'a> {
@@ -80,9 +80,9 @@ impl<'a> CompletionSampler<'a> {
                 prefilled();
             }
         });
-        let (completions, _) = generated.map_err(|e| match e {
-            EngineError::Interrupted => TrainError::interrupted(),
-            e => e.into(),
+        let (completions, _) = generated.map_err(|e| match e.kind {
+            Kind::Interrupted => Error::interrupted(),
+            _ => e,
         })?;
         for c in completions {
             by_request[c.request].push(c);

@@ -10,16 +10,15 @@ use reel_device::{DType, Device};
 use reel_samples::error_if_stopped;
 use reel_samples::reward_columns::solution_and_type;
 use reel_samples::rewards::{
-    self as rewards, CustomReports, CustomReward, ProblemType, RewardError, RewardReply, RewardRules, Scores,
-    TrainerState,
+    self as rewards, CustomReports, CustomReward, ProblemType, RewardReply, RewardRules, Scores, TrainerState,
 };
 use serde_json::Value;
 
 use super::group::{CompletionTokens, Rollout};
+use crate::error::{Error, Result};
 use crate::rollout::reward_log::reward_log;
 use crate::rollout::siglip::SiglipScorer;
 use crate::setup::GrpoSetup;
-use crate::{Result, TrainError};
 
 /// Time that a step waits for custom rewards before it starts other work. Starting other work during fast rewards
 /// gains nothing: on a machine with few cores, the reward program and this process would slow each other down.
@@ -60,7 +59,7 @@ impl<'a> CompletionScorer<'a> {
         });
         let url = options.reward_url.iter().map(|url| CustomReward::from_url(url, timeout));
         let named = programs.chain(url).zip(options.custom_reward_names());
-        let custom = named.map(|(reward, name)| Ok(reward?.with_name(name))).collect::<Result<_, RewardError>>()?;
+        let custom = named.map(|(reward, name)| Ok(reward?.with_name(name))).collect::<Result<_>>()?;
         let rules =
             RewardRules { recipe: options.parity, weights: options.reward_weights()?, scale: options.scale_rewards };
         let siglip = options.siglip.as_deref().map(|dir| SiglipScorer::open(device, dir, dtype)).transpose()?;
@@ -145,16 +144,16 @@ impl<'a> CompletionScorer<'a> {
                 let waiting = thread::Builder::new().name("rewards".into()).spawn_scoped(scope, finish);
                 let waiting = match waiting {
                     Ok(waiting) => waiting,
-                    Err(e) => return (Err(TrainError::cannot_start_thread("rewards", &e)), Vec::new()),
+                    Err(e) => return (Err(Error::cannot_start_thread("rewards", &e)), Vec::new()),
                 };
                 let done = meanwhile();
                 (done, waiting.join().unwrap_or_else(|panic| resume_unwind(panic)))
             }),
         };
-        let scores = |(reward, flat): (&CustomReward, Result<Vec<RewardReply>, RewardError>)| {
+        let scores = |(reward, flat): (&CustomReward, Result<Vec<RewardReply>>)| {
             // If the run was interrupted, returns the interruption as the error, not the failure of the unfinished
             // reward.
-            let flat = flat.or_else(|e| error_if_stopped(stop).map_err(TrainError::from).and(Err(e.into())))?;
+            let flat = flat.or_else(|e| error_if_stopped(stop).and(Err(e)))?;
             let mut rest = flat.into_iter();
             let by_group = rollouts.iter().map(|r| rest.by_ref().take(r.completions.len()).collect()).collect();
             Ok(CustomScores { name: reward.name().to_string(), by_group })
@@ -181,7 +180,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::TrainError;
     use crate::rollout::prompts::Prompt;
 
     const STATE: TrainerState = TrainerState { global_step: 0, max_steps: 1, epoch: 0.0 };
@@ -249,8 +247,8 @@ mod tests {
     fn an_error_of_the_other_work_is_returned() {
         let stop = AtomicBool::new(false);
         let failed = scorer("while read -r line; do sleep 0.1; echo 2; done", &stop)
-            .score(&[rollout()], &STATE, || Err(TrainError::interrupted()))
+            .score(&[rollout()], &STATE, || Err(Error::interrupted()))
             .unwrap_err();
-        assert_eq!(failed.to_string(), TrainError::interrupted().to_string());
+        assert_eq!(failed.to_string(), Error::interrupted().to_string());
     }
 }

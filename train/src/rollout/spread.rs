@@ -15,16 +15,16 @@ use std::sync::Arc;
 
 use reel_input::media::strip::PngImage;
 use reel_samples::feed::{MicroBatch, ranks_of_micro_batches};
-use reel_samples::rewards::{CustomReports, RewardError, Scores};
+use reel_samples::rewards::{CustomReports, Scores};
 use reel_support::diagnostic::Diagnostic;
 use reel_support::ranks::{RankError, Ranks};
 use serde::{Deserialize, Serialize};
 
 use super::group::{CompletionTokens, Rollout};
 use super::prompts::{Prompt, PromptSource};
+use crate::error::{Error, Kind, Result};
 use crate::exchange::gather_in_order;
 use crate::options::GrpoOptions;
-use crate::{Result, TrainError};
 
 /// How the groups of a step are divided among the ranks.
 #[derive(Clone, Copy, Debug)]
@@ -201,26 +201,24 @@ fn image_from_bytes(bytes: &[u8]) -> Option<PngImage> {
 fn share_reward_error<T>(ranks: &Ranks, own: Result<T>) -> Result<T> {
     let failed = match &own {
         Ok(_) => None,
-        Err(TrainError::Reward(e)) => Some(match e {
-            RewardError::Row(diagnostic) | RewardError::Option(diagnostic) | RewardError::Custom(diagnostic) => {
-                diagnostic.clone()
-            }
-            RewardError::Semantic(e) => Diagnostic::new("--siglip", e.to_string(), "look at the output of all ranks"),
-        }),
+        Err(Error { kind: Kind::Reward, diagnostic }) => Some(diagnostic.clone()),
+        Err(e) if e.kind == Kind::SemanticReward => {
+            Some(Diagnostic::new("--siglip", e.to_string(), "look at the output of all ranks"))
+        }
         Err(_) => return own,
     };
     let failed = serde_json::to_vec(&failed).map_err(|e| invalid(&e))?;
     for bytes in ranks.all_gather("rewards", &failed)? {
         let failed: Option<Diagnostic> = serde_json::from_slice(&bytes).map_err(|e| invalid(&e))?;
         if let Some(diagnostic) = failed {
-            return own.and(Err(TrainError::Reward(RewardError::Custom(diagnostic))));
+            return own.and(Err(Kind::Reward.error(diagnostic)));
         }
     }
     own
 }
 
 /// Makes the error for rollouts that a rank cannot encode or decode as JSON.
-fn invalid(e: &serde_json::Error) -> TrainError {
+fn invalid(e: &serde_json::Error) -> Error {
     let (what, help) = (format!("cannot be read: {e}"), "start all ranks with the same version of the program");
     RankError::from(Diagnostic::new("rollouts of the ranks", what, help)).into()
 }

@@ -21,19 +21,19 @@ use reel_engine::{Completion, Engine};
 use reel_input::ModelInput;
 use reel_runtime::Cx;
 use reel_samples::feed::{MicroBatchFeed, StepRowCursor};
-use reel_samples::rewards::{RewardError, Scores, TrainerState};
+use reel_samples::rewards::{Scores, TrainerState};
 
 use super::prompts::PromptSource;
 use super::records::{self, FrameStripSchedule, RolloutRecorder};
 use super::sampler::CompletionSampler;
 use super::scorer::CompletionScorer;
 use super::spread::{GroupAssignment, RoundPrompts};
+use crate::error::{Error, Result};
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
 use crate::rollout::group::{CompletionTokens, Rollout, RolloutSet};
 use crate::setup::GrpoSetup;
 use crate::step::trainer::Trainer;
-use crate::{Result, TrainError};
 
 /// Samples and scores the completions of each training step.
 pub struct RolloutWorker<'a> {
@@ -236,14 +236,14 @@ impl<'a> RolloutWorker<'a> {
 
 /// The error of a step in which the rewards of each group are all equal. Every advantage is then 0, so nothing can be
 /// learned. After this error, as after other reward errors, the run saves its finished steps.
-fn equal_rewards(step: u64, groups: u64) -> TrainError {
-    TrainError::Reward(RewardError::custom_reward_failed(
+fn equal_rewards(step: u64, groups: u64) -> Error {
+    Error::reward(
         "--dynamic-sampling",
         format!(
             "in step {step}, each of the {groups} sampled groups has the same reward for all of its completions that have one"
         ),
         "leave --dynamic-sampling out, raise --temperature, or give rows that the model sometimes gets right",
-    ))
+    )
 }
 
 /// Makes the text of the preview, in Markdown: the prompt's location in the data file, then each completion with its

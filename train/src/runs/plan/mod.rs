@@ -11,11 +11,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use crate::error::{Error, Result};
 use crate::options::{SftOptions, TrainingOptions};
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::sft::step;
 use crate::step::trainer::Trainer;
-use crate::{Result, TrainError};
 use reel_device::{Cost, DType, Device, LaunchEvent, MemoryUse, OpTotals};
 use reel_input::config::ModelConfig;
 use reel_input::media::frames::FrameBuf;
@@ -278,7 +278,7 @@ impl RowShape {
         for (option, n, least) in [("--tokens", tokens, 1), ("--vision-patches", patches, 0)] {
             if !(least..=MAX_ROW_SIZE).contains(&n) {
                 let what = format!("is {n}, which is outside the supported range");
-                return Err(TrainError::option(option, what, format!("give {least} to {MAX_ROW_SIZE}")));
+                return Err(Error::usage(option, what, format!("give {least} to {MAX_ROW_SIZE}")));
             }
         }
         let unit = config.vision.patches_per_vision_token();
@@ -291,7 +291,7 @@ impl RowShape {
                 "is {patches}, which gives {} vision tokens in a row of {tokens} tokens",
                 patches as f64 / unit as f64
             );
-            return Err(TrainError::option(
+            return Err(Error::usage(
                 "--vision-patches",
                 what,
                 format!("give a multiple of {unit} that makes fewer tokens than --tokens"),
@@ -309,7 +309,7 @@ impl RowShape {
         for (what, n) in [("tokens of a row", tokens), ("patches of a row", patches)] {
             if n > MAX_ROW_SIZE {
                 let help = "take fewer frames, or lower --video-max-pixels or --tokens";
-                return Err(TrainError::option(what, format!("are {n}, more than {MAX_ROW_SIZE}"), help));
+                return Err(Error::usage(what, format!("are {n}, more than {MAX_ROW_SIZE}"), help));
             }
         }
         Ok(Self { tokens, video_grid_thw: vec![grid] })

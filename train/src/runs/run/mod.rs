@@ -21,18 +21,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use crate::error::{Error, Kind, Result, RowFailureKind, SkipCause};
 use crate::file_names::SKIPPED_FILE;
 use crate::metrics::{RolloutPreview, StepMetrics};
 use crate::options::{ReportTo, TrainingOptions};
 use crate::setup::{RunRanks, RunSetup};
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::trainer::{StepResult, Trainer, combined_fingerprint};
-use crate::{Result, TrainError};
 use reel_device::{RangeName, range};
 use reel_samples::feed::{SampleSource, StepRowCursor};
 use reel_samples::skipped_row::SkippedRow;
-use reel_samples::{SampleError, SkipCause};
-use reel_support::diagnostic::Diagnostic;
 use reel_support::files::FolderLock;
 use reel_support::files::digest::ModelFiles;
 use reel_support::files::log;
@@ -173,7 +171,7 @@ fn check_inputs<O: TrainingOptions>(setup: &RunSetup<O>, data_hash: &str, record
     };
     let what = format!("is not {thing} that the run was started with: its fingerprint differs{which}");
     let help = "restore it; a step can be repeated from the run's own files only";
-    Err(TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help)))
+    Err(Error::damaged(path.display().to_string(), what, help))
 }
 
 struct Run<'a, W: TrainLoop<'a>> {
@@ -224,18 +222,30 @@ struct OutFolder {
     previous: PreviousRun,
 }
 
+/// Adds to the help of an error about a row, the data or media how to resume from the newest checkpoint. `strict` tells
+/// whether the run stops at the first unusable row (`--strict`). Other errors are returned unchanged.
+fn with_help_to_resume(mut e: Error, strict: bool) -> Error {
+    if let Kind::Row(kind) = e.kind {
+        e.diagnostic.help += match strict && kind != RowFailureKind::MediaUnavailable {
+            true => "; then resume with --resume-from-checkpoint last, without --strict to skip such rows",
+            false => "; then resume with --resume-from-checkpoint last",
+        };
+    }
+    e
+}
+
 impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     fn steps(&mut self) -> Result<()> {
         match self.steps_and_evaluations() {
             Ok(()) => {}
-            Err(TrainError::Sample(SampleError::Stopped(_))) => return Err(self.stopped()?),
+            Err(e) if e.kind == Kind::Stopped => return Err(self.stopped()?),
             // The finished steps are saved before the run ends, if a custom reward fails, media are unavailable, or a
             // row cannot be used.
-            Err(e @ (TrainError::Reward(_) | TrainError::Sample(SampleError::Row(_)))) => {
+            Err(e) if matches!(e.kind, Kind::Reward | Kind::SemanticReward | Kind::Row(_)) => {
                 self.save_before_error()?;
                 let saved = entries::checkpoints_by_step(self.setup.shared_out())?;
                 return Err(match saved.contains_key(&self.state.step) {
-                    true => e.with_help_to_resume(self.setup.options.strict),
+                    true => with_help_to_resume(e, self.setup.options.strict),
                     false => e,
                 });
             }
@@ -342,11 +352,11 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let Some(RunRanks { ranks, .. }) = self.setup.control.ranks else { return Ok(()) };
         let hashes = ranks.all_gather("fingerprints of the weights", hash.as_bytes())?;
         let Some(other) = hashes.iter().position(|other| *other != hashes[0]) else { return Ok(()) };
-        Err(TrainError::Damaged(Diagnostic::new(
+        Err(Error::damaged(
             format!("step {n}"),
             format!("left weights on rank {other} that differ from those of rank 0"),
             "start all ranks with the same program, options and instruction set; resume from the last checkpoint",
-        )))
+        ))
     }
 
     /// Logs and reports a finished step, and writes a checkpoint if one is due.
@@ -487,15 +497,11 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         }
         let location = format!("--out {}", self.setup.options.out.display());
         let what = format!("was removed or replaced during the run, after step {} at the latest", self.state.step);
-        Err(TrainError::output(
-            location,
-            what,
-            "put the folder back and resume, or start the run again in another --out",
-        ))
+        Err(Error::failed(location, what, "put the folder back and resume, or start the run again in another --out"))
     }
 
     /// Writes a checkpoint after an interruption and returns the error that says how to resume.
-    fn stopped(&mut self) -> Result<TrainError> {
+    fn stopped(&mut self) -> Result<Error> {
         self.save()?;
         self.checkpoints.writer.wait()?;
         let help = if self.state.step == 0 {
@@ -505,20 +511,20 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         };
         let location = format!("--out {}", self.setup.shared_out().display());
         let what = format!("stopped after step {}", self.state.step);
-        Ok(SampleError::Stopped(Diagnostic::new(location, what, help)).into())
+        Ok(Error::stopped(location, what, help))
     }
 
     /// The error of a step whose loss or gradient norm is NaN or infinite.
-    fn not_finite(&self, n: u64, result: &StepResult, rows: &[usize]) -> TrainError {
+    fn not_finite(&self, n: u64, result: &StepResult, rows: &[usize]) -> Error {
         let locations: Vec<String> = rows.iter().map(|&row| self.rows.location(row).0).collect();
         let (name, value) = match result.loss.is_finite() {
             true => ("the gradients' norm", result.grad_norm),
             false => ("the loss", result.loss),
         };
-        TrainError::NotFinite(Diagnostic::new(
+        Error::failed(
             format!("step {n}"),
             format!("{name} is {value} (rows {})", locations.join(", ")),
             "lower --learning-rate or look at these rows; weights and checkpoints are as they were before this step",
-        ))
+        )
     }
 }

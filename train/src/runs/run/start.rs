@@ -12,12 +12,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::error::{Error, Result};
 use crate::file_names::HASHES_FILE;
 use crate::options::{BestMetric, StepRange, TrainingOptions};
 use crate::setup::{RunControl, RunSetup};
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::trainer::Trainer;
-use crate::{Result, TrainError};
 use reel_input::MediaOptions;
 use reel_input::config::ModelConfig;
 use reel_model::save::ConfigAndTokenizerFiles;
@@ -89,7 +89,7 @@ impl<S> RunInputs<S> {
         let (before, last) = (self.state.step, self.state.steps);
         let Some(range) = range.filter(|range| range.last <= before || range.first > last) else { return Ok(()) };
         let what = format!("is {range}, but this process does the steps {} to {last} of the run", before + 1);
-        Err(TrainError::option("--profile-steps", what, "give some of these steps, counted from 1"))
+        Err(Error::usage("--profile-steps", what, "give some of these steps, counted from 1"))
     }
 }
 
@@ -156,7 +156,7 @@ fn inputs_of_resumed_run<'a, W: TrainLoop<'a>>(
         let what = format!("{} is after the last step of a finished run", folder.display());
         let help =
             format!("raise --max-steps or --num-train-epochs to train on; {} has the model", options.out.display());
-        return Err(TrainError::option("--resume-from-checkpoint", what, help));
+        return Err(Error::usage("--resume-from-checkpoint", what, help));
     }
     state.rewards.forget_best_if_missing(&options.out);
     if options.best_metric() == BestMetric::None {

@@ -8,20 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::error::{Error, Kind, Result, RowFailureKind};
 use crate::metrics::ValidationLoss;
 use crate::options::SftOptions;
 use crate::setup::RunControl;
 use crate::step::trainer::Trainer;
 use crate::step::validation::{RowLoss, ValidationLossPass, validation_loss};
-use crate::{Result, TrainError};
 use reel_samples::feed::{DataPosition, FeedRanks, MicroBatchFeed, MicroBatchOptions, RankAssignment, SampleSource};
 use reel_samples::length::{self, RowsToScan};
 use reel_samples::order::RowOrder;
 use reel_samples::sample::SftSampleSource;
 use reel_samples::skipped_row::SkippedRow;
 use reel_samples::source::DataSource;
-use reel_samples::{RowFailure, RowFailureKind, SampleError};
-use reel_support::diagnostic::Diagnostic;
 use reel_support::files::fingerprint::bytes_fingerprint;
 
 use super::unusable_rows::unusable_rows_among;
@@ -125,7 +123,7 @@ impl<'a> ValidationRows<'a> {
     /// together and get the same result.
     ///
     /// # Errors
-    /// [`SampleError::Stopped`] when the run was interrupted; no row can be used or has a learned token; in a strict
+    /// [`Kind::Stopped`] when the run was interrupted; no row can be used or has a learned token; in a strict
     /// run, a row cannot be used; the loss of a row is not finite.
     pub fn loss(&self, trainer: &Trainer, print: &dyn Fn(&str)) -> Result<ValidationLoss> {
         let (rank, size) = self.control.ranks.map_or((0, 1), |run| (run.ranks.rank(), run.ranks.size()));
@@ -135,7 +133,7 @@ impl<'a> ValidationRows<'a> {
         print(&format!("computing the loss of {} validation rows", self.rows.len()));
         loop {
             if self.is_interrupted()? {
-                return Err(TrainError::interrupted());
+                return Err(Error::interrupted());
             }
             let mut micro_batches = 0;
             while micro_batches < size {
@@ -182,17 +180,17 @@ impl<'a> ValidationRows<'a> {
         Ok(is_any)
     }
 
-    fn no_learned_token(&self) -> TrainError {
+    fn no_learned_token(&self) -> Error {
         let what = format!("none of the {} validation rows has a token to learn", self.rows.len());
-        TrainError::data(flag_of_rows(self.options), what, "give rows with answers, or leave the option out")
+        Error::data(flag_of_rows(self.options), what, "give rows with answers, or leave the option out")
     }
 
-    fn not_finite(&self, row: usize, loss: &RowLoss) -> TrainError {
-        TrainError::NotFinite(Diagnostic::new(
+    fn not_finite(&self, row: usize, loss: &RowLoss) -> Error {
+        Error::failed(
             self.source.location(row).0,
             format!("has the validation loss {}", loss.sum),
             "lower --learning-rate, or look at this row; the checkpoint of this step has the weights",
-        ))
+        )
     }
 }
 
@@ -203,9 +201,9 @@ fn flag_of_rows(options: &SftOptions) -> &'static str {
 
 /// Puts `flag` before the location of an error about the data. Without `flag`, the error would look like an error
 /// about the training rows. Other errors are returned unchanged.
-fn with_flag(mut e: TrainError, flag: &str) -> TrainError {
-    if let TrainError::Sample(SampleError::Row(RowFailure { kind: RowFailureKind::Data, diagnostic })) = &mut e {
-        diagnostic.location = format!("{flag}: {}", diagnostic.location);
+fn with_flag(mut e: Error, flag: &str) -> Error {
+    if e.kind == Kind::Row(RowFailureKind::Data) {
+        e.diagnostic.location = format!("{flag}: {}", e.diagnostic.location);
     }
     e
 }

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use crate::error::{Error, Result};
 use crate::options::{Recipe, SftOptions, TruncationStrategy};
 use crate::step::sft::step;
 use crate::step::trainer::{StepResult, Trainer};
-use crate::{Result, TrainError};
 use reel_input::fetch::MediaAccess;
 use reel_input::media::worker::DecodeWorker;
 use reel_input::{MediaOptions, ModelFolder, SecondPerGrid};
@@ -187,7 +187,7 @@ fn open_samples_of(
 ) -> Result<SftSampleSource> {
     let bundle = Arc::new(ModelFolder::open(data.model)?);
     let labels = TokenLabeler::new(options.label_rule(), &*bundle.tokenizer).map_err(|token| {
-        TrainError::option(
+        Error::usage(
             "--labels",
             format!("needs the token {token}, which the model's tokenizer lacks"),
             "choose another rule",
