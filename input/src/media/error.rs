@@ -40,7 +40,9 @@ pub(crate) fn cannot_start_threads(path: &Path, operation: &str, error: &std::io
 /// of settings and of the worker program, and other errors, stay as they are.
 #[must_use]
 pub fn with_file_name(mut error: Error, name: &str) -> Error {
-    if !matches!(error.kind, Kind::Media(MediaFailure::Setting | MediaFailure::Worker)) && error.is_media_error() {
+    if let Kind::Media(failure) = error.kind
+        && !matches!(failure, MediaFailure::Setting | MediaFailure::Worker)
+    {
         error.diagnostic.location = name.to_owned();
     }
     error

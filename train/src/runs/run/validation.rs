@@ -94,7 +94,7 @@ impl<'a> ValidationRows<'a> {
             self.setup.ranks.map_or((self.setup.stop, None), |run| (run.interrupted, Some(&**run.ranks)));
         let scan = RowsToScan::Checking(None);
         let found = length::scan_and_count_batches(&self.batching, false, scan, &self.source, &order, stop, ranks)
-            .map_err(|e| with_flag(e.into(), flag_of_rows(&self.setup)))?;
+            .map_err(|e| with_flag(e, flag_of_rows(&self.setup)))?;
         Ok(ValidationCheckResult { rows: self.rows.len(), unusable: found.skipped })
     }
 
@@ -136,7 +136,7 @@ impl<'a> ValidationRows<'a> {
             let mut micro_batches = 0;
             while micro_batches < size {
                 let next = feed.next_micro_batch_or_stop(Some(self.setup.stop));
-                let next = next.map_err(|e| with_flag(e.into(), flag_of_rows(&self.setup)))?;
+                let next = next.map_err(|e| with_flag(e, flag_of_rows(&self.setup)))?;
                 let Some(mut batch) = next else { break };
                 micro_batches += 1;
                 used.extend(batch.rows);
