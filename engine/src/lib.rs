@@ -38,7 +38,7 @@ pub use grammar_compiler::GrammarCompiler;
 pub use grammar_worker::{CompileCancellation, GRAMMAR_WORKER};
 pub use prompt_log_probs::PromptTokenLogProbs;
 pub use reel_runtime::ops::SamplingParams;
-pub use reel_support::error::{self, Error, Result};
+pub use reel_support::error::{self, Result};
 pub use request::{
     Completion, FinishReason, GenerationRequest, GenerationTiming, MAX_BIASED_TOKENS, MAX_TOP_LOG_PROBS, StepOutput,
     TokenEvent, TokenLogProbs, TooLongReason, new_tokens_within_positions,

@@ -80,7 +80,8 @@ pub struct GenerationRequest {
     /// Requests with a lower number start earlier and are preempted later. Among equal numbers, the order of arrival
     /// counts.
     pub priority: i32,
-    /// The time limit. A request that is not finished by this time fails with [`Kind::DeadlineExceeded`](crate::error::Kind::DeadlineExceeded).
+    /// The time limit. A request that is not finished by this time fails with
+    /// [`Kind::DeadlineExceeded`](crate::error::Kind::DeadlineExceeded).
     pub deadline: Option<Instant>,
 }
 

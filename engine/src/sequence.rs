@@ -280,8 +280,8 @@ impl SequenceState {
     /// Appends a generated token, reports it to `on_token`, and finishes the sequence if the token ends it.
     ///
     /// # Errors
-    /// [`Kind::NotANumber`](crate::error::Kind::NotANumber) for a negative id, which the sampling kernel returns if all logits are NaN;
-    /// computing the tokens that the grammar allows next takes too long.
+    /// [`Kind::NotANumber`](crate::error::Kind::NotANumber) for a negative id, which the sampling kernel returns if all
+    /// logits are NaN; computing the tokens that the grammar allows next takes too long.
     pub(crate) fn push_token(&mut self, sampled: SampledToken, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         let Ok(id) = u32::try_from(sampled.id) else {
             let (token, completion) = (self.generated_token_count(), self.index);

@@ -26,7 +26,7 @@ pub use compare::{Comparison, ScoreDifference, compare_runs};
 pub use extraction::Extraction;
 pub use load::{DataFile, LoadedBenchmark, load_benchmark};
 pub use prediction::Prediction;
-pub use reel_support::error::{self, Error, Result};
+pub use reel_support::error::{self, Result};
 pub use row::{BenchmarkRow, VideoClip};
 pub use score::{BenchmarkReport, CategoryScore, HeadlineScore, can_be_predictions_of, score_benchmark};
 pub use task::{Headline, OWN_ROWS, PublishedScore, Task};

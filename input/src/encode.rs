@@ -319,7 +319,7 @@ fn expand(
 fn load_image(image: &ImagePart, options: &MediaOptions, processor: &ImageProcessorSettings) -> Result<FrameBuf> {
     let limits = ImagePixelLimits::new(options.profile, &options.media_limits(image.overrides));
     let rgb = open_image(&image.source, options, image.overrides)?;
-    Ok(patches::resize_image(&rgb, &limits, processor, &image.source.path_or_address())?)
+    patches::resize_image(&rgb, &limits, processor, &image.source.path_or_address())
 }
 
 fn open_image(source: &MediaSource, options: &MediaOptions, part: MediaOverrides) -> Result<RgbImage> {

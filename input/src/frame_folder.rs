@@ -26,12 +26,12 @@ pub fn frames_in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
         }
         if !extension.is_some_and(|extension| IMAGES.contains(&extension.as_str())) {
             let what = format!("is a folder with `{name}`, which is not the image of a frame");
-            return Err(Error::media_file(folder, what, HELP).into());
+            return Err(Error::media_file(folder, what, HELP));
         }
         names.push(name);
     }
     if names.is_empty() {
-        return Err(Error::media_file(folder, "is a folder without images", HELP).into());
+        return Err(Error::media_file(folder, "is a folder without images", HELP));
     }
     names.sort_by(|a, b| by_numbers(a, b));
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
@@ -48,7 +48,7 @@ pub fn check_frame_sizes_equal(frames: &[MediaSource], sizes: impl IntoIterator<
     match frames.iter().skip(1).zip(sizes).find(|(_, size)| *size != (height, width)) {
         Some((frame, (h, w))) => {
             let what = format!("has {w}x{h} pixels, but the first frame of the folder has {width}x{height}");
-            Err(Error::media_file(frame.path_or_address(), what, HELP).into())
+            Err(Error::media_file(frame.path_or_address(), what, HELP))
         }
         None => Ok(()),
     }

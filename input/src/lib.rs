@@ -37,5 +37,5 @@ pub use encode::{MediaOptions, ModelFolder, SecondPerGrid, encode};
 pub use media_frames::MediaFrames;
 pub use messages::Conversation;
 pub use model_input::{ModelInput, Sequence};
-pub use reel_support::error::{self, Error, Result};
+pub use reel_support::error::{self, Result};
 pub use tokenizer::TokenId;

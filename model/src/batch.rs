@@ -114,7 +114,7 @@ impl ImagesOrVideos<'_> {
     /// The grid of each image or video in `frames`.
     fn frame_grids(&self) -> Result<Vec<GridThw>> {
         let Some(media) = self.media else { return Ok(Vec::new()) };
-        self.frames.iter().map(|f| Ok(media.grid_thw(f)?)).collect()
+        self.frames.iter().map(|f| media.grid_thw(f)).collect()
     }
 
     /// Appends the pixels of all these images or videos to `to`, cut into patches in processor order.

@@ -26,4 +26,4 @@ pub mod units;
 pub mod vision;
 pub mod weights;
 
-pub use reel_support::error::{self, Error, Result};
+pub use reel_support::error::{self, Result};

@@ -45,14 +45,14 @@ impl CheckedWeightFiles {
         let config = ModelConfig::open(&base)?;
         if let Some((key, other, own)) = served.folder.config.first_difference(&config) {
             let location = format!("{}: {key}", base.join("config.json").display());
-            return Err(Error::input(location, differs(&other, &own), HELP).into());
+            return Err(Error::input(location, differs(&other, &own), HELP));
         }
         let tokenizer = Tokenizer::open(&base)?;
         tokenizer.check_fits(&config)?;
         if let Some((id, other, own)) = served.folder.tokenizer.first_difference(&tokenizer) {
             let location = format!("{}: token {id}", base.join("tokenizer.json").display());
             let what = differs(&format!("{other:?}"), &format!("{own:?}"));
-            return Err(Error::input(location, what, HELP).into());
+            return Err(Error::input(location, what, HELP));
         }
         let files = Checkpoint::open(&base)?.with_copied_weights(served.is_copied);
         files.check(&config)?;

@@ -16,5 +16,5 @@ pub mod step;
 pub mod tensor_bytes;
 
 pub use options::{GrpoOptions, SftOptions};
-pub use reel_support::error::{self, Error, Result};
+pub use reel_support::error::{self, Result};
 pub use setup::RunSetup;

@@ -204,7 +204,7 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
                         self.in_flight += usize::from(self.to_send.send((row, request)).is_ok());
                     }
                     Some(Err(e)) if is_row_error(&e) && !self.run.strict => self.fail_row(row, &e.to_string(), file)?,
-                    Some(Err(e)) => return Err(e.into()),
+                    Some(Err(e)) => return Err(e),
                 }
             }
             self.next += 1;

@@ -295,10 +295,10 @@ impl RowsInProgress<'_, '_> {
 
     /// Returns an error if the run is to stop. With a divided model, rank 0 decides for all ranks.
     fn error_if_stopped(&self) -> Result<()> {
-        let Some(divided) = self.run.divided else { return Ok(error_if_stopped(self.run.stop)?) };
+        let Some(divided) = self.run.divided else { return error_if_stopped(self.run.stop) };
         let stops = divided.is_rank_0().then(|| self.run.stop.load(Ordering::Relaxed));
         let stops = AtomicBool::new(divided.broadcast("end of the run", stops)?);
-        Ok(error_if_stopped(&stops)?)
+        error_if_stopped(&stops)
     }
 
     /// The prompt of the next row; `None` if the row's media are not decoded within `patience`. Rank 0 of a divided
@@ -337,7 +337,7 @@ impl RowsInProgress<'_, '_> {
             let row = self.own[self.next];
             match prompt {
                 Ok(prompt) => self.add_row(row, Arc::new(prompt), lines)?,
-                Err(e) if is_row_error(&e) => self.fail_row(row, e.into(), lines)?,
+                Err(e) if is_row_error(&e) => self.fail_row(row, e, lines)?,
                 Err(e) => return Err(e),
             }
             self.next += 1;

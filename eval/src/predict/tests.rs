@@ -18,7 +18,7 @@ use reel_train::options::Recipe;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::error::Kind;
+use crate::error::{Kind, Result};
 
 /// A small model with its tokenizer, and the device on which it generates completions.
 struct Fixture {

@@ -11,8 +11,8 @@ use crate::error::{Error, Kind, MediaFailure};
 pub const DATA_URI: &str = "data: URI";
 
 /// The error of a media file that cannot be read: [`MediaFailure::Unreadable`]; [`MediaFailure::File`] if the file is
-/// something else than its name says; or [`MediaFailure::Worker`] if this machine lacks a resource such as memory or open
-/// files.
+/// something else than its name says; or [`MediaFailure::Worker`] if this machine lacks a resource such as memory or
+/// open files.
 pub(crate) fn cannot_read_media(path: &Path, error: &std::io::Error) -> Error {
     let why = error.get_ref().and_then(|cause| cause.downcast_ref());
     let fault = match why {
@@ -36,18 +36,20 @@ pub(crate) fn cannot_start_threads(path: &Path, operation: &str, error: &std::io
     Kind::Media(MediaFailure::Worker).error(Diagnostic::new(path.display().to_string(), what, help))
 }
 
-/// Replaces the path in an error about a media file by `name`, for a caller that knows a better name of the file. Errors
-/// of settings and of the worker program, and other errors, stay as they are.
+/// Replaces the path in an error about a media file by `name`, for a caller that knows a better name of the file.
+/// Errors of settings and of the worker program, and other errors, stay as they are.
 #[must_use]
 pub fn with_file_name(mut error: Error, name: &str) -> Error {
-    if !matches!(error.kind, Kind::Media(MediaFailure::Setting | MediaFailure::Worker)) && error.is_media_error() {
+    if let Kind::Media(failure) = error.kind
+        && !matches!(failure, MediaFailure::Setting | MediaFailure::Worker)
+    {
         error.diagnostic.location = name.to_owned();
     }
     error
 }
 
-/// Adds `part`, the part of a chat message that has the media, to the error's location if the location is a setting or a
-/// `data:` URI. Other errors already have the path or address of their file.
+/// Adds `part`, the part of a chat message that has the media, to the error's location if the location is a setting or
+/// a `data:` URI. Other errors already have the path or address of their file.
 #[must_use]
 pub fn with_message_part(mut error: Error, part: &str) -> Error {
     let location = &mut error.diagnostic.location;

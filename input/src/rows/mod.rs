@@ -13,7 +13,7 @@ mod table;
 mod text;
 pub mod worker;
 
-pub use crate::error::{Error, Result};
+pub use crate::error::Result;
 pub use convert::{DataFormat, WriteError, check_output, convert, write_parquet};
 pub use spec::{WeightedPath, input_paths, media_root, parse_data_paths};
 pub use table::Table;

@@ -284,11 +284,6 @@ impl Error {
         Kind::Device.error(Diagnostic { location: String::new(), what: text, help: String::new() })
     }
 
-    /// Whether an image or a video is at fault, or an option of its loading.
-    pub fn is_media_error(&self) -> bool {
-        matches!(self.kind, Kind::Media(_))
-    }
-
     /// How the user can free disk space or raise the limit on file sizes, if one of them is the cause.
     pub fn remedy_for_space(&self) -> Option<&'static str> {
         match self.kind {
@@ -308,10 +303,10 @@ impl Error {
         }
     }
 
-    /// Changes the diagnostic.
+    /// Replaces the help text. For callers that know a better one.
     #[must_use]
-    pub fn map(self, change: impl FnOnce(Diagnostic) -> Diagnostic) -> Self {
-        Self { diagnostic: change(self.diagnostic), ..self }
+    pub fn with_help(self, help: impl Into<String>) -> Self {
+        self.kind.error(self.diagnostic.with_help(help))
     }
 
     /// Replaces the path `from` by `to` in the location.

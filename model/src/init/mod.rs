@@ -80,7 +80,7 @@ pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
 pub fn preset_config(options: &InitOptions) -> Result<ModelConfig> {
     let tokenizer = small_tokenizer(options.preset.first_added_token_id());
     let config = config_json(options, &tokenizer)?;
-    Ok(ModelConfig::parse("--preset", &config.to_string())?)
+    ModelConfig::parse("--preset", &config.to_string())
 }
 
 /// Writes the small files and the weights into the folder `out`. After an error, removes what was written.
@@ -106,7 +106,7 @@ fn write_folder(
 }
 
 fn write_small_files(files: &[(&str, String)], out: &Path) -> Result<()> {
-    Ok(files.iter().try_for_each(|(name, text)| write_atomically(&out.join(name), text.as_bytes()))?)
+    files.iter().try_for_each(|(name, text)| write_atomically(&out.join(name), text.as_bytes()))
 }
 
 /// Creates the folder if it does not exist. Returns an error if it has a file other than the lock of this process.

@@ -97,7 +97,7 @@ impl ConfigAndTokenizerFiles {
         if is_same_folder(&self.folder, out) {
             return Ok(Vec::new());
         }
-        self.others.iter().map(|(name, bytes)| Ok(write_temporary(&out.join(name), bytes)?)).collect()
+        self.others.iter().map(|(name, bytes)| write_temporary(&out.join(name), bytes)).collect()
     }
 
     /// The text of config.json for weights of type `dtype`. The dtype is written under the key that the source file
@@ -188,7 +188,7 @@ pub(crate) fn untie_embeddings(folder: &Path) -> Result<()> {
         *tied = json!(false);
     }
     config[KEY] = json!(false);
-    Ok(write_atomically(&folder.join("config.json"), format!("{config:#}\n").as_bytes())?)
+    write_atomically(&folder.join("config.json"), format!("{config:#}\n").as_bytes())
 }
 
 fn set_dtype(object: &mut Value, dtype: StoredDType) {
@@ -233,7 +233,7 @@ pub(crate) fn write_tensor_file_and_finish(
     mut fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
     files.push(write_shard(path, rename, tensors, &mut fill)?);
-    Ok(files.into_iter().try_for_each(FinishedFile::rename_to_final_name)?)
+    files.into_iter().try_for_each(FinishedFile::rename_to_final_name)
 }
 
 fn write_shard(
@@ -249,7 +249,7 @@ fn write_shard(
         let filled = fill(tensor, &mut writer).and_then(|()| writer.check());
         filled.map_err(|e| file.write_error(e))?;
     }
-    Ok(file.finish()?)
+    file.finish()
 }
 
 /// Removes the weight files of an earlier save. Loaders might read them instead of the new files.

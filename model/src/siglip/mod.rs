@@ -112,7 +112,7 @@ impl Siglip {
     /// # Errors
     /// A frame that cannot be resized; embeddings that are not finite; a device error.
     pub fn embed_frames(&self, frames: &[FrameView<'_>], negative: bool) -> Result<Vec<Vec<f32>>> {
-        let one = |frame, (height, width)| Ok(FrameView::new(frame, 1, height, width)?);
+        let one = |frame, (height, width)| FrameView::new(frame, 1, height, width);
         let frames = frames.iter().flat_map(|view| view.iter().map(|frame| one(frame, view.height_and_width())));
         let frames = frames.collect::<Result<Vec<_>>>()?;
         let seen = self.processor.cropped_side();

@@ -140,7 +140,7 @@ pub(crate) async fn encode_messages_on_blocking_thread<T: Send + 'static>(
         let (work, control) = (work.clone(), client.0.clone());
         let encoded = run_on_blocking_thread(shared, move |shared| {
             // The client may have left before this thread began.
-            control.check(0).map_err(|e| messages_error(e.into()))?;
+            control.check(0).map_err(messages_error)?;
             let decoder = DecodeWorker { control: Some(control), ..shared.media.options.decoder.clone() };
             work.1(shared, &MediaOptions { decoder, ..shared.media.options.clone() }, &work.0)
         });

@@ -28,7 +28,7 @@ pub(crate) fn cannot_write_curation(path: &Path, e: &std::io::Error) -> Error {
 /// Adds to the error of a file that does not fit on its disk how the curation continues.
 pub(crate) fn with_help_to_resume(e: Error) -> Error {
     match e.remedy_for_space() {
-        Some(remedy) => e.map(|d| d.with_help(format!("{remedy}, then run reel curate again with --resume"))),
+        Some(remedy) => e.with_help(format!("{remedy}, then run reel curate again with --resume")),
         None => e,
     }
 }

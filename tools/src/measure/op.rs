@@ -19,7 +19,7 @@ pub struct OpTimer<'a> {
 
 /// The error for `--size KEY=VALUE` if the timed op has no size of that KEY.
 pub fn unknown_size_error(e: SizeError) -> Error {
-    Error::usage(&format!("--size {}", e.key), e.what, e.help)
+    Error::usage(format!("--size {}", e.key), e.what, e.help)
 }
 
 /// Returns a timer for each thing that `name` selects (the output layer, matrix products, or kernels of the

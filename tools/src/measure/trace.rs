@@ -271,7 +271,7 @@ impl RecordedTrace {
 fn write(to: &Path, text: &str) -> Result<()> {
     let mut draft = AtomicFile::create(to)?;
     draft.write_all(text.as_bytes()).map_err(|e| Error::cannot_write(to, &e))?;
-    Ok(draft.commit()?)
+    draft.commit()
 }
 
 impl Log {

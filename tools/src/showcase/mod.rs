@@ -30,5 +30,5 @@ fn write(to: &Path, text: &str) -> Result<()> {
     std::fs::create_dir_all(to.parent().unwrap_or(to)).map_err(cannot_write)?;
     let mut draft = AtomicFile::create(to)?;
     draft.write_all(text.as_bytes()).map_err(cannot_write)?;
-    Ok(draft.commit()?)
+    draft.commit()
 }

@@ -271,7 +271,7 @@ impl Demo {
         let folder = self.path_in_folder(CLIP_FOLDER);
         let encode = |file: &str, frames: &[u8]| -> Result<()> {
             let frames = FrameView::new(frames, CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE)?;
-            Ok(encode_video(&folder.join(file), frames, &encoding)?)
+            encode_video(&folder.join(file), frames, &encoding)
         };
         // Draws and encodes clips on all cores. The frames of all clips would take two gigabytes, so each clip is
         // drawn right before it is encoded, and only the first `kept` clips keep their frames.

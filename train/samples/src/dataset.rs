@@ -155,7 +155,7 @@ impl Dataset {
 
     /// The JSON value of row `index`, counted from 0, unchecked.
     pub fn value(&self, index: usize) -> Result<Value> {
-        Ok(self.table.value(index)?)
+        self.table.value(index)
     }
 
     /// Where row `index` is, for messages: `FILE:LINE`.

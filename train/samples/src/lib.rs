@@ -25,4 +25,4 @@ pub mod token_runs;
 mod turn_marks;
 
 pub use feed::{error_if_stopped, no_usable_row};
-pub use reel_support::error::{self, Error, Result, RowFailureKind, SkipCause};
+pub use reel_support::error::{self, Result};

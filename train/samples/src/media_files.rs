@@ -169,6 +169,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::error::Error;
 
     fn conversation(root: &Path, file: &str) -> Conversation {
         let messages = json!([{"role": "user", "content": [{"type": "image", "image": file}]}]);

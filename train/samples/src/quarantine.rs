@@ -189,7 +189,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::SkipCause;
+    use crate::error::SkipCause;
 
     fn bad(row: usize) -> SkippedRow {
         SkippedRow { row, line: 2 * row + 1, cause: SkipCause::Other, reason: format!("row {row} is invalid; fix it") }

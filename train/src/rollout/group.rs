@@ -160,8 +160,7 @@ impl RolloutSet {
 
     /// Reads the rollout set of a checkpoint. Its prompts are not prepared, and its micro-batches have no ranks.
     pub fn read(path: &Path, prompts: &PromptSource) -> Result<Self> {
-        let damaged =
-            |what: String| Error::failed(path.display().to_string(), what, "resume from another checkpoint");
+        let damaged = |what: String| Error::failed(path.display().to_string(), what, "resume from another checkpoint");
         let text = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(path, e))?;
         let mut set: Self = serde_json::from_slice(&text).map_err(|e| damaged(format!("is not valid: {e}")))?;
         for Rollout { prompt, completions, scores, .. } in &mut set.groups {

@@ -17,10 +17,10 @@ use serde_json::{Map, Value, json};
 
 use super::given::RolloutLine;
 use super::prompts::{EndTokens, PromptSource};
+use crate::error::{Error, Result};
 use crate::file_names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 use crate::options::GrpoOptions;
 use crate::rollout::group::{CompletionTokens, Rollout};
-use crate::error::{Error, Result};
 
 /// Approximate maximum number of frame strips (PNG images of a prompt's frames side by side) per run. In runs of more
 /// steps, only some steps get a strip.

@@ -160,7 +160,7 @@ impl Frame<'_> {
     }
 
     fn view(&self) -> Result<FrameView<'_>, Error> {
-        Ok(FrameView::new(&self.data, 1, self.height, self.width)?)
+        FrameView::new(&self.data, 1, self.height, self.width)
     }
 }
 

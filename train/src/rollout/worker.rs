@@ -101,7 +101,7 @@ impl<'a> RolloutWorker<'a> {
         let (mut preview, mut took) = (RolloutPreview::default(), Duration::ZERO);
         let mut ranks_of_micro_batches = Vec::new();
         for round in 0..MAX_ROUNDS {
-            let next = || Ok(cursor.next_micro_batch(feed, self.stop)?);
+            let next = || cursor.next_micro_batch(feed, self.stop);
             let prompts = {
                 let _range = range(RangeName::Phase("data loading"));
                 self.spread.take_prompts(&self.prompts, next)?

@@ -148,7 +148,7 @@ fn log_probs(
 ) -> Result<Tensor> {
     let inverse = 1.0 / options.temperature as f32;
     let of_head = |head: &_| ops::linear_log_prob(cx, hidden, head, &packed.targets, inverse);
-    Ok(model.text.with_lm_head(cx, of_head)?)
+    model.text.with_lm_head(cx, of_head)
 }
 
 /// Computes the log-probability of each of the L learned tokens (see [`log_probs`]), and the entropy in nats of the
@@ -162,7 +162,7 @@ fn log_probs_with_entropy(
 ) -> Result<(Tensor, Tensor)> {
     let inverse = 1.0 / options.temperature as f32;
     let of_head = |head: &_| ops::linear_log_prob_with_entropy(cx, hidden, head, &packed.targets, inverse);
-    Ok(model.text.with_lm_head(cx, of_head)?)
+    model.text.with_lm_head(cx, of_head)
 }
 
 /// The mean of `values`; 0 if there are none.

@@ -168,7 +168,7 @@ impl Trainer {
         let exchange = exchange.map(tensor_exchange::share_exchange);
         let weight_shards = match (&ranks, &exchange, &deferred) {
             (Some(ranks), Some(exchange), Some(deferred)) => {
-                let read = |weight: &_, range: &_, to: &_| Ok(loader.read_deferred(weight, range, to)?);
+                let read = |weight: &_, range: &_, to: &_| loader.read_deferred(weight, range, to);
                 let divided = deferred.sorted_by_name();
                 let shards = WeightShards::new((device, config), ranks, exchange.clone(), &divided, read)?;
                 Some(Rc::new(shards))
@@ -416,7 +416,7 @@ fn load_model(
         (WeightSource::Uninitialised(_), None) => AdapterSource::Nothing(&layers, spec),
         (WeightSource::Files(_), None) => AdapterSource::New(&layers, spec, hyperparameters.seed),
     };
-    Ok(model.with_adapter(from.device, from.dtype, source, true)?)
+    model.with_adapter(from.device, from.dtype, source, true)
 }
 
 /// Combines the hashes of named tensors into one fingerprint.

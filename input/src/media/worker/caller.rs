@@ -192,9 +192,9 @@ impl DecodeWorker {
         }
     }
 
-    /// The error for a job whose worker gave no reply. A signal may come from a damaged file ([`MediaFailure::Killed`]).
-    /// An exit code does not come from a damaged file ([`MediaFailure::Worker`]), because a worker reports damage in a
-    /// reply.
+    /// The error for a job whose worker gave no reply. A signal may come from a damaged file
+    /// ([`MediaFailure::Killed`]). An exit code does not come from a damaged file ([`MediaFailure::Worker`]), because a
+    /// worker reports damage in a reply.
     fn worker_failed(&self, path: &Path, failure: WorkerFailure) -> Error {
         let end = match failure {
             WorkerFailure::Timeout => {

@@ -9,7 +9,8 @@
 //!
 //! If a worker is killed, misses the deadline or fails without a reply, a new worker tries to decode the video once
 //! more. A worker reports a damaged file in its reply, even if its decoder panicked. A failure without a reply, or for
-//! lack of threads, processes or open files, is [`MediaFailure::Worker`](crate::error::MediaFailure::Worker), which is never the file's fault.
+//! lack of threads, processes or open files, is [`MediaFailure::Worker`](crate::error::MediaFailure::Worker), which is
+//! never the file's fault.
 
 #![allow(unsafe_code)]
 

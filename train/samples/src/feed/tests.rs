@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use reel_support::ranks::{Ranks, Timeouts, World};
 
 use super::*;
-use crate::SkipCause;
+use crate::error::SkipCause;
 use crate::error::{Error, Kind};
 
 /// A data source with one row per element: its token count, or `None` for an unusable row. A sample is the pair (row

@@ -104,7 +104,7 @@ pub(crate) fn verify_checkpoint(folder: &Path) -> Result<CheckpointDigests> {
                 ));
             }
             Err(_) if !folder.join(name).exists() => return Err(damaged_file_error(folder, name, "is missing")),
-            Err(e) => return Err(e.into()),
+            Err(e) => return Err(e),
         }
     }
     match list.files.contains_key(RUN_STATE_FILE) {

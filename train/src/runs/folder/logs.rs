@@ -97,7 +97,7 @@ impl RunLogs {
         self.metrics.sync()?;
         self.skipped.sync()?;
         self.hashes.sync()?;
-        self.evaluations.as_ref().map_or(Ok(()), |log| Ok(log.sync()?))
+        self.evaluations.as_ref().map_or(Ok(()), |log| log.sync())
     }
 
     /// Returns the present length and fingerprint of each log, by file name.

@@ -57,7 +57,7 @@ pub(crate) fn with_help_to_continue(e: Error, out: &Path) -> Error {
         (false, true) => "start the run again with --overwrite",
         (false, false) => "start the run again",
     };
-    e.map(|d| d.with_help(format!("{remedy}, then {then}")))
+    e.with_help(format!("{remedy}, then {then}"))
 }
 
 /// Decides where the run starts, from its options and the files in OUT. Changes no file.

@@ -78,14 +78,11 @@ pub(crate) fn replay<'a, W: TrainLoop<'a>>(
 
 /// Adds help to the error for a damaged checkpoint: how to repeat the step without that checkpoint.
 fn help_of_replay(e: Error, options: &RunOptions) -> Error {
-    let location = &e.diagnostic.location;
-    let folder = options.resume_from_checkpoint.as_ref().filter(|folder| location.starts_with(folder.as_str()));
-    match folder {
-        Some(_) if e.kind == Kind::Damaged => e.map(|d| {
-            d.with_help(
-                "restore it from a copy, or remove this checkpoint to repeat the step from the previous checkpoint",
-            )
-        }),
+    let help = "restore it from a copy, or remove this checkpoint to repeat the step from the previous checkpoint";
+    match &options.resume_from_checkpoint {
+        Some(folder) if e.kind == Kind::Damaged && e.diagnostic.location.starts_with(folder.as_str()) => {
+            e.with_help(help)
+        }
         _ => e,
     }
 }

@@ -27,7 +27,7 @@ pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Re
     let of_training: Vec<&SkippedRow> = found.iter().filter(|bad| held_out.binary_search(&bad.row).is_err()).collect();
     match of_training.first() {
         Some(first) if of_training.len() == rows.row_count() - held_out.len() => {
-            Err(no_usable_row(&rows.location(first.row).0, &first.reason, false).into())
+            Err(no_usable_row(&rows.location(first.row).0, &first.reason, false))
         }
         _ => Ok(found),
     }
@@ -50,13 +50,13 @@ pub(super) fn unusable_rows_among<R: DataSource>(
     let row_error = |row| rows.validate_row(row).err().map(|e| (row, e));
     let skipped = |(row, e): (usize, Error)| SkippedRow::new(row, rows.location(row).1, &e);
     if options.strict {
-        return all().find_map_first(row_error).map_or(Ok(found), |(_, e)| Err(e.into()));
+        return all().find_map_first(row_error).map_or(Ok(found), |(_, e)| Err(e));
     }
     found.extend(all().filter_map(row_error).map(skipped).collect::<Vec<_>>());
     found.sort_by_key(|bad| bad.row);
     match found.first() {
         Some(first) if found.len() == among.len() => {
-            Err(no_usable_row(&rows.location(first.row).0, &first.reason, false).into())
+            Err(no_usable_row(&rows.location(first.row).0, &first.reason, false))
         }
         _ => Ok(found),
     }
@@ -90,5 +90,5 @@ pub(super) fn refuse_missing_media<R: DataSource>(options: &RunOptions, rows: &R
         root.display()
     );
     let help = "correct the paths, or give their folder by --media-root";
-    Err(Error::data(rows.location(row).0, what, help).into())
+    Err(Error::data(rows.location(row).0, what, help))
 }

@@ -96,7 +96,7 @@ impl<'a> ValidationRows<'a> {
         let (stop, ranks) = self.control.stop_and_ranks();
         let scan = RowsToScan::Checking(None);
         let found = length::scan_and_count_batches(&self.batching, false, scan, &self.source, &order, stop, ranks)
-            .map_err(|e| with_flag(e.into(), flag_of_rows(self.options)))?;
+            .map_err(|e| with_flag(e, flag_of_rows(self.options)))?;
         Ok(ValidationCheckResult { rows: self.rows.len(), unusable: found.skipped })
     }
 
@@ -138,7 +138,7 @@ impl<'a> ValidationRows<'a> {
             let mut micro_batches = 0;
             while micro_batches < size {
                 let next = feed.next_micro_batch_or_stop(Some(self.control.stop));
-                let next = next.map_err(|e| with_flag(e.into(), flag_of_rows(self.options)))?;
+                let next = next.map_err(|e| with_flag(e, flag_of_rows(self.options)))?;
                 let Some(mut batch) = next else { break };
                 micro_batches += 1;
                 used.extend(batch.rows);

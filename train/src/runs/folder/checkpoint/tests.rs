@@ -11,7 +11,6 @@ use reel_device::{DType, Device};
 use reel_input::config::ModelConfig;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::save::ConfigAndTokenizerFiles;
-use reel_support::diagnostic::Diagnostic;
 
 use super::optimizer::OPTIMIZER_FILE;
 use super::*;

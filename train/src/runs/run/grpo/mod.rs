@@ -163,7 +163,7 @@ impl GrpoLoop<'_> {
         let options = self.options;
         let Some(worker) = &mut self.worker else {
             let spread = GroupAssignment::new(options, trainer.ranks());
-            let next = || Ok(cursor.next_micro_batch(&mut self.feed, self.stop)?);
+            let next = || cursor.next_micro_batch(&mut self.feed, self.stop);
             let _range = range(RangeName::Phase("data loading"));
             let RoundPrompts { prompts, ranks_of_micro_batches } = spread.take_prompts(&self.rows, next)?;
             if prompts.is_empty() {

@@ -15,13 +15,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::error::SkipCause;
 use crate::file_names::{METRICS_FILE, RUN_FILE, RUN_STATE_FILE, SKIPPED_FILE};
 use crate::options::GradientCheckpointing::{self, Auto, Full, Selective};
 use crate::options::{LrScheduler, Optim, RunOptions};
 use crate::step::hyperparameters::Hyperparameters;
 use reel_device::{DType, Device};
 use reel_model::checkpoint::Checkpoint;
-use reel_samples::SkipCause;
 use reel_samples::labels::LabelRule;
 use reel_samples::skipped_row::SkippedRow;
 use serde_json::Value;
