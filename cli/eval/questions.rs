@@ -15,7 +15,6 @@ use reel_samples::conversations::RowConversations;
 use reel_samples::dataset::Dataset;
 use reel_samples::prompts::QuestionTemplate;
 use reel_support::diagnostic::escape_controls;
-use reel_support::error::Kind;
 use reel_train::options::Recipe;
 use serde_json::{Map, Value, json};
 
