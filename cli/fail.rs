@@ -8,12 +8,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use reel_eval::EvalError;
-use reel_model::ModelError;
-use reel_samples::SampleError;
 use reel_support::diagnostic::{Diagnostic, escape_controls, is_panic_caught, redact_urls};
-use reel_tools::measure::MeasureError;
-use reel_train::TrainError;
+use reel_support::error::Error;
 use reel_train::runs::number_kind::{NumberKind, number_kind};
 use reel_train::runs::option_names;
 
@@ -104,11 +100,7 @@ fn print_error_and_exit_code(result: anyhow::Result<()>, verbose: bool) -> u8 {
     }
     let wrong_options = e.is::<UsageError>()
         || e.is::<reel_sim::front::UsageError>()
-        || e.downcast_ref::<ModelError>().is_some_and(ModelError::is_usage_error)
-        || e.downcast_ref::<SampleError>().is_some_and(SampleError::is_usage_error)
-        || e.downcast_ref::<TrainError>().is_some_and(TrainError::is_usage_error)
-        || e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage_error)
-        || e.downcast_ref::<MeasureError>().is_some_and(MeasureError::is_usage_error);
+        || e.downcast_ref::<Error>().is_some_and(Error::is_usage_error);
     crate::interrupt::signal_exit_code().unwrap_or(if wrong_options { USAGE_ERROR_EXIT_CODE } else { FAILURE })
 }
 

@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use reel_input::fetch::{MediaAccess, RemoteMedia};
-use reel_input::media::MediaError;
 use reel_input::media::profile::{MediaOverrides, MediaProfile};
 use reel_input::media::worker::{self, DecodeWorker, FrameCache};
 use reel_support::diagnostic::{input, print_note_once};
+use reel_support::error::{Error, Kind, MediaFailure};
 use reel_train::file_names::RUN_FILE;
 use serde::{Deserialize, Serialize};
 
@@ -136,11 +136,12 @@ impl MediaAccessFlags {
 
 /// Turns the error of a media setting into an error about the option with the setting's name (exit code 2); other
 /// errors are returned unchanged.
-pub fn media_error_to_usage_error(e: MediaError) -> anyhow::Error {
-    match e {
-        MediaError::Setting(d) => usage_error(&format!("--{}", d.location.replace('_', "-")), d.what, d.help),
-        other => other.into(),
+pub fn media_error_to_usage_error(e: Error) -> anyhow::Error {
+    if e.kind != Kind::Media(MediaFailure::Setting) {
+        return e.into();
     }
+    let d = e.diagnostic;
+    usage_error(&format!("--{}", d.location.replace('_', "-")), d.what, d.help)
 }
 
 /// Options for the limits of decoding one media file.

@@ -6,7 +6,6 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use reel_device::{DType, Device, MatmulImplementation, SimOptions};
-use reel_engine::EngineError;
 use reel_input::config::{ModelConfig, TextConfig};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::lora::{Adapter, AdapterSource};
@@ -14,6 +13,7 @@ use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::tensor_parallel::TensorParallel;
 use reel_runtime::Cx;
+use reel_support::error::{Error, Kind};
 use reel_tools::measure::trace;
 
 use crate::common::{self, CommonOptions};
@@ -140,11 +140,9 @@ impl LoadedModel {
 
     /// Returns the error of a failed generation. If the logits are NaN because a weight is NaN, the message names
     /// this weight. The check reads all weights, so it is made only after a failure.
-    pub fn generation_error(&self, e: EngineError) -> anyhow::Error {
-        let cause = match e {
-            EngineError::NotANumber { .. } | EngineError::NotANumberInPrompt => {
-                Checkpoint::open(&self.folder).and_then(|files| files.check_values()).err()
-            }
+    pub fn generation_error(&self, e: Error) -> anyhow::Error {
+        let cause = match e.kind {
+            Kind::NotANumber => Checkpoint::open(&self.folder).and_then(|files| files.check_values()).err(),
             _ => None,
         };
         cause.map_or_else(|| e.into(), anyhow::Error::from)

@@ -14,11 +14,10 @@ use reel_eval::predict::{
 use reel_input::MediaOptions;
 use reel_input::encode::ModelFolder;
 use reel_model::features::FeatureCache;
-use reel_samples::SampleError;
 use reel_samples::conversations::RowConversations;
 use reel_support::diagnostic::escape_controls;
+use reel_support::error::Error;
 use reel_tools::measure::trace;
-use reel_train::TrainError;
 use reel_train::setup::RunRanks;
 use serde_json::{Map, Value, json};
 
@@ -185,7 +184,7 @@ impl<'c> Predictor<'c> {
             stop,
             divided: divided_ranks,
         };
-        let summary = trace::span("rows", || run.run(output)).map_err(|e| generation_error(&model, e));
+        let summary = trace::span("rows", || run.run(output)).map_err(|e| model.generation_error(e));
         drop(engine);
         self.model = Some(model);
         summary
@@ -272,15 +271,8 @@ fn describe_resume(file: &PredictionFile, rows: usize, device: &Device) -> Strin
     }
 }
 
-fn generation_error(model: &LoadedModel, e: TrainError) -> anyhow::Error {
-    match e {
-        TrainError::Engine(e) => model.generation_error(e),
-        other => other.into(),
-    }
-}
-
 /// Prints on stderr that some rows cannot be used; `first` is the error of the first of them.
-pub fn warn_of_unusable_rows(data: &Path, count: usize, rows: usize, first: &SampleError) {
+pub fn warn_of_unusable_rows(data: &Path, count: usize, rows: usize, first: &Error) {
     let (data, first) = (data.display().to_string(), first.to_string());
     let (data, first) = (escape_controls(&data), escape_controls(&first));
     reel_support::diagnostic::note!(

@@ -10,11 +10,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use reel_device::{DType, Device};
 use reel_runtime::RuntimeError;
-use reel_samples::SampleError;
 use reel_serve::{ServerProfiler, WriteProfile};
-use reel_tools::measure::MeasureError;
+use reel_support::error::{Error, Kind};
 use reel_tools::measure::trace;
-use reel_train::TrainError;
 use reel_train::options::StepRange;
 use reel_train::setup::StepProfiler;
 
@@ -93,12 +91,9 @@ impl StepProfiler for RunProfiler {
     }
 }
 
-fn into_train_error(e: MeasureError) -> TrainError {
-    match e {
-        MeasureError::Runtime(e) => TrainError::Runtime(e),
-        MeasureError::Failed(diagnostic) => SampleError::Io(diagnostic).into(),
-        e => TrainError::output("--profile-steps", e.to_string(), "leave the option out"),
-    }
+/// The run's help about a full disk is for its own files, so the error of the trace's file is not of that kind.
+fn into_train_error(e: Error) -> Error {
+    if e.remedy_for_space().is_some() { Kind::Io.error(e.diagnostic) } else { e }
 }
 
 /// Profiles a server into files of a folder.

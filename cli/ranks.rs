@@ -12,14 +12,12 @@ use std::time::Duration;
 use anyhow::Result;
 use reel_device::Device;
 use reel_device::cuda::Nvidia;
-use reel_engine::EngineError;
-use reel_samples::SampleError;
 use reel_serve::ServeError;
 use reel_support::diagnostic::{TemporaryPaths, remove_unfinished_files};
+use reel_support::error::{Error, Kind};
 use reel_support::files::temporary_folder_in;
 use reel_support::ranks::{Fact, RankError, Ranks, Timeouts, Transport, World};
 use reel_tools::measure::trace;
-use reel_train::TrainError;
 use reel_train::options::{ReportTo, RunOptions};
 use reel_train::runs::folder::output;
 use reel_train::setup::RunRanks;
@@ -269,7 +267,7 @@ impl RunProcess {
     /// which the user has not chosen.
     fn without_temporary_folder(&self, e: anyhow::Error) -> anyhow::Error {
         let Some(scratch) = &self.scratch else { return e };
-        match e.downcast::<TrainError>() {
+        match e.downcast::<Error>() {
             Ok(e) => e.with_path_renamed(&scratch.path().join("out"), &std::env::temp_dir()).into(),
             Err(e) => e,
         }
@@ -283,7 +281,7 @@ impl RunProcess {
             // All ranks have agreed to stop. Rank 0 may still be writing a checkpoint, so this rank must not report a
             // failure, which would end rank 0. Perhaps only one rank got the signal; all ranks exit with its exit
             // code.
-            Err(e) if matches!(e.downcast_ref(), Some(TrainError::Sample(SampleError::Stopped(_)))) => {
+            Err(e) if matches!(e.downcast_ref(), Some(Error { kind: Kind::Stopped, .. })) => {
                 let own = [interrupt::signal_exit_code().unwrap_or(0)];
                 let codes = self.ranks.all_gather("exit codes", &own).unwrap_or_default();
                 codes
@@ -424,17 +422,9 @@ fn refuse_shared_gpu(gpus: &[Vec<u8>]) -> Result<()> {
 
 /// Returns true if an error says that another rank has failed.
 pub fn is_error_of_another_rank(e: &anyhow::Error) -> bool {
-    let of_engine = |e: &EngineError| e.is_rank_exchange_failure();
-    let of_training = |e: &TrainError| match e {
-        TrainError::Sample(SampleError::Ranks(_)) => true,
-        TrainError::Engine(e) => of_engine(e),
-        _ => false,
-    };
-    let of_server = |e: &ServeError| matches!(e, ServeError::Engine(e) if of_engine(e));
-    e.is::<RankError>()
-        || e.downcast_ref().is_some_and(of_training)
-        || e.downcast_ref().is_some_and(of_engine)
-        || e.downcast_ref().is_some_and(of_server)
+    let of_rank = |e: &Error| e.kind == Kind::Rank;
+    let of_server = |e: &ServeError| matches!(e, ServeError::Engine(e) if of_rank(e));
+    e.is::<RankError>() || e.downcast_ref().is_some_and(of_rank) || e.downcast_ref().is_some_and(of_server)
 }
 
 /// Ends this process after another rank has failed, unless the main thread notices the failure first.

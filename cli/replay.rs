@@ -102,7 +102,9 @@ impl ReplayArgs {
         };
         let run = output_folder::read_run_json(out)?;
         resolved.with_setup(None, |setup| {
-            if let Some(warning) = device_change_warning(&run, setup.device).filter(|_| !common.quiet && !common.json) {
+            if let Some(warning) =
+                device_change_warning(&run, setup.trainer.device).filter(|_| !common.quiet && !common.json)
+            {
                 reel_support::diagnostic::note!("warning: {}: {warning}", file.display());
             }
             Ok(redo(setup)?)

@@ -2,11 +2,12 @@
 
 use anyhow::Result;
 use clap::Args;
-use reel_input::media::MediaError;
 use reel_input::media::resize::smart_resize;
+use reel_support::error::{Error, Kind, MediaFailure};
 
 use crate::common::CommonOptions;
 use crate::fail::{UsageError, usage_error};
+use crate::media::media_error_to_usage_error;
 use crate::output;
 
 /// Show to which height and width an image is resized: multiples of the factor, within the pixel limits, nearly the
@@ -33,12 +34,10 @@ pub struct ResizeArgs {
 
 /// Converts an error about sizes to a usage error. If the error is about one setting, it names the command-line
 /// option.
-fn usage_error_of_sizes(e: MediaError) -> anyhow::Error {
-    match e {
-        MediaError::Setting(d) if !d.location.contains(' ') => {
-            usage_error(&format!("--{}", d.location.replace('_', "-")), d.what, d.help)
-        }
-        other => UsageError(other.to_string()).into(),
+fn usage_error_of_sizes(e: Error) -> anyhow::Error {
+    match e.kind == Kind::Media(MediaFailure::Setting) && !e.diagnostic.location.contains(' ') {
+        true => media_error_to_usage_error(e),
+        false => UsageError(e.to_string()).into(),
     }
 }
 

@@ -11,11 +11,10 @@ use clap::Args;
 use reel_device::Device;
 use reel_input::config::ModelConfig;
 use reel_model::tensor_parallel::TensorParallel;
-use reel_samples::SampleError;
+use reel_support::error::{Error, Kind};
 use reel_support::files::create_private_folder;
 use reel_support::ranks::{Fact, Launcher, Ranks, World};
 use reel_tools::measure::trace;
-use reel_train::TrainError;
 use reel_train::step::shard_exchange;
 use rustix::process::{Signal, geteuid, set_parent_process_death_signal};
 
@@ -196,7 +195,7 @@ impl TensorParallelProcess {
             Err(e) if ranks::is_error_of_another_rank(e) => {}
             // All processes have stopped before the same step. Rank 0 may still be writing its file, so the others
             // report no failure.
-            Err(e) if matches!(e.downcast_ref(), Some(TrainError::Sample(SampleError::Stopped(_)))) => {
+            Err(e) if matches!(e.downcast_ref(), Some(Error { kind: Kind::Stopped, .. })) => {
                 let prints = self.is_rank_0();
                 leave(self.ranks)?;
                 return if prints { done } else { Ok(()) };

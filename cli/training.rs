@@ -16,7 +16,7 @@ use reel_train::file_names::RUN_FILE;
 use reel_train::options::{RunOptions, SftOptions, TrainingOptions};
 use reel_train::runs::config_file::ConfigFile;
 use reel_train::runs::run::{DataCheckResult, RunSummary, ValidationCheckResult};
-use reel_train::setup::{PolicyEvaluator, RunSetup, StepProfiler};
+use reel_train::setup::{DataSetup, PolicyEvaluator, ReportSetup, RunControl, RunSetup, StepProfiler, TrainerSetup};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -182,21 +182,25 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         });
         let done = f(&RunSetup {
             options: &self.options,
-            model: &folder,
-            device: &device,
-            dtype,
-            seed: self.common.seed(),
-            media,
-            resolved: &serde_json::to_value(self)?,
-            quiet,
-            verbose: self.common.verbose,
-            // Processes of one run agree on when to stop, so they use the common flag.
-            stop: process.map_or(&*stop, |process| &process.stop),
-            save: Some(&*interrupt::save_flag()),
-            evaluator: evaluator.as_ref().map(|evaluator| evaluator as &dyn PolicyEvaluator),
-            profiler: profiler.as_ref().map(|profiler| profiler as &dyn StepProfiler),
-            ranks: process.map(RunProcess::ranks),
-            peak_flops_per_second: machine::peak_flops_per_second(&device, dtype),
+            data: DataSetup { model: &folder, media, seed: self.common.seed() },
+            trainer: TrainerSetup {
+                device: &device,
+                dtype,
+                profiler: profiler.as_ref().map(|profiler| profiler as &dyn StepProfiler),
+                peak_flops_per_second: machine::peak_flops_per_second(&device, dtype),
+            },
+            reports: ReportSetup {
+                resolved: &serde_json::to_value(self)?,
+                quiet,
+                verbose: self.common.verbose,
+                evaluator: evaluator.as_ref().map(|evaluator| evaluator as &dyn PolicyEvaluator),
+            },
+            control: RunControl {
+                // Processes of one run agree on when to stop, so they use the common flag.
+                stop: process.map_or(&*stop, |process| &process.stop),
+                save: Some(&*interrupt::save_flag()),
+                ranks: process.map(RunProcess::ranks),
+            },
         });
         let profiled = profiler.as_ref().map_or(Ok(()), |profiler| profiler.finish(done.is_ok()));
         done.and_then(|done| profiled.map(|()| done))

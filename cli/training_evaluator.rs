@@ -8,19 +8,19 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use reel_device::{DType, Device};
-use reel_engine::{Engine, SamplingParams};
+use reel_engine::Engine;
 use reel_eval::predict::{
     ExistingOutput, FingerprintedInput, PredictionFile, PredictionOutput, PredictionRun, PredictionSettings,
     RowPrompts, SamplingSettings,
 };
-use reel_eval::{EvalError, Extraction, Task};
+use reel_eval::{Extraction, Task};
 use reel_input::encode::ModelFolder;
+use reel_input::sampling::SamplingOptions;
 use reel_model::features::FeatureCache;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
-use reel_samples::SampleError;
 use reel_support::diagnostic::Diagnostic;
-use reel_train::TrainError;
+use reel_support::error::{Error, Kind};
 use reel_train::options::RunOptions;
 use reel_train::runs::folder::entries::checkpoint_folder_name;
 use reel_train::setup::BenchmarkScore;
@@ -28,7 +28,7 @@ use reel_train::setup::{EvaluatedPolicy, PolicyEvaluator};
 use serde_json::json;
 
 use crate::common::CommonOptions;
-use crate::eval::questions::{Benchmark, BenchmarkQuestions, DEFAULT_TOP_P, EvaluationProtocol, sampling_settings};
+use crate::eval::questions::{Benchmark, BenchmarkQuestions, EvaluationProtocol, sampling_settings};
 use crate::eval::results;
 use crate::eval::run::COMMAND;
 use crate::fail::{UsageError, usage_error};
@@ -77,8 +77,8 @@ impl TrainingRunEvaluator {
         let EvaluationSetup { device, access, worker, common, .. } = setup;
         let own = &options.evaluation;
         let tasks = Task::from_names(own.eval_benchmark.as_deref().unwrap_or_default())?;
-        let params = SamplingParams { top_p: DEFAULT_TOP_P, ..SamplingParams::default() };
-        let sampling = sampling_settings(options.parity, None, params, own.eval_max_new_tokens)?;
+        let max_new_tokens = Some(own.eval_max_new_tokens);
+        let sampling = sampling_settings(options.parity, SamplingOptions { max_new_tokens, ..Default::default() })?;
         let data = hub::local_benchmark_path("--eval-data", own.eval_data.as_deref().unwrap_or(Path::new("")))?;
         let protocol = EvaluationProtocol {
             media_root: own.eval_media_root.clone(),
@@ -187,7 +187,7 @@ impl PolicyEvaluator for TrainingRunEvaluator {
         folder: &Path,
     ) -> reel_train::Result<BTreeMap<String, BenchmarkScore>> {
         if policy.ranks.is_none_or(|run| run.is_rank_0()) {
-            std::fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))?;
+            std::fs::create_dir_all(folder).map_err(|e| Error::cannot_write(folder, e))?;
         }
         // The evaluation has its own cache of vision tokens, so that a cache of the policy stays as training has left
         // it.
@@ -203,20 +203,12 @@ impl PolicyEvaluator for TrainingRunEvaluator {
 }
 
 /// Converts an error of scoring to an error of the training run.
-fn as_train_error(e: anyhow::Error, folder: &Path) -> TrainError {
-    let e = match e.downcast::<TrainError>() {
-        Ok(e) => return e,
-        Err(e) => e,
-    };
-    let e = match e.downcast::<SampleError>() {
-        Ok(e) => return e.into(),
-        Err(e) => e,
-    };
+fn as_train_error(e: anyhow::Error, folder: &Path) -> Error {
     match e.downcast::<Diagnostic>() {
-        Ok(diagnostic) => SampleError::Output(diagnostic).into(),
+        Ok(diagnostic) => Kind::Failed.error(diagnostic),
         Err(e) => {
             let help = "remove the cause, then resume with --resume-from-checkpoint last";
-            TrainError::output(folder.display().to_string(), e.to_string(), help)
+            Error::failed(folder.display().to_string(), e.to_string(), help)
         }
     }
 }
@@ -224,7 +216,7 @@ fn as_train_error(e: anyhow::Error, folder: &Path) -> TrainError {
 /// Converts an error about an option of `reel eval` to an error about the same option of the training command, whose
 /// name begins with `eval-`.
 fn naming_training_options(e: anyhow::Error) -> anyhow::Error {
-    let is_usage = e.is::<UsageError>() || e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage_error);
+    let is_usage = e.is::<UsageError>() || e.downcast_ref::<Error>().is_some_and(Error::is_usage_error);
     let options = ["benchmark", "data", "media-root", "skip-bad-rows", "batch-size"];
     let text =
         options.iter().fold(e.to_string(), |text, name| text.replace(&format!("--{name}"), &format!("--eval-{name}")));

@@ -24,9 +24,9 @@ use reel_device::{Arch, DType, Device, SimOptions, compile};
 use reel_input::config::ModelConfig;
 use reel_input::{MediaOptions, ModelInput};
 use reel_model::init::{InitOptions, Preset, init_model_folder};
-use reel_train::RunSetup;
 use reel_train::options::{GrpoOptions, RunOptions, SftOptions};
 use reel_train::runs::{grpo, sft};
+use reel_train::setup::{DataSetup, ReportSetup, RunControl, RunSetup, TrainerSetup};
 use serde_json::Value;
 
 use fake_gpu::assert_no_violations_or_leaks;
@@ -111,22 +111,13 @@ fn step<O, S>(
     });
     let mut media = MediaOptions::default();
     media.overrides.max_pixels = Some(12_544);
+    let (resolved, stop) = (Value::Object(serde_json::Map::new()), AtomicBool::new(false));
     let setup = RunSetup {
         options: &options,
-        model,
-        device,
-        dtype,
-        seed: 0,
-        media: &media,
-        resolved: &Value::Object(serde_json::Map::new()),
-        quiet: true,
-        verbose: false,
-        stop: &AtomicBool::new(false),
-        evaluator: None,
-        save: None,
-        profiler: None,
-        ranks: None,
-        peak_flops_per_second: None,
+        data: DataSetup { model, media: &media, seed: 0 },
+        trainer: TrainerSetup::new(device, dtype),
+        reports: ReportSetup::quiet(&resolved),
+        control: RunControl::one_process(&stop),
     };
     run(&setup).expect("a step");
     let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");

@@ -6,7 +6,6 @@ mod support;
 
 use std::path::Path;
 
-use reel_device::{DType, Device, Kernels};
 use reel_input::MediaOptions;
 use reel_input::media::profile::MediaProfile;
 use reel_input::media::worker::DecodeWorker;
@@ -14,7 +13,7 @@ use reel_samples::feed::SampleSource;
 use reel_support::worker::WorkerProgram;
 use reel_train::options::{RunOptions, SftOptions};
 use reel_train::runs::sft;
-use reel_train::setup::RunSetup;
+use reel_train::setup::DataSetup;
 use serde_json::{Value, json};
 use sft_rows::{copy_test_media, media_question_row};
 use support::{check_page, reel, run_in, tiny_model};
@@ -63,12 +62,12 @@ fn shown_rows_are_the_samples_of_training() {
         },
         ..MediaOptions::default()
     };
-    let (model, device) = (at.join("tiny"), Device::dry(Kernels::Cpu));
+    let model = at.join("tiny");
     for rule in [None, Some("text")] {
         let labels = rule.map(|rule| clap::ValueEnum::from_str(rule, false).expect("a rule"));
         let options = SftOptions { run: run.clone(), labels, ..SftOptions::default() };
-        let setup = RunSetup::without_training(&options, &model, &device, DType::F32, &media, 0);
-        let samples = sft::open_samples(&setup).expect("samples");
+        let data = DataSetup { model: &model, media: &media, seed: 0 };
+        let samples = sft::open_samples(&options, &data).expect("samples");
         // With --labels text, rows with an answer that is not learned are refused.
         for row in (0..5).filter(|row| rule.is_none() || *row != 3) {
             let sample = samples.sample(row).expect("a sample");

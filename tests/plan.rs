@@ -8,15 +8,14 @@ mod sft_rows;
 mod support;
 
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 use reel_device::{DType, Device, Kernels};
 use reel_input::MediaOptions;
 use reel_input::config::ModelConfig;
 use reel_tools::measure::job::{BackwardTimes, DividedWeightBytes, JobShape, ProcessCosts};
-use reel_train::RunSetup;
 use reel_train::options::{GradientCheckpointing, GrpoOptions, RunOptions};
 use reel_train::runs::plan;
+use reel_train::setup::{DataSetup, TrainerSetup};
 use serde_json::Value;
 use sft_rows::{run_sft, training_folder};
 use support::{check_page, read_metrics, run, run_in};
@@ -61,25 +60,11 @@ fn planned_peaks_of_a_rank(folder: &Path, lora_r: usize) -> [u64; 2] {
         min_completion_length: 8,
         ..GrpoOptions::default()
     };
-    let setup = RunSetup {
-        options: &options,
-        model: &model,
-        device: &Device::dry(Kernels::Cpu),
-        dtype: DType::F32,
-        seed: 0,
-        media: &MediaOptions::default(),
-        resolved: &Value::Null,
-        quiet: true,
-        verbose: false,
-        stop: &AtomicBool::new(false),
-        evaluator: None,
-        profiler: None,
-        peak_flops_per_second: None,
-        save: None,
-        ranks: None,
-    };
+    let (media, device) = (MediaOptions::default(), Device::dry(Kernels::Cpu));
+    let data = DataSetup { model: &model, media: &media, seed: 0 };
     let stored = plan::stored_weight_dtype(&model, &ModelConfig::open(&model).expect("a configuration"));
-    let plan = plan::grpo::plan_run_on_data(&setup, stored).expect("a plan");
+    let plan =
+        plan::grpo::plan_run_on_data(&options, &data, &TrainerSetup::new(&device, DType::F32), stored).expect("a plan");
     let divided = plan.divided;
     let process = |memory_with_all| ProcessCosts {
         memory: plan.memory.clone(),

@@ -15,15 +15,14 @@ use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_samples::SampleError;
 use reel_samples::sample::Sample;
+use reel_support::error::{Error, Kind, Result};
 use reel_support::ranks::{Ranks, Timeouts, Traffic, TrafficVolume, World};
 use reel_train::options::{GrpoOptions, RunOptions};
-use reel_train::rollout::{CompletionTokens, Prompt, RolloutGroup, RolloutSet};
+use reel_train::rollout::{CompletionTokens, Prompt, Rollout, RolloutSet};
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::{StepResult, Trainer};
 use reel_train::step::{grpo, sft};
-use reel_train::{Result, TrainError};
 
 use fake_gpu::{assert_no_violations_or_leaks, fake_cuda};
 use support::golden;
@@ -108,14 +107,14 @@ fn sft_step_with(
 }
 
 /// Returns group `index` of a GRPO step: a prompt of 3 or 4 tokens and two completions of 2 or 3 tokens.
-fn group(index: usize) -> RolloutGroup {
+fn group(index: usize) -> Rollout {
     let completion = |number: usize| {
         let ids = text(2 + (index + number) % 2, index * 5 + number);
         CompletionTokens { learned_len: ids.len(), log_probs: vec![-6.0; ids.len()], ids }
     };
     let prompt = Arc::new(Prompt::from_model_input(inputs(text(3 + index % 2, index))));
     let rewards = vec![index as f32, 2.0];
-    RolloutGroup { prompt, completions: vec![completion(0), completion(1)], rewards, advantages: Vec::new() }
+    Rollout::with_rewards(prompt, vec![completion(0), completion(1)], rewards)
 }
 
 /// Runs a GRPO step with a reference model; each micro-batch has one group.
@@ -170,7 +169,7 @@ fn on_ranks<T: Send>(
                 let ranks = Arc::into_inner(ranks).expect("the step has ended");
                 match &done {
                     Ok(_) => drop(ranks.leave()),
-                    Err(TrainError::Sample(SampleError::Ranks(_))) => drop(ranks),
+                    Err(e) if e.kind == Kind::Rank => drop(ranks),
                     Err(e) if is_killed(e) => drop(ranks),
                     Err(e) => ranks.fail_job(&e.to_string()),
                 }
@@ -183,7 +182,7 @@ fn on_ranks<T: Send>(
 }
 
 /// Returns true if an error comes from a process on whose fake GPU [`FakeDriver::kill_process`] was called.
-fn is_killed(e: &TrainError) -> bool {
+fn is_killed(e: &Error) -> bool {
     e.to_string().contains("the process was killed")
 }
 

@@ -398,7 +398,7 @@ impl RoundsArgs {
         op: &'static str,
         tokens: usize,
         context: usize,
-        round: impl Fn(&LoadedModel) -> reel_tools::measure::Result<f64>,
+        round: impl Fn(&LoadedModel) -> reel_support::error::Result<f64>,
     ) -> Result<()> {
         let folder = prompt::find_or_download_model(&self.model)?;
         let config = ModelConfig::open(&folder)?;

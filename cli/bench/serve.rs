@@ -10,14 +10,13 @@ use clap::{Args, ValueEnum};
 use reel_device::Device;
 use reel_support::diagnostic::input;
 use reel_tools::loadgen::{
-    LoadError, LoadProgress, LoadReport, LoadSettings, MediaFile, MediaKind, OnProgress, OpenAiApi, RequestAmount,
-    ServerUrl,
+    LoadProgress, LoadReport, LoadSettings, MediaFile, MediaKind, OnProgress, OpenAiApi, RequestAmount, ServerUrl,
 };
 use reel_tools::measure::rounds::hardware_json;
 use serde_json::{Map, Value, json};
 
 use crate::common::CommonOptions;
-use crate::fail::{UsageError, failed};
+use crate::fail::failed;
 use crate::output;
 
 /// Measure a running server with OpenAI's API: requests/s, tokens/s and latency.
@@ -141,7 +140,7 @@ impl ServeArgs {
         if shows_progress {
             let _ = write!(std::io::stderr(), "\r\x1b[K");
         }
-        let report = report.map_err(to_error)?;
+        let report = report?;
         let record = record(&report);
         if let Some(out) = &self.out {
             output::write_file(out, format!("{record:#}\n").as_bytes())?;
@@ -174,7 +173,7 @@ impl ServeArgs {
             }
         }
         Ok(LoadSettings {
-            url: server.url.parse::<ServerUrl>().map_err(to_error)?,
+            url: server.url.parse::<ServerUrl>()?,
             model: server.model.clone(),
             api_key: server.api_key_file.as_deref().map(first_key).transpose()?,
             endpoint: match server.endpoint {
@@ -227,13 +226,6 @@ fn progress_line() -> OnProgress {
             let _ = write!(std::io::stderr(), "\r\x1b[K{answered} answered, {failed} failed, {running} running");
         }
     })
-}
-
-fn to_error(e: LoadError) -> anyhow::Error {
-    match e.is_usage_error() {
-        true => UsageError(e.to_string()).into(),
-        false => e.into(),
-    }
 }
 
 /// Returns the first line of the file that is not blank: the API key.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use reel_support::client::{Budget, ChatClient, ChatFailure, ClientOptions, FailureKind, Prices};
-use reel_support::diagnostic::Diagnostic;
-use reel_tools::curate::{CurateError, CurationRecipe, EndpointModel, StageName};
+use reel_support::error::Error;
+use reel_tools::curate::{CurationRecipe, EndpointModel, StageName};
 
 use super::stage_value::{StageValue, value_of_stage};
 use crate::endpoint::PricesArgument;
@@ -220,7 +220,7 @@ fn place(model: &str) -> ModelLocation {
 fn of_client(stage: StageName, failure: ChatFailure) -> anyhow::Error {
     let location = stage.model_option();
     match failure.kind {
-        FailureKind::Stopped => CurateError::Stopped(Diagnostic::new(location, failure.message, "")).into(),
-        _ => CurateError::Endpoint(Diagnostic::new(location, failure.message, "")).into(),
+        FailureKind::Stopped => Error::stopped(location, failure.message, "").into(),
+        _ => Error::failed(location, failure.message, "").into(),
     }
 }

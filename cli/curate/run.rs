@@ -10,9 +10,9 @@ use reel_input::media::frames::FrameBuf;
 use reel_model::siglip::SiglipConfig;
 use reel_serve::folder_name;
 use reel_support::client::Budget;
-use reel_support::diagnostic::Diagnostic;
+use reel_support::error::Error;
 use reel_tools::curate::{
-    ChatModel, CurateError, Curation, CurationOptions, CurationRecipe, CurationSummary, DATASET_FILE, EndpointModel,
+    ChatModel, Curation, CurationOptions, CurationRecipe, CurationSummary, DATASET_FILE, EndpointModel,
     ExistingCuration, FAILED_FILE, FilterSettings, FrameSettings, StageEnd, StageName, StagePrompt, VisualSimilarity,
     plan_stage,
 };
@@ -101,7 +101,7 @@ impl Run<'_> {
                     let left = self.curation.pending_tasks(*stage, false).len();
                     let what = format!("stopped in stage {stage} with {left} of {pending} requests left");
                     let location = self.curation.output_folder().display().to_string();
-                    return Err(CurateError::Stopped(Diagnostic::new(location, what, "continue with --resume")).into());
+                    return Err(Error::stopped(location, what, "continue with --resume").into());
                 }
             }
         }

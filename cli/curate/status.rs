@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use reel_support::diagnostic::input;
+use reel_support::error::Error;
 use reel_tools::curate::{CurationSummary, ListKeys, StageSummary, StageTable, read_settings};
 use serde_json::json;
 
@@ -32,7 +33,7 @@ impl StatusArgs {
             let table = StageTable::open(&self.folder, stage.name())?;
             Ok(StageSummary::new(stage, &table, &keys))
         });
-        let stages = stages.collect::<Result<Vec<_>, reel_tools::curate::CurateError>>()?;
+        let stages = stages.collect::<Result<Vec<_>, Error>>()?;
         let cost: f64 = stages.iter().map(|stage| stage.cost).sum();
         let last = self.folder.join(reel_tools::curate::SUMMARY_FILE);
         let summary = input::read_file(&last, input::MAX_CONFIG_BYTES).ok();

@@ -1,24 +1,23 @@
 //! `reel data show`: shows what a row of a data file becomes for a training command. The row is made by the code of
 //! that command, so what is shown is what is trained on.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Args;
-use reel_device::{DType, Device, Kernels};
 use reel_input::prompt_media::{PromptMedium, media_in_prompt_order};
-use reel_input::{MediaOptions, ModelFolder, ModelInput};
-use reel_samples::SampleError;
+use reel_input::{ModelFolder, ModelInput};
 use reel_samples::feed::{SampleSource, is_row_error};
 use reel_samples::inspect::TrainingCommand;
 use reel_samples::labels::LabelRule;
 use reel_samples::token_runs::{TokenRun, learned_tokens, token_runs};
+use reel_support::error::Error;
 use reel_tools::report::data_row::{ShownRow, data_row_page_html};
 use reel_train::options::{GrpoOptions, RunOptions, SftOptions};
 use reel_train::rollout::PromptSource;
 use reel_train::runs::sft;
-use reel_train::setup::RunSetup;
+use reel_train::setup::DataSetup;
 use serde_json::{Map, Value, json};
 
 use super::RowFlags;
@@ -85,9 +84,7 @@ struct UsedRow {
 /// The inputs of the training commands.
 struct Inputs<'a> {
     run: RunOptions,
-    folder: &'a Path,
-    media: &'a MediaOptions,
-    seed: u64,
+    data: DataSetup<'a>,
 }
 
 impl ShowArgs {
@@ -97,7 +94,7 @@ impl ShowArgs {
         let run = RunOptions { data, media_root, parity: self.rows.parity, ..RunOptions::default() };
         let media = &self.rows.media_options(&run.media_root(), common)?;
         let folder = &find_or_download_model(&self.model)?;
-        let inputs = Inputs { run, folder, media, seed: common.seed() };
+        let inputs = Inputs { run, data: DataSetup { model: folder, media, seed: common.seed() } };
         let row = self.used_row(&inputs)?;
         let config = ModelFolder::open(folder)?.config;
         let media = media_in_prompt_order(&row.tokens, &config);
@@ -129,7 +126,7 @@ impl ShowArgs {
         }
         let of_sft = self.row_of_sft(inputs);
         let Err(e) = &of_sft else { return of_sft };
-        let is_of_row = e.downcast_ref::<SampleError>().is_some_and(is_row_error);
+        let is_of_row = e.downcast_ref::<Error>().is_some_and(is_row_error);
         if self.command.is_some() || self.labels.is_some() || !is_of_row {
             return of_sft;
         }
@@ -150,9 +147,7 @@ impl ShowArgs {
 
     fn row_of_sft(&self, inputs: &Inputs) -> Result<UsedRow> {
         let options = SftOptions { run: inputs.run.clone(), labels: self.labels, ..SftOptions::default() };
-        let device = Device::dry(Kernels::Cpu);
-        let setup = RunSetup::without_training(&options, inputs.folder, &device, DType::F32, inputs.media, inputs.seed);
-        let source = sft::open_samples(&setup)?;
+        let source = sft::open_samples(&options, &inputs.data)?;
         let sample = source.sample(self.index(source.row_count())?)?;
         let runs = token_runs(&source.bundle, &sample.tokens.input_ids, &learned_tokens(&sample.targets));
         let row = self.row_without_rewards(TrainingCommand::Sft, &source, sample.tokens.into(), runs)?;
@@ -164,9 +159,7 @@ impl ShowArgs {
             return Err(usage_error("--labels", "has no effect on grpo, which learns completions", "leave it out"));
         }
         let options = GrpoOptions { run: inputs.run.clone(), ..GrpoOptions::default() };
-        let device = Device::dry(Kernels::Cpu);
-        let setup = RunSetup::without_training(&options, inputs.folder, &device, DType::F32, inputs.media, inputs.seed);
-        let source = PromptSource::open(&setup)?;
+        let source = PromptSource::open(&options, &inputs.data)?;
         let prompt = source.sample(self.index(source.row_count())?)?;
         let ids = &prompt.tokens.input_ids;
         let runs = token_runs(source.bundle(), ids, &vec![false; ids.len()]);

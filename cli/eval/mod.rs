@@ -21,13 +21,13 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use reel_eval::Extraction;
 use reel_eval::predict::RequestVideoFormat;
+use reel_input::sampling::SamplingOptions;
 use reel_train::options::Recipe;
 use shard::Shard;
 
 use crate::common::CommonOptions;
 use crate::endpoint::EndpointRequestFlags;
 use crate::fail::usage_error;
-use crate::generate::parse_top_k;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::model::QuantizeFlag;
 use crate::rank_flags::JobFlags;
@@ -89,6 +89,15 @@ pub struct EvalBenchmarkFlags {
 
 /// How a model is run over benchmarks.
 #[derive(Args, Clone, Debug)]
+#[command(
+    mut_arg("max_new_tokens", |a| a.help("Maximum number of tokens of an answer [default: 1024]")),
+    mut_arg("temperature", |a| a.help("Sampling temperature; 0 is greedy decoding [default: 0.01; 0.1 with --parity \
+        videorft or video-r1]")),
+    mut_arg("top_p", |a| a.help("Nucleus sampling: sample from the most likely tokens whose probabilities add up to P \
+        [default: 0.001]")),
+    mut_arg("top_k", |a| a.help("Sample from the K most likely tokens; 0 and -1 are all [default: 0]")),
+    mut_arg("repetition_penalty", |a| a.help("Repetition penalty [default: 1]")),
+)]
 pub struct EvalRunFlags {
     /// Model folder, Hugging Face model id, or folder of a LoRA adapter that names its base model
     #[arg(long, value_name = "MODEL")]
@@ -151,21 +160,8 @@ pub struct EvalRunFlags {
     /// as in their scripts)
     #[arg(long, value_enum, default_value_t, hide_possible_values = true, value_name = "RECIPE")]
     parity: Recipe,
-    /// Maximum number of tokens of an answer
-    #[arg(long, value_name = "N", default_value_t = 1024, help_heading = "Sampling options")]
-    max_new_tokens: usize,
-    /// Sampling temperature; 0 is greedy decoding [default: 0.01; 0.1 with --parity videorft or video-r1]
-    #[arg(long, value_name = "T", help_heading = "Sampling options")]
-    temperature: Option<f32>,
-    /// Nucleus sampling: sample from the most likely tokens whose probabilities add up to P
-    #[arg(long, value_name = "P", default_value_t = questions::DEFAULT_TOP_P, help_heading = "Sampling options")]
-    top_p: f32,
-    /// Sample from the K most likely tokens; 0 and -1 are all
-    #[arg(long, value_name = "K", default_value_t = 0, value_parser = parse_top_k, help_heading = "Sampling options")]
-    top_k: u32,
-    /// Repetition penalty
-    #[arg(long, value_name = "R", default_value_t = 1.0, help_heading = "Sampling options")]
-    repetition_penalty: f32,
+    #[command(flatten)]
+    sampling: SamplingOptions,
     #[command(flatten)]
     media: MediaFlags,
     #[command(flatten)]

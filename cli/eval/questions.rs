@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
-use reel_engine::{EngineError, SamplingParams};
 use reel_eval::predict::SamplingSettings;
 use reel_eval::{BenchmarkRow, LoadedBenchmark, Task, load_benchmark};
 use reel_input::MediaOptions;
 use reel_input::media::profile::MediaProfile;
 use reel_input::media::selection::select_frames;
+use reel_input::sampling::SamplingOptions;
 use reel_samples::conversations::RowConversations;
 use reel_samples::dataset::Dataset;
 use reel_samples::prompts::QuestionTemplate;
@@ -21,14 +21,12 @@ use serde_json::{Map, Value, json};
 use super::results;
 use super::shard::Shard;
 use crate::fail::{failed, usage_error};
+use crate::generate::checked_sampling;
 use crate::media::{MediaFlags, media_error_to_usage_error};
 use crate::predictor::shortest_decimal;
 
 /// The profile of frame and pixel limits that VideoRFT's evaluations use; the default of `--profile`.
 const DEFAULT_PROFILE: &str = "videorft-eval";
-
-/// Default top-p of evaluations, as in the model cards.
-pub const DEFAULT_TOP_P: f32 = 0.001;
 
 /// A benchmark and its rows.
 #[derive(Debug)]
@@ -179,24 +177,16 @@ impl EvaluationProtocol {
     }
 }
 
-/// Returns the sampling parameters. The default temperature is 0.01 as in the model cards, or 0.1 as in the scripts
-/// with `--parity videorft` or `video-r1`.
+/// Returns the sampling parameters. The default top-p is that of the model cards. The default temperature is 0.01 as in
+/// the model cards, or 0.1 as in the scripts with `--parity videorft` or `video-r1`.
 ///
 /// # Errors
 /// A parameter is out of its range; the error names its option.
-pub fn sampling_settings(
-    parity: Recipe,
-    temperature: Option<f32>,
-    params: SamplingParams,
-    max_new_tokens: usize,
-) -> Result<SamplingSettings> {
-    let default_temperature = if parity == Recipe::Paper { 0.01 } else { 0.1 };
-    let params = SamplingParams { temperature: temperature.unwrap_or(default_temperature), ..params };
-    params.validate().map_err(|e| match e {
-        EngineError::Request(d) => usage_error(&format!("--{}", d.location.replace('_', "-")), d.what, d.help),
-        other => other.into(),
-    })?;
-    Ok(SamplingSettings { params, max_new_tokens, n: 1, stop: Vec::new() })
+pub fn sampling_settings(parity: Recipe, options: SamplingOptions) -> Result<SamplingSettings> {
+    let temperature = Some(if parity == Recipe::Paper { 0.01 } else { 0.1 });
+    let default = SamplingOptions { temperature, top_p: Some(0.001), ..SamplingOptions::default() };
+    let max_new_tokens = options.max_new_tokens.unwrap_or(1024);
+    Ok(SamplingSettings { params: checked_sampling(options.or(default))?, max_new_tokens, n: 1, stop: Vec::new() })
 }
 
 /// Returns an error if all videos of a benchmark are missing, because `--media-root` is then wrong. If some are

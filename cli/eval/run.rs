@@ -9,7 +9,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use reel_engine::SamplingParams;
 use reel_eval::Task;
 use reel_eval::predict::{ExistingOutput, SamplingSettings, companion_paths};
 
@@ -108,14 +107,8 @@ impl EvalRunFlags {
 
     /// The sampling parameters: those of the model cards, unless options set others.
     fn sampling(&self) -> Result<SamplingSettings> {
-        let params = SamplingParams {
-            top_p: self.top_p,
-            top_k: self.top_k,
-            repetition_penalty: self.repetition_penalty,
-            ..SamplingParams::default()
-        };
-        let settings = sampling_settings(self.parity, self.temperature, params, self.max_new_tokens)?;
-        match self.max_new_tokens {
+        let settings = sampling_settings(self.parity, self.sampling)?;
+        match settings.max_new_tokens {
             0 => Err(usage_error("--max-new-tokens", "is 0", "give 1 or more")),
             _ => Ok(settings),
         }

@@ -5,8 +5,10 @@ mod rows;
 
 use anyhow::Result;
 use clap::Args;
-use reel_engine::{EngineError, SamplingParams};
+use reel_engine::{SamplingParams, resolve_sampling, validate_sampling};
+use reel_input::config::GenerationConfig;
 use reel_input::request::RequestSettings;
+use reel_input::sampling::SamplingOptions;
 
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
@@ -51,35 +53,24 @@ pub struct GenerateArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Sampling options")]
 pub struct SamplingFlags {
-    /// Maximum number of tokens to generate [default: 1024, or as many as the prompt leaves of the model's positions]
-    #[arg(long, value_name = "N")]
-    max_new_tokens: Option<usize>,
-    /// Sampling temperature; 0 is greedy decoding [default: generation_config.json, else greedy]
-    #[arg(long, value_name = "T")]
-    temperature: Option<f32>,
-    /// Nucleus sampling: sample from the most likely tokens whose probabilities add up to P [default:
-    /// generation_config.json, else 1]
-    #[arg(long, value_name = "P")]
-    top_p: Option<f32>,
-    /// Sample from the K most likely tokens; 0 and -1 are all [default: generation_config.json, else 0]
-    #[arg(long, value_name = "K", value_parser = parse_top_k)]
-    top_k: Option<u32>,
-    /// Repetition penalty; a value above 1 lowers the probability of tokens that have already occurred [default:
-    /// generation_config.json, else 1]
-    #[arg(long, value_name = "R")]
-    repetition_penalty: Option<f32>,
+    #[command(flatten)]
+    options: SamplingOptions,
     /// Stop string: end a completion before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
 }
 
-/// Parses `--top-k`. -1 stands for all tokens in vLLM, as 0 does.
-pub fn parse_top_k(text: &str) -> Result<u32, String> {
-    let number = match text.parse::<i128>().map_err(|e| e.to_string())? {
-        -1 => 0,
-        number => number,
-    };
-    u32::try_from(number).map_err(|_| format!("{number} is not in 0..={}", u32::MAX))
+/// Returns the sampling parameters that the options of a command set.
+///
+/// # Errors
+/// A parameter is out of its range; the error names its option.
+pub fn checked_sampling(options: SamplingOptions) -> Result<SamplingParams> {
+    let params = resolve_sampling(options, &GenerationConfig::default());
+    validate_sampling(&params).map_err(|e| {
+        let d = e.diagnostic;
+        usage_error(&format!("--{}", d.location.replace('_', "-")), d.what, d.help)
+    })?;
+    Ok(params)
 }
 
 impl SamplingFlags {
@@ -92,28 +83,14 @@ impl SamplingFlags {
                 "give a text, or leave --stop out",
             ));
         }
-        let given = SamplingParams {
-            temperature: self.temperature.unwrap_or(0.0),
-            top_p: self.top_p.unwrap_or(1.0),
-            repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
-            ..SamplingParams::default()
-        };
-        given.validate().map_err(|e| match e {
-            EngineError::Request(d) => usage_error(&format!("--{}", d.location), d.what, d.help),
-            other => other.into(),
-        })
+        checked_sampling(self.options).map(drop)
     }
 
     /// Returns the settings of a generation. Flags override the fields of a request body. `seed` is the value of
     /// `--seed`.
     fn settings(&self, body: &RequestSettings, seed: Option<u64>) -> RequestSettings {
         RequestSettings {
-            temperature: self.temperature.or(body.temperature),
-            top_p: self.top_p.or(body.top_p),
-            top_k: self.top_k.or(body.top_k),
-            repetition_penalty: self.repetition_penalty.or(body.repetition_penalty),
-            seed: seed.or(body.seed),
-            max_new_tokens: self.max_new_tokens.or(body.max_new_tokens),
+            sampling: SamplingOptions { seed, ..self.options }.or(body.sampling),
             stop: if self.stop.is_empty() { body.stop.clone() } else { self.stop.clone() },
             ..body.clone()
         }

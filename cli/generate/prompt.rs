@@ -44,13 +44,13 @@ impl GenerateArgs {
     pub(super) fn run_prompt(&self, process: Option<&TensorParallelProcess>, common: &CommonOptions) -> Result<()> {
         let (base, adapter) = self.model.base_model_and_adapter_folder()?;
         let prompt = self.messages.encode_messages_or_question(&self.question, &base, adapter.as_deref(), common)?;
-        let settings = self.sampling.settings(&prompt.settings, common.seed);
+        let mut settings = self.sampling.settings(&prompt.settings, common.seed);
         let n = self.n.or(settings.n).unwrap_or(1);
         check_completion_count(n)?;
-        let limit = self.new_tokens(&prompt, settings.max_new_tokens)?;
+        let limit = self.new_tokens(&prompt, settings.sampling.max_new_tokens)?;
         settings.check_min_tokens(REQUEST, limit, "max_tokens or --max-new-tokens")?;
         settings.check_token_ids(REQUEST, prompt.bundle.config.text.vocab_size)?;
-        let settings = RequestSettings { n: Some(n), max_new_tokens: Some(limit), ..settings };
+        (settings.n, settings.sampling.max_new_tokens) = (Some(n), Some(limit));
         let (config, quantization) = (&prompt.bundle.config, self.quantize.quantization());
         let device = model::open_device(common)?;
         let parallel = process.map(|process| process.divide_model(config, &device)).transpose()?;
@@ -112,7 +112,7 @@ impl GenerateArgs {
                 let number = asked.unwrap_or_default();
                 let what = format!("is {number}, but the prompt takes {tokens} of the model's {positions} positions");
                 let help = format!("give at most {left}, or shorten the prompt");
-                match self.sampling.max_new_tokens {
+                match self.sampling.options.max_new_tokens {
                     Some(_) => usage_error("--max-new-tokens", what, help),
                     None => failed("max_tokens", what, help),
                 }

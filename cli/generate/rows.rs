@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Args;
-use reel_engine::SamplingParams;
+use reel_engine::resolve_sampling;
 use reel_eval::predict::{ExistingOutput, PredictionSummary, SamplingSettings};
-use reel_input::request::RequestSettings;
+use reel_input::sampling::SamplingOptions;
 use reel_samples::conversations::RowConversations;
 use reel_samples::dataset::Dataset;
 use reel_samples::prompts::QuestionTemplate;
@@ -109,11 +109,11 @@ impl GenerateArgs {
         let access = self.messages.media_access(media_root);
         let media = self.messages.media_options(predictor.trained_folder(), access, !common.quiet, common)?;
         let sampling = SamplingSettings {
-            params: SamplingParams::from_settings(
-                &self.sampling.settings(&RequestSettings::default(), common.seed),
+            params: resolve_sampling(
+                SamplingOptions { seed: common.seed, ..self.sampling.options },
                 &predictor.bundle.generation,
             ),
-            max_new_tokens: self.sampling.max_new_tokens.unwrap_or(1024),
+            max_new_tokens: self.sampling.options.max_new_tokens.unwrap_or(1024),
             n: self.n.unwrap_or(1),
             stop: self.sampling.stop.clone(),
         };

@@ -33,9 +33,9 @@ use reel_input::media::patches::ImageProcessorSettings;
 use reel_input::tensor_file::StoredDType;
 use reel_model::init::{init_without_weights, preset_config};
 use reel_tools::measure::machine::MachineSpec;
-use reel_train::RunSetup;
 use reel_train::options::{GradientCheckpointing, GrpoOptions, RunOptions, SftOptions, TrainingOptions};
 use reel_train::runs::plan::{self, RowShape, RowSizes};
+use reel_train::setup::{DataSetup, TrainerSetup};
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
@@ -315,7 +315,7 @@ struct Counting<'a, O> {
     /// Returns the option that limits the tokens of a training example, and its value.
     token_limit: fn(&O) -> (&'static str, Option<usize>),
     plan_rows_of_one_size: WithShape<O>,
-    plan_run_on_data: fn(&RunSetup<O>, StoredDType) -> reel_train::Result<plan::Plan>,
+    plan_run_on_data: fn(&O, &DataSetup, &TrainerSetup, StoredDType) -> reel_train::Result<plan::Plan>,
 }
 
 type WithShape<O> = fn(&O, &ModelConfig, StoredDType, DType, &RowShape, &Device) -> reel_train::Result<plan::Plan>;
@@ -366,11 +366,11 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                     None => prompt::find_or_download_model(&options.model)?,
                 };
                 let (device, media) = (sizes.device(common)?, resolved.media_options()?);
-                let seed = resolved.common.seed();
-                let setup = RunSetup::without_training(options, &folder, &device, dtype, &media, seed);
+                let data = DataSetup { model: &folder, media: &media, seed: resolved.common.seed() };
+                let trainer = TrainerSetup::new(&device, dtype);
                 let tokenizer =
                     if preset.is_some() { " (text tokenized with the small tokenizer of the preset)" } else { "" };
-                let plan = (self.plan_run_on_data)(&setup, files)?;
+                let plan = (self.plan_run_on_data)(options, &data, &trainer, files)?;
                 let RowSizes { rows: count, tokens, patches } = plan.row_sizes;
                 let range = |[least, most]: [usize; 2]| match least == most {
                     true => least.to_string(),

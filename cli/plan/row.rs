@@ -10,6 +10,7 @@ use reel_input::config::ModelConfig;
 use reel_input::media::patches::ImageProcessorSettings;
 use reel_input::media::planned::{PlannedVideo, VideoShape, plan_video};
 use reel_input::media::profile::{MediaOverrides, MediaProfile};
+use reel_support::error::Error;
 use reel_train::runs::plan::{RowShape, RowSizes};
 use serde_json::{Value, json};
 
@@ -149,7 +150,7 @@ impl RowSizeFlags {
             (self.duration.unwrap_or(DEFAULT_DURATION), self.source_fps.unwrap_or(DEFAULT_VIDEO_FPS));
         let stored = VideoShape { total_frames: (seconds * video_fps).round() as u64, video_fps, height, width };
         let seen = plan_video(stored, media.profile, &media.limits, processor).map_err(|e| {
-            let is_about = |name: &str| e.diagnostic().location.contains(name);
+            let is_about = |name: &str| e.diagnostic.location.contains(name);
             match () {
                 () if is_about("total_frames") => about_option("--duration", e),
                 () if is_about("height and width") => about_option("--frame-size", e),
@@ -168,9 +169,8 @@ impl RowSizeFlags {
     }
 }
 
-fn about_option(option: &str, e: reel_input::media::MediaError) -> anyhow::Error {
-    let d = e.diagnostic();
-    usage_error(option, d.what.clone(), d.help.clone())
+fn about_option(option: &str, e: Error) -> anyhow::Error {
+    usage_error(option, e.diagnostic.what, e.diagnostic.help)
 }
 
 impl PlannedRow {

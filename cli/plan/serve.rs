@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::Result;
 use clap::{ArgMatches, Args};
 use reel_device::{DType, Device};
-use reel_engine::{Engine, EngineError};
+use reel_engine::Engine;
 use reel_input::config::{ModelConfig, TextConfig};
 use reel_input::tensor_file::StoredDType;
 use reel_model::quantization::Quantization;
@@ -27,6 +27,7 @@ use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, Tensor};
 use reel_support::diagnostic::Diagnostic;
+use reel_support::error::{Error, Kind};
 use reel_tools::measure::links::{ATTAINABLE_BANDWIDTH_SHARE, JobLinks};
 use reel_tools::measure::machine::MachineSpec;
 use reel_train::runs::plan::{OpCosts, PhaseCosts};
@@ -421,7 +422,7 @@ impl PlanServeArgs {
 
 /// Returns true if a plan failed because the KV cache has no room for one request.
 fn is_out_of_memory(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(EngineError::TooLong { .. }))
+    matches!(error.downcast_ref(), Some(Error { kind: Kind::TooLong { .. }, .. }))
 }
 
 /// Replaces the number of keys that the attention of a decode step reads. The counted step is at the beginning of the

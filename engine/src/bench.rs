@@ -12,7 +12,7 @@ use reel_input::window::GridThw;
 use reel_input::{MediaFrames, Sequence, TokenId};
 use reel_model::batch::Batch;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
-use reel_runtime::ops::{DecodeSlot, KvPages, RowSampling, SequencePages};
+use reel_runtime::ops::{DecodeSlot, KvPages, RowSampling, SamplingParams, SequencePages};
 use reel_runtime::{Cx, Tensor};
 
 use crate::block_allocator::BlockAllocator;
@@ -151,7 +151,8 @@ pub fn time_decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, roun
         history: &[],
         adapter: -1,
     };
-    let sampling = |i: usize| RowSampling { temperature: 1.0, seed: i as u64, ..RowSampling::default() };
+    let params = |i: usize| SamplingParams { temperature: 1.0, seed: i as u64, ..SamplingParams::GREEDY };
+    let sampling = |i: usize| RowSampling { params: params(i), ..RowSampling::default() };
     let (slots, samplings): (Vec<DecodeSlot>, Vec<RowSampling>) =
         tables.iter().enumerate().map(|(i, table)| (slot(&table[..]), sampling(i))).unzip();
     running.assign_slots(0, &slots, &samplings)?;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, Tensor};
 
-use crate::error::{EngineError, Result};
+use crate::error::{Error, Result};
 use crate::running_batch::{BatchCapacity, RunningBatch};
 
 /// The model, the device and the limits of an engine.
@@ -88,7 +88,7 @@ impl EngineContext<'_> {
 
     pub(crate) fn check_interrupt(&self) -> Result<()> {
         match self.interrupt {
-            Some(flag) if flag.load(Ordering::Relaxed) => Err(EngineError::Interrupted),
+            Some(flag) if flag.load(Ordering::Relaxed) => Err(Error::generation_interrupted()),
             _ => Ok(()),
         }
     }

@@ -106,7 +106,7 @@ impl<'a> Engine<'a> {
         self
     }
 
-    /// Makes [`Engine::generate`] fail with [`EngineError::Interrupted`](crate::EngineError::Interrupted) before its
+    /// Makes [`Engine::generate`] fail with [`Kind::Interrupted`](crate::error::Kind::Interrupted) before its
     /// next step once `flag` is set.
     pub fn interrupt_flag(mut self, flag: &'a AtomicBool) -> Engine<'a> {
         self.context.interrupt = Some(flag);

@@ -15,11 +15,11 @@ use llguidance::{ParserFactory, TokenParser};
 use reel_input::TokenId;
 pub use reel_input::grammar::GrammarSpec;
 use reel_input::grammar::{AnswerWithoutCalls, ToolCallGrammar};
-use reel_support::diagnostic::{Diagnostic, catch_panic};
+use reel_support::diagnostic::catch_panic;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::error::{EngineError, Result};
+use crate::error::{Error, Result};
 use crate::json_schema::rewrite_schema;
 use crate::tool_calls;
 
@@ -124,7 +124,7 @@ impl LocalCompiler {
 
     /// The error for tools whose grammar cannot be compiled. It names the first function with an invalid parameter
     /// schema, or what is wrong with the form of an answer without calls.
-    fn wrong_call_grammar(&self, calls: &ToolCallGrammar, e: &str) -> EngineError {
+    fn wrong_call_grammar(&self, calls: &ToolCallGrammar, e: &str) -> Error {
         let error_of = |(name, schema): &(String, Value)| {
             let grammar = TopLevelGrammar::from_json_schema(rewrite_schema(schema, tool_calls::spaces()));
             let e = self.parser(grammar).err()?;
@@ -137,7 +137,7 @@ impl LocalCompiler {
             return e;
         }
         let help = "correct the schema, or use a simpler one";
-        EngineError::Request(Diagnostic::new("tools", what.unwrap_or_else(|| one_line(e)), help))
+        Error::request("tools", what.unwrap_or_else(|| one_line(e)), help)
     }
 }
 
@@ -328,12 +328,12 @@ fn without_panic<T>(work: impl FnOnce() -> std::result::Result<T, String>) -> Re
     done.map_err(|e| stopped(&e))
 }
 
-pub(crate) fn refused(what: String, help: &str) -> EngineError {
-    EngineError::Request(Diagnostic::new("grammar", what, help))
+pub(crate) fn refused(what: String, help: &str) -> Error {
+    Error::request("grammar", what, help)
 }
 
 /// The error of a grammar for which `llguidance` cannot compute the allowed next tokens.
-fn stopped(text: &str) -> EngineError {
+fn stopped(text: &str) -> Error {
     match one_line(text) {
         // The names by which `llguidance` reports a state in which no token is allowed.
         line if ["NoExtension", "NoExtensionBias"].contains(&line.as_str()) => refused(

@@ -6,10 +6,9 @@ use std::sync::{Mutex, PoisonError};
 
 use reel_input::encode::ModelFolder;
 use reel_input::grammar::{AnswerWithoutCalls, GrammarSpec};
-use reel_support::diagnostic::Diagnostic;
 use serde_json::Value;
 
-use crate::error::{EngineError, Result};
+use crate::error::{Error, Result};
 use crate::grammar::{Grammar, LocalCompiler, Vocabulary, refused};
 use crate::grammar_worker::{CompileCancellation, GrammarWorkers, STACK_BYTES, run_on_stack};
 
@@ -74,7 +73,7 @@ impl GrammarCompiler {
     /// Compiles a grammar as [`compile`](Self::compile) does. Ends early if `cancellation` is cancelled.
     ///
     /// # Errors
-    /// As [`compile`](Self::compile); [`EngineError::Interrupted`] if the work was cancelled.
+    /// As [`compile`](Self::compile); [`Kind::Interrupted`](crate::error::Kind::Interrupted) if the work was cancelled.
     pub fn compile_unless_cancelled(&self, spec: &GrammarSpec, cancellation: &CompileCancellation) -> Result<Grammar> {
         if let Some(grammar) = self.kept_grammar(spec) {
             return Ok(grammar);
@@ -119,7 +118,7 @@ fn refuse_deep_schemas(spec: &GrammarSpec) -> Result<()> {
         GrammarSpec::ToolCalls(calls) => {
             if let Some((name, _)) = calls.functions.iter().find(|(_, schema)| !has_levels(schema, MAX_SCHEMA_LEVELS)) {
                 let what = format!("the schema of the parameters of {name} {what}");
-                return Err(EngineError::Request(Diagnostic::new("tools", what, help)));
+                return Err(Error::request("tools", what, help));
             }
             match &calls.otherwise {
                 AnswerWithoutCalls::Form(form) => refuse_deep_schemas(form),

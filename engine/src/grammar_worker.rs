@@ -20,7 +20,7 @@ use reel_input::grammar::{AnswerWithoutCalls, GrammarSpec};
 use reel_support::diagnostic::Diagnostic;
 use reel_support::worker::{ForkExit, JobCanceller, Worker, WorkerFailure, WorkerKind, WorkerPool, WorkerProgram};
 
-use crate::error::{EngineError, Result};
+use crate::error::{Error, Kind, Result};
 use crate::grammar::{LocalCompiler, Vocabulary, refused};
 
 /// The kind of worker that compiles grammars.
@@ -57,7 +57,7 @@ struct CancellationState {
 }
 
 impl CompileCancellation {
-    /// Makes a running compilation, and each later one, fail with [`EngineError::Interrupted`].
+    /// Makes a running compilation, and each later one, fail with [`Kind::Interrupted`].
     pub fn cancel(&self) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.is_cancelled = true;
@@ -69,7 +69,7 @@ impl CompileCancellation {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.is_cancelled {
             job.iter().for_each(JobCanceller::cancel);
-            return Err(EngineError::Interrupted);
+            return Err(Error::generation_interrupted());
         }
         state.job = job;
         Ok(())
@@ -112,7 +112,7 @@ impl GrammarWorkers {
     /// Checks that a worker can compile a grammar and follow it for some tokens.
     pub(crate) fn check(&self, spec: &GrammarSpec, cancellation: &CompileCancellation) -> Result<()> {
         let exceeded = match self.ask(spec, cancellation)? {
-            Ok(verdict) => return verdict.map_err(EngineError::Request),
+            Ok(verdict) => return verdict.map_err(|d| Kind::Request.error(d)),
             Err(exceeded) => exceeded,
         };
         let help = "use a smaller or simpler grammar";
@@ -121,7 +121,7 @@ impl GrammarWorkers {
         if let AnswerWithoutCalls::Form(form) = &calls.otherwise {
             self.check(form, cancellation)?;
         }
-        Err(EngineError::Request(Diagnostic::new("tools", exceeded, help)))
+        Err(Error::request("tools", exceeded, help))
     }
 
     /// Sends a grammar to a worker and waits for the verdict. The inner error says which limit the grammar exceeds.
@@ -187,7 +187,7 @@ fn exceeded_limit(exit: &ForkExit, stderr: &str) -> String {
 }
 
 /// The error of a worker that failed while it did not run a grammar.
-fn broken(failure: &WorkerFailure) -> EngineError {
+fn broken(failure: &WorkerFailure) -> Error {
     let how = match failure {
         WorkerFailure::Timeout => "does not answer".to_string(),
         WorkerFailure::Invalid => "sent an invalid reply".to_string(),
@@ -230,9 +230,9 @@ fn worker_main() -> ExitCode {
                 Ok(())
             })
         });
-        Ok(followed.map_err(|e| match e {
-            EngineError::Request(diagnostic) => diagnostic,
-            e => Diagnostic::new("grammar", e.to_string(), ""),
+        Ok(followed.map_err(|e| match e.kind {
+            Kind::Request => e.diagnostic,
+            _ => Diagnostic::new("grammar", e.to_string(), ""),
         }))
     })
 }

@@ -13,7 +13,6 @@ mod block_hash;
 mod context;
 mod continuous;
 mod engine;
-mod error;
 mod grammar;
 mod grammar_compiler;
 mod grammar_worker;
@@ -34,16 +33,17 @@ mod tool_calls;
 pub use adapters::AdapterId;
 pub use continuous::ContinuousBatch;
 pub use engine::Engine;
-pub use error::{EngineError, Result};
 pub use grammar::{Grammar, GrammarSpec};
 pub use grammar_compiler::GrammarCompiler;
 pub use grammar_worker::{CompileCancellation, GRAMMAR_WORKER};
 pub use prompt_log_probs::PromptTokenLogProbs;
+pub use reel_runtime::ops::SamplingParams;
+pub use reel_support::error::{self, Result};
 pub use request::{
     Completion, FinishReason, GenerationRequest, GenerationTiming, MAX_BIASED_TOKENS, MAX_TOP_LOG_PROBS, StepOutput,
     TokenEvent, TokenLogProbs, TooLongReason, new_tokens_within_positions,
 };
-pub use sampler::SamplingParams;
+pub use sampler::{resolve_sampling, validate_sampling};
 pub use stats::EngineStats;
 pub use stop::StopCondition;
 pub use token_text::{CompletionStream, completion_text};

@@ -4,7 +4,7 @@ use reel_input::TokenId;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, Tensor};
 
-use crate::error::{EngineError, Result};
+use crate::error::{Error, Result};
 
 /// Number of rows of logits that one pass computes.
 pub(crate) const LOGIT_ROWS_PER_PASS: usize = 64;
@@ -40,7 +40,8 @@ pub(crate) fn prompt_log_probs(
         let logits = model.logits(cx, &hidden.rows(part * LOGIT_ROWS_PER_PASS, ids.len())?)?.to_f32()?;
         let rows = logits.chunks_exact(logits.len() / ids.len());
         for (logits, &id) in rows.zip(ids) {
-            let of_token = of_row(logits, id as usize, top).ok_or(EngineError::NotANumberInPrompt)?;
+            let of_token =
+                of_row(logits, id as usize, top).ok_or_else(|| Error::logits_not_a_number("within the prompt"))?;
             all.push(of_token);
         }
     }

@@ -7,13 +7,13 @@ use reel_input::encode::ModelFolder;
 pub use reel_input::request::MAX_TOP_LOG_PROBS;
 use reel_input::request::RequestSettings;
 use reel_input::{ModelInput, TokenId};
-use reel_support::diagnostic::Diagnostic;
+use reel_runtime::ops::SamplingParams;
 
 use crate::adapters::AdapterId;
-use crate::error::{EngineError, Result};
+use crate::error::{Error, Result};
 use crate::grammar::Grammar;
 use crate::prompt_log_probs::PromptTokenLogProbs;
-use crate::sampler::SamplingParams;
+use crate::sampler::{resolve_sampling, validate_sampling};
 use crate::stop::StopCondition;
 
 /// Why a prompt and its answer exceed the model's number of positions (`max_position_embeddings`).
@@ -80,7 +80,8 @@ pub struct GenerationRequest {
     /// Requests with a lower number start earlier and are preempted later. Among equal numbers, the order of arrival
     /// counts.
     pub priority: i32,
-    /// The time limit. A request that is not finished by this time fails with [`EngineError::DeadlineExceeded`].
+    /// The time limit. A request that is not finished by this time fails with
+    /// [`Kind::DeadlineExceeded`](crate::error::Kind::DeadlineExceeded).
     pub deadline: Option<Instant>,
 }
 
@@ -119,9 +120,9 @@ impl GenerationRequest {
         let stop = || StopCondition::with_strings(&settings.stop, &model.tokenizer);
         GenerationRequest {
             prompt: prompt.into(),
-            sampling: SamplingParams::from_settings(settings, &model.generation),
+            sampling: resolve_sampling(settings.sampling, &model.generation),
             logit_bias: settings.logit_bias.clone(),
-            max_new_tokens: settings.max_new_tokens.unwrap_or(max_new_tokens),
+            max_new_tokens: settings.sampling.max_new_tokens.unwrap_or(max_new_tokens),
             eos_token_ids: [eos, &settings.stop_token_ids].concat(),
             min_new_tokens: settings.min_new_tokens,
             stop_conditions: (0..settings.n.unwrap_or(1)).map(|_| stop()).collect(),
@@ -141,10 +142,8 @@ impl GenerationRequest {
 
     /// Refuses an empty prompt and parameters that are out of range. The error names the parameter.
     pub(crate) fn validate(&self) -> Result<()> {
-        self.sampling.validate()?;
-        let invalid = |location: &str, what: String, help: String| {
-            Err(EngineError::Request(Diagnostic::new(location, what, help)))
-        };
+        validate_sampling(&self.sampling)?;
+        let invalid = |location: &str, what: String, help: String| Err(Error::request(location, what, help));
         if self.prompt.input_ids.is_empty() {
             return invalid("prompt", "has no tokens".into(), "give it some text".into());
         }
@@ -238,7 +237,7 @@ pub struct StepOutput {
     /// The completions that are finished, in the order in which their requests were added.
     pub completions: Vec<Completion>,
     /// The requests that failed, each with its error. The engine has dropped all completions of these requests.
-    pub failed: Vec<(usize, EngineError)>,
+    pub failed: Vec<(usize, Error)>,
 }
 
 /// The durations of the two phases of a call of the engine.

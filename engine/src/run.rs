@@ -16,11 +16,10 @@ use reel_model::flops::ForwardFlops;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::KvCache;
 use reel_runtime::ops::KvPages;
-use reel_support::diagnostic::Diagnostic;
 
 use crate::adapters::{AdapterId, Adapters};
 use crate::context::EngineContext;
-use crate::error::{EngineError, Result};
+use crate::error::{Error, Kind, Result};
 use crate::prefill::{NeededHiddenStates, sample_first_tokens, select_needed_rows};
 use crate::prompt_log_probs::prompt_log_probs;
 use crate::request::{GenerationRequest, GenerationTiming, StepOutput, TokenEvent};
@@ -40,7 +39,7 @@ pub(crate) struct EngineLoop<'e, 'a> {
     in_flight: VecDeque<(Vec<Option<usize>>, PendingStep)>,
     /// Slots whose state is written to the device before the next step.
     to_write: Vec<usize>,
-    failed: Vec<(usize, EngineError)>,
+    failed: Vec<(usize, Error)>,
     timing: GenerationTiming,
 }
 
@@ -83,7 +82,7 @@ impl<'e, 'a> EngineLoop<'e, 'a> {
     pub(crate) fn add_request(&mut self, index: usize, request: GenerationRequest) -> Result<()> {
         if request.adapter.is_some_and(|id| !self.adapters.is_available(id)) {
             let help = "load the adapter into this batch, or leave it out";
-            return Err(EngineError::Request(Diagnostic::new("adapter", "is not loaded", help)));
+            return Err(Error::request("adapter", "is not loaded", help));
         }
         let max_tokens = request.max_sequence_tokens();
         let with_hashes = self.options.prefix_cache;
@@ -112,7 +111,7 @@ impl<'e, 'a> EngineLoop<'e, 'a> {
     pub(crate) fn step(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<bool> {
         self.context.check_interrupt()?;
         for request in self.scheduler.requests_past_deadline() {
-            self.fail(request, EngineError::DeadlineExceeded)?;
+            self.fail(request, Error::deadline_exceeded())?;
         }
         let begun = Instant::now();
         self.prefill(on_token)?;
@@ -139,15 +138,15 @@ impl<'e, 'a> EngineLoop<'e, 'a> {
             left = left.saturating_sub(computed);
             match self.forward(&chunks) {
                 Ok(first_tokens) => self.finish_chunks(&chunks, first_tokens, on_token)?,
-                Err(EngineError::Interrupted) => return Err(EngineError::Interrupted),
+                Err(e) if e.kind == Kind::Interrupted => return Err(e),
                 // Only this process of a tensor-parallel model has the error. The other processes would continue with
                 // the request, so this process cannot drop it.
-                Err(e) if self.context.model().text.is_tensor_parallel() && !e.is_same_on_all_ranks() => return Err(e),
+                Err(e) if self.context.model().text.is_tensor_parallel() && !is_same_on_all_ranks(&e) => return Err(e),
                 Err(e) if chunks.len() == 1 => self.fail_job(chunks[0].job, e)?,
                 // The error does not say which prompt caused it, so each prompt is computed again alone.
                 Err(_) => chunks.chunks(1).try_for_each(|chunk| match self.forward(chunk) {
                     Ok(first_tokens) => self.finish_chunks(chunk, first_tokens, on_token),
-                    Err(e) if self.context.model().text.is_tensor_parallel() && !e.is_same_on_all_ranks() => Err(e),
+                    Err(e) if self.context.model().text.is_tensor_parallel() && !is_same_on_all_ranks(&e) => Err(e),
                     Err(e) => self.fail_job(chunk[0].job, e),
                 })?,
             }
@@ -238,7 +237,7 @@ impl<'e, 'a> EngineLoop<'e, 'a> {
     }
 
     /// Fails the request of a job.
-    fn fail_job(&mut self, job: SequenceRank, e: EngineError) -> Result<()> {
+    fn fail_job(&mut self, job: SequenceRank, e: Error) -> Result<()> {
         match self.scheduler.prefill_job(job).map(|(_, sequence)| sequence.request.index) {
             Some(request) => self.fail(request, e),
             None => Err(e),
@@ -246,7 +245,7 @@ impl<'e, 'a> EngineLoop<'e, 'a> {
     }
 
     /// Drops a request and keeps its error for the output.
-    fn fail(&mut self, request: usize, e: EngineError) -> Result<()> {
+    fn fail(&mut self, request: usize, e: Error) -> Result<()> {
         self.failed.push((request, e));
         self.cancel(request)
     }
@@ -380,7 +379,7 @@ impl<'e, 'a> EngineLoop<'e, 'a> {
         if self.context.model().has_adapter() {
             let what = "cannot be loaded, because the served model already has an adapter of its own";
             let help = "serve the base model, or merge its adapter (reel merge)";
-            return Err(EngineError::Request(Diagnostic::new("adapter", what, help)));
+            return Err(Error::request("adapter", what, help));
         }
         while self.postprocess(on_token)? {}
         let (adapters, id) = self.adapters.with_new_adapter(model, &self.scheduler.adapters_in_use());
@@ -435,14 +434,14 @@ impl<'e, 'a> EngineLoop<'e, 'a> {
         if let Some((field, other, own)) = self.context.model().config.first_difference(&model.config) {
             let what = format!("is {other}, but the model that is served has {own}");
             let help = "use weights of the same architecture";
-            return Err(EngineError::Request(Diagnostic::new(field, what, help)));
+            return Err(Error::request(field, what, help));
         }
         if model.has_adapter() {
             self.drop_unused_adapters(on_token)?;
             if self.adapters.len() > 0 {
                 let what = "cannot be a model with an adapter while other adapters are loaded or answer requests";
                 let help = "unload them, and try again when their requests have ended";
-                return Err(EngineError::Request(Diagnostic::new("the weights", what, help)));
+                return Err(Error::request("the weights", what, help));
             }
         }
         let model = Qwen25Vl { features: self.context.model().features.clone(), ..model };
@@ -456,5 +455,14 @@ impl<'e, 'a> EngineLoop<'e, 'a> {
         self.adapters = adapters;
         self.context.set_model(model);
         Ok(begun)
+    }
+}
+
+/// Whether all processes of a tensor-parallel model get this error for the same request, so that each of them can drop
+/// the request and continue.
+fn is_same_on_all_ranks(e: &Error) -> bool {
+    match e.kind {
+        Kind::Request | Kind::TooLong { .. } | Kind::NotANumber | Kind::Media(_) => true,
+        kind => matches!(kind, Kind::Input | Kind::Io | Kind::DiskFull | Kind::FileTooLarge),
     }
 }

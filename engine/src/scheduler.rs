@@ -25,7 +25,7 @@ use reel_support::diagnostic::Diagnostic;
 
 use crate::adapters::AdapterId;
 use crate::block_allocator::BlockAllocator;
-use crate::error::{EngineError, Result};
+use crate::error::{Error, Kind, Result};
 use crate::prefill::PrefillJob;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::request::{Completion, TokenEvent};
@@ -158,7 +158,7 @@ impl Scheduler {
             let room = most * BLOCK;
             let what = format!("has room for {room} tokens, but prompt and completion need {max_tokens}");
             let help = "shorten the prompt, lower the number of new tokens, or give the KV cache more memory";
-            return Err(EngineError::TooLong { room, diagnostic: Diagnostic::new("KV cache", what, help) });
+            return Err(Kind::TooLong { room }.error(Diagnostic::new("KV cache", what, help)));
         }
         let first = self.next_key;
         let keys: Vec<usize> = (first..first + sequences.len()).collect();
@@ -314,7 +314,7 @@ impl Scheduler {
         &mut self,
         tokens: Vec<(usize, SampledToken)>,
         on_token: &mut dyn FnMut(TokenEvent),
-    ) -> Vec<(usize, EngineError)> {
+    ) -> Vec<(usize, Error)> {
         let mut failed = Vec::new();
         for (key, token) in tokens {
             let Some(sequence) = self.sequences.get_mut(&key) else { continue };
@@ -536,7 +536,7 @@ impl Scheduler {
         receivers: &[Option<usize>],
         tokens: Vec<SampledToken>,
         on_token: &mut dyn FnMut(TokenEvent),
-    ) -> (Vec<usize>, Vec<(usize, EngineError)>) {
+    ) -> (Vec<usize>, Vec<(usize, Error)>) {
         let (mut freed, mut failed) = (Vec::new(), Vec::new());
         for (slot, (receiver, token)) in receivers.iter().zip(tokens).enumerate() {
             // The sequence may no longer exist: the step may have been enqueued before the host knew that the sequence

@@ -8,17 +8,20 @@ use std::time::Instant;
 use reel_input::config::ModelConfig;
 use reel_input::{ModelInput, TokenId};
 use reel_model::chunked_prompt::PromptTokens;
-use reel_runtime::ops::{DecodeSlot, RowSampling};
+use reel_runtime::ops::{DecodeSlot, RowSampling, SamplingParams};
 
 use crate::adapters::AdapterId;
 use crate::block_allocator::BlockAllocator;
 use crate::block_hash::{BlockHash, SequenceTokens};
-use crate::error::{EngineError, Result};
+use crate::error::{Error, Result};
 use crate::grammar::Grammar;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::request::{Completion, FinishReason, GenerationRequest, TokenEvent, TokenLogProbs};
-use crate::sampler::{SamplingFeatures, SamplingParams};
+use crate::sampler::SamplingFeatures;
 use crate::stop::StopCondition;
+
+/// Minimum temperature for sampling. A lower temperature counts as 0 (greedy).
+const MIN_TEMPERATURE: f32 = 1e-20;
 
 /// The fields of a request that all its completions share.
 #[derive(Debug)]
@@ -212,18 +215,12 @@ impl SequenceState {
 
     /// The sampling parameters in the form that the kernel takes; `bias` is [`Self::logit_biases`].
     pub(crate) fn row_sampling<'b>(&'b self, bias: &'b [(i32, f32)]) -> RowSampling<'b> {
-        let SamplingParams { top_p, top_k, min_p, repetition_penalty, .. } = self.sampling;
-        let SamplingParams { presence_penalty, frequency_penalty, seed, .. } = self.sampling;
+        // Dividing by a lower temperature would overflow; sampling at 1e-20 is practically greedy already.
+        let is_greedy = self.sampling.temperature < MIN_TEMPERATURE;
+        let temperature = if is_greedy { 0.0 } else { self.sampling.temperature };
         RowSampling {
-            temperature: self.sampling.kernel_temperature(),
-            top_p,
-            top_k,
-            min_p,
-            repetition_penalty,
-            presence_penalty,
-            frequency_penalty,
+            params: SamplingParams { temperature, ..self.sampling },
             counted_from: self.prompt_tokens(),
-            seed,
             bias,
             allowed: self.allowed_tokens(),
         }
@@ -283,11 +280,12 @@ impl SequenceState {
     /// Appends a generated token, reports it to `on_token`, and finishes the sequence if the token ends it.
     ///
     /// # Errors
-    /// [`EngineError::NotANumber`] for a negative id, which the sampling kernel returns if all logits are NaN;
-    /// computing the tokens that the grammar allows next takes too long.
+    /// [`Kind::NotANumber`](crate::error::Kind::NotANumber) for a negative id, which the sampling kernel returns if all
+    /// logits are NaN; computing the tokens that the grammar allows next takes too long.
     pub(crate) fn push_token(&mut self, sampled: SampledToken, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         let Ok(id) = u32::try_from(sampled.id) else {
-            return Err(EngineError::NotANumber { completion: self.index, token: self.generated_token_count() });
+            let (token, completion) = (self.generated_token_count(), self.index);
+            return Err(Error::logits_not_a_number(&format!("at generated token {token} of completion {completion}")));
         };
         self.ids.push(sampled.id);
         self.log_probs.push(sampled.log_prob);

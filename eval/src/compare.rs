@@ -8,13 +8,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use reel_support::diagnostic::Diagnostic;
 use serde::Serialize;
 
 use crate::bootstrap::{ScoredRow, bootstrap_intervals};
+use crate::error::{Error, Result};
 use crate::score::{FIRST_CATEGORY_INDEX, ScoreGroups};
 use crate::task::Task;
-use crate::{EvalError, Extraction, Prediction, Result};
+use crate::{Extraction, Prediction};
 
 /// The result of comparing two runs over the same questions. Differences are run B minus run A.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -77,7 +77,7 @@ pub fn compare_runs(task: &Task, runs: [&[Prediction]; 2], extraction: Extractio
     let pairs = pairs(runs, extraction)?;
     if pairs.is_empty() {
         let what = format!("have no row of {} in common", task.name);
-        return Err(EvalError::Data(Diagnostic::new("the two runs", what, "compare runs over the same data")));
+        return Err(Error::failed("the two runs", what, "compare runs over the same data"));
     }
     let rows: Vec<Prediction> = pairs.iter().map(|pair| pair.row.clone()).collect();
     let groups = ScoreGroups::new(task, &rows);
@@ -145,7 +145,7 @@ fn pairs<'a>([a, b]: [&'a [Prediction]; 2], extraction: Extraction) -> Result<Ve
         let Some(other) = others.get(&(name, count)) else { continue };
         if (&row.question, &row.solution) != (&other.question, &other.solution) {
             let what = format!("have different questions or solutions in row `{name}`");
-            return Err(EvalError::Data(Diagnostic::new("the two runs", what, "compare runs over the same data")));
+            return Err(Error::failed("the two runs", what, "compare runs over the same data"));
         }
         pairs.push(RowPair { row, scores: [row, other].map(|row| f64::from(row.score(extraction))) });
     }

@@ -12,7 +12,6 @@
 
 mod bootstrap;
 mod compare;
-mod error;
 mod extraction;
 mod interval;
 mod load;
@@ -24,10 +23,10 @@ mod score;
 mod task;
 
 pub use compare::{Comparison, ScoreDifference, compare_runs};
-pub use error::{EvalError, Result};
 pub use extraction::Extraction;
 pub use load::{DataFile, LoadedBenchmark, load_benchmark};
 pub use prediction::Prediction;
+pub use reel_support::error::{self, Result};
 pub use row::{BenchmarkRow, VideoClip};
 pub use score::{BenchmarkReport, CategoryScore, HeadlineScore, can_be_predictions_of, score_benchmark};
 pub use task::{Headline, OWN_ROWS, PublishedScore, Task};

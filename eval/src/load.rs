@@ -11,9 +11,10 @@ use reel_samples::rewards::ProblemType;
 use reel_support::diagnostic::Diagnostic;
 use serde_json::{Map, Value, json};
 
+use crate::BenchmarkRow;
+use crate::error::{Error, Kind, Result};
 use crate::row::ParsedRow;
 use crate::task::{Layout, OptionalColumns, Task, column};
-use crate::{BenchmarkRow, EvalError, Result};
 
 /// The rows of a benchmark.
 #[derive(Clone, Debug)]
@@ -112,7 +113,7 @@ pub fn load_benchmark(
                 }
                 Ok(ParsedRow::Excluded(reason)) => *loaded.left_out.entry(reason).or_default() += 1,
                 Err(_) if skip_bad_rows => *loaded.left_out.entry(BAD_ROW.into()).or_default() += 1,
-                Err(wrong) => return Err(EvalError::Data(wrong.at(location))),
+                Err(wrong) => return Err(Kind::Failed.error(wrong.at(location))),
             }
         }
         loaded.files.push(DataFile { path, fingerprint, rows: count });
@@ -137,13 +138,13 @@ fn unknown_column(
     layout: &Layout,
     columns: &OptionalColumns<'_>,
     known_columns: BTreeSet<String>,
-) -> EvalError {
+) -> Error {
     let names = columns.alternatives.concat().join(", ");
     let is_of_file = |name: &String| !name.starts_with("file.") && !name.starts_with("row.");
     let known: Vec<String> = known_columns.into_iter().filter(is_of_file).collect();
     let location = format!("benchmark {}: layout `{}`: {}", task.name, layout.name, columns.rule);
     let what = format!("names the column {names}, which no row has; rows have {}", known.join(", "));
-    EvalError::Task(Diagnostic::new(location, what, "correct the name, or remove the rule"))
+    Error::failed(location, what, "correct the name, or remove the rule")
 }
 
 /// Refuses a row with the id of an earlier row, because predictions are matched with questions by their ids.
@@ -158,8 +159,8 @@ fn refuse_used_id(
     Err(Diagnostic::new("id", what, "give every row of the benchmark its own id, such as {file.stem}-{row.number}"))
 }
 
-fn data_error(location: String, what: String, help: &str) -> EvalError {
-    EvalError::Data(Diagnostic::new(location, what, help))
+fn data_error(location: String, what: String, help: &str) -> Error {
+    Error::failed(location, what, help)
 }
 
 /// The files of a benchmark, and the layout that fits them.
@@ -184,7 +185,7 @@ fn find_files<'t>(task: &'t Task, data: &Path) -> Result<FoundLayout<'t>> {
     }
     if !data.is_dir() {
         let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
-        return Err(EvalError::Data(Diagnostic::cannot_read(data, &missing)));
+        return Err(Error::cannot_read(data, &missing));
     }
     let mut looked_for = Vec::new();
     let mut other = None;
@@ -218,13 +219,13 @@ fn find_files<'t>(task: &'t Task, data: &Path) -> Result<FoundLayout<'t>> {
     looked_for.dedup();
     let what = format!("has no data file of {}", task.title);
     let help = format!("put one of {} into that folder, or into a folder {}/ in it", looked_for.join(", "), task.name);
-    Err(EvalError::Data(Diagnostic::new(data.display().to_string(), what, help)))
+    Err(Error::failed(data.display().to_string(), what, help))
 }
 
 /// Returns the files in `folder` that match the glob `pattern`, sorted.
 fn matches(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
     let all = format!("{}/{pattern}", glob::Pattern::escape(&folder.to_string_lossy()));
-    let wrong = |e: glob::PatternError| EvalError::Task(Diagnostic::new(pattern, e.msg, "correct `files` of the task"));
+    let wrong = |e: glob::PatternError| Error::failed(pattern, e.msg, "correct `files` of the task");
     let mut files: Vec<PathBuf> = glob::glob(&all).map_err(wrong)?.flatten().filter(|path| path.is_file()).collect();
     files.sort();
     Ok(files)
@@ -244,7 +245,7 @@ fn first_row_columns(file: &SourceFile, task: &Task) -> Result<Vec<Map<String, V
                 add_file_columns(&mut row, &file.path);
                 columns.push(row);
             }
-            Ok(Some((location, Err(wrong)))) => error = Some(EvalError::Data(wrong.at(location))),
+            Ok(Some((location, Err(wrong)))) => error = Some(Kind::Failed.error(wrong.at(location))),
             Ok(None) => {}
             Err(e) => error = Some(e),
         }
@@ -261,7 +262,7 @@ fn fits(layout: &Layout, columns: &Map<String, Value>) -> bool {
 
 /// The error for a file whose columns fit no layout of the task. If the columns fit another benchmark, the error names
 /// that benchmark.
-fn other_columns(task: &Task, file: &Path, columns: &[Map<String, Value>]) -> EvalError {
+fn other_columns(task: &Task, file: &Path, columns: &[Map<String, Value>]) -> Error {
     let location = file.display().to_string();
     let found = columns.first().cloned().unwrap_or_default();
     let names: Vec<&str> = found.keys().map(String::as_str).filter(|name| !name.contains("file.")).collect();
@@ -328,7 +329,7 @@ struct SourceFile {
 
 impl SourceFile {
     fn open(path: &Path) -> Result<Self> {
-        let table = Table::open(path).map_err(|e| EvalError::Data(e.into_diagnostic()))?;
+        let table = Table::open(path)?;
         Ok(Self { path: path.to_path_buf(), table, nested: OnceCell::new() })
     }
 
@@ -367,7 +368,7 @@ impl SourceFile {
 
     fn row(&self, index: usize) -> SourceRow {
         // Removes the location from the value's error, because the caller adds the location of the row.
-        let row = self.table.value(index).map_err(|e| Diagnostic { location: String::new(), ..e.into_diagnostic() });
+        let row = self.table.value(index).map_err(|e| Diagnostic { location: String::new(), ..e.diagnostic });
         (self.table.location(index), row.and_then(object))
     }
 
@@ -375,12 +376,12 @@ impl SourceFile {
     fn nested_value(&self) -> Result<&Value> {
         let parse = || {
             let file = self.path.display().to_string();
-            let text = self.table.text().map_err(|e| e.into_diagnostic())?;
+            let text = self.table.text().map_err(|e| e.diagnostic)?;
             let text = text.ok_or_else(|| Diagnostic::new(&file, "is not a JSON file", OWN_FILE))?;
             serde_json::from_str(text.trim_start_matches('\u{feff}'))
                 .map_err(|e| Diagnostic::new(format!("{file}:{}", e.line()), format!("is not JSON: {e}"), OWN_FILE))
         };
-        self.nested.get_or_init(parse).as_ref().map_err(|e| EvalError::Data(e.clone()))
+        self.nested.get_or_init(parse).as_ref().map_err(|e| Kind::Failed.error(e.clone()))
     }
 }
 

@@ -10,8 +10,9 @@ use reel_samples::rewards::{
 use reel_support::diagnostic::Diagnostic;
 use serde_json::Value;
 
+use crate::Extraction;
+use crate::error::{Kind, Result};
 use crate::task::Task;
-use crate::{EvalError, Extraction, Result};
 
 /// A row of predictions: the benchmark's `problem_type`, `solution` and `category`, and the model's `output`, or the
 /// `error` that explains why the row has no output.
@@ -47,8 +48,8 @@ impl Prediction {
     /// # Errors
     /// The line is not a JSON object, or a column is missing or not a string; the error names the column.
     pub fn from_json_line(line: &str) -> Result<Self> {
-        let fields = parse_json_object(line).map_err(EvalError::Row)?;
-        let text = |name: &str| string_field(&fields, name).map_err(EvalError::Row);
+        let fields = parse_json_object(line).map_err(|d| Kind::Failed.error(d))?;
+        let text = |name: &str| string_field(&fields, name).map_err(|d| Kind::Failed.error(d));
         // Columns that are only shown may have any type, because the score does not need them.
         let shown = |name: &str| match fields.get(name) {
             Some(Value::String(text)) => Some(text.clone()),

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bootstrap::{ScoreTotal, ScoredRow, bootstrap_intervals, sum_of_totals};
+use crate::error::{Error, Result};
 use crate::interval::wilson_interval;
 use crate::task::{Headline, Task};
-use crate::{EvalError, Extraction, Prediction, Result};
+use crate::{Extraction, Prediction};
 
 /// The scores of a benchmark, from 0 to 1, with 95 % confidence intervals.
 ///
@@ -95,7 +96,7 @@ pub fn can_be_predictions_of(task: &Task, predictions: &[Prediction]) -> bool {
 /// There are no predictions.
 pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extraction) -> Result<BenchmarkReport> {
     if predictions.is_empty() {
-        return Err(EvalError::malformed_row("predictions", "the file has no rows", "give one JSON object per line"));
+        return Err(Error::failed("predictions", "the file has no rows", "give one JSON object per line"));
     }
     let scores: Vec<f64> = predictions.iter().map(|p| f64::from(p.score(extraction))).collect();
     let scores_of = |regression: bool| -> Vec<f64> {

@@ -13,6 +13,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::error::{Error, Result};
 use crate::media::frames::FrameBuf;
 use crate::media::image::RgbImage;
 use crate::media::patches::{self, ImageProcessorSettings};
@@ -20,12 +21,12 @@ use crate::media::profile::{MediaOverrides, MediaProfile};
 use crate::media::resize::ImagePixelLimits;
 use crate::media::video::PixelBuffer;
 use crate::media::worker::DecodeWorker;
+use crate::media::{with_file_name, with_message_part};
 use reel_support::diagnostic::{input, print_note_once};
 use tempfile::NamedTempFile;
 
 use crate::chat::{ChatTemplate, PromptEnd};
 use crate::config::{GenerationConfig, ModelConfig, open_preprocessor_config};
-use crate::error::{InputError, Result};
 use crate::fetch::{self, MediaAccess};
 use crate::frame_folder::{self, frames_in_folder};
 use crate::media_frames::MediaFrames;
@@ -166,12 +167,14 @@ pub fn load_media_with(
         match part {
             ContentPart::Text(_) => {}
             ContentPart::Image(image) => {
-                let frame = load_image(image, options, &processor).map_err(|e| name_part(e, &image.location))?;
+                let frame =
+                    load_image(image, options, &processor).map_err(|e| with_message_part(e, &image.location))?;
                 media.image_grid_thw.push(media.frames.grid_thw(&frame)?);
                 media.frames.images.push(frame);
             }
             ContentPart::Video(video) => {
-                let mut loaded = load_video(video, options, &processor).map_err(|e| name_part(e, &video.location))?;
+                let mut loaded =
+                    load_video(video, options, &processor).map_err(|e| with_message_part(e, &video.location))?;
                 media.video_grid_thw.push(media.frames.grid_thw(&loaded.frames)?);
                 media.frames.videos.push(loaded.frames);
                 media.frames.video_times.push(loaded.times);
@@ -226,7 +229,7 @@ pub fn refuse_pads_without_media(folder: &ModelFolder, input: &ModelInput, origi
             let token = pad_token(kind);
             let location = origin.location_of_typed(&token).unwrap_or_else(|| origin.location().to_string());
             let what = format!("has the token {token}, and there is no {kind} for it");
-            return Err(InputError::messages(location, what, "remove this token"));
+            return Err(Error::input(location, what, "remove this token"));
         }
     }
     Ok(())
@@ -261,7 +264,7 @@ pub fn encode_prompt(
             let token = pad_token(kind);
             let location = origin.location_of_typed(&token).unwrap_or_else(|| origin.location().to_string());
             let what = format!("has <|vision_start|>{token} in its text, but no {kind} for it, only other media");
-            return Err(InputError::messages(location, what, format!("remove {token} from the text")));
+            return Err(Error::input(location, what, format!("remove {token} from the text")));
         }
         if !grids.is_empty() {
             let counts: Vec<usize> = grids.iter().map(|grid| grid.iter().product::<usize>() / unit).collect();
@@ -296,11 +299,11 @@ fn expand(
         return Err(match origin.location_of_typed(&token) {
             Some(location) => {
                 let what = format!("has the token {token} in its text, so {numbers}");
-                InputError::messages(location, what, "remove it from the text")
+                Error::input(location, what, "remove it from the text")
             }
             None => {
                 let what = format!("the chat template does not write one {token} for each {kind}: {numbers}");
-                InputError::messages(origin.location(), what, "use the chat template of the published model")
+                Error::input(origin.location(), what, "use the chat template of the published model")
             }
         });
     }
@@ -316,7 +319,7 @@ fn expand(
 fn load_image(image: &ImagePart, options: &MediaOptions, processor: &ImageProcessorSettings) -> Result<FrameBuf> {
     let limits = ImagePixelLimits::new(options.profile, &options.media_limits(image.overrides));
     let rgb = open_image(&image.source, options, image.overrides)?;
-    Ok(patches::resize_image(&rgb, &limits, processor, &image.source.path_or_address())?)
+    patches::resize_image(&rgb, &limits, processor, &image.source.path_or_address())
 }
 
 fn open_image(source: &MediaSource, options: &MediaOptions, part: MediaOverrides) -> Result<RgbImage> {
@@ -327,7 +330,7 @@ fn open_image(source: &MediaSource, options: &MediaOptions, part: MediaOverrides
         MediaSource::Url(url) => {
             let file = options.access.download(url, fetch::MAX_IMAGE_BYTES, options.decoder.program.timeout)?;
             let bytes = input::read_file(file.path(), fetch::MAX_IMAGE_BYTES)
-                .map_err(|e| InputError::cannot_read(source.path_or_address(), e))?;
+                .map_err(|e| Error::cannot_read(source.path_or_address(), e))?;
             crate::media::image::decode(&bytes, &source.path_or_address(), rule)?
         }
     };
@@ -366,7 +369,7 @@ fn load_video(video: &VideoPart, options: &MediaOptions, processor: &ImageProces
                 MediaSource::Data(uri) => temporary_file(&fetch::decode_data_uri(uri)?)?,
             };
             video_file(temporary.path(), keys, options, processor)
-                .map_err(|error| name_source(error, &source.path_or_address()))
+                .map_err(|error| with_file_name(error, &source.path_or_address()))
         }
     }
 }
@@ -388,7 +391,7 @@ fn frame_list(
     let sample_fps = keys.fps.unwrap_or(2.0);
     if !(sample_fps > 0.0 && sample_fps.is_finite()) {
         let what = format!("is {sample_fps}, expected a number above 0");
-        return Err(InputError::messages(
+        return Err(Error::input(
             format!("{location}: fps"),
             what,
             "give the frame rate of the listed frames, in frames per second",
@@ -437,27 +440,7 @@ fn video_file(
 fn temporary_file(bytes: &[u8]) -> Result<NamedTempFile> {
     let folder = std::env::temp_dir();
     let file = NamedTempFile::new_in(&folder).and_then(|mut file| file.write_all(bytes).map(|()| file));
-    file.map_err(|e| InputError::cannot_write(&folder, e))
-}
-
-/// Replaces the temporary file's path in an error by the source of the video.
-fn name_source(error: InputError, name: &str) -> InputError {
-    match error {
-        InputError::Media(e) => e.with_file_name(name).into(),
-        other => other,
-    }
-}
-
-/// Adds the message part to an error's location if the location is a setting or a `data:` URI. A location that is a
-/// path or an address already identifies the image or video.
-fn name_part(error: InputError, part: &str) -> InputError {
-    match error {
-        InputError::Media(error) => error.with_message_part(part).into(),
-        InputError::Messages(error) if error.location == crate::media::DATA_URI => {
-            InputError::messages(format!("{part}: {}", error.location), error.what, error.help)
-        }
-        other => other,
-    }
+    file.map_err(|e| Error::cannot_write(&folder, e))
 }
 
 #[cfg(test)]
@@ -486,8 +469,8 @@ mod tests {
             let error = error.unwrap_err().to_string();
             assert!(error.starts_with(want), "{error}");
         }
-        let error = crate::media::MediaError::setting_error("nframes", "is 3", "give an even number");
-        assert_eq!(name_part(error.into(), "m").to_string(), "m: nframes: is 3; give an even number");
+        let error = Error::setting("nframes", "is 3", "give an even number");
+        assert_eq!(with_message_part(error, "m").to_string(), "m: nframes: is 3; give an even number");
     }
 
     #[test]

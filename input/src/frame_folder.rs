@@ -3,9 +3,7 @@
 use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 
-use crate::media::MediaError;
-
-use crate::error::{InputError, Result};
+use crate::error::{Error, Result};
 use crate::messages::MediaSource;
 
 const IMAGES: [&str; 8] = ["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"];
@@ -17,10 +15,10 @@ const HELP: &str = "give a folder that has the frames of one video, as images of
 /// # Errors
 /// The folder cannot be read, has no images, or has an entry that is not an image.
 pub fn frames_in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(folder).map_err(|e| InputError::cannot_read(folder, e))?;
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::cannot_read(folder, e))?;
     let mut names = Vec::new();
     for entry in entries {
-        let name = entry.map_err(|e| InputError::cannot_read(folder, e))?.file_name();
+        let name = entry.map_err(|e| Error::cannot_read(folder, e))?.file_name();
         let name = name.to_string_lossy().into_owned();
         let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
         if name.starts_with('.') {
@@ -28,12 +26,12 @@ pub fn frames_in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
         }
         if !extension.is_some_and(|extension| IMAGES.contains(&extension.as_str())) {
             let what = format!("is a folder with `{name}`, which is not the image of a frame");
-            return Err(MediaError::file_error(folder, what, HELP).into());
+            return Err(Error::media_file(folder, what, HELP));
         }
         names.push(name);
     }
     if names.is_empty() {
-        return Err(MediaError::file_error(folder, "is a folder without images", HELP).into());
+        return Err(Error::media_file(folder, "is a folder without images", HELP));
     }
     names.sort_by(|a, b| by_numbers(a, b));
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
@@ -50,7 +48,7 @@ pub fn check_frame_sizes_equal(frames: &[MediaSource], sizes: impl IntoIterator<
     match frames.iter().skip(1).zip(sizes).find(|(_, size)| *size != (height, width)) {
         Some((frame, (h, w))) => {
             let what = format!("has {w}x{h} pixels, but the first frame of the folder has {width}x{height}");
-            Err(MediaError::file_error(frame.path_or_address(), what, HELP).into())
+            Err(Error::media_file(frame.path_or_address(), what, HELP))
         }
         None => Ok(()),
     }

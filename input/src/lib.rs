@@ -10,7 +10,6 @@
 pub mod chat;
 pub mod config;
 pub mod encode;
-pub mod error;
 pub mod expected_tokens;
 pub mod fetch;
 pub mod frame_folder;
@@ -28,6 +27,7 @@ pub mod prompt_media;
 mod python_json;
 pub mod request;
 pub mod rows;
+pub mod sampling;
 pub mod tensor_file;
 pub mod tokenizer;
 pub mod tokenizer_json;
@@ -35,8 +35,8 @@ pub mod tools;
 pub mod window;
 
 pub use encode::{MediaOptions, ModelFolder, SecondPerGrid, encode};
-pub use error::{InputError, Result};
 pub use media_frames::MediaFrames;
 pub use messages::Conversation;
 pub use model_input::{ModelInput, Sequence};
+pub use reel_support::error::{self, Result};
 pub use tokenizer::TokenId;

@@ -34,7 +34,7 @@ impl MediaFrames {
     /// A height or width in pixels that is not a multiple of `patch_size * merge_size`; data whose length does not
     /// match the height and width.
     pub fn grid_thw(&self, frames: &FrameBuf) -> Result<GridThw> {
-        Ok(patches::patch_grid_thw(frames.view()?, &self.processor)?)
+        patches::patch_grid_thw(frames.view()?, &self.processor)
     }
 
     /// The normalised pixels of all patches of `frames`, in processor order.

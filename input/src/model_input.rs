@@ -4,11 +4,11 @@
 use std::borrow::Cow;
 use std::path::Path;
 
+use crate::error::{Error, Result};
 use crate::media::frames::FrameBuf;
 use reel_support::diagnostic::input;
 
 use crate::config::ModelConfig;
-use crate::error::{InputError, Result};
 use crate::media_frames::MediaFrames;
 use crate::mrope::{MediaGrids, rope_index};
 use crate::tensor_file::{self, HeaderTensor, StoredTensor, write_safetensors};
@@ -129,7 +129,7 @@ impl ModelInput {
     /// image grids, image pad tokens are text, as in a batch; likewise for videos. `location` (a file) names the input
     /// in error messages.
     pub fn check(&self, config: &ModelConfig, location: &str) -> Result<()> {
-        let fault = |name: &str, what: String| Err(InputError::inputs(format!("{location}: {name}"), what, HELP));
+        let fault = |name: &str, what: String| Err(Error::input(format!("{location}: {name}"), what, HELP));
         if self.input_ids.is_empty() {
             return fault("input_ids", "has no tokens".to_string());
         }
@@ -167,7 +167,7 @@ impl ModelInput {
         (pixels, frames): (Option<&[f32]>, &[FrameBuf]),
     ) -> Result<()> {
         let pixel_name = if kind == "image" { "pixel_values" } else { "pixel_values_videos" };
-        let fault = |name: &str, what: String| Err(InputError::inputs(format!("{location}: {name}"), what, HELP));
+        let fault = |name: &str, what: String| Err(Error::input(format!("{location}: {name}"), what, HELP));
         let merge = config.vision.spatial_merge_size;
         if let Some(grid) =
             grids.iter().find(|[t, h, w]| *t == 0 || *h == 0 || *w == 0 || h % merge != 0 || w % merge != 0)
@@ -243,13 +243,13 @@ impl ModelInput {
     /// Reads a safetensors file with the inputs of a model. `input_ids` is required; missing positions are computed;
     /// unknown tensors are ignored.
     pub fn read(path: &Path, config: &ModelConfig) -> Result<Self> {
-        let bytes = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| InputError::cannot_read(path, e))?;
+        let bytes = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(path, e))?;
         let location = path.display().to_string();
         let file = InputFile { location: &location, tensors: tensor_file::read_header(path, &bytes)?, bytes: &bytes };
         let mut tokens = Self {
             input_ids: match file.ints("input_ids")? {
                 Some((_, ids)) => token_ids(&ids, config, &location)?,
-                None => return Err(InputError::inputs(format!("{location}: input_ids"), "is missing", HELP)),
+                None => return Err(Error::input(format!("{location}: input_ids"), "is missing", HELP)),
             },
             pixel_values: file.pixels("pixel_values", config)?,
             image_grid_thw: file.grids("image_grid_thw")?,
@@ -262,7 +262,7 @@ impl ModelInput {
         if let Some(seconds) = tokens.second_per_grid_ts.iter().find(|seconds| !(0.0..f32::INFINITY).contains(*seconds))
         {
             let what = format!("has {seconds}, expected seconds of 0 or more");
-            return Err(InputError::inputs(format!("{location}: second_per_grid_ts"), what, HELP));
+            return Err(Error::input(format!("{location}: second_per_grid_ts"), what, HELP));
         }
         match file.ints("position_ids")? {
             None => tokens.compute_positions(config, &location)?,
@@ -276,7 +276,7 @@ impl ModelInput {
         let length = self.len();
         if shape.first() != Some(&3) || positions.len() != 3 * length {
             let what = format!("has shape {shape:?}, not [3, {length}]");
-            return Err(InputError::inputs(format!("{}: position_ids", file.location), what, HELP));
+            return Err(Error::input(format!("{}: position_ids", file.location), what, HELP));
         }
         for (axis, values) in self.position_ids.iter_mut().zip(positions.chunks(length.max(1))) {
             *axis = values.to_vec();
@@ -287,7 +287,7 @@ impl ModelInput {
             Some((_, delta)) if delta.len() == 1 => delta[0],
             Some((shape, _)) => {
                 let what = format!("has shape {shape:?}, not [1]");
-                return Err(InputError::inputs(format!("{}: rope_delta", file.location), what, HELP));
+                return Err(Error::input(format!("{}: rope_delta", file.location), what, HELP));
             }
         };
         Ok(())
@@ -299,7 +299,7 @@ fn token_ids(ids: &[i64], config: &ModelConfig, location: &str) -> Result<Vec<To
     let vocab_size = config.text.vocab_size;
     let checked = |(i, &id): (usize, &i64)| match TokenId::try_from(id) {
         Ok(id) if (id as usize) < vocab_size => Ok(id),
-        _ => Err(InputError::inputs(
+        _ => Err(Error::input(
             format!("{location}: input_ids"),
             format!("has {id} at index {i}, outside the vocabulary of {vocab_size} tokens"),
             HELP,
@@ -332,12 +332,8 @@ impl InputFile<'_> {
         Some((tensor, self.bytes.get(tensor.begin..tensor.end)?))
     }
 
-    fn wrong_dtype(&self, tensor: &HeaderTensor, wanted: &str) -> InputError {
-        InputError::inputs(
-            format!("{}: {}", self.location, tensor.name),
-            format!("is {}, not {wanted}", tensor.dtype),
-            HELP,
-        )
+    fn wrong_dtype(&self, tensor: &HeaderTensor, wanted: &str) -> Error {
+        Error::input(format!("{}: {}", self.location, tensor.name), format!("is {}, not {wanted}", tensor.dtype), HELP)
     }
 
     fn ints(&self, name: &str) -> Result<Option<ShapeAndValues<i64>>> {
@@ -368,7 +364,7 @@ impl InputFile<'_> {
             None => Ok(None),
             Some((shape, _)) if shape.len() != 2 || shape[1] != dim => {
                 let what = format!("has shape {shape:?}, not [number of patches, {dim}]");
-                Err(InputError::inputs(format!("{}: {name}", self.location), what, HELP))
+                Err(Error::input(format!("{}: {name}", self.location), what, HELP))
             }
             Some((_, values)) if values.is_empty() => Ok(None),
             Some((_, values)) => Ok(Some(values)),
@@ -377,7 +373,7 @@ impl InputFile<'_> {
 
     fn grids(&self, name: &str) -> Result<Vec<GridThw>> {
         let Some((shape, values)) = self.ints(name)? else { return Ok(Vec::new()) };
-        let fault = |what: String| InputError::inputs(format!("{}: {name}", self.location), what, HELP);
+        let fault = |what: String| Error::input(format!("{}: {name}", self.location), what, HELP);
         if shape.len() != 2 || shape[1] != 3 {
             return Err(fault(format!("has shape {shape:?}, not [number of grids, 3]")));
         }

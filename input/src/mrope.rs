@@ -20,7 +20,7 @@
 //! of its own. Its vision tokens all have the same time position, like those of an image.
 
 use crate::config::{ModelConfig, Tower};
-use crate::error::{InputError, Result};
+use crate::error::{Error, Result};
 use crate::tokenizer::TokenId;
 use crate::window::GridThw;
 
@@ -102,11 +102,7 @@ fn check_counts(grids: MediaGrids, location: &str) -> Result<()> {
     let (given, videos) = (grids.second_per_grid_ts.len(), grids.video_grid_thw.len());
     if given != 0 && given != videos {
         let what = format!("has {given} numbers for {videos} videos");
-        return Err(InputError::inputs(
-            format!("{location}: second_per_grid_ts"),
-            what,
-            "give one number for each video",
-        ));
+        return Err(Error::input(format!("{location}: second_per_grid_ts"), what, "give one number for each video"));
     }
     Ok(())
 }
@@ -178,12 +174,12 @@ impl<'a> Pads<'a> {
         )))
     }
 
-    fn too_many(&self, kind: Kind) -> InputError {
+    fn too_many(&self, kind: Kind) -> Error {
         self.fault(format!("have more runs of {0} pad tokens than {0}_grid_thw has rows", kind.name()))
     }
 
-    fn fault(&self, what: String) -> InputError {
-        InputError::inputs(format!("{}: input_ids", self.location), what, "give the ids and grids of one conversation")
+    fn fault(&self, what: String) -> Error {
+        Error::input(format!("{}: input_ids", self.location), what, "give the ids and grids of one conversation")
     }
 }
 

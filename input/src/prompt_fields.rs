@@ -10,10 +10,10 @@
 
 use std::path::Path;
 
+use crate::error::{Error, Result};
 use crate::media::profile::{LimitConflict, MediaOverrides};
 use serde_json::{Map, Value};
 
-use crate::error::{InputError, Result};
 use crate::messages::part_keys::{UnknownTextKeys, VIDEO_KEYS, read_media_overrides, refuse_unknown_part_keys};
 use crate::messages::{ContentPart, Conversation, MessageContent, VideoPart, VideoSource};
 
@@ -55,8 +55,8 @@ enum NumFrames {
     All,
 }
 
-fn wrong(location: &str, path: &str, what: impl Into<String>, help: impl Into<String>) -> InputError {
-    InputError::messages(format!("{location}: {path}"), what, help)
+fn wrong(location: &str, path: &str, what: impl Into<String>, help: impl Into<String>) -> Error {
+    Error::input(format!("{location}: {path}"), what, help)
 }
 
 impl PromptFields {
@@ -274,12 +274,12 @@ impl MediaFields {
     fn check_list(&self, location: &str, frames: usize) -> Result<()> {
         if self.selects_frames == Some(true) {
             let what = format!("is a list of frames, all of which are used, but {PROCESSOR} has do_sample_frames true");
-            return Err(InputError::messages(location, what, "set it to false, or send a video file"));
+            return Err(Error::input(location, what, "set it to false, or send a video file"));
         }
         match self.num_frames {
             Some(NumFrames::AtMost(n)) if n < frames as i64 => {
                 let what = format!("is a list of {frames} frames, all of which are used, but the request asks for {n}");
-                Err(InputError::messages(location, what, "send that many frames"))
+                Err(Error::input(location, what, "send that many frames"))
             }
             Some(NumFrames::AtMost(_) | NumFrames::All) | None => Ok(()),
         }
@@ -296,7 +296,7 @@ impl MediaFields {
                 "is a video file, but {PROCESSOR} has do_sample_frames false, so it is not clear which frames to read"
             );
             let help = format!("send the video's frames as images, or set num_frames or fps in {MEDIA_IO}.video");
-            return Err(InputError::messages(location, what, help));
+            return Err(Error::input(location, what, help));
         }
         if self.num_frames == Some(NumFrames::All) && limits.fps.is_none() && self.selects_frames != Some(true) {
             let what = "asks for every frame of the video (num_frames -1)";
@@ -333,7 +333,7 @@ fn both(location: &str, own: MediaOverrides, request: MediaOverrides) -> Result<
     })
 }
 
-fn not_read(location: &str, path: &str) -> InputError {
+fn not_read(location: &str, path: &str) -> Error {
     let help = format!(
         "remove it; {PROCESSOR} may have {}, num_frames, size and do_sample_frames; \
          {MEDIA_IO}.video may have num_frames and fps",

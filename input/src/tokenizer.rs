@@ -9,7 +9,7 @@ use reel_support::diagnostic::input;
 use tokenizers::DecoderWrapper;
 
 use crate::config::ModelConfig;
-use crate::error::{InputError, Result};
+use crate::error::{Error, Result};
 use crate::tokenizer_json::{self, BytePairTokenizer, TOKENIZER_HELP, catch_library_panic};
 
 /// The id of a token, which is the index of its row in the embedding table.
@@ -38,8 +38,7 @@ impl Tokenizer {
     /// Reads `tokenizer.json` of a model folder.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        let bytes =
-            input::read_file(&path, input::MAX_TOKENIZER_BYTES).map_err(|e| InputError::cannot_read(&path, e))?;
+        let bytes = input::read_file(&path, input::MAX_TOKENIZER_BYTES).map_err(|e| Error::cannot_read(&path, e))?;
         Self::parse(&path.display().to_string(), &bytes)
     }
 
@@ -49,9 +48,9 @@ impl Tokenizer {
     }
 
     fn parse_with_library(location: &str, bytes: &[u8]) -> Result<Self> {
-        let fault = |what: String| InputError::tokenizer(location, what, TOKENIZER_HELP);
+        let fault = |what: String| Error::input(location, what, TOKENIZER_HELP);
         let inner = tokenizer_json::parse_byte_pair(bytes)
-            .map_err(|(key, what)| InputError::tokenizer(format!("{location}: {key}"), what, TOKENIZER_HELP))?;
+            .map_err(|(key, what)| Error::input(format!("{location}: {key}"), what, TOKENIZER_HELP))?;
         if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             return Err(fault("is not a byte-level tokenizer, as Qwen2.5-VL's is".to_string()));
         }
@@ -79,7 +78,7 @@ impl Tokenizer {
                 Some(id) => format!("gives `{token}` the id {id}, but config.json has {key} = {wanted}"),
                 None => format!("has no token `{token}`, but config.json has {key} = {wanted}"),
             };
-            return Err(InputError::tokenizer(&self.location, what, TOKENIZER_HELP));
+            return Err(Error::input(&self.location, what, TOKENIZER_HELP));
         }
         Ok(())
     }
@@ -91,7 +90,7 @@ impl Tokenizer {
             Some(id) => {
                 let token = self.inner.id_to_token(id).unwrap_or_default();
                 let what = format!("gives `{token}` the id {id}, but config.json has a vocab_size of {vocab_size}");
-                Err(InputError::tokenizer(&self.location, what, TOKENIZER_HELP))
+                Err(Error::input(&self.location, what, TOKENIZER_HELP))
             }
             None => Ok(()),
         }
@@ -102,7 +101,7 @@ impl Tokenizer {
         catch_library_panic(&self.location, || {
             let encoding = self.inner.encode_fast(text, true).map_err(|e| {
                 let what = format!("cannot encode a text of {} bytes ({e})", text.len());
-                InputError::tokenizer(&self.location, what, TOKENIZER_HELP)
+                Error::input(&self.location, what, TOKENIZER_HELP)
             })?;
             Ok(encoding.get_ids().to_vec())
         })

@@ -12,7 +12,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::error::{InputError, Result};
+use crate::error::{Error, Result};
 use crate::grammar::{AnswerWithoutCalls, GrammarSpec, ToolCallGrammar};
 use crate::messages::is_function_name;
 
@@ -57,8 +57,8 @@ struct Function {
 }
 
 /// An error that names the field `path` of the request.
-fn wrong(location: &str, path: &str, what: impl Into<String>, help: impl Into<String>) -> InputError {
-    InputError::messages(format!("{location}: {path}"), what, help)
+fn wrong(location: &str, path: &str, what: impl Into<String>, help: impl Into<String>) -> Error {
+    Error::input(format!("{location}: {path}"), what, help)
 }
 
 impl ToolRequest {

@@ -10,12 +10,12 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use reel_input::media::MediaError;
 use reel_input::media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_input::media::frames::FrameView;
 use reel_input::media::profile::{MediaOverrides, MediaProfile};
 use reel_input::media::video::{self, DecodedVideo};
 use reel_input::media::worker::{self, DecodeWorker, FrameCache, VIDEO_WORKER, WorkerRequest};
+use reel_support::error::{Kind, MediaFailure, Result};
 use reel_support::worker::{ForkExit, ReplySender, Worker, WorkerKind, WorkerProgram};
 use serde_json::{Value, json};
 
@@ -194,7 +194,7 @@ fn caller_without_processes(video: &Path) -> ExitCode {
     let decoder = DecodeWorker::new(me());
     forbid_threads();
     let error = decoder.probe(video).unwrap_err();
-    println!("{}: {error}", if matches!(error, MediaError::Worker(_)) { "worker" } else { "another error" });
+    println!("{}: {error}", if error.kind == Kind::Media(MediaFailure::Worker) { "worker" } else { "another error" });
     ExitCode::SUCCESS
 }
 
@@ -314,10 +314,10 @@ fn crash_is_reported_with_signal_or_exit_code() {
     // file.
     for part in ["panic", "exit 3", "unknown"] {
         let error = player(part, wait).probe(&clip("vp9.webm")).unwrap_err();
-        assert!(matches!(error, MediaError::Worker(_)), "{error}");
+        assert!(error.kind == Kind::Media(MediaFailure::Worker), "{error}");
     }
     let error = player("decoder panics", wait).probe(&clip("vp9.webm")).unwrap_err();
-    assert!(matches!(error, MediaError::File(_)), "{error}");
+    assert!(error.kind == Kind::Media(MediaFailure::File), "{error}");
     one_line(error, &["vp9.webm", "panicked (index out of bounds)", "may be damaged"]);
     let not_a_server = with_args(["__not-a-server"]);
     let failed = not_a_server.probe(&clip("vp9.webm")).unwrap_err();
@@ -359,7 +359,7 @@ fn lack_of_threads_is_never_blamed_on_the_file() {
         (decoder.decode_resized(&path, MediaProfile::Qwen, &o).unwrap_err(), "ulimit -u"),
         (server.probe(&path).unwrap_err(), "check the limits of processes"),
     ] {
-        assert!(matches!(error, MediaError::Worker(_)), "{error}");
+        assert!(error.kind == Kind::Media(MediaFailure::Worker), "{error}");
         one_line(error, &[part, "Resource temporarily unavailable"]);
     }
     let caller = Command::new(me()).arg("__caller-without-processes").arg(&path).output().unwrap();

@@ -16,7 +16,7 @@ use reel_runtime::ops::{self, CuSeqlens};
 use sha2::{Digest, Sha256};
 use twox_hash::xxhash3_128;
 
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 
 /// A collision-resistant hash (SHA-256) of the kind, the grid and the pixels of an image or video.
 pub type MediaHash = [u8; 32];
@@ -55,7 +55,7 @@ impl ImagesOrVideos<'_> {
     fn check(&self, config: &ModelConfig, pads: usize, location: &str) -> Result<()> {
         let (grids, merge) = (self.grids, config.vision.spatial_merge_size);
         if let Some(g) = grids.iter().find(|g| g[1] % merge != 0 || g[2] % merge != 0 || g.contains(&0)) {
-            return Err(ModelError::inputs(
+            return Err(Error::input(
                 location,
                 format!(
                     "grid {g:?} (patches along time, height, width) has a side of 0, or a height or width that is not a multiple of {merge}"
@@ -68,10 +68,10 @@ impl ImagesOrVideos<'_> {
         if frame_grids.is_empty() && self.values.len() != patches * dim {
             let what =
                 format!("{} pixel values, but the grids need {patches} patches of {dim} values", self.values.len());
-            return Err(ModelError::inputs(location, what, "make the input with `reel preprocess`"));
+            return Err(Error::input(location, what, "make the input with `reel preprocess`"));
         }
         if !frame_grids.is_empty() && frame_grids != grids {
-            return Err(ModelError::inputs(
+            return Err(Error::input(
                 location,
                 format!("the frames have the grids {frame_grids:?}, but the given grids are {grids:?}"),
                 "give the grids of these frames",
@@ -81,7 +81,7 @@ impl ImagesOrVideos<'_> {
         if pads != tokens {
             let what =
                 format!("the token ids have {pads} pad tokens, but the images or videos give {tokens} vision tokens");
-            return Err(ModelError::inputs(location, what, "give the token ids and the media of the same sequence"));
+            return Err(Error::input(location, what, "give the token ids and the media of the same sequence"));
         }
         Ok(())
     }
@@ -114,7 +114,7 @@ impl ImagesOrVideos<'_> {
     /// The grid of each image or video in `frames`.
     fn frame_grids(&self) -> Result<Vec<GridThw>> {
         let Some(media) = self.media else { return Ok(Vec::new()) };
-        self.frames.iter().map(|f| Ok(media.grid_thw(f)?)).collect()
+        self.frames.iter().map(|f| media.grid_thw(f)).collect()
     }
 
     /// Appends the pixels of all these images or videos to `to`, cut into patches in processor order.
@@ -213,7 +213,7 @@ impl Batch {
                         s.position_ids[axis].len(),
                         s.input_ids.len()
                     );
-                    return Err(ModelError::inputs(
+                    return Err(Error::input(
                         format!("{location}: position_ids"),
                         what,
                         "give one position for each token id on each axis",
@@ -251,7 +251,7 @@ pub(crate) fn checked_token_id(id: TokenId, config: &ModelConfig, location: &str
         return Ok(id as i32);
     }
     let what = format!("token id {id} is outside the vocabulary of {} tokens", config.text.vocab_size);
-    Err(ModelError::inputs(format!("{location}: input_ids"), what, "use the tokenizer of this model"))
+    Err(Error::input(format!("{location}: input_ids"), what, "use the tokenizer of this model"))
 }
 
 impl VisionInput {
@@ -298,7 +298,7 @@ impl VisionInput {
             placed.sort_unstable();
             let (tokens, rows): (Vec<i32>, Vec<i32>) = placed.into_iter().unzip();
             let tokens = if tokens.len() == count { None } else { Some(index_tensor(&tokens)?) };
-            Ok::<_, ModelError>(VisionPlaces { rows: index_tensor(&rows)?, tokens })
+            Ok::<_, Error>(VisionPlaces { rows: index_tensor(&rows)?, tokens })
         };
         Ok(VisionInput {
             vision_index: index_tensor(vision_index)?,

@@ -11,7 +11,7 @@ use reel_runtime::ops::{CuSeqlens, KvPages, SequencePages};
 use reel_runtime::{Cx, Tensor};
 
 use crate::batch::{Batch, MediaHash, VisionInput, append_vision_indices, checked_token_id, images_and_videos};
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 use crate::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use crate::text::KvCache;
 use crate::vision::VisionTokens;
@@ -42,7 +42,7 @@ impl PromptTokens {
         if let Some(axis) = prompt.position_ids.iter().find(|axis| axis.len() != ids.len()) {
             let what = format!("has {} M-RoPE positions for {} token ids", axis.len(), ids.len());
             let help = "give one position for each token id on each axis";
-            return Err(ModelError::inputs(format!("{location}: position_ids"), what, help));
+            return Err(Error::input(format!("{location}: position_ids"), what, help));
         }
         let kinds = images_and_videos(prompt, config);
         let mut vision_index = Vec::new();
@@ -109,7 +109,7 @@ impl Qwen25Vl {
             [chunk] => chunk.vision,
             _ => {
                 let what = "several chunks of one forward pass have vision tokens";
-                return Err(ModelError::inputs("prompt chunks", what, "compute them one after the other"));
+                return Err(Error::input("prompt chunks", what, "compute them one after the other"));
             }
         };
         let vision_index = || -> Vec<i32> {

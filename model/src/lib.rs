@@ -7,7 +7,6 @@
 pub mod batch;
 pub mod checkpoint;
 pub mod chunked_prompt;
-pub mod error;
 pub mod features;
 pub mod flops;
 pub mod init;
@@ -27,4 +26,4 @@ pub mod units;
 pub mod vision;
 pub mod weights;
 
-pub use error::{ModelError, Result};
+pub use reel_support::error::{self, Result};

@@ -13,7 +13,7 @@ use reel_runtime::ops::{self, DecodeWeight, Lora, PackedWeight, RowAdapters};
 use reel_runtime::{Cx, Tensor};
 
 use crate::checkpoint::{Checkpoint, TensorView};
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 use crate::quantization::Quantization;
 use crate::tensor_parallel::RowShare;
 use crate::weights::{PaddedWidth, WeightLoader, WeightSource, widen_to_f32};
@@ -240,8 +240,8 @@ fn quantize_rows<T>(rows: &[T], k: usize, quantize_row: fn(&[T], &mut [i8]) -> O
     Ok((elements, scales))
 }
 
-fn not_finite(name: &str, row: usize) -> ModelError {
-    ModelError::weights(
+fn not_finite(name: &str, row: usize) -> Error {
+    Error::failed(
         name,
         format!("row {row} has a NaN or an infinity, which int8 cannot store"),
         "copy or download the file again; a model whose weights became NaN in training cannot be used",

@@ -23,7 +23,7 @@ use reel_input::config::{ModelConfig, TextConfig};
 use reel_runtime::{Cx, Tensor, ops};
 use reel_support::diagnostic::Diagnostic;
 
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Kind, Result};
 
 /// Each rank's part of a width is a multiple of this number of columns, so that rows of bf16 begin at multiples of 16
 /// bytes, as kernels with bulk tensor copies need.
@@ -113,7 +113,7 @@ impl TensorParallel {
             .collect();
         let unit = if step > 1 { format!(" in multiples of {step}") } else { String::new() };
         let what = format!("is {size}, which {ranks} processes cannot share equally{unit}");
-        Err(ModelError::config(
+        Err(Error::input(
             format!("config.json: {field}"),
             what,
             format!("give --tensor-parallel-size {}", possible.join(" or ")),
@@ -150,7 +150,7 @@ impl TensorParallel {
         }
         let staged = cx.empty(&[ranks * rows, columns], part.dtype())?;
         let parts = (0..ranks).map(|rank| staged.rows(rank * rows, rows)).collect::<Result<Vec<_>, _>>()?;
-        self.exchange.all_gather(name, part, &parts).map_err(ModelError::Rank)?;
+        self.exchange.all_gather(name, part, &parts).map_err(|d| Kind::Rank.error(d))?;
         // The parts of a single row follow each other already.
         let joined = match rows {
             1 => staged,

@@ -13,7 +13,7 @@ use reel_runtime::Tensor;
 use reel_runtime::ops::PackedWeight;
 
 use crate::checkpoint::{Checkpoint, TensorView};
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 use crate::quantization::Quantization;
 use crate::tensor_parallel::RowShare;
 
@@ -374,7 +374,7 @@ pub(crate) fn stored_and_padded_shapes(widths: &[PaddedWidth]) -> (Vec<usize>, V
 fn widen(name: &str, dtype: StoredDType, bytes: &[u8]) -> Result<Vec<f32>> {
     widen_to_f32(dtype, bytes).ok_or_else(|| {
         let what = "the size of its data is not a multiple of the element size";
-        ModelError::weights(name, what, "download the file again")
+        Error::failed(name, what, "download the file again")
     })
 }
 

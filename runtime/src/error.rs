@@ -1,6 +1,7 @@
 //! The error type of this crate.
 
 use reel_device::{DType, DeviceError};
+use reel_support::error::{Error, Kind};
 
 /// An error of a device, a tensor or the tape.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,29 @@ pub enum RuntimeError {
     /// The device is not available, or it failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The work that [`Cx::recompute`](crate::Cx::recompute) runs, or an exchange of weights, failed.
+    #[error(transparent)]
+    Work(Error),
+}
+
+impl From<Error> for RuntimeError {
+    fn from(e: Error) -> Self {
+        match e.kind {
+            Kind::Device | Kind::OutOfMemory => Self::Work(e),
+            _ => DeviceError::Failed(e.to_string()).into(),
+        }
+    }
+}
+
+impl From<RuntimeError> for Error {
+    fn from(e: RuntimeError) -> Self {
+        match e {
+            RuntimeError::Work(e) => e,
+            RuntimeError::Device(e) => e.into(),
+            RuntimeError::NothingToTrain => Error { kind: Kind::NothingToTrain, ..Error::device(e.to_string()) },
+            e => Error::device(e.to_string()),
+        }
+    }
 }
 
 /// The result type of this crate.

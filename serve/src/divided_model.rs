@@ -6,11 +6,10 @@
 
 use std::sync::Arc;
 
-use reel_engine::EngineError;
-use reel_model::ModelError;
 use reel_model::tensor_parallel::TensorParallel;
-use reel_support::diagnostic::Diagnostic;
-use reel_support::ranks::{RankError, Ranks};
+use reel_support::ranks::Ranks;
+
+use crate::error::{Error, Result};
 
 /// The name of rank 0's message before a step, for error messages.
 const STEP: &str = "next step of the engine";
@@ -24,25 +23,22 @@ pub struct DividedModel {
     pub ranks: Arc<Ranks>,
 }
 
-fn failed(e: RankError) -> EngineError {
-    EngineError::Model(ModelError::Rank(e.diagnostic))
-}
-
 impl DividedModel {
     /// Sends the message before a step to the other ranks. An empty message ends their loop.
     ///
     /// # Errors
     /// Another rank has failed.
-    pub(crate) fn send_step(&self, step: Vec<u8>) -> Result<(), EngineError> {
-        self.ranks.broadcast(STEP, 0, Some(step)).map(drop).map_err(failed)
+    pub(crate) fn send_step(&self, step: Vec<u8>) -> Result<()> {
+        self.ranks.broadcast(STEP, 0, Some(step))?;
+        Ok(())
     }
 
     /// Waits for rank 0's message before a step. An empty message means that no step follows.
     ///
     /// # Errors
     /// Another rank has failed.
-    pub(crate) fn receive_step(&self) -> Result<Vec<u8>, EngineError> {
-        self.ranks.broadcast(STEP, 0, None).map_err(failed)
+    pub(crate) fn receive_step(&self) -> Result<Vec<u8>> {
+        Ok(self.ranks.broadcast(STEP, 0, None)?)
     }
 
     /// Returns `loaded` if loading has succeeded on all ranks. Otherwise returns this rank's error, or that of the
@@ -50,18 +46,14 @@ impl DividedModel {
     ///
     /// # Errors
     /// Another rank has failed.
-    pub(crate) fn agree_on_load<T>(
-        &self,
-        name: &str,
-        loaded: Result<T, EngineError>,
-    ) -> Result<Result<T, EngineError>, EngineError> {
+    pub(crate) fn agree_on_load<T>(&self, name: &str, loaded: Result<T>) -> Result<Result<T, Error>> {
         let own = loaded.as_ref().err().map(ToString::to_string).unwrap_or_default();
-        let all = self.ranks.all_gather(name, own.as_bytes()).map_err(failed)?;
+        let all = self.ranks.all_gather(name, own.as_bytes())?;
         let other = all.iter().enumerate().find(|(_, error)| !error.is_empty());
         Ok(match (loaded, other) {
             (Ok(_), Some((rank, error))) => {
                 let text = String::from_utf8_lossy(error);
-                Err(EngineError::Request(Diagnostic::new(format!("rank {rank}"), text, "see its message")))
+                Err(Error::request(format!("rank {rank}"), text, "see its message"))
             }
             (loaded, _) => loaded,
         })

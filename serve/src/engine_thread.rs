@@ -20,19 +20,17 @@ use std::time::Instant;
 
 use reel_device::{DType, Device};
 use reel_engine::{
-    AdapterId, Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, Grammar, StepOutput, TokenEvent,
-    TokenLogProbs,
+    AdapterId, Completion, ContinuousBatch, Engine, GenerationRequest, Grammar, StepOutput, TokenEvent, TokenLogProbs,
 };
 use reel_input::request::RequestSettings;
 use reel_input::{ModelInput, TokenId};
-use reel_model::ModelError;
 use reel_model::lora::{Adapter, AdapterSource};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
-use reel_support::diagnostic::Diagnostic;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
+use crate::error::{Error, Kind, Result};
 use crate::metrics::EngineGauges;
 use crate::settings::{ServeError, ServedModel, ServerLimits};
 use crate::step_message::StepWriter;
@@ -54,7 +52,7 @@ pub(crate) enum GenerationEvent {
     /// All tokens of a completion were sent.
     Finished(Completion),
     /// The request failed. No further event follows.
-    Failed(EngineError),
+    Failed(Error),
 }
 
 /// A request with everything that the engine needs.
@@ -74,10 +72,10 @@ pub(crate) struct GenerationJob {
 
 /// Loads weights onto a device, for activations of a dtype. The closure runs on the engine's thread, so that no step
 /// of the engine is captured or launched at the same time. The files have already been checked as far as possible.
-pub(crate) type LoadWeights = Box<dyn FnOnce(&Device, DType) -> Result<Qwen25Vl, ModelError> + Send>;
+pub(crate) type LoadWeights = Box<dyn FnOnce(&Device, DType) -> Result<Qwen25Vl> + Send>;
 
 /// Opens an adapter, on the engine's thread.
-pub(crate) type OpenAdapter = Box<dyn FnOnce() -> Result<Adapter, ModelError> + Send>;
+pub(crate) type OpenAdapter = Box<dyn FnOnce() -> Result<Adapter> + Send>;
 
 /// A command to replace the weights.
 pub(crate) struct ReplaceWeightsCommand {
@@ -86,7 +84,7 @@ pub(crate) struct ReplaceWeightsCommand {
     /// Loads the new weights. If this fails, the old weights stay in service.
     pub(crate) load: LoadWeights,
     /// Receives the number of unfinished requests that continue with the new weights.
-    pub(crate) done: oneshot::Sender<Result<usize, EngineError>>,
+    pub(crate) done: oneshot::Sender<Result<usize>>,
 }
 
 /// A command to load a LoRA adapter.
@@ -96,7 +94,7 @@ pub(crate) struct LoadAdapterCommand {
     /// Opens the adapter and checks that it fits the model, if this was not done before.
     pub(crate) open: OpenAdapter,
     /// Gets the adapter's id.
-    pub(crate) done: oneshot::Sender<Result<AdapterId, EngineError>>,
+    pub(crate) done: oneshot::Sender<Result<AdapterId>>,
 }
 
 /// A command to the engine's thread.
@@ -183,7 +181,7 @@ pub(crate) fn start(
     weights: Qwen25Vl,
     limits: ServerLimits,
     gauges: Arc<EngineGauges>,
-) -> Result<(EngineQueue, JoinHandle<Result<(), EngineError>>), ServeError> {
+) -> Result<(EngineQueue, JoinHandle<Result<()>>), ServeError> {
     let (commands, received) = mpsc::channel();
     let (ready, is_ready) = mpsc::channel();
     let channels = Channels { commands: received, ready };
@@ -216,7 +214,7 @@ fn run(
     limits: ServerLimits,
     gauges: &EngineGauges,
     channels: Channels,
-) -> Result<(), EngineError> {
+) -> Result<()> {
     let cx = Cx::inference(&model.device, model.dtype);
     let engine = Engine::new(&weights, &cx)?.max_slots(limits.batch);
     // Drops this reference to the weights. Then only the engine holds them, and replacing the weights frees their
@@ -264,13 +262,13 @@ fn call_functions(commands: impl Iterator<Item = EngineCommand>) -> Vec<EngineCo
 }
 
 /// The message about a step for the other processes that serve the model.
-fn step_message(commands: &[EngineCommand], dropped: &[u64]) -> Result<Vec<u8>, EngineError> {
+fn step_message(commands: &[EngineCommand], dropped: &[u64]) -> Result<Vec<u8>> {
     let mut message = StepWriter::new(commands.len(), dropped);
     for command in commands {
         match command {
             EngineCommand::Generate(job, _) => {
                 let written = message.add_request(&job.prompt, &job.settings, job.adapter);
-                written.map_err(|e| EngineError::Request(Diagnostic::new("request", e.to_string(), "")))?;
+                written.map_err(|e| Error::request("request", e.to_string(), ""))?;
             }
             EngineCommand::ReplaceWeights(weights) => message.add_weight_replacement(&weights.folder),
             EngineCommand::LoadAdapter(adapter) => message.add_adapter_load(&adapter.folder),
@@ -307,7 +305,7 @@ impl<'e> ServedRequests<'e> {
     ///
     /// # Errors
     /// A device error; another process that serves the model has failed.
-    pub(crate) fn execute(&mut self, command: EngineCommand) -> Result<(), EngineError> {
+    pub(crate) fn execute(&mut self, command: EngineCommand) -> Result<()> {
         match command {
             EngineCommand::Generate(job, events) => self.add(*job, events),
             EngineCommand::ReplaceWeights(weights) => self.replace_weights(weights)?,
@@ -323,22 +321,21 @@ impl<'e> ServedRequests<'e> {
 
     /// Loads an adapter. An error about the adapter itself is sent to the request; an error of the device is returned
     /// and ends the server.
-    fn load_adapter(&mut self, adapter: LoadAdapterCommand) -> Result<(), EngineError> {
+    fn load_adapter(&mut self, adapter: LoadAdapterCommand) -> Result<()> {
         let LoadAdapterCommand { open, done, .. } = adapter;
         let ServedModel { device, dtype, .. } = self.model;
         let with_adapter =
             |adapter| self.batch.model().with_adapter(device, *dtype, AdapterSource::Files(&adapter), false);
-        let adapted =
-            match self.agree_on_load("an adapter", open().and_then(with_adapter).map_err(EngineError::Model))? {
-                Ok(adapted) => adapted,
-                Err(e) => {
-                    let _ = done.send(Err(e));
-                    return Ok(());
-                }
-            };
+        let adapted = match self.agree_on_load("an adapter", open().and_then(with_adapter))? {
+            Ok(adapted) => adapted,
+            Err(e) => {
+                let _ = done.send(Err(e));
+                return Ok(());
+            }
+        };
         let running = &self.running;
         let loaded = match self.batch.load_adapter(adapted, &mut |token| send_event(running, token)) {
-            Err(e) if matches!(e, EngineError::Request(_)) || self.may_fail_alone(&e) => Err(e),
+            Err(e) if e.kind == Kind::Request || self.may_fail_alone(&e) => Err(e),
             other => Ok(other?),
         };
         // Sending fails only if the request that waits for the result is gone.
@@ -348,9 +345,9 @@ impl<'e> ServedRequests<'e> {
 
     /// Loads new weights and continues with them. If loading fails, the old weights stay. A returned error is an
     /// error of the device.
-    fn replace_weights(&mut self, weights: ReplaceWeightsCommand) -> Result<(), EngineError> {
+    fn replace_weights(&mut self, weights: ReplaceWeightsCommand) -> Result<()> {
         let ReplaceWeightsCommand { load, done, .. } = weights;
-        let loaded = load(&self.model.device, self.model.dtype).map_err(EngineError::Model);
+        let loaded = load(&self.model.device, self.model.dtype);
         let loaded = match self.agree_on_load("new weights", loaded)? {
             Ok(loaded) => loaded,
             Err(e) => {
@@ -362,7 +359,7 @@ impl<'e> ServedRequests<'e> {
         let replaced = self.batch.replace_weights(loaded, &mut |token| send_event(running, token));
         let replaced = match replaced {
             // These errors leave the old weights unchanged.
-            Err(e) if matches!(e, EngineError::Request(_)) || self.may_fail_alone(&e) => Err(e),
+            Err(e) if e.kind == Kind::Request || self.may_fail_alone(&e) => Err(e),
             other => Ok(other?),
         };
         // Sending fails only if the request that waits for the result is gone.
@@ -371,11 +368,7 @@ impl<'e> ServedRequests<'e> {
     }
 
     /// Returns `loaded` if loading has succeeded on all processes that serve the model, otherwise an error.
-    fn agree_on_load<T>(
-        &self,
-        name: &str,
-        loaded: Result<T, EngineError>,
-    ) -> Result<Result<T, EngineError>, EngineError> {
+    fn agree_on_load<T>(&self, name: &str, loaded: Result<T>) -> Result<Result<T, Error>> {
         match &self.model.divided {
             Some(divided) => divided.agree_on_load(name, loaded),
             None => Ok(loaded),
@@ -384,8 +377,8 @@ impl<'e> ServedRequests<'e> {
 
     /// Whether the server can continue after a change of weights or adapters has failed with this error. It cannot if
     /// several processes serve the model, because the other processes have made the change.
-    fn may_fail_alone(&self, e: &EngineError) -> bool {
-        self.model.divided.is_none() && (matches!(e, EngineError::Model(_)) || e.is_out_of_memory())
+    fn may_fail_alone(&self, e: &Error) -> bool {
+        self.model.divided.is_none() && matches!(e.kind, Kind::Input | Kind::Io | Kind::Failed | Kind::OutOfMemory)
     }
 
     fn add(&mut self, job: GenerationJob, events: UnboundedSender<GenerationEvent>) {
@@ -411,7 +404,7 @@ impl<'e> ServedRequests<'e> {
         let dropped = self.running.iter().filter(|(_, running)| running.events.is_closed() || is_late(running));
         // Sending to a closed channel has no effect.
         dropped
-            .inspect(|(_, running)| drop(running.events.send(GenerationEvent::Failed(EngineError::DeadlineExceeded))))
+            .inspect(|(_, running)| drop(running.events.send(GenerationEvent::Failed(Error::deadline_exceeded()))))
             .map(|(&request, _)| request as u64)
             .collect()
     }
@@ -420,7 +413,7 @@ impl<'e> ServedRequests<'e> {
     ///
     /// # Errors
     /// A device error.
-    pub(crate) fn drop_requests(&mut self, dropped: &[u64]) -> Result<(), EngineError> {
+    pub(crate) fn drop_requests(&mut self, dropped: &[u64]) -> Result<()> {
         dropped.iter().map(|&request| request as usize).try_for_each(|request| {
             self.running.remove(&request);
             self.batch.cancel(request)
@@ -428,7 +421,7 @@ impl<'e> ServedRequests<'e> {
     }
 
     /// Does one step for all requests. A returned error is an error of the device, which ends the server.
-    pub(crate) fn step(&mut self) -> Result<(), EngineError> {
+    pub(crate) fn step(&mut self) -> Result<()> {
         let running = &self.running;
         let StepOutput { completions, failed } = self.batch.step(&mut |token| send_event(running, token))?;
         completions.into_iter().for_each(|completion| self.finish(completion));

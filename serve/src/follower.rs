@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use reel_engine::{Engine, EngineError, GrammarCompiler};
-use reel_model::ModelError;
+use reel_engine::{Engine, GrammarCompiler};
 use reel_model::lora::Adapter;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
@@ -12,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::divided_model::DividedModel;
 use crate::engine_thread::{EngineCommand, GenerationJob, LoadAdapterCommand, ReplaceWeightsCommand, ServedRequests};
+use crate::error::{Kind, Result};
 use crate::new_weights::CheckedWeightFiles;
 use crate::settings::{ServedModel, ServerLimits};
 use crate::step_message::{NewRequest, StepChange, StepMessage};
@@ -25,7 +25,7 @@ pub fn follow_rank_0(
     weights: Qwen25Vl,
     divided: &DividedModel,
     limits: ServerLimits,
-) -> Result<(), EngineError> {
+) -> Result<()> {
     let model = Arc::new(model);
     let cx = Cx::inference(&model.device, model.dtype);
     let engine = Engine::new(&weights, &cx)?.max_slots(limits.batch);
@@ -41,7 +41,7 @@ pub fn follow_rank_0(
         }
         let message = StepMessage::parse(&bytes).ok_or_else(|| {
             let help = "start all ranks with the same version of the program";
-            ModelError::Rank(Diagnostic::new("rank 0", "has sent a step that this rank cannot read", help))
+            Kind::Rank.error(Diagnostic::new("rank 0", "has sent a step that this rank cannot read", help))
         })?;
         for change in message.changes {
             requests.execute(command(change, &model, &mut grammars)?)?;
@@ -57,7 +57,7 @@ fn command(
     change: StepChange,
     model: &Arc<ServedModel>,
     grammars: &mut Option<GrammarCompiler>,
-) -> Result<EngineCommand, EngineError> {
+) -> Result<EngineCommand> {
     Ok(match change {
         StepChange::Generate(request) => {
             let NewRequest { prompt, settings, adapter } = *request;

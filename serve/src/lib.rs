@@ -32,6 +32,8 @@ mod step_message;
 #[cfg(test)]
 mod tiny_server;
 
+use reel_support::error;
+
 pub use divided_model::DividedModel;
 pub use follower::follow_rank_0;
 pub use http::{ConnectionLimits, Tls};

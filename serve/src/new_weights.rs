@@ -5,17 +5,15 @@
 use std::path::Path;
 
 use reel_device::{DType, Device};
-use reel_input::InputError;
 use reel_input::config::ModelConfig;
 use reel_input::tokenizer::Tokenizer;
-use reel_model::ModelError;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::lora::{Adapter, AdapterSource, is_adapter_folder};
 use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::tensor_parallel::TensorParallel;
-use reel_support::diagnostic::Diagnostic;
 
+use crate::error::{Error, Result};
 use crate::settings::ServedModel;
 
 const HELP: &str = "give a model of the same architecture with the same tokenizer";
@@ -36,7 +34,7 @@ impl CheckedWeightFiles {
     ///
     /// # Errors
     /// A file is missing, damaged, or does not fit; the error names the file and the field or tensor.
-    pub(crate) fn open(folder: &Path, served: &ServedModel) -> Result<Self, ModelError> {
+    pub(crate) fn open(folder: &Path, served: &ServedModel) -> Result<Self> {
         let (base, adapter) = match is_adapter_folder(folder) {
             true => {
                 let adapter = Adapter::open(folder)?;
@@ -47,14 +45,14 @@ impl CheckedWeightFiles {
         let config = ModelConfig::open(&base)?;
         if let Some((key, other, own)) = served.folder.config.first_difference(&config) {
             let location = format!("{}: {key}", base.join("config.json").display());
-            return Err(InputError::Config(Diagnostic::new(location, differs(&other, &own), HELP)).into());
+            return Err(Error::input(location, differs(&other, &own), HELP));
         }
         let tokenizer = Tokenizer::open(&base)?;
         tokenizer.check_fits(&config)?;
         if let Some((id, other, own)) = served.folder.tokenizer.first_difference(&tokenizer) {
             let location = format!("{}: token {id}", base.join("tokenizer.json").display());
             let what = differs(&format!("{other:?}"), &format!("{own:?}"));
-            return Err(InputError::Tokenizer(Diagnostic::new(location, what, HELP)).into());
+            return Err(Error::input(location, what, HELP));
         }
         let files = Checkpoint::open(&base)?.with_copied_weights(served.is_copied);
         files.check(&config)?;
@@ -74,7 +72,7 @@ impl CheckedWeightFiles {
     ///
     /// # Errors
     /// The first tensor with a value that is NaN or infinite.
-    pub(crate) fn check_values(&self) -> Result<(), ModelError> {
+    pub(crate) fn check_values(&self) -> Result<()> {
         self.files.check_values()
     }
 
@@ -82,7 +80,7 @@ impl CheckedWeightFiles {
     ///
     /// # Errors
     /// The device is out of memory.
-    pub(crate) fn load(&self, device: &Device, dtype: DType) -> Result<Qwen25Vl, ModelError> {
+    pub(crate) fn load(&self, device: &Device, dtype: DType) -> Result<Qwen25Vl> {
         let parallel = self.parallel.as_ref();
         let base = Qwen25Vl::open_quantized(device, &self.files, &self.config, dtype, self.quantization, parallel)?;
         match &self.adapter {

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use reel_device::{DType, Device};
 use reel_input::encode::{MediaOptions, ModelFolder};
-use reel_model::ModelError;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 
 use crate::divided_model::DividedModel;
+use crate::error::{Error, Result};
 use crate::http::{ConnectionLimits, Tls};
 
 /// The model that a server answers with, without its weights. The engine's thread owns the weights.
@@ -51,7 +51,7 @@ impl ServedModel {
     ///
     /// # Errors
     /// The folder is not a model folder.
-    pub fn open_on_cpu(folder: &Path) -> Result<(ServedModel, ServedWeights), ModelError> {
+    pub fn open_on_cpu(folder: &Path) -> Result<(ServedModel, ServedWeights)> {
         let (device, bundle, dtype) = (Device::cpu(1), ModelFolder::open(folder)?, DType::F32);
         let weights = Qwen25Vl::open(&device, &Checkpoint::open(folder)?, &bundle.config, dtype)?;
         let (name, quantization) = (folder_name(folder), Quantization::None);
@@ -213,7 +213,7 @@ pub enum ServeError {
     },
     /// The engine cannot start.
     #[error(transparent)]
-    Engine(#[from] reel_engine::EngineError),
+    Engine(#[from] Error),
     /// The engine's thread panicked, which ended the server.
     #[error("engine: its thread has panicked; requests were answered with errors; start the server again")]
     EnginePanicked,

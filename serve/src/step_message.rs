@@ -142,6 +142,7 @@ mod tests {
 
     use reel_input::grammar::GrammarSpec;
     use reel_input::media::frames::FrameBuf;
+    use reel_input::sampling::SamplingOptions;
     use serde_json::json;
 
     use super::*;
@@ -155,9 +156,12 @@ mod tests {
         prompt.video_grid_thw = vec![[1, 2, 4]];
         prompt.pixel_values = Some(vec![0.25, f32::MIN_POSITIVE]);
         let settings = RequestSettings {
-            temperature: Some(0.7),
-            top_p: Some(0.1 + 0.2),
-            seed: Some(u64::MAX),
+            sampling: SamplingOptions {
+                temperature: Some(0.7),
+                top_p: Some(0.1 + 0.2),
+                seed: Some(u64::MAX),
+                ..SamplingOptions::default()
+            },
             stop: vec!["é\n".into()],
             logit_bias: vec![(3, f32::NEG_INFINITY), (4, 0.1)],
             grammar: Some(Arc::new(GrammarSpec::JsonSchema(json!({"b": 1, "a": [0.1, null]})))),

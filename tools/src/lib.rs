@@ -7,3 +7,5 @@ pub mod loadgen;
 pub mod measure;
 pub mod report;
 pub mod showcase;
+
+use reel_support::error;

@@ -9,7 +9,6 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use reel_device::{DType, Device};
 use reel_input::MediaOptions;
@@ -19,10 +18,10 @@ use reel_runtime::optim::ParameterState;
 use reel_runtime::{Cx, Tensor, ops};
 use reel_samples::feed::SampleSource;
 use reel_samples::sample::Sample;
-use reel_train::RunSetup;
 use reel_train::options::GradientCheckpointing;
 use reel_train::options::{LrScheduler, Optim, RunOptions};
 use reel_train::runs::sft;
+use reel_train::setup::DataSetup;
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::sft::step;
 use reel_train::step::trainer::{MicroBatchInput, Trainer};
@@ -143,23 +142,8 @@ fn train(way: &WeightStorage, model: &Path, data: &Path) -> std::result::Result<
     };
     let options = SftOptions { run, ..Default::default() };
     let device = Device::cpu(std::thread::available_parallelism()?.get());
-    let samples = sft::open_samples(&RunSetup {
-        options: &options,
-        model,
-        device: &device,
-        dtype: way.dtype,
-        seed: 0,
-        media: &MediaOptions::default(),
-        resolved: &json!({}),
-        quiet: true,
-        verbose: false,
-        stop: &AtomicBool::new(false),
-        evaluator: None,
-        save: None,
-        profiler: None,
-        ranks: None,
-        peak_flops_per_second: None,
-    })?;
+    let media = MediaOptions::default();
+    let samples = sft::open_samples(&options, &DataSetup { model, media: &media, seed: 0 })?;
     let all: Vec<Sample> = (0..samples.row_count()).map(|row| samples.sample(row)).collect::<Result<_, _>>()?;
     let (held_out, learned) = all.split_at(HELD_OUT);
 

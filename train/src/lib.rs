@@ -4,7 +4,6 @@
 //!
 //! Read `step/sft.rs` and `step/grpo.rs` first.
 
-mod error;
 pub mod exchange;
 pub mod file_names;
 pub mod hardware_metrics;
@@ -16,6 +15,6 @@ pub mod setup;
 pub mod step;
 pub mod tensor_bytes;
 
-pub use error::{Result, TrainError};
 pub use options::{GrpoOptions, SftOptions};
+pub use reel_support::error::{self, Result};
 pub use setup::RunSetup;

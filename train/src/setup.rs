@@ -14,44 +14,109 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::error::{Error, Result};
 use crate::options::{GrpoOptions, SftOptions, TrainingOptions};
-use crate::{Result, TrainError};
 
-/// The inputs of a training run.
+/// The inputs of a training run, by the part of the run that uses them.
 #[derive(Debug)]
 pub struct RunSetup<'a, O> {
     /// The options of the command.
     pub options: &'a O,
-    /// The local folder of the model in `options.model`.
+    /// How the rows of the data become training samples.
+    pub data: DataSetup<'a>,
+    /// Where and how the trainer computes.
+    pub trainer: TrainerSetup<'a>,
+    /// What the run reports.
+    pub reports: ReportSetup<'a>,
+    /// When the run stops or saves, and the other processes.
+    pub control: RunControl<'a>,
+}
+
+/// The inputs from which training samples are made, besides the options of the command.
+#[derive(Clone, Copy, Debug)]
+pub struct DataSetup<'a> {
+    /// The local folder of the model in `options.model`. The trainer reads the weights from it.
     pub model: &'a Path,
+    /// Options for reading images and videos, such as pixel limits. One of them is replaced: `options.parity` decides
+    /// whether M-RoPE uses the true seconds between frames.
+    pub media: &'a MediaOptions,
+    /// Seed of the row order and of all random numbers.
+    pub seed: u64,
+}
+
+/// The inputs of the trainer, besides the options of the command.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainerSetup<'a> {
     /// The device on which the run computes.
     pub device: &'a Device,
     /// Dtype of weights and activations, F32 or BF16.
     pub dtype: DType,
-    /// Seed of the row order and of all random numbers.
-    pub seed: u64,
-    /// Options for reading images and videos, such as pixel limits. One of them is replaced: `options.parity` decides
-    /// whether M-RoPE uses the true seconds between frames.
-    pub media: &'a MediaOptions,
+    /// The profiler of some of the steps (`--profile-steps`), if any.
+    pub profiler: Option<&'a dyn StepProfiler>,
+    /// Peak operations per second of the device for `dtype` by its data sheet, if known. MFU is relative to this
+    /// rate.
+    pub peak_flops_per_second: Option<f64>,
+}
+
+impl<'a> TrainerSetup<'a> {
+    /// The inputs of a trainer without profiler and without MFU.
+    pub fn new(device: &'a Device, dtype: DType) -> Self {
+        Self { device, dtype, profiler: None, peak_flops_per_second: None }
+    }
+}
+
+/// The inputs of reports and records.
+#[derive(Clone, Copy, Debug)]
+pub struct ReportSetup<'a> {
     /// All options as a JSON object, for `run.json`.
     pub resolved: &'a Value,
     /// Whether only errors are printed.
     pub quiet: bool,
     /// Whether the output of reward programs is also printed.
     pub verbose: bool,
+    /// The evaluator of the model in training (`--eval-steps`), if any.
+    pub evaluator: Option<&'a dyn PolicyEvaluator>,
+}
+
+impl<'a> ReportSetup<'a> {
+    /// The inputs of a run that prints only errors and evaluates nothing.
+    pub fn quiet(resolved: &'a Value) -> Self {
+        Self { resolved, quiet: true, verbose: false, evaluator: None }
+    }
+}
+
+/// The flags by which a run is told to stop or to save, and the other processes of the run.
+#[derive(Clone, Copy, Debug)]
+pub struct RunControl<'a> {
     /// Set to true, by Ctrl-C, when the run must stop.
     pub stop: &'a AtomicBool,
     /// Set to true, by SIGUSR1, when the run must write a checkpoint after the current step and continue.
     pub save: Option<&'a AtomicBool>,
-    /// The evaluator of the model in training (`--eval-steps`), if any.
-    pub evaluator: Option<&'a dyn PolicyEvaluator>,
-    /// The profiler of some of the steps (`--profile-steps`), if any.
-    pub profiler: Option<&'a dyn StepProfiler>,
     /// The other processes of the run, if there are several.
     pub ranks: Option<RunRanks<'a>>,
-    /// Peak operations per second of the device for `dtype` by its data sheet, if known. MFU is relative to this
-    /// rate.
-    pub peak_flops_per_second: Option<f64>,
+}
+
+impl<'a> RunControl<'a> {
+    /// The control of a run in one process that only `stop` stops.
+    pub fn one_process(stop: &'a AtomicBool) -> Self {
+        Self { stop, save: None, ranks: None }
+    }
+
+    /// The flag that stops work outside of steps, and the ranks that share this work. It is the flag of this process,
+    /// because ranks agree on `stop` only between two steps.
+    pub fn stop_and_ranks(&self) -> (&'a AtomicBool, Option<&'a Ranks>) {
+        self.ranks.map_or((self.stop, None), |run| (run.interrupted, Some(&**run.ranks)))
+    }
+
+    /// Number of processes of the run.
+    pub fn processes(&self) -> usize {
+        self.ranks.map_or(1, |run| run.ranks.size())
+    }
+
+    /// Whether this process writes the files of the run.
+    pub fn is_rank_0(&self) -> bool {
+        self.ranks.is_none_or(|run| run.is_rank_0())
+    }
 }
 
 /// Profiles some steps of a run.
@@ -75,7 +140,7 @@ pub struct RunRanks<'a> {
     pub ranks: &'a Arc<Ranks>,
     /// The output folder of rank 0, in which all ranks write checkpoints together.
     pub out: &'a Path,
-    /// Set to true, by Ctrl-C, on this rank. The ranks then agree on [`RunSetup::stop`], so that all stop before the
+    /// Set to true, by Ctrl-C, on this rank. The ranks then agree on [`RunControl::stop`], so that all stop before the
     /// same step.
     pub interrupted: &'a AtomicBool,
 }
@@ -104,48 +169,15 @@ impl RunRanks<'_> {
     pub fn parse_message_of_rank<T: DeserializeOwned>(rank: usize, bytes: &[u8]) -> Result<T> {
         serde_json::from_slice(bytes).map_err(|e| {
             let help = "start all ranks with the same version of the program";
-            TrainError::output(format!("rank {rank}"), format!("sent data that this rank cannot read: {e}"), help)
+            Error::failed(format!("rank {rank}"), format!("sent data that this rank cannot read: {e}"), help)
         })
-    }
-}
-
-impl<'a, O> RunSetup<'a, O> {
-    /// Makes the inputs for work on the rows of a run that trains nothing and prints nothing: a plan, or showing a row.
-    /// The fields have the same meaning as in [`RunSetup`].
-    pub fn without_training(
-        options: &'a O,
-        model: &'a Path,
-        device: &'a Device,
-        dtype: DType,
-        media: &'a MediaOptions,
-        seed: u64,
-    ) -> Self {
-        static NOTHING: Value = Value::Null;
-        static NEVER: AtomicBool = AtomicBool::new(false);
-        RunSetup {
-            options,
-            model,
-            device,
-            dtype,
-            seed,
-            media,
-            resolved: &NOTHING,
-            quiet: true,
-            verbose: false,
-            stop: &NEVER,
-            save: None,
-            evaluator: None,
-            profiler: None,
-            ranks: None,
-            peak_flops_per_second: None,
-        }
     }
 }
 
 impl<O: TrainingOptions> RunSetup<'_, O> {
     /// The output folder that the command names. In `options.out`, ranks other than 0 have a folder of their own.
     pub fn shared_out(&self) -> &Path {
-        self.ranks.map_or(&self.options.out, |run| run.out)
+        self.control.ranks.map_or(&self.options.out, |run| run.out)
     }
 }
 
@@ -173,7 +205,7 @@ pub trait PolicyEvaluator: std::fmt::Debug {
     /// the questions, and rank 0 writes the files.
     ///
     /// # Errors
-    /// [`SampleError::Stopped`](reel_samples::SampleError::Stopped) when `policy.stop` becomes true; a file cannot be
+    /// [`Kind::Stopped`](crate::error::Kind::Stopped) when `policy.stop` becomes true; a file cannot be
     /// written; a logit is NaN.
     fn evaluate(&self, policy: &EvaluatedPolicy<'_>, folder: &Path) -> Result<BTreeMap<String, BenchmarkScore>>;
 }

@@ -13,9 +13,9 @@ use reel_samples::feed::{Prefetcher, SampleSource, decoding_threads, is_row_erro
 use reel_samples::order::RowOrder;
 use reel_support::client::{ChatAnswer, ChatClient, ChatFailure, ChatRequest, FailureKind};
 use reel_train::runs::reporting::progress::Progress;
-use reel_train::{Result, TrainError};
 use serde::Serialize;
 
+use crate::error::{Error, Result};
 use crate::predict::file::PredictionFile;
 use crate::predict::line::{answer_line, error_line};
 use crate::predict::requests::ChatRequests;
@@ -73,7 +73,7 @@ impl EndpointRun<'_> {
     /// the server refuses, or whose media cannot be loaded, gets a line with its error.
     ///
     /// # Errors
-    /// [`SampleError::Stopped`](reel_samples::SampleError::Stopped) if the run is interrupted. Rows are left without an
+    /// [`Kind::Stopped`](crate::error::Kind::Stopped) if the run is interrupted. Rows are left without an
     /// answer, because the server fails or refuses everything, or the cap on cost is reached. A run that continues the
     /// file requests these rows again. With `strict`, a row cannot be used. The file cannot be written.
     pub fn run(&self, mut file: PredictionFile) -> Result<EndpointSummary> {
@@ -91,7 +91,7 @@ impl EndpointRun<'_> {
                     Ok(_) => started += 1,
                     // Fewer requests are in flight.
                     Err(_) if started > 0 => break,
-                    Err(e) => return Err(TrainError::cannot_start_thread("requests", &e)),
+                    Err(e) => return Err(Error::cannot_start_thread("requests", &e)),
                 }
             }
             drop(answered);
@@ -204,7 +204,7 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
                         self.in_flight += usize::from(self.to_send.send((row, request)).is_ok());
                     }
                     Some(Err(e)) if is_row_error(&e) && !self.run.strict => self.fail_row(row, &e.to_string(), file)?,
-                    Some(Err(e)) => return Err(e.into()),
+                    Some(Err(e)) => return Err(e),
                 }
             }
             self.next += 1;
@@ -248,7 +248,7 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
 
     fn fail_row(&self, row: usize, error: &str, file: &mut PredictionFile) -> Result<()> {
         if self.run.strict {
-            return Err(TrainError::row(self.run.requests.location(row).0, error, ""));
+            return Err(Error::row(self.run.requests.location(row).0, error, ""));
         }
         let line = error_line(self.run.requests.rows().columns(row), error);
         file.write_line(row, line, Some(error.to_string())).map(drop)

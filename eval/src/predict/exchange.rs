@@ -17,12 +17,10 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Builder};
 use std::time::Duration;
 
-use reel_samples::SampleError;
-use reel_support::diagnostic::Diagnostic;
 use reel_train::setup::RunRanks;
-use reel_train::{Result, TrainError};
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
 use crate::predict::run::{FileWithProgress, LineSink, PredictionRun, PredictionSummary, is_interruption};
 
 /// The time between two exchanges.
@@ -202,7 +200,7 @@ impl PredictionRun<'_> {
             let second = Builder::new()
                 .name("answers".into())
                 .spawn_scoped(scope, move || exchange.until_all_have_ended(written))
-                .map_err(|e| TrainError::cannot_start_thread("answers", &e))?;
+                .map_err(|e| Error::cannot_start_thread("answers", &e))?;
             let generated = self.generate_rows(own, run.ranks.world().local_size, &mut &outbox);
             match &generated {
                 Ok(_) => outbox.end(End::Complete),
@@ -211,7 +209,7 @@ impl PredictionRun<'_> {
             }
             drop(abandon);
             let exchanged = second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            Ok::<_, TrainError>((generated, exchanged))
+            Ok::<_, Error>((generated, exchanged))
         })?;
         // Writes the lines that were finished before another rank failed, so that they are not lost.
         let rest = file.as_mut().map_or(Ok(()), |file| put_all(file, outbox.take_lines()));
@@ -226,7 +224,7 @@ impl PredictionRun<'_> {
                 Some(file) => file.file.stopped_error(),
                 None => {
                     let (what, help) = ("was stopped before every row had a prediction", "continue with --resume");
-                    SampleError::Stopped(Diagnostic::new(format!("rank {}", run.ranks.rank()), what, help)).into()
+                    Error::stopped(format!("rank {}", run.ranks.rank()), what, help)
                 }
             }),
         }

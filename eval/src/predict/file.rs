@@ -18,15 +18,14 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use reel_samples::SampleError;
 use reel_samples::conversations::remove_prediction_columns;
 use reel_samples::quarantine::lock_path;
-use reel_support::diagnostic::{Diagnostic, input};
+use reel_support::diagnostic::input;
 use reel_support::files::{AtomicFile, FileLock, open_without_link};
-use reel_train::{Result, TrainError};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::error::{Error, Result};
 use crate::predict::line::json_line;
 use crate::predict::settings::PredictionSettings;
 
@@ -119,7 +118,7 @@ impl PredictionFile {
     ) -> Result<Self> {
         let paths = Paths::of(out);
         refuse_other_kinds(out)?;
-        let lock = FileLock::acquire(&lock_path(out)).map_err(|e| TrainError::cannot_lock(e, "--out", out))?;
+        let lock = FileLock::acquire(&lock_path(out)).map_err(|e| Error::cannot_lock(e, "--out", out))?;
         if paths.out.exists() && !paths.partial.exists() && paths.partial_settings.exists() {
             rename(&paths.partial_settings, &paths.settings)?;
         }
@@ -193,7 +192,7 @@ impl PredictionFile {
     /// A file cannot be written.
     pub fn create_or_continue(&mut self) -> Result<()> {
         let Paths { partial, partial_settings, early, .. } = &self.paths;
-        let failed = |e| TrainError::cannot_write(partial, e);
+        let failed = |e| Error::cannot_write(partial, e);
         let file = match self.start {
             Start::Complete => return Ok(()),
             Start::After { bytes } => {
@@ -206,15 +205,13 @@ impl PredictionFile {
                 remove_if_there(partial)?;
                 let file = File::create_new(partial).map_err(failed)?;
                 let mut settings = AtomicFile::create(partial_settings)?;
-                settings
-                    .write_all(&self.settings.to_text())
-                    .map_err(|e| TrainError::cannot_write(partial_settings, e))?;
+                settings.write_all(&self.settings.to_text()).map_err(|e| Error::cannot_write(partial_settings, e))?;
                 settings.commit()?;
                 file
             }
         };
         self.file = Some(file);
-        let failed = |e| TrainError::cannot_write(early, e);
+        let failed = |e| Error::cannot_write(early, e);
         let early_lines = open_without_link(early, File::options().create(true).append(true)).map_err(failed)?;
         early_lines.set_len(self.early_bytes).map_err(failed)?;
         self.early = Some(early_lines);
@@ -261,36 +258,31 @@ impl PredictionFile {
     /// The files cannot be written or renamed.
     pub(super) fn finish(&mut self) -> Result<()> {
         let Some(file) = self.file.take() else { return Ok(()) };
-        file.sync_all().map_err(|e| TrainError::cannot_write(&self.paths.partial, e))?;
+        file.sync_all().map_err(|e| Error::cannot_write(&self.paths.partial, e))?;
         rename(&self.paths.partial, &self.paths.out)?;
         rename(&self.paths.partial_settings, &self.paths.settings)?;
         remove_if_there(&self.paths.early)
     }
 
     /// The error of a run that was stopped before all rows had a line.
-    pub(super) fn stopped_error(&self) -> TrainError {
+    pub(super) fn stopped_error(&self) -> Error {
         let (lines, rows) = (self.lines, self.settings.row_count());
         let location = self.paths.partial.display().to_string();
         let what = format!("stopped after {lines} of {rows} rows");
-        SampleError::Stopped(Diagnostic::new(location, what, "continue with --resume")).into()
+        Error::stopped(location, what, "continue with --resume")
     }
 
     /// The error of a run that ends while `count` of its requested rows have no answer.
-    pub(super) fn unanswered_rows_error(&self, count: usize, failure: &str) -> TrainError {
+    pub(super) fn unanswered_rows_error(&self, count: usize, failure: &str) -> Error {
         let lines = self.lines + self.waiting.len();
         let rows = self.settings.row_count();
         let what = format!("has answers for {lines} of {rows} rows; {count} request(s) got no answer: {failure}");
-        TrainError::output(
-            self.paths.partial.display().to_string(),
-            what,
-            "remove the cause, then continue with --resume",
-        )
+        Error::failed(self.paths.partial.display().to_string(), what, "remove the cause, then continue with --resume")
     }
 
     fn refuse_existing(&self) -> Result<()> {
         let Paths { out, partial, partial_settings, .. } = &self.paths;
-        let refuse =
-            |path: &Path, what: &str, help: &str| Err(TrainError::output(path.display().to_string(), what, help));
+        let refuse = |path: &Path, what: &str, help: &str| Err(Error::failed(path.display().to_string(), what, help));
         // An empty file without settings may be replaced: a process that was killed right after its start leaves such
         // a file.
         if partial.exists() && (partial_settings.exists() || !is_empty(partial)) {
@@ -353,7 +345,7 @@ struct EarlierLines {
 
 /// Reads the complete lines of a predictions file and checks that each line has the columns of its row.
 fn read_lines(file: &Path, rows: usize, columns: &impl Fn(usize) -> Map<String, Value>) -> Result<EarlierLines> {
-    let failed = |e| TrainError::cannot_read(file, e);
+    let failed = |e| Error::cannot_read(file, e);
     let mut reader = BufReader::new(input::open_regular_file(file).map_err(failed)?);
     let (mut found, mut line) = (EarlierLines::default(), Vec::new());
     loop {
@@ -392,7 +384,7 @@ fn read_early_lines(
     columns: &impl Fn(usize) -> Map<String, Value>,
     lines: &mut BTreeMap<usize, Vec<u8>>,
 ) -> Result<u64> {
-    let failed = |e| TrainError::cannot_read(file, e);
+    let failed = |e| Error::cannot_read(file, e);
     let mut reader = match input::open_regular_file(file) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(0),
         opened => BufReader::new(opened.map_err(failed)?),
@@ -438,16 +430,16 @@ fn error_of(line: &[u8]) -> Option<String> {
     row.get("error").and_then(Value::as_str).map(String::from)
 }
 
-fn write_error(file: &Path, e: std::io::Error) -> TrainError {
-    let mut e = SampleError::cannot_write(file, e);
-    if let SampleError::NoRoom { diagnostic, remedy } = &mut e {
-        diagnostic.help = format!("{remedy}, then continue with --resume");
+fn write_error(file: &Path, e: std::io::Error) -> Error {
+    let mut e = Error::cannot_write(file, e);
+    if let Some(remedy) = e.remedy_for_space() {
+        e.diagnostic.help = format!("{remedy}, then continue with --resume");
     }
-    e.into()
+    e
 }
 
-fn changed(location: String, what: String) -> TrainError {
-    TrainError::output(location, what, "the file was changed: restore it, or start again with --overwrite")
+fn changed(location: String, what: String) -> Error {
+    Error::failed(location, what, "the file was changed: restore it, or start again with --overwrite")
 }
 
 fn is_empty(file: &Path) -> bool {
@@ -461,16 +453,16 @@ fn refuse_other_kinds(out: &Path) -> Result<()> {
         Ok(facts) if !facts.is_file() => "is not a regular file, so its lines could not be read again",
         _ => return Ok(()),
     };
-    Err(TrainError::output(format!("--out {}", out.display()), kind, "give the name of a file"))
+    Err(Error::failed(format!("--out {}", out.display()), kind, "give the name of a file"))
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
-    fs::rename(from, to).map_err(|e| TrainError::cannot_write(to, e))
+    fs::rename(from, to).map_err(|e| Error::cannot_write(to, e))
 }
 
 fn remove_if_there(file: &Path) -> Result<()> {
     match fs::remove_file(file) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(TrainError::cannot_write(file, e)),
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::cannot_write(file, e)),
         _ => Ok(()),
     }
 }

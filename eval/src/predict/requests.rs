@@ -18,10 +18,11 @@ use reel_samples::conversations::RowConversations;
 use reel_samples::feed::SampleSource;
 use reel_samples::rows::PromptContent;
 use reel_samples::sample::to_row_error;
-use reel_samples::{Result, SampleError};
 use reel_support::client::{ChatRequest, image_part};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
 
 /// How the frames of a video are written in a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
@@ -65,7 +66,7 @@ impl ChatRequests {
     }
 
     fn messages(&self, conversation: &Conversation, media: LoadedMedia, location: &str) -> Result<Vec<Value>> {
-        let failed = |e: reel_input::media::MediaError| to_row_error(location, e.into());
+        let failed = |e: Error| to_row_error(location, e);
         let seconds = media.second_per_grid_ts.iter().map(|&seconds| f64::from(seconds));
         let frame_pair = media.frames.processor.temporal_patch_size as f64;
         let rates: Vec<f64> = seconds.map(|seconds| frame_pair / seconds).collect();
@@ -90,7 +91,7 @@ impl SampleSource for ChatRequests {
         let location = self.rows.data().location(row);
         let PromptContent::Chat(messages) = self.rows.prompt_content(row)? else {
             let help = "write the prompt as a list of messages";
-            return Err(SampleError::row(
+            return Err(Error::row(
                 format!("{location}: prompt"),
                 "is a plain text, but a chat server takes only messages",
                 help,
@@ -127,7 +128,7 @@ struct MediaInOrder {
 }
 
 impl MediaInOrder {
-    fn message(&mut self, message: &Message) -> Result<Value, reel_input::media::MediaError> {
+    fn message(&mut self, message: &Message) -> Result<Value> {
         let content = match &message.content {
             MessageContent::Text(text) => json!(text),
             MessageContent::Parts(parts) => {
@@ -157,7 +158,7 @@ impl MediaInOrder {
         Ok(Value::Object(fields))
     }
 
-    fn image(&self, frames: &FrameBuf) -> Result<Vec<Value>, reel_input::media::MediaError> {
+    fn image(&self, frames: &FrameBuf) -> Result<Vec<Value>> {
         match self.form {
             RequestVideoFormat::Images | RequestVideoFormat::Vllm => jpeg_parts(frames),
             RequestVideoFormat::Reel => {
@@ -167,7 +168,7 @@ impl MediaInOrder {
         }
     }
 
-    fn video(&self, frames: &FrameBuf, fps: f64) -> Result<Vec<Value>, reel_input::media::MediaError> {
+    fn video(&self, frames: &FrameBuf, fps: f64) -> Result<Vec<Value>> {
         match self.form {
             RequestVideoFormat::Images => jpeg_parts(frames),
             RequestVideoFormat::Vllm => {
@@ -183,18 +184,18 @@ impl MediaInOrder {
     }
 }
 
-fn jpeg_parts(frames: &FrameBuf) -> Result<Vec<Value>, reel_input::media::MediaError> {
+fn jpeg_parts(frames: &FrameBuf) -> Result<Vec<Value>> {
     Ok(jpeg_frames(frames)?.iter().map(|jpeg| image_part("image/jpeg", jpeg)).collect())
 }
 
 /// The frames as JPEG in base64.
-fn jpeg_frames(frames: &FrameBuf) -> Result<Vec<String>, reel_input::media::MediaError> {
+fn jpeg_frames(frames: &FrameBuf) -> Result<Vec<String>> {
     let view = frames.view()?;
     view.iter().map(|frame| Ok(STANDARD.encode(encode_jpeg(frame, view.height_and_width())?))).collect()
 }
 
 /// The frames as PNG in base64.
-fn png_frames(frames: &FrameBuf) -> Result<Vec<String>, reel_input::media::MediaError> {
+fn png_frames(frames: &FrameBuf) -> Result<Vec<String>> {
     let view = frames.view()?;
     let (height, width) = view.height_and_width();
     view.iter().map(|frame| Ok(STANDARD.encode(encode_png(frame, height, width)?.bytes))).collect()

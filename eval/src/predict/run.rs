@@ -6,19 +6,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use reel_engine::{
-    Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, SamplingParams, StepOutput, StopCondition,
-    completion_text, new_tokens_within_positions,
+    Completion, ContinuousBatch, Engine, GenerationRequest, SamplingParams, StepOutput, StopCondition, completion_text,
+    new_tokens_within_positions,
 };
 use reel_input::ModelInput;
+use reel_samples::error_if_stopped;
 use reel_samples::feed::{Prefetcher, SampleSource, decoding_threads, is_row_error};
 use reel_samples::order::RowOrder;
-use reel_samples::{RowFailureKind, SampleError, error_if_stopped};
 use reel_support::diagnostic::Diagnostic;
 use reel_train::runs::reporting::progress::Progress;
 use reel_train::setup::RunRanks;
-use reel_train::{Result, TrainError};
 use serde::Serialize;
 
+use crate::error::{Error, Kind, Result, RowFailureKind};
 use crate::predict::file::PredictionFile;
 use crate::predict::line::{RowResult, error_line, prediction_line};
 use crate::predict::output::{PredictionOutput, RowSubset};
@@ -181,8 +181,8 @@ impl LineSink for DiscardedLines {
 }
 
 /// Whether an error says that a run was interrupted.
-pub(super) fn is_interruption(e: &TrainError) -> bool {
-    matches!(e, TrainError::Engine(EngineError::Interrupted) | TrainError::Sample(SampleError::Stopped(_)))
+pub(super) fn is_interruption(e: &Error) -> bool {
+    matches!(e.kind, Kind::Interrupted | Kind::Stopped)
 }
 
 impl PredictionRun<'_> {
@@ -191,7 +191,7 @@ impl PredictionRun<'_> {
     /// summary is `None` on ranks other than 0.
     ///
     /// # Errors
-    /// [`SampleError::Stopped`] if the run is interrupted, on any rank; with `strict`, the error of a row; the file
+    /// [`Kind::Stopped`] if the run is interrupted, on any rank; with `strict`, the error of a row; the file
     /// cannot be written; a logit is NaN; another rank has failed.
     pub fn run(&self, output: PredictionOutput<'_>) -> Result<Option<PredictionSummary>> {
         let PredictionOutput { file, rows, ranks, .. } = output;
@@ -295,10 +295,10 @@ impl RowsInProgress<'_, '_> {
 
     /// Returns an error if the run is to stop. With a divided model, rank 0 decides for all ranks.
     fn error_if_stopped(&self) -> Result<()> {
-        let Some(divided) = self.run.divided else { return Ok(error_if_stopped(self.run.stop)?) };
+        let Some(divided) = self.run.divided else { return error_if_stopped(self.run.stop) };
         let stops = divided.is_rank_0().then(|| self.run.stop.load(Ordering::Relaxed));
         let stops = AtomicBool::new(divided.broadcast("end of the run", stops)?);
-        Ok(error_if_stopped(&stops)?)
+        error_if_stopped(&stops)
     }
 
     /// The prompt of the next row; `None` if the row's media are not decoded within `patience`. Rank 0 of a divided
@@ -315,7 +315,7 @@ impl RowsInProgress<'_, '_> {
         if prompt.as_ref().is_some_and(|prompt| prompt.is_ok() != is_usable) {
             let location = self.run.prompts.location(self.own[self.next]).0;
             let help = "check that no other program changes its files";
-            return Err(TrainError::row(location, "can be read by only some of the processes", help));
+            return Err(Error::row(location, "can be read by only some of the processes", help));
         }
         Ok(prompt)
     }
@@ -337,8 +337,8 @@ impl RowsInProgress<'_, '_> {
             let row = self.own[self.next];
             match prompt {
                 Ok(prompt) => self.add_row(row, Arc::new(prompt), lines)?,
-                Err(e) if is_row_error(&e) => self.fail_row(row, e.into(), lines)?,
-                Err(e) => return Err(e.into()),
+                Err(e) if is_row_error(&e) => self.fail_row(row, e, lines)?,
+                Err(e) => return Err(e),
             }
             self.next += 1;
         }
@@ -348,24 +348,25 @@ impl RowsInProgress<'_, '_> {
     /// Adds a row to the batch, or writes a line with its error.
     fn add_row(&mut self, row: usize, prompt: Arc<ModelInput>, lines: &mut impl LineSink) -> Result<()> {
         let request = self.run.request(prompt.clone(), row);
-        match request.map_err(EngineError::Request).and_then(|request| self.batch.add(row, request)) {
+        match request.map_err(|d| Kind::Request.error(d)).and_then(|request| self.batch.add(row, request)) {
             Ok(()) => {
                 self.unfinished.insert(row, UnfinishedRow { prompt, completions: Vec::new() });
                 Ok(())
             }
-            Err(EngineError::Request(fault) | EngineError::TooLong { diagnostic: fault, .. }) => {
-                self.fail_row(row, RowFailureKind::Row.error(fault.at(self.run.prompts.location(row).0)).into(), lines)
+            Err(Error { kind: Kind::Request | Kind::TooLong { .. }, diagnostic }) => {
+                let diagnostic = diagnostic.at(self.run.prompts.location(row).0);
+                self.fail_row(row, Kind::Row(RowFailureKind::Row).error(diagnostic), lines)
             }
-            Err(e) => Err(e.into()),
+            Err(e) => Err(e),
         }
     }
 
     /// Accepts the error of a row that the batch has dropped. A row that does not fit into memory together with other
     /// rows is computed again alone.
-    fn fail_running_row(&mut self, row: usize, e: EngineError, lines: &mut impl LineSink) -> Result<()> {
+    fn fail_running_row(&mut self, row: usize, e: Error, lines: &mut impl LineSink) -> Result<()> {
         let Some(unfinished) = self.unfinished.remove(&row) else { return Ok(()) };
-        if !e.is_out_of_memory() {
-            return Err(e.into());
+        if e.kind != Kind::OutOfMemory {
+            return Err(e);
         }
         if self.alone != Some(row) {
             self.held.push_back((row, unfinished.prompt));
@@ -374,11 +375,11 @@ impl RowsInProgress<'_, '_> {
         self.alone = None;
         let what = format!("does not fit into memory ({e})");
         let help = "give fewer frames or pixels, or lower --n or --max-new-tokens";
-        self.fail_row(row, TrainError::row(self.run.prompts.location(row).0, what, help), lines)
+        self.fail_row(row, Error::row(self.run.prompts.location(row).0, what, help), lines)
     }
 
     /// Writes a line with `error` for a row that cannot be used. With `strict`, returns the error instead.
-    fn fail_row(&self, row: usize, error: TrainError, lines: &mut impl LineSink) -> Result<()> {
+    fn fail_row(&self, row: usize, error: Error, lines: &mut impl LineSink) -> Result<()> {
         if self.run.strict {
             return Err(error);
         }

@@ -7,9 +7,10 @@ use reel_support::diagnostic::{input, redact_urls};
 use reel_support::files::digest::ModelFiles;
 use reel_support::files::json::redact_urls_in_json;
 use reel_support::ranks::Fact;
-use reel_train::{Result, TrainError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
 
 /// An input of a run: its path, and the fingerprint by which a later run recognises the input.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -114,12 +115,12 @@ impl PredictionSettings {
         let text = input::read_file(file, input::MAX_CONFIG_BYTES).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => {
                 let what = format!("is missing, so the settings of {} are unknown", predictions.display());
-                TrainError::output(file.display().to_string(), what, help)
+                Error::failed(file.display().to_string(), what, help)
             }
-            _ => TrainError::cannot_read(file, e),
+            _ => Error::cannot_read(file, e),
         })?;
         serde_json::from_slice(&text).map_err(|e| {
-            TrainError::output(
+            Error::failed(
                 file.display().to_string(),
                 format!("does not hold the settings of a prediction run: {e}"),
                 help,
@@ -143,7 +144,7 @@ impl PredictionSettings {
         let of = |what: &str| format!("{what} the run that --resume continues ({})", predictions.display());
         let refuse = |option: &str, what: String| {
             let help = "give the value of the earlier run, or start again with --overwrite";
-            Err(TrainError::option(format!("--{}", option.replace('_', "-")), what, help))
+            Err(Error::usage(format!("--{}", option.replace('_', "-")), what, help))
         };
         let files =
             |input: &Option<FingerprintedInput>| input.as_ref().map(|input| input.files.clone()).unwrap_or_default();

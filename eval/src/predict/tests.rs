@@ -11,15 +11,14 @@ use reel_input::{MediaOptions, ModelFolder};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
-use reel_samples::SampleError;
 use reel_samples::conversations::RowConversations;
 use reel_samples::dataset::Dataset;
 use reel_samples::prompts::QuestionTemplate;
 use reel_train::options::Recipe;
-use reel_train::{Result, TrainError};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::error::{Kind, Result};
 
 /// A small model with its tokenizer, and the device on which it generates completions.
 struct Fixture {
@@ -293,10 +292,7 @@ fn output_must_be_a_regular_file_that_no_other_process_writes() {
     assert!(e.contains("is not a regular file"), "{e}");
     let lock = reel_support::files::FileLock::acquire(&reel_samples::quarantine::lock_path(&out)).unwrap();
     let e = predict(&data, &out, OPTIONS).unwrap_err();
-    assert!(
-        matches!(e, TrainError::Sample(SampleError::Output(_))) && e.to_string().contains("is in use by process"),
-        "{e}"
-    );
+    assert!(e.kind == Kind::Failed && e.to_string().contains("is in use by process"), "{e}");
     drop(lock);
     let [_, partial, ..] = companion_paths(&out);
     fs::write(&partial, "of another program").unwrap();

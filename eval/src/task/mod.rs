@@ -20,7 +20,7 @@ use std::sync::LazyLock;
 
 use reel_samples::prompts::{QuestionTemplate, answer_instruction, question_text};
 use reel_samples::rewards::Recipe;
-use reel_support::diagnostic::{Diagnostic, input};
+use reel_support::diagnostic::input;
 use serde::{Deserialize, Serialize};
 
 pub use layout::{AnswerForm, Layout, OptionalColumns, RowRules};
@@ -28,7 +28,8 @@ pub use options::{AnswerOptions, option_error};
 pub use template::{Template, column};
 
 use self::options::text_without_letter;
-use crate::{EvalError, Result};
+
+use crate::error::{Error, Result};
 
 /// The name under which a user's own rows are reported.
 pub const OWN_ROWS: &str = "own rows";
@@ -164,7 +165,7 @@ impl Task {
                 name => tasks.push(built_in.iter().find(|task| task.name == name).cloned().ok_or_else(|| {
                     let known: Vec<&str> = built_in.iter().map(|task| &task.name[..]).collect();
                     let help = format!("use all, a task file (.toml), or one of {}", known.join(", "));
-                    EvalError::Option(Diagnostic::new("--benchmark", format!("unknown benchmark `{name}`"), help))
+                    Error::usage("--benchmark", format!("unknown benchmark `{name}`"), help)
                 })?),
             }
         }
@@ -172,7 +173,7 @@ impl Task {
         match twice {
             Some(i) => {
                 let what = format!("names `{}` twice", tasks[i].name);
-                Err(EvalError::Option(Diagnostic::new("--benchmark", what, "give each benchmark once")))
+                Err(Error::usage("--benchmark", what, "give each benchmark once"))
             }
             None => Ok(tasks),
         }
@@ -200,8 +201,7 @@ impl Task {
     /// # Errors
     /// The file cannot be read, or a field of it is wrong.
     pub fn open(path: &Path) -> Result<Self> {
-        let text = input::read_text(path, input::MAX_CONFIG_BYTES)
-            .map_err(|e| EvalError::Task(Diagnostic::cannot_read(path, &e)))?;
+        let text = input::read_text(path, input::MAX_CONFIG_BYTES).map_err(|e| Error::cannot_read(path, &e))?;
         let task = Self::parse(&path.display().to_string(), &text)?;
         Ok(Self { user_file_text: Some(text), ..task })
     }
@@ -211,9 +211,8 @@ impl Task {
     /// # Errors
     /// A field is missing, unknown or wrong.
     pub fn parse(location: &str, text: &str) -> Result<Self> {
-        let wrong = |what: String| {
-            EvalError::Task(Diagnostic::new(location, what, "compare it with what `reel eval tasks mvbench` prints"))
-        };
+        let wrong =
+            |what: String| Error::failed(location, what, "compare it with what `reel eval tasks mvbench` prints");
         let task: Self = toml::from_str(text).map_err(|e| {
             let line = e.span().map_or(String::new(), |span| format!("line {}: ", line_of(text, span.start)));
             wrong(format!("{line}{}", e.message()))

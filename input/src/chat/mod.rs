@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 
 use self::engine::{CompiledTemplate, RenderInput};
 use self::isolation::{IsolatedTemplate, WorkerTemplate};
-use crate::error::{InputError, Result};
+use crate::error::{Error, Result};
 use crate::messages::{Conversation, insert_text_arguments, mark_text_arguments};
 
 pub use self::isolation::TEMPLATE_WORKER;
@@ -111,7 +111,7 @@ impl ChatTemplate {
         let Some(main) = templates.default.first() else {
             let what = "has no chat template (chat_template.jinja, chat_template.json, or chat_template in \
                 tokenizer_config.json)";
-            return Err(InputError::template(folder.display().to_string(), what, HELP));
+            return Err(Error::input(folder.display().to_string(), what, HELP));
         };
         let other = |source: &Source| {
             let lazy = LazyTemplate { source: source.clone(), compiled: OnceLock::new() };
@@ -158,7 +158,7 @@ impl ChatTemplate {
                 (lazy.compiled()?, Value::from(tools), messages)
             }
             (_, ToolsTemplate::Missing) => {
-                return Err(InputError::template(&main.location, NO_TOOLS, NO_TOOLS_HELP));
+                return Err(Error::input(&main.location, NO_TOOLS, NO_TOOLS_HELP));
             }
         };
         let variables = template.used_variables(conversation)?;
@@ -179,7 +179,7 @@ impl ChatTemplate {
         let prompt = self.render(&prompt_end::mark_end_of_text(conversation)?, false)?;
         prompt_end::text_before_mark(&prompt).ok_or_else(|| {
             let what = "does not write the text of the last message, so the model cannot continue it";
-            InputError::template(&self.main.location, what, "remove continue_final_message")
+            Error::input(&self.main.location, what, "remove continue_final_message")
         })
     }
 
@@ -227,7 +227,7 @@ impl FolderTemplates {
             let default = template_named(value, "default");
             if default.is_none() && found.default.is_empty() {
                 let what = "has a chat_template that is neither a string nor a list of named strings";
-                return Err(InputError::template(path.display().to_string(), what, HELP));
+                return Err(Error::input(path.display().to_string(), what, HELP));
             }
             found.default.extend(default.map(|text| source(path, text)));
             let tool_use = if value.is_string() { None } else { template_named(value, "tool_use") };
@@ -253,7 +253,7 @@ impl LazyTemplate {
 impl Source {
     fn compile(self) -> Result<Template> {
         let Source { location, text, tokens } = self;
-        let refused = |what: String| InputError::template(&location, what, HELP);
+        let refused = |what: String| Error::input(&location, what, HELP);
         let (is_trusted, own_text) = (is_known(&text), text.clone());
         let renderer = match reel_support::worker::worker_program() {
             Some(program) if !is_trusted => Renderer::InWorker(
@@ -279,7 +279,7 @@ impl Template {
             Some(name) => {
                 let location = format!("{}: chat_template_kwargs.{name}", conversation.location);
                 let what = "is not a variable of the model's chat template";
-                Err(InputError::messages(location, what, "remove it"))
+                Err(Error::input(location, what, "remove it"))
             }
         }
     }
@@ -289,7 +289,7 @@ impl Template {
             Renderer::InThisProcess(template) => template.render(input),
             Renderer::InWorker(template) => template.render(input),
         };
-        prompt.map_err(|what| InputError::template(&self.location, what, "change the messages or the template"))
+        prompt.map_err(|what| Error::input(&self.location, what, "change the messages or the template"))
     }
 }
 
@@ -338,7 +338,7 @@ fn read(path: &Path) -> Result<Option<String>> {
     match input::read_text(path, input::MAX_CONFIG_BYTES) {
         Ok(text) => Ok(Some(text)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(InputError::cannot_read(path, e)),
+        Err(e) => Err(Error::cannot_read(path, e)),
     }
 }
 
@@ -346,6 +346,6 @@ fn read_json(path: &Path) -> Result<Option<Map<String, Value>>> {
     let Some(text) = read(path)? else { return Ok(None) };
     match serde_json::from_str(&text) {
         Ok(object) => Ok(Some(object)),
-        Err(e) => Err(InputError::template(path.display().to_string(), format!("is not a JSON object ({e})"), HELP)),
+        Err(e) => Err(Error::input(path.display().to_string(), format!("is not a JSON object ({e})"), HELP)),
     }
 }

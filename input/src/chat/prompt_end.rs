@@ -1,6 +1,6 @@
 //! Where the prompt of a conversation ends, and prompts that end within the last message.
 
-use crate::error::{InputError, Result};
+use crate::error::{Error, Result};
 use crate::messages::{ContentPart, Conversation, MessageContent};
 
 /// Where the prompt of a conversation ends.
@@ -36,7 +36,7 @@ const MARK: &str = "[reel-continues-here]";
 pub(super) fn mark_end_of_text(conversation: &Conversation) -> Result<Conversation> {
     let refused = |what: String, help: &str| {
         let location = format!("{}: continue_final_message", conversation.location);
-        Err(InputError::messages(location, what, help))
+        Err(Error::input(location, what, help))
     };
     let mut marked = conversation.clone();
     let Some(last) = marked.messages.last_mut().filter(|last| last.role == "assistant") else {

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::error::{InputError, Result};
+use crate::error::{Error, Result};
 
 /// The largest accepted whole number. A larger one is surely a mistake in the file, and the limit keeps a product of
 /// two such numbers within 64 bits.
@@ -26,19 +26,19 @@ impl JsonFields {
         let location = file.to_string();
         match serde_json::from_str(text) {
             Ok(Value::Object(map)) => Ok(Self { file: location, path: String::new(), map, help }),
-            Ok(_) => Err(InputError::config(location, "is not a JSON object", help)),
-            Err(e) => Err(InputError::config(location, format!("is not JSON ({e})"), help)),
+            Ok(_) => Err(Error::input(location, "is not a JSON object", help)),
+            Err(e) => Err(Error::input(location, format!("is not JSON ({e})"), help)),
         }
     }
 
     /// An error about the value of `key`, with the advice that was given to [`JsonFields::parse`].
-    pub fn error(&self, key: &str, what: impl Into<String>) -> InputError {
+    pub fn error(&self, key: &str, what: impl Into<String>) -> Error {
         self.error_with_help(key, what, self.help)
     }
 
     /// An error about the value of `key`, with `help` as advice.
-    pub fn error_with_help(&self, key: &str, what: impl Into<String>, help: &str) -> InputError {
-        InputError::config(format!("{}: {}", self.file, self.path_of(key)), what, help)
+    pub fn error_with_help(&self, key: &str, what: impl Into<String>, help: &str) -> Error {
+        Error::input(format!("{}: {}", self.file, self.path_of(key)), what, help)
     }
 
     /// Returns `FILE: KEY WHAT`, the text of a note about the value of `key`.

@@ -21,7 +21,7 @@ use std::path::Path;
 
 use reel_support::diagnostic::{input, print_note_once};
 
-use crate::error::{InputError, Result};
+use crate::error::{Error, Result};
 use crate::tensor_file::{StoredDType, foreign_checkpoint};
 use fields::JsonFields;
 
@@ -159,8 +159,8 @@ impl ModelConfig {
         let text = input::read_text(&path, input::MAX_CONFIG_BYTES).map_err(|e| {
             let is_missing = e.kind() == std::io::ErrorKind::NotFound;
             match foreign_checkpoint(folder).filter(|_| is_missing) {
-                Some((what, help)) => InputError::config(folder.display().to_string(), what, help),
-                None => InputError::cannot_read(&path, e),
+                Some((what, help)) => Error::input(folder.display().to_string(), what, help),
+                None => Error::cannot_read(&path, e),
             }
         })?;
         Self::parse(&path.display().to_string(), &text)

@@ -3,12 +3,12 @@
 
 use std::path::Path;
 
+use crate::error::{Error, Result};
 use crate::media::patches::ImageProcessorSettings;
 use reel_support::diagnostic::input;
 
 use super::fields::JsonFields;
 use super::{ModelConfig, VisionConfig};
-use crate::error::{InputError, Result};
 
 /// The largest accepted `min_pixels`; the published value is 3136.
 const MAX_MIN_PIXELS: u64 = 1 << 24;
@@ -78,7 +78,7 @@ fn check_equal(
         Some((key, own, other)) => {
             let what = format!("is {own}, but {other} in {first}");
             let help = "remove the file that does not belong to this model, or correct it";
-            Err(InputError::config(format!("{location}: {key}"), what, help))
+            Err(Error::input(format!("{location}: {key}"), what, help))
         }
         None => Ok(()),
     }
@@ -133,7 +133,7 @@ fn check_fits(file: &str, settings: &ImageProcessorSettings, vision: &VisionConf
     ] {
         if ours != theirs {
             let what = format!("is {ours}, but the vision tower in config.json has {theirs}");
-            return Err(InputError::config(format!("{file}: {key}"), what, HELP));
+            return Err(Error::input(format!("{file}: {key}"), what, HELP));
         }
     }
     Ok(())
@@ -165,7 +165,7 @@ fn read_fields(path: &Path) -> Result<Option<JsonFields>> {
     match input::read_text(path, input::MAX_CONFIG_BYTES) {
         Ok(text) => JsonFields::parse(&path.display().to_string(), &text, HELP).map(Some),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(InputError::cannot_read(path, e)),
+        Err(e) => Err(Error::cannot_read(path, e)),
     }
 }
 

@@ -236,13 +236,14 @@ fn rejects_sliding_window_only_if_a_layer_uses_it() {
 #[test]
 fn generation_config_accepts_one_or_more_end_tokens() {
     let one = GenerationConfig::parse("g", r#"{"eos_token_id": 7, "temperature": 1e-6, "top_k": 1}"#).unwrap();
+    let own = one.sampling;
     assert_eq!(
-        (one.eos_token_id, one.temperature, one.top_k, one.repetition_penalty),
+        (one.eos_token_id, own.temperature, own.top_k, own.repetition_penalty),
         (vec![7], Some(1e-6), Some(1), None)
     );
     let more = GenerationConfig::parse("g", r#"{"eos_token_id": [7, 8], "repetition_penalty": 1.05, "top_p": 0.001}"#)
         .unwrap();
-    assert_eq!((more.eos_token_id, more.repetition_penalty), (vec![7, 8], Some(1.05)));
+    assert_eq!((more.eos_token_id, more.sampling.repetition_penalty), (vec![7, 8], Some(1.05)));
     let many = format!(r#"{{"eos_token_id": {:?}}}"#, [1; 300]);
     for bad in [
         &many[..],

@@ -2,7 +2,7 @@
 
 use super::fields::JsonFields;
 use super::{Family, MAX_LAYERS, check_act, rope};
-use crate::error::{InputError, Result};
+use crate::error::{Error, Result};
 
 /// The sizes of the vision tower; widths are in elements, `patch_size` in pixels.
 #[derive(Debug, Clone, PartialEq)]
@@ -138,7 +138,7 @@ pub(super) fn vision_config(family: Family, fields: &JsonFields) -> Result<Visio
         }
     }
     let up_to = |key: &str, default: usize, most: usize| {
-        Ok::<usize, InputError>(fields.opt_int_up_to(key, most)?.unwrap_or(default))
+        Ok::<usize, Error>(fields.opt_int_up_to(key, most)?.unwrap_or(default))
     };
     let depth = up_to("depth", default.depth, MAX_LAYERS)?;
     let patch_size = up_to("patch_size", default.patch_size, 1024)?;

@@ -17,7 +17,7 @@ use tempfile::NamedTempFile;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
-use crate::error::{InputError, Result};
+use crate::error::{Error, Result};
 use crate::network;
 
 /// Maximum size in bytes of an image that is downloaded.
@@ -61,14 +61,14 @@ impl MediaAccess {
         // A data file that is given by its name alone has an empty parent path. The empty path means the current
         // folder.
         let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
-        let folder = root.canonicalize().map_err(|e| InputError::cannot_read(root, e))?;
+        let folder = root.canonicalize().map_err(|e| Error::cannot_read(root, e))?;
         // A path outside of the folder gets the same error whether or not the file exists, so that clients cannot find
         // out which files this machine has.
         let existing = path.ancestors().find_map(|ancestor| ancestor.canonicalize().ok());
         if existing.is_some_and(|existing| existing.starts_with(&folder)) {
-            return path.canonicalize().map_err(|e| InputError::cannot_read(path, e));
+            return path.canonicalize().map_err(|e| Error::cannot_read(path, e));
         }
-        Err(InputError::messages(
+        Err(Error::input(
             path.display().to_string(),
             format!("lies outside of {}, where all media must lie", root.display()),
             "move the file there, or give another --media-root",
@@ -83,11 +83,11 @@ impl MediaAccess {
         let shown = without_secrets(address);
         if network::are_downloads_forbidden() {
             let help = "download the file yourself, or leave out --offline";
-            return Err(InputError::messages(shown, "is not downloaded, because --offline is given", help));
+            return Err(Error::input(shown, "is not downloaded, because --offline is given", help));
         }
         if self.remote == RemoteMedia::Refused {
             let what = "is an address, and media are downloaded only with --allow-remote-media";
-            return Err(InputError::messages(shown, what, "give that option, or use a local file"));
+            return Err(Error::input(shown, what, "give that option, or use a local file"));
         }
         download(address, max_bytes, timeout, self.remote)
     }
@@ -104,8 +104,7 @@ pub(crate) fn without_secrets(address: &str) -> String {
 
 fn download(address: &str, max_bytes: u64, timeout: Duration, remote: RemoteMedia) -> Result<NamedTempFile> {
     let shown = without_secrets(address);
-    let fault =
-        |what: String| InputError::messages(&shown, what, "check the address and the network, or use a local file");
+    let fault = |what: String| Error::input(&shown, what, "check the address and the network, or use a local file");
     let config = ureq::Agent::config_builder()
         .timeout_connect(Some(CONNECT_TIMEOUT))
         .timeout_global(Some(timeout))
@@ -117,7 +116,7 @@ fn download(address: &str, max_bytes: u64, timeout: Duration, remote: RemoteMedi
     let mut response = agent.get(address).call().map_err(|e| fault(download_failure(&e)))?;
     let mut body = response.body_mut().with_config().limit(u64::MAX).reader().take(max_bytes + 1);
     let folder = std::env::temp_dir();
-    let cannot_write = |e| InputError::cannot_write(&folder, e);
+    let cannot_write = |e| Error::cannot_write(&folder, e);
     let mut file = NamedTempFile::new_in(&folder).map_err(cannot_write)?;
     let mut buffer = vec![0; 1 << 18];
     let mut bytes = 0;
@@ -129,7 +128,7 @@ fn download(address: &str, max_bytes: u64, timeout: Duration, remote: RemoteMedi
         bytes += n as u64;
         if bytes > max_bytes {
             let what = format!("is larger than {} MiB", max_bytes >> 20);
-            return Err(InputError::messages(&shown, what, "use a smaller file, or a local file"));
+            return Err(Error::input(&shown, what, "use a smaller file, or a local file"));
         }
         file.write_all(&buffer[..n]).map_err(cannot_write)?;
     }
@@ -223,7 +222,7 @@ pub fn decode_data_uri(uri: &str) -> Result<Vec<u8>> {
         &STANDARD,
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
     );
-    let fault = |what: String| InputError::messages(crate::media::DATA_URI, what, "write data:TYPE;base64,CONTENT");
+    let fault = |what: String| Error::input(crate::media::DATA_URI, what, "write data:TYPE;base64,CONTENT");
     let Some((_, content)) = uri.split_once("base64,") else {
         return Err(fault("is not base64".to_string()));
     };

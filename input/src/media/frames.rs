@@ -1,6 +1,6 @@
 //! Arrays of pixels: frames of one size, borrowed ([`FrameView`]) or owned ([`FrameBuf`]).
 
-use crate::media::{MediaError, Result};
+use crate::error::{Error, Result};
 
 /// Images with more pixels (height × width) than this are refused before memory is allocated for them. The value is
 /// Pillow's limit against decompression bombs.
@@ -23,7 +23,7 @@ impl<'a> FrameView<'a> {
     pub fn new(data: &'a [u8], frames: usize, height: usize, width: usize) -> Result<Self> {
         let wanted = [frames, height, width, 3].into_iter().try_fold(1usize, usize::checked_mul);
         if wanted != Some(data.len()) || data.is_empty() {
-            return Err(MediaError::setting_error(
+            return Err(Error::setting(
                 "frames",
                 format!("{} bytes do not hold {frames} RGB frames of {height} x {width}", data.len()),
                 "give at least one frame and exactly frames x height x width x 3 bytes",

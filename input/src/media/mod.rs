@@ -18,4 +18,6 @@ pub mod strip;
 pub mod video;
 pub mod worker;
 
-pub use error::{DATA_URI, MediaError, Result};
+pub use error::{DATA_URI, with_file_name, with_message_part};
+
+pub use crate::error::Result;

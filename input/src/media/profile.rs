@@ -4,8 +4,8 @@
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
 use crate::media::image::ExifOrientation;
-use crate::media::{MediaError, Result};
 
 /// A named preset of frame and pixel limits (`--profile`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,11 +74,7 @@ impl MediaProfile {
     pub fn parse(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|p| p.name() == name).ok_or_else(|| {
             let names: Vec<_> = Self::ALL.iter().map(|p| p.name()).collect();
-            MediaError::setting_error(
-                "profile",
-                format!("unknown profile {name:?}"),
-                format!("use one of {}", names.join(", ")),
-            )
+            Error::setting("profile", format!("unknown profile {name:?}"), format!("use one of {}", names.join(", ")))
         })
     }
 
@@ -273,7 +269,7 @@ impl MediaOverrides {
     }
 
     fn validate_frame_counts(&self, profile: MediaProfile) -> Result<()> {
-        let error = |name: &str, what: String, help: &str| Err(MediaError::setting_error(name, what, help));
+        let error = |name: &str, what: String, help: &str| Err(Error::setting(name, what, help));
         let rule = profile.selection_rule();
         let at_a_rate = matches!(rule, SelectionRule::Rate { .. });
         let given = [
@@ -345,7 +341,7 @@ impl MediaOverrides {
     }
 
     fn validate_pixels(&self, profile: MediaProfile) -> Result<()> {
-        let error = |name: &str, what: String, help: &str| Err(MediaError::setting_error(name, what, help));
+        let error = |name: &str, what: String, help: &str| Err(Error::setting(name, what, help));
         for (name, limit) in [
             ("max_pixels", self.max_pixels),
             ("image_max_pixels", self.image_max_pixels),

@@ -6,8 +6,8 @@ use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
+use crate::error::Error;
 use crate::media::Result;
-use crate::media::error::MediaError;
 use crate::media::frames::{FrameBuf, FrameView};
 use crate::media::resize::pillow_bicubic;
 
@@ -61,7 +61,7 @@ pub fn jpeg_strip(frames: &FrameBuf, max_frames: usize, max_side: usize, quality
     let mut bytes = Vec::new();
     JpegEncoder::new_with_quality(&mut bytes, quality)
         .write_image(&pixels, (width * shown.len()) as u32, height as u32, ExtendedColorType::Rgb8)
-        .map_err(|e| MediaError::file_error("JPEG image", e.to_string(), "report this as a bug"))?;
+        .map_err(|e| Error::media_file("JPEG image", e.to_string(), "report this as a bug"))?;
     Ok(JpegStrip { shown, width, height, bytes })
 }
 
@@ -106,7 +106,7 @@ pub fn thumbnail(frame: &[u8], (height, width): (usize, usize), max_side: usize)
 /// `frames.data` does not have the length that `frames` states, there is no such frame, or memory runs out.
 pub fn frame_thumbnail(frames: &FrameBuf, index: usize, max_side: usize) -> Result<PngImage> {
     let size = (frames.height, frames.width);
-    let missing = || MediaError::setting_error("frames", format!("have no frame {index}"), "report this as a bug");
+    let missing = || Error::setting("frames", format!("have no frame {index}"), "report this as a bug");
     thumbnail(frames.view()?.iter().nth(index).ok_or_else(missing)?, size, max_side)
 }
 
@@ -122,13 +122,13 @@ pub fn encode_jpeg(frame: &[u8], (height, width): (usize, usize)) -> Result<Vec<
     let side = |pixels: usize| {
         u16::try_from(pixels).map(u32::from).map_err(|_| {
             let what = format!("a side of {pixels} pixels is above JPEG's limit of {}", u16::MAX);
-            MediaError::setting_error("frames", what, "give smaller frames")
+            Error::setting("frames", what, "give smaller frames")
         })
     };
     let mut bytes = Vec::new();
     JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
         .write_image(frame, side(width)?, side(height)?, ExtendedColorType::Rgb8)
-        .map_err(|e| MediaError::file_error("JPEG image", e.to_string(), "report this as a bug"))?;
+        .map_err(|e| Error::media_file("JPEG image", e.to_string(), "report this as a bug"))?;
     Ok(bytes)
 }
 
@@ -141,7 +141,7 @@ pub fn encode_png(pixels: &[u8], height: usize, width: usize) -> Result<PngImage
     let mut bytes = Cursor::new(Vec::new());
     PngEncoder::new(&mut bytes)
         .write_image(pixels, width as u32, height as u32, ExtendedColorType::Rgb8)
-        .map_err(|e| MediaError::file_error("PNG image", e.to_string(), "report this as a bug"))?;
+        .map_err(|e| Error::media_file("PNG image", e.to_string(), "report this as a bug"))?;
     Ok(PngImage { width, height, bytes: bytes.into_inner() })
 }
 

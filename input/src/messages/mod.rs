@@ -13,6 +13,7 @@ mod tool_messages;
 
 use std::path::Path;
 
+use crate::error::{Error, Result};
 use crate::media::profile::MediaOverrides;
 use reel_support::diagnostic::input;
 use serde_json::{Map, Value, json};
@@ -20,7 +21,6 @@ use serde_json::{Map, Value, json};
 use self::part_keys::{IMAGE_SOURCES, VIDEO_SOURCES, media_value_and_overrides};
 use self::row_keys::refuse_media_keys;
 use self::tool_messages::read_tool_calls;
-use crate::error::{InputError, Result};
 
 pub use self::media_source::{MediaSource, media_type_of_base64};
 pub use self::part_keys::{IMAGE_KEYS, VIDEO_KEYS};
@@ -123,11 +123,7 @@ impl VideoPart {
             None => Ok(()),
             Some((key, asked)) => {
                 let what = format!("is a list of {frames} frames, all of which are used, but {key} asks for {asked}");
-                Err(InputError::messages(
-                    &self.location,
-                    what,
-                    format!("list only the frames to use, and remove {key}"),
-                ))
+                Err(Error::input(&self.location, what, format!("list only the frames to use, and remove {key}")))
             }
         }
     }
@@ -152,11 +148,10 @@ impl Conversation {
     /// Reads a messages file. Relative paths in it are resolved against `media_root`, or against the folder of the
     /// file.
     pub fn open(path: &Path, media_root: Option<&Path>) -> Result<Self> {
-        let text = input::read_text(path, input::MAX_MESSAGES_BYTES).map_err(|e| InputError::cannot_read(path, e))?;
+        let text = input::read_text(path, input::MAX_MESSAGES_BYTES).map_err(|e| Error::cannot_read(path, e))?;
         let location = path.display().to_string();
-        let value = serde_json::from_str(&text).map_err(|e| {
-            InputError::messages(&location, format!("is not JSON ({e})"), "correct the JSON at that position")
-        })?;
+        let value = serde_json::from_str(&text)
+            .map_err(|e| Error::input(&location, format!("is not JSON ({e})"), "correct the JSON at that position"))?;
         let own = path.parent().unwrap_or(Path::new(""));
         Self::from_json(&location, &value, media_root.unwrap_or(own))
     }
@@ -165,10 +160,10 @@ impl Conversation {
     /// `root`.
     pub fn from_json(location: &str, value: &Value, root: &Path) -> Result<Self> {
         let Some(list) = value.as_array() else {
-            return Err(InputError::messages(location, "is not a list of messages", SHAPE));
+            return Err(Error::input(location, "is not a list of messages", SHAPE));
         };
         if list.is_empty() {
-            return Err(InputError::messages(location, "has no messages", SHAPE));
+            return Err(Error::input(location, "has no messages", SHAPE));
         }
         let messages = list
             .iter()
@@ -262,10 +257,10 @@ impl ContentPart {
 
 fn read_message(location: &str, message: &Value, root: &Path) -> Result<Message> {
     let Some(map) = message.as_object() else {
-        return Err(InputError::messages(location, "is not an object", SHAPE));
+        return Err(Error::input(location, "is not an object", SHAPE));
     };
     let Some(role) = map.get("role").and_then(Value::as_str) else {
-        return Err(InputError::messages(location, "has no `role`", SHAPE));
+        return Err(Error::input(location, "has no `role`", SHAPE));
     };
     refuse_media_keys(location, map)?;
     let content = match map.get("content") {
@@ -279,13 +274,9 @@ fn read_message(location: &str, message: &Value, root: &Path) -> Result<Message>
             MessageContent::Parts(parts.collect::<Result<_>>()?)
         }
         Some(_) => {
-            return Err(InputError::messages(
-                location,
-                "has a `content` that is neither a text nor a list of parts",
-                SHAPE,
-            ));
+            return Err(Error::input(location, "has a `content` that is neither a text nor a list of parts", SHAPE));
         }
-        None => return Err(InputError::messages(location, "has no `content`", SHAPE)),
+        None => return Err(Error::input(location, "has no `content`", SHAPE)),
     };
     let others = map.iter().filter(|(key, _)| *key != "role" && *key != "content").map(|(k, v)| (k.clone(), v.clone()));
     let others = read_tool_calls(location, role, others.collect())?;
@@ -301,21 +292,21 @@ pub(crate) enum PartKind {
 
 fn read_part(location: &str, part: &Value, root: &Path) -> Result<ContentPart> {
     let Some(map) = part.as_object() else {
-        return Err(InputError::messages(location, "is not an object", PART));
+        return Err(Error::input(location, "is not an object", PART));
     };
     match part_kind(location, map)? {
         PartKind::Text => match map.get("text") {
             Some(Value::String(text)) => Ok(ContentPart::Text(text.clone())),
-            _ => Err(InputError::messages(location, "is a text part without a `text`", PART)),
+            _ => Err(Error::input(location, "is a text part without a `text`", PART)),
         },
         PartKind::Image => {
             let (address, limits) = media_value_and_overrides(location, map, IMAGE_SOURCES)?;
             let source = match address {
                 Some(Value::String(text)) if !text.is_empty() => MediaSource::parse(text, root),
                 Some(_) => {
-                    return Err(InputError::messages(location, "has an `image` that is not a path or address", PART));
+                    return Err(Error::input(location, "has an `image` that is not a path or address", PART));
                 }
-                None => return Err(InputError::messages(location, "is an image part without an `image`", PART)),
+                None => return Err(Error::input(location, "is an image part without an `image`", PART)),
             };
             Ok(ContentPart::Image(ImagePart { source, overrides: limits, location: location.to_string() }))
         }
@@ -343,12 +334,12 @@ pub(crate) fn part_kind(location: &str, map: &Map<String, Value>) -> Result<Part
         Some("video" | "video_url") => PartKind::Video,
         Some(other) => {
             let what = format!("has the type `{other}`, which this model does not support");
-            return Err(InputError::messages(location, what, PART));
+            return Err(Error::input(location, what, PART));
         }
         None if image.is_some() => PartKind::Image,
         None if video.is_some() => PartKind::Video,
         None if has(&"text") => PartKind::Text,
-        None => return Err(InputError::messages(location, "has no `type`", PART)),
+        None => return Err(Error::input(location, "has no `type`", PART)),
     };
     let (name, unused) = match kind {
         PartKind::Text => ("a text part", image.or(video)),
@@ -359,7 +350,7 @@ pub(crate) fn part_kind(location: &str, map: &Map<String, Value>) -> Result<Part
     match unused {
         Some(key) => {
             let what = format!("is {name} that also has the key `{key}`");
-            Err(InputError::messages(location, what, "give each text, image and video a part of its own"))
+            Err(Error::input(location, what, "give each text, image and video a part of its own"))
         }
         None => Ok(kind),
     }
@@ -374,19 +365,15 @@ fn video_source(location: &str, address: Option<&Value>, root: &Path) -> Result<
         Some(Value::Array(frames)) if !frames.is_empty() => {
             let frame = |value: &Value| match value.as_str() {
                 Some(text) if !text.is_empty() => Ok(MediaSource::parse(text, root)),
-                _ => Err(InputError::messages(location, "has a list of frames in which an entry is not a path", PART)),
+                _ => Err(Error::input(location, "has a list of frames in which an entry is not a path", PART)),
             };
             Ok(VideoSource::Frames(frames.iter().map(frame).collect::<Result<_>>()?))
         }
-        Some(Value::Array(_)) => {
-            Err(InputError::messages(location, "has an empty list of frames", "give at least one image"))
+        Some(Value::Array(_)) => Err(Error::input(location, "has an empty list of frames", "give at least one image")),
+        Some(_) => {
+            Err(Error::input(location, "has a `video` that is not a path, an address or a list of images", PART))
         }
-        Some(_) => Err(InputError::messages(
-            location,
-            "has a `video` that is not a path, an address or a list of images",
-            PART,
-        )),
-        None => Err(InputError::messages(location, "is a video part without a `video`", PART)),
+        None => Err(Error::input(location, "is a video part without a `video`", PART)),
     }
 }
 

@@ -1,11 +1,11 @@
 //! The keys of image and video parts in chat messages: the limits of qwen-vl-utils (`fps`, `max_pixels`, …), which may
 //! also stand beside the `url` of an `image_url` or `video_url`. Unknown keys are refused.
 
+use crate::error::{Error, Result};
 use crate::media::profile::MediaOverrides;
 use serde_json::{Map, Value};
 
 use super::{PartKind, part_kind};
-use crate::error::{InputError, Result};
 
 /// The keys of qwen-vl-utils for the frames and pixels of a video.
 pub const VIDEO_KEYS: [&str; 11] = [
@@ -45,7 +45,7 @@ pub(crate) fn media_value_and_overrides<'a>(
     let differs = |other: &Value| other.get("url").unwrap_or(other) != value.get("url").unwrap_or(value);
     if let Some((other, _)) = given.find(|(_, other)| differs(other)) {
         let what = format!("has both `{key}` and `{other}`, and they differ");
-        return Err(InputError::messages(location, what, "give one of them"));
+        return Err(Error::input(location, what, "give one of them"));
     }
     let Some(object) = value.as_object() else { return Ok((Some(value), limits)) };
     let location = format!("{location}: {key}");
@@ -55,7 +55,7 @@ pub(crate) fn media_value_and_overrides<'a>(
             "url" => {}
             "detail" if keys[0] == "image" => {
                 if !["auto", "low", "high"].iter().any(|detail| value == detail) {
-                    return Err(InputError::messages(
+                    return Err(Error::input(
                         format!("{location}: detail"),
                         format!("is {value}"),
                         "give \"auto\", \"low\" or \"high\"",
@@ -68,18 +68,18 @@ pub(crate) fn media_value_and_overrides<'a>(
     }
     let limits = limits.union(read_media_overrides(&location, object)?).map_err(|e| {
         let what = format!("is {} here, but {} in the part itself", e.other, e.own);
-        InputError::messages(format!("{location}: {}", e.key), what, "give it in one place")
+        Error::input(format!("{location}: {}", e.key), what, "give it in one place")
     })?;
     Ok((Some(object.get("url").unwrap_or(value)), limits))
 }
 
 /// The error for an unknown key.
-fn unknown_key(location: &str, key: &str, known: &[&str]) -> InputError {
+fn unknown_key(location: &str, key: &str, known: &[&str]) -> Error {
     let help = match known {
         [] => "remove it; a text part has only `type` and `text`".to_string(),
         _ => format!("remove it; the keys that set frames and pixels here are {}", known.join(", ")),
     };
-    InputError::messages(format!("{location}: {key}"), "is an unknown key", help)
+    Error::input(format!("{location}: {key}"), "is an unknown key", help)
 }
 
 /// Whether unknown keys of text parts are accepted.
@@ -120,15 +120,13 @@ pub(crate) fn read_media_overrides(location: &str, map: &Map<String, Value>) -> 
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_f64().filter(|x| x.is_finite()) {
             Some(x) => Ok(Some(x)),
-            None => Err(InputError::messages(
-                format!("{location}: {key}"),
-                "is not a number",
-                "give a number, or remove the key",
-            )),
+            None => {
+                Err(Error::input(format!("{location}: {key}"), "is not a number", "give a number, or remove the key"))
+            }
         },
     };
     let whole = |key: &str| match number(key)? {
-        Some(x) if x.fract() != 0.0 || x.abs() > 2f64.powi(53) => Err(InputError::messages(
+        Some(x) if x.fract() != 0.0 || x.abs() > 2f64.powi(53) => Err(Error::input(
             format!("{location}: {key}"),
             format!("is {x}, not a whole number"),
             "give a whole number, or remove the key",
@@ -136,7 +134,7 @@ pub(crate) fn read_media_overrides(location: &str, map: &Map<String, Value>) -> 
         x => Ok(x.map(|x| x as i64)),
     };
     let size = |key: &str| match whole(key)? {
-        Some(x) if x < 1 => Err(InputError::messages(
+        Some(x) if x < 1 => Err(Error::input(
             format!("{location}: {key}"),
             format!("is {x}, expected at least 1"),
             "give a number of pixels, or remove the key",

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::Conversation;
 use super::part_keys::{UnknownTextKeys, refuse_unknown_part_keys};
-use crate::error::{InputError, Result};
+use crate::error::{Error, Result};
 
 /// Keys under which other programs store the images, videos and sounds of a message, beside its `content`.
 const MEDIA_KEYS: [&str; 14] = [
@@ -51,12 +51,12 @@ pub(super) fn refuse_media_keys(location: &str, message: &Map<String, Value>) ->
         None => Ok(()),
         Some((key, _)) if key.starts_with("audio") => {
             let location = format!("{location}: {key}");
-            Err(InputError::messages(location, "is audio, which is not supported", "remove the key"))
+            Err(Error::input(location, "is audio, which is not supported", "remove the key"))
         }
         Some((key, _)) => {
             let kind = if key.starts_with("image") { "image" } else { "video" };
             let help = format!("give a list as `content`, with the part {{\"type\": \"{kind}\", \"{kind}\": path}}");
-            Err(InputError::messages(format!("{location}: {key}"), "is not read beside `content`", help))
+            Err(Error::input(format!("{location}: {key}"), "is not read beside `content`", help))
         }
     }
 }
@@ -85,7 +85,7 @@ impl Conversation {
         for (i, message) in conversation.messages.iter().enumerate() {
             let is_read = |key: &str| READ_KEYS.contains(&key) || reads_key(template, key);
             if let Some((key, _)) = message.others.iter().find(|(key, value)| !is_empty(value) && !is_read(key)) {
-                return Err(InputError::messages(
+                return Err(Error::input(
                     format!("{location}: message {i}: {key}"),
                     "is a key that neither reel nor the chat template reads",
                     "write what the model should see or learn into `content`, and remove the key",

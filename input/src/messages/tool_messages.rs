@@ -7,7 +7,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{ContentPart, Conversation, Message, MessageContent};
-use crate::error::{InputError, Result};
+use crate::error::{Error, Result};
 use crate::python_json::python_json;
 
 /// Maximum length of a function's name, as in OpenAI's API.
@@ -24,7 +24,7 @@ const CALL: &str = "give {\"id\": ..., \"type\": \"function\", \"function\": {\"
 pub(crate) fn read_tool_calls(location: &str, role: &str, mut keys: Map<String, Value>) -> Result<Map<String, Value>> {
     if keys.get("function_call").is_some_and(|call| !call.is_null()) {
         let location = format!("{location}: function_call");
-        return Err(InputError::messages(location, "is not supported", "give the call in `tool_calls`"));
+        return Err(Error::input(location, "is not supported", "give the call in `tool_calls`"));
     }
     match keys.get_mut("tool_calls") {
         None | Some(Value::Null) => {}
@@ -35,10 +35,10 @@ pub(crate) fn read_tool_calls(location: &str, role: &str, mut keys: Map<String, 
         }
         Some(Value::Array(_)) => {
             let what = format!("has tool_calls, but its role is {role}");
-            return Err(InputError::messages(location, what, "give them in a message of the assistant"));
+            return Err(Error::input(location, what, "give them in a message of the assistant"));
         }
         Some(_) => {
-            return Err(InputError::messages(format!("{location}: tool_calls"), "is not a list", CALL));
+            return Err(Error::input(format!("{location}: tool_calls"), "is not a list", CALL));
         }
     }
     Ok(keys)
@@ -51,7 +51,7 @@ fn function_mut(call: &mut Value) -> &mut Value {
 
 /// Checks one call. If its arguments are a text with a JSON object, they are replaced by this object.
 fn read_call(location: &str, call: &mut Value) -> Result<()> {
-    let wrong = |what: String| Err(InputError::messages(location, what, CALL));
+    let wrong = |what: String| Err(Error::input(location, what, CALL));
     if !call.is_object() {
         return wrong("is not an object".into());
     }
@@ -153,7 +153,7 @@ impl Conversation {
             for (j, call) in message.tool_calls().iter().enumerate() {
                 if call.get("function").unwrap_or(call)["arguments"].is_string() {
                     let location = format!("{}: message {i}, tool call {j}", self.location);
-                    return Err(InputError::messages(location, "has arguments that are not a JSON object", CALL));
+                    return Err(Error::input(location, "has arguments that are not a JSON object", CALL));
                 }
             }
         }
@@ -192,9 +192,8 @@ impl Conversation {
     pub fn check_tool_results(&self) -> Result<()> {
         let mut open: Vec<&str> = Vec::new();
         for (i, message) in self.messages.iter().enumerate() {
-            let wrong = |what: String, help: &str| {
-                Err(InputError::messages(format!("{}: message {i}", self.location), what, help))
-            };
+            let wrong =
+                |what: String, help: &str| Err(Error::input(format!("{}: message {i}", self.location), what, help));
             if message.role != "tool" {
                 open.clear();
                 for (j, call) in message.tool_calls().iter().enumerate() {

@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::error::{InputError, Result};
+use crate::error::{Error, Result};
 use crate::grammar::GrammarSpec;
 use crate::grammar_fields::{GRAMMAR_FIELDS, parse_grammar};
 use crate::messages::Conversation;
 use crate::prompt_fields::PromptFields;
+use crate::sampling::SamplingOptions;
 use crate::tokenizer::TokenId;
 use crate::tools::ToolRequest;
 
@@ -37,26 +38,10 @@ pub struct ChatRequest {
 /// The sampling fields of an OpenAI or vLLM chat request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RequestSettings {
-    /// The sampling temperature; 0 means greedy decoding.
-    pub temperature: Option<f32>,
-    /// Nucleus sampling: only the most likely tokens with this total probability are sampled.
-    pub top_p: Option<f32>,
-    /// The number of most likely tokens that are sampled from; 0 means all tokens.
-    pub top_k: Option<u32>,
-    /// Only tokens with at least this share of the most likely token's probability are sampled; 0 means all tokens.
-    pub min_p: Option<f32>,
-    /// The number that is subtracted from the logits of tokens that occur in the completion.
-    pub presence_penalty: Option<f32>,
-    /// The number that is subtracted from a token's logit once for each time that the token occurs in the completion.
-    pub frequency_penalty: Option<f32>,
-    /// The factor that lowers the logits of tokens that have already occurred; 1 means no penalty.
-    pub repetition_penalty: Option<f32>,
-    /// Maximum number of tokens to generate: the field `max_completion_tokens` or, if it is absent, `max_tokens`.
-    pub max_new_tokens: Option<usize>,
+    /// The sampling options. `max_new_tokens` is the field `max_completion_tokens` or, if it is absent, `max_tokens`.
+    pub sampling: SamplingOptions,
     /// The number of completions to generate for the prompt.
     pub n: Option<usize>,
-    /// The random seed.
-    pub seed: Option<u64>,
     /// Strings that end a completion.
     pub stop: Vec<String>,
     /// Additional token ids that end a completion.
@@ -90,9 +75,8 @@ impl ChatRequest {
     /// The bytes are not JSON, or the JSON is neither a list nor a request; a field of the request is unknown or has
     /// the wrong type.
     pub fn parse(location: &str, bytes: &[u8]) -> Result<Self> {
-        let value: Value = serde_json::from_slice(bytes).map_err(|e| {
-            InputError::messages(location, format!("is not JSON ({e})"), "correct the JSON at that position")
-        })?;
+        let value: Value = serde_json::from_slice(bytes)
+            .map_err(|e| Error::input(location, format!("is not JSON ({e})"), "correct the JSON at that position"))?;
         let location = location.to_string();
         let Value::Object(mut body) = value else {
             let (settings, tools, prompt) = Default::default();
@@ -101,7 +85,7 @@ impl ChatRequest {
         let Some(messages) = body.remove("messages") else {
             let help = "give a JSON list of messages, or a request {\"messages\": [...]}";
             let what = "is neither a list of messages nor a request that has `messages`";
-            return Err(InputError::messages(location, what, help));
+            return Err(Error::input(location, what, help));
         };
         let mut settings = RequestSettings::from_body(&location, &body, ends_with_assistant(&messages))?;
         let tools = ToolRequest::from_body(&location, &body)?;
@@ -135,7 +119,7 @@ impl RequestSettings {
             settings.read(&Field { location, name, value }, body, ends_with_answer)?;
         }
         let max_name = ["max_completion_tokens", "max_tokens"].into_iter().find(|name| is_given(body, name));
-        if let (Some(max_name), Some(max)) = (max_name, settings.max_new_tokens) {
+        if let (Some(max_name), Some(max)) = (max_name, settings.sampling.max_new_tokens) {
             settings.check_min_tokens(location, max, max_name)?;
         }
         Ok(settings)
@@ -151,7 +135,7 @@ impl RequestSettings {
             true => {
                 let what = format!("is {}, but an answer has at most {max} tokens ({max_name})", self.min_new_tokens);
                 let help = format!("lower min_tokens, or raise {max_name}");
-                Err(InputError::messages(format!("{location}: min_tokens"), what, help))
+                Err(Error::input(format!("{location}: min_tokens"), what, help))
             }
         }
     }
@@ -168,31 +152,31 @@ impl RequestSettings {
             Some((name, id)) => {
                 let what = format!("has the token id {id}, but the model has {vocab_size} tokens");
                 let help = format!("give ids below {vocab_size}");
-                Err(InputError::messages(format!("{location}: {name}"), what, help))
+                Err(Error::input(format!("{location}: {name}"), what, help))
             }
         }
     }
 
     /// Reads one field of the request `body`.
     fn read(&mut self, field: &Field, body: &Map<String, Value>, ends_with_answer: bool) -> Result<()> {
-        let value = field.value;
+        let (value, own) = (field.value, &mut self.sampling);
         match field.name {
-            "temperature" => self.temperature = Some(field.real("a number that is 0 or more", |x| x >= 0.0)?),
-            "top_p" => self.top_p = Some(field.real("a number above 0, up to 1", |x| x > 0.0 && x <= 1.0)?),
+            "temperature" => own.temperature = Some(field.real("a number that is 0 or more", |x| x >= 0.0)?),
+            "top_p" => own.top_p = Some(field.real("a number above 0, up to 1", |x| x > 0.0 && x <= 1.0)?),
             // In vLLM, -1 means all tokens, as 0 does.
-            "top_k" if value.as_i64() == Some(-1) => self.top_k = Some(0),
-            "top_k" => self.top_k = Some(field.whole_of()?),
-            "min_p" => self.min_p = Some(field.real("a number from 0 to 1", |x| (0.0..=1.0).contains(&x))?),
-            "presence_penalty" => self.presence_penalty = Some(field.real(PENALTY, is_penalty)?),
-            "frequency_penalty" => self.frequency_penalty = Some(field.real(PENALTY, is_penalty)?),
+            "top_k" if value.as_i64() == Some(-1) => own.top_k = Some(0),
+            "top_k" => own.top_k = Some(field.whole_of()?),
+            "min_p" => own.min_p = Some(field.real("a number from 0 to 1", |x| (0.0..=1.0).contains(&x))?),
+            "presence_penalty" => own.presence_penalty = Some(field.real(PENALTY, is_penalty)?),
+            "frequency_penalty" => own.frequency_penalty = Some(field.real(PENALTY, is_penalty)?),
             "repetition_penalty" => {
                 let is_possible = |x: f32| (1e-3..=1e3).contains(&x);
-                self.repetition_penalty = Some(field.real("a number from 0.001 to 1000", is_possible)?);
+                own.repetition_penalty = Some(field.real("a number from 0.001 to 1000", is_possible)?);
             }
             // max_completion_tokens replaces the older name max_tokens.
-            "max_completion_tokens" => self.max_new_tokens = Some(field.whole_of()?),
+            "max_completion_tokens" => own.max_new_tokens = Some(field.whole_of()?),
             "max_tokens" if is_given(body, "max_completion_tokens") => {}
-            "max_tokens" => self.max_new_tokens = Some(field.whole_of()?),
+            "max_tokens" => own.max_new_tokens = Some(field.whole_of()?),
             "n" => {
                 let n = field.whole_of()?;
                 let is_possible = (1..=MAX_COMPLETIONS).contains(&n);
@@ -202,7 +186,7 @@ impl RequestSettings {
             "seed" if value.as_i64() == Some(-1) => {}
             "seed" => {
                 let seed = |value: &Value| value.as_u64().or(value.as_i64().map(i64::cast_unsigned));
-                self.seed = Some(field.parsed("a whole number of 64 bits", seed)?);
+                own.seed = Some(field.parsed("a whole number of 64 bits", seed)?);
             }
             "stop" => self.stop = field.parsed("a text or a list of texts, none of them empty", stop_strings)?,
             "stop_token_ids" => self.stop_token_ids = field.parsed("a list of token ids", token_ids)?,
@@ -255,12 +239,12 @@ struct Field<'a> {
 }
 
 impl Field<'_> {
-    fn refused(&self, what: &str, help: &str) -> InputError {
-        InputError::messages(format!("{}: {}", self.location, self.name), what, help)
+    fn refused(&self, what: &str, help: &str) -> Error {
+        Error::input(format!("{}: {}", self.location, self.name), what, help)
     }
 
     /// The error for a value that does not have the form `wanted` (a description in words).
-    fn wrong(&self, wanted: &str) -> InputError {
+    fn wrong(&self, wanted: &str) -> Error {
         self.refused(&format!("is {}", self.value), &format!("give {wanted}"))
     }
 

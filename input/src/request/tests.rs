@@ -18,16 +18,18 @@ fn a_request_body_gives_messages_and_sampling_fields() {
     let request = read(&body.to_string()).unwrap();
     assert_eq!(request.messages, body["messages"]);
     let wanted = RequestSettings {
-        temperature: Some(0.5),
-        top_p: Some(0.9),
-        top_k: Some(0),
-        min_p: Some(0.1),
-        presence_penalty: Some(0.5),
-        frequency_penalty: Some(-1.0),
-        repetition_penalty: None,
-        max_new_tokens: Some(5),
+        sampling: SamplingOptions {
+            temperature: Some(0.5),
+            top_p: Some(0.9),
+            top_k: Some(0),
+            min_p: Some(0.1),
+            presence_penalty: Some(0.5),
+            frequency_penalty: Some(-1.0),
+            repetition_penalty: None,
+            max_new_tokens: Some(5),
+            seed: Some(3),
+        },
         n: Some(2),
-        seed: Some(3),
         stop: vec!["END".into()],
         stop_token_ids: vec![3],
         ignore_eos: true,
@@ -57,7 +59,7 @@ fn seeds_have_64_bits_and_minus_one_is_none() {
         [(json!(-1), None), (json!(0), Some(0)), (json!(u64::MAX), Some(u64::MAX)), (json!(-2), Some(u64::MAX - 1))]
     {
         let body = json!({"messages": [], "seed": seed});
-        assert_eq!(read(&body.to_string()).unwrap().settings.seed, wanted, "{body}");
+        assert_eq!(read(&body.to_string()).unwrap().settings.sampling.seed, wanted, "{body}");
     }
 }
 

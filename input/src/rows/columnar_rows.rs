@@ -8,12 +8,12 @@ use reel_support::files::fingerprint;
 use reel_support::worker::WorkerProgram;
 use serde_json::{Map, Value};
 
+use crate::error::{Error, Result};
 #[cfg(test)]
 use crate::rows::columnar::ParquetDecoder;
 use crate::rows::columnar::{ColumnInfo, ColumnarFormat, Decoder, RowTexts, row_location};
 use crate::rows::limits::check_row_bytes;
 use crate::rows::worker::WorkerFile;
-use crate::rows::{DataError, Result};
 
 /// The place where a file is decoded.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl ColumnarRows {
     /// The file cannot be read, is truncated, damaged or encrypted, has no rows, or has a column whose type has no
     /// JSON form.
     pub(crate) fn open(path: &Path, format: ColumnarFormat, program: Option<&WorkerProgram>) -> Result<Self> {
-        let cannot_read = |e| DataError::cannot_read(path, &e);
+        let cannot_read = |e| Error::cannot_read(path, &e);
         let file = input::open_regular_file(path).map_err(cannot_read)?;
         let hashed = file.try_clone().map_err(cannot_read)?;
         let (source, columns) = match program {
@@ -73,7 +73,7 @@ impl ColumnarRows {
         let (count, kept) = decoded?;
         let fingerprint = fingerprint.map_err(cannot_read)?;
         if count == 0 {
-            return Err(DataError::malformed(path.display().to_string(), "has no rows", "give a file with rows"));
+            return Err(Error::data(path.display().to_string(), "has no rows", "give a file with rows"));
         }
         let source = columns.iter().any(|column| column.in_file).then_some(source);
         Ok(Self { path: path.to_path_buf(), format, columns, kept, count, source, fingerprint })
@@ -111,7 +111,7 @@ impl ColumnarRows {
 
     fn parse(&self, index: usize, text: &[u8]) -> Result<Map<String, Value>> {
         serde_json::from_slice(text).map_err(|e| {
-            DataError::malformed(self.location(index), format!("is not JSON: {e}"), self.format.damaged_file_help())
+            Error::data(self.location(index), format!("is not JSON: {e}"), self.format.damaged_file_help())
         })
     }
 

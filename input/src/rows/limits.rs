@@ -3,7 +3,7 @@
 
 use std::fmt::Display;
 
-use crate::rows::{DataError, Result};
+use crate::error::{Error, Result};
 
 /// The maximum number of rows of a file.
 pub(crate) const MAX_ROWS: usize = 10_000_000;
@@ -18,7 +18,7 @@ pub(crate) fn check_row_count(file: impl Display, at_least: usize) -> Result<()>
         return Ok(());
     }
     let what = format!("has more than {MAX_ROWS} rows");
-    Err(DataError::malformed(file.to_string(), what, "split it into several files"))
+    Err(Error::data(file.to_string(), what, "split it into several files"))
 }
 
 /// Refuses a row whose text is longer than [`MAX_ROW_BYTES`]. `location` returns the place of the row.
@@ -28,5 +28,5 @@ pub(crate) fn check_row_bytes(location: impl FnOnce() -> String, bytes: usize) -
     }
     let what = format!("is a row of {bytes} bytes, above the limit of {MAX_ROW_BYTES} bytes");
     let help = "split it; write images and videos to files of their own and give their paths";
-    Err(DataError::malformed(location(), what, help))
+    Err(Error::data(location(), what, help))
 }

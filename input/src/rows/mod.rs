@@ -6,7 +6,6 @@
 mod columnar;
 mod columnar_rows;
 mod convert;
-mod error;
 mod folder;
 mod limits;
 mod spec;
@@ -14,7 +13,7 @@ mod table;
 mod text;
 pub mod worker;
 
+pub use crate::error::Result;
 pub use convert::{DataFormat, WriteError, check_output, convert, write_parquet};
-pub use error::{DataError, Result};
 pub use spec::{WeightedPath, input_paths, media_root, parse_data_paths};
 pub use table::Table;

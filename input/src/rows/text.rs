@@ -12,8 +12,8 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::error::{Error, Result};
 use crate::rows::limits::{MAX_ROWS, check_row_bytes, check_row_count};
-use crate::rows::{DataError, Result};
 
 /// The rows of a JSON or JSONL text.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ const LISTS: &str = "write a JSON list of objects, or JSONL: one object per line
 impl TextRows {
     /// Reads a data file. Rows of a JSONL file are parsed and checked later, by [`Self::value`].
     pub fn open(path: &Path) -> Result<Self> {
-        let bytes = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| DataError::cannot_read(path, &e))?;
+        let bytes = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(path, &e))?;
         match String::from_utf8(bytes) {
             Ok(text) => Self::parse(path, text),
             Err(e) => Self::parse_damaged(path, e.as_bytes()),
@@ -71,7 +71,7 @@ impl TextRows {
         let start = text.len() - text.trim_start_matches('\u{feff}').trim_start().len();
         if text[start..].starts_with('[') {
             let line = damaged.first().copied().unwrap_or(1);
-            return Err(DataError::malformed(format!("{}:{line}", path.display()), NOT_UTF8, SAVE_UTF8));
+            return Err(Error::data(format!("{}:{line}", path.display()), NOT_UTF8, SAVE_UTF8));
         }
         let mut rows = lines(&text, start);
         rows.iter_mut().for_each(|row| row.damaged = damaged.contains(&row.line));
@@ -80,7 +80,7 @@ impl TextRows {
 
     fn of_rows(path: &Path, text: String, rows: Vec<RowPosition>) -> Result<Self> {
         if rows.is_empty() {
-            return Err(DataError::malformed(path.display().to_string(), "has no rows", LISTS));
+            return Err(Error::data(path.display().to_string(), "has no rows", LISTS));
         }
         check_row_count(path.display(), rows.len())?;
         let rows_share_lines = rows.windows(2).any(|pair| pair[0].line == pair[1].line);
@@ -96,23 +96,22 @@ impl TextRows {
     pub fn value(&self, index: usize) -> Result<Value> {
         let RowPosition { bytes, damaged, .. } = &self.rows[index];
         if *damaged {
-            return Err(DataError::malformed(self.location(index), NOT_UTF8, SAVE_UTF8));
+            return Err(Error::data(self.location(index), NOT_UTF8, SAVE_UTF8));
         }
         check_row_bytes(|| self.location(index), bytes.len())?;
         let text = &self.text[bytes.clone()];
         if let Some(number) = whole_number_beyond_64_bits(text) {
             let shown: String = number.chars().take(40).collect();
             let what = format!("has the whole number {shown}, which does not fit in 64 bits");
-            return Err(DataError::malformed(self.location(index), what, "write the number as text, in quotes"));
+            return Err(Error::data(self.location(index), what, "write the number as text, in quotes"));
         }
-        serde_json::from_str(text)
-            .map_err(|e| DataError::malformed(self.location(index), format!("is not JSON: {e}"), LISTS))
+        serde_json::from_str(text).map_err(|e| Error::data(self.location(index), format!("is not JSON: {e}"), LISTS))
     }
 
     /// Returns the whole text. Fails if a line is not UTF-8.
     pub fn text(&self) -> Result<&str> {
         match self.rows.iter().position(|row| row.damaged) {
-            Some(row) => Err(DataError::malformed(self.location(row), NOT_UTF8, SAVE_UTF8)),
+            Some(row) => Err(Error::data(self.location(row), NOT_UTF8, SAVE_UTF8)),
             None => Ok(&self.text),
         }
     }
@@ -202,7 +201,7 @@ fn objects_over_lines(text: &str, start: usize) -> Option<Vec<RowPosition>> {
 fn list(path: &Path, text: &str, start: usize) -> Result<Vec<RowPosition>> {
     let found: FirstValues<'_> = serde_json::from_str(&text[start..]).map_err(|e| {
         let line = e.line() + text[..start].matches('\n').count();
-        DataError::malformed(format!("{}:{line}", path.display()), format!("is not JSON: {e}"), LISTS)
+        Error::data(format!("{}:{line}", path.display()), format!("is not JSON: {e}"), LISTS)
     })?;
     Ok(positions(text, found.0))
 }

@@ -8,7 +8,7 @@ use safetensors::tensor::TensorInfo;
 use safetensors::{SafeTensorError, SafeTensors};
 use serde_json::{Map, Value};
 
-use crate::error::{InputError, Result};
+use crate::error::{Error, Result};
 
 /// A tensor as the header describes it.
 #[derive(Debug)]
@@ -32,11 +32,11 @@ pub struct HeaderTensor {
 /// The file is not a safetensors file, or is damaged.
 pub fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<HeaderTensor>> {
     const COPY_AGAIN: &str = "copy or download the file again";
-    let broken = |what: String| InputError::tensor_file(path.display().to_string(), what, COPY_AGAIN);
+    let broken = |what: String| Error::input(path.display().to_string(), what, COPY_AGAIN);
     if bytes.get(8) != Some(&b'{')
         && let Some(other) = input::recognise(&bytes[..bytes.len().min(SIGNATURE_BYTES)])
     {
-        return Err(InputError::cannot_read(path, other.into()));
+        return Err(Error::cannot_read(path, std::io::Error::from(other)));
     }
     if bytes.len() < 8 {
         return Err(broken(format!("is only {} bytes long, so it is not a safetensors file", bytes.len())));
@@ -47,7 +47,7 @@ pub fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<HeaderTensor>> {
     }
     let (header_bytes, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| {
         if let Some((name, what)) = damaged_entry(bytes) {
-            return InputError::tensor_file(format!("{}: {name}", path.display()), what, COPY_AGAIN);
+            return Error::input(format!("{}: {name}", path.display()), what, COPY_AGAIN);
         }
         let what = match e {
             SafeTensorError::InvalidHeaderLength => "has a header that ends after the file; the file is cut off",

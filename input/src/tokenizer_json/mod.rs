@@ -14,7 +14,7 @@ use tokenizers::{
     AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
 };
 
-use crate::error::InputError;
+use crate::error::{Error, Result};
 
 /// A tokenizer whose model is a byte-pair encoding.
 pub(crate) type BytePairTokenizer =
@@ -56,13 +56,10 @@ const MAX_GROWTH: usize = 256;
 ///
 /// # Errors
 /// The error or the panic of `calls`.
-pub fn catch_library_panic<T, E: From<InputError>>(
-    location: &str,
-    calls: impl FnOnce() -> Result<T, E>,
-) -> Result<T, E> {
+pub fn catch_library_panic<T, E: From<Error>>(location: &str, calls: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     reel_support::diagnostic::catch_panic(calls).unwrap_or_else(|panic| {
         let what = format!("is damaged in a way that the tokenizer library does not expect (it panicked: {panic})");
-        Err(InputError::tokenizer(location, what, TOKENIZER_HELP).into())
+        Err(Error::input(location, what, TOKENIZER_HELP).into())
     })
 }
 
@@ -441,11 +438,11 @@ mod tests {
             "model": {"type": "BPE", "vocab": {}, "merges": []}});
         let error = catch_library_panic("t.json", || {
             tokenizers::Tokenizer::from_bytes(damaged.to_string())
-                .map_err(|e| InputError::tokenizer("t.json", format!("is refused ({e})"), TOKENIZER_HELP))
+                .map_err(|e| Error::input("t.json", format!("is refused ({e})"), TOKENIZER_HELP))
         });
         let error = error.map(|_| ()).unwrap_err().to_string();
         assert!(error.starts_with("t.json: is damaged in a way ") && error.contains("it panicked: "), "{error}");
         assert!(error.ends_with(TOKENIZER_HELP) && error.lines().count() == 1, "{error}");
-        assert!(catch_library_panic("t.json", || Ok::<_, InputError>(1)).is_ok());
+        assert!(catch_library_panic("t.json", || Ok::<_, Error>(1)).is_ok());
     }
 }

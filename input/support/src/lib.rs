@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod diagnostic;
+pub mod error;
 pub mod files;
 pub mod hub;
 pub mod philox;

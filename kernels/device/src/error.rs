@@ -1,5 +1,7 @@
 //! The error type of this crate.
 
+use reel_support::error::{Error, Kind};
+
 /// A device failed, or it is not available.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
@@ -22,6 +24,13 @@ pub enum DeviceError {
     /// The device is not available, or it failed.
     #[error("{0}")]
     Failed(String),
+}
+
+impl From<DeviceError> for Error {
+    fn from(e: DeviceError) -> Self {
+        let kind = if matches!(e, DeviceError::OutOfMemory { .. }) { Kind::OutOfMemory } else { Kind::Device };
+        Error { kind, ..Error::device(e.to_string()) }
+    }
 }
 
 /// The result type of this crate.

@@ -18,7 +18,7 @@ use reel_input::config::ModelConfig;
 use reel_input::tensor_file::{HeaderTensor, StoredDType, read_header};
 use reel_support::diagnostic::print_note_once;
 
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 use crate::tensor_parallel::RowShare;
 
 pub use expected::expected_tensors;
@@ -148,7 +148,7 @@ impl Checkpoint {
     }
 
     fn add_shard(&mut self, path: &Path) -> Result<()> {
-        let file = MappedFile::open(path).map_err(|e| ModelError::cannot_read(path, e))?;
+        let file = MappedFile::open(path).map_err(|e| Error::cannot_read(path, e))?;
         let tensors = read_header(path, file.as_bytes())?;
         if TensorNaming::of(tensors.iter().map(|t| &t.name)) == TensorNaming::Nested {
             self.naming = TensorNaming::Nested;
@@ -304,7 +304,7 @@ impl Checkpoint {
         let more = if strangers.len() > 5 { format!(" and {} more", strangers.len() - 5) } else { String::new() };
         let file = self.tensor(first).map_or_else(|| self.folder.clone(), |view| view.file.path().to_path_buf());
         let what = format!("has tensors that the model of config.json does not have: {}{more}", shown.join(", "));
-        Err(ModelError::weights(file.display().to_string(), what, "use the weights that belong to this config.json"))
+        Err(Error::failed(file.display().to_string(), what, "use the weights that belong to this config.json"))
     }
 }
 
@@ -356,6 +356,6 @@ fn is_harmless(name: &str) -> bool {
     ["rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "embeddings.position_ids"].iter().any(|end| name.ends_with(end))
 }
 
-fn fault(file: &Path, tensor: &str, what: impl Into<String>, help: &str) -> ModelError {
-    ModelError::weights(format!("{}: {tensor}", file.display()), what, help)
+fn fault(file: &Path, tensor: &str, what: impl Into<String>, help: &str) -> Error {
+    Error::failed(format!("{}: {tensor}", file.display()), what, help)
 }

@@ -8,7 +8,7 @@ use reel_support::diagnostic::{input, print_note_once};
 use serde_json::Value;
 
 use super::COPY_AGAIN;
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 
 /// The weight files of a model folder.
 pub(super) struct WeightFilePaths {
@@ -33,7 +33,7 @@ pub(super) fn find_weight_files(folder: &Path) -> Result<WeightFilePaths> {
             if has_single && !found.files.contains(&single) {
                 let what = "is beside model.safetensors.index.json, which does not list it, so there are two models";
                 let help = "remove the one that does not belong to this model";
-                return Err(ModelError::weights(single.display().to_string(), what, help));
+                return Err(Error::failed(single.display().to_string(), what, help));
             }
             found
         }
@@ -53,7 +53,7 @@ pub(super) fn find_weight_files(folder: &Path) -> Result<WeightFilePaths> {
 
 /// The names of the files in a folder that end in `.safetensors`, sorted.
 fn safetensors_names(folder: &Path) -> Result<Vec<String>> {
-    let cannot_read = |e| ModelError::cannot_read(folder, e);
+    let cannot_read = |e| Error::cannot_read(folder, e);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(cannot_read)? {
         let name = entry.map_err(cannot_read)?.file_name().to_string_lossy().into_owned();
@@ -66,8 +66,8 @@ fn safetensors_names(folder: &Path) -> Result<Vec<String>> {
 }
 
 fn from_index(folder: &Path, index: &Path) -> Result<WeightFilePaths> {
-    let broken = |what: String| ModelError::weights(index.display().to_string(), what, COPY_AGAIN);
-    let text = input::read_text(index, input::MAX_CONFIG_BYTES).map_err(|e| ModelError::cannot_read(index, e))?;
+    let broken = |what: String| Error::failed(index.display().to_string(), what, COPY_AGAIN);
+    let text = input::read_text(index, input::MAX_CONFIG_BYTES).map_err(|e| Error::cannot_read(index, e))?;
     let value: Value = serde_json::from_str(&text).map_err(|e| broken(format!("is not JSON ({e})")))?;
     let Some(map) = value.get("weight_map").and_then(Value::as_object) else {
         return Err(broken("has no `weight_map` object".to_string()));
@@ -83,7 +83,7 @@ fn from_index(folder: &Path, index: &Path) -> Result<WeightFilePaths> {
         let path = folder.join(file);
         if files.insert(file.to_string(), path.clone()).is_none() && !path.exists() {
             let what = "is missing, although model.safetensors.index.json lists it";
-            return Err(ModelError::weights(path.display().to_string(), what, "copy or download it into the folder"));
+            return Err(Error::failed(path.display().to_string(), what, "copy or download it into the folder"));
         }
         indexed_tensors.push((name.clone(), path));
     }
@@ -105,7 +105,7 @@ fn any(folder: &Path) -> Result<WeightFilePaths> {
     if files.is_empty() {
         let none = ("has no *.safetensors", "use a folder with the weights of the model");
         let (what, help) = foreign_checkpoint(folder).unwrap_or(none);
-        return Err(ModelError::weights(folder.display().to_string(), what, help));
+        return Err(Error::failed(folder.display().to_string(), what, help));
     }
     Ok(WeightFilePaths { files, indexed_tensors: Vec::new() })
 }

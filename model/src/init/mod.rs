@@ -23,7 +23,7 @@ use reel_support::files::{FOLDER_LOCK_FILE, FolderLock, write_atomically};
 use serde_json::{Value, json};
 
 use crate::checkpoint::{TensorNaming, expected_tensors};
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 use crate::save::{MAX_SHARD_BYTES, TensorSpec, write_weights};
 
 pub(crate) use bpe::{MERGES, SmallTokenizer, small_tokenizer};
@@ -80,7 +80,7 @@ pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
 pub fn preset_config(options: &InitOptions) -> Result<ModelConfig> {
     let tokenizer = small_tokenizer(options.preset.first_added_token_id());
     let config = config_json(options, &tokenizer)?;
-    Ok(ModelConfig::parse("--preset", &config.to_string())?)
+    ModelConfig::parse("--preset", &config.to_string())
 }
 
 /// Writes the small files and the weights into the folder `out`. After an error, removes what was written.
@@ -90,7 +90,7 @@ fn write_folder(
     out: &Path,
     fill: impl FnMut(&TensorSpec, &mut dyn io::Write) -> io::Result<()>,
 ) -> Result<InitReport> {
-    let _lock = FolderLock::acquire(out).map_err(|e| ModelError::cannot_lock(out, e))?;
+    let _lock = FolderLock::acquire(out).map_err(|e| Error::cannot_lock_folder(out, e))?;
     make_empty(out)?;
     let paths = files.iter().map(|(name, _)| out.join(name)).chain([out.join("model.safetensors")]);
     let _unfinished = TemporaryPaths::new(paths);
@@ -106,18 +106,18 @@ fn write_folder(
 }
 
 fn write_small_files(files: &[(&str, String)], out: &Path) -> Result<()> {
-    Ok(files.iter().try_for_each(|(name, text)| write_atomically(&out.join(name), text.as_bytes()))?)
+    files.iter().try_for_each(|(name, text)| write_atomically(&out.join(name), text.as_bytes()))
 }
 
 /// Creates the folder if it does not exist. Returns an error if it has a file other than the lock of this process.
 fn make_empty(out: &Path) -> Result<()> {
-    fs::create_dir_all(out).map_err(|e| ModelError::cannot_write(out, e))?;
-    let entries = fs::read_dir(out).map_err(|e| ModelError::cannot_read(out, e))?;
+    fs::create_dir_all(out).map_err(|e| Error::cannot_write(out, e))?;
+    let entries = fs::read_dir(out).map_err(|e| Error::cannot_read(out, e))?;
     match entries.flatten().all(|entry| entry.file_name() == FOLDER_LOCK_FILE) {
         true => Ok(()),
         false => {
             let help = "use a folder that does not exist yet, or an empty one";
-            Err(ModelError::config(out.display().to_string(), "is not empty", help))
+            Err(Error::input(out.display().to_string(), "is not empty", help))
         }
     }
 }
@@ -131,7 +131,7 @@ fn config_json(options: &InitOptions, tokenizer: &SmallTokenizer) -> Result<Valu
     if let Some(vocab) = options.vocab.filter(|&vocab| vocab < tokenizer.end as usize) {
         let what =
             format!("{vocab} is too small for this preset's tokenizer, whose ids go up to {}", tokenizer.end - 1);
-        return Err(ModelError::option("--vocab", what, format!("use at least {}", tokenizer.end)));
+        return Err(Error::usage("--vocab", what, format!("use at least {}", tokenizer.end)));
     }
     Ok(options.preset.config_json(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end))
 }

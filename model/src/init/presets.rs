@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use reel_input::tensor_file::StoredDType;
 use serde_json::{Value, json};
 
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 
 /// A model size that `reel init` can write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +47,7 @@ impl Preset {
     pub fn parse(name: &str) -> Result<Self> {
         Preset::ALL.into_iter().find(|preset| preset.name() == name).ok_or_else(|| {
             let help = format!("choose {}", Preset::NAMES);
-            ModelError::config("--preset", format!("there is no preset `{name}`"), help)
+            Error::input("--preset", format!("there is no preset `{name}`"), help)
         })
     }
 

@@ -9,7 +9,7 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::LoraSpec;
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 
 /// The file that marks a folder as an adapter.
 pub const ADAPTER_CONFIG_FILE: &str = "adapter_config.json";
@@ -67,25 +67,24 @@ impl AdapterConfig {
         let location = path.display().to_string();
         let text = input::read_text(&path, input::MAX_CONFIG_BYTES).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound if !folder.exists() => {
-                ModelError::config(folder.display().to_string(), "does not exist", "check the path")
+                Error::input(folder.display().to_string(), "does not exist", "check the path")
             }
-            io::ErrorKind::NotFound => ModelError::config(
+            io::ErrorKind::NotFound => Error::input(
                 folder.display().to_string(),
                 format!("is not an adapter (it has no {ADAPTER_CONFIG_FILE})"),
                 "use a folder that `reel sft --lora-r` or PEFT wrote",
             ),
-            _ => ModelError::cannot_read(&path, e),
+            _ => Error::cannot_read(&path, e),
         })?;
         match serde_json::from_str(&text) {
             Ok(Value::Object(fields)) => Self::parse(&location, &fields),
-            Ok(_) => Err(ModelError::config(location, "is not a JSON object", COPY_AGAIN)),
-            Err(e) => Err(ModelError::config(location, format!("is not JSON ({e})"), COPY_AGAIN)),
+            Ok(_) => Err(Error::input(location, "is not a JSON object", COPY_AGAIN)),
+            Err(e) => Err(Error::input(location, format!("is not JSON ({e})"), COPY_AGAIN)),
         }
     }
 
     pub(super) fn parse(location: &str, fields: &Map<String, Value>) -> Result<Self> {
-        let refuse =
-            |key: &str, what: String, help: &str| Err(ModelError::config(format!("{location}: {key}"), what, help));
+        let refuse = |key: &str, what: String, help: &str| Err(Error::input(format!("{location}: {key}"), what, help));
         match fields.get("peft_type").and_then(Value::as_str) {
             Some("LORA") => {}
             other => {
@@ -125,11 +124,11 @@ impl AdapterConfig {
             Some(_) => Err(format!("is {value}; the factor computed from it is outside the range of f32")),
             None => Err(format!("is {value}, expected a number")),
         };
-        let missing = |key: &str| ModelError::config(format!("{location}: {key}"), "is missing", COPY_AGAIN);
+        let missing = |key: &str| Error::input(format!("{location}: {key}"), "is missing", COPY_AGAIN);
         let field = |key| fields.get(key).ok_or_else(|| missing(key));
         let wrong = |key: &str| {
             let location = format!("{location}: {key}");
-            move |what: String| ModelError::config(location, what, COPY_AGAIN)
+            move |what: String| Error::input(location, what, COPY_AGAIN)
         };
         let base = fields.get("base_model_name_or_path").and_then(Value::as_str).filter(|base| !base.is_empty());
         Ok(Self {

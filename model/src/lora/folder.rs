@@ -17,7 +17,7 @@ use reel_support::hub::{Hub, Repository};
 use super::config::{AdapterConfig, adapter_config_json};
 use super::{ADAPTER_CONFIG_FILE, LinearLayer, LoraSpec, linear_layers};
 use crate::checkpoint::{Checkpoint, EMBEDDINGS, LM_HEAD, TensorNaming, expected_tensors};
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 use crate::save::{ConfigAndTokenizerFiles, TensorSpec, write_tensor_file_and_finish};
 use crate::weights::widen_to_f32;
 
@@ -74,9 +74,9 @@ impl Adapter {
         if !path.exists() && folder.join("adapter_model.bin").exists() {
             let what = "is a pickle file, which is not supported";
             let help = "save the adapter with PEFT's save_pretrained(…, safe_serialization=True)";
-            return Err(ModelError::weights(folder.join("adapter_model.bin").display().to_string(), what, help));
+            return Err(Error::failed(folder.join("adapter_model.bin").display().to_string(), what, help));
         }
-        let file = MappedFile::open(&path).map_err(|e| ModelError::cannot_read(&path, e))?;
+        let file = MappedFile::open(&path).map_err(|e| Error::cannot_read(&path, e))?;
         let (mut layers, mut replaced) = (BTreeMap::<_, AdaptedLayer>::new(), BTreeMap::<_, HeaderTensor>::new());
         let header = read_header(&path, file.as_bytes())?;
         let naming = TensorNaming::of(header.iter().filter_map(|stored| stored.name.strip_prefix(PREFIX)));
@@ -111,7 +111,7 @@ impl Adapter {
         }
         if layers.is_empty() && replaced.is_empty() {
             let help = "use a trained adapter";
-            return Err(ModelError::weights(path.display().to_string(), "has no matrices", help));
+            return Err(Error::failed(path.display().to_string(), "has no matrices", help));
         }
         Ok(Adapter { path, config, file, naming, layers, replaced })
     }
@@ -130,13 +130,13 @@ impl Adapter {
     pub fn local_base_model(&self, folder: &Path, help: &str) -> Result<PathBuf> {
         let location = format!("{}: base_model_name_or_path", folder.join(ADAPTER_CONFIG_FILE).display());
         let Some(base) = self.base_model() else {
-            return Err(ModelError::config(location, "is missing", help));
+            return Err(Error::input(location, "is missing", help));
         };
         let cached = || Hub::from_environment().cached_folder(&Repository::parse_model(base)?);
         let local = Path::new(base).is_dir().then(|| PathBuf::from(base)).or_else(cached);
         local.ok_or_else(|| {
             let what = format!("names {base}, which is neither a folder nor in the hub cache");
-            ModelError::config(location, what, help)
+            Error::input(location, what, help)
         })
     }
 
@@ -183,7 +183,7 @@ impl Adapter {
                 None if self.must_replace(name) => {
                     let what = format!("lacks {name}, although modules_to_save lists its module");
                     let help = "copy or download the file again";
-                    return Err(ModelError::weights(self.path.display().to_string(), what, help));
+                    return Err(Error::failed(self.path.display().to_string(), what, help));
                 }
                 None => {}
             }
@@ -290,8 +290,8 @@ impl<'a> TensorName<'a> {
     }
 }
 
-fn fault(path: &Path, tensor: &str, what: impl Into<String>, help: &str) -> ModelError {
-    ModelError::weights(format!("{}: {tensor}", path.display()), what, help)
+fn fault(path: &Path, tensor: &str, what: impl Into<String>, help: &str) -> Error {
+    Error::failed(format!("{}: {tensor}", path.display()), what, help)
 }
 
 /// Everything that [`save_adapter`] needs to write an adapter folder, except the matrices.
@@ -316,7 +316,7 @@ pub fn save_adapter(
     tensors: &[TensorSpec],
     fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
-    std::fs::create_dir_all(out).map_err(|e| ModelError::cannot_write(out, e))?;
+    std::fs::create_dir_all(out).map_err(|e| Error::cannot_write(out, e))?;
     let mut files = folder.small_files.write_tokenizer_and_processor_files(out)?;
     let config = format!("{:#}\n", adapter_config_json(folder.spec, folder.base));
     files.push(write_temporary(&out.join(ADAPTER_CONFIG_FILE), config.as_bytes())?);

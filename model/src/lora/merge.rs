@@ -17,7 +17,7 @@ use reel_support::diagnostic::{TemporaryPaths, create_temporary};
 use super::Adapter;
 use super::folder::LoraMatrices;
 use crate::checkpoint::{Checkpoint, EMBEDDINGS, TensorView};
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 use crate::save::{
     ConfigAndTokenizerFiles, FolderFormat, MAX_SHARD_BYTES, TensorSpec, untie_embeddings, write_weights,
 };
@@ -108,7 +108,7 @@ fn merged<'a>(cx: &Cx, adapter: &Adapter, spec: &TensorSpec, view: TensorView<'a
     narrow(*dtype, &weight).map(Cow::Owned).ok_or_else(|| {
         let what = format!("has a value outside the range of {} after the merge", dtype.safetensors_name());
         let help = "use a base model in bf16 or f32, whose range is larger";
-        ModelError::weights(format!("{}: {name}", view.file.path().display()), what, help)
+        Error::failed(format!("{}: {name}", view.file.path().display()), what, help)
     })
 }
 
@@ -135,8 +135,8 @@ fn narrow(dtype: StoredDType, values: &[f32]) -> Option<Vec<u8>> {
 /// Copies the files of a folder, except weights of any format, hidden files, and sub-folders.
 fn copy_others(base: &Path, out: &Path) -> Result<()> {
     const WEIGHTS: [&str; 9] = ["safetensors", "bin", "pt", "pth", "ckpt", "gguf", "h5", "msgpack", "onnx"];
-    for entry in fs::read_dir(base).map_err(|e| ModelError::cannot_read(base, e))? {
-        let path = entry.map_err(|e| ModelError::cannot_read(base, e))?.path();
+    for entry in fs::read_dir(base).map_err(|e| Error::cannot_read(base, e))? {
+        let path = entry.map_err(|e| Error::cannot_read(base, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let weights =
             path.extension().is_some_and(|e| WEIGHTS.iter().any(|w| e == *w)) || name.ends_with(".index.json");
@@ -151,7 +151,7 @@ fn copy_others(base: &Path, out: &Path) -> Result<()> {
 /// Copies a file into a folder, under its own name.
 fn copy_into(file: &Path, folder: &Path) -> Result<()> {
     let to = folder.join(file.file_name().unwrap_or_default());
-    fs::copy(file, &to).map(drop).map_err(|e| ModelError::cannot_write(to, e))
+    fs::copy(file, &to).map(drop).map_err(|e| Error::cannot_write(to, e))
 }
 
 /// A folder that is written under a hidden temporary name next to its final path. If the `Draft` is dropped before the
@@ -164,16 +164,16 @@ struct Draft {
 impl Draft {
     fn begin(out: &Path) -> Result<Draft> {
         let help = "use a folder that does not exist yet, or an empty one";
-        let refuse = |what: &str| Err(ModelError::config(out.display().to_string(), what, help));
+        let refuse = |what: &str| Err(Error::input(out.display().to_string(), what, help));
         let Some(name) = out.file_name() else { return refuse("does not end with the name of a folder") };
         match fs::read_dir(out).map(|mut entries| entries.next().is_some()) {
             Ok(true) => return refuse("is not empty"),
             Ok(false) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) if e.kind() == io::ErrorKind::NotADirectory => return refuse("is a file"),
-            Err(e) => return Err(ModelError::cannot_read(out, e)),
+            Err(e) => return Err(Error::cannot_read(out, e)),
         }
-        let failed = |e| ModelError::cannot_write(out, e);
+        let failed = |e| Error::cannot_write(out, e);
         out.parent().map_or(Ok(()), fs::create_dir_all).map_err(failed)?;
         let path_of = |random: &str| out.with_file_name(format!(".{}.{random}.part", name.to_string_lossy()));
         let ((), path, unfinished) = create_temporary(path_of, |path| fs::create_dir(path)).map_err(failed)?;
@@ -182,7 +182,7 @@ impl Draft {
 
     fn publish(self, out: &Path) -> Result<()> {
         // If the target is an empty folder, renaming replaces it.
-        fs::rename(&self.path, out).map_err(|e| ModelError::cannot_write(out, e))
+        fs::rename(&self.path, out).map_err(|e| Error::cannot_write(out, e))
     }
 }
 

@@ -17,7 +17,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 
 /// The layout of a model folder's configuration, tokenizer and template files: as transformers 4 or transformers 5
 /// writes them. This program reads folders of both layouts.
@@ -75,9 +75,9 @@ pub(super) fn convert_small_files(
     }
 }
 
-fn not_an_object(folder: &Path, name: &str) -> ModelError {
+fn not_an_object(folder: &Path, name: &str) -> Error {
     let help = "copy or download the file again";
-    ModelError::config(folder.join(name).display().to_string(), "is not a JSON object", help)
+    Error::input(folder.join(name).display().to_string(), "is not a JSON object", help)
 }
 
 /// Parses the JSON object in the file `name`; `None` if there is no such file.

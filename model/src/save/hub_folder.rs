@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::folder_format::{CompanionFiles, FolderFormat, convert_small_files};
 use super::weight_files::{SHARD_INDEX_FILE, TensorSpec, WeightFiles, header_bytes};
 use crate::checkpoint::TensorNaming;
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 
 /// The largest size of a shard: 5 GB, as on the hub.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
@@ -84,7 +84,7 @@ impl ConfigAndTokenizerFiles {
             let path = folder.join(name);
             match files.others.get(name) {
                 Some(bytes) => write_atomically(&path, bytes)?,
-                None if path.exists() => fs::remove_file(&path).map_err(|e| ModelError::cannot_write(&path, e))?,
+                None if path.exists() => fs::remove_file(&path).map_err(|e| Error::cannot_write(&path, e))?,
                 None => {}
             }
         }
@@ -97,7 +97,7 @@ impl ConfigAndTokenizerFiles {
         if is_same_folder(&self.folder, out) {
             return Ok(Vec::new());
         }
-        self.others.iter().map(|(name, bytes)| Ok(write_temporary(&out.join(name), bytes)?)).collect()
+        self.others.iter().map(|(name, bytes)| write_temporary(&out.join(name), bytes)).collect()
     }
 
     /// The text of config.json for weights of type `dtype`. The dtype is written under the key that the source file
@@ -132,7 +132,7 @@ pub struct HubFolder<'a> {
 /// # Errors
 /// A file cannot be written.
 pub fn create_hub_folder(out: &Path, folder: HubFolder, weight_files: &WeightFiles) -> Result<()> {
-    fs::create_dir_all(out).map_err(|e| ModelError::cannot_write(out, e))?;
+    fs::create_dir_all(out).map_err(|e| Error::cannot_write(out, e))?;
     let mut files = folder.small_files.write_tokenizer_and_processor_files(out)?;
     let config = folder.small_files.config_text(folder.dtype);
     files.push(write_temporary(&out.join("config.json"), config.as_bytes())?);
@@ -147,12 +147,12 @@ pub fn create_hub_folder(out: &Path, folder: HubFolder, weight_files: &WeightFil
 /// A file cannot be moved or removed.
 pub fn move_hub_files(from: &Path, to: &Path) -> Result<()> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(from).map_err(|e| ModelError::cannot_read(from, e))? {
-        names.push(entry.map_err(|e| ModelError::cannot_read(from, e))?.file_name().to_string_lossy().into_owned());
+    for entry in fs::read_dir(from).map_err(|e| Error::cannot_read(from, e))? {
+        names.push(entry.map_err(|e| Error::cannot_read(from, e))?.file_name().to_string_lossy().into_owned());
     }
     for name in &names {
         let target = to.join(name);
-        fs::rename(from.join(name), &target).map_err(|e| ModelError::cannot_write(&target, e))?;
+        fs::rename(from.join(name), &target).map_err(|e| Error::cannot_write(&target, e))?;
     }
     match names.iter().any(|name| name == "config.json") {
         true => remove_others(to, &names.iter().map(String::as_str).collect::<Vec<_>>()),
@@ -168,19 +168,15 @@ fn read_companion(source: &Path, name: &str) -> Result<Option<Vec<u8>>> {
     match input::read_file(source.join(name), input::MAX_TOKENIZER_BYTES) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(ModelError::cannot_read(source.join(name), e)),
+        Err(e) => Err(Error::cannot_read(source.join(name), e)),
     }
 }
 
 fn read_config(folder: &Path) -> Result<Value> {
     let path = folder.join("config.json");
-    let text = input::read_text(&path, input::MAX_CONFIG_BYTES).map_err(|e| ModelError::cannot_read(&path, e))?;
+    let text = input::read_text(&path, input::MAX_CONFIG_BYTES).map_err(|e| Error::cannot_read(&path, e))?;
     serde_json::from_str(&text).map_err(|e| {
-        ModelError::config(
-            path.display().to_string(),
-            format!("is not JSON ({e})"),
-            "copy or download config.json again",
-        )
+        Error::input(path.display().to_string(), format!("is not JSON ({e})"), "copy or download config.json again")
     })
 }
 
@@ -192,7 +188,7 @@ pub(crate) fn untie_embeddings(folder: &Path) -> Result<()> {
         *tied = json!(false);
     }
     config[KEY] = json!(false);
-    Ok(write_atomically(&folder.join("config.json"), format!("{config:#}\n").as_bytes())?)
+    write_atomically(&folder.join("config.json"), format!("{config:#}\n").as_bytes())
 }
 
 fn set_dtype(object: &mut Value, dtype: StoredDType) {
@@ -237,7 +233,7 @@ pub(crate) fn write_tensor_file_and_finish(
     mut fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
     files.push(write_shard(path, rename, tensors, &mut fill)?);
-    Ok(files.into_iter().try_for_each(FinishedFile::rename_to_final_name)?)
+    files.into_iter().try_for_each(FinishedFile::rename_to_final_name)
 }
 
 fn write_shard(
@@ -253,19 +249,19 @@ fn write_shard(
         let filled = fill(tensor, &mut writer).and_then(|()| writer.check());
         filled.map_err(|e| file.write_error(e))?;
     }
-    Ok(file.finish()?)
+    file.finish()
 }
 
 /// Removes the weight files of an earlier save. Loaders might read them instead of the new files.
 fn remove_others(out: &Path, names: &[&str]) -> Result<()> {
-    for entry in fs::read_dir(out).map_err(|e| ModelError::cannot_read(out, e))? {
-        let path = entry.map_err(|e| ModelError::cannot_read(out, e))?.path();
+    for entry in fs::read_dir(out).map_err(|e| Error::cannot_read(out, e))? {
+        let path = entry.map_err(|e| Error::cannot_read(out, e))?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         let is_ours = name == "model.safetensors"
             || name == SHARD_INDEX_FILE
             || (name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors"));
         if is_ours && !names.contains(&name) {
-            fs::remove_file(&path).map_err(|e| ModelError::cannot_write(&path, e))?;
+            fs::remove_file(&path).map_err(|e| Error::cannot_write(&path, e))?;
         }
     }
     Ok(())

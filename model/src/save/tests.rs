@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::checkpoint::{Checkpoint, TensorNaming, expected_tensors};
+use crate::error::Error;
 use crate::testing::{flat_config_json, tiny_config};
 
 fn specs(dtype: StoredDType) -> Vec<TensorSpec> {
@@ -151,8 +152,7 @@ fn full_device_error_is_one_line() {
         return;
     }
     let mut file = fs::OpenOptions::new().write(true).open(full).unwrap();
-    let error = crate::error::ModelError::cannot_write("out/model.safetensors", file.write_all(&[0; 16]).unwrap_err())
-        .to_string();
+    let error = Error::cannot_write("out/model.safetensors", file.write_all(&[0; 16]).unwrap_err()).to_string();
     assert_eq!(
         error,
         "out/model.safetensors: cannot be written: the disk is full; free space on that disk, or choose another folder"

@@ -9,7 +9,7 @@ use reel_input::tensor_file::{HeaderEntry, StoredDType, write_safetensors_header
 use serde_json::{Map, json};
 
 use crate::checkpoint::TensorNaming;
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 
 /// The name of the file that lists which shard has which tensor.
 pub(super) const SHARD_INDEX_FILE: &str = "model.safetensors.index.json";
@@ -101,11 +101,11 @@ impl<'a> WeightFiles<'a> {
                 let len = header.len() as u64 + tensors.iter().map(TensorSpec::bytes).sum::<u64>();
                 File::options().write(true).open(&path)?.set_len(len)
             };
-            create().map_err(|e| ModelError::cannot_write(&path, e))?;
+            create().map_err(|e| Error::cannot_write(&path, e))?;
         }
         let Some(index) = self.index_json() else { return Ok(()) };
         let path = folder.join(SHARD_INDEX_FILE);
-        reel_support::files::write_synced(&path, index.as_bytes()).map_err(|e| ModelError::cannot_write(&path, e))
+        reel_support::files::write_synced(&path, index.as_bytes()).map_err(|e| Error::cannot_write(&path, e))
     }
 }
 

@@ -4,8 +4,9 @@
 use std::path::Path;
 
 use reel_input::config::fields::JsonFields;
-use reel_input::{InputError, Result};
 use reel_support::diagnostic::input;
+
+use crate::error::{Error, Result};
 
 /// The config of a SigLIP model.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,7 +96,7 @@ impl SiglipConfig {
     /// The file cannot be read; the errors of [`SiglipConfig::parse`].
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = input::read_text(&path, input::MAX_CONFIG_BYTES).map_err(|e| InputError::cannot_read(&path, e))?;
+        let text = input::read_text(&path, input::MAX_CONFIG_BYTES).map_err(|e| Error::cannot_read(&path, e))?;
         Self::parse(&path.display().to_string(), &text)
     }
 

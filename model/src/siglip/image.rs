@@ -6,11 +6,11 @@ use std::path::Path;
 use reel_input::config::fields::JsonFields;
 use reel_input::media::frames::FrameView;
 use reel_input::media::resize::pillow_bicubic;
-use reel_input::{InputError, Result};
 use reel_runtime::ops::PatchingParams;
 use reel_support::diagnostic::input;
 
 use super::config::SiglipVisionConfig;
+use crate::error::{Error, Result};
 
 const HELP: &str = "use the preprocessor_config.json that was published with these weights";
 
@@ -34,7 +34,7 @@ impl SiglipProcessor {
         match input::read_text(&path, input::MAX_CONFIG_BYTES) {
             Ok(text) => Self::parse_preprocessor_config(&path.display().to_string(), &text, config),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::with_published_settings(config)),
-            Err(e) => Err(InputError::cannot_read(&path, e)),
+            Err(e) => Err(Error::cannot_read(&path, e)),
         }
     }
 

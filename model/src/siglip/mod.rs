@@ -22,7 +22,7 @@ use reel_input::media::frames::FrameView;
 use reel_runtime::{Cx, Tensor, ops};
 
 use crate::checkpoint::Checkpoint;
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 use crate::quantization::Quantization;
 use crate::weights::{WeightLoader, WeightSource};
 
@@ -112,7 +112,7 @@ impl Siglip {
     /// # Errors
     /// A frame that cannot be resized; embeddings that are not finite; a device error.
     pub fn embed_frames(&self, frames: &[FrameView<'_>], negative: bool) -> Result<Vec<Vec<f32>>> {
-        let one = |frame, (height, width)| Ok(FrameView::new(frame, 1, height, width)?);
+        let one = |frame, (height, width)| FrameView::new(frame, 1, height, width);
         let frames = frames.iter().flat_map(|view| view.iter().map(|frame| one(frame, view.height_and_width())));
         let frames = frames.collect::<Result<Vec<_>>>()?;
         let seen = self.processor.cropped_side();
@@ -140,11 +140,7 @@ impl Siglip {
         let flat = x.to_f32()?;
         if flat.iter().any(|x| !x.is_finite()) {
             let what = "its weights give embeddings that are not finite numbers";
-            return Err(ModelError::weights(
-                self.folder.display().to_string(),
-                what,
-                "copy or download the folder again",
-            ));
+            return Err(Error::failed(self.folder.display().to_string(), what, "copy or download the folder again"));
         }
         Ok(flat.chunks_exact(self.config.text.projection_size).map(<[f32]>::to_vec).collect())
     }

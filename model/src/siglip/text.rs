@@ -9,7 +9,7 @@ use reel_runtime::{Cx, Tensor};
 
 use super::config::SiglipTextConfig;
 use super::encoder::{Encoder, LayerNorm};
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 use crate::linear::Linear;
 use crate::weights::WeightLoader;
 
@@ -55,7 +55,7 @@ impl SiglipText {
         if texts == 0 || rest != 0 {
             let what =
                 format!("has {} token ids, which is not a multiple of the text length {}", ids.len(), self.length);
-            return Err(ModelError::inputs("siglip: ids", what, "pad every text to that length"));
+            return Err(Error::input("siglip: ids", what, "pad every text to that length"));
         }
         let device = cx.device();
         let ids = Tensor::from_i32(device, &[ids.len()], ids)?;

@@ -12,7 +12,7 @@ use reel_input::tokenizer_json::{self, TOKENIZER_HELP, catch_library_panic};
 use reel_support::diagnostic::input;
 use tokenizers::{Model as _, NormalizedString, Normalizer as _};
 
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 
 const END: &str = "</s>";
 /// Special tokens that can occur in a text.
@@ -42,8 +42,7 @@ impl SiglipTokenizer {
     /// The file cannot be read; the errors of [`SiglipTokenizer::parse`].
     pub fn open(folder: &Path, vocab_size: usize, length: usize) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        let bytes =
-            input::read_file(&path, input::MAX_TOKENIZER_BYTES).map_err(|e| ModelError::cannot_read(&path, e))?;
+        let bytes = input::read_file(&path, input::MAX_TOKENIZER_BYTES).map_err(|e| Error::cannot_read(&path, e))?;
         Self::parse(&path.display().to_string(), &bytes, vocab_size, length)
     }
 
@@ -56,9 +55,9 @@ impl SiglipTokenizer {
     }
 
     fn parse_with_library(location: &str, bytes: &[u8], vocab_size: usize, length: usize) -> Result<Self> {
-        let fault = |what: String| ModelError::tokenizer(location, what, TOKENIZER_HELP);
+        let fault = |what: String| Error::input(location, what, TOKENIZER_HELP);
         tokenizer_json::check_unigram_tokenizer(bytes)
-            .map_err(|(key, what)| ModelError::tokenizer(format!("{location}: {key}"), what, TOKENIZER_HELP))?;
+            .map_err(|(key, what)| Error::input(format!("{location}: {key}"), what, TOKENIZER_HELP))?;
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| fault(format!("is not a readable tokenizer ({e})")))?;
         match inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id) {
@@ -114,11 +113,7 @@ impl SiglipTokenizer {
     /// token gets a leading space.
     fn pieces(&self, text: &str, first: bool, ids: &mut Vec<i32>) -> Result<()> {
         let fault = |e: &dyn std::fmt::Display| {
-            ModelError::tokenizer(
-                &self.location,
-                format!("cannot encode a text of {} bytes ({e})", text.len()),
-                TOKENIZER_HELP,
-            )
+            Error::input(&self.location, format!("cannot encode a text of {} bytes ({e})", text.len()), TOKENIZER_HELP)
         };
         let mut plain = NormalizedString::from(canonical(text));
         if let Some(normalizer) = self.inner.get_normalizer() {

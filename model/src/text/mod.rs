@@ -26,15 +26,15 @@ use reel_device::in_layer;
 use reel_device::{DType, Device};
 use reel_input::config::{ModelConfig, TextConfig};
 use reel_runtime::ops::{self, CuSeqlens, HeadNorms, KvDestination, KvPages, RotaryTable};
-use reel_runtime::{Checkpointing, Cx, Tensor, WeightUnit};
+use reel_runtime::{Checkpointing, Cx, RuntimeError, Tensor, WeightUnit};
 
-use crate::error::{ModelError, Result};
+use crate::error::{Error, Result};
 use crate::linear::{JoinedWeights, Linear};
 use crate::linear_weight::Weight;
 use crate::residual::Residual;
 use crate::tensor_parallel::{RowShare, TensorParallel};
 use crate::units;
-use crate::vision::{into_runtime_error, inverse_frequencies};
+use crate::vision::inverse_frequencies;
 use crate::weights::WeightLoader;
 
 pub use kv_cache::KvCache;
@@ -180,7 +180,7 @@ impl TextDecoder {
     pub fn lm_head(&self) -> Result<&Tensor> {
         match &self.head {
             Weight::Dense(w) => Ok(w),
-            Weight::Packed(_) => Err(ModelError::weights(
+            Weight::Packed(_) => Err(Error::failed(
                 "lm_head",
                 "is quantised or packed, which only generation supports",
                 "load the model for training",
@@ -270,7 +270,7 @@ impl TextDecoder {
                         let _layer = in_layer(STACK, layer.index);
                         let context = AttentionContext::Packed { seqs: &seqs };
                         let out = layer.forward(cx, Residual::new(&x[0]), &rotary, context, rows.as_ref());
-                        out.and_then(|out| out.into_sum(cx)).map_err(into_runtime_error)
+                        out.and_then(|out| out.into_sum(cx)).map_err(RuntimeError::from)
                     };
                     Ok(Residual::new(&cx.recompute(&[&residual.into_sum(cx)?], f)?))
                 }

@@ -154,12 +154,3 @@ fn position_tensor(cx: &Cx, positions: &[[usize; 2]]) -> Result<Tensor> {
 pub(crate) fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
     (0..dim / 2).map(|j| 1.0 / (theta.powf((2 * j) as f32 as f64 / dim as f64) as f32)).collect()
 }
-
-/// Extracts the runtime error from a model error. The forward pass of a block, which [`Cx::recompute`] runs, can fail
-/// with no other kind of error.
-pub(crate) fn into_runtime_error(e: crate::ModelError) -> reel_runtime::RuntimeError {
-    match e {
-        crate::ModelError::Runtime(e) => e,
-        other => reel_device::DeviceError::Failed(other.to_string()).into(),
-    }
-}

@@ -16,9 +16,9 @@ use reel_device::in_layer;
 use reel_input::config::{Qwen25Tower, VisionConfig};
 use reel_input::window::{GridThw, WindowOrder, patch_rows_and_columns_in_window_order};
 use reel_runtime::ops::{self, CuSeqlens, RotaryTable};
-use reel_runtime::{Checkpointing, Cx, Tensor};
+use reel_runtime::{Checkpointing, Cx, RuntimeError, Tensor};
 
-use super::{PatchEmbedding, STACK, into_runtime_error, position_tensor, rotary_table};
+use super::{PatchEmbedding, STACK, position_tensor, rotary_table};
 use crate::batch::SequenceMedia;
 use crate::error::Result;
 use crate::linear::{JoinedWeights, Linear};
@@ -105,7 +105,7 @@ impl VisionTower {
                 let f = move |cx: &Cx, x: &[Tensor]| {
                     let _layer = in_layer(STACK, i);
                     let out = block.forward(cx, Residual::new(&x[0]), &rotary, &seqs);
-                    out.and_then(|out| out.into_sum(cx)).map_err(into_runtime_error)
+                    out.and_then(|out| out.into_sum(cx)).map_err(RuntimeError::from)
                 };
                 Ok(Residual::new(&cx.recompute(&[&residual.into_sum(cx)?], f)?))
             })?;

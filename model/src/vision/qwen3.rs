@@ -17,9 +17,9 @@ use reel_input::config::{Qwen3Tower, VisionConfig};
 use reel_input::interpolation::position_taps;
 use reel_input::window::{GridThw, patch_rows_and_columns};
 use reel_runtime::ops::{self, CuSeqlens, RotaryTable, RowLists};
-use reel_runtime::{Checkpointing, Cx, Tensor};
+use reel_runtime::{Checkpointing, Cx, RuntimeError, Tensor};
 
-use super::{PatchEmbedding, STACK, VisionTokens, into_runtime_error, position_tensor, rotary_table};
+use super::{PatchEmbedding, STACK, VisionTokens, position_tensor, rotary_table};
 use crate::batch::SequenceMedia;
 use crate::error::Result;
 use crate::linear::Linear;
@@ -122,7 +122,7 @@ impl VisionTower {
                         let (block, rotary, frames) = (block.clone(), rotary.clone(), frames.clone());
                         let f = move |cx: &Cx, x: &[Tensor]| {
                             let _layer = in_layer(STACK, i);
-                            block.forward(cx, x[0].clone(), &rotary, &frames).map_err(into_runtime_error)
+                            block.forward(cx, x[0].clone(), &rotary, &frames).map_err(RuntimeError::from)
                         };
                         cx.recompute(&[&x], f)?
                     }
@@ -131,7 +131,7 @@ impl VisionTower {
                 if let Some(feature) = self.own.deepstack_block_indexes.iter().position(|&block| block == i) {
                     deepstack.push(self.deepstack_mergers[feature].forward(cx, &x)?);
                 }
-                Ok::<_, crate::ModelError>(x)
+                Ok::<_, crate::error::Error>(x)
             })?;
         }
         let embeddings = cx.with_weight_unit(units::MERGER, || self.merger.forward(cx, &x))?;

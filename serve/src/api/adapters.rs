@@ -8,7 +8,6 @@ use std::time::Instant;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use reel_engine::EngineError;
 use reel_model::lora::Adapter;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -85,7 +84,7 @@ pub(crate) async fn load_from_folder(
         Ok(adapter)
     });
     let checked = checked.await.map_err(|_| ApiError::internal("checking the adapter has panicked"))?;
-    let adapter = checked.map_err(|e| weight_files_error(EngineError::Model(e), "lora_path"))?;
+    let adapter = checked.map_err(|e| weight_files_error(e, "lora_path"))?;
     let (done, loaded) = oneshot::channel();
     shared.engine.load_adapter(LoadAdapterCommand {
         folder: folder.to_path_buf(),

@@ -16,8 +16,6 @@ use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use reel_engine::EngineError;
-use reel_model::ModelError;
 use reel_model::lora::is_adapter_folder;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -27,6 +25,7 @@ use super::queue::refuse_if_stopping;
 use super::shared::ServerState;
 use super::{ApiError, wrong_field};
 use crate::engine_thread::ReplaceWeightsCommand;
+use crate::error::{Error, Kind};
 use crate::http::{PeerAddress, read_body};
 use crate::new_weights::CheckedWeightFiles;
 use crate::settings::folder_name;
@@ -127,7 +126,7 @@ async fn replace(shared: Arc<ServerState>, folder: PathBuf, turn: OwnedSemaphore
     };
     let checked = tokio::task::spawn_blocking(check);
     let checked = checked.await.map_err(|_| ApiError::internal("checking the files has panicked"))?;
-    let files = checked.map_err(|e| weight_files_error(EngineError::Model(e), "model"))?;
+    let files = checked.map_err(|e| weight_files_error(e, "model"))?;
     let (done, replaced) = oneshot::channel();
     let load = Box::new(move |device: &_, dtype| files.load(device, dtype));
     shared.engine.replace_weights(ReplaceWeightsCommand { folder: folder.clone(), load, done });
@@ -140,12 +139,10 @@ async fn replace(shared: Arc<ServerState>, folder: PathBuf, turn: OwnedSemaphore
 
 /// The error about weights that cannot be loaded. `field` is the field of the request that named them. The old weights
 /// stay in service.
-pub(crate) fn weight_files_error(e: EngineError, field: &str) -> ApiError {
-    match e {
-        EngineError::Model(e) if !matches!(e, ModelError::Runtime(_)) => {
-            ApiError::bad_request(e.to_string(), Some(field.into()))
-        }
-        e => ApiError::of_engine(&e),
+pub(crate) fn weight_files_error(e: Error, field: &str) -> ApiError {
+    match e.kind {
+        Kind::Device | Kind::OutOfMemory | Kind::Request => ApiError::of_engine(&e),
+        _ => ApiError::bad_request(e.to_string(), Some(field.into())),
     }
 }
 

@@ -45,7 +45,7 @@ pub(crate) async fn answer_messages(
     let (prompt_end, names) = (fields.take_prompt_end()?, fields.given_names());
     let reasoning = fields.take_reasoning()?;
     let (settings, tools, prompt_fields) = fields.into_chat_settings()?;
-    if settings.max_new_tokens == Some(0) {
+    if settings.sampling.max_new_tokens == Some(0) {
         return Err(wrong_field(names.max_tokens, "is 0", "give 1 or more"));
     }
     let rules = ToolCallRules { one_call: tools.one_call, is_named: matches!(tools.choice, ToolChoice::Function(_)) };

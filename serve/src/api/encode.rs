@@ -11,12 +11,13 @@ use reel_input::encode::{
 use reel_input::media::worker::{DecodeControl, DecodeWorker};
 use reel_input::messages::{ContentPart, Conversation, MediaSource, TEXT_PART_TYPES, VideoSource};
 use reel_input::prompt_fields::PromptFields;
-use reel_input::{InputError, ModelInput, TokenId};
+use reel_input::{ModelInput, TokenId};
 use serde_json::Value;
 
 use super::media_turns::EndsWithClient;
 use super::shared::ServerState;
 use super::{ApiError, REQUEST_LOCATION, encoding_error, messages_error, wrong_field};
+use crate::error::Error;
 
 /// Encodes chat messages, whose media are read with these options, with the tools that the model may call and the other fields that change the prompt. If
 /// `prompt_end` is `None`, the prompt ends at the default place ([`PromptEnd::default_for_conversation`]).
@@ -115,10 +116,7 @@ pub(crate) fn encode_ids(shared: &ServerState, field: &str, ids: Vec<TokenId>) -
 /// the prompt.
 fn refuse_pads(shared: &ServerState, field: &str, input: ModelInput) -> Result<ModelInput, ApiError> {
     let refused = refuse_pads_without_media(&shared.model.folder, &input, PromptOrigin::Text(field));
-    let as_field = |e: InputError| {
-        let diagnostic = e.into_diagnostic();
-        wrong_field(field, &diagnostic.what, &diagnostic.help)
-    };
+    let as_field = |e: Error| wrong_field(field, &e.diagnostic.what, &e.diagnostic.help);
     refused.map(|()| input).map_err(as_field)
 }
 
@@ -142,7 +140,7 @@ pub(crate) async fn encode_messages_on_blocking_thread<T: Send + 'static>(
         let (work, control) = (work.clone(), client.0.clone());
         let encoded = run_on_blocking_thread(shared, move |shared| {
             // The client may have left before this thread began.
-            control.check(0).map_err(|e| messages_error(e.into()))?;
+            control.check(0).map_err(messages_error)?;
             let decoder = DecodeWorker { control: Some(control), ..shared.media.options.decoder.clone() };
             work.1(shared, &MediaOptions { decoder, ..shared.media.options.clone() }, &work.0)
         });

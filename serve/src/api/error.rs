@@ -4,10 +4,8 @@ use axum::Json;
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use reel_engine::EngineError;
-use reel_input::InputError;
-use reel_input::media::MediaError;
 use reel_support::diagnostic::Diagnostic;
+use reel_support::error::{Error, Kind, MediaFailure};
 use serde_json::json;
 
 /// The location in error messages about the body of a request.
@@ -85,27 +83,26 @@ impl ApiError {
     }
 
     /// The error of the engine about a request. `prompt_field` is the request field with the prompt.
-    pub(crate) fn of_request(e: &EngineError, prompt_field: &str) -> Self {
-        match e {
-            EngineError::TooLong { room, diagnostic } => {
-                Self::prompt_too_long(*room, &format!(" here. {diagnostic}"), prompt_field)
-            }
-            e => Self::of_engine(e),
+    pub(crate) fn of_request(e: &Error, prompt_field: &str) -> Self {
+        match e.kind {
+            Kind::TooLong { room } => Self::prompt_too_long(room, &format!(" here. {e}"), prompt_field),
+            _ => Self::of_engine(e),
         }
     }
 
     /// The error of the engine as an answer to the client.
-    pub(crate) fn of_engine(e: &EngineError) -> Self {
-        match e {
-            EngineError::Request(diagnostic) => {
+    pub(crate) fn of_engine(e: &Error) -> Self {
+        match e.kind {
+            Kind::Request => {
                 let fields = ["logit_bias", "prompt_logprobs"];
-                let param = fields.contains(&diagnostic.location.as_str()).then(|| diagnostic.location.clone());
+                let location = &e.diagnostic.location;
+                let param = fields.contains(&location.as_str()).then(|| location.clone());
                 Self::bad_request(e.to_string(), param)
             }
-            EngineError::DeadlineExceeded => {
+            Kind::DeadlineExceeded => {
                 Self { status: StatusCode::GATEWAY_TIMEOUT, code: "timeout", ..Self::internal(e.to_string()) }
             }
-            e => Self::internal(e.to_string()),
+            _ => Self::internal(e.to_string()),
         }
     }
 
@@ -167,9 +164,9 @@ pub(crate) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
 
 /// The error of a request that cannot be encoded. If the worker process that decodes the media fails, the request may
 /// be correct: it may succeed later.
-pub(crate) fn encoding_error(e: InputError) -> ApiError {
-    match e {
-        InputError::Media(e @ MediaError::Worker(_)) => {
+pub(crate) fn encoding_error(e: Error) -> ApiError {
+    match e.kind {
+        Kind::Media(MediaFailure::Worker) => {
             // The cause is written to the server's stderr. The client gets only a general message.
             reel_support::diagnostic::note!("error: {e}");
             return ApiError::service_unavailable(
@@ -178,14 +175,14 @@ pub(crate) fn encoding_error(e: InputError) -> ApiError {
         }
         // A decoder that crashes is also reported as killed by a signal. The message names the file, because the file
         // may be the cause.
-        InputError::Media(e @ MediaError::Killed(_)) => {
-            let Diagnostic { location, what, .. } = e.diagnostic().clone();
+        Kind::Media(MediaFailure::Killed) => {
+            let Diagnostic { location, what, .. } = e.diagnostic;
             let help = "try again later; if it fails again, the file may be damaged";
             return ApiError::service_unavailable(&Diagnostic::new(location, what, help).to_string());
         }
         _ => {}
     }
-    let diagnostic = e.into_diagnostic();
+    let diagnostic = e.diagnostic;
     ApiError::bad_request(diagnostic.to_string(), field_of(&diagnostic.location))
 }
 
@@ -197,11 +194,11 @@ fn field_of(location: &str) -> Option<String> {
 
 /// The error of messages that cannot be encoded. `param` is `messages`, or the name of another field of the request
 /// that is wrong; the location in the text says which message is wrong.
-pub(crate) fn messages_error(e: InputError) -> ApiError {
-    if matches!(e, InputError::Media(MediaError::Worker(_) | MediaError::Killed(_))) {
+pub(crate) fn messages_error(e: Error) -> ApiError {
+    if matches!(e.kind, Kind::Media(MediaFailure::Worker | MediaFailure::Killed)) {
         return encoding_error(e);
     }
-    let mut diagnostic = e.into_diagnostic();
+    let mut diagnostic = e.diagnostic;
     if diagnostic.location == REQUEST_LOCATION {
         diagnostic.location = format!("{REQUEST_LOCATION}: messages");
     }
@@ -222,14 +219,14 @@ mod tests {
     #[test]
     fn failures_of_the_decoding_process_are_retryable() {
         let diagnostic = || Diagnostic::new("a.mp4", "failed", "the file may be damaged: leave it out, or convert it");
-        for (error, status, words) in [
-            (MediaError::Worker(diagnostic()), 503, "try again later"),
-            (MediaError::Killed(diagnostic()), 503, "a.mp4: failed; try again later"),
-            (MediaError::File(diagnostic()), 400, "a.mp4: failed; the file may be damaged"),
-            (MediaError::Timeout(diagnostic()), 400, "a.mp4: failed"),
-            (MediaError::Memory(diagnostic()), 400, "a.mp4: failed"),
+        for (failure, status, words) in [
+            (MediaFailure::Worker, 503, "try again later"),
+            (MediaFailure::Killed, 503, "a.mp4: failed; try again later"),
+            (MediaFailure::File, 400, "a.mp4: failed; the file may be damaged"),
+            (MediaFailure::Timeout, 400, "a.mp4: failed"),
+            (MediaFailure::Memory, 400, "a.mp4: failed"),
         ] {
-            let error = messages_error(error.into());
+            let error = messages_error(Kind::Media(failure).error(diagnostic()));
             assert!(error.status.as_u16() == status && error.message.contains(words), "{error:?}");
         }
     }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reel_engine::{CompileCancellation, EngineError, Grammar, GrammarCompiler, GrammarSpec};
+use reel_engine::{CompileCancellation, Grammar, GrammarCompiler, GrammarSpec};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::shared::ServerState;
 use super::{ApiError, encode, wrong_field};
+use crate::error::{Error, Kind};
 
 /// The maximum time that a request waits before its grammar is compiled.
 const MAX_WAIT: Duration = Duration::from_secs(20);
@@ -94,7 +95,7 @@ fn compile_now(
         }
     };
     compiler.compile_unless_cancelled(spec, cancellation).map_err(|e| match e {
-        EngineError::Request(diagnostic) => {
+        Error { kind: Kind::Request, diagnostic } => {
             let field = if diagnostic.location == "tools" { "tools" } else { field };
             wrong_field(field, &diagnostic.what, &diagnostic.help)
         }

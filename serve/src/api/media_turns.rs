@@ -14,14 +14,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use reel_input::media::image;
 use reel_input::media::worker::DecodeControl;
-use reel_input::media::{MediaError, image};
 use reel_support::diagnostic::Diagnostic;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::block_in_place;
 
 use super::REQUEST_LOCATION;
+use crate::error::{Error, Kind, MediaFailure};
 
 /// A request whose images have at most this many pixels by their headers gets a light turn (a photo of 16 megapixels).
 const LIGHT_PIXELS: u64 = 1 << 24;
@@ -150,16 +151,17 @@ impl MediaTurn {
 }
 
 impl DecodeControl for MediaTurn {
-    fn check(&self, decoded_pixels: u64) -> Result<(), MediaError> {
-        let stopped =
-            |what: &str| MediaError::Stopped(Diagnostic::new(REQUEST_LOCATION, what, "send the request again"));
+    fn check(&self, decoded_pixels: u64) -> Result<(), Error> {
+        let stopped = |what: &str| {
+            Kind::Media(MediaFailure::Stopped).error(Diagnostic::new(REQUEST_LOCATION, what, "send the request again"))
+        };
         if self.is_client_gone.load(Ordering::SeqCst) {
             return Err(stopped("is not decoded further, because its client has left"));
         }
         let before = self.decoded_pixels.fetch_add(decoded_pixels, Ordering::Relaxed);
         if before.saturating_add(decoded_pixels) > MAX_REQUEST_PIXELS {
             let what = format!("reaches more than {MAX_REQUEST_PIXELS} pixels in all images of the request");
-            return Err(MediaError::setting_error("image", what, "send fewer or smaller images"));
+            return Err(Error::setting("image", what, "send fewer or smaller images"));
         }
         if !self.has_time() {
             self.is_too_slow.store(true, Ordering::SeqCst);
@@ -255,6 +257,6 @@ mod tests {
         assert!(turn.check(MAX_REQUEST_PIXELS).is_ok());
         assert!(turn.check(1).unwrap_err().to_string().contains("8589934592 pixels"));
         drop(EndsWithClient(turn.clone()));
-        assert!(matches!(turn.check(0), Err(MediaError::Stopped(_))));
+        assert!(matches!(turn.check(0), Err(e) if e.kind == Kind::Media(MediaFailure::Stopped)));
     }
 }

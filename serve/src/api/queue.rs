@@ -13,9 +13,10 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use reel_engine::{Completion, SamplingParams, TooLongReason, new_tokens_within_positions};
+use reel_engine::{Completion, TooLongReason, new_tokens_within_positions, resolve_sampling, validate_sampling};
 use reel_input::ModelInput;
 use reel_input::request::RequestSettings;
+use reel_input::sampling::SamplingOptions;
 use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::unbounded_channel;
@@ -72,8 +73,8 @@ impl CheckedRequest {
             let most = MAX_COMPLETIONS.min(shared.limits.requests.max(n)) / n;
             return Err(wrong_field(form.prompt_field(), &what, &format!("give {most} prompts or fewer at a time")));
         }
-        let sampling = SamplingParams::from_settings(&settings, &shared.model.folder.generation);
-        sampling.validate().map_err(|e| ApiError::bad_request(e.to_string(), None))?;
+        let sampling = resolve_sampling(settings.sampling, &shared.model.folder.generation);
+        validate_sampling(&sampling).map_err(|e| ApiError::bad_request(e.to_string(), None))?;
         let begun = Instant::now();
         let (calls, include_reasoning, response, permit) = (None, None, None, shared.request_permits(prompts)?);
         let memory = None;
@@ -136,7 +137,7 @@ impl CheckedRequest {
         settings.grammar.take_if(|_| shared.model.divided.is_none());
         let deadline = shared.limits.request_time.map(|time| begun + time);
         let prompt_tokens = prompts.iter().map(ModelInput::len).sum();
-        let asked = settings.max_new_tokens.map(|number| (names.max_tokens, number));
+        let asked = settings.sampling.max_new_tokens.map(|number| (names.max_tokens, number));
         let limit = |prompt: &ModelInput| {
             let limit = new_tokens(shared, form, prompt.len(), asked, default_tokens)?;
             settings.check_min_tokens(REQUEST_LOCATION, limit, names.max_tokens).map_err(encoding_error)?;
@@ -153,12 +154,13 @@ impl CheckedRequest {
             .into_iter()
             .zip(limits)
             .map(|(prompt, limit)| {
-                let settings = RequestSettings { max_new_tokens: Some(limit), ..settings.clone() };
+                let sampling = SamplingOptions { max_new_tokens: Some(limit), ..settings.sampling };
+                let settings = RequestSettings { sampling, ..settings.clone() };
                 enqueue(shared, GenerationJob { prompt, settings, adapter, grammar: grammar.clone(), deadline })
             })
             .collect();
         let choices = n * queued.len();
-        let sampling = SamplingParams::from_settings(&settings, &shared.model.folder.generation);
+        let sampling = resolve_sampling(settings.sampling, &shared.model.folder.generation);
         let answer = AnswerBuilder {
             form,
             id: next_id(shared, form),
@@ -232,13 +234,12 @@ pub(crate) fn refuse_if_stopping(shared: &ServerState) -> Result<(), ApiError> {
     }
 }
 
-fn enqueue(shared: &ServerState, job: GenerationJob) -> QueuedPrompt {
+fn enqueue(shared: &ServerState, mut job: GenerationJob) -> QueuedPrompt {
     // A prompt without a seed gets a random one.
-    let seed = Some(job.settings.seed.unwrap_or_else(random_number));
-    let settings = RequestSettings { seed, ..job.settings };
+    job.settings.sampling.seed.get_or_insert_with(random_number);
     let (sender, events) = unbounded_channel();
     let tokens = job.prompt.len();
-    shared.engine.send_request(GenerationJob { settings, ..job }, sender);
+    shared.engine.send_request(job, sender);
     QueuedPrompt { tokens, events }
 }
 

@@ -20,7 +20,7 @@ use reel_support::files::{FOLDER_LOCK_FILE, FolderLock, LockError};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::curate::complete_file::write_json;
+use crate::curate::complete_file::{cannot_write_curation, write_json};
 use crate::curate::filters::FilterSettings;
 use crate::curate::frames::FrameSettings;
 use crate::curate::list_keys::{LIST_KEYS_FILE, ListKeys};
@@ -34,7 +34,7 @@ use crate::curate::row_layout::RowLayout;
 use crate::curate::rows::{CurationRow, Question, read_list};
 use crate::curate::stage::{StageEnd, StageRun, StageTask};
 use crate::curate::table::StageTable;
-use crate::curate::{CurateError, Result};
+use crate::error::{Error, Result};
 
 /// The file in OUT that records the inputs and options of the curation.
 pub const SETTINGS_FILE: &str = "curation.json";
@@ -278,7 +278,7 @@ impl Curation {
         let help = format!(
             "give the former model and prompt, --redo {stage} to start the stage again, or --accept-changes to keep both kinds of answers"
         );
-        Err(CurateError::output_error(file.display().to_string(), what, help))
+        Err(Error::failed(file.display().to_string(), what, help))
     }
 
     /// Writes `curation.json` and the hashes of the media, and removes the tables of stages that start again. It is
@@ -352,7 +352,7 @@ impl Curation {
 }
 
 fn lock(out: &Path) -> Result<FolderLock> {
-    let refuse = |what: String, help: &str| CurateError::output_error(format!("--out {}", out.display()), what, help);
+    let refuse = |what: String, help: &str| Error::failed(format!("--out {}", out.display()), what, help);
     FolderLock::acquire(out).map_err(|e| match e {
         LockError::InUse(holder) => {
             refuse(format!("is in use by {holder}"), "wait until that process ends, or give another folder")
@@ -360,7 +360,7 @@ fn lock(out: &Path) -> Result<FolderLock> {
         LockError::Io(e) if matches!(e.kind(), ErrorKind::NotADirectory | ErrorKind::AlreadyExists) => {
             refuse("is a file, or has a file in place of a parent folder".into(), "give a folder")
         }
-        LockError::Io(e) => CurateError::cannot_write(out, &e),
+        LockError::Io(e) => cannot_write_curation(out, &e),
     })
 }
 
@@ -381,30 +381,22 @@ fn refuse_existing(options: &CurationOptions) -> Result<()> {
     let has_files = match fs::read_dir(out) {
         Ok(entries) => entries.flatten().any(|entry| !is_written_before_settings(&entry.file_name().to_string_lossy())),
         Err(e) if e.kind() == ErrorKind::NotFound => false,
-        Err(e) => return Err(CurateError::cannot_read(out, &e)),
+        Err(e) => return Err(Error::cannot_read(out, &e)),
     };
     let is_curation = out.join(SETTINGS_FILE).exists();
     let location = format!("--out {}", out.display());
     if has_files && !is_curation {
-        return Err(CurateError::output_error(
-            location,
-            "has files that do not belong to a curation",
-            "choose another folder",
-        ));
+        return Err(Error::failed(location, "has files that do not belong to a curation", "choose another folder"));
     }
     if is_curation && options.existing == ExistingCuration::Refuse {
         let help = "continue it with --resume, or start again with --overwrite";
-        return Err(CurateError::output_error(location, "has a curation", help));
+        return Err(Error::failed(location, "has a curation", help));
     }
     if options.existing == ExistingCuration::Resume && is_curation {
         let before = read_settings(out)?;
         if before.recipe != options.recipe {
             let what = "has a curation with another --recipe";
-            return Err(CurateError::output_error(
-                location,
-                what,
-                "give the recipe of that curation, or another --out",
-            ));
+            return Err(Error::failed(location, what, "give the recipe of that curation, or another --out"));
         }
     }
     Ok(())
@@ -418,16 +410,16 @@ pub fn read_settings(out: &Path) -> Result<CurationSettings> {
     let path = out.join(SETTINGS_FILE);
     let help = "give the --out of a curation of this version of reel";
     let text = reel_support::diagnostic::input::read_file(&path, reel_support::diagnostic::input::MAX_CONFIG_BYTES)
-        .map_err(|e| CurateError::cannot_read(&path, &e))?;
+        .map_err(|e| Error::cannot_read(&path, &e))?;
     serde_json::from_slice(&text)
-        .map_err(|e| CurateError::output_error(path.display().to_string(), format!("is damaged: {e}"), help))
+        .map_err(|e| Error::failed(path.display().to_string(), format!("is damaged: {e}"), help))
 }
 
 fn remove_tables(out: &Path, stage: StageName) -> Result<()> {
     for extension in ["jsonl", "parquet"] {
         let path = out.join(format!("{stage}.{extension}"));
         match fs::remove_file(&path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => return Err(CurateError::cannot_write(&path, &e)),
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(cannot_write_curation(&path, &e)),
             _ => {}
         }
     }

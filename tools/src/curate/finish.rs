@@ -18,7 +18,7 @@ use crate::curate::rows::{CurationRow, Question};
 use crate::curate::similarity::{SimilarityCache, VisualSimilarity, chain_similarity};
 use crate::curate::summary::CurationSummary;
 use crate::curate::table::write_parquet;
-use crate::curate::{CurateError, Result};
+use crate::error::{Error, Result};
 
 /// The file in OUT with the data set.
 pub const DATASET_FILE: &str = "dataset.jsonl";
@@ -301,7 +301,7 @@ impl Curation {
 /// The reason why the similarity of a chain could not be computed: an error of this row, or an error that ends the run.
 enum SimilarityError {
     OfRow(String),
-    OfRun(CurateError),
+    OfRun(Error),
 }
 
 fn text_of(columns: &Map<String, Value>, name: &str) -> Option<String> {

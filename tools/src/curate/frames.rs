@@ -5,7 +5,6 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use reel_input::media::MediaError;
 use reel_input::media::frames::{FrameBuf, FrameView};
 use reel_input::media::image::{self, ExifOrientation};
 use reel_input::media::profile::{MediaOverrides, MediaProfile};
@@ -15,6 +14,8 @@ use reel_input::media::worker::DecodeWorker;
 use reel_support::client::image_part;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+use crate::error::Result;
 
 /// How many frames of a video models see, and how large.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,7 +57,7 @@ pub fn read_frames(
     is_video: bool,
     settings: &FrameSettings,
     decoder: &DecodeWorker,
-) -> Result<TimedFrames, MediaError> {
+) -> Result<TimedFrames> {
     if !is_video {
         let image = image::open(path, ExifOrientation::Apply)?;
         let pixels = (image.height * image.width) as f64;
@@ -89,7 +90,7 @@ impl TimedFrames {
     ///
     /// # Errors
     /// A frame cannot be encoded.
-    pub fn message_parts(&self) -> Result<Vec<Value>, MediaError> {
+    pub fn message_parts(&self) -> Result<Vec<Value>> {
         let view: FrameView<'_> = self.frames.view()?;
         let mut parts = Vec::with_capacity(2 * view.frame_count());
         for (i, frame) in view.iter().enumerate() {

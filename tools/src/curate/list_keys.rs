@@ -9,7 +9,7 @@ use reel_support::diagnostic::input;
 use serde::{Deserialize, Serialize};
 
 use crate::curate::recipe::StageName;
-use crate::curate::{CurateError, Result};
+use crate::error::{Error, Result};
 
 /// The file in OUT with the keys of the last list.
 pub(crate) const LIST_KEYS_FILE: &str = "list-keys.json";
@@ -63,16 +63,12 @@ impl ListKeys {
     pub fn open(out: &Path) -> Result<Self> {
         let file = out.join(LIST_KEYS_FILE);
         let unusable = |what: String| {
-            CurateError::output_error(
-                file.display().to_string(),
-                what,
-                "run reel curate on the folder again with --resume",
-            )
+            Error::failed(file.display().to_string(), what, "run reel curate on the folder again with --resume")
         };
         let text = input::read_file(&file, input::MAX_ROWS_BYTES).map_err(|e| match e.kind() {
             // An earlier version of reel did not write this file.
             ErrorKind::NotFound => unusable("is missing".into()),
-            _ => CurateError::cannot_read(&file, &e),
+            _ => Error::cannot_read(&file, &e),
         })?;
         serde_json::from_slice(&text).map_err(|e| unusable(format!("is damaged: {e}")))
     }

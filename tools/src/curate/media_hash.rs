@@ -13,8 +13,9 @@ use reel_support::files::AtomicFile;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::curate::complete_file::{cannot_write_curation, with_help_to_resume};
 use crate::curate::prompts::hex;
-use crate::curate::{CurateError, Result};
+use crate::error::Result;
 
 /// The file with the hashes, in OUT.
 pub const MEDIA_HASHES_FILE: &str = "media-hashes.jsonl";
@@ -86,12 +87,12 @@ impl MediaHashes {
         let path = out.join(MEDIA_HASHES_FILE);
         let mut hashes: Vec<&KnownHash> = self.0.values().collect();
         hashes.sort_by(|a, b| a.path.cmp(&b.path));
-        let mut draft = AtomicFile::create(&path).map_err(CurateError::cannot_save)?;
+        let mut draft = AtomicFile::create(&path).map_err(with_help_to_resume)?;
         for hash in hashes {
-            let line = serde_json::to_string(hash).map_err(|e| CurateError::cannot_write(&path, &e.into()))?;
-            writeln!(draft, "{line}").map_err(|e| CurateError::cannot_write(&path, &e))?;
+            let line = serde_json::to_string(hash).map_err(|e| cannot_write_curation(&path, &e.into()))?;
+            writeln!(draft, "{line}").map_err(|e| cannot_write_curation(&path, &e))?;
         }
-        draft.commit().map_err(CurateError::cannot_save)
+        draft.commit().map_err(with_help_to_resume)
     }
 }
 

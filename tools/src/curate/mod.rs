@@ -11,7 +11,6 @@
 mod answers;
 mod complete_file;
 mod curation;
-mod error;
 mod filters;
 mod finish;
 mod frames;
@@ -32,7 +31,6 @@ mod table;
 
 pub use answers::ReasoningChain;
 pub use curation::{Curation, CurationOptions, CurationSettings, ExistingCuration, SETTINGS_FILE, read_settings};
-pub use error::{CurateError, Result};
 pub use filters::{ChainMeasurements, FilterSettings, RejectionReason, word_count};
 pub use finish::{DATASET_FILE, FAILED_FILE, FinishedRow, REJECTED_FILE, RowOutcome, SUMMARY_FILE};
 pub use frames::FrameSettings;

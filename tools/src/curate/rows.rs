@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 
 use crate::curate::media_hash::MediaHashes;
 use crate::curate::prompts::hex;
-use crate::curate::{CurateError, Result};
+use crate::error::{Kind, Result};
 
 /// A row of the list.
 #[derive(Clone, Debug)]
@@ -87,7 +87,7 @@ pub fn read_list(
                 Ok(_) => (location, Map::new(), Err(Diagnostic::new("", "is not an object", FIELDS))),
                 Err(e) => {
                     // The location is empty here, because it is added below.
-                    let e = Diagnostic { location: String::new(), ..e.into_diagnostic() };
+                    let e = Diagnostic { location: String::new(), ..e.diagnostic };
                     (location, Map::new(), Err(e))
                 }
             }
@@ -102,7 +102,7 @@ pub fn read_list(
         let question = match question {
             Err(e) if !skip_bad_rows => {
                 let help = format!("{}; or leave such rows out with --skip-bad-rows", e.help);
-                return Err(CurateError::Row(e.with_help(help).at(&location)));
+                return Err(Kind::Failed.error(e.with_help(help).at(&location)));
             }
             other => other.map_err(|e| e.to_string()),
         };

@@ -12,8 +12,9 @@ use reel_support::diagnostic::input;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::curate::complete_file::cannot_write_curation;
 use crate::curate::prompts::hex;
-use crate::curate::{CurateError, Result};
+use crate::error::Result;
 
 /// A model that compares texts with frames.
 pub trait VisualSimilarity {
@@ -81,7 +82,7 @@ impl SimilarityCache {
             Ok(similarity) => similarity,
             Err(what) => return Ok(Err(what)),
         };
-        let failed = |e| CurateError::cannot_write(&self.path, &e);
+        let failed = |e| cannot_write_curation(&self.path, &e);
         let line = Line { key, similarity };
         // Each line begins with a line break, so that it is not joined to an incomplete line that a killed process
         // has left.

@@ -6,13 +6,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use reel_support::client::{ChatRequest, FailureKind};
-use reel_support::diagnostic::Diagnostic;
 
 use crate::curate::model::ChatModel;
 use crate::curate::recipe::StageName;
 use crate::curate::record::{RECORD_FORMAT, RecordStatus, StageRecord, unix_time};
 use crate::curate::table::StageTable;
-use crate::curate::{CurateError, Result};
+use crate::error::{Error, Result};
 
 /// One request of a stage: the key of the video or question to ask about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,11 +167,11 @@ impl StageRun<'_> {
                     FailureKind::Exhausted | FailureKind::Refused => Ok(None),
                     FailureKind::Budget => Ok(Some(StageEnd::CapReached)),
                     FailureKind::Stopped => Ok(Some(StageEnd::Stopped)),
-                    FailureKind::Unusable => Err(CurateError::Endpoint(Diagnostic::new(
+                    FailureKind::Unusable => Err(Error::failed(
                         format!("{} {}", self.stage.model_option(), task.location),
                         failure.message,
                         "then continue with --resume",
-                    ))),
+                    )),
                 }
             }
         }

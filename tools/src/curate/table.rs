@@ -17,8 +17,9 @@ use reel_input::rows::Table;
 use reel_support::diagnostic::input;
 use reel_support::files::AtomicFile;
 
+use crate::curate::complete_file::{cannot_write_curation, with_help_to_resume};
 use crate::curate::record::{RECORD_FORMAT, RecordStatus, StageRecord};
-use crate::curate::{CurateError, Result};
+use crate::error::{Error, Result};
 
 /// Maximum time until appended lines are synced to disk. Before that, they are only in the page cache of the
 /// operating system: a power failure loses them, but the end of the process does not.
@@ -102,7 +103,7 @@ impl StageTable {
     /// The file cannot be written.
     pub fn append(&self, record: StageRecord) -> Result<()> {
         let mut content = self.lock();
-        let failed = |e| CurateError::cannot_write(&self.path, &e);
+        let failed = |e| cannot_write_curation(&self.path, &e);
         let mut line = serde_json::to_vec(&record).map_err(|e| failed(e.into()))?;
         line.push(b'\n');
         if content.file.is_none() {
@@ -127,14 +128,14 @@ impl StageTable {
     /// Opens the file for appending after its last complete line. If the records came from the Parquet file, writes
     /// them to the new file first.
     fn open_for_append(&self, content: &Content) -> Result<File> {
-        let failed = |e| CurateError::cannot_write(&self.path, &e);
+        let failed = |e| cannot_write_curation(&self.path, &e);
         if content.bytes == 0 && !content.records.is_empty() {
-            let mut draft = AtomicFile::create(&self.path).map_err(CurateError::cannot_save)?;
+            let mut draft = AtomicFile::create(&self.path).map_err(with_help_to_resume)?;
             for record in content.sorted() {
                 let line = serde_json::to_string(record).map_err(|e| failed(e.into()))? + "\n";
                 draft.write_all(line.as_bytes()).map_err(failed)?;
             }
-            draft.commit().map_err(CurateError::cannot_save)?;
+            draft.commit().map_err(with_help_to_resume)?;
             return OpenOptions::new().append(true).open(&self.path).map_err(failed);
         }
         let file = OpenOptions::new().append(true).create(true).open(&self.path).map_err(failed)?;
@@ -149,7 +150,7 @@ impl StageTable {
     pub fn finish(&self) -> Result<()> {
         let content = self.lock();
         if let Some(file) = &content.file {
-            file.sync_data().map_err(|e| CurateError::cannot_write(&self.path, &e))?;
+            file.sync_data().map_err(|e| cannot_write_curation(&self.path, &e))?;
         }
         if content.records.is_empty() {
             return Ok(());
@@ -158,7 +159,7 @@ impl StageTable {
         let lines: Vec<String> = content
             .sorted()
             .into_iter()
-            .map(|record| serde_json::to_string(record).map_err(|e| CurateError::cannot_write(&parquet, &e.into())))
+            .map(|record| serde_json::to_string(record).map_err(|e| cannot_write_curation(&parquet, &e.into())))
             .collect::<Result<_>>()?;
         write_parquet(&parquet, &lines)
     }
@@ -167,17 +168,17 @@ impl StageTable {
 /// Writes rows of JSON as a Parquet file, which appears under its name when it is complete. `lines` must not be empty.
 pub(crate) fn write_parquet(path: &Path, lines: &[String]) -> Result<()> {
     let table = Table::parse(path, lines.join("\n"))?;
-    let mut draft = AtomicFile::create(path).map_err(CurateError::cannot_save)?;
+    let mut draft = AtomicFile::create(path).map_err(with_help_to_resume)?;
     reel_input::rows::write_parquet(&table, &mut draft).map_err(|e| match e {
-        reel_input::rows::WriteError::Row(e) => CurateError::Data(e),
-        reel_input::rows::WriteError::Io(e) => CurateError::cannot_write(path, &e),
+        reel_input::rows::WriteError::Row(e) => e,
+        reel_input::rows::WriteError::Io(e) => cannot_write_curation(path, &e),
     })?;
-    draft.commit().map_err(CurateError::cannot_save)
+    draft.commit().map_err(with_help_to_resume)
 }
 
 impl Content {
     fn read_lines(&mut self, path: &Path) -> Result<()> {
-        let failed = |e| CurateError::cannot_read(path, &e);
+        let failed = |e| Error::cannot_read(path, &e);
         let mut reader = BufReader::new(input::open_regular_file(path).map_err(failed)?);
         let mut line = Vec::new();
         for number in 1.. {
@@ -187,8 +188,8 @@ impl Content {
             if !line.ends_with(b"\n") {
                 break;
             }
-            let record = parse(&line)
-                .map_err(|what| CurateError::output_error(format!("{}:{number}", path.display()), what, CHANGED))?;
+            let record =
+                parse(&line).map_err(|what| Error::failed(format!("{}:{number}", path.display()), what, CHANGED))?;
             self.take(record);
             self.bytes += bytes as u64;
         }
@@ -199,8 +200,7 @@ impl Content {
         let table = Table::open(path)?;
         for row in 0..table.len() {
             let text = table.value(row)?.to_string();
-            let record =
-                parse(text.as_bytes()).map_err(|what| CurateError::output_error(table.location(row), what, CHANGED))?;
+            let record = parse(text.as_bytes()).map_err(|what| Error::failed(table.location(row), what, CHANGED))?;
             self.take(record);
         }
         Ok(())

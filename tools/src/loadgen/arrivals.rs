@@ -6,7 +6,7 @@ use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 use rand_distr::{Distribution, Gamma};
 
-use crate::loadgen::error::LoadError;
+use crate::error::{Error, Result};
 
 /// Number of the random-number stream for the arrival times. The words of each prompt come from other streams.
 const ARRIVAL_STREAM: u64 = u64::MAX;
@@ -29,11 +29,8 @@ impl ArrivalTimes {
     ///
     /// # Errors
     /// The rate or the burstiness is not a number from 1e-6 to 1e6.
-    pub(crate) fn new(rate: Option<f64>, burstiness: f64, seed: u64) -> Result<Self, LoadError> {
-        let wrong = |option, value: f64| {
-            let what = format!("is {value}");
-            LoadError::Setting { option, what, help: "give a number from 1e-6 to 1e6" }
-        };
+    pub(crate) fn new(rate: Option<f64>, burstiness: f64, seed: u64) -> Result<Self> {
+        let wrong = |option, value: f64| Error::usage(option, format!("is {value}"), "give a number from 1e-6 to 1e6");
         if !RANGE.contains(&burstiness) {
             return Err(wrong("--burstiness", burstiness));
         }

@@ -1,6 +1,5 @@
 //! The HTTP client: sends one request and reads its answer, with or without TLS. Connections are reused.
 
-use std::error::Error;
 use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -15,8 +14,9 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 
+use crate::error::{Error, Result};
 use crate::loadgen::answer::{AnswerReader, MeasuredAnswer, error_message};
-use crate::loadgen::error::{FailureKind, LoadError, RequestFailure};
+use crate::loadgen::error::{FailureKind, RequestFailure};
 
 /// Maximum number of bytes that are read from an answer without streaming.
 const MAX_PLAIN_BYTES: usize = 1 << 20;
@@ -30,10 +30,11 @@ const DRAIN_TIME: Duration = Duration::from_secs(1);
 pub struct ServerUrl(String);
 
 impl FromStr for ServerUrl {
-    type Err = LoadError;
+    type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, LoadError> {
-        let wrong = |what: &str| LoadError::Url { url: text.to_string(), what: what.to_string() };
+    fn from_str(text: &str) -> Result<Self> {
+        let help = "give an address such as http://127.0.0.1:8000";
+        let wrong = |what: &str| Error::usage("--url", format!("{text:?} {what}"), help);
         let uri: Uri = text.parse().map_err(|e| wrong(&format!("is not an address ({e})")))?;
         if !matches!(uri.scheme_str(), Some("http" | "https")) {
             return Err(wrong("does not begin with http:// or https://"));
@@ -64,6 +65,10 @@ impl fmt::Display for ServerUrl {
     }
 }
 
+pub(crate) fn cannot_start(cause: impl fmt::Display) -> Error {
+    Error::failed("", format!("cannot start the HTTP client: {cause}"), "check the limits of this user (ulimit -a)")
+}
+
 /// Sends HTTP requests. Clones of the client share their connections.
 #[derive(Clone, Debug)]
 pub(crate) struct HttpClient {
@@ -75,19 +80,18 @@ pub(crate) struct HttpClient {
 impl HttpClient {
     /// # Errors
     /// The API key has characters that a header cannot have, or TLS cannot be set up.
-    pub(crate) fn new(api_key: Option<&str>, timeout: Duration) -> Result<Self, LoadError> {
+    pub(crate) fn new(api_key: Option<&str>, timeout: Duration) -> Result<Self> {
         let authorization = api_key.map(|key| HeaderValue::from_str(&format!("Bearer {key}"))).transpose();
-        let authorization = authorization.map_err(|_| LoadError::Setting {
-            option: "--api-key-file",
-            what: "has a key with characters that an HTTP header cannot have".to_string(),
-            help: "check the file",
+        let authorization = authorization.map_err(|_| {
+            let what = "has a key with characters that an HTTP header cannot have";
+            Error::usage("--api-key-file", what, "check the file")
         })?;
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         let connector = HttpsConnectorBuilder::new()
             .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
-            .map_err(std::io::Error::other)?
+            .map_err(cannot_start)?
             .https_or_http()
             .enable_http1()
             .wrap_connector(tcp);
@@ -179,12 +183,12 @@ async fn start_of_body(response: Response<Incoming>) -> Result<String, RequestFa
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn interrupted(e: &dyn Error) -> RequestFailure {
+fn interrupted(e: &dyn std::error::Error) -> RequestFailure {
     RequestFailure::new(FailureKind::Closed, format!("the connection ended: {}", innermost_cause(e)))
 }
 
 /// The text of an error's innermost cause. The outer errors only name the part of the library that failed.
-fn innermost_cause(e: &dyn Error) -> String {
+fn innermost_cause(e: &dyn std::error::Error) -> String {
     let mut cause = e;
     while let Some(inner) = cause.source() {
         cause = inner;

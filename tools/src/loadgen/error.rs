@@ -1,55 +1,10 @@
-//! Errors of a whole run, and failures of single requests, which a run counts.
+//! Failures of single requests, which a run counts.
 
 use std::fmt;
 
 use reel_support::diagnostic::{escape_controls, one_line};
 
-/// The reason why a run measured nothing. The text of an error is one line: location, what is wrong, what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The address of the server cannot be used.
-    #[error("--url: {url:?} {what}; give an address such as http://127.0.0.1:8000")]
-    Url {
-        /// The address.
-        url: String,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// An option contradicts another option, or the server does not support it.
-    #[error("{option}: {what}; {help}")]
-    Setting {
-        /// The option.
-        option: &'static str,
-        /// What is wrong with it.
-        what: String,
-        /// What the user can do about the error.
-        help: &'static str,
-    },
-    /// A request before the measurement, which must succeed, failed.
-    #[error("{address}: {failure}; {}", failure.help())]
-    FirstRequest {
-        /// The address of the request.
-        address: String,
-        /// The failure of the request.
-        failure: RequestFailure,
-    },
-    /// The server lists no model.
-    #[error("{address}: lists no model; name one with --model")]
-    NoModel {
-        /// The address of the list.
-        address: String,
-    },
-    /// The runtime of the client cannot start.
-    #[error("cannot start the HTTP client: {0}; check the limits of this user (ulimit -a)")]
-    Io(#[from] std::io::Error),
-}
-
-impl LoadError {
-    /// True if an option has a wrong value.
-    pub fn is_usage_error(&self) -> bool {
-        matches!(self, Self::Url { .. } | Self::Setting { .. })
-    }
-}
+use crate::error::Error;
 
 /// The kinds of failed requests. A report counts the failures of each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,6 +59,11 @@ impl RequestFailure {
         let message = escape_controls(&one_line(message)).into_owned();
         let cut = message.char_indices().nth(MAX_MESSAGE_CHARS).map(|(at, _)| format!("{}…", &message[..at]));
         Self { kind, message: cut.unwrap_or(message) }
+    }
+
+    /// The error of a run whose first request failed; this request must succeed.
+    pub(crate) fn of_first_request(self, address: &str) -> Error {
+        Error::failed(address, self.to_string(), self.help())
     }
 
     /// What the user can do about it.

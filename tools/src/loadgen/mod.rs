@@ -24,7 +24,7 @@ mod statistics;
 
 pub use answer::{AnswerReader, MeasuredAnswer};
 pub use client::ServerUrl;
-pub use error::{FailureKind, LoadError, RequestFailure};
+pub use error::{FailureKind, RequestFailure};
 pub use media::{MediaFile, MediaKind};
 pub use report::{FailureGroup, LoadReport};
 pub use run::{LoadProgress, OnProgress, run};

@@ -5,7 +5,7 @@ use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Map, Value, json};
 
-use crate::loadgen::error::LoadError;
+use crate::error::{Error, Result};
 use crate::loadgen::settings::{LoadSettings, OpenAiApi};
 
 /// Common English words. With a space before it, each word is one token for the tokenizers of most models.
@@ -41,14 +41,14 @@ pub(crate) struct RequestBodies {
 impl RequestBodies {
     /// # Errors
     /// `extra_body` has a field that other options set, or the endpoint takes no images and videos.
-    pub(crate) fn new(settings: &LoadSettings, model: &str) -> Result<Self, LoadError> {
+    pub(crate) fn new(settings: &LoadSettings, model: &str) -> Result<Self> {
         if let Some(field) = settings.extra_body.keys().find(|field| OWN_FIELDS.contains(&field.as_str())) {
             let what = format!("has the field {field:?}, which other options set");
-            return Err(LoadError::Setting { option: "--extra-body", what, help: "leave that field out" });
+            return Err(Error::usage("--extra-body", what, "leave that field out"));
         }
         if settings.endpoint == OpenAiApi::Completions && !settings.media.is_empty() {
-            let what = "accepts only text, but images or videos are given".to_string();
-            return Err(LoadError::Setting { option: "--endpoint completions", what, help: "use --endpoint chat" });
+            let what = "accepts only text, but images or videos are given";
+            return Err(Error::usage("--endpoint completions", what, "use --endpoint chat"));
         }
         let mut fields = Map::new();
         fields.insert("model".into(), json!(model));

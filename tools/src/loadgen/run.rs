@@ -10,10 +10,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout_at};
 
+use crate::error::{Error, Result};
 use crate::loadgen::answer::MeasuredAnswer;
 use crate::loadgen::arrivals::ArrivalTimes;
-use crate::loadgen::client::HttpClient;
-use crate::loadgen::error::{LoadError, RequestFailure};
+use crate::loadgen::client::{HttpClient, cannot_start};
+use crate::loadgen::error::RequestFailure;
 use crate::loadgen::prompts::RequestBodies;
 use crate::loadgen::report::LoadReport;
 use crate::loadgen::settings::{LoadSettings, RequestAmount};
@@ -45,11 +46,11 @@ pub type OnProgress = Arc<dyn Fn(LoadProgress) + Send + Sync>;
 /// # Errors
 /// An option is wrong, or a request before the measurement failed: the list of models, or a warm-up. Failures of
 /// measured requests are part of the report.
-pub fn run(settings: &LoadSettings, on_progress: OnProgress) -> Result<LoadReport, LoadError> {
+pub fn run(settings: &LoadSettings, on_progress: OnProgress) -> Result<LoadReport> {
     check(settings)?;
     let client = HttpClient::new(settings.api_key.as_deref(), settings.timeout)?;
     // The runtime has one thread, so that the client takes little processor time from a server on the same machine.
-    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
     let report = runtime.block_on(async {
         let model = match &settings.model {
             Some(model) => model.clone(),
@@ -75,8 +76,8 @@ pub fn run(settings: &LoadSettings, on_progress: OnProgress) -> Result<LoadRepor
 }
 
 /// Refuses settings with which a run would never end or would send no request.
-fn check(settings: &LoadSettings) -> Result<(), LoadError> {
-    let wrong = |option, what: &str, help| Err(LoadError::Setting { option, what: what.to_string(), help });
+fn check(settings: &LoadSettings) -> Result<()> {
+    let wrong = |option: &str, what: &str, help: &str| Err(Error::usage(option, what, help));
     match settings.amount {
         RequestAmount::Requests(0) => wrong("--num-prompts", "is 0", "give 1 or more"),
         RequestAmount::Time(time) if time.is_zero() || time > MAX_TIME => {
@@ -94,12 +95,12 @@ fn check(settings: &LoadSettings) -> Result<(), LoadError> {
 }
 
 /// The name of the first model that the server lists.
-async fn first_model(client: &HttpClient, settings: &LoadSettings) -> Result<String, LoadError> {
+async fn first_model(client: &HttpClient, settings: &LoadSettings) -> Result<String> {
     let address = settings.url.v1_url("models");
     let list = client.get_json(&address).await;
-    let list = list.map_err(|failure| LoadError::FirstRequest { address: address.clone(), failure })?;
+    let list = list.map_err(|failure| failure.of_first_request(&address))?;
     let name = list.pointer("/data/0/id").and_then(serde_json::Value::as_str);
-    name.map(String::from).ok_or(LoadError::NoModel { address })
+    name.map(String::from).ok_or_else(|| Error::failed(address, "lists no model", "name one with --model"))
 }
 
 /// Sends requests and counts them.
@@ -153,7 +154,7 @@ fn at_once(settings: &LoadSettings) -> Option<usize> {
 }
 
 /// Sends the warm-up requests, with the same limit of concurrent requests as in the measurement.
-async fn warm_up(sender: &Arc<Sender>, settings: &LoadSettings) -> Result<(), LoadError> {
+async fn warm_up(sender: &Arc<Sender>, settings: &LoadSettings) -> Result<()> {
     let slots = Arc::new(Semaphore::new(at_once(settings).unwrap_or(Semaphore::MAX_PERMITS)));
     let mut requests = JoinSet::new();
     for i in 0..settings.warmup {
@@ -167,7 +168,7 @@ async fn warm_up(sender: &Arc<Sender>, settings: &LoadSettings) -> Result<(), Lo
     }
     while let Some(done) = requests.join_next().await {
         let result = done.unwrap_or_else(|e| resume_unwind(e.into_panic()));
-        result.map_err(|failure| LoadError::FirstRequest { address: sender.address.clone(), failure })?;
+        result.map_err(|failure| failure.of_first_request(&sender.address))?;
     }
     Ok(())
 }
@@ -177,7 +178,7 @@ async fn send_all(
     sender: &Arc<Sender>,
     settings: &LoadSettings,
     begun: Instant,
-) -> Result<Vec<Result<MeasuredAnswer, RequestFailure>>, LoadError> {
+) -> Result<Vec<Result<MeasuredAnswer, RequestFailure>>, Error> {
     let (most, deadline) = match settings.amount {
         RequestAmount::Requests(n) => (n as u64, begun + MAX_TIME),
         RequestAmount::Time(time) => (u64::MAX, begun + time),

@@ -3,7 +3,7 @@
 use reel_device::DType;
 use reel_kernels::catalogue::{ExampleCall, FOLDERS, KernelFolder};
 
-use crate::measure::error::{Result, option_error};
+use crate::error::{Error, Result};
 
 /// Every kernel, with its folder and an example call.
 pub fn example_calls_with_folders() -> impl Iterator<Item = (&'static KernelFolder, ExampleCall)> {
@@ -21,7 +21,7 @@ pub fn find_example_calls(name: &str) -> Result<Vec<(&'static KernelFolder, Exam
         let folders: Vec<&str> = FOLDERS.iter().map(|f| f.name).collect();
         let help =
             format!("use a kernel name from `reel kernels list`, or one of the kernel folders: {}", folders.join(" "));
-        return Err(option_error(name, "no such kernel", help));
+        return Err(Error::usage(name, "no such kernel", help));
     }
     Ok(found)
 }

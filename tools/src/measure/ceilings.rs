@@ -25,7 +25,7 @@ use reel_kernels::matmul::PRODUCT_CODE;
 use reel_runtime::Tensor;
 use serde::Serialize;
 
-use crate::measure::Result;
+use crate::error::Result;
 use crate::measure::cache::{CacheCeiling, bytes_beyond_caches, measure_caches};
 
 /// The highest measured or published rates of a machine.

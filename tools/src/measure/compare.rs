@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
-use reel_support::diagnostic::{Diagnostic, input};
+use reel_support::diagnostic::input;
 use serde_json::{Value, json};
 
-use crate::measure::error::{MeasureError, Result, measurement_error};
+use crate::error::{Error, Result};
 use crate::measure::stats::{self, TimeDifference};
 
 /// Two clock rates count as equal if their ratio differs from 1 by at most this much.
@@ -41,7 +41,7 @@ pub fn compare_results(a: &Path, b: &Path) -> Result<ResultComparison> {
     for key in ["op", "tokens", "batch", "context", "sizes"] {
         if before[key] != after[key] {
             let what = format!("{key} is {}, but {} in {}", after[key], before[key], a.display());
-            return Err(measurement_error(b.display().to_string(), what, HELP));
+            return Err(Error::failed(b.display().to_string(), what, HELP));
         }
     }
     let (first, mut second) = (time_samples(a, &before)?, time_samples(b, &after)?);
@@ -58,7 +58,7 @@ pub fn compare_results(a: &Path, b: &Path) -> Result<ResultComparison> {
     }
     differs.extend(second.iter().map(|other| format!("{} is only in {}", other.name, b.display())));
     if verdicts.is_empty() {
-        return Err(measurement_error(
+        return Err(Error::failed(
             b.display().to_string(),
             format!("has no measurement in common with {}", a.display()),
             HELP,
@@ -169,13 +169,12 @@ pub(crate) fn milliseconds_text(seconds: f64) -> String {
 }
 
 fn read(path: &Path) -> Result<Value> {
-    let text = input::read_text(path, input::MAX_MESSAGES_BYTES)
-        .map_err(|e| MeasureError::Failed(Diagnostic::cannot_read(path, &e)))?;
+    let text = input::read_text(path, input::MAX_MESSAGES_BYTES).map_err(|e| Error::cannot_read(path, &e))?;
     serde_json::from_str(&text).map_err(|e| not_a_result(path, &format!("not JSON: {e}")))
 }
 
-fn not_a_result(path: &Path, what: &str) -> MeasureError {
-    measurement_error(path.display().to_string(), what, "give a file that reel bench --json printed")
+fn not_a_result(path: &Path, what: &str) -> Error {
+    Error::failed(path.display().to_string(), what, "give a file that reel bench --json printed")
 }
 
 /// Reads the round times from a result: the times of each kernel if the result has kernels, otherwise the times of the

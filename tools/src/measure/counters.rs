@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use reel_device::compile::toolkit::Toolkit;
 use serde_json::{Value, json};
 
-use crate::measure::error::{Result, measurement_error};
+use crate::error::{Error, Result};
 
 /// The sections of metrics that are read.
 const SECTIONS: [&str; 3] = ["SpeedOfLight", "ComputeWorkloadAnalysis", "Occupancy"];
@@ -75,7 +75,7 @@ pub fn find_ncu() -> Option<PathBuf> {
 /// A file cannot be written, or `ncu` fails: this user may not read counters, or `program` fails.
 pub fn read_counters(ncu: &Path, program: &Path, arguments: &[String]) -> Result<Vec<KernelCounters>> {
     let failed =
-        |e: std::io::Error| measurement_error("temporary folder", e.to_string(), "set TMPDIR to a writable folder");
+        |e: std::io::Error| Error::failed("temporary folder", e.to_string(), "set TMPDIR to a writable folder");
     let scratch = reel_support::files::temporary_folder().map_err(failed)?;
     let table = scratch.path().join("counters.csv");
     let mut command = Command::new(ncu);
@@ -90,13 +90,13 @@ pub fn read_counters(ncu: &Path, program: &Path, arguments: &[String]) -> Result
         Ok(status) => {
             let said = text.lines().find_map(|line| line.strip_prefix("==ERROR== "));
             let what = said.map_or_else(|| format!("ncu ended with {status} and reported no counters"), str::to_string);
-            Err(measurement_error(
+            Err(Error::failed(
                 ncu.display().to_string(),
                 what,
                 "allow this user to read counters, or give --no-counters",
             ))
         }
-        Err(e) => Err(measurement_error(ncu.display().to_string(), e.to_string(), "give --no-counters")),
+        Err(e) => Err(Error::failed(ncu.display().to_string(), e.to_string(), "give --no-counters")),
     }
 }
 

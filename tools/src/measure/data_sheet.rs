@@ -20,7 +20,7 @@ use std::sync::OnceLock;
 
 use reel_support::diagnostic::input;
 
-use crate::measure::error::{Result, measurement_error, option_error};
+use crate::error::{Error, Result};
 
 /// The figures of a GPU. Rates are dense, that is, without sparsity.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,12 +87,12 @@ impl DataSheet {
     pub fn read(path: &Path) -> Result<Self> {
         let file = path.display().to_string();
         let text = input::read_text(path, input::MAX_CONFIG_BYTES).map_err(|e| {
-            measurement_error(&file, format!("cannot be read: {e}"), "give a TOML file with the figures of a GPU")
+            Error::failed(&file, format!("cannot be read: {e}"), "give a TOML file with the figures of a GPU")
         })?;
         let sheet = Self::parse(&file, &text)?;
         if built_in().iter().any(|known| known.name == sheet.name) {
             let what = format!("is {:?}, the name of a built-in GPU", sheet.name);
-            return Err(measurement_error(format!("{file}: name"), what, "give another name"));
+            return Err(Error::failed(format!("{file}: name"), what, "give another name"));
         }
         Ok(sheet)
     }
@@ -101,7 +101,7 @@ impl DataSheet {
         let table: toml::Table = toml::from_str(text).map_err(|e| {
             let line = e.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             let what = format!("line {line}: {}", e.message().replace('\n', " "));
-            measurement_error(file, what, "write one field a line, as `memory_gb = 80`")
+            Error::failed(file, what, "write one field a line, as `memory_gb = 80`")
         })?;
         Fields { file, table }.data_sheet()
     }
@@ -138,8 +138,8 @@ impl Fields<'_> {
         Ok(DataSheet { name, title, compute_capability, memory, bandwidth, bf16, f32, l2, nvlink, pcie })
     }
 
-    fn wrong(&self, field: &str, what: impl Into<String>, help: &str) -> crate::measure::MeasureError {
-        measurement_error(format!("{}: {field}", self.file), what, help)
+    fn wrong(&self, field: &str, what: impl Into<String>, help: &str) -> Error {
+        Error::failed(format!("{}: {field}", self.file), what, help)
     }
 
     fn name(&mut self) -> Result<String> {
@@ -227,7 +227,7 @@ fn f32_rate(compute_capability: u32, multiprocessors: Option<f64>, clock: Option
 pub fn by_name(name: &str) -> Result<&'static DataSheet> {
     built_in().iter().find(|sheet| sheet.name.eq_ignore_ascii_case(name)).ok_or_else(|| {
         let names: Vec<&str> = built_in().iter().map(|sheet| sheet.name.as_str()).collect();
-        option_error(
+        Error::usage(
             "--gpu",
             format!("there is no data sheet for a GPU named {name:?}"),
             format!("give one of {}, or a file NAME.toml with its figures", names.join(", ")),

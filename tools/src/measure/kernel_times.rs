@@ -10,12 +10,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use reel_support::diagnostic::{Diagnostic, input};
+use reel_support::diagnostic::input;
 use serde_json::Value;
 
+use crate::error::{Error, Result};
 use crate::measure::cache::CacheCeiling;
 use crate::measure::ceilings::Ceilings;
-use crate::measure::error::{MeasureError, Result, measurement_error};
 
 /// The measured time of a kernel in a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,10 +52,9 @@ impl KernelTimes {
     pub(crate) fn read(path: &Path) -> Result<KernelTimes> {
         let wrong = |what: &str| {
             let help = "give a file that `reel kernels bench --json`, `reel bench … --json` or --trace wrote";
-            measurement_error(path.display().to_string(), what, help)
+            Error::failed(path.display().to_string(), what, help)
         };
-        let text = input::read_text(path, input::MAX_ROWS_BYTES)
-            .map_err(|e| MeasureError::Failed(Diagnostic::cannot_read(path, &e)))?;
+        let text = input::read_text(path, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(path, &e))?;
         let value: Value = serde_json::from_str(&text).map_err(|e| wrong(&format!("is not JSON: {e}")))?;
         let list = |key: &str| value[key].as_array();
         let kernels = match (list("traceEvents"), list("kernels"), list("ops")) {

@@ -2,7 +2,7 @@
 //!
 //! A rate is for one GPU in one direction, because the ranks of a job send and receive at the same time.
 
-use crate::measure::error::{Result, option_error};
+use crate::error::{Error, Result};
 use crate::measure::machine::MachineSpec;
 
 /// The share of a link's rate that large exchanges reach. The same share is assumed for all links, because this
@@ -102,7 +102,7 @@ impl JobLinks {
             let link = match name.as_str() {
                 "nvlink" => nvlink.ok_or_else(|| {
                     let what = format!("is nvlink, which {} does not have", machine.name);
-                    option_error("--link", what, "give pcie4 or pcie5")
+                    Error::usage("--link", what, "give pcie4 or pcie5")
                 })?,
                 "pcie4" => PCIE_4,
                 "pcie5" => PCIE_5,
@@ -111,7 +111,7 @@ impl JobLinks {
                 "eth100" => ETHERNET_100,
                 _ => {
                     let what = format!("there is no link named {name:?}");
-                    return Err(option_error("--link", what, format!("give {LINK_NAMES}")));
+                    return Err(Error::usage("--link", what, format!("give {LINK_NAMES}")));
                 }
             };
             let place = match link.reach {
@@ -120,7 +120,7 @@ impl JobLinks {
             };
             if let Some(first) = place.replace(link).map(|first: Link| first.name) {
                 let what = format!("has {first} and {name}, which connect the same GPUs");
-                return Err(option_error("--link", what, "give one link within machines and one between them"));
+                return Err(Error::usage("--link", what, "give one link within machines and one between them"));
             }
         }
         let usual = nvlink.unwrap_or(if machine.pcie == PCIE_5.name { PCIE_5 } else { PCIE_4 });

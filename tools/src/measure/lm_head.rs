@@ -6,8 +6,8 @@ use reel_kernels::catalogue::{SizeError, Sizes, example_output_layer};
 use reel_kernels::elementwise::{self, FillParams};
 use reel_runtime::{Cx, Grads, Tensor, ops};
 
+use crate::error::{Error, Result};
 use crate::measure::ceilings::pseudorandom_number;
-use crate::measure::error::{MeasureError, Result, measurement_error};
 use crate::measure::machine::MachineSpec;
 use crate::measure::timing::TimedKernel;
 
@@ -56,7 +56,7 @@ impl LmHeadShape {
             None => Ok(()),
             Some(free) => {
                 let what = format!("needs {:.1} GB for its operands; {:.1} GB are free", need / 1e9, free / 1e9);
-                Err(measurement_error("linear_log_prob", what, "give smaller sizes, or end other programs"))
+                Err(Error::failed("linear_log_prob", what, "give smaller sizes, or end other programs"))
             }
         }
     }
@@ -95,13 +95,13 @@ pub fn time_lm_head(device: &Device, shape: &LmHeadShape, dtype: DType, runs: us
         overwrite(run as f32)?;
         let forward_seconds = device.time_launches(|| {
             log_probs = Some(ops::linear_log_prob(&cx, &hidden, &weight, &targets, 1.0)?);
-            Ok::<(), MeasureError>(())
+            Ok::<(), Error>(())
         })?;
         let forward_run = TimedRun::ending_now(forward_seconds);
         let Some(log_probs) = log_probs else { continue };
         let sum = ops::weighted_sum(&cx, &log_probs, &ones)?;
         if !sum.to_f32()?.iter().all(|x| x.is_finite()) {
-            return Err(measurement_error("linear_log_prob", "its result is not finite", "run reel kernels check"));
+            return Err(Error::failed("linear_log_prob", "its result is not finite", "run reel kernels check"));
         }
         grads.clear();
         overwrite(run as f32)?;

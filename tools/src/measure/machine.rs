@@ -5,9 +5,9 @@ use std::path::Path;
 use reel_device::cuda::{Driver, Nvidia};
 use reel_device::{Cost, DType, Device, OpTotals};
 
+use crate::error::{Error, Result};
 use crate::measure::ceilings::Ceilings;
 use crate::measure::data_sheet::{self, DataSheet};
-use crate::measure::error::{Result, option_error};
 
 /// A GPU or CPU with its arithmetic rates, memory bandwidth and memory size.
 #[derive(Clone, Debug)]
@@ -147,7 +147,7 @@ impl MachineSpec {
         let full_name = &gpu.properties().name;
         let Some(sheet) = data_sheet(full_name) else {
             let help = "give --gpu with the name of a similar GPU, or with a file of its figures";
-            return Err(option_error("--device", format!("there is no data sheet for {full_name}"), help));
+            return Err(Error::usage("--device", format!("there is no data sheet for {full_name}"), help));
         };
         Ok(Self { memory: Some(gpu.properties().memory as f64), ..Self::of_data_sheet(sheet, "data sheet") })
     }

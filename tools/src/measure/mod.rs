@@ -17,7 +17,6 @@ pub mod clocks;
 pub mod compare;
 pub mod counters;
 pub mod data_sheet;
-mod error;
 pub mod job;
 pub mod job_page;
 pub mod kernel_model;
@@ -39,5 +38,3 @@ pub mod timing;
 pub mod trace;
 mod trace_slices;
 pub mod train;
-
-pub use error::{MeasureError, Result};

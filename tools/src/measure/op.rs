@@ -3,8 +3,8 @@
 use reel_device::{DType, Device, OpTotals};
 use reel_kernels::catalogue::{SizeError, Sizes, example_products, variants_of};
 
+use crate::error::{Error, Result};
 use crate::measure::ceilings::Ceilings;
-use crate::measure::error::{MeasureError, Result, option_error};
 use crate::measure::machine::PublishedLimits;
 use crate::measure::timing::{TimedKernel, TimingDevice};
 use crate::measure::{catalogue, lm_head};
@@ -18,8 +18,8 @@ pub struct OpTimer<'a> {
 }
 
 /// The error for `--size KEY=VALUE` if the timed op has no size of that KEY.
-pub fn unknown_size_error(e: SizeError) -> MeasureError {
-    option_error(&format!("--size {}", e.key), e.what, e.help)
+pub fn unknown_size_error(e: SizeError) -> Error {
+    Error::usage(format!("--size {}", e.key), e.what, e.help)
 }
 
 /// Returns a timer for each thing that `name` selects (the output layer, matrix products, or kernels of the
@@ -77,7 +77,7 @@ pub fn op_timers<'a>(
             return Err(e);
         }
         let help = "give `matmul`, or a name from `reel kernels list` in the dtype that you want";
-        return Err(option_error(
+        return Err(Error::usage(
             name,
             "is not the name of a kernel, a matrix product or an op that can be timed",
             help,
@@ -88,7 +88,7 @@ pub fn op_timers<'a>(
 
 /// The error for a kernel name that contains a dtype, such as `rms_norm_fwd_f32`, together with a different `dtype`.
 /// `None` if `name` is neither a kernel nor a matrix product.
-fn other_dtype_error(name: &str, dtype: DType, sizes: &Sizes) -> Option<MeasureError> {
+fn other_dtype_error(name: &str, dtype: DType, sizes: &Sizes) -> Option<Error> {
     let is_name = |name: &str| {
         catalogue::find_example_calls(name).is_ok()
             || example_products(sizes).is_ok_and(|all| all.iter().any(|product| product.name == name))
@@ -99,7 +99,7 @@ fn other_dtype_error(name: &str, dtype: DType, sizes: &Sizes) -> Option<MeasureE
         true => format!("leave out --dtype, or give {twin}"),
         false => "leave out --dtype".to_string(),
     };
-    Some(option_error(name, format!("is a kernel of {of}, not of {dtype}"), help))
+    Some(Error::usage(name, format!("is a kernel of {of}, not of {dtype}"), help))
 }
 
 /// The least possible seconds of a timed call on a machine with these ceilings. The caches were overwritten before, so

@@ -7,7 +7,7 @@ use reel_input::{ModelInput, TokenId};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
 
-use crate::measure::error::{Result, measurement_error};
+use crate::error::{Error, Result};
 
 /// Sizes of a rollout.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +55,7 @@ pub fn time_rollout(model: &Qwen25Vl, cx: &Cx, shape: RolloutShape) -> Result<f6
     profile.set_work_part("");
     match completions.iter().all(|c| c.ids.len() == shape.tokens) {
         true => Ok(seconds),
-        false => Err(measurement_error(
+        false => Err(Error::failed(
             "rollout",
             "a completion ended early",
             "report this defect of reel, with the command that you ran",

@@ -13,9 +13,9 @@ use crate::report::table::HtmlTable;
 use reel_device::{Arch, Cost, DType, OpTotals, compile};
 use reel_kernels::catalogue::{ExampleCall, KernelFolder};
 
+use crate::error::Result;
 use crate::measure::catalogue::{dtype_of_kernel, example_calls_with_folders};
 use crate::measure::ceilings::Ceilings;
-use crate::measure::error::Result;
 use crate::measure::kernel_times::{KernelTime, KernelTimes};
 use crate::measure::machine::{MachineSpec, data_sheet_name};
 

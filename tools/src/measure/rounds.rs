@@ -15,12 +15,13 @@ use reel_device::{DType, Device, LaunchEvent, MemorySample, OpTotals, Team};
 use reel_kernels::limits;
 use serde_json::{Map, Value, json};
 
+use crate::error::Result;
 use crate::measure::ceilings::{self, Ceilings, RooflineFloor};
 use crate::measure::clocks::{ClockSampler, ClockSummary};
 use crate::measure::machine::PublishedLimits;
 use crate::measure::ops::{self, OpTime};
 use crate::measure::parts::{self, PartTime};
-use crate::measure::{Result, stats, trace};
+use crate::measure::{stats, trace};
 
 /// Interval between two readings of clocks and power.
 const SAMPLING_INTERVAL: Duration = Duration::from_millis(20);

@@ -13,9 +13,9 @@ use reel_kernels::catalogue::{ExampleCall, ExampleProduct, variants_of};
 use reel_kernels::tuning::Variant;
 use serde_json::{Value, json};
 
+use crate::error::{Error, Result};
 use crate::measure::catalogue::dtype_of_kernel;
 use crate::measure::clocks::ClockSummary;
-use crate::measure::error::{Result, measurement_error};
 use crate::measure::machine::MachineSpec;
 use crate::measure::pricing::code_hash_of_kernel;
 
@@ -145,7 +145,7 @@ impl TimingDevice {
             None => Ok(()),
             Some(free) => {
                 let what = format!("needs {:.1} GB for its operands; {:.1} GB are free", need / 1e9, free / 1e9);
-                Err(measurement_error(name, what, help))
+                Err(Error::failed(name, what, help))
             }
         }
     }

@@ -33,17 +33,16 @@ use reel_device::{
     LaunchEvent, LaunchOrigin, MEMORY_CATEGORIES, MemorySample, RangeEvent, RangeName, host_thread_names,
     host_thread_number, range, start_recording_ranges, take_recorded_ranges,
 };
-use reel_support::diagnostic::Diagnostic;
 use reel_support::files::AtomicFile;
 use serde_json::{Map, Value, json};
 
+use crate::error::{Error, Result};
 use crate::measure::ceilings::Ceilings;
 use crate::measure::timing::TimedKernel;
 use crate::measure::trace_slices::{
     DEVICE_RANGE_TRACK, FIRST_HOST_TRACK, LAUNCH_TRACK, TraceSlice, complete_event, device_ranges, host_ranges,
     host_track, sort_and_nest, track_position,
 };
-use crate::measure::{MeasureError, Result};
 
 struct Log {
     /// The file that the trace is written to.
@@ -271,8 +270,8 @@ impl RecordedTrace {
 
 fn write(to: &Path, text: &str) -> Result<()> {
     let mut draft = AtomicFile::create(to)?;
-    draft.write_all(text.as_bytes()).map_err(|e| MeasureError::Failed(Diagnostic::cannot_write(to, &e)))?;
-    Ok(draft.commit()?)
+    draft.write_all(text.as_bytes()).map_err(|e| Error::cannot_write(to, &e))?;
+    draft.commit()
 }
 
 impl Log {

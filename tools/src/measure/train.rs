@@ -11,15 +11,15 @@ use reel_input::config::ModelConfig;
 use reel_input::{ModelInput, TokenId};
 use reel_runtime::Checkpointing;
 use reel_samples::sample::Sample;
+use reel_train::SftOptions;
 use reel_train::options::{GradientCheckpointing, Optim, RunOptions};
 use reel_train::runs::plan::{self, RowShape};
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::sft::step;
 use reel_train::step::trainer::Trainer;
-use reel_train::{SftOptions, TrainError};
 use serde_json::{Map, Value, json};
 
-use crate::measure::error::{Result, measurement_error};
+use crate::error::{Error, Result};
 use crate::measure::rounds::{MeasuredRounds, time_rounds};
 use crate::measure::{machine, stats, trace};
 
@@ -67,7 +67,7 @@ pub fn measure_training(
         n += 1;
         let _step = range(RangeName::Step(n));
         let begun = Instant::now();
-        let result = step(&mut trainer, n, || Ok::<_, TrainError>(Some(samples.clone())))?;
+        let result = step(&mut trainer, n, || Ok::<_, Error>(Some(samples.clone())))?;
         device.synchronize()?;
         match result {
             Some(result) if result.is_finite() => {
@@ -76,7 +76,7 @@ pub fn measure_training(
             }
             _ => {
                 let help = "use a model whose weights are finite";
-                Err(measurement_error(folder.display().to_string(), "the loss is not finite", help))
+                Err(Error::failed(folder.display().to_string(), "the loss is not finite", help))
             }
         }
     })?;

@@ -11,7 +11,6 @@ pub mod curation;
 mod curves;
 pub mod data_row;
 pub mod data_stats;
-mod error;
 pub mod escape;
 pub mod evaluation;
 mod evaluations;
@@ -20,5 +19,3 @@ mod rollouts;
 mod run;
 pub mod run_page;
 pub mod table;
-
-pub use error::{ReportError, Result};

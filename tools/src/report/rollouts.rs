@@ -7,14 +7,14 @@ use std::fs;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use reel_support::diagnostic::{Diagnostic, input};
+use reel_support::diagnostic::input;
 use reel_train::file_names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 use serde_json::Value;
 
+use crate::error::{Error, Result};
 use crate::report::escape::escape_html;
 use crate::report::html::HtmlPage;
 use crate::report::run::TrainingRun;
-use crate::report::{ReportError, Result};
 
 /// Maximum number of steps shown per run.
 const MAX_STEPS: usize = 60;
@@ -65,8 +65,7 @@ fn groups_html(run: &TrainingRun, run_index: usize) -> Result<String> {
     let mut html = String::new();
     for step in shown_steps(if with_frames.is_empty() { &sampled } else { &with_frames }, bytes) {
         let path = rows(step);
-        let text = input::read_text(&path, input::MAX_ROWS_BYTES)
-            .map_err(|e| ReportError::Run(Diagnostic::cannot_read(&path, &e)))?;
+        let text = input::read_text(&path, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(&path, &e))?;
         let Some(group) = text.lines().next().and_then(|line| serde_json::from_str::<Value>(line).ok()) else {
             continue;
         };

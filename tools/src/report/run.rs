@@ -3,14 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use reel_support::diagnostic::{Diagnostic, input};
+use reel_support::diagnostic::input;
 use reel_support::files::log::{count_lines, read_matching_lines};
 use reel_train::file_names::{METRICS_FILE, RUN_FILE};
 use reel_train::metrics::StepMetrics;
 use reel_train::runs::folder::evaluations::{self, EvaluationLine};
 use serde_json::Value;
 
-use crate::report::{ReportError, Result};
+use crate::error::{Error, Result};
 
 /// A training run: its name and the contents of the files in its output folder.
 #[derive(Debug, Default)]
@@ -39,7 +39,7 @@ impl TrainingRun {
         }
         if steps.is_empty() {
             let help = "give the output folder of a run that has finished a step";
-            return Err(ReportError::Run(Diagnostic::new(log.display().to_string(), "has no steps", help)));
+            return Err(Error::failed(log.display().to_string(), "has no steps", help));
         }
         let about: Value = input::read_file(folder.join(RUN_FILE), input::MAX_MESSAGES_BYTES)
             .ok()
@@ -94,10 +94,10 @@ impl TrainingRun {
 fn refuse_other_folders(run: &Path) -> Result<()> {
     let error = |what: &str| {
         let help = "give the --out of reel sft, reel grpo or reel eval";
-        Err(ReportError::Run(Diagnostic::new(run.display().to_string(), what, help)))
+        Err(Error::failed(run.display().to_string(), what, help))
     };
     match fs::metadata(run) {
-        Err(e) => Err(ReportError::Run(Diagnostic::cannot_read(run, &e))),
+        Err(e) => Err(Error::cannot_read(run, &e)),
         Ok(facts) if !facts.is_dir() => error("is not a folder"),
         Ok(_) if !run.join(METRICS_FILE).exists() && !run.join(RUN_FILE).exists() => {
             error("is not the output folder of a run: it has neither run.json nor metrics.jsonl")

@@ -6,11 +6,12 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::error::Result;
 use crate::report::escape::escape_html;
 use crate::report::html::HtmlPage;
 use crate::report::run::TrainingRun;
 use crate::report::table::HtmlTable;
-use crate::report::{Result, curves, evaluations, rollouts};
+use crate::report::{curves, evaluations, rollouts};
 
 /// The HTML page of the run in the output folder `run`. The run may be unfinished.
 ///

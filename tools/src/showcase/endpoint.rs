@@ -12,13 +12,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use reel_input::media::image::{self, ExifOrientation};
-use reel_support::diagnostic::Diagnostic;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
+use crate::error::{Error, Result};
 use crate::showcase::stand_in::{self, SeenFrame};
-use crate::showcase::{Result, ShowcaseError};
 
 /// The models of the endpoint, each with the stage of curation that asks it.
 pub const STAND_IN_MODELS: [(&str, &str); 3] =
@@ -48,7 +47,7 @@ impl StandInEndpoint {
     pub fn start() -> Result<Self> {
         let failed = |e: std::io::Error| {
             let what = format!("cannot listen: {e}");
-            ShowcaseError::Output(Diagnostic::new("127.0.0.1", what, "allow programs to listen on this address"))
+            Error::failed("127.0.0.1", what, "allow programs to listen on this address")
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).map_err(failed)?;

@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use reel_eval::Prediction;
-use reel_support::diagnostic::{Diagnostic, input};
+use reel_support::diagnostic::input;
 
+use crate::error::{Error, Result};
 use crate::showcase::benchmarks::{CLIP_FOLDER, ClipBenchmark, EXTRACTION, shuffled_clips, shuffled_file};
 use crate::showcase::clips::{Clip, ClipTask};
-use crate::showcase::{Result, ShowcaseError};
 
 /// The number of correct answers, and the number of all answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,8 +78,7 @@ impl EvaluationAnswers {
         let mut answers: HashMap<String, ClipAnswer> = HashMap::new();
         for benchmark in ClipBenchmark::ALL {
             let file = folder.join(format!("{}.jsonl", benchmark.name()));
-            let text = input::read_text(&file, input::MAX_ROWS_BYTES)
-                .map_err(|e| ShowcaseError::Output(Diagnostic::cannot_read(&file, &e)))?;
+            let text = input::read_text(&file, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(&file, &e))?;
             for line in text.lines() {
                 let row = Prediction::from_json_line(line)?;
                 let is_correct = row.score(EXTRACTION) == 1.0;
@@ -89,7 +88,7 @@ impl EvaluationAnswers {
         let mut take = |file: String| {
             answers.remove(&format!("{CLIP_FOLDER}/{file}")).ok_or_else(|| {
                 let what = format!("has no answer about {file}");
-                ShowcaseError::Output(Diagnostic::new(folder.display().to_string(), what, "run the demo again"))
+                Error::failed(folder.display().to_string(), what, "run the demo again")
             })
         };
         let ordered = clips.iter().map(|clip| take(clip.file.clone())).collect::<Result<_>>()?;

@@ -12,7 +12,6 @@ pub mod clips;
 pub mod command_line;
 mod commands;
 pub mod endpoint;
-mod error;
 pub mod evaluation;
 pub mod page;
 pub mod pipeline;
@@ -21,16 +20,15 @@ pub mod stand_in;
 use std::io::Write;
 use std::path::Path;
 
-use reel_support::diagnostic::Diagnostic;
 use reel_support::files::AtomicFile;
 
-pub use error::{Result, ShowcaseError};
+use crate::error::{Error, Result};
 
 /// Writes a whole file, and creates the folder that contains it. If writing fails, an earlier file stays unchanged.
 fn write(to: &Path, text: &str) -> Result<()> {
-    let cannot_write = |e: std::io::Error| ShowcaseError::Output(Diagnostic::cannot_write(to, &e));
+    let cannot_write = |e: std::io::Error| Error::cannot_write(to, &e);
     std::fs::create_dir_all(to.parent().unwrap_or(to)).map_err(cannot_write)?;
     let mut draft = AtomicFile::create(to)?;
     draft.write_all(text.as_bytes()).map_err(cannot_write)?;
-    Ok(draft.commit()?)
+    draft.commit()
 }

@@ -15,13 +15,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::curate::{CurationSummary, DATASET_FILE, SUMMARY_FILE};
+use crate::error::{Error, Result};
 use crate::measure::trace;
 use reel_input::media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_input::media::frames::FrameView;
 use reel_input::tensor_file::StoredDType;
-use reel_model::ModelError;
 use reel_model::init::{InitOptions, Preset, init_model_folder, init_siglip};
-use reel_support::diagnostic::{Diagnostic, input};
+use reel_support::diagnostic::input;
 use reel_support::files::{FOLDER_LOCK_FILE, FolderLock};
 use reel_train::options::RunOptions;
 use serde_json::{Value, json};
@@ -31,7 +31,7 @@ use crate::showcase::clips::{self, CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, Clip, ClipS
 use crate::showcase::command_line::CommandLine;
 use crate::showcase::endpoint::StandInEndpoint;
 use crate::showcase::evaluation::EvaluationAnswers;
-use crate::showcase::{Result, ShowcaseError, write};
+use crate::showcase::write;
 
 /// One of the two training stages of the demo.
 struct TrainingStage {
@@ -160,7 +160,7 @@ impl Demo {
     ///
     /// # Errors
     /// A command or training fails, or a file cannot be read or written.
-    pub fn run<E: From<ShowcaseError>>(
+    pub fn run<E: From<Error>>(
         &self,
         prepared: PreparedDemo,
         command: impl Fn(&CommandLine) -> std::result::Result<(), E>,
@@ -233,7 +233,7 @@ impl Demo {
     fn prepare_folder(&self) -> Result<()> {
         check_output_folder(&self.folder)?;
         let cannot = |path: &Path, what: &str, e: std::io::Error, help: &str| {
-            ShowcaseError::Output(Diagnostic::new(path.display().to_string(), format!("cannot be {what}: {e}"), help))
+            Error::failed(path.display().to_string(), format!("cannot be {what}: {e}"), help)
         };
         for part in PARTS {
             let part = self.path_in_folder(part);
@@ -271,7 +271,7 @@ impl Demo {
         let folder = self.path_in_folder(CLIP_FOLDER);
         let encode = |file: &str, frames: &[u8]| -> Result<()> {
             let frames = FrameView::new(frames, CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE)?;
-            Ok(encode_video(&folder.join(file), frames, &encoding)?)
+            encode_video(&folder.join(file), frames, &encoding)
         };
         // Draws and encodes clips on all cores. The frames of all clips would take two gigabytes, so each clip is
         // drawn right before it is encoded, and only the first `kept` clips keep their frames.
@@ -330,11 +330,10 @@ impl Demo {
     /// Reads the summary that the curation has written.
     fn curation_summary(&self) -> Result<CurationSummary> {
         let file = self.path_in_folder(CURATION_FOLDER).join(SUMMARY_FILE);
-        let text = input::read_text(&file, input::MAX_CONFIG_BYTES)
-            .map_err(|e| ShowcaseError::Output(Diagnostic::cannot_read(&file, &e)))?;
+        let text = input::read_text(&file, input::MAX_CONFIG_BYTES).map_err(|e| Error::cannot_read(&file, &e))?;
         serde_json::from_str(&text).map_err(|e| {
             let what = format!("is not the summary of a curation: {e}");
-            ShowcaseError::Output(Diagnostic::new(file.display().to_string(), what, "run the demo again"))
+            Error::failed(file.display().to_string(), what, "run the demo again")
         })
     }
 }
@@ -355,7 +354,7 @@ fn without_temporal(config: &str) -> String {
 /// # Errors
 /// Another process writes to the folder, the folder cannot be created, or it holds other files than a demo.
 pub fn lock_output_folder(folder: &Path) -> Result<FolderLock> {
-    let lock = FolderLock::acquire(folder).map_err(|e| ModelError::cannot_lock(folder, e))?;
+    let lock = FolderLock::acquire(folder).map_err(|e| Error::cannot_lock_folder(folder, e))?;
     check_output_folder(folder)?;
     Ok(lock)
 }
@@ -374,7 +373,7 @@ pub fn check_output_folder(folder: &Path) -> Result<()> {
         return Ok(());
     }
     let what = "holds files that are not an earlier demo";
-    Err(ShowcaseError::Output(Diagnostic::new(folder.display().to_string(), what, "give another --out")))
+    Err(Error::failed(folder.display().to_string(), what, "give another --out"))
 }
 
 /// A clip as a row of the list for curation.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use crate::error::{Error, Result};
 use crate::prompts::QuestionTemplate;
 use crate::rewards::Recipe;
 use reel_input::{Conversation, MediaOptions, SecondPerGrid};
@@ -13,7 +14,6 @@ use twox_hash::XxHash3_64;
 use crate::dataset::Dataset;
 use crate::rows::{DataRow, PromptContent};
 use crate::sample::to_row_error;
-use crate::{Result, SampleError};
 
 /// The stream of random numbers that predictions use ("pred" in ASCII). It separates them from other uses of the
 /// seed.
@@ -40,7 +40,7 @@ pub struct UnusableRows {
     /// The number of rows with wrong fields.
     pub count: usize,
     /// The error of the first row whose fields are wrong.
-    pub first: Option<SampleError>,
+    pub first: Option<Error>,
 }
 
 impl RowConversations {

@@ -8,10 +8,10 @@ use reel_support::files::fingerprint::bytes_fingerprint;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::error::{Error, Kind, Result, RowFailureKind};
 use crate::order::held_out::held_out_rows;
 use crate::order::mixture::Mixture;
 use crate::rows::DataRow;
-use crate::{Result, RowFailureKind, SampleError};
 
 /// The rows of the files that `--data` names.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl Dataset {
     /// # Errors
     /// The errors of [`Self::open`].
     pub fn open_for_option(flag: &str, paths: &Path, max_rows: Option<usize>) -> Result<Self> {
-        let in_option = |diagnostic: Diagnostic| SampleError::Option(diagnostic.at(flag));
+        let in_option = |diagnostic: Diagnostic| Kind::Usage.error(diagnostic.at(flag));
         let paths = parse_data_paths(paths).map_err(in_option)?;
         let (mut tables, mut files, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
         for WeightedPath { path, weight } in paths {
@@ -86,12 +86,12 @@ impl Dataset {
     /// # Errors
     /// No row is left for training, or an epoch has no row of a file of the mixture.
     pub fn hold_out_rows(&mut self, size: f64, seed: u64) -> Result<()> {
-        self.held_out = held_out_rows(self.len(), size, seed).map_err(SampleError::Option)?;
+        self.held_out = held_out_rows(self.len(), size, seed).map_err(|d| Kind::Usage.error(d))?;
         if let Some(mixture) = &self.mixture {
             let held_out = self.held_out.iter().copied();
             let weights = self.files.iter().map(|file| (file.path.clone(), file.weight.unwrap_or(1.0)));
             let without = mixture.without_rows(weights, held_out);
-            self.mixture = Some(without.map_err(|diagnostic| SampleError::Option(diagnostic.at("--data")))?);
+            self.mixture = Some(without.map_err(|diagnostic| Kind::Usage.error(diagnostic.at("--data")))?);
         }
         Ok(())
     }
@@ -111,7 +111,7 @@ impl Dataset {
         match self.files.iter().find(|file| file.weight.is_some()) {
             Some(file) => {
                 let what = format!("has a weight for {}, but each row is used once", file.path);
-                Err(SampleError::option(flag, what, "leave the weights out"))
+                Err(Error::usage(flag, what, "leave the weights out"))
             }
             None => Ok(()),
         }
@@ -135,7 +135,7 @@ impl Dataset {
 
     /// Adds the location of row `index` to an error of that row.
     pub fn add_location_to_error<T>(&self, index: usize, result: Result<T, Diagnostic>) -> Result<T> {
-        result.map_err(|diagnostic| RowFailureKind::Data.error(diagnostic.at(self.location(index))))
+        result.map_err(|diagnostic| Kind::Row(RowFailureKind::Data).error(diagnostic.at(self.location(index))))
     }
 
     /// The number of rows; never 0.
@@ -155,7 +155,7 @@ impl Dataset {
 
     /// The JSON value of row `index`, counted from 0, unchecked.
     pub fn value(&self, index: usize) -> Result<Value> {
-        Ok(self.table.value(index)?)
+        self.table.value(index)
     }
 
     /// Where row `index` is, for messages: `FILE:LINE`.
@@ -220,12 +220,12 @@ mod tests {
             let d = Dataset::parse(Path::new("d.jsonl"), text.clone()).unwrap();
             d.row(0).unwrap();
             let e = d.row(1).unwrap_err();
-            assert!(matches!(&e, SampleError::Row(failure) if failure.kind == RowFailureKind::Data), "{e:?}");
+            assert!(e.kind == Kind::Row(RowFailureKind::Data), "{e:?}");
             let e = e.to_string();
             assert!(e.starts_with(start) && !e.contains('\n') && e.contains("; "), "{text:?}: {e}");
         }
         let e = Dataset::open(Path::new("/none.jsonl")).unwrap_err();
-        assert!(matches!(e, SampleError::Io(_)), "{e:?}");
+        assert!(e.kind == Kind::Io, "{e:?}");
     }
 
     #[test]

@@ -6,16 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
-use reel_support::diagnostic::Diagnostic;
 use reel_support::ranks::Ranks;
 use serde::{Deserialize, Serialize};
 
-use crate::feed::{self, MicroBatchOptions, SampleSource, is_row_error};
+use crate::error::{Error, Kind, Result};
+use crate::feed::{self, MicroBatchOptions, SampleSource, is_row_error, no_usable_row};
 use crate::order::RowOrder;
 use crate::quarantine::{RowCheckResult, ScanJournal};
 use crate::skipped_row::SkippedRow;
 use crate::token_limit::check_token_count;
-use crate::{Result, RowFailure, SampleError};
 
 /// Result of scanning the rows: the number of micro-batches in all epochs, and the rows that cannot be used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -113,9 +112,7 @@ fn scan_all_rows<S: SampleSource>(
     // Rows that are held back from training are scanned too, but they are not in the order.
     let is_any_usable = lengths.keys().any(|&row| order.contains(row));
     match skipped.iter().rfind(|bad| order.contains(bad.row)) {
-        Some(last) if !is_any_usable => {
-            Err(SampleError::no_usable_row(&source.location(last.row).0, &last.reason, false))
-        }
+        Some(last) if !is_any_usable => Err(no_usable_row(&source.location(last.row).0, &last.reason, false)),
         _ => Ok((lengths, skipped)),
     }
 }
@@ -133,7 +130,7 @@ struct RowScan<'a, S> {
 /// The results of a rank since the last exchange.
 #[derive(Serialize, Deserialize)]
 struct Exchanged {
-    looked: Vec<(usize, Result<RowCheckResult, RowFailure>)>,
+    looked: Vec<(usize, Result<RowCheckResult>)>,
     /// Whether the rank was interrupted.
     is_interrupted: bool,
     /// Number of rows that the rank has not read yet.
@@ -168,7 +165,7 @@ impl<S: SampleSource> RowScan<'_, S> {
         rest: Vec<usize>,
     ) -> Result<BTreeMap<usize, RowCheckResult>> {
         let mut own: Vec<usize> = rest.into_iter().skip(ranks.rank()).step_by(ranks.size()).collect();
-        let mut failed: BTreeMap<usize, RowFailure> = BTreeMap::new();
+        let mut failed: BTreeMap<usize, Error> = BTreeMap::new();
         loop {
             let begun = Instant::now();
             let goes_on = || begun.elapsed() < EXCHANGE_INTERVAL && !self.stop.load(Ordering::Relaxed);
@@ -178,7 +175,7 @@ impl<S: SampleSource> RowScan<'_, S> {
                 match result {
                     None => unread.push(row),
                     Some(Ok(result)) => looked.push((row, Ok(result))),
-                    Some(Err(SampleError::Row(failure))) => looked.push((row, Err(failure))),
+                    Some(Err(e)) if matches!(e.kind, Kind::Row(_)) => looked.push((row, Err(e))),
                     Some(Err(e)) => return Err(e),
                 }
             }
@@ -202,7 +199,7 @@ impl<S: SampleSource> RowScan<'_, S> {
                 }
             }
             if is_done {
-                return failed.into_values().next().map_or(Ok(found), |failure| Err(SampleError::Row(failure)));
+                return failed.into_values().next().map_or(Ok(found), Err);
             }
             if is_interrupted {
                 return Err(self.stopped_at(own.first().copied().unwrap_or(0)));
@@ -232,12 +229,12 @@ impl<S: SampleSource> RowScan<'_, S> {
     }
 
     /// The error of a scan that was stopped before row `row`.
-    fn stopped_at(&self, row: usize) -> SampleError {
+    fn stopped_at(&self, row: usize) -> Error {
         let help = match self.checks {
             true => "run the command again: it continues after the checked rows",
             false => "run the command again",
         };
-        SampleError::Stopped(Diagnostic::new(self.source.location(row).0, "stopped before the first step", help))
+        Error::stopped(self.source.location(row).0, "stopped before the first step", help)
     }
 }
 

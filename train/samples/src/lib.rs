@@ -5,7 +5,6 @@
 
 pub mod conversations;
 pub mod dataset;
-mod error;
 pub mod feed;
 pub mod inspect;
 pub mod labels;
@@ -25,4 +24,5 @@ pub mod token_limit;
 pub mod token_runs;
 mod turn_marks;
 
-pub use error::{Result, RowFailure, RowFailureKind, SampleError, SkipCause, error_if_stopped};
+pub use feed::{error_if_stopped, no_usable_row};
+pub use reel_support::error::{self, Result};

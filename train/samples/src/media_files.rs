@@ -12,7 +12,7 @@ use reel_input::Conversation;
 use reel_input::messages::{ContentPart, MediaSource, VideoSource};
 use reel_support::diagnostic::{Diagnostic, input};
 
-use crate::{Result, RowFailureKind, SampleError, SkipCause};
+use crate::error::{Kind, Result, RowFailureKind, SkipCause};
 
 /// The help text of the errors that this module reports.
 const HELP: &str = "make the media available again";
@@ -77,7 +77,11 @@ impl ReadMediaFiles {
 
     fn check_failed(&self, path: &Path, root: &Path, e: io::Error) -> Result<()> {
         let unavailable = |path: &Path, what: String| {
-            Err(RowFailureKind::MediaUnavailable.error(Diagnostic::new(path.display().to_string(), what, HELP)))
+            Err(Kind::Row(RowFailureKind::MediaUnavailable).error(Diagnostic::new(
+                path.display().to_string(),
+                what,
+                HELP,
+            )))
         };
         let cannot_read = |path: &Path, e: &io::Error| unavailable(path, Diagnostic::cannot_read(path, e).what);
         if e.raw_os_error().is_some_and(|number| NOT_OF_A_FILE.contains(&number)) {
@@ -115,9 +119,8 @@ impl ReadMediaFiles {
 
 /// If a row failed because of an unreadable media file, returns whether the file's bytes could be read.
 fn unreadable_media<T>(result: &Result<T>) -> Option<bool> {
-    let Err(SampleError::Row(failure)) = result else { return None };
-    match failure.kind {
-        RowFailureKind::Media { cause: SkipCause::Media, was_read } => Some(was_read),
+    match result.as_ref().err()?.kind {
+        Kind::Row(RowFailureKind::Media { cause: SkipCause::Media, was_read }) => Some(was_read),
         _ => None,
     }
 }
@@ -166,6 +169,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::error::Error;
 
     fn conversation(root: &Path, file: &str) -> Conversation {
         let messages = json!([{"role": "user", "content": [{"type": "image", "image": file}]}]);
@@ -175,15 +179,15 @@ mod tests {
     fn row_error<T>(was_read: bool) -> Result<T> {
         let what = if was_read { "is damaged" } else { "cannot be read" };
         let diagnostic = Diagnostic::new("rows.jsonl:1: a.png", what, "fix the file, or remove the row");
-        Err(RowFailureKind::Media { cause: SkipCause::Media, was_read }.error(diagnostic))
+        Err(Kind::Row(RowFailureKind::Media { cause: SkipCause::Media, was_read }).error(diagnostic))
     }
 
-    fn is_media_error(e: &SampleError) -> bool {
-        matches!(e, SampleError::Row(failure) if matches!(failure.kind, RowFailureKind::Media { .. }))
+    fn is_media_error(e: &Error) -> bool {
+        matches!(e.kind, Kind::Row(RowFailureKind::Media { .. }))
     }
 
-    fn is_outage(e: &SampleError) -> bool {
-        matches!(e, SampleError::Row(failure) if failure.kind == RowFailureKind::MediaUnavailable)
+    fn is_outage(e: &Error) -> bool {
+        e.kind == Kind::Row(RowFailureKind::MediaUnavailable)
     }
 
     /// Calls [`ReadMediaFiles::load_with_retry`] with a closure that fails if the file is missing.

@@ -19,8 +19,8 @@ use reel_support::files::log::{self, JsonlLog};
 use reel_support::files::replace_synced;
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
 use crate::skipped_row::SkippedRow;
-use crate::{Result, SampleError};
 
 /// The result of checking a row: its token count, or why it cannot be used.
 pub type RowCheckResult = Result<usize, SkippedRow>;
@@ -78,10 +78,9 @@ impl ScanJournal {
     pub fn open(list: &Path, fingerprint: &str, quiet: bool) -> Result<Self> {
         let path = journal_path(list);
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            fs::create_dir_all(folder).map_err(|e| SampleError::cannot_write(folder, e))?;
+            fs::create_dir_all(folder).map_err(|e| Error::cannot_write(folder, e))?;
         }
-        let lock =
-            FileLock::acquire(&lock_path(list)).map_err(|e| SampleError::cannot_lock(e, "--quarantine", list))?;
+        let lock = FileLock::acquire(&lock_path(list)).map_err(|e| Error::cannot_lock(e, "--quarantine", list))?;
         let lines = log::read_matching_lines(&path, |_: &JournalLine| true)?;
         let head = serde_json::json!({"scan": fingerprint}).to_string();
         let same = lines.first() == Some(&head);
@@ -141,14 +140,14 @@ impl ScanJournal {
     /// # Errors
     /// The list cannot be written.
     pub fn finish(self, unusable: &[SkippedRow]) -> Result<PathBuf> {
-        let failed = |e| SampleError::cannot_write(&self.list, e);
+        let failed = |e| Error::cannot_write(&self.list, e);
         let mut text = Vec::new();
         for row in unusable {
             serde_json::to_writer(&mut text, row).map_err(|e| failed(e.into()))?;
             text.push(b'\n');
         }
         replace_synced(&self.list, &text, false).map_err(failed)?;
-        fs::remove_file(&self.path).map_err(|e| SampleError::cannot_write(&self.path, e))?;
+        fs::remove_file(&self.path).map_err(|e| Error::cannot_write(&self.path, e))?;
         Ok(self.list)
     }
 
@@ -163,11 +162,11 @@ impl ScanJournal {
 /// # Errors
 /// The file cannot be read, or was written for other data.
 pub fn read_quarantine_list(list: &Path, line_of: impl Fn(usize) -> Option<usize>) -> Result<Vec<SkippedRow>> {
-    let text = input::read_text(list, input::MAX_ROWS_BYTES).map_err(|e| SampleError::cannot_read(list, e))?;
+    let text = input::read_text(list, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(list, e))?;
     let mut found: BTreeMap<usize, SkippedRow> = BTreeMap::new();
     for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |what: String, help: &str| {
-            Err(SampleError::option("--quarantine", format!("{}:{number}: {what}", list.display()), help))
+            Err(Error::usage("--quarantine", format!("{}:{number}: {what}", list.display()), help))
         };
         let row: SkippedRow = match serde_json::from_str(line) {
             Ok(row) => row,
@@ -190,7 +189,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::SkipCause;
+    use crate::error::SkipCause;
 
     fn bad(row: usize) -> SkippedRow {
         SkippedRow { row, line: 2 * row + 1, cause: SkipCause::Other, reason: format!("row {row} is invalid; fix it") }

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use crate::error::{Error, Kind, MediaFailure, Result, RowFailureKind, SkipCause};
 use crate::rewards::Recipe;
 use reel_input::encode::{LoadedMedia, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media};
-use reel_input::media::MediaError;
 use reel_input::tokenizer::Tokenizer;
-use reel_input::{Conversation, InputError, MediaOptions, ModelFolder, ModelInput, Sequence};
+use reel_input::{Conversation, MediaOptions, ModelFolder, ModelInput, Sequence};
 use reel_support::ranges::{RangeName, range};
 use serde_json::Value;
 
@@ -20,7 +20,6 @@ use crate::order::mixture::Mixture;
 use crate::rows::SupervisedRow;
 use crate::source::DataSource;
 use crate::turn_marks::refuse_turn_marks;
-use crate::{Result, RowFailureKind, SampleError, SkipCause};
 
 /// A row, ready for training.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -140,11 +139,7 @@ impl SftSampleSource {
         if learned.contains(&false) && !self.labels.selects_answers() {
             let what =
                 "has an answer that must not be learned (because it is part of `prompt`, or by its `loss` or `weight`)";
-            return Err(SampleError::row(
-                location,
-                what,
-                "use --labels assistant, which does not train on this answer",
-            ));
+            return Err(Error::row(location, what, "use --labels assistant, which does not train on this answer"));
         }
         let conversation = self.conversation(location, messages)?;
         let tokens = self.files.load_with_retry(&conversation, &self.media_root, || {
@@ -158,11 +153,7 @@ impl SftSampleSource {
                  each answer cannot be told",
                 learned.len()
             );
-            return Err(SampleError::row(
-                location,
-                what,
-                "use the chat template of the published model, or --labels text",
-            ));
+            return Err(Error::row(location, what, "use the chat template of the published model, or --labels text"));
         }
         let targets = self.labels.next_token_targets(&tokens.input_ids, learned, &*self.bundle.tokenizer);
         Ok(Sample { tokens, targets })
@@ -250,8 +241,8 @@ impl SampleSource for SftSampleSource {
 }
 
 /// The error for a row in which no token is learned.
-pub fn nothing_to_learn_error(location: String) -> SampleError {
-    SampleError::row(location, "has no token to learn", "add an assistant's answer, or choose other --labels")
+pub fn nothing_to_learn_error(location: String) -> Error {
+    Error::row(location, "has no token to learn", "add an assistant's answer, or choose other --labels")
 }
 
 /// Makes model inputs of a conversation: renders its text with the chat template and loads its media. Errors name the
@@ -282,12 +273,7 @@ pub fn tokenize_text_with_media(
     encode_row(bundle, text, media, PromptOrigin::Text(location)).map_err(|e| to_row_error(location, e))
 }
 
-fn encode_row(
-    bundle: &ModelFolder,
-    text: &str,
-    media: LoadedMedia,
-    origin: PromptOrigin<'_>,
-) -> Result<ModelInput, InputError> {
+fn encode_row(bundle: &ModelFolder, text: &str, media: LoadedMedia, origin: PromptOrigin<'_>) -> Result<ModelInput> {
     let tokens = encode_prompt(bundle, text, media, origin)?;
     refuse_pads_without_media(bundle, &tokens, origin)?;
     Ok(tokens)
@@ -295,18 +281,16 @@ fn encode_row(
 
 /// Turns an error of a conversation or its media into an error of its row, which the run can skip. If a decoding
 /// worker cannot be started, the row is not at fault, and the error is returned unchanged.
-pub fn to_row_error(location: &str, e: InputError) -> SampleError {
-    if matches!(e, InputError::Media(MediaError::Worker(_))) {
-        return e.into();
-    }
-    let was_read = matches!(e, InputError::Media(MediaError::File(_)));
-    let cause = match &e {
-        InputError::Media(MediaError::Timeout(_)) => Some(SkipCause::DecoderTimeout),
-        InputError::Media(MediaError::Killed(_)) => Some(SkipCause::DecoderKilled),
-        InputError::Media(_) | InputError::Io(_) => Some(SkipCause::Media),
+pub fn to_row_error(location: &str, e: Error) -> Error {
+    let was_read = e.kind == Kind::Media(MediaFailure::File);
+    let cause = match e.kind {
+        Kind::Media(MediaFailure::Worker) => return e,
+        Kind::Media(MediaFailure::Timeout) => Some(SkipCause::DecoderTimeout),
+        Kind::Media(MediaFailure::Killed) => Some(SkipCause::DecoderKilled),
+        Kind::Media(_) | Kind::Io => Some(SkipCause::Media),
         _ => None,
     };
-    let mut diagnostic = e.into_diagnostic();
+    let mut diagnostic = e.diagnostic;
     if diagnostic.help.is_empty() {
         diagnostic = diagnostic.with_help("fix the file, or remove the row");
     }
@@ -314,7 +298,8 @@ pub fn to_row_error(location: &str, e: InputError) -> SampleError {
     if !diagnostic.location.starts_with(location) {
         diagnostic = diagnostic.at(location);
     }
-    cause.map_or(RowFailureKind::Row, |cause| RowFailureKind::Media { cause, was_read }).error(diagnostic)
+    let kind = cause.map_or(RowFailureKind::Row, |cause| RowFailureKind::Media { cause, was_read });
+    Kind::Row(kind).error(diagnostic)
 }
 
 impl LabelVocabulary for Tokenizer {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{SampleError, SkipCause};
+use crate::error::{Error, SkipCause};
 
 /// A row that could not be used: one line of `skipped.jsonl`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +19,7 @@ pub struct SkippedRow {
 
 impl SkippedRow {
     /// Records that row `row`, at line `line` of the data file, cannot be used because of the error `e`.
-    pub fn new(row: usize, line: usize, e: &SampleError) -> Self {
+    pub fn new(row: usize, line: usize, e: &Error) -> Self {
         Self { row, line, cause: e.skip_cause(), reason: e.to_string() }
     }
 }

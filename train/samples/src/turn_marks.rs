@@ -5,7 +5,7 @@
 use reel_input::Conversation;
 use reel_input::messages::{ContentPart, Message, MessageContent};
 
-use crate::{Result, SampleError};
+use crate::error::{Error, Result};
 
 const END: &str = "<|im_end|>";
 const MARKS: [&str; 2] = ["<|im_start|>", END];
@@ -21,7 +21,7 @@ pub(crate) fn refuse_turn_marks(location: &str, conversation: &mut Conversation)
             remove_end(message);
         }
         if let Some(mark) = MARKS.into_iter().find(|mark| has_mark(message, mark)) {
-            return Err(SampleError::row(
+            return Err(Error::row(
                 format!("{location}: message {i}"),
                 format!("has the mark {mark} in its text, which the model takes for the start or end of a message"),
                 "remove it, or write the text as messages of their own; give a `prompt` and a `completion` as texts to \

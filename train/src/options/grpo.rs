@@ -315,7 +315,7 @@ impl TrainingOptions for GrpoOptions {
     fn check_programs(&self) -> Result<()> {
         let environment = self.reward_environment();
         let find = |function| find_python_function(function, environment.as_deref());
-        Ok(self.python_reward_functions().try_for_each(find)?)
+        self.python_reward_functions().try_for_each(find)
     }
 
     fn validate_values(&self) -> Result<()> {

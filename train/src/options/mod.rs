@@ -14,13 +14,13 @@ use reel_runtime::optim::MomentFormat;
 pub use reel_samples::rewards::Recipe;
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
+
 pub use evaluation::{BestMetric, EvaluationOptions};
 pub use grpo::{GrpoOptions, ImportanceSamplingLevel, LossType};
 pub use run::{RunOptions, TrainingOptions};
 pub use sft::{SftOptions, TruncationStrategy};
 pub use step_range::StepRange;
-
-use crate::{Result, TrainError};
 
 /// The version of transformers whose layout a written model folder has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -153,7 +153,7 @@ fn range(flag: &str, value: f64, fits: bool, help: &str) -> Result<()> {
 }
 
 fn check(fits: bool, flag: &str, what: String, help: &str) -> Result<()> {
-    if fits { Ok(()) } else { Err(TrainError::option(flag, what, help)) }
+    if fits { Ok(()) } else { Err(Error::usage(flag, what, help)) }
 }
 
 /// Returns the options with their default values, as an empty command line gives them.

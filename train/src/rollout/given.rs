@@ -6,13 +6,12 @@ use std::path::{Path, PathBuf};
 
 use reel_input::TokenId;
 use reel_input::config::ModelConfig;
-use reel_samples::SampleError;
 use reel_support::diagnostic::input;
 use reel_support::files::fingerprint::bytes_fingerprint;
 use serde::{Deserialize, Deserializer};
 
+use crate::error::{Error, Result};
 use crate::options::GrpoOptions;
-use crate::{Result, TrainError};
 
 /// One line of a `--rollouts` file: the completions of one prompt (a group) with their rewards.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -47,17 +46,17 @@ const FORM: &str = "write one {\"row\": 0, \"completions\": [[ids], …], \"rewa
 impl RolloutFile {
     /// Reads a file and checks each line against the options, the number of data rows and the vocabulary.
     pub fn open(path: &Path, options: &GrpoOptions, rows: usize, config: &ModelConfig) -> Result<Self> {
-        let text = input::read_text(path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(path, e))?;
+        let text = input::read_text(path, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(path, e))?;
         let mut lines = Vec::new();
         for (number, text) in (1..).zip(text.split('\n')).filter(|(_, text)| !text.trim().is_empty()) {
             let location = format!("{}:{number}", path.display());
             let line: RolloutLine = serde_json::from_str(text)
-                .map_err(|e| TrainError::data(&location, format!("is not a group of completions: {e}"), FORM))?;
+                .map_err(|e| Error::data(&location, format!("is not a group of completions: {e}"), FORM))?;
             line.check(&location, options, rows, config)?;
             lines.push((number, line));
         }
         if lines.is_empty() {
-            return Err(TrainError::data(path.display().to_string(), "has no completions", FORM));
+            return Err(Error::data(path.display().to_string(), "has no completions", FORM));
         }
         Ok(Self { path: path.to_path_buf(), hash: bytes_fingerprint(text.as_bytes()), lines })
     }
@@ -92,7 +91,7 @@ impl RolloutLine {
     fn check(&self, location: &str, options: &GrpoOptions, rows: usize, config: &ModelConfig) -> Result<()> {
         let vocab = config.text.vocab_size;
         let wrong =
-            |field: &str, what: String, help: String| Err(TrainError::data(format!("{location}: {field}"), what, help));
+            |field: &str, what: String, help: String| Err(Error::data(format!("{location}: {field}"), what, help));
         if self.row >= rows {
             return wrong("row", format!("is {}, but the data has {rows} rows", self.row), "count them from 0".into());
         }
@@ -130,10 +129,10 @@ impl RolloutLine {
     }
 
     /// Returns an error if all completions of the group are empty; the run then skips the group's row.
-    pub fn check_not_empty(&self, location: &str) -> Result<(), SampleError> {
+    pub fn check_not_empty(&self, location: &str) -> Result<()> {
         if self.completions.iter().all(Vec::is_empty) {
             let help = "give completions with at least an end token";
-            return Err(SampleError::row(location, "has completions without any token", help));
+            return Err(Error::row(location, "has completions without any token", help));
         }
         Ok(())
     }

@@ -1,25 +1,24 @@
-//! Groups of completions, as sampled and in the form that the loss needs, and the set of groups on which one or more
+//! [`Rollout`], a prompt with its completions and their scores, and [`RolloutSet`], the rollouts on which one or more
 //! steps train.
 //!
-//! [`RolloutWorker`](super::worker::RolloutWorker) makes groups by sampling, [`groups_from_file`] from `--rollouts`;
-//! [`crate::step::grpo::step`] trains on a [`RolloutSet`].
+//! [`RolloutWorker`](super::worker::RolloutWorker) makes rollouts by sampling, [`rollouts_from_file`] from
+//! `--rollouts`; [`crate::step::grpo::step`] trains on a [`RolloutSet`].
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reel_engine::Completion;
-use reel_input::TokenId;
-use reel_samples::rewards::{ScaleRewards, group_advantages};
+use reel_input::{ModelInput, TokenId};
+use reel_samples::rewards::{ScaleRewards, Scores, group_advantages};
 use reel_support::diagnostic::input;
 use serde::{Deserialize, Serialize};
 
 use super::given::nan_for_null;
 use super::prompts::{EndTokens, Prompt, PromptSource};
+use crate::error::{Error, Result};
 use crate::file_names::ROLLOUT_SET_FILE;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
-use crate::{Result, TrainError};
 
 /// The tokens of one completion, and how many of them count in the loss.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,10 +38,9 @@ impl CompletionTokens {
     /// With `mask_truncated`, no token counts if the completion has no `<|im_end|>` and does not end with a stop
     /// token.
     pub fn new(ids: Vec<TokenId>, log_probs: Vec<f32>, ends: &EndTokens, mask_truncated: bool) -> Self {
-        let is_stopped = ids.last().is_some_and(|id| ends.stop.contains(id));
         let learned_len = match ids.iter().position(|&id| Some(id) == ends.turn) {
             Some(end) => end + 1,
-            None if mask_truncated && !is_stopped => 0,
+            None if mask_truncated && !ends.are_reached(&ids) => 0,
             None => ids.len(),
         };
         Self { ids, learned_len, log_probs }
@@ -54,68 +52,100 @@ impl CompletionTokens {
     }
 }
 
-/// A prompt with the completions that were sampled for it.
+/// A GRPO group: a prompt with its completions and their scores. Advantages come from comparing the rewards of the
+/// completions with each other.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(from = "StoredRollout", into = "StoredRollout")]
 pub struct Rollout {
-    /// The prompt of which completions were sampled.
-    pub prompt: Arc<Prompt>,
-    /// The completions of the prompt.
-    pub completions: Vec<Completion>,
-    /// The texts of the completions.
-    pub texts: Vec<String>,
-    /// Texts of the completions that were sampled with shuffled video frames; empty without `--temporal`.
-    pub shuffled_texts: Vec<String>,
-}
-
-/// A GRPO group: the completions of one prompt. Advantages come from comparing their rewards with each other.
-#[derive(Clone, Debug)]
-pub struct RolloutGroup {
     /// The prompt of the group.
     pub prompt: Arc<Prompt>,
     /// The completions of the prompt.
     pub completions: Vec<CompletionTokens>,
-    /// The weighted reward of each completion; NaN for a completion without a reward.
-    pub rewards: Vec<f32>,
-    /// The advantage of each completion: its reward relative to the group, 0 without a reward.
-    pub advantages: Vec<f32>,
+    /// The texts of the completions; empty if the rollout was read from a file.
+    pub texts: Vec<String>,
+    /// Texts of the completions that were sampled with shuffled video frames; empty without `--temporal`.
+    pub shuffled_texts: Vec<String>,
+    /// The scores of the completions. Only `reward` and `advantage` are known if the rollout was read from a file.
+    pub scores: Scores,
 }
 
-/// The groups on which `--num-iterations` training steps train, and the log-probabilities that the first of these
-/// steps computed.
-#[derive(Clone, Debug, Default)]
+impl Rollout {
+    /// Makes a rollout of completions whose rewards are known. It has no texts and no advantages.
+    pub fn with_rewards(prompt: Arc<Prompt>, completions: Vec<CompletionTokens>, reward: Vec<f32>) -> Self {
+        let (texts, shuffled_texts) = (Vec::new(), Vec::new());
+        Self { prompt, completions, texts, shuffled_texts, scores: Scores { reward, ..Scores::default() } }
+    }
+}
+
+/// The form in which a checkpoint stores a [`Rollout`]. Only the row number of the prompt is stored.
+#[derive(Serialize, Deserialize)]
+struct StoredRollout {
+    row: usize,
+    completions: Vec<CompletionTokens>,
+    #[serde(deserialize_with = "nan_for_null")]
+    rewards: Vec<f32>,
+    advantages: Vec<f32>,
+}
+
+impl From<Rollout> for StoredRollout {
+    fn from(Rollout { prompt, completions, scores, .. }: Rollout) -> Self {
+        Self { row: prompt.row, completions, rewards: scores.reward, advantages: scores.advantage }
+    }
+}
+
+impl From<StoredRollout> for Rollout {
+    fn from(StoredRollout { row, completions, rewards, advantages }: StoredRollout) -> Self {
+        let prompt = Prompt { row, ..Prompt::from_model_input(ModelInput::default()) };
+        let mut rollout = Self::with_rewards(Arc::new(prompt), completions, rewards);
+        rollout.scores.advantage = advantages;
+        rollout
+    }
+}
+
+/// The rollouts on which `--num-iterations` training steps train, and the log-probabilities that the first of these
+/// steps computed. A checkpoint stores it without the fields that the next step no longer needs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RolloutSet {
-    /// The groups of completions on which the steps train.
-    pub groups: Vec<RolloutGroup>,
-    /// The rank that computes each micro-batch of groups and has prepared its prompts; empty in a single process.
-    pub ranks_of_micro_batches: Vec<usize>,
     /// Number of training steps that have used this set.
     pub uses: u64,
+    /// The rollouts on which the steps train.
+    pub groups: Vec<Rollout>,
     /// For each micro-batch, f32 `[L]`: log-probabilities of its L learned tokens under the weights at the first step
     /// on this set.
+    #[serde(rename = "old")]
     pub old_log_probs: Vec<Vec<f32>>,
     /// For each micro-batch, f32 `[L]`: log-probabilities of its L learned tokens under the reference weights.
+    #[serde(rename = "reference")]
     pub ref_log_probs: Vec<Vec<f32>>,
+    /// Metrics of sampling and scoring.
+    #[serde(rename = "more")]
+    pub metrics: GrpoMetrics,
+    /// The rank that computes each micro-batch of groups and has prepared its prompts; empty in a single process.
+    #[serde(skip)]
+    pub ranks_of_micro_batches: Vec<usize>,
     /// The `ref_log_probs` of this process's micro-batches only, if they were computed at the same time as custom
     /// rewards. The first step on the set takes them and gathers `ref_log_probs` from all processes.
+    #[serde(skip)]
     pub own_ref_log_probs: Option<Vec<Vec<f32>>>,
-    /// Metrics of sampling and scoring.
-    pub metrics: GrpoMetrics,
     /// Time that the reference model took while custom rewards were computed. The first step on this rollout set adds
     /// it to `train_seconds`.
+    #[serde(skip)]
     pub while_scoring: Duration,
     /// A preview of some rollouts for TensorBoard and Weights & Biases. The first step on this rollout set takes the
     /// preview out and reports it.
+    #[serde(skip)]
     pub preview: Option<RolloutPreview>,
 }
 
 impl RolloutSet {
-    /// Makes a rollout set of new groups and computes the advantages of their completions.
-    pub fn new(mut groups: Vec<RolloutGroup>, scale: ScaleRewards) -> Self {
-        let rewards: Vec<f32> = groups.iter().flat_map(|g| g.rewards.iter().copied()).collect();
-        let advantages = group_advantages(&rewards, groups.first().map_or(1, |g| g.rewards.len()), scale);
+    /// Makes a rollout set of new rollouts and computes the advantages of their completions.
+    pub fn new(mut groups: Vec<Rollout>, scale: ScaleRewards) -> Self {
+        let rewards: Vec<f32> = groups.iter().flat_map(|g| g.scores.reward.iter().copied()).collect();
+        let advantages = group_advantages(&rewards, groups.first().map_or(1, |g| g.scores.reward.len()), scale);
         let mut rest = &advantages[..];
-        for group in &mut groups {
-            let (own, others) = rest.split_at(group.rewards.len());
-            (group.advantages, rest) = (own.to_vec(), others);
+        for Rollout { scores, .. } in &mut groups {
+            let (own, others) = rest.split_at(scores.reward.len());
+            (scores.advantage, rest) = (own.to_vec(), others);
         }
         Self { groups, ..Self::default() }
     }
@@ -130,97 +160,44 @@ impl RolloutSet {
 
     /// Reads the rollout set of a checkpoint. Its prompts are not prepared, and its micro-batches have no ranks.
     pub fn read(path: &Path, prompts: &PromptSource) -> Result<Self> {
-        let damaged =
-            |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
-        let text = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(path, e))?;
-        let stored: StoredSet = serde_json::from_slice(&text).map_err(|e| damaged(format!("is not valid: {e}")))?;
-        let mut groups = Vec::new();
-        for g in stored.groups {
-            let complete = g.rewards.len() == g.completions.len() && g.advantages.len() == g.completions.len();
-            if !complete
-                || g.row >= prompts.data_row_count()
-                || g.completions.iter().any(|c| c.learned_len > c.ids.len())
+        let damaged = |what: String| Error::failed(path.display().to_string(), what, "resume from another checkpoint");
+        let text = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(path, e))?;
+        let mut set: Self = serde_json::from_slice(&text).map_err(|e| damaged(format!("is not valid: {e}")))?;
+        for Rollout { prompt, completions, scores, .. } in &mut set.groups {
+            let is_complete = [&scores.reward, &scores.advantage].iter().all(|list| list.len() == completions.len());
+            if !is_complete
+                || prompt.row >= prompts.data_row_count()
+                || completions.iter().any(|c| c.learned_len > c.ids.len())
             {
                 return Err(damaged(format!(
                     "has an invalid group: data row {} does not exist, or the group's lists differ in length",
-                    g.row
+                    prompt.row
                 )));
             }
-            let prompt = Arc::new(prompts.unprepared_prompt_of_row(g.row)?);
-            groups.push(RolloutGroup {
-                prompt,
-                completions: g.completions,
-                rewards: g.rewards,
-                advantages: g.advantages,
-            });
+            *prompt = Arc::new(prompts.unprepared_prompt_of_row(prompt.row)?);
         }
-        Ok(Self {
-            groups,
-            uses: stored.uses,
-            old_log_probs: stored.old_log_probs,
-            ref_log_probs: stored.ref_log_probs,
-            metrics: stored.metrics,
-            ..Self::default()
-        })
+        Ok(set)
     }
 
     /// Converts the rollout set to JSON, which [`Self::read`] reads.
     pub fn to_checkpoint_json(&self) -> Result<Vec<u8>> {
-        let groups = self.groups.iter().cloned().map(|g| StoredGroup {
-            row: g.prompt.row,
-            completions: g.completions,
-            rewards: g.rewards,
-            advantages: g.advantages,
-        });
-        let stored = StoredSet {
-            uses: self.uses,
-            groups: groups.collect(),
-            old_log_probs: self.old_log_probs.clone(),
-            ref_log_probs: self.ref_log_probs.clone(),
-            // The set in a checkpoint was sampled by an earlier process, so a resumed step must not count its sampling
-            // time.
-            metrics: GrpoMetrics { rollout_seconds: None, ..self.metrics.clone() },
-        };
-        serde_json::to_vec(&stored).map_err(|e| TrainError::cannot_write(ROLLOUT_SET_FILE, e.into()))
+        // The set in a checkpoint was sampled by an earlier process, so a resumed step must not count its sampling
+        // time.
+        let metrics = GrpoMetrics { rollout_seconds: None, ..self.metrics.clone() };
+        serde_json::to_vec(&Self { metrics, ..self.clone() })
+            .map_err(|e| Error::cannot_write(ROLLOUT_SET_FILE, std::io::Error::from(e)))
     }
 }
 
-/// The form in which a checkpoint stores a [`RolloutSet`]. Only the row number of each prompt is stored.
-#[derive(Serialize, Deserialize)]
-struct StoredSet {
-    uses: u64,
-    groups: Vec<StoredGroup>,
-    #[serde(rename = "old")]
-    old_log_probs: Vec<Vec<f32>>,
-    #[serde(rename = "reference")]
-    ref_log_probs: Vec<Vec<f32>>,
-    #[serde(rename = "more")]
-    metrics: GrpoMetrics,
-}
-
-/// The form in which a checkpoint stores a [`RolloutGroup`].
-#[derive(Serialize, Deserialize)]
-struct StoredGroup {
-    row: usize,
-    completions: Vec<CompletionTokens>,
-    #[serde(deserialize_with = "nan_for_null")]
-    rewards: Vec<f32>,
-    advantages: Vec<f32>,
-}
-
-/// Makes a group for each prompt, with the prompt's completions and rewards from the `--rollouts` file.
-pub fn groups_from_file(options: &GrpoOptions, prompts: Vec<Prompt>, ends: &EndTokens) -> Vec<RolloutGroup> {
-    let group = |mut prompt: Prompt| {
+/// Makes a rollout for each prompt, with the prompt's completions and rewards from the `--rollouts` file.
+pub fn rollouts_from_file(options: &GrpoOptions, prompts: Vec<Arc<Prompt>>, ends: &EndTokens) -> Vec<Rollout> {
+    let rollout = |prompt: Arc<Prompt>| {
+        let mut prompt = Arc::unwrap_or_clone(prompt);
         let line = prompt.given.take().unwrap_or_default();
         let tokens = |ids| CompletionTokens::new(ids, Vec::new(), ends, options.mask_truncated_completions);
-        RolloutGroup {
-            prompt: Arc::new(prompt),
-            completions: line.completions.into_iter().map(tokens).collect(),
-            rewards: line.rewards,
-            advantages: Vec::new(),
-        }
+        Rollout::with_rewards(Arc::new(prompt), line.completions.into_iter().map(tokens).collect(), line.rewards)
     };
-    prompts.into_iter().map(group).collect()
+    prompts.into_iter().map(rollout).collect()
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Turns prompts into groups of completions with rewards and advantages, sampled by the engine or read from a file.
-//! Read [`worker`] first: it samples, scores, records and groups the completions of one step.
+//! Turns prompts ([`Prompt`]) into rollouts ([`Rollout`]): groups of completions with rewards and advantages, sampled
+//! by the engine or read from a file. Read [`worker`] first: it samples, scores and records the rollouts of one step.
 
 mod expected_lengths;
 pub mod given;
@@ -13,6 +13,6 @@ pub mod siglip;
 pub mod spread;
 pub mod worker;
 
-pub use group::{CompletionTokens, RolloutGroup, RolloutSet};
+pub use group::{CompletionTokens, Rollout, RolloutSet};
 pub use prompts::{Prompt, PromptSource};
 pub use sampler::with_shuffled_frames;

@@ -8,7 +8,6 @@ use reel_input::config::ModelConfig;
 use reel_input::encode::LoadedMedia;
 use reel_input::expected_tokens::expected_tokens;
 use reel_input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid, TokenId};
-use reel_samples::SampleError;
 use reel_samples::dataset::{DataFile, Dataset};
 use reel_samples::feed::SampleSource;
 use reel_samples::media_files::{ReadMediaFiles, local_files};
@@ -22,9 +21,9 @@ use serde_json::{Map, Value};
 
 use super::expected_lengths::ExpectedLengths;
 use super::given::{RolloutFile, RolloutLine};
-use crate::Result;
-use crate::options::Recipe;
-use crate::setup::GrpoSetup;
+use crate::error::{Error, Result};
+use crate::options::{GrpoOptions, Recipe};
+use crate::setup::DataSetup;
 
 /// The tokens that end a completion.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +32,13 @@ pub struct EndTokens {
     pub turn: Option<TokenId>,
     /// The tokens at which sampling stops, usually including `<|im_end|>`.
     pub stop: Vec<TokenId>,
+}
+
+impl EndTokens {
+    /// Whether sampling stopped after `ids` because the last token is an end token.
+    pub fn are_reached(&self, ids: &[TokenId]) -> bool {
+        ids.last().is_some_and(|id| self.stop.contains(id))
+    }
 }
 
 /// A prompt as model inputs, with the data that the rewards of its completions need.
@@ -90,8 +96,7 @@ pub struct PromptSource {
 
 impl PromptSource {
     /// Opens the data file of a run and its `--rollouts` file, if any.
-    pub fn open(setup: &GrpoSetup) -> Result<Self> {
-        let options = setup.options;
+    pub fn open(options: &GrpoOptions, setup: &DataSetup) -> Result<Self> {
         let bundle = Arc::new(ModelFolder::open(setup.model)?);
         let data = Dataset::open_first_rows(&options.data, options.max_samples)?;
         if options.rollouts.is_some() {
@@ -142,7 +147,7 @@ impl PromptSource {
 
     /// Returns the prompt of a row, and the columns that the rewards of its completions need. Checks these columns
     /// unless a `--rollouts` file gives the rewards.
-    fn content_and_columns(&self, row: usize) -> Result<(PromptContent, Map<String, Value>), SampleError> {
+    fn content_and_columns(&self, row: usize) -> Result<(PromptContent, Map<String, Value>), Error> {
         let (content, mut columns) =
             self.data.add_location_to_error(row, self.data.row(row)?.prompt_and_columns(self.parity))?;
         if self.given.is_none() {
@@ -151,14 +156,14 @@ impl PromptSource {
         Ok((content, columns))
     }
 
-    fn conversation(&self, location: &str, messages: &[Value]) -> Result<Conversation, SampleError> {
+    fn conversation(&self, location: &str, messages: &[Value]) -> Result<Conversation, Error> {
         let template = Some(self.bundle.template.template_text());
         Conversation::from_row(location, &Value::Array(messages.to_vec()), &self.media_root, template)
             .map_err(|e| to_row_error(location, e))
     }
 
     /// Checks the fields of a row of the data file, without loading media.
-    fn validate_data_row(&self, row: usize) -> Result<(), SampleError> {
+    fn validate_data_row(&self, row: usize) -> Result<(), Error> {
         match self.content_and_columns(row)?.0 {
             PromptContent::Chat(messages) => self.conversation(&self.data.location(row), &messages).map(drop),
             PromptContent::Text(_) => Ok(()),
@@ -196,7 +201,7 @@ impl PromptSource {
     ///
     /// # Errors
     /// The row is malformed.
-    pub fn unprepared_prompt(&self, index: usize) -> Result<Prompt, SampleError> {
+    pub fn unprepared_prompt(&self, index: usize) -> Result<Prompt, Error> {
         let Some(given) = &self.given else { return self.unprepared_prompt_of_row(index) };
         let line = given.line(index);
         Ok(Prompt { given: Some(line.clone()), ..self.unprepared_prompt_of_row(line.row)? })
@@ -206,14 +211,14 @@ impl PromptSource {
     ///
     /// # Errors
     /// The row is malformed.
-    pub fn unprepared_prompt_of_row(&self, row: usize) -> Result<Prompt, SampleError> {
+    pub fn unprepared_prompt_of_row(&self, row: usize) -> Result<Prompt, Error> {
         let (content, columns) = self.content_and_columns(row)?;
         let (location, content) = (self.data.location(row), content.into_json());
         Ok(Prompt { row, location, content, columns, given: None, tokens: Arc::default() })
     }
 
     /// Makes the prompt of row `row` of the data file: tokenizes its text and loads its media.
-    pub fn prompt(&self, row: usize) -> Result<Prompt, SampleError> {
+    pub fn prompt(&self, row: usize) -> Result<Prompt, Error> {
         let location = self.data.location(row);
         let (content, columns) = self.content_and_columns(row)?;
         let tokens = match &content {
@@ -238,7 +243,7 @@ impl SampleSource for PromptSource {
         self.given.as_ref().map_or(self.data.len(), RolloutFile::group_count)
     }
 
-    fn sample(&self, row: usize) -> Result<Prompt, SampleError> {
+    fn sample(&self, row: usize) -> Result<Prompt, Error> {
         let Some(given) = &self.given else { return self.prompt(row) };
         let line = given.line(row);
         let mut prompt = self.prompt(line.row)?;
@@ -289,14 +294,14 @@ impl DataSource for PromptSource {
         self.data.mixture()
     }
 
-    fn validate_row(&self, row: usize) -> Result<(), SampleError> {
+    fn validate_row(&self, row: usize) -> Result<(), Error> {
         let Some(given) = &self.given else { return self.validate_data_row(row) };
         let line = given.line(row);
         line.check_not_empty(&given.location(row))?;
         self.validate_data_row(line.row)
     }
 
-    fn media_files(&self, row: usize) -> Result<Vec<PathBuf>, SampleError> {
+    fn media_files(&self, row: usize) -> Result<Vec<PathBuf>, Error> {
         let row = self.given.as_ref().map_or(row, |given| given.line(row).row);
         let PromptContent::Chat(messages) = self.content_and_columns(row)?.0 else { return Ok(Vec::new()) };
         let conversation = self.conversation(&self.data.location(row), &messages)?;

@@ -6,21 +6,21 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::{fs, io};
 
-use reel_engine::Completion;
+use reel_engine::FinishReason;
 use reel_input::media::strip::{PngImage, frame_strip};
 use reel_input::{MediaFrames, TokenId};
 use reel_samples::rewards::Scores;
-use reel_support::diagnostic::{Diagnostic, input};
+use reel_support::diagnostic::input;
 use reel_support::files::{json, replace_synced, write_synced};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::given::nan_for_null;
-use super::prompts::PromptSource;
+use super::given::RolloutLine;
+use super::prompts::{EndTokens, PromptSource};
+use crate::error::{Error, Result};
 use crate::file_names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 use crate::options::GrpoOptions;
-use crate::rollout::group::{CompletionTokens, Rollout, RolloutGroup};
-use crate::{Result, TrainError};
+use crate::rollout::group::{CompletionTokens, Rollout};
 
 /// Approximate maximum number of frame strips (PNG images of a prompt's frames side by side) per run. In runs of more
 /// steps, only some steps get a strip.
@@ -57,12 +57,13 @@ impl FrameStripSchedule {
 /// Draws the frame strip of a prompt: some of its frames side by side. `None` if the prompt has no media.
 pub fn frame_strip_of(frames: &MediaFrames) -> Result<Option<PngImage>> {
     let Some(seen) = frames.videos.first().or(frames.images.first()) else { return Ok(None) };
-    Ok(Some(frame_strip(seen, 8, 96).map_err(reel_input::InputError::from)?))
+    frame_strip(seen, 8, 96).map(Some)
 }
 
 /// Writes the rollouts of each step to a file.
 pub struct RolloutRecorder {
     folder: PathBuf,
+    ends: EndTokens,
     /// The step that is being recorded. `text` holds its lines so far.
     step: u64,
     text: String,
@@ -80,14 +81,14 @@ impl Drop for RolloutRecorder {
 impl RolloutRecorder {
     /// Creates a recorder for a run with the output folder `out`. The rollouts folder is created with the first record,
     /// so that a run that fails to start leaves no files.
-    pub fn new(out: &Path) -> Self {
-        Self { folder: out.join(ROLLOUTS_FOLDER), step: 0, text: String::new(), writing: None }
+    pub fn new(out: &Path, ends: EndTokens) -> Self {
+        Self { folder: out.join(ROLLOUTS_FOLDER), ends, step: 0, text: String::new(), writing: None }
     }
 
     /// Writes the frame strip of a step, which `reel report` shows.
     pub fn write_frame_strip(&self, step: u64, strip: &PngImage) -> Result<()> {
         let path = self.folder.join(FRAME_STRIPS_FOLDER).join(format!("{step:06}.png"));
-        write_synced(&path, &strip.bytes).map_err(|e| TrainError::cannot_write(&path, e))
+        write_synced(&path, &strip.bytes).map_err(|e| Error::cannot_write(&path, e))
     }
 
     /// Records the groups of one sampling round of a step. `used(scores)` tells whether the step trains on the group.
@@ -98,16 +99,15 @@ impl RolloutRecorder {
         step: u64,
         round: u64,
         rollouts: &[Rollout],
-        scores: &[Scores],
         used: impl Fn(&Scores) -> bool,
     ) -> Result<()> {
         if round == 0 {
             fs::create_dir_all(self.folder.join(FRAME_STRIPS_FOLDER))
-                .map_err(|e| TrainError::cannot_write(&self.folder, e))?;
+                .map_err(|e| Error::cannot_write(&self.folder, e))?;
             (self.step, self.text) = (step, String::new());
         }
-        for (rollout, scores) in rollouts.iter().zip(scores) {
-            self.text.push_str(&line(step, rollout, scores, used(scores)).to_string());
+        for rollout in rollouts {
+            self.text.push_str(&line(step, rollout, &self.ends, used(&rollout.scores)).to_string());
             self.text.push('\n');
         }
         self.wait_until_written()?;
@@ -115,7 +115,7 @@ impl RolloutRecorder {
         let to = path.clone();
         let write = move || replace_synced(&to, &text, false);
         let begun = thread::Builder::new().name("rollouts".into()).spawn(write);
-        self.writing = Some((path.clone(), begun.map_err(|e| TrainError::cannot_write(&path, e))?));
+        self.writing = Some((path.clone(), begun.map_err(|e| Error::cannot_write(&path, e))?));
         Ok(())
     }
 
@@ -123,17 +123,15 @@ impl RolloutRecorder {
     pub fn wait_until_written(&mut self) -> Result<()> {
         let Some((path, writing)) = self.writing.take() else { return Ok(()) };
         let done = writing.join().unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")));
-        done.map_err(|e| TrainError::cannot_write(&path, e))
+        done.map_err(|e| Error::cannot_write(&path, e))
     }
 }
 
 /// The fields of a recorded group that a replay needs.
 #[derive(Deserialize)]
 struct Recorded {
-    row: usize,
-    completions: Vec<Vec<TokenId>>,
-    #[serde(deserialize_with = "nan_for_null")]
-    rewards: Vec<f32>,
+    #[serde(flatten)]
+    line: RolloutLine,
     used: bool,
     log_probs: Vec<Vec<f32>>,
 }
@@ -144,26 +142,22 @@ pub fn read_recorded_groups(
     step: u64,
     options: &GrpoOptions,
     prompts: &PromptSource,
-) -> Result<Vec<RolloutGroup>> {
+) -> Result<Vec<Rollout>> {
     let path = rollouts_file_path(folder, step);
-    let text = input::read_text(&path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(&path, e))?;
+    let text = input::read_text(&path, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(&path, e))?;
     let (mut groups, ends) = (Vec::new(), prompts.end_tokens());
     for (number, line) in (1..).zip(text.lines()) {
         let damaged = |what: String| {
-            TrainError::output(
-                format!("{}:{number}", path.display()),
-                what,
-                "give the unchanged output folder of a run",
-            )
+            Error::failed(format!("{}:{number}", path.display()), what, "give the unchanged output folder of a run")
         };
         let not_a_record = |e| damaged(format!("is not a record of a group: {e}"));
         let line: Value = serde_json::from_str(line).map_err(not_a_record)?;
         if !json::has_valid_digest(&line) {
             let location = format!("{}:{number}", path.display());
             let (what, help) = ("is damaged: it is not what the run wrote", "restore the file from a copy");
-            return Err(TrainError::Damaged(Diagnostic::new(location, what, help)));
+            return Err(Error::damaged(location, what, help));
         }
-        let r: Recorded = serde_json::from_value(line).map_err(not_a_record)?;
+        let Recorded { line: r, used, log_probs } = serde_json::from_value(line).map_err(not_a_record)?;
         if r.row >= prompts.data_row_count() || r.completions.len() != r.rewards.len() {
             return Err(damaged(
                 "has an invalid group: its data row does not exist, or its lists differ in length".into(),
@@ -171,13 +165,9 @@ pub fn read_recorded_groups(
         }
         let mask_truncated = options.mask_truncated_completions;
         let tokens = |(ids, log_probs)| CompletionTokens::new(ids, log_probs, &ends, mask_truncated);
-        if r.used {
-            groups.push(RolloutGroup {
-                prompt: Arc::new(prompts.prompt(r.row)?),
-                completions: r.completions.into_iter().zip(r.log_probs).map(tokens).collect(),
-                rewards: r.rewards,
-                advantages: Vec::new(),
-            });
+        if used {
+            let completions = r.completions.into_iter().zip(log_probs).map(tokens).collect();
+            groups.push(Rollout::with_rewards(Arc::new(prompts.prompt(r.row)?), completions, r.rewards));
         }
     }
     Ok(groups)
@@ -189,8 +179,10 @@ pub fn rollouts_file_path(folder: &Path, step: u64) -> PathBuf {
 }
 
 /// Makes the JSON line of one group in a step's file. `reel report` and `--rollouts` read its keys.
-fn line(step: u64, rollout: &Rollout, scores: &Scores, used: bool) -> Value {
-    let each = |f: &dyn Fn(&Completion) -> Value| rollout.completions.iter().map(f).collect::<Vec<_>>();
+fn line(step: u64, rollout: &Rollout, ends: &EndTokens, used: bool) -> Value {
+    let scores = &rollout.scores;
+    let finish_reason = |ids: &[TokenId]| if ends.are_reached(ids) { FinishReason::Stop } else { FinishReason::Length };
+    let each = |f: &dyn Fn(&CompletionTokens) -> Value| rollout.completions.iter().map(f).collect::<Vec<_>>();
     let mut line = Map::new();
     line.insert("step".into(), json!(step));
     line.insert("row".into(), json!(rollout.prompt.row));
@@ -204,7 +196,7 @@ fn line(step: u64, rollout: &Rollout, scores: &Scores, used: bool) -> Value {
         line.insert("extra".into(), json!(scores.reports.extra));
     }
     line.insert("texts".into(), json!(rollout.texts));
-    line.insert("finish_reasons".into(), json!(each(&|c| json!(c.finish_reason.openai_name()))));
+    line.insert("finish_reasons".into(), json!(each(&|c| json!(finish_reason(&c.ids).openai_name()))));
     line.insert("log_probs".into(), json!(each(&|c| json!(c.log_probs))));
     if !rollout.shuffled_texts.is_empty() {
         line.insert("shuffled_texts".into(), json!(rollout.shuffled_texts));

@@ -19,11 +19,11 @@ const CLEAR_LINE: &str = "\r\x1b[K";
 /// each line names its rank. A line that cannot be written is dropped, because a full disk ends the run at its next
 /// checkpoint anyway.
 pub fn reward_log(setup: &GrpoSetup) -> ProgramLog {
-    let (out, rank) = match setup.ranks {
+    let (out, rank) = match setup.control.ranks {
         None => (&*setup.options.out, None),
         Some(run) => (run.out, Some(run.ranks.rank())),
     };
-    let (path, verbose) = (out.join(REWARD_LOG_FILE), setup.verbose && !setup.quiet);
+    let (path, verbose) = (out.join(REWARD_LOG_FILE), setup.reports.verbose && !setup.reports.quiet);
     let file: Mutex<Option<File>> = Mutex::new(None);
     ProgramLog::new(move |text| {
         let line = rank.map_or_else(|| text.to_string(), |rank| format!("[rank {rank}] {text}"));

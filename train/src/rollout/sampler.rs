@@ -6,13 +6,13 @@
 
 use std::sync::Arc;
 
-use reel_engine::{Completion, Engine, EngineError, GenerationRequest, SamplingParams, StopCondition};
+use reel_engine::{Completion, Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_input::ModelInput;
 use reel_input::media::frames::FrameBuf;
 use reel_support::philox::philox4x32_10;
 
+use crate::error::{Error, Kind, Result};
 use crate::options::GrpoOptions;
-use crate::{Result, TrainError};
 
 /// Samples completions: the generation engine with the sampling options of the run.
 pub struct CompletionSampler<'a> {
@@ -21,15 +21,6 @@ pub struct CompletionSampler<'a> {
     /// Any of these token ids ends a completion.
     stop_token_ids: Vec<u32>,
     seed: u64,
-}
-
-/// The completions of a prompt.
-#[derive(Default)]
-pub struct SampledCompletions {
-    /// Completions of the prompt.
-    pub completions: Vec<Completion>,
-    /// Completions of the prompt with the frames of its videos shuffled; empty without `--temporal`.
-    pub shuffled: Vec<Completion>,
 }
 
 /// The purposes for which random seeds are derived. Each value is part of the Philox counter (four ASCII letters), so
@@ -51,7 +42,8 @@ impl<'a> CompletionSampler<'a> {
 
     /// Samples completions for the prompts of step `n` in round `round` of dynamic sampling (0 without it). Each
     /// prompt comes with its index among all prompts of the round, because other processes sample some of these
-    /// prompts. Calls `prefilled` once, when every completion has its first token.
+    /// prompts. Calls `prefilled` once, when every completion has its first token. Returns for each prompt its
+    /// completions, and those with the frames of its videos shuffled, which are empty without `--temporal`.
     ///
     /// # Errors
     /// A prompt does not fit into the KV cache, a logit is NaN, the run is interrupted, or the device fails.
@@ -61,7 +53,7 @@ impl<'a> CompletionSampler<'a> {
         n: u64,
         round: u64,
         mut prefilled: impl FnMut(),
-    ) -> Result<Vec<SampledCompletions>> {
+    ) -> Result<Vec<(Vec<Completion>, Vec<Completion>)>> {
         let prompt_index = |i: usize| (round << 32) + i as u64;
         let shuffle = |&(i, tokens): &(usize, &Arc<ModelInput>)| {
             let wanted = self.options.temporal && !tokens.frames.videos.is_empty();
@@ -80,6 +72,7 @@ impl<'a> CompletionSampler<'a> {
         for ((i, _), tokens) in prompts.iter().zip(&shuffled) {
             requests.extend(tokens.as_ref().map(|tokens| request(tokens, group / 2, *i, RandomStream::Shuffled)));
         }
+        let mut by_request = vec![Vec::new(); requests.len()];
         let (mut first_tokens, all) = (0, requests.iter().map(|r| r.stop_conditions.len()).sum::<usize>());
         let generated = self.engine.generate(requests, |_| {
             first_tokens += 1;
@@ -87,25 +80,19 @@ impl<'a> CompletionSampler<'a> {
                 prefilled();
             }
         });
-        let (completions, _) = generated.map_err(|e| match e {
-            EngineError::Interrupted => TrainError::interrupted(),
-            e => e.into(),
+        let (completions, _) = generated.map_err(|e| match e.kind {
+            Kind::Interrupted => Error::interrupted(),
+            _ => e,
         })?;
-        let mut by_request: Vec<Vec<Completion>> = Vec::new();
         for c in completions {
-            by_request.resize_with(by_request.len().max(c.request + 1), Vec::new);
             by_request[c.request].push(c);
         }
-        let mut by_request = by_request.into_iter();
-        let mut next = || by_request.next().unwrap_or_default();
-        let mut prompts: Vec<SampledCompletions> = prompts
-            .iter()
-            .map(|_| SampledCompletions { completions: next(), ..SampledCompletions::default() })
-            .collect();
-        for (sampled, _) in prompts.iter_mut().zip(&shuffled).filter(|(_, tokens)| tokens.is_some()) {
-            sampled.shuffled = next();
-        }
-        Ok(prompts)
+        let mut of_shuffled = by_request.split_off(prompts.len()).into_iter();
+        let of_shuffled = shuffled.iter().map(|tokens| match tokens {
+            Some(_) => of_shuffled.next().unwrap_or_default(),
+            None => Vec::new(),
+        });
+        Ok(by_request.into_iter().zip(of_shuffled).collect())
     }
 
     /// Frees the KV cache and the captured graphs, because training needs the device memory. Otherwise the peak memory

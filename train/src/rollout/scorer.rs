@@ -7,20 +7,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use reel_device::{DType, Device};
-use reel_engine::Completion;
 use reel_samples::error_if_stopped;
 use reel_samples::reward_columns::solution_and_type;
 use reel_samples::rewards::{
-    self as rewards, CustomReports, CustomReward, ProblemType, RewardError, RewardReply, RewardRules, Scores,
-    TrainerState,
+    self as rewards, CustomReports, CustomReward, ProblemType, RewardReply, RewardRules, Scores, TrainerState,
 };
 use serde_json::Value;
 
-use super::group::Rollout;
+use super::group::{CompletionTokens, Rollout};
+use crate::error::{Error, Result};
 use crate::rollout::reward_log::reward_log;
 use crate::rollout::siglip::SiglipScorer;
 use crate::setup::GrpoSetup;
-use crate::{Result, TrainError};
 
 /// Time that a step waits for custom rewards before it starts other work. Starting other work during fast rewards
 /// gains nothing: on a machine with few cores, the reward program and this process would slow each other down.
@@ -46,7 +44,7 @@ impl<'a> CompletionScorer<'a> {
     /// Loads the reward models. SigLIP computes on `device` in `dtype`. `lender` lends the device while the run
     /// waits for custom rewards.
     pub fn new(setup: &GrpoSetup<'a>, device: &Device, dtype: DType) -> Result<Self> {
-        let (options, stop) = (setup.options, setup.stop);
+        let (options, stop) = (setup.options, setup.control.stop);
         let log = reward_log(setup);
         let timeout = Duration::from_secs_f64(options.reward_timeout);
         let commands = options.reward_command.iter().map(|shell| CustomReward::from_command(shell, timeout));
@@ -61,7 +59,7 @@ impl<'a> CompletionScorer<'a> {
         });
         let url = options.reward_url.iter().map(|url| CustomReward::from_url(url, timeout));
         let named = programs.chain(url).zip(options.custom_reward_names());
-        let custom = named.map(|(reward, name)| Ok(reward?.with_name(name))).collect::<Result<_, RewardError>>()?;
+        let custom = named.map(|(reward, name)| Ok(reward?.with_name(name))).collect::<Result<_>>()?;
         let rules =
             RewardRules { recipe: options.parity, weights: options.reward_weights()?, scale: options.scale_rewards };
         let siglip = options.siglip.as_deref().map(|dir| SiglipScorer::open(device, dir, dtype)).transpose()?;
@@ -146,16 +144,16 @@ impl<'a> CompletionScorer<'a> {
                 let waiting = thread::Builder::new().name("rewards".into()).spawn_scoped(scope, finish);
                 let waiting = match waiting {
                     Ok(waiting) => waiting,
-                    Err(e) => return (Err(TrainError::cannot_start_thread("rewards", &e)), Vec::new()),
+                    Err(e) => return (Err(Error::cannot_start_thread("rewards", &e)), Vec::new()),
                 };
                 let done = meanwhile();
                 (done, waiting.join().unwrap_or_else(|panic| resume_unwind(panic)))
             }),
         };
-        let scores = |(reward, flat): (&CustomReward, Result<Vec<RewardReply>, RewardError>)| {
+        let scores = |(reward, flat): (&CustomReward, Result<Vec<RewardReply>>)| {
             // If the run was interrupted, returns the interruption as the error, not the failure of the unfinished
             // reward.
-            let flat = flat.or_else(|e| error_if_stopped(stop).map_err(TrainError::from).and(Err(e.into())))?;
+            let flat = flat.or_else(|e| error_if_stopped(stop).and(Err(e)))?;
             let mut rest = flat.into_iter();
             let by_group = rollouts.iter().map(|r| rest.by_ref().take(r.completions.len()).collect()).collect();
             Ok(CustomScores { name: reward.name().to_string(), by_group })
@@ -166,7 +164,7 @@ impl<'a> CompletionScorer<'a> {
 
 /// Makes the JSON rows that are sent to custom rewards, one for each completion.
 fn custom_reward_rows(rollouts: &[Rollout]) -> Vec<Value> {
-    let row = |(r, (completion, text)): (&Rollout, (&Completion, &String))| {
+    let row = |(r, (completion, text)): (&Rollout, (&CompletionTokens, &String))| {
         let mut row = r.prompt.columns.clone();
         row.insert("prompt".into(), r.prompt.content.clone());
         row.insert("completion".into(), Value::String(text.clone()));
@@ -181,10 +179,7 @@ mod tests {
     use std::fs;
     use std::sync::Arc;
 
-    use reel_engine::FinishReason;
-
     use super::*;
-    use crate::TrainError;
     use crate::rollout::prompts::Prompt;
 
     const STATE: TrainerState = TrainerState { global_step: 0, max_steps: 1, epoch: 0.0 };
@@ -199,21 +194,9 @@ mod tests {
             columns: serde_json::Map::new(),
             given: None,
         };
-        let completion = |index| Completion {
-            request: 0,
-            index,
-            ids: vec![1],
-            log_probs: vec![0.0],
-            token_log_probs: Vec::new(),
-            prompt_log_probs: Arc::new([]),
-            finish_reason: FinishReason::Length,
-        };
-        Rollout {
-            prompt: Arc::new(prompt),
-            completions: vec![completion(0), completion(1)],
-            texts: vec![String::new(); 2],
-            shuffled_texts: Vec::new(),
-        }
+        let completion = CompletionTokens { ids: vec![1], learned_len: 1, log_probs: vec![0.0] };
+        let rollout = Rollout::with_rewards(Arc::new(prompt), vec![completion; 2], Vec::new());
+        Rollout { texts: vec![String::new(); 2], ..rollout }
     }
 
     fn scorer<'a>(command: &str, stop: &'a AtomicBool) -> CompletionScorer<'a> {
@@ -264,8 +247,8 @@ mod tests {
     fn an_error_of_the_other_work_is_returned() {
         let stop = AtomicBool::new(false);
         let failed = scorer("while read -r line; do sleep 0.1; echo 2; done", &stop)
-            .score(&[rollout()], &STATE, || Err(TrainError::interrupted()))
+            .score(&[rollout()], &STATE, || Err(Error::interrupted()))
             .unwrap_err();
-        assert_eq!(failed.to_string(), TrainError::interrupted().to_string());
+        assert_eq!(failed.to_string(), Error::interrupted().to_string());
     }
 }

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use reel_device::{DType, Device};
 use reel_input::media::frames::{FrameBuf, FrameView};
 use reel_input::media::image::{self, ExifOrientation};
-use reel_model::ModelError;
 use reel_model::siglip::Siglip;
-use reel_samples::rewards::{RewardError, SemanticModel};
+use reel_samples::rewards::SemanticModel;
 use twox_hash::XxHash3_128;
+
+use crate::error::{Error, Kind, Result};
 
 /// Maximum number of frame embeddings in the cache: enough for 1024 videos of 16 frames. An embedding of the model
 /// so400m takes 4.5 KiB, so the cache takes at most 72 MiB.
@@ -41,7 +42,7 @@ impl SiglipScorer {
     ///
     /// # Errors
     /// The folder lacks files, or its weights do not fit its config.
-    pub fn open(device: &Device, folder: &Path, dtype: DType) -> Result<Self, ModelError> {
+    pub fn open(device: &Device, folder: &Path, dtype: DType) -> Result<Self, Error> {
         Ok(Self::new(Siglip::open(device, folder, dtype)?))
     }
 
@@ -61,7 +62,7 @@ impl SiglipScorer {
         texts: &[&str],
         frames: &[FrameBuf],
         negative: bool,
-    ) -> Result<Vec<Vec<f32>>, ModelError> {
+    ) -> Result<Vec<Vec<f32>>, Error> {
         let views = frames.iter().map(FrameBuf::view).collect::<Result<Vec<_>, _>>()?;
         let frames = views.iter().flat_map(|view| {
             let (height, width) = view.height_and_width();
@@ -78,9 +79,9 @@ impl SiglipScorer {
     fn similarities_with<'a>(
         &mut self,
         texts: &[&str],
-        frames: impl Iterator<Item = Result<Frame<'a>, ModelError>>,
+        frames: impl Iterator<Item = Result<Frame<'a>, Error>>,
         negative: bool,
-    ) -> Result<Vec<Vec<f32>>, ModelError> {
+    ) -> Result<Vec<Vec<f32>>, Error> {
         let pictures = self.embed(frames, negative)?;
         let texts = self.model.embed_texts(texts)?;
         Ok(texts.iter().map(|text| pictures.iter().map(|picture| product(text, picture)).collect()).collect())
@@ -89,9 +90,9 @@ impl SiglipScorer {
     /// Returns the embedding of each frame. Frames that are not in the cache are encoded in small batches.
     fn embed<'a>(
         &mut self,
-        frames: impl Iterator<Item = Result<Frame<'a>, ModelError>>,
+        frames: impl Iterator<Item = Result<Frame<'a>, Error>>,
         negative: bool,
-    ) -> Result<Vec<FrameEmbedding>, ModelError> {
+    ) -> Result<Vec<FrameEmbedding>, Error> {
         let at_once = self.model.images_per_pass();
         let (mut keys, mut known) = (Vec::new(), HashMap::new());
         let mut waiting: Vec<(u128, Frame)> = Vec::new();
@@ -120,7 +121,7 @@ impl SiglipScorer {
         waiting: &mut Vec<(u128, Frame)>,
         negative: bool,
         known: &mut HashMap<u128, FrameEmbedding>,
-    ) -> Result<(), ModelError> {
+    ) -> Result<(), Error> {
         let views = waiting.iter().map(|(_, frame)| frame.view()).collect::<Result<Vec<_>, _>>()?;
         let vectors = self.model.embed_frames(&views, negative)?;
         self.encoded += vectors.len() as u64;
@@ -140,12 +141,12 @@ impl SemanticModel for SiglipScorer {
         texts: &[&str],
         frames: &[PathBuf],
         negative: bool,
-    ) -> reel_samples::rewards::Result<Vec<Vec<f32>>> {
+    ) -> reel_samples::Result<Vec<Vec<f32>>> {
         let frames = frames.iter().map(|path| {
             let picture = image::open(path, ExifOrientation::Apply)?;
             Ok(Frame { data: picture.data.into(), height: picture.height, width: picture.width })
         });
-        self.similarities_with(texts, frames, negative).map_err(|e| RewardError::Semantic(Box::new(e)))
+        self.similarities_with(texts, frames, negative).map_err(|e| Error { kind: Kind::SemanticReward, ..e })
     }
 }
 
@@ -158,8 +159,8 @@ impl Frame<'_> {
         XxHash3_128::oneshot_with_seed(seed, &self.data)
     }
 
-    fn view(&self) -> Result<FrameView<'_>, ModelError> {
-        Ok(FrameView::new(&self.data, 1, self.height, self.width)?)
+    fn view(&self) -> Result<FrameView<'_>, Error> {
+        FrameView::new(&self.data, 1, self.height, self.width)
     }
 }
 

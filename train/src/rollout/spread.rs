@@ -13,23 +13,18 @@
 
 use std::sync::Arc;
 
-use reel_engine::{Completion, FinishReason};
-use reel_input::TokenId;
 use reel_input::media::strip::PngImage;
 use reel_samples::feed::{MicroBatch, ranks_of_micro_batches};
-use reel_samples::rewards::{CustomReports, RewardError, Scores};
+use reel_samples::rewards::{CustomReports, Scores};
 use reel_support::diagnostic::Diagnostic;
 use reel_support::ranks::{RankError, Ranks};
 use serde::{Deserialize, Serialize};
 
-use super::group::{Rollout, RolloutGroup};
+use super::group::{CompletionTokens, Rollout};
 use super::prompts::{Prompt, PromptSource};
+use crate::error::{Error, Kind, Result};
 use crate::exchange::gather_in_order;
 use crate::options::GrpoOptions;
-use crate::{Result, TrainError};
-
-/// Rollouts, each with the scores of its completions.
-pub type ScoredRollouts = Vec<(Rollout, Scores)>;
 
 /// How the groups of a step are divided among the ranks.
 #[derive(Clone, Copy, Debug)]
@@ -43,9 +38,9 @@ pub struct GroupAssignment<'a> {
 }
 
 /// The prompts of a sampling round, in the order of the data.
-pub struct RoundPrompts<P> {
+pub struct RoundPrompts {
     /// The prompts. Only the prompts of this rank are prepared.
-    pub prompts: Vec<P>,
+    pub prompts: Vec<Arc<Prompt>>,
     /// The rank that computes each micro-batch of prompts.
     pub ranks_of_micro_batches: Vec<usize>,
 }
@@ -78,16 +73,16 @@ impl<'a> GroupAssignment<'a> {
         &self,
         source: &PromptSource,
         mut next: impl FnMut() -> Result<Option<MicroBatch<Prompt>>>,
-    ) -> Result<RoundPrompts<Prompt>> {
+    ) -> Result<RoundPrompts> {
         let (mut prompts, mut ranks_of_micro_batches) = (Vec::new(), Vec::new());
         while ranks_of_micro_batches.len() < self.micro_batches {
             let Some(batch) = next()? else { break };
             ranks_of_micro_batches.push(batch.rank);
             match batch.rank == self.rank() {
-                true => prompts.extend(batch.samples),
+                true => prompts.extend(batch.samples.into_iter().map(Arc::new)),
                 false => {
                     for row in batch.rows {
-                        prompts.push(source.unprepared_prompt(row)?);
+                        prompts.push(Arc::new(source.unprepared_prompt(row)?));
                     }
                 }
             }
@@ -96,7 +91,10 @@ impl<'a> GroupAssignment<'a> {
     }
 
     /// Returns the prompts of this rank with their indices.
-    pub fn prompts_of_this_rank<'r, P>(&'r self, round: &'r RoundPrompts<P>) -> impl Iterator<Item = (usize, &'r P)> {
+    pub fn prompts_of_this_rank<'r>(
+        &'r self,
+        round: &'r RoundPrompts,
+    ) -> impl Iterator<Item = (usize, &'r Arc<Prompt>)> {
         let rank_of = |index: usize| round.ranks_of_micro_batches.get(index / self.groups_per_micro_batch).copied();
         round.prompts.iter().enumerate().filter(move |(index, _)| rank_of(*index) == Some(self.rank()))
     }
@@ -106,8 +104,8 @@ impl<'a> GroupAssignment<'a> {
     ///
     /// # Errors
     /// A prompt cannot be prepared.
-    pub fn assign_groups_to_ranks(&self, groups: &mut [RolloutGroup], source: &PromptSource) -> Result<Vec<usize>> {
-        let length = |group: &RolloutGroup| {
+    pub fn assign_groups_to_ranks(&self, groups: &mut [Rollout], source: &PromptSource) -> Result<Vec<usize>> {
+        let length = |group: &Rollout| {
             let completions: usize = group.completions.iter().map(|completion| completion.ids.len()).sum();
             source.expected_prompt_length(group.prompt.row) + completions as u64
         };
@@ -129,17 +127,17 @@ impl<'a> GroupAssignment<'a> {
         Ok(ranks)
     }
 
-    /// Gathers the rollouts of all prompts of `round` with their scores, in the order of the prompts. `own` has the
+    /// Gathers the rollouts of all prompts of `round`, in the order of the prompts. `own` has the
     /// rollouts of this rank's prompts. All ranks call it together.
     ///
     /// # Errors
     /// The error of `own`; a reward has failed on another rank; another rank has failed.
     pub fn gather_rollouts(
         &self,
-        round: &RoundPrompts<Arc<Prompt>>,
-        own: Result<ScoredRollouts>,
+        round: &RoundPrompts,
+        own: Result<Vec<Rollout>>,
         source: &PromptSource,
-    ) -> Result<ScoredRollouts> {
+    ) -> Result<Vec<Rollout>> {
         let Some(ranks) = self.ranks else { return own };
         let own: Vec<SentRollout> = share_reward_error(ranks, own)?.into_iter().map(SentRollout::new).collect();
         let of_micro_batch = |groups: &[SentRollout]| serde_json::to_vec(groups).map_err(|e| invalid(&e));
@@ -160,9 +158,9 @@ impl<'a> GroupAssignment<'a> {
     ///
     /// # Errors
     /// The error of `make`; another rank has failed.
-    pub fn image_of_first_prompt<P>(
+    pub fn image_of_first_prompt(
         &self,
-        round: &RoundPrompts<P>,
+        round: &RoundPrompts,
         make: impl FnOnce() -> Result<Option<PngImage>>,
     ) -> Result<Option<PngImage>> {
         let Some(ranks) = self.ranks else { return make() };
@@ -203,93 +201,69 @@ fn image_from_bytes(bytes: &[u8]) -> Option<PngImage> {
 fn share_reward_error<T>(ranks: &Ranks, own: Result<T>) -> Result<T> {
     let failed = match &own {
         Ok(_) => None,
-        Err(TrainError::Reward(e)) => Some(match e {
-            RewardError::Row(diagnostic) | RewardError::Option(diagnostic) | RewardError::Custom(diagnostic) => {
-                diagnostic.clone()
-            }
-            RewardError::Semantic(e) => Diagnostic::new("--siglip", e.to_string(), "look at the output of all ranks"),
-        }),
+        Err(Error { kind: Kind::Reward, diagnostic }) => Some(diagnostic.clone()),
+        Err(e) if e.kind == Kind::SemanticReward => {
+            Some(Diagnostic::new("--siglip", e.to_string(), "look at the output of all ranks"))
+        }
         Err(_) => return own,
     };
     let failed = serde_json::to_vec(&failed).map_err(|e| invalid(&e))?;
     for bytes in ranks.all_gather("rewards", &failed)? {
         let failed: Option<Diagnostic> = serde_json::from_slice(&bytes).map_err(|e| invalid(&e))?;
         if let Some(diagnostic) = failed {
-            return own.and(Err(TrainError::Reward(RewardError::Custom(diagnostic))));
+            return own.and(Err(Kind::Reward.error(diagnostic)));
         }
     }
     own
 }
 
 /// Makes the error for rollouts that a rank cannot encode or decode as JSON.
-fn invalid(e: &serde_json::Error) -> TrainError {
+fn invalid(e: &serde_json::Error) -> Error {
     let (what, help) = (format!("cannot be read: {e}"), "start all ranks with the same version of the program");
     RankError::from(Diagnostic::new("rollouts of the ranks", what, help)).into()
 }
 
-/// The completions and scores of a prompt as the ranks send them. Numbers of type f32 are sent as their bits.
+/// A rollout as the ranks send it. Numbers of type f32 are sent as their bits.
 #[derive(Serialize, Deserialize)]
 struct SentRollout {
     prompt_tokens: usize,
-    completions: Vec<SentCompletion>,
+    /// The completions, without their log-probabilities.
+    completions: Vec<CompletionTokens>,
     texts: Vec<String>,
     shuffled_texts: Vec<String>,
     /// The names of the custom rewards.
     custom: Vec<String>,
     reports: CustomReports,
-    /// The score lists in the order of [`lists_of`], each number as the bits of an f32.
-    scores: Vec<Vec<u32>>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct SentCompletion {
-    ids: Vec<TokenId>,
-    log_probs: Vec<u32>,
-    /// Whether the completion ended with an end token.
-    is_stopped: bool,
+    /// The lists of numbers in the order of [`lists_of`], each number as the bits of an f32.
+    numbers: Vec<Vec<u32>>,
 }
 
 impl SentRollout {
-    fn new((rollout, mut scores): (Rollout, Scores)) -> Self {
-        let completion = |c: Completion| SentCompletion {
-            ids: c.ids,
-            log_probs: to_bits(&c.log_probs),
-            is_stopped: c.finish_reason == FinishReason::Stop,
-        };
-        Self {
-            prompt_tokens: rollout.prompt.tokens.len(),
-            completions: rollout.completions.into_iter().map(completion).collect(),
-            texts: rollout.texts,
-            shuffled_texts: rollout.shuffled_texts,
-            custom: scores.custom.iter().map(|(name, _)| name.clone()).collect(),
-            reports: std::mem::take(&mut scores.reports),
-            scores: lists_of(&mut scores).map(|list| to_bits(list)).collect(),
-        }
+    fn new(mut rollout: Rollout) -> Self {
+        let numbers = lists_of(&mut rollout).map(|list| to_bits(&std::mem::take(list))).collect();
+        let Rollout { prompt, completions, texts, shuffled_texts, scores } = rollout;
+        let custom = scores.custom.into_iter().map(|(name, _)| name).collect();
+        let (prompt_tokens, reports) = (prompt.tokens.len(), scores.reports);
+        Self { prompt_tokens, completions, texts, shuffled_texts, custom, reports, numbers }
     }
 
-    fn with_prompt(self, prompt: Arc<Prompt>) -> (Rollout, Scores) {
-        let completion = |(index, sent): (usize, SentCompletion)| Completion {
-            request: 0,
-            index,
-            ids: sent.ids,
-            log_probs: from_bits(&sent.log_probs),
-            token_log_probs: Vec::new(),
-            prompt_log_probs: Arc::new([]),
-            finish_reason: if sent.is_stopped { FinishReason::Stop } else { FinishReason::Length },
-        };
-        let custom = self.custom.into_iter().map(|name| (name, Vec::new())).collect();
-        let mut scores = Scores { custom, reports: self.reports, ..Scores::default() };
-        lists_of(&mut scores).zip(&self.scores).for_each(|(list, bits)| *list = from_bits(bits));
-        let completions = self.completions.into_iter().enumerate().map(completion).collect();
-        (Rollout { prompt, completions, texts: self.texts, shuffled_texts: self.shuffled_texts }, scores)
+    fn with_prompt(self, prompt: Arc<Prompt>) -> Rollout {
+        let Self { completions, texts, shuffled_texts, custom, reports, numbers, .. } = self;
+        let custom = custom.into_iter().map(|name| (name, Vec::new())).collect();
+        let scores = Scores { custom, reports, ..Scores::default() };
+        let mut rollout = Rollout { prompt, completions, texts, shuffled_texts, scores };
+        lists_of(&mut rollout).zip(&numbers).for_each(|(list, bits)| *list = from_bits(bits));
+        rollout
     }
 }
 
-/// Returns all lists of numbers in a group's scores, in a fixed order.
-fn lists_of(scores: &mut Scores) -> impl Iterator<Item = &mut Vec<f32>> {
-    let Scores { accuracy, format, temporal, semantic, length, custom, reports: _, reward, advantage } = scores;
+/// Returns all lists of numbers in a rollout, in a fixed order.
+fn lists_of(rollout: &mut Rollout) -> impl Iterator<Item = &mut Vec<f32>> {
+    let Scores { accuracy, format, temporal, semantic, length, custom, reports: _, reward, advantage } =
+        &mut rollout.scores;
     let rules = [accuracy, format, temporal, semantic, length, reward, advantage];
-    rules.into_iter().chain(custom.iter_mut().map(|(_, values)| values))
+    let log_probs = rollout.completions.iter_mut().map(|completion| &mut completion.log_probs);
+    rules.into_iter().chain(custom.iter_mut().map(|(_, values)| values)).chain(log_probs)
 }
 
 fn to_bits(numbers: &[f32]) -> Vec<u32> {
@@ -309,14 +283,10 @@ mod tests {
     #[test]
     fn sent_rollouts_keep_every_bit() {
         let prompt = Arc::new(Prompt::from_model_input(ModelInput::default()));
-        let completion = |index: usize, finish_reason| Completion {
-            request: 0,
-            index,
-            ids: vec![1, 2, index as u32],
-            log_probs: vec![-0.1, -0.0, -1e-30],
-            token_log_probs: Vec::new(),
-            prompt_log_probs: Arc::new([]),
-            finish_reason,
+        let completion = |id| CompletionTokens {
+            ids: vec![1, 2, id],
+            learned_len: 2,
+            log_probs: vec![-0.1, -0.0, f32::NEG_INFINITY],
         };
         let scores = Scores {
             accuracy: vec![0.1, 0.2],
@@ -335,14 +305,15 @@ mod tests {
         };
         let rollout = Rollout {
             prompt: prompt.clone(),
-            completions: vec![completion(0, FinishReason::Stop), completion(1, FinishReason::Length)],
+            completions: vec![completion(0), completion(1)],
             texts: vec!["a \"b\"\n".into(), "é".into()],
             shuffled_texts: vec!["c".into()],
+            scores: scores.clone(),
         };
         let completions = rollout.completions.clone();
-        let sent = serde_json::to_vec(&SentRollout::new((rollout, scores.clone()))).unwrap();
-        let (got, got_scores) = serde_json::from_slice::<SentRollout>(&sent).unwrap().with_prompt(prompt);
-        assert_eq!((got.completions, got_scores), (completions, scores));
+        let sent = serde_json::to_vec(&SentRollout::new(rollout)).unwrap();
+        let got = serde_json::from_slice::<SentRollout>(&sent).unwrap().with_prompt(prompt);
+        assert_eq!((got.completions, got.scores), (completions, scores));
         assert_eq!(got.texts, ["a \"b\"\n", "é"]);
         assert_eq!(got.shuffled_texts, ["c"]);
     }

@@ -1,5 +1,4 @@
-//! Samples completions of a step's prompts with the current weights, scores and records the completions, and makes
-//! groups of them.
+//! Samples completions of a step's prompts with the current weights, scores and records them.
 //!
 //! ```text
 //! for each round, up to 10 with --dynamic-sampling, else 1:
@@ -22,19 +21,19 @@ use reel_engine::{Completion, Engine};
 use reel_input::ModelInput;
 use reel_runtime::Cx;
 use reel_samples::feed::{MicroBatchFeed, StepRowCursor};
-use reel_samples::rewards::{RewardError, Scores, TrainerState};
+use reel_samples::rewards::{Scores, TrainerState};
 
-use super::prompts::{Prompt, PromptSource};
+use super::prompts::PromptSource;
 use super::records::{self, FrameStripSchedule, RolloutRecorder};
 use super::sampler::CompletionSampler;
 use super::scorer::CompletionScorer;
-use super::spread::{GroupAssignment, RoundPrompts, ScoredRollouts};
+use super::spread::{GroupAssignment, RoundPrompts};
+use crate::error::{Error, Result};
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
-use crate::rollout::group::{CompletionTokens, Rollout, RolloutGroup};
+use crate::rollout::group::{CompletionTokens, Rollout, RolloutSet};
 use crate::setup::GrpoSetup;
 use crate::step::trainer::Trainer;
-use crate::{Result, TrainError};
 
 /// Samples and scores the completions of each training step.
 pub struct RolloutWorker<'a> {
@@ -53,20 +52,6 @@ pub struct RolloutWorker<'a> {
     stop: &'a AtomicBool,
 }
 
-/// The result of sampling for one step.
-pub struct RolloutBatch {
-    /// The groups on which the step trains. Groups of other ranks have prompts that are not prepared.
-    pub groups: Vec<RolloutGroup>,
-    /// The rank that computes each micro-batch of groups.
-    pub ranks_of_micro_batches: Vec<usize>,
-    /// The metrics of sampling and scoring.
-    pub metrics: GrpoMetrics,
-    /// Time that the `while_scoring` function of [`RolloutWorker::next_groups`] took.
-    pub while_scoring: Duration,
-    /// A preview of some rollouts for reports.
-    pub preview: RolloutPreview,
-}
-
 /// Maximum number of sampling rounds in one step with dynamic sampling. Each round uses new rows of the data.
 const MAX_ROUNDS: u64 = 10;
 
@@ -77,38 +62,38 @@ impl<'a> RolloutWorker<'a> {
     /// The KV cache does not fit, or a reward model cannot be loaded.
     pub fn new(setup: &GrpoSetup<'a>, prompts: Arc<PromptSource>, trainer: &Trainer) -> Result<Self> {
         let cx = Cx::inference(&trainer.device, trainer.dtype);
-        let engine = Engine::new(&trainer.model, &cx)?.interrupt_flag(setup.stop);
-        let spread = GroupAssignment::new(setup.options, setup.ranks.map(|run| &**run.ranks));
+        let engine = Engine::new(&trainer.model, &cx)?.interrupt_flag(setup.control.stop);
+        let spread = GroupAssignment::new(setup.options, setup.control.ranks.map(|run| &**run.ranks));
         let strips = FrameStripSchedule::new(
             trainer.hyperparameters.schedule.max_steps,
             setup.options.logging_steps,
             setup.options.num_iterations,
         );
         Ok(Self {
-            sampler: CompletionSampler::new(engine, setup.options, &prompts.end_tokens().stop, setup.seed),
+            sampler: CompletionSampler::new(engine, setup.options, &prompts.end_tokens().stop, setup.data.seed),
             options: setup.options,
             scorer: CompletionScorer::new(setup, &trainer.device, trainer.dtype)?,
-            recorder: spread.writes_records().then(|| RolloutRecorder::new(&setup.options.out)),
+            recorder: spread.writes_records().then(|| RolloutRecorder::new(&setup.options.out, prompts.end_tokens())),
             max_steps: trainer.hyperparameters.schedule.max_steps,
-            notes: RewardNotes::new(spread.writes_records() && !setup.quiet),
+            notes: RewardNotes::new(spread.writes_records() && !setup.reports.quiet),
             strips,
             spread,
             prompts,
-            stop: setup.stop,
+            stop: setup.control.stop,
         })
     }
 
-    /// Samples the groups of step `n` from the next rows; `None` at the end of the data. If custom rewards are slow,
-    /// `while_scoring` is called during their computation, with the groups that this process samples; these groups
-    /// have no rewards yet. With `--dynamic-sampling`, `while_scoring` is not called, because the rewards decide
-    /// which groups are used.
-    pub fn next_groups(
+    /// Samples the rollouts of step `n` from the next rows; `None` at the end of the data. If custom rewards are slow,
+    /// `while_scoring` is called during their computation, with the rollouts of this process, which have no scores yet.
+    /// With `--dynamic-sampling`, `while_scoring` is not called, because the rewards decide which rollouts are used.
+    /// Rollouts of other ranks have prompts that are not prepared.
+    pub fn next_set(
         &mut self,
         n: u64,
         feed: &mut MicroBatchFeed<PromptSource>,
         cursor: &mut StepRowCursor,
-        mut while_scoring: impl FnMut(&[RolloutGroup]) -> Result<()>,
-    ) -> Result<Option<RolloutBatch>> {
+        mut while_scoring: impl FnMut(&[Rollout]) -> Result<()>,
+    ) -> Result<Option<RolloutSet>> {
         let (begun, encoded_before) = (Instant::now(), self.scorer.frames_encoded().unwrap_or(0));
         let dynamic = self.options.dynamic_sampling;
         let is_kept = |scores: &Scores| !dynamic || scores.rewards_differ();
@@ -116,19 +101,15 @@ impl<'a> RolloutWorker<'a> {
         let (mut preview, mut took) = (RolloutPreview::default(), Duration::ZERO);
         let mut ranks_of_micro_batches = Vec::new();
         for round in 0..MAX_ROUNDS {
-            let next = || Ok(cursor.next_micro_batch(feed, self.stop)?);
-            let taken = {
+            let next = || cursor.next_micro_batch(feed, self.stop);
+            let prompts = {
                 let _range = range(RangeName::Phase("data loading"));
                 self.spread.take_prompts(&self.prompts, next)?
             };
-            if taken.prompts.is_empty() {
+            if prompts.prompts.is_empty() {
                 data_ended = true;
                 break;
             }
-            let prompts = RoundPrompts {
-                prompts: taken.prompts.into_iter().map(Arc::new).collect(),
-                ranks_of_micro_batches: taken.ranks_of_micro_batches,
-            };
             let own = self.sample_and_score(&prompts, n, round, |groups| {
                 let begun = Instant::now();
                 while_scoring(groups)?;
@@ -136,8 +117,8 @@ impl<'a> RolloutWorker<'a> {
                 Ok(())
             });
             let _recording = range(RangeName::Phase("rollout records"));
-            let (rollouts, scores): (Vec<Rollout>, Vec<Scores>) =
-                self.spread.gather_rollouts(&prompts, own, &self.prompts)?.into_iter().unzip();
+            let rollouts = self.spread.gather_rollouts(&prompts, own, &self.prompts)?;
+            let scores: Vec<Scores> = rollouts.iter().map(|rollout| rollout.scores.clone()).collect();
             preview.rewards.extend(scores.iter().flat_map(|s| &s.reward).filter(|reward| !reward.is_nan()));
             self.notes.note_missing_rewards(n, &scores);
             if round == 0 && self.strips.has_strip(n) {
@@ -146,21 +127,17 @@ impl<'a> RolloutWorker<'a> {
                 preview.strip = self.spread.image_of_first_prompt(&prompts, make)?;
             }
             if let Some(recorder) = &mut self.recorder {
-                recorder.record_groups(n, round, &rollouts, &scores, is_kept)?;
-                if let (0, Some(rollout), Some(scores)) = (round, rollouts.first(), scores.first()) {
-                    preview.text = preview_text(rollout, scores);
+                recorder.record_groups(n, round, &rollouts, is_kept)?;
+                if let (0, Some(rollout)) = (round, rollouts.first()) {
+                    preview.text = preview_text(rollout);
                     preview.strip.as_ref().map_or(Ok(()), |strip| recorder.write_frame_strip(n, strip))?;
                 }
             }
             ranks_of_micro_batches = prompts.ranks_of_micro_batches;
-            for (rollout, scores) in rollouts.iter().zip(scores) {
-                if is_kept(&scores) {
-                    kept.push(RolloutGroup { rewards: scores.reward.clone(), ..self.group(rollout) });
-                } else {
-                    dropped += 1;
-                }
-                all_scores.push(scores);
-            }
+            all_scores.extend(scores);
+            let (used, unused): (Vec<Rollout>, Vec<Rollout>) = rollouts.into_iter().partition(|r| is_kept(&r.scores));
+            kept.extend(used);
+            dropped += unused.len() as u64;
             if !dynamic || kept.len() >= self.options.groups_per_step() {
                 break;
             }
@@ -185,8 +162,13 @@ impl<'a> RolloutWorker<'a> {
             rollout_seconds: Some((begun.elapsed() - took).as_secs_f64()),
             ..GrpoMetrics::default()
         };
-        let groups = kept;
-        Ok(Some(RolloutBatch { groups, ranks_of_micro_batches, metrics, while_scoring: took, preview }))
+        Ok(Some(RolloutSet {
+            ranks_of_micro_batches,
+            metrics,
+            while_scoring: took,
+            preview: Some(preview),
+            ..RolloutSet::new(kept, self.options.scale_rewards)
+        }))
     }
 
     /// Waits until the records of the rollouts are on the disk.
@@ -195,29 +177,17 @@ impl<'a> RolloutWorker<'a> {
         self.recorder.as_mut().map_or(Ok(()), RolloutRecorder::wait_until_written)
     }
 
-    /// Makes the group of a rollout, still without rewards and advantages.
-    fn group(&self, rollout: &Rollout) -> RolloutGroup {
-        let (ends, mask) = (self.prompts.end_tokens(), self.options.mask_truncated_completions);
-        let tokens = |c: &Completion| CompletionTokens::new(c.ids.clone(), c.log_probs.clone(), &ends, mask);
-        RolloutGroup {
-            prompt: rollout.prompt.clone(),
-            completions: rollout.completions.iter().map(tokens).collect(),
-            rewards: Vec::new(),
-            advantages: Vec::new(),
-        }
-    }
-
     /// Samples and scores completions for this process's share of `prompts`, the prompts of sampling round `round` of
-    /// step `n`. Calls `while_scoring` as [`Self::next_groups`] does.
+    /// step `n`. Calls `while_scoring` as [`Self::next_set`] does.
     fn sample_and_score(
         &mut self,
-        prompts: &RoundPrompts<Arc<Prompt>>,
+        prompts: &RoundPrompts,
         n: u64,
         round: u64,
-        while_scoring: impl FnOnce(&[RolloutGroup]) -> Result<()>,
-    ) -> Result<ScoredRollouts> {
+        while_scoring: impl FnOnce(&[Rollout]) -> Result<()>,
+    ) -> Result<Vec<Rollout>> {
         let sampling = range(RangeName::Phase("rollout"));
-        let rollouts = self.sample(prompts, n, round)?;
+        let mut rollouts = self.sample(prompts, n, round)?;
         drop(sampling);
         if rollouts.is_empty() {
             return Ok(Vec::new());
@@ -232,18 +202,18 @@ impl<'a> RolloutWorker<'a> {
         let scores = match self.options.dynamic_sampling {
             true => self.scorer.score(&rollouts, &state, || Ok(()))?,
             false => {
-                let groups: Vec<RolloutGroup> = rollouts.iter().map(|rollout| self.group(rollout)).collect();
                 // Frees the engine's memory for scoring and the reference model. With dynamic sampling, further rounds
                 // need this memory.
                 self.sampler.release_memory();
-                self.scorer.score(&rollouts, &state, || while_scoring(&groups))?
+                self.scorer.score(&rollouts, &state, || while_scoring(&rollouts))?
             }
         };
-        Ok(rollouts.into_iter().zip(scores).collect())
+        rollouts.iter_mut().zip(scores).for_each(|(rollout, scores)| rollout.scores = scores);
+        Ok(rollouts)
     }
 
     /// Samples completions for this process's share of `prompts`.
-    fn sample(&self, prompts: &RoundPrompts<Arc<Prompt>>, n: u64, round: u64) -> Result<Vec<Rollout>> {
+    fn sample(&self, prompts: &RoundPrompts, n: u64, round: u64) -> Result<Vec<Rollout>> {
         let own = || self.spread.prompts_of_this_rank(prompts);
         let inputs: Vec<(usize, &Arc<ModelInput>)> = own().map(|(index, prompt)| (index, &prompt.tokens)).collect();
         if inputs.is_empty() {
@@ -251,11 +221,14 @@ impl<'a> RolloutWorker<'a> {
         }
         let sampled = self.sampler.sample_completions(&inputs, n, round, || {})?;
         let texts = |all: &[Completion]| all.iter().map(|c| self.prompts.decode_completion(&c.ids)).collect();
-        let rollouts = own().zip(sampled).map(|((_, prompt), sampled)| Rollout {
+        let (ends, mask) = (self.prompts.end_tokens(), self.options.mask_truncated_completions);
+        let tokens = |c: Completion| CompletionTokens::new(c.ids, c.log_probs, &ends, mask);
+        let rollouts = own().zip(sampled).map(|((_, prompt), (completions, shuffled))| Rollout {
             prompt: prompt.clone(),
-            texts: texts(&sampled.completions),
-            shuffled_texts: texts(&sampled.shuffled),
-            completions: sampled.completions,
+            texts: texts(&completions),
+            shuffled_texts: texts(&shuffled),
+            completions: completions.into_iter().map(tokens).collect(),
+            scores: Scores::default(),
         });
         Ok(rollouts.collect())
     }
@@ -263,19 +236,20 @@ impl<'a> RolloutWorker<'a> {
 
 /// The error of a step in which the rewards of each group are all equal. Every advantage is then 0, so nothing can be
 /// learned. After this error, as after other reward errors, the run saves its finished steps.
-fn equal_rewards(step: u64, groups: u64) -> TrainError {
-    TrainError::Reward(RewardError::custom_reward_failed(
+fn equal_rewards(step: u64, groups: u64) -> Error {
+    Error::reward(
         "--dynamic-sampling",
         format!(
             "in step {step}, each of the {groups} sampled groups has the same reward for all of its completions that have one"
         ),
         "leave --dynamic-sampling out, raise --temperature, or give rows that the model sometimes gets right",
-    ))
+    )
 }
 
 /// Makes the text of the preview, in Markdown: the prompt's location in the data file, then each completion with its
 /// rewards.
-fn preview_text(rollout: &Rollout, scores: &Scores) -> String {
+fn preview_text(rollout: &Rollout) -> String {
+    let scores = &rollout.scores;
     let quoted = |text: &str| text.lines().map(|line| format!("    {line}\n")).collect::<String>();
     let mut page = format!("{}\n\n", rollout.prompt.location);
     for (i, text) in rollout.texts.iter().enumerate() {

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::error::{Error, Result};
 use crate::options::StepRange;
-use crate::{Result, TrainError};
 use reel_support::diagnostic::input;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -99,7 +99,7 @@ impl ConfigFile {
     /// # Errors
     /// The file cannot be read, is too large, or is not valid in its format.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = input::read_text(path, input::MAX_CONFIG_BYTES).map_err(|e| TrainError::cannot_read(path, e))?;
+        let text = input::read_text(path, input::MAX_CONFIG_BYTES).map_err(|e| Error::cannot_read(path, e))?;
         Self::parse(&path.display().to_string(), Format::of(path), &text)
     }
 
@@ -131,11 +131,7 @@ impl ConfigFile {
         let Some(record) = &self.record else { return Ok(()) };
         if record.command != command {
             let what = format!("is the record of a run of reel {}", record.command);
-            return Err(TrainError::option(
-                &self.path,
-                what,
-                format!("run reel {} --config {}", record.command, self.path),
-            ));
+            return Err(Error::usage(&self.path, what, format!("run reel {} --config {}", record.command, self.path)));
         }
         let real = |folder: &Path| folder.canonicalize().ok();
         let Some(folder) = record.working_directory.as_deref().filter(|folder| folder.is_dir()) else { return Ok(()) };
@@ -217,7 +213,7 @@ impl ConfigFile {
     }
 
     /// The error for a key that is not an option. It suggests the most similar option.
-    fn unknown_key(&self, entry: &ConfigEntry, options: &Map<String, Value>) -> TrainError {
+    fn unknown_key(&self, entry: &ConfigEntry, options: &Map<String, Value>) -> Error {
         let spelled = |field: &str| if entry.key.contains('_') { field.to_string() } else { field.replace('_', "-") };
         let similar = option_names::most_similar_option(&entry.field, options.keys().map(String::as_str).chain(START));
         let help =
@@ -264,11 +260,11 @@ impl ConfigFile {
         })
     }
 
-    fn error(&self, entry: &ConfigEntry, what: impl Into<String>, help: impl Into<String>) -> TrainError {
-        TrainError::option(format!("{}: {}", self.path, entry.key), what, help)
+    fn error(&self, entry: &ConfigEntry, what: impl Into<String>, help: impl Into<String>) -> Error {
+        Error::usage(format!("{}: {}", self.path, entry.key), what, help)
     }
 
-    fn defect(&self, what: String) -> TrainError {
+    fn defect(&self, what: String) -> Error {
         defect(&self.path, what)
     }
 }
@@ -279,8 +275,8 @@ fn option_of(field: &str, is_option: impl Fn(&str) -> bool) -> &str {
     Some(of("sft")).filter(|option| *option != field).unwrap_or_else(|| of("grpo"))
 }
 
-fn defect(path: &str, what: String) -> TrainError {
-    TrainError::option(path, what, "report this as a defect")
+fn defect(path: &str, what: String) -> Error {
+    Error::usage(path, what, "report this as a defect")
 }
 
 /// The keys and values of a configuration file, in the order of the file.
@@ -297,7 +293,7 @@ fn toml_options(path: &str, text: &str) -> Result<KeysAndValues> {
         let all_finite = is_finite(&value) && value.as_array().is_none_or(|values| values.iter().all(is_finite));
         match all_finite {
             true => serde_json::to_value(value).map_err(|e| defect(path, e.to_string())),
-            false => Err(TrainError::option(format!("{path}: {key}"), format!("is {value}"), "give a finite number")),
+            false => Err(Error::usage(format!("{path}: {key}"), format!("is {value}"), "give a finite number")),
         }
     };
     table.into_iter().map(|(key, value)| Ok((key.clone(), json(&key, value)?))).collect()
@@ -310,7 +306,7 @@ fn json_options(path: &str, text: &str) -> Result<KeysAndValues> {
     let mut keys = BTreeSet::new();
     match options.iter().find(|(key, _)| !keys.insert(key)) {
         None => Ok(options),
-        Some((key, _)) => Err(TrainError::option(format!("{path}: {key}"), "is given twice", "remove one of the two")),
+        Some((key, _)) => Err(Error::usage(format!("{path}: {key}"), "is given twice", "remove one of the two")),
     }
 }
 
@@ -402,9 +398,9 @@ fn in_plain_words(error: &str) -> String {
     expected.map_or(error.to_string(), |(start, words)| format!("{start}expected {words}"))
 }
 
-fn not_of_format(path: &str, line: Option<usize>, format: &str, what: &str, help: &str) -> TrainError {
+fn not_of_format(path: &str, line: Option<usize>, format: &str, what: &str, help: &str) -> Error {
     let location = line.map_or(path.to_string(), |line| format!("{path}:{line}"));
-    TrainError::option(location, format!("is not {format}: {what}"), help)
+    Error::usage(location, format!("is not {format}: {what}"), help)
 }
 
 #[cfg(test)]

@@ -12,10 +12,10 @@
 use reel_device::{DType, Device, MemoryCategory, RangeName, range};
 use reel_model::batch::Batch;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
-use reel_runtime::{BackwardEvent, Checkpointing, Cx, Grads, RuntimeError, Tensor, ops};
+use reel_runtime::{BackwardEvent, Checkpointing, Cx, Grads, Tensor, ops};
 
+use crate::error::{Error, Kind, Result};
 use crate::options::GradientCheckpointing;
-use crate::{Result, TrainError};
 
 /// The share of the free memory that a run may fill. In host memory it is 0.5, because media workers and the copy of
 /// a checkpoint that is being written need the rest. In GPU memory it is 0.94, because the driver and libraries need
@@ -182,11 +182,11 @@ impl MemoryPlan {
             if let BackwardEvent::Finished(names) = event {
                 names.iter().filter(|_| is_freed).for_each(|name| grads.release(name));
             }
-            Ok::<(), TrainError>(())
+            Ok::<(), Error>(())
         });
         match done {
             // If only the vision tower is trained, a micro-batch without media trains nothing.
-            Err(TrainError::Runtime(RuntimeError::NothingToTrain)) if self.model.parameters().next().is_some() => {}
+            Err(e) if e.kind == Kind::NothingToTrain && self.model.parameters().next().is_some() => {}
             done => done?,
         }
         let held = device.memory().peak - before;

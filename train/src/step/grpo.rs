@@ -14,7 +14,7 @@ use super::packing::PackedGroups;
 use crate::Result;
 use crate::metrics::GrpoMetrics;
 use crate::options::{GrpoOptions, ImportanceSamplingLevel, LossType, Recipe};
-use crate::rollout::group::{RolloutGroup, RolloutSet};
+use crate::rollout::group::{Rollout, RolloutSet};
 use crate::step::trainer::{StepResult, StepTotals, Trainer};
 
 /// Does step `n`, counted from 1, on the groups of `set`. `reference` is the reference model of the KL term, if any;
@@ -113,7 +113,7 @@ fn own_reference_log_probs(
     t: &Trainer,
     options: &GrpoOptions,
     reference: &Qwen25Vl,
-    groups: &[RolloutGroup],
+    groups: &[Rollout],
 ) -> Result<Vec<Vec<f32>>> {
     let micro_batches = groups.chunks(options.groups_per_micro_batch()).enumerate();
     let own = micro_batches.filter(|(i, _)| t.computes_micro_batch(*i)).map(|(_, groups)| groups);
@@ -125,11 +125,11 @@ pub fn reference_log_probs<'a>(
     t: &Trainer,
     options: &GrpoOptions,
     reference: &Qwen25Vl,
-    micro_batches: impl Iterator<Item = &'a [RolloutGroup]>,
+    micro_batches: impl Iterator<Item = &'a [Rollout]>,
 ) -> Result<Vec<Vec<f32>>> {
     let _phase = t.device.profiler().phase("reference");
     let cx = Cx::inference(&t.device, t.dtype);
-    let of_micro_batch = |groups: &[RolloutGroup]| {
+    let of_micro_batch = |groups: &[Rollout]| {
         let packed = PackedGroups::new(&t.device, &t.model.config, groups, options.shared_prefix)?;
         let learned = ForwardOptions { rows: Some(&packed.positions), ..Default::default() };
         let hidden = reference.forward(&cx, &packed.batch, learned)?;
@@ -148,7 +148,7 @@ fn log_probs(
 ) -> Result<Tensor> {
     let inverse = 1.0 / options.temperature as f32;
     let of_head = |head: &_| ops::linear_log_prob(cx, hidden, head, &packed.targets, inverse);
-    Ok(model.text.with_lm_head(cx, of_head)?)
+    model.text.with_lm_head(cx, of_head)
 }
 
 /// Computes the log-probability of each of the L learned tokens (see [`log_probs`]), and the entropy in nats of the
@@ -162,7 +162,7 @@ fn log_probs_with_entropy(
 ) -> Result<(Tensor, Tensor)> {
     let inverse = 1.0 / options.temperature as f32;
     let of_head = |head: &_| ops::linear_log_prob_with_entropy(cx, hidden, head, &packed.targets, inverse);
-    Ok(model.text.with_lm_head(cx, of_head)?)
+    model.text.with_lm_head(cx, of_head)
 }
 
 /// The mean of `values`; 0 if there are none.
@@ -175,14 +175,14 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
 fn grpo_inputs(
     device: &Device,
     options: &GrpoOptions,
-    groups: &[RolloutGroup],
+    groups: &[Rollout],
     packed: &PackedGroups,
     loss_weights: &LossWeights,
     (old_log_probs, ref_log_probs): (Option<&[f32]>, Option<&[f32]>),
 ) -> Result<ops::GrpoInputs> {
     let f32s = |x: &[f32]| Tensor::from_f32(device, &[x.len()], DType::F32, x, MemoryCategory::Inputs);
     let lengths: Vec<i32> = learned_lens(groups).map(|n| n as i32).collect();
-    let advantages: Vec<f32> = groups.iter().flat_map(|g| g.advantages.iter().copied()).collect();
+    let advantages: Vec<f32> = groups.iter().flat_map(|g| g.scores.advantage.iter().copied()).collect();
     Ok(ops::GrpoInputs {
         completions: packed.completions.clone(),
         completion_lens: Tensor::from_i32(device, &[lengths.len()], &lengths)?,
@@ -201,7 +201,7 @@ fn grpo_inputs(
 }
 
 /// Number of learned tokens of each completion.
-fn learned_lens(groups: &[RolloutGroup]) -> impl Iterator<Item = usize> + '_ {
+fn learned_lens(groups: &[Rollout]) -> impl Iterator<Item = usize> + '_ {
     groups.iter().flat_map(|g| g.completions.iter().map(|c| c.learned_len))
 }
 
@@ -230,7 +230,7 @@ struct LossWeights {
 }
 
 impl LossWeights {
-    fn new(options: &GrpoOptions, groups: &[RolloutGroup]) -> Self {
+    fn new(options: &GrpoOptions, groups: &[Rollout]) -> Self {
         Self {
             loss_type: options.loss_type,
             micro_batches: groups.chunks(options.groups_per_micro_batch()).len() as f64,
@@ -240,7 +240,7 @@ impl LossWeights {
     }
 
     /// Returns the weights of the completions of one micro-batch. A completion without learned tokens gets 0.
-    fn of_micro_batch(&self, groups: &[RolloutGroup]) -> Vec<f32> {
+    fn of_micro_batch(&self, groups: &[Rollout]) -> Vec<f32> {
         let count = learned_lens(groups).count() as f64;
         let tokens = learned_lens(groups).sum::<usize>() as f64;
         let weight = |n: usize| match self.loss_type {
@@ -302,7 +302,7 @@ impl MicroBatchStats {
 
     /// Computes the drift: compares the log-probabilities of the learned tokens in training (`now`, all completions
     /// concatenated) with those recorded when the tokens were sampled.
-    fn set_drift(&mut self, groups: &[RolloutGroup], now: &[f32]) {
+    fn set_drift(&mut self, groups: &[Rollout], now: &[f32]) {
         let sampled = groups.iter().flat_map(|g| &g.completions).filter(|c| !c.log_probs.is_empty());
         let sampled: Vec<f32> = sampled.flat_map(|c| &c.log_probs[..c.learned_len]).copied().collect();
         if sampled.len() == now.len() {
@@ -322,8 +322,8 @@ fn metrics(stats: &[MicroBatchStats], set: &RolloutSet, level: ImportanceSamplin
         ImportanceSamplingLevel::Sequence => mean(stats.iter().map(|batch| batch.clipped)),
     };
     let rewards =
-        |g: &RolloutGroup| g.rewards.iter().filter(|r| !r.is_nan()).map(|&r| f64::from(r)).collect::<Vec<_>>();
-    let std_dev = |g: &RolloutGroup| {
+        |g: &Rollout| g.scores.reward.iter().filter(|r| !r.is_nan()).map(|&r| f64::from(r)).collect::<Vec<_>>();
+    let std_dev = |g: &Rollout| {
         let rewards = rewards(g);
         let center = mean(rewards.iter().copied());
         let squares: f64 = rewards.iter().map(|r| (r - center).powi(2)).sum();
@@ -331,13 +331,13 @@ fn metrics(stats: &[MicroBatchStats], set: &RolloutSet, level: ImportanceSamplin
     };
     let (all_rewards, deviations): (Vec<f64>, Vec<f64>) =
         (groups.iter().flat_map(rewards).collect(), groups.iter().filter_map(std_dev).collect());
-    let is_equal = |g: &&RolloutGroup| {
-        let mut known = g.rewards.iter().filter(|reward| !reward.is_nan());
+    let is_equal = |g: &&Rollout| {
+        let mut known = g.scores.reward.iter().filter(|reward| !reward.is_nan());
         let first = known.next();
         known.all(|reward| Some(reward) == first)
     };
     let equal_share = groups.iter().filter(is_equal).count() as f64 / groups.len().max(1) as f64;
-    let without = groups.iter().map(|g| g.rewards.len()).sum::<usize>() - all_rewards.len();
+    let without = groups.iter().map(|g| g.scores.reward.len()).sum::<usize>() - all_rewards.len();
     let mean_of_some = |values: Vec<f64>| (!values.is_empty()).then(|| mean(values.into_iter()));
     let drifts = stats.iter().filter(|batch| batch.has_drift != 0).map(|batch| batch.drift);
     // The sampling time is counted only in the first step on the set.

@@ -23,7 +23,7 @@ use reel_runtime::Tensor;
 use reel_runtime::ops::CuSeqlens;
 
 use crate::Result;
-use crate::rollout::group::RolloutGroup;
+use crate::rollout::group::Rollout;
 use crate::step::checkpointing::BatchWithLearnedTokens;
 
 /// A packed micro-batch of groups on the device: S input tokens, L of which predict a learned token.
@@ -85,7 +85,7 @@ struct GroupSequences<'a> {
 }
 
 impl<'a> GroupSequences<'a> {
-    fn new(group: &'a RolloutGroup, shared: bool) -> Self {
+    fn new(group: &'a Rollout, shared: bool) -> Self {
         let tokens = &group.prompt.tokens;
         let (last, end) = (tokens.len() - 1, tokens.len());
         let completion = |learned: &[TokenId]| {
@@ -110,7 +110,7 @@ impl<'a> GroupSequences<'a> {
 
 impl PackedGroups {
     /// Packs the groups of a micro-batch. With `shared` the completions of a group share their prompt as a prefix.
-    pub fn new(device: &Device, config: &ModelConfig, groups: &[RolloutGroup], shared: bool) -> Result<Self> {
+    pub fn new(device: &Device, config: &ModelConfig, groups: &[Rollout], shared: bool) -> Result<Self> {
         let all: Vec<GroupSequences> = groups.iter().map(|group| GroupSequences::new(group, shared)).collect();
         let sequences: Vec<Sequence> = all.iter().flat_map(GroupSequences::sequences).collect();
         let (mut prefixes, mut positions) = (Vec::new(), Vec::new());

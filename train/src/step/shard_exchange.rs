@@ -7,12 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use reel_device::Device;
 use reel_model::tensor_parallel::ShardExchange;
 use reel_runtime::Tensor;
-use reel_samples::SampleError;
 use reel_support::diagnostic::Diagnostic;
 use reel_support::ranks::Ranks;
 
 use super::tensor_exchange::{self, TensorExchange};
-use crate::{Result, TrainError};
+use crate::error::{Error, Kind, Result};
 
 /// Connects the ranks that compute a tensor-parallel model on `device`. All ranks call it together.
 ///
@@ -44,7 +43,7 @@ impl ShardExchange for RankExchange {
         let mut exchange = self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
         let pending = exchange.start_all_gather(name, slice::from_ref(own), &receive);
         pending.and_then(|pending| Ok(pending.wait()?)).map_err(|e| match e {
-            TrainError::Sample(SampleError::Ranks(e)) => e.diagnostic,
+            Error { kind: Kind::Rank, diagnostic } => diagnostic,
             e => Diagnostic::new("", e.to_string(), ""),
         })
     }

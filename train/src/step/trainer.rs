@@ -15,11 +15,12 @@ use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::{DeferredWeights, WeightLoader, WeightSource};
 use reel_runtime::optim::{AdamW, clip_factor};
-use reel_runtime::{BackwardEvent, Checkpointing, Cx, GatheredWeights, Grads, RuntimeError, Tensor};
+use reel_runtime::{BackwardEvent, Checkpointing, Cx, GatheredWeights, Grads, Tensor};
 use reel_samples::sample::Sample;
 use reel_support::files::digest::FingerprintBuilder;
 use reel_support::ranks::Ranks;
 
+use crate::error::{Error, Kind, Result};
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::step::checkpointing::{BatchWithLearnedTokens, CheckpointingPolicy};
 use crate::step::gradient_sum::GradientSum;
@@ -27,7 +28,6 @@ use crate::step::gradient_sum::order::FinishedGradients;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::tensor_exchange;
 use crate::step::weight_shards::{AllWeightsGuard, WeightShards};
-use crate::{Result, TrainError};
 
 /// Model, gradients and optimizer of a run.
 #[derive(Debug)]
@@ -168,7 +168,7 @@ impl Trainer {
         let exchange = exchange.map(tensor_exchange::share_exchange);
         let weight_shards = match (&ranks, &exchange, &deferred) {
             (Some(ranks), Some(exchange), Some(deferred)) => {
-                let read = |weight: &_, range: &_, to: &_| Ok(loader.read_deferred(weight, range, to)?);
+                let read = |weight: &_, range: &_, to: &_| loader.read_deferred(weight, range, to);
                 let divided = deferred.sorted_by_name();
                 let shards = WeightShards::new((device, config), ranks, exchange.clone(), &divided, read)?;
                 Some(Rc::new(shards))
@@ -293,9 +293,7 @@ impl Trainer {
             (None, ..) => Ok(()),
         };
         match cx.backward_with(loss, scale, &mut self.grads, &mut observe) {
-            Err(TrainError::Runtime(RuntimeError::NothingToTrain)) if self.model.parameters().next().is_some() => {
-                Ok(())
-            }
+            Err(e) if e.kind == Kind::NothingToTrain && self.model.parameters().next().is_some() => Ok(()),
             done => done,
         }
     }
@@ -411,14 +409,14 @@ fn load_model(
     let layers = spec.target_layers(config).map_err(|unknown| {
         let what = format!("{} is not a linear layer of this model", unknown.target);
         let help = format!("choose from {}, or give all-linear", unknown.known.join(", "));
-        TrainError::option("--lora-target-modules", what, help)
+        Error::usage("--lora-target-modules", what, help)
     })?;
     let source = match (from.source, adapter) {
         (_, Some(adapter)) => AdapterSource::Files(adapter),
         (WeightSource::Uninitialised(_), None) => AdapterSource::Nothing(&layers, spec),
         (WeightSource::Files(_), None) => AdapterSource::New(&layers, spec, hyperparameters.seed),
     };
-    Ok(model.with_adapter(from.device, from.dtype, source, true)?)
+    model.with_adapter(from.device, from.dtype, source, true)
 }
 
 /// Combines the hashes of named tensors into one fingerprint.
@@ -440,7 +438,7 @@ fn check_adapter(folder: &Path, adapter: &Adapter, spec: &LoraSpec, config: &Mod
         return Ok(());
     }
     let what = "has an adapter whose layers or scale (alpha / rank) differ from this run's options";
-    Err(TrainError::output(folder.display().to_string(), what, "resume from another checkpoint"))
+    Err(Error::failed(folder.display().to_string(), what, "resume from another checkpoint"))
 }
 
 /// A packed micro-batch of supervised fine-tuning on the device: S input tokens, L of which predict a learned token.

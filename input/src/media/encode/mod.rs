@@ -10,8 +10,9 @@ pub use encoding::{VideoCodec, VideoEncodingOptions};
 
 use reel_support::diagnostic::{Diagnostic, create_temporary};
 
+use crate::error::{Error, Kind, MediaFailure, Result};
 use crate::media::frames::FrameView;
-use crate::media::{MediaError, Result, libraries};
+use crate::media::libraries;
 
 /// Writes `frames` as a video to `path`, whose extension selects the container (mp4, mkv, webm, avi, mov, gif). The
 /// file gets its name only when it is complete. Uses one thread, so that equal frames give equal bytes.
@@ -24,14 +25,16 @@ pub fn encode_video(path: &Path, frames: FrameView<'_>, encoding: &VideoEncoding
     libraries::load_ffmpeg_for_video(path)?;
     check(frames, encoding)?;
     let name = path.file_name().and_then(|name| name.to_str()).filter(|_| path.to_str().is_some());
-    let name = name.ok_or_else(|| MediaError::file_error(path, "is not valid UTF-8", "choose another file name"))?;
+    let name = name.ok_or_else(|| Error::media_file(path, "is not valid UTF-8", "choose another file name"))?;
     // The name ends in the file's extension, by which FFmpeg selects the container.
     let path_of = |random: &str| path.with_file_name(format!(".unfinished-{random}-{name}"));
     let created = create_temporary(path_of, |path| std::fs::File::create_new(path));
-    let (_, temporary, _unfinished) = created.map_err(|e| MediaError::File(Diagnostic::cannot_write(path, &e)))?;
+    let (_, temporary, _unfinished) =
+        created.map_err(|e| Kind::Media(MediaFailure::File).error(Diagnostic::cannot_write(path, &e)))?;
     let written = encode_to_file(path, &temporary, frames, encoding);
     let renamed = written.and_then(|()| {
-        std::fs::rename(&temporary, path).map_err(|e| MediaError::File(Diagnostic::cannot_write(path, &e)))
+        std::fs::rename(&temporary, path)
+            .map_err(|e| Kind::Media(MediaFailure::File).error(Diagnostic::cannot_write(path, &e)))
     });
     if renamed.is_err() {
         // If removing fails, only an empty or incomplete hidden file stays.
@@ -42,7 +45,7 @@ pub fn encode_video(path: &Path, frames: FrameView<'_>, encoding: &VideoEncoding
 
 fn check(frames: FrameView<'_>, encoding: &VideoEncodingOptions) -> Result<()> {
     if encoding.fps.0 <= 0 || encoding.fps.1 <= 0 {
-        return Err(MediaError::setting_error(
+        return Err(Error::setting(
             "fps",
             format!("{}/{} frames per second is not a positive rate", encoding.fps.0, encoding.fps.1),
             "give a positive frame rate",
@@ -50,7 +53,7 @@ fn check(frames: FrameView<'_>, encoding: &VideoEncodingOptions) -> Result<()> {
     }
     let is_invalid = |times: &Vec<i64>| times.len() != frames.frame_count() || times.windows(2).any(|w| w[0] >= w[1]);
     if let Some(times) = encoding.times_ms.as_ref().filter(|times| is_invalid(times)) {
-        return Err(MediaError::setting_error(
+        return Err(Error::setting(
             "times_ms",
             format!(
                 "must have one time per frame, in ascending order, but has {} times for {} frames",
@@ -61,7 +64,7 @@ fn check(frames: FrameView<'_>, encoding: &VideoEncodingOptions) -> Result<()> {
         ));
     }
     if encoding.codec.available_encoder_name().is_none() {
-        return Err(MediaError::setting_error(
+        return Err(Error::setting(
             "codec",
             format!(
                 "{} has no encoder for this codec (one of {})",

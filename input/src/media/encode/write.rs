@@ -12,8 +12,8 @@ use ffmpeg::frame::Video as AvFrame;
 use ffmpeg::software::scaling;
 
 use super::encoding::{VideoCodec, VideoEncodingOptions};
+use crate::error::{Error, Result};
 use crate::media::frames::FrameView;
-use crate::media::{MediaError, Result};
 
 /// Encodes `frames` into the file `temporary`. Error messages name `path`, the file that the caller asked for.
 pub(super) fn encode_to_file(
@@ -25,7 +25,7 @@ pub(super) fn encode_to_file(
     let failed = |operation: &str| {
         let operation = operation.to_owned();
         move |e: ffmpeg::Error| {
-            MediaError::file_error(
+            Error::media_file(
                 path,
                 format!("{operation} failed: {e}"),
                 "check that the folder exists, the disk has space, and the codec supports the frame size and file extension",

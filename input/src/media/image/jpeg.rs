@@ -4,7 +4,7 @@
 use libjpeg_turbo_rs::{DecodeLimits, Decoder, JpegError, PixelFormat};
 
 use super::{ImageFile, MAX_DECODER_BYTES, RgbImage, check_size, divide_by_255};
-use crate::media::{MediaError, Result};
+use crate::error::{Error, Result};
 
 /// Files with more scans than this are refused, because decoding a scan of a few bytes takes as long as the whole
 /// image.
@@ -30,7 +30,7 @@ pub fn decode(file: ImageFile<'_>) -> Result<RgbImage> {
             }
             _ => ("is damaged or cut off", "save or download it again"),
         };
-        MediaError::file_error(name, format!("{what} ({error})"), help)
+        Error::media_file(name, format!("{what} ({error})"), help)
     };
     let mut limits =
         DecodeLimits { max_scans: MAX_SCANS, max_memory: Some(MAX_DECODER_BYTES), ..DecodeLimits::default() };
@@ -41,7 +41,7 @@ pub fn decode(file: ImageFile<'_>) -> Result<RgbImage> {
     let mut decoder = Decoder::new_with_limits(file.bytes, limits).map_err(refuse)?;
     if frame.precision != 8 {
         let what = format!("is a JPEG of {} bits per sample", frame.precision);
-        return Err(MediaError::file_error(name, what, "convert it to 8-bit RGB"));
+        return Err(Error::media_file(name, what, "convert it to 8-bit RGB"));
     }
     let format = match frame.components.len() {
         1 => PixelFormat::Grayscale,
@@ -49,7 +49,7 @@ pub fn decode(file: ImageFile<'_>) -> Result<RgbImage> {
         4 => PixelFormat::Cmyk,
         components => {
             let what = format!("is a JPEG of {components} components");
-            return Err(MediaError::file_error(name, what, "convert it to 8-bit RGB"));
+            return Err(Error::media_file(name, what, "convert it to 8-bit RGB"));
         }
     };
     let sampling: Vec<_> = frame
@@ -64,7 +64,7 @@ pub fn decode(file: ImageFile<'_>) -> Result<RgbImage> {
         let divides = second.0 <= first.0 && second.1 <= first.1 && first.0 % second.0 == 0 && first.1 % second.1 == 0;
         if fourth != first || third != second || !divides {
             let what = format!("is a CMYK JPEG whose components have the sampling {sampling:?}");
-            return Err(MediaError::file_error(name, what, "convert it to 8-bit RGB"));
+            return Err(Error::media_file(name, what, "convert it to 8-bit RGB"));
         }
     }
     decoder.set_output_format(format);

@@ -14,8 +14,10 @@ use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, ImageResult,
 use base64::Engine as _;
 use reel_support::diagnostic::{input, print_note_once};
 
+use crate::error::{Error, Result};
+use crate::media::DATA_URI;
+use crate::media::error::cannot_read_media;
 use crate::media::frames::{FrameView, MAX_IMAGE_PIXELS};
-use crate::media::{DATA_URI, MediaError, Result};
 
 mod exif;
 mod jpeg;
@@ -69,7 +71,7 @@ impl RgbImage {
         if orientation == Orientation::NoTransforms {
             return Ok(self);
         }
-        let damaged = || MediaError::file_error(name, "is damaged or cut off", "save or download it again");
+        let damaged = || Error::media_file(name, "is damaged or cut off", "save or download it again");
         let rgb = ::image::RgbImage::from_raw(self.width as u32, self.height as u32, self.data).ok_or_else(damaged)?;
         let mut turned = DynamicImage::ImageRgb8(rgb);
         turned.apply_orientation(orientation);
@@ -94,7 +96,7 @@ pub enum ExifOrientation {
 /// # Errors
 /// The file cannot be read, is not a regular file, is too long, is damaged, or is not an image of a supported format.
 pub fn open(path: &Path, rule: ExifOrientation) -> Result<RgbImage> {
-    let cannot_read = |e| MediaError::cannot_read(path, &e);
+    let cannot_read = |e| cannot_read_media(path, &e);
     let bytes = input::read_file(path, MAX_FILE_BYTES).map_err(cannot_read)?;
     decode(&bytes, &path.display().to_string(), rule)
 }
@@ -124,14 +126,14 @@ pub fn from_data_uri(uri: &str, rule: ExifOrientation) -> Result<RgbImage> {
         uri.get(5..).and_then(|rest| rest.split([';', ',']).next()).unwrap_or_default().to_ascii_lowercase();
     let may_be_image = media_type.starts_with("image") || ["", "application/octet-stream"].contains(&&*media_type);
     let Some((_, text)) = uri.split_once("base64,").filter(|_| may_be_image) else {
-        return Err(MediaError::file_error(DATA_URI, "is not data:image/...;base64,...", "encode the image as base64"));
+        return Err(Error::media_file(DATA_URI, "is not data:image/...;base64,...", "encode the image as base64"));
     };
     let mut text: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
     while text.last() == Some(&b'=') {
         text.pop();
     }
     let bytes = base64::engine::general_purpose::STANDARD_NO_PAD.decode(text).map_err(|error| {
-        MediaError::file_error(DATA_URI, format!("contains invalid base64 ({error})"), "encode the image again")
+        Error::media_file(DATA_URI, format!("contains invalid base64 ({error})"), "encode the image again")
     })?;
     decode(&bytes, DATA_URI, rule)
 }
@@ -142,11 +144,11 @@ pub fn from_data_uri(uri: &str, rule: ExifOrientation) -> Result<RgbImage> {
 /// The bytes are empty, damaged, or not an image of a supported format, or the image exceeds [`MAX_IMAGE_PIXELS`].
 pub fn decode(bytes: &[u8], name: &str, rule: ExifOrientation) -> Result<RgbImage> {
     if bytes.is_empty() {
-        return Err(MediaError::file_error(name, "is empty", "give an image file"));
+        return Err(Error::media_file(name, "is empty", "give an image file"));
     }
     let unknown = || match input::recognise(&bytes[..bytes.len().min(input::SIGNATURE_BYTES)]) {
-        Some(other) => MediaError::cannot_read(Path::new(name), &other.into()),
-        None => MediaError::file_error(
+        Some(other) => cannot_read_media(Path::new(name), &other.into()),
+        None => Error::media_file(
             name,
             "is not an image of a supported format",
             "give a PNG, JPEG, WebP, GIF, BMP or TIFF file",
@@ -168,7 +170,7 @@ pub fn decode(bytes: &[u8], name: &str, rule: ExifOrientation) -> Result<RgbImag
     });
     decoded.unwrap_or_else(|panic| {
         let what = format!("is damaged: its decoder ended with \"{panic}\"");
-        Err(MediaError::file_error(name, what, "save or download it again"))
+        Err(Error::media_file(name, what, "save or download it again"))
     })
 }
 
@@ -240,7 +242,7 @@ fn pixels(decoder: ImageResult<impl ImageDecoder>, blend: bool, file: ImageFile<
         DynamicImage::ImageRgba16(rgba) => drop_alpha(&rgba.iter().map(upper_byte).collect::<Vec<u8>>(), blend),
         other => {
             let what = format!("has an unsupported pixel format ({:?})", other.color());
-            return Err(MediaError::file_error(name, what, "convert it to 8-bit RGB"));
+            return Err(Error::media_file(name, what, "convert it to 8-bit RGB"));
         }
     };
     Ok(RgbImage { data, height: height as usize, width: width as usize })
@@ -284,7 +286,7 @@ fn divide_by_255(value: u32) -> u8 {
 fn gif(file: ImageFile<'_>) -> Result<RgbImage> {
     let name = file.name;
     let refuse = |error: gif::DecodingError| {
-        MediaError::file_error(name, format!("is damaged or cut off ({error})"), "save or download it again")
+        Error::media_file(name, format!("is damaged or cut off ({error})"), "save or download it again")
     };
     let mut options = gif::DecodeOptions::new();
     options.set_color_output(gif::ColorOutput::Indexed);
@@ -293,7 +295,7 @@ fn gif(file: ImageFile<'_>) -> Result<RgbImage> {
     check_size(u32::from(decoder.height()), u32::from(decoder.width()), file)?;
     let (mut height, mut width) = (usize::from(decoder.height()), usize::from(decoder.width()));
     let global = decoder.global_palette().map(<[u8]>::to_vec);
-    let missing = || MediaError::file_error(name, "contains no image", "save or download it again");
+    let missing = || Error::media_file(name, "contains no image", "save or download it again");
     let frame = decoder.read_next_frame().map_err(refuse)?.ok_or_else(missing)?;
     let (left, top) = (usize::from(frame.left), usize::from(frame.top));
     // A frame that reaches beyond the canvas enlarges the canvas, as in Pillow.
@@ -321,25 +323,25 @@ fn gif(file: ImageFile<'_>) -> Result<RgbImage> {
 fn check_size(height: u32, width: u32, file: ImageFile<'_>) -> Result<()> {
     let name = file.name;
     if height == 0 || width == 0 {
-        return Err(MediaError::file_error(name, "has a side of 0 pixels", "save or download it again"));
+        return Err(Error::media_file(name, "has a side of 0 pixels", "save or download it again"));
     }
     if u64::from(height) * u64::from(width) > MAX_IMAGE_PIXELS as u64 {
         let what = format!("is {height} x {width} pixels, above the limit of {MAX_IMAGE_PIXELS} pixels in total");
-        return Err(MediaError::file_error(name, what, "make it smaller"));
+        return Err(Error::media_file(name, what, "make it smaller"));
     }
     if !file.can_hold(u64::from(height) * u64::from(width)) {
         let what = format!("is damaged or cut off: {} bytes cannot hold {height} x {width} pixels", file.bytes.len());
-        return Err(MediaError::file_error(name, what, "save or download it again"));
+        return Err(Error::media_file(name, what, "save or download it again"));
     }
     Ok(())
 }
 
-fn damaged(name: &str, error: &::image::ImageError) -> MediaError {
+fn damaged(name: &str, error: &::image::ImageError) -> Error {
     use ::image::ImageError;
     let (what, help) = match error {
         ImageError::Unsupported(_) => ("has an unsupported format", "convert it to 8-bit RGB"),
         ImageError::Limits(_) => ("needs more memory than images may use", "make it smaller"),
         _ => ("is damaged or cut off", "save or download it again"),
     };
-    MediaError::file_error(name, format!("{what} ({error})"), help)
+    Error::media_file(name, format!("{what} ({error})"), help)
 }

@@ -34,7 +34,7 @@ pub(crate) fn load_ffmpeg() -> Result<(), &'static str> {
 #[cfg(feature = "ffmpeg")]
 pub(crate) fn load_ffmpeg_for_video(path: &Path) -> crate::media::Result<()> {
     load_ffmpeg().map_err(|what| {
-        crate::media::MediaError::file_error(
+        crate::error::Error::media_file(
             path,
             format!("is a video, and FFmpeg is not usable: {what}"),
             "install the FFmpeg libraries of this version, take a release of reel (it contains them), build reel on this \

@@ -10,10 +10,11 @@
 
 use rayon::prelude::*;
 
+use crate::error::{Error, Result};
+use crate::media::error::with_image_name;
 use crate::media::frames::{FrameBuf, FrameView};
 use crate::media::image::RgbImage;
 use crate::media::resize::{ImagePixelLimits, pillow_bicubic, processor_smart_resize};
-use crate::media::{MediaError, Result};
 
 #[cfg(test)]
 mod tests;
@@ -114,7 +115,7 @@ pub fn resize_image_list(
             data.append(&mut pillow_bicubic(resized.view()?, size)?.data);
         }
         let Some((height, width)) = size else {
-            return Err(MediaError::setting_error("video", "is an empty list of images", "give at least one image"));
+            return Err(Error::setting("video", "is an empty list of images", "give at least one image"));
         };
         let mut frames = images.len();
         if frames % 2 == 1 {
@@ -164,7 +165,7 @@ pub(crate) fn grid_of_size(
     let ImageProcessorSettings { patch_size: p, temporal_patch_size: tp, merge_size: merge, .. } = *processor;
     let block = p.saturating_mul(merge);
     if block == 0 || tp == 0 || !height.is_multiple_of(block) || !width.is_multiple_of(block) {
-        return Err(MediaError::setting_error(
+        return Err(Error::setting(
             "frames",
             format!(
                 "{height} x {width} pixels cannot be divided into blocks of {merge} x {merge} patches of {p} x {p} pixels and {tp} frames"
@@ -189,11 +190,7 @@ pub fn patchify(frames: FrameView<'_>, processor: &ImageProcessorSettings) -> Re
     let len = grid_thw.iter().product::<usize>() * patch;
     let mut pixel_values = Vec::new();
     if pixel_values.try_reserve_exact(len).is_err() {
-        return Err(MediaError::setting_error(
-            "frames",
-            format!("not enough memory for {len} patch values"),
-            "take fewer frames",
-        ));
+        return Err(Error::setting("frames", format!("not enough memory for {len} patch values"), "take fewer frames"));
     }
     pixel_values.resize(len, 0.0f32);
     let frame_pixels: Vec<&[u8]> = frames.iter().collect();
@@ -233,5 +230,5 @@ fn normalisation_table(processor: &ImageProcessorSettings) -> [[f32; 256]; CHANN
 
 /// Runs `work`; if it fails with an error about sizes, the error names the file `name`.
 fn with_file_name<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    work().map_err(|error| error.into_file_error(name))
+    work().map_err(|error| with_image_name(error, name))
 }

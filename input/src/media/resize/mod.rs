@@ -23,8 +23,8 @@ pub use sizes::{
     VideoPixelLimits, processor_smart_resize, smart_resize,
 };
 
+use crate::error::{Error, Result};
 use crate::media::frames::{FrameBuf, FrameView, MAX_IMAGE_PIXELS};
-use crate::media::{MediaError, Result};
 use passes::{FixedPoint, FloatingPoint};
 use taps::FilterTaps;
 
@@ -80,7 +80,7 @@ pub(crate) fn refuse_side_of_zero(from: (usize, usize), to: (usize, usize)) -> R
     if to.0 > 0 && to.1 > 0 {
         return Ok(());
     }
-    Err(MediaError::setting_error(
+    Err(Error::setting(
         "height and width",
         format!("{} x {} would be resized to {} x {}, which has a side of 0", from.0, from.1, to.0, to.1),
         "raise max_pixels, crop the image or video, or set resized_height and resized_width",
@@ -96,8 +96,7 @@ fn resample<W: Copy + Send + Sync>(
 ) -> Result<FrameBuf> {
     let (from_height, from_width) = frames.height_and_width();
     let sizes = format!("{from_height} x {from_width} would be resized to {height} x {width}");
-    let refuse =
-        |what: &str, help: &str| Err(MediaError::setting_error("height and width", format!("{sizes}, {what}"), help));
+    let refuse = |what: &str, help: &str| Err(Error::setting("height and width", format!("{sizes}, {what}"), help));
     refuse_side_of_zero((from_height, from_width), (height, width))?;
     if height.checked_mul(width).is_none_or(|pixels| pixels > MAX_IMAGE_PIXELS) {
         return refuse("which is too large", "lower min_pixels");
@@ -110,7 +109,7 @@ fn resample<W: Copy + Send + Sync>(
     let len = frame_len.saturating_mul(frames.frame_count());
     if data.try_reserve_exact(len).is_err() {
         let what = format!("{sizes}, for which there is not enough memory");
-        return Err(MediaError::memory_error("height and width", what, "take fewer frames or lower max_pixels"));
+        return Err(Error::media_memory("height and width", what, "take fewer frames or lower max_pixels"));
     }
     if (height, width) == frames.height_and_width() {
         data.extend_from_slice(frames.data());

@@ -8,8 +8,8 @@
 //! example:             1080 x 1920, max_pixels 200704: 1092 x 1932 is too large, so 336 x 588
 //! ```
 
+use crate::error::{Error, Result};
 use crate::media::profile::{MediaOverrides, MediaProfile};
-use crate::media::{MediaError, Result};
 
 /// Images whose longer side exceeds this multiple of the shorter one are refused, as in qwen-vl-utils and transformers.
 pub const MAX_ASPECT_RATIO: u64 = 200;
@@ -130,7 +130,7 @@ impl VideoPixelLimits {
             return wanted.resized_height_and_width();
         }
         if nframes == 0 {
-            return Err(MediaError::setting_error("nframes", "is 0", "take at least one frame"));
+            return Err(Error::setting("nframes", "is 0", "take at least one frame"));
         }
         let share = self.total_pixels as f64 / nframes as f64 * FRAME_FACTOR;
         let floor = (self.min_pixels as f64 * 1.05).trunc();
@@ -174,7 +174,7 @@ pub fn processor_smart_resize(
 ) -> Result<(usize, usize)> {
     check(height, width, factor, max_pixels as f64)?;
     if height < factor || width < factor {
-        return Err(MediaError::setting_error(
+        return Err(Error::setting(
             "height and width",
             format!("{height} x {width} has a side shorter than {factor}, which the image processor refuses"),
             "use a larger image or a larger min_pixels",
@@ -190,7 +190,7 @@ pub fn processor_smart_resize(
 }
 
 fn check(height: usize, width: usize, factor: usize, max_pixels: f64) -> Result<()> {
-    let refuse = |what: String, help: &str| Err(MediaError::setting_error("height and width", what, help));
+    let refuse = |what: String, help: &str| Err(Error::setting("height and width", what, help));
     if height == 0 || width == 0 {
         return refuse(format!("{height} x {width} has a side of 0"), "give sides of at least 1");
     }
@@ -205,15 +205,11 @@ fn check(height: usize, width: usize, factor: usize, max_pixels: f64) -> Result<
         );
     }
     if factor == 0 || factor > MAX_SIDE {
-        return Err(MediaError::setting_error(
-            "factor",
-            format!("is {factor}"),
-            "give 28 (patch side 14 x merge size 2)",
-        ));
+        return Err(Error::setting("factor", format!("is {factor}"), "give 28 (patch side 14 x merge size 2)"));
     }
     // `max_pixels < 1.0` would accept NaN; this condition refuses it.
     if !(max_pixels >= 1.0) {
-        return Err(MediaError::setting_error("max_pixels", format!("is {max_pixels}"), "give at least 784 (28 x 28)"));
+        return Err(Error::setting("max_pixels", format!("is {max_pixels}"), "give at least 784 (28 x 28)"));
     }
     Ok(())
 }

@@ -10,8 +10,9 @@
 
 use std::path::Path;
 
+use crate::error::{Error, Result};
+use crate::media::error::with_image_name;
 use crate::media::profile::{MediaOverrides, MediaProfile, SelectionRule};
-use crate::media::{MediaError, Result};
 
 /// Frames are selected in pairs, because two of them share a temporal patch.
 const FRAME_FACTOR: f64 = 2.0;
@@ -48,7 +49,7 @@ pub fn select_frames(
     overrides: &MediaOverrides,
 ) -> Result<FrameSelection> {
     if total_frames == 0 || total_frames > MAX_TOTAL_FRAMES {
-        return Err(MediaError::setting_error(
+        return Err(Error::setting(
             TOTAL_FRAMES,
             format!("no frames can be selected from a video of {total_frames} frames"),
             format!("use a video of 1 to {MAX_TOTAL_FRAMES} frames"),
@@ -56,7 +57,7 @@ pub fn select_frames(
     }
     if !(video_fps.is_finite() && video_fps > 0.0) {
         let what = format!("{video_fps} frames per second is not a positive rate");
-        return Err(MediaError::setting_error(VIDEO_FPS, what, "give a positive number of frames per second"));
+        return Err(Error::setting(VIDEO_FPS, what, "give a positive number of frames per second"));
     }
     let (first, last) = time_range(total_frames, video_fps, overrides)?;
     let total = last - first + 1;
@@ -98,8 +99,8 @@ pub fn select_frames_of_file(
     overrides: &MediaOverrides,
 ) -> Result<FrameSelection> {
     select_frames(total_frames, video_fps, profile, overrides).map_err(|e| {
-        match [TOTAL_FRAMES, VIDEO_FPS].contains(&e.diagnostic().location.as_str()) {
-            true => e.into_file_error(&path.display().to_string()),
+        match [TOTAL_FRAMES, VIDEO_FPS].contains(&e.diagnostic.location.as_str()) {
+            true => with_image_name(e, &path.display().to_string()),
             false => e,
         }
     })
@@ -114,14 +115,14 @@ fn time_range(total: u64, video_fps: f64, overrides: &MediaOverrides) -> Result<
     }
     let duration = total as f64 / video_fps;
     let frame_position = |field: &str, seconds: Option<f64>| match seconds {
-        Some(s) if s.is_nan() => Err(MediaError::setting_error(field, "is not a number", "give a time in seconds")),
+        Some(s) if s.is_nan() => Err(Error::setting(field, "is not a number", "give a time in seconds")),
         s => Ok(s.map(|s| s.clamp(0.0, duration) * video_fps)),
     };
     let first = frame_position("video_start", start)?.map_or(0, |f| f.ceil() as u64);
     let last = frame_position("video_end", end)?.map_or(total - 1, |f| (f.floor() as u64).min(total - 1));
     if first >= last {
         let (from, to) = (start.unwrap_or(0.0), end.unwrap_or(duration));
-        return Err(MediaError::setting_error(
+        return Err(Error::setting(
             if start.is_some() { "video_start" } else { "video_end" },
             format!("fewer than two frames lie between {from} s and {to} s of a video of {duration:.3} s"),
             "widen the range",
@@ -135,11 +136,7 @@ fn frame_count(total: u64, video_fps: f64, [fps, min, max]: [f64; 3], overrides:
     let available = total as f64;
     let n = match (overrides.nframes, overrides.fps) {
         (Some(_), Some(_)) => {
-            return Err(MediaError::setting_error(
-                "nframes",
-                "cannot be given together with fps",
-                "give only one of the two",
-            ));
+            return Err(Error::setting("nframes", "cannot be given together with fps", "give only one of the two"));
         }
         (Some(n), None) => (n as f64 / FRAME_FACTOR).round_ties_even() * FRAME_FACTOR,
         (None, fps_override) => {
@@ -148,7 +145,7 @@ fn frame_count(total: u64, video_fps: f64, [fps, min, max]: [f64; 3], overrides:
             // infinity are refused.
             if !fps.is_finite() {
                 let what = format!("{fps} is not a number of frames per second");
-                return Err(MediaError::setting_error("fps", what, "give a number of frames per second"));
+                return Err(Error::setting("fps", what, "give a number of frames per second"));
             }
             let min = (overrides.min_frames.map_or(min, |m| m as f64) / FRAME_FACTOR).ceil() * FRAME_FACTOR;
             let max = overrides.max_frames.map_or(max.min(available), |m| m as f64);
@@ -186,7 +183,7 @@ fn linspace(first: u64, last: u64, n: u64) -> Vec<u64> {
 fn stride(first: u64, last: u64, video_fps: f64) -> Result<Vec<u64>> {
     let step = video_fps.round_ties_even();
     if step < 1.0 {
-        return Err(MediaError::setting_error(
+        return Err(Error::setting(
             VIDEO_FPS,
             format!(
                 "the video has {video_fps} frames per second, which rounds to 0, so `every round(fps)-th frame` selects none"
@@ -203,23 +200,23 @@ fn stride(first: u64, last: u64, video_fps: f64) -> Result<Vec<u64>> {
 }
 
 /// The error for a number of frames outside of `min..=max`; `count` is the number as text.
-fn bad_count(count: &str, min: u64, max: u64) -> MediaError {
+fn bad_count(count: &str, min: u64, max: u64) -> Error {
     if max < min {
         // `time_range` ensures that a selected part of a video has at least two frames, so this is a whole video of
         // one frame.
         let what = format!("no frames can be selected from a video of {max} frame, because {min} are needed");
-        return MediaError::setting_error(TOTAL_FRAMES, what, "use a longer video, or give the frame as an image");
+        return Error::setting(TOTAL_FRAMES, what, "use a longer video, or give the frame as an image");
     }
-    MediaError::setting_error(
+    Error::setting(
         "nframes",
         format!("is {count}, but must be between {min} and {max} for this video"),
         "change nframes, or fps, min_frames and max_frames",
     )
 }
 
-fn unused_override(profile: MediaProfile, key: &str) -> MediaError {
+fn unused_override(profile: MediaProfile, key: &str) -> Error {
     let what = format!("has no effect with the profile {profile}");
-    MediaError::setting_error(key, what, "remove it, or use the profile qwen")
+    Error::setting(key, what, "remove it, or use the profile qwen")
 }
 
 /// Refuses `fps`, `min_frames` and `max_frames` for profiles that do not select frames by a rate, so that no setting

@@ -69,8 +69,8 @@ pub fn decode_into<B: AsMut<[u8]>>(
 
 /// The error for a video in a build without FFmpeg.
 #[cfg(not(feature = "ffmpeg"))]
-pub(crate) fn no_ffmpeg_error(path: &Path) -> crate::media::MediaError {
-    crate::media::MediaError::file_error(
+pub(crate) fn no_ffmpeg_error(path: &Path) -> crate::error::Error {
+    crate::error::Error::media_file(
         path,
         "is a video, and this build of reel has no FFmpeg",
         "use a build with the feature `ffmpeg`, or give images",

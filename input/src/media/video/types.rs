@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::media::MediaError;
+use crate::error::Error;
 use crate::media::profile::{MediaOverrides, MediaProfile};
 
 /// Properties of a video that are known without decoding it.
@@ -134,9 +134,9 @@ pub struct DecodeRequest<'a> {
 }
 
 /// The error for frames of `bytes` in total that exceed the memory limit of `limit` bytes.
-pub(super) fn frames_too_large_error(path: &Path, bytes: u64, limit: u64) -> MediaError {
+pub(super) fn frames_too_large_error(path: &Path, bytes: u64, limit: u64) -> Error {
     const MIB: u64 = 1 << 20;
-    MediaError::memory_error(
+    Error::media_memory(
         path,
         format!(
             "its selected frames need {} MiB, above the decoder's memory limit of {} MiB",

@@ -15,9 +15,10 @@ use rustix::fs::{MemfdFlags, SealFlags};
 
 use super::frame_cache::{FrameCache, FrameKey};
 use super::{DecodeControl, VIDEO_WORKER, WorkerJob, WorkerReply, WorkerRequest};
+use crate::error::{Error, Kind, MediaFailure, Result};
+use crate::media::error::{cannot_read_media, cannot_start_worker};
 use crate::media::profile::{MediaOverrides, MediaProfile};
 use crate::media::video::{DecodeLimits, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo};
-use crate::media::{MediaError, Result};
 
 /// Default memory limit for one video, in MiB.
 pub const DEFAULT_DECODE_MEMORY_MIB: u64 = 2048;
@@ -141,17 +142,16 @@ impl DecodeWorker {
         // Only regular files and folders are passed on. With a pipe or a device, FFmpeg would wait for the pipe's
         // writer or read without end, until the deadline.
         if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
-            return Err(MediaError::cannot_read(path, &UnsuitableFile::Special.into()));
+            return Err(cannot_read_media(path, &UnsuitableFile::Special.into()));
         }
-        match self.run_once(path, job) {
-            Err(e @ MediaError::Timeout(_)) if self.control.is_some() => Err(e),
-            Err(MediaError::Timeout(_) | MediaError::Killed(_)) => self.run_once(path, job).map_err(tried_twice),
-            Err(MediaError::Worker(_)) => {
-                std::thread::sleep(RESTART_PAUSE);
-                self.run_once(path, job).map_err(tried_twice)
-            }
-            result => result,
+        let first = self.run_once(path, job);
+        match first.as_ref().map_err(|e| e.kind) {
+            Err(Kind::Media(MediaFailure::Timeout)) if self.control.is_some() => return first,
+            Err(Kind::Media(MediaFailure::Timeout | MediaFailure::Killed)) => {}
+            Err(Kind::Media(MediaFailure::Worker)) => std::thread::sleep(RESTART_PAUSE),
+            _ => return first,
         }
+        self.run_once(path, job).map_err(tried_twice)
     }
 
     fn run_once(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
@@ -163,7 +163,7 @@ impl DecodeWorker {
             max_pixels: DecodeLimits::max_pixels_within(self.program.timeout, self.threads),
             job,
         };
-        let cannot_start = |e: std::io::Error| MediaError::cannot_start_worker(&self.program.path, &e);
+        let cannot_start = |e: std::io::Error| cannot_start_worker(&self.program.path, &e);
         let memory: File = rustix::fs::memfd_create("reel-frames", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(|e| cannot_start(e.into()))?
             .into();
@@ -192,13 +192,13 @@ impl DecodeWorker {
         }
     }
 
-    /// The error for a job whose worker gave no reply. A signal may come from a damaged file ([`MediaError::Killed`]).
-    /// An exit code does not come from a damaged file ([`MediaError::Worker`]), because a worker reports damage in a
-    /// reply.
-    fn worker_failed(&self, path: &Path, failure: WorkerFailure) -> MediaError {
+    /// The error for a job whose worker gave no reply. A signal may come from a damaged file
+    /// ([`MediaFailure::Killed`]). An exit code does not come from a damaged file ([`MediaFailure::Worker`]), because a
+    /// worker reports damage in a reply.
+    fn worker_failed(&self, path: &Path, failure: WorkerFailure) -> Error {
         let end = match failure {
             WorkerFailure::Timeout => {
-                return MediaError::Timeout(Diagnostic::new(
+                return Kind::Media(MediaFailure::Timeout).error(Diagnostic::new(
                     path.display().to_string(),
                     format!("decoding timed out after {} s", self.program.timeout.as_secs_f64()),
                     "raise the time limit (--media-timeout), or leave the file out if it hangs the decoder",
@@ -216,19 +216,19 @@ impl DecodeWorker {
         let what = format!("the decoding worker {how}{}", end.stderr_detail());
         let diagnostic = |help| Diagnostic::new(path.display().to_string(), what, help);
         match end.signal {
-            Some(9 | 15) => MediaError::Killed(diagnostic(
+            Some(9 | 15) => Kind::Media(MediaFailure::Killed).error(diagnostic(
                 "another program or the kernel killed the worker: make sure that the machine has free memory, or leave the file out",
             )),
-            Some(_) => MediaError::Killed(diagnostic(DAMAGED)),
-            None => MediaError::Worker(diagnostic(
+            Some(_) => Kind::Media(MediaFailure::Killed).error(diagnostic(DAMAGED)),
+            None => Kind::Media(MediaFailure::Worker).error(diagnostic(
                 "check the limits of processes, threads, memory and open files (ulimit -a, and those of the container)",
             )),
         }
     }
 
     /// The error for a job that failed because its worker had too little memory.
-    fn memory_limit_exceeded(&self, path: &Path) -> MediaError {
-        MediaError::memory_error(
+    fn memory_limit_exceeded(&self, path: &Path) -> Error {
+        Error::media_memory(
             path,
             format!("the decoding worker exceeded its memory limit of {} MiB", self.memory_mib),
             "raise the limit (--media-memory), take fewer frames, or leave the file out",
@@ -260,9 +260,9 @@ fn note_left_out_frames(path: &Path, frames: u64) {
 const DAMAGED: &str = "the file may be damaged: leave it out, or convert it";
 
 /// The error for a job whose decoder panicked.
-fn decoder_panicked(path: &Path, message: &str) -> MediaError {
+fn decoder_panicked(path: &Path, message: &str) -> Error {
     let message: String = message.chars().take(200).collect();
-    MediaError::file_error(path, format!("the decoder panicked ({message})"), DAMAGED)
+    Error::media_file(path, format!("the decoder panicked ({message})"), DAMAGED)
 }
 
 fn signal_name(signal: i32) -> &'static str {
@@ -279,13 +279,11 @@ fn signal_name(signal: i32) -> &'static str {
 }
 
 /// Adds "twice" to the error of the second worker, because the first worker failed on the same job.
-fn tried_twice(e: MediaError) -> MediaError {
-    let note = |d: Diagnostic| Diagnostic { what: format!("{}, twice", d.what), ..d };
-    match e {
-        MediaError::Timeout(d) => MediaError::Timeout(note(d)),
-        MediaError::Killed(d) => MediaError::Killed(note(d)),
-        other => other,
+fn tried_twice(mut e: Error) -> Error {
+    if let Kind::Media(MediaFailure::Timeout | MediaFailure::Killed) = e.kind {
+        e.diagnostic.what += ", twice";
     }
+    e
 }
 
 /// Maps the shared memory as pixels, after checking its length and sealing it against changes.
@@ -297,7 +295,7 @@ fn map_pixels(path: &Path, mut video: DecodedVideo, memory: &File) -> Result<Dec
     if expected.is_none() || expected == Some(0) || expected != actual {
         return Err(invalid_reply(path));
     }
-    let cannot_read = |e: std::io::Error| MediaError::cannot_read(path, &e);
+    let cannot_read = |e: std::io::Error| cannot_read_media(path, &e);
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     rustix::fs::fcntl_add_seals(memory, seals).map_err(|e| cannot_read(e.into()))?;
     // SAFETY: the seals, which cannot be removed, fix the length and the bytes. Sealing would have failed if a writable
@@ -307,8 +305,8 @@ fn map_pixels(path: &Path, mut video: DecodedVideo, memory: &File) -> Result<Dec
     Ok(video)
 }
 
-fn invalid_reply(path: &Path) -> MediaError {
-    MediaError::file_error(
+fn invalid_reply(path: &Path) -> Error {
+    Error::media_file(
         path,
         "the decoding worker sent an incomplete or invalid reply",
         "use the same version of the program as the worker, and check that there is free memory",

@@ -9,7 +9,8 @@
 //!
 //! If a worker is killed, misses the deadline or fails without a reply, a new worker tries to decode the video once
 //! more. A worker reports a damaged file in its reply, even if its decoder panicked. A failure without a reply, or for
-//! lack of threads, processes or open files, is [`MediaError::Worker`], which is never the file's fault.
+//! lack of threads, processes or open files, is [`MediaFailure::Worker`](crate::error::MediaFailure::Worker), which is
+//! never the file's fault.
 
 #![allow(unsafe_code)]
 
@@ -23,7 +24,7 @@ use std::ffi::OsString;
 use reel_support::worker::WorkerKind;
 use serde::{Deserialize, Serialize};
 
-use crate::media::MediaError;
+use crate::error::Error;
 use crate::media::profile::{MediaOverrides, MediaProfile};
 use crate::media::video::{DecodedFrameSize, DecodedVideo, VideoInfo};
 
@@ -62,7 +63,7 @@ enum WorkerReply {
     Probed(VideoInfo),
     /// The decoded frames without their pixels; the pixels are in the shared memory.
     Decoded(DecodedVideo),
-    Failed(MediaError),
+    Failed(Error),
     /// The job failed when the worker was so close to its memory limit that lack of memory is the likely cause.
     OutOfMemory,
     /// The decoder panicked, with this message. Its threads had been created, so the likely cause is the file.

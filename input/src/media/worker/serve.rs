@@ -1,6 +1,5 @@
 //! The worker's side of video decoding: receives a request, decodes the video into shared memory, and sends a reply.
 
-use std::error::Error;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -12,8 +11,9 @@ use reel_support::worker::ReplySender;
 use rustix::process::Resource;
 
 use super::{WorkerJob, WorkerReply, WorkerRequest};
+use crate::error::{Error, Kind, MediaFailure, Result};
+use crate::media::error::cannot_start_threads;
 use crate::media::video::{DecodeLimits, DecodeRequest, DecodedFrameSize, check_video_file, decode_into, probe};
-use crate::media::{MediaError, Result};
 
 /// The `main` function of a worker.
 pub(super) fn worker_main() -> ExitCode {
@@ -68,7 +68,11 @@ fn run_with_limits(request: &WorkerRequest, path: &Path, memory: &File) -> Worke
 fn to_reply(ended: std::result::Result<Result<WorkerReply>, String>) -> WorkerReply {
     match ended {
         Ok(Ok(reply)) => reply,
-        Ok(Err(MediaError::File(_) | MediaError::Unreadable(_) | MediaError::Worker(_))) | Err(_)
+        Ok(Err(Error {
+            kind: Kind::Media(MediaFailure::File | MediaFailure::Unreadable | MediaFailure::Worker),
+            ..
+        }))
+        | Err(_)
             if is_near_memory_limit() =>
         {
             WorkerReply::OutOfMemory
@@ -85,8 +89,8 @@ fn create_resize_threads(path: &Path) -> Result<()> {
     let created = rayon::ThreadPoolBuilder::new().build_global();
     // If threads cannot be created, the source of Rayon's error is an I/O error. An error without such a source means
     // that the thread pool already exists.
-    let cause = created.as_ref().err().and_then(|e| e.source()?.downcast_ref::<std::io::Error>());
-    cause.map_or(Ok(()), |e| Err(MediaError::cannot_start_threads(path, "resizing its frames", e)))
+    let cause = created.as_ref().err().and_then(|e| std::error::Error::source(e)?.downcast_ref::<std::io::Error>());
+    cause.map_or(Ok(()), |e| Err(cannot_start_threads(path, "resizing its frames", e)))
 }
 
 /// [`is_near_memory_limit`] is true if the peak of the address space is within this many bytes of its limit. FFmpeg
@@ -110,11 +114,15 @@ fn map_output(path: &Path, memory: &File, bytes: usize) -> Result<MmapMut> {
     let cannot_allocate = |e: std::io::Error| match e.kind() {
         ErrorKind::OutOfMemory => {
             let what = format!("no memory is left for its selected frames, {} MiB", bytes.div_ceil(1 << 20));
-            MediaError::memory_error(path, what, "take fewer frames, or raise the memory limit (--media-memory)")
+            Error::media_memory(path, what, "take fewer frames, or raise the memory limit (--media-memory)")
         }
         _ => {
             let what = format!("shared memory for its frames cannot be allocated: {e}");
-            MediaError::Worker(Diagnostic::new(path.display().to_string(), what, "free memory, or take fewer frames"))
+            Kind::Media(MediaFailure::Worker).error(Diagnostic::new(
+                path.display().to_string(),
+                what,
+                "free memory, or take fewer frames",
+            ))
         }
     };
     memory.set_len(bytes as u64).map_err(cannot_allocate)?;
@@ -132,7 +140,7 @@ mod tests {
         assert!(matches!(panicked("an index"), WorkerReply::Panicked(message) if message == "an index"));
         assert!(matches!(panicked("capacity overflow"), WorkerReply::OutOfMemory));
         let shortage = std::io::Error::from_raw_os_error(libc::EAGAIN);
-        let failed = to_reply(Ok(Err(MediaError::cannot_start_threads(Path::new("a.mp4"), "decoding", &shortage))));
-        assert!(matches!(failed, WorkerReply::Failed(MediaError::Worker(_))), "{failed:?}");
+        let failed = to_reply(Ok(Err(cannot_start_threads(Path::new("a.mp4"), "decoding", &shortage))));
+        assert!(matches!(&failed, WorkerReply::Failed(e) if e.kind == Kind::Media(MediaFailure::Worker)), "{failed:?}");
     }
 }

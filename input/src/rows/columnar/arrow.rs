@@ -13,8 +13,8 @@ use reel_support::diagnostic::{catch_panic, input, one_line};
 use super::arrow_json::{check_type, write_text, write_value};
 use super::file::PositionedFile;
 use super::{FilePart, RowSink, RowTexts, row_location};
+use crate::error::{Error, Result};
 use crate::rows::limits::check_row_count;
-use crate::rows::{DataError, Result};
 
 pub(super) const DAMAGED_FILE_HELP: &str = "copy or download it again, or write it as Parquet (Dataset.to_parquet)";
 
@@ -65,7 +65,7 @@ impl ArrowDecoder {
             check_type(field.data_type()).map_err(|unsupported| {
                 let location = format!("{}: column {}", self.path.display(), field.name());
                 let what = format!("has the type {unsupported}, which is not supported");
-                DataError::malformed(location, what, "write the column as text or numbers")
+                Error::data(location, what, "write the column as text or numbers")
             })?;
         }
         let (mut count, mut bytes) = (0, 0);
@@ -82,7 +82,7 @@ impl ArrowDecoder {
                 if bytes > input::MAX_ROWS_BYTES {
                     let what = format!("has more than {} bytes of rows", input::MAX_ROWS_BYTES);
                     let help = "write it as Parquet (Dataset.to_parquet), whose images and videos stay in the file";
-                    return Err(DataError::malformed(self.path.display().to_string(), what, help));
+                    return Err(Error::data(self.path.display().to_string(), what, help));
                 }
                 // The rows are passed to the sink in parts, because rows with media can take many times the memory of
                 // rows of text.
@@ -116,7 +116,7 @@ impl ArrowDecoder {
             let written = catch_panic(|| write_value(text, field, array as &dyn Array, row));
             let written = written.unwrap_or_else(|_| Err("is damaged".to_string()));
             let location = || format!("{}: {}", row_location(&self.path, index), field.name());
-            written.map_err(|what| DataError::malformed(location(), what, DAMAGED_FILE_HELP))?;
+            written.map_err(|what| Error::data(location(), what, DAMAGED_FILE_HELP))?;
         }
         rows.text.push(b'}');
         rows.end_row();
@@ -127,7 +127,7 @@ impl ArrowDecoder {
     fn read<T>(&self, call: impl FnOnce() -> Result<T, ArrowError>) -> Result<T> {
         let failed = |reason: &str| {
             let what = format!("cannot be read as Arrow data: {}", one_line(reason));
-            DataError::malformed(self.path.display().to_string(), what, DAMAGED_FILE_HELP)
+            Error::data(self.path.display().to_string(), what, DAMAGED_FILE_HELP)
         };
         match catch_panic(call) {
             Ok(result) => result.map_err(|e| failed(&e.to_string())),

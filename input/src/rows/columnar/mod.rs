@@ -16,9 +16,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::rows::{DataError, Result};
 use arrow::ArrowDecoder;
 use file::PositionedFile;
+
+use crate::error::{Error, Result};
 pub(crate) use media_type::media_type;
 pub(crate) use parquet::ParquetDecoder;
 
@@ -110,7 +111,7 @@ impl Decoder {
     /// # Errors
     /// The file cannot be read or is damaged, or a column has a type that has no JSON form.
     pub(crate) fn open(format: ColumnarFormat, path: &Path, file: File) -> Result<Self> {
-        let file = PositionedFile::new(file).map_err(|e| DataError::cannot_read(path, &e))?;
+        let file = PositionedFile::new(file).map_err(|e| Error::cannot_read(path, &e))?;
         match format {
             ColumnarFormat::Parquet => ParquetDecoder::open(path, file).map(|d| Self::Parquet(Box::new(d))),
             ColumnarFormat::Arrow => Ok(Self::Arrow(ArrowDecoder::new(path, file))),

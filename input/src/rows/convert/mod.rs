@@ -9,11 +9,11 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use reel_support::diagnostic::Diagnostic;
 use serde_json::Value;
 use tempfile::NamedTempFile;
 
-use crate::rows::{DataError, Result, Table};
+use crate::error::{Error, Result};
+use crate::rows::Table;
 
 pub use parquet::write_parquet;
 
@@ -41,11 +41,7 @@ impl DataFormat {
             "parquet" => Ok(Self::Parquet),
             _ => {
                 let what = "has an extension that names no format of data files";
-                Err(DataError::malformed(
-                    path.display().to_string(),
-                    what,
-                    "use the extension .json, .jsonl or .parquet",
-                ))
+                Err(Error::data(path.display().to_string(), what, "use the extension .json, .jsonl or .parquet"))
             }
         }
     }
@@ -61,7 +57,7 @@ impl DataFormat {
 pub fn convert(table: &Table, out: &Path, overwrite: bool) -> Result<()> {
     check_output(out, overwrite)?;
     let format = DataFormat::from_path(out)?;
-    let cannot_write = |e: &std::io::Error| DataError::Io(Diagnostic::cannot_write(out, e));
+    let cannot_write = |e: &std::io::Error| Error::cannot_write(out, e);
     let folder =
         out.parent().filter(|folder| !folder.as_os_str().is_empty()).map_or(PathBuf::from("."), Path::to_path_buf);
     let builder = tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o666)).tempfile_in(folder);
@@ -98,8 +94,8 @@ pub fn check_output(out: &Path, overwrite: bool) -> Result<()> {
     }
 }
 
-fn exists(out: &Path) -> DataError {
-    DataError::malformed(out.display().to_string(), "exists", "choose another name, or give --overwrite")
+fn exists(out: &Path) -> Error {
+    Error::data(out.display().to_string(), "exists", "choose another name, or give --overwrite")
 }
 
 /// The reason why rows were not written.
@@ -107,7 +103,7 @@ fn exists(out: &Path) -> DataError {
 pub enum WriteError {
     /// A row cannot be read or cannot be written in this format.
     #[error(transparent)]
-    Row(#[from] DataError),
+    Row(#[from] Error),
     /// The output cannot be written.
     #[error(transparent)]
     Io(#[from] std::io::Error),

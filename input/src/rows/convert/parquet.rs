@@ -17,8 +17,9 @@ use serde_json::{Map, Value};
 use super::WriteError;
 use super::arrays::{arrow_array, arrow_type};
 use super::shape::{ColumnTypes, InferredColumn, ValueType};
+use crate::error::{Error, Result};
+use crate::rows::Table;
 use crate::rows::columnar::parquet::OPTIONAL_COLUMNS;
-use crate::rows::{DataError, Table};
 
 /// The limits of a batch of rows that is written at once: the number of rows, and their approximate size in bytes.
 const BATCH_ROWS: usize = 1024;
@@ -39,7 +40,7 @@ pub fn write_parquet(table: &Table, out: &mut (impl Write + Send)) -> Result<(),
     let columns = columns.finish();
     if columns.is_empty() {
         let what = "has no columns: every row is an empty object";
-        return Err(DataError::malformed(table.location(0), what, "write the rows as JSON or JSONL").into());
+        return Err(Error::data(table.location(0), what, "write the rows as JSON or JSONL").into());
     }
     let schema = Arc::new(Schema::new(columns.iter().map(field).collect::<Vec<_>>()));
     let optional: Vec<&str> = columns.iter().filter(|c| c.is_optional).map(|c| c.name.as_str()).collect();
@@ -67,10 +68,10 @@ pub fn write_parquet(table: &Table, out: &mut (impl Write + Send)) -> Result<(),
     caught(|| writer.close()).map(drop)
 }
 
-fn object(table: &Table, row: usize) -> Result<Map<String, Value>, DataError> {
+fn object(table: &Table, row: usize) -> Result<Map<String, Value>> {
     match table.value(row)? {
         Value::Object(fields) => Ok(fields),
-        _ => Err(DataError::malformed(table.location(row), "is not an object", "write the rows as JSON or JSONL")),
+        _ => Err(Error::data(table.location(row), "is not an object", "write the rows as JSON or JSONL")),
     }
 }
 

@@ -7,7 +7,7 @@ use reel_support::diagnostic::{input, one_line};
 use serde_json::Value;
 
 use super::{DEFAULT_SPLIT, Splits, names};
-use crate::rows::{DataError, Result};
+use crate::error::{Error, Result};
 
 /// A configuration of a data set.
 #[derive(Clone, Debug)]
@@ -24,12 +24,11 @@ pub(super) fn read_dataset_configs(folder: &Path) -> Result<Vec<DatasetConfig>> 
     if !path.exists() {
         return Ok(Vec::new());
     }
-    let text = input::read_file(&path, input::MAX_CONFIG_BYTES).map_err(|e| DataError::cannot_read(&path, &e))?;
+    let text = input::read_file(&path, input::MAX_CONFIG_BYTES).map_err(|e| Error::cannot_read(&path, &e))?;
     let text = String::from_utf8_lossy(&text);
     let Some(yaml) = front_matter(&text) else { return Ok(Vec::new()) };
-    let error = |what: String| {
-        DataError::malformed(path.display().to_string(), what, "correct its front matter, or remove `configs`")
-    };
+    let error =
+        |what: String| Error::data(path.display().to_string(), what, "correct its front matter, or remove `configs`");
     let values: Value = serde_saphyr::from_str_with_options(yaml, serde_saphyr::options! { with_snippet: false })
         .map_err(|e| error(format!("has front matter that is not YAML: {}", one_line(e.to_string()))))?;
     let Some(configs) = values.get("configs") else { return Ok(Vec::new()) };

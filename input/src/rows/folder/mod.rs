@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use reel_support::diagnostic::input;
 use serde_json::Value;
 
-use crate::rows::{DataError, Result};
+use crate::error::{Error, Result};
 
 /// The split that is read by default.
 const DEFAULT_SPLIT: &str = "train";
@@ -60,8 +60,8 @@ impl DatasetFolder {
         folder.is_dir().then_some(Self { folder, config, split })
     }
 
-    fn error(&self, what: impl Into<String>, help: impl Into<String>) -> DataError {
-        DataError::malformed(self.folder.display().to_string(), what, help)
+    fn error(&self, what: impl Into<String>, help: impl Into<String>) -> Error {
+        Error::data(self.folder.display().to_string(), what, help)
     }
 
     /// Returns the files to read, in order.
@@ -162,9 +162,7 @@ impl DatasetFolder {
         let files: Option<Vec<PathBuf>> = names.map(|name| Some(folder.join(Path::new(name).file_name()?))).collect();
         match files.filter(|files| !files.is_empty()) {
             Some(files) => Ok(Some(files)),
-            None => {
-                Err(DataError::malformed(state.display().to_string(), "names no data files", "save the data set again"))
-            }
+            None => Err(Error::data(state.display().to_string(), "names no data files", "save the data set again")),
         }
     }
 
@@ -174,9 +172,9 @@ impl DatasetFolder {
         let mut folders = vec![(PathBuf::new(), 0)];
         while let Some((relative, depth)) = folders.pop() {
             let folder = self.folder.join(&relative);
-            let entries = std::fs::read_dir(&folder).map_err(|e| DataError::cannot_read(&folder, &e))?;
+            let entries = std::fs::read_dir(&folder).map_err(|e| Error::cannot_read(&folder, &e))?;
             for entry in entries {
-                let name = entry.map_err(|e| DataError::cannot_read(&folder, &e))?.file_name();
+                let name = entry.map_err(|e| Error::cannot_read(&folder, &e))?.file_name();
                 let text = name.to_string_lossy();
                 if text.starts_with('.') || text.starts_with("__") {
                     continue;
@@ -206,10 +204,9 @@ fn is_name(text: &str) -> bool {
 }
 
 fn read_json(path: &Path) -> Result<Value> {
-    let text = input::read_text(path, input::MAX_CONFIG_BYTES).map_err(|e| DataError::cannot_read(path, &e))?;
-    serde_json::from_str(&text).map_err(|e| {
-        DataError::malformed(path.display().to_string(), format!("is not JSON: {e}"), "save the data set again")
-    })
+    let text = input::read_text(path, input::MAX_CONFIG_BYTES).map_err(|e| Error::cannot_read(path, &e))?;
+    serde_json::from_str(&text)
+        .map_err(|e| Error::data(path.display().to_string(), format!("is not JSON: {e}"), "save the data set again"))
 }
 
 #[cfg(test)]

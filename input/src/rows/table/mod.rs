@@ -10,12 +10,12 @@ use reel_support::files::fingerprint;
 use reel_support::worker::WorkerProgram;
 use serde_json::Value;
 
+use crate::error::{Error, Result};
 use crate::rows::columnar::ColumnarFormat;
 use crate::rows::columnar_rows::ColumnarRows;
 use crate::rows::folder::DatasetFolder;
 use crate::rows::text::TextRows;
 use crate::rows::worker::shared_worker_pool;
-use crate::rows::{DataError, Result};
 
 /// The rows of a data file, or of several files one after the other.
 #[derive(Debug)]
@@ -192,20 +192,20 @@ fn open_file(path: &Path, program: Option<&WorkerProgram>) -> Result<FileRows> {
     let mut start = Vec::new();
     let file = input::open_regular_file(path);
     let read = file.and_then(|file| file.take(input::SIGNATURE_BYTES as u64).read_to_end(&mut start));
-    read.map_err(|e| DataError::cannot_read(path, &e))?;
+    read.map_err(|e| Error::cannot_read(path, &e))?;
     let location = || path.display().to_string();
     if let Some(other) = input::recognise(&start) {
-        return Err(DataError::malformed(location(), other.to_string(), other.help()));
+        return Err(Error::data(location(), other.to_string(), other.help()));
     }
     if let Some(format) = ColumnarFormat::from_magic_bytes(&start) {
         return ColumnarRows::open(path, format, program).map(FileRows::Columnar);
     }
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
         let what = "is not a Parquet file: it does not begin with PAR1";
-        return Err(DataError::malformed(location(), what, "copy or download it again, or correct its extension"));
+        return Err(Error::data(location(), what, "copy or download it again, or correct its extension"));
     }
     if let Some((what, help)) = foreign::foreign_format(path, &start) {
-        return Err(DataError::malformed(location(), what, help));
+        return Err(Error::data(location(), what, help));
     }
     TextRows::open(path).map(FileRows::Text)
 }

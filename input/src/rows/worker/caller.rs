@@ -11,8 +11,8 @@ use reel_support::diagnostic::{Diagnostic, input};
 use reel_support::worker::{Worker, WorkerExit, WorkerFailure, WorkerPool, WorkerProgram};
 
 use super::{Job, Reply, Task, WORKER};
+use crate::error::{Error, Kind, Result, RowFailureKind};
 use crate::rows::columnar::{ColumnInfo, ColumnarFormat, FilePart, RowTexts};
-use crate::rows::{DataError, Result};
 
 /// The minimum and maximum memory limit of a worker. Between them, the limit grows with the size of the file. A page
 /// or a batch of rows is in memory as a whole, up to three times (compressed, decompressed, as text).
@@ -53,7 +53,7 @@ pub(crate) struct WorkerFile {
 /// The reason why a job has no result.
 enum JobError {
     /// The worker reports an error in the file, or no worker can be started.
-    File(DataError),
+    File(Error),
     /// The worker failed while it decoded this part of the file.
     Worker(WorkerFailure, Option<FilePart>),
 }
@@ -121,7 +121,7 @@ impl WorkerFile {
         if self.timeouts.load(Ordering::Relaxed) >= MAX_TIMEOUTS {
             let what = format!("is not decoded any more: decoding exceeded its time limit {MAX_TIMEOUTS} times");
             let help = self.format.damaged_file_help();
-            return Err(JobError::File(DataError::malformed(self.path.display().to_string(), what, help)));
+            return Err(JobError::File(Error::data(self.path.display().to_string(), what, help)));
         }
         if let Some(worker) = self.pool.take_idle_worker(&self.program, self.number) {
             match self.run_in(worker, task, rows) {
@@ -141,7 +141,7 @@ impl WorkerFile {
         Worker::start(&self.program, &WORKER).map_err(|e| {
             let what = format!("cannot be decoded: {} cannot be started: {e}", self.program.path.display());
             let help = "free memory, or end other processes";
-            JobError::File(DataError::Io(Diagnostic::new(self.path.display().to_string(), what, help)))
+            JobError::File(Error::io(self.path.display().to_string(), what, help))
         })
     }
 
@@ -169,7 +169,7 @@ impl WorkerFile {
     }
 
     /// Converts the error of a job. `place` names the part of the file if the worker has not named one.
-    fn error(&self, place: &str, error: JobError) -> DataError {
+    fn error(&self, place: &str, error: JobError) -> Error {
         let (failure, part) = match error {
             JobError::File(e) => return e,
             JobError::Worker(failure, part) => (failure, part),
@@ -183,7 +183,8 @@ impl WorkerFile {
             }
         };
         let place = part.map_or(place.to_string(), |part| part.name);
-        DataError::Data(Diagnostic::new(place, what, self.format.damaged_file_help()).at(self.path.display()))
+        Kind::Row(RowFailureKind::Data)
+            .error(Diagnostic::new(place, what, self.format.damaged_file_help()).at(self.path.display()))
     }
 
     fn how_it_ended(&self, end: &WorkerExit) -> String {
@@ -199,13 +200,13 @@ impl WorkerFile {
         format!("the process that decodes the file {how}")
     }
 
-    fn invalid_reply(&self) -> DataError {
+    fn invalid_reply(&self) -> Error {
         let what = format!(
             "cannot be decoded: the worker sent an invalid reply, or more than {} bytes",
             input::MAX_ROWS_BYTES
         );
         let help = "use the same version of the program for the worker, or split the file if it has very many rows";
-        DataError::malformed(self.path.display().to_string(), what, help)
+        Error::data(self.path.display().to_string(), what, help)
     }
 }
 

@@ -18,7 +18,7 @@ use std::ffi::OsString;
 use reel_support::worker::WorkerKind;
 use serde::{Deserialize, Serialize};
 
-use crate::rows::DataError;
+use crate::error::Error;
 use crate::rows::columnar::{ColumnInfo, ColumnarFormat, FilePart};
 
 pub(crate) use caller::{WorkerFile, shared_worker_pool};
@@ -65,5 +65,5 @@ enum Reply {
     /// The last reply. Its body is the text of a row.
     Row,
     /// The last reply, with the reason why the job failed.
-    Failed(DataError),
+    Failed(Error),
 }

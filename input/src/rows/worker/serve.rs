@@ -10,8 +10,8 @@ use reel_support::diagnostic::note;
 use reel_support::worker::ReplySender;
 
 use super::{Job, Reply, Task};
+use crate::error::{Error, Result};
 use crate::rows::columnar::{Decoder, FilePart, RowSink, RowTexts};
-use crate::rows::{DataError, Result};
 
 /// The maximum number of decoders that a worker keeps, one per file.
 const MAX_DECODERS: usize = 64;
@@ -65,7 +65,7 @@ fn answer(
         decoders.push_back((job.file, decoder));
     }
     let Some((_, decoder)) = decoders.iter().find(|(number, _)| *number == job.file) else {
-        return Err(DataError::malformed("", "has no decoder", ""));
+        return Err(Error::data("", "has no decoder", ""));
     };
     let reply = match job.task {
         Task::Columns => Reply::Columns(decoder.columns()),
@@ -86,7 +86,7 @@ struct Sender<'a> {
 impl Sender<'_> {
     fn send(&mut self, reply: &Reply, body: &[u8]) -> Result<()> {
         self.replies.send(reply, body).map_err(|e| {
-            let error = DataError::cannot_read("", &e);
+            let error = Error::cannot_read("", &e);
             self.failed = Some(e);
             error
         })

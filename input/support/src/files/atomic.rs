@@ -5,8 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::diagnostic::{TemporaryPaths, create_temporary};
-
-use crate::files::FileError;
+use crate::error::{Error, Result};
 
 /// A file that is written under a temporary name. [`AtomicFile::commit`] renames it to its final name. If the value
 /// is dropped before that, the temporary file is removed. A device, a pipe or a standard stream is written directly,
@@ -22,13 +21,13 @@ pub struct AtomicFile {
 
 impl AtomicFile {
     /// Creates a temporary file in the folder of `target`.
-    pub fn create(target: &Path) -> Result<Self, FileError> {
+    pub fn create(target: &Path) -> Result<Self> {
         if is_stream(target) {
-            let file = File::options().write(true).open(target).map_err(|e| FileError::cannot_write(target, &e))?;
+            let file = File::options().write(true).open(target).map_err(|e| Error::cannot_write(target, &e))?;
             return Ok(Self::new(target, None, file, TemporaryPaths::new([])));
         }
         let created = create_temporary(|random| temporary_name(target, random), |path| File::create_new(path));
-        let (file, temporary, unfinished) = created.map_err(|e| FileError::cannot_write(target, &e))?;
+        let (file, temporary, unfinished) = created.map_err(|e| Error::cannot_write(target, &e))?;
         Ok(Self::new(target, Some(temporary), file, unfinished))
     }
 
@@ -38,37 +37,37 @@ impl AtomicFile {
     }
 
     /// Flushes the file to the disk and renames it to its final name.
-    pub fn commit(self) -> Result<(), FileError> {
+    pub fn commit(self) -> Result<()> {
         self.finish()?.rename_to_final_name()
     }
 
     /// Flushes the file to the disk but keeps the temporary name. So several files can get their final names
     /// together.
-    pub fn finish(mut self) -> Result<FinishedFile, FileError> {
+    pub fn finish(mut self) -> Result<FinishedFile> {
         let file = self.flushed()?;
         // Only regular files have a temporary name and are synced. Devices and pipes cannot be synced to a disk.
         if let Some(file) = file.filter(|_| self.temporary.is_some()) {
-            file.sync_data().map_err(|e| FileError::cannot_write(&self.target, &e))?;
+            file.sync_data().map_err(|e| Error::cannot_write(&self.target, &e))?;
         }
         Ok(FinishedFile { file: self })
     }
 
     /// Closes the file without waiting for the disk. The caller must sync the file system before it renames the file.
     /// For thousands of small files this takes much less time than [`AtomicFile::finish`].
-    pub fn close_without_sync(mut self) -> Result<FinishedFile, FileError> {
+    pub fn close_without_sync(mut self) -> Result<FinishedFile> {
         self.flushed()?;
         Ok(FinishedFile { file: self })
     }
 
     /// Writes the buffered bytes and takes the file. `None` if the file was taken before.
-    fn flushed(&mut self) -> Result<Option<File>, FileError> {
+    fn flushed(&mut self) -> Result<Option<File>> {
         let flushed = self.writer.take().map(BufWriter::into_inner).transpose();
-        flushed.map_err(|e| FileError::cannot_write(&self.target, &e.into_error()))
+        flushed.map_err(|e| Error::cannot_write(&self.target, e.into_error()))
     }
 
     /// Returns the error for a failed write to this file.
-    pub fn write_error(&self, source: io::Error) -> FileError {
-        FileError::cannot_write(&self.target, &source)
+    pub fn write_error(&self, source: io::Error) -> Error {
+        Error::cannot_write(&self.target, &source)
     }
 }
 
@@ -80,22 +79,19 @@ pub struct FinishedFile {
 
 impl FinishedFile {
     /// Renames the file to its final name.
-    pub fn rename_to_final_name(self) -> Result<(), FileError> {
+    pub fn rename_to_final_name(self) -> Result<()> {
         let AtomicFile { temporary, target, .. } = &self.file;
-        temporary
-            .as_ref()
-            .map_or(Ok(()), |from| fs::rename(from, target))
-            .map_err(|e| FileError::cannot_write(target, &e))
+        temporary.as_ref().map_or(Ok(()), |from| fs::rename(from, target)).map_err(|e| Error::cannot_write(target, &e))
     }
 }
 
 /// Writes a small file under a temporary name and renames it when it is complete.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     write_temporary(path, bytes)?.rename_to_final_name()
 }
 
 /// Writes a small file under a temporary name.
-pub fn write_temporary(path: &Path, bytes: &[u8]) -> Result<FinishedFile, FileError> {
+pub fn write_temporary(path: &Path, bytes: &[u8]) -> Result<FinishedFile> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(|e| file.write_error(e))?;
     file.finish()

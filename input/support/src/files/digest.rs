@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::diagnostic::input;
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 use crate::files::fingerprint::{self, bytes_fingerprint};
-use crate::files::{FileError, Result};
 
 /// Returns the fingerprint of the small files of a model folder that determine how text and media become tokens
 /// (config, tokenizer, chat template).
@@ -27,7 +27,7 @@ pub fn config_files_fingerprint(folder: &Path) -> Result<String> {
         match input::read_file(folder.join(name), input::MAX_TOKENIZER_BYTES) {
             Ok(text) => all.add(name, XxHash3_64::oneshot(&text)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(FileError::cannot_read(folder.join(name), &e)),
+            Err(e) => return Err(Error::cannot_read(folder.join(name), &e)),
         }
     }
     Ok(all.finish())
@@ -54,7 +54,7 @@ impl FingerprintBuilder {
 /// Returns the fingerprint of a file, which equals [`bytes_fingerprint`] of its contents.
 pub fn file_fingerprint(path: &Path) -> Result<String> {
     let file = input::open_regular_file(path);
-    file.and_then(|file| fingerprint::file_fingerprint(&file)).map_err(|e| FileError::cannot_read(path, &e))
+    file.and_then(|file| fingerprint::file_fingerprint(&file)).map_err(|e| Error::cannot_read(path, &e))
 }
 
 /// The file extensions that a model folder's fingerprint covers.
@@ -75,7 +75,7 @@ impl ModelFiles {
     /// # Errors
     /// The folder or a file in it cannot be read.
     pub fn read(dir: &Path) -> Result<Self> {
-        let failed = |e| FileError::cannot_read(dir, &e);
+        let failed = |e| Error::cannot_read(dir, &e);
         let mut files = BTreeMap::new();
         for entry in std::fs::read_dir(dir).map_err(failed)? {
             let path = entry.map_err(failed)?.path();

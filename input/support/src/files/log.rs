@@ -8,12 +8,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use crate::diagnostic::input;
+use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 use crate::files::synced::replace_synced;
-use crate::files::{FileError, Result};
 
 /// The number of bytes at the start of a log file, and their fingerprint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,7 +68,7 @@ pub struct JsonlLog {
 impl JsonlLog {
     /// Creates the file, replacing an existing one.
     pub fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path).map_err(|e| FileError::cannot_write(path, &e))?;
+        let file = File::create(path).map_err(|e| Error::cannot_write(path, &e))?;
         Ok(Self { path: path.to_path_buf(), file, digest: LogHasher::default() })
     }
 
@@ -79,7 +79,7 @@ impl JsonlLog {
         if !text.is_empty() {
             text.push('\n');
         }
-        let failed = |e| FileError::cannot_write(path, &e);
+        let failed = |e| Error::cannot_write(path, &e);
         replace_synced(path, text.as_bytes(), false).map_err(failed)?;
         let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
         Ok(Self { path: path.to_path_buf(), file, digest: LogHasher::from_bytes(text.as_bytes()) })
@@ -92,7 +92,7 @@ impl JsonlLog {
 
     /// Appends a line. On return, the line is written to the file but not synced to the disk.
     pub fn append(&mut self, record: &impl Serialize) -> Result<()> {
-        let failed = |e| FileError::cannot_write(&self.path, &e);
+        let failed = |e| Error::cannot_write(&self.path, &e);
         let mut line = serde_json::to_vec(record).map_err(|e| failed(e.into()))?;
         line.push(b'\n');
         self.file.write_all(&line).map_err(failed)?;
@@ -102,7 +102,7 @@ impl JsonlLog {
 
     /// Waits until all lines are on the disk (fsync).
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|e| FileError::cannot_write(&self.path, &e))
+        self.file.sync_data().map_err(|e| Error::cannot_write(&self.path, &e))
     }
 }
 
@@ -112,11 +112,11 @@ pub fn read_matching_lines<T: DeserializeOwned>(path: &Path, keep: impl Fn(&T) -
     let file = match input::open_regular_file(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(FileError::cannot_read(path, &e)),
+        Err(e) => return Err(Error::cannot_read(path, &e)),
     };
     let mut lines = Vec::new();
     for line in BufReader::new(file).split(b'\n') {
-        let line = line.map_err(|e| FileError::cannot_read(path, &e))?;
+        let line = line.map_err(|e| Error::cannot_read(path, &e))?;
         let Ok(text) = String::from_utf8(line) else { break };
         let Ok(record) = serde_json::from_str::<T>(&text) else { break };
         if keep(&record) {
@@ -135,9 +135,9 @@ pub fn count_lines(path: &Path) -> Result<usize> {
         Ok(file) => BufReader::new(file)
             .split(b'\n')
             .try_fold(0, |count, line| line.map(|_| count + 1))
-            .map_err(|e| FileError::cannot_read(path, &e)),
+            .map_err(|e| Error::cannot_read(path, &e)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(0),
-        Err(e) => Err(FileError::cannot_read(path, &e)),
+        Err(e) => Err(Error::cannot_read(path, &e)),
     }
 }
 

@@ -8,7 +8,6 @@
 
 mod atomic;
 pub mod digest;
-mod error;
 pub mod fingerprint;
 pub mod json;
 mod lock;
@@ -16,8 +15,8 @@ pub mod log;
 mod own;
 mod synced;
 
+pub use crate::error::Result;
 pub use atomic::{AtomicFile, FinishedFile, write_atomically, write_temporary};
-pub use error::{FileError, Result};
 pub use lock::{FOLDER_LOCK_FILE, FileLock, FolderLock, LockError, LockHolder};
 pub use own::{
     check_folder_of_own_files, create_private_folder, open_without_link, read_own_file, temporary_folder,

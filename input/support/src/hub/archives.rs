@@ -7,10 +7,9 @@ use std::io::{self, BufReader, Read, Seek};
 use std::path::{Component, Path, PathBuf};
 
 use crate::diagnostic::{catch_panic, note};
+use crate::error::{Error, Result};
 use crate::files::{AtomicFile, FinishedFile};
 use flate2::read::MultiGzDecoder;
-
-use crate::hub::error::{HubError, Result};
 
 /// The maximum number of files in an archive.
 const MAX_FILES: usize = 10_000_000;
@@ -33,7 +32,7 @@ pub(crate) fn is_archive(path: &str) -> bool {
 pub(crate) fn unpack(path: &Path) -> Result<()> {
     let Some(unpack) = unpacker_of(&path.to_string_lossy()) else { return Ok(()) };
     let folder = path.parent().unwrap_or(Path::new(""));
-    let file = File::open(path).map_err(|e| HubError::cannot_read(path, &e))?;
+    let file = File::open(path).map_err(|e| Error::cannot_read(path, &e))?;
     let unpacked = catch_panic(|| {
         let mut unpacker = Unpacker { archive: path, folder, files: 0, links: 0, unnamed: BTreeMap::new(), bytes: 0 };
         unpack(file, &mut unpacker)?;
@@ -74,9 +73,9 @@ impl Unpacker<'_> {
             return Ok(());
         }
         let synced = File::open(self.folder).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
-        synced.map_err(|e| HubError::cannot_write(self.folder, &e))?;
+        synced.map_err(|e| Error::cannot_write(self.folder, &e))?;
         self.bytes = 0;
-        Ok(std::mem::take(&mut self.unnamed).into_values().try_for_each(FinishedFile::rename_to_final_name)?)
+        std::mem::take(&mut self.unnamed).into_values().try_for_each(FinishedFile::rename_to_final_name)
     }
 
     /// Returns the path to which the file `name` of the archive is written.
@@ -104,7 +103,7 @@ impl Unpacker<'_> {
             return Ok(());
         }
         let target = self.target(name)?;
-        fs::create_dir_all(&target).map_err(|e| HubError::cannot_write(&target, &e))
+        fs::create_dir_all(&target).map_err(|e| Error::cannot_write(&target, &e))
     }
 
     fn file(&mut self, name: &Path, bytes: u64, content: &mut dyn Read) -> Result<()> {
@@ -124,7 +123,7 @@ impl Unpacker<'_> {
             return Ok(());
         }
         let parent = target.parent().unwrap_or(self.folder);
-        fs::create_dir_all(parent).map_err(|e| HubError::cannot_write(parent, &e))?;
+        fs::create_dir_all(parent).map_err(|e| Error::cannot_write(parent, &e))?;
         let mut out = AtomicFile::create(&target)?;
         // One more byte is read than the archive states, to detect an entry that is too long.
         let written = io::copy(&mut content.take(bytes.saturating_add(1)), &mut out);
@@ -138,7 +137,7 @@ impl Unpacker<'_> {
                 return Err(damaged(self.archive, what));
             }
             Err(e) if crate::diagnostic::disk_full_help(e.kind()).is_some() => {
-                return Err(HubError::cannot_write(&target, &e));
+                return Err(Error::cannot_write(&target, &e));
             }
             Err(e) => return Err(damaged(self.archive, format!("is damaged at {} ({e})", name.display()))),
         }
@@ -156,9 +155,9 @@ impl Unpacker<'_> {
     }
 }
 
-fn damaged(archive: &Path, what: impl Into<String>) -> HubError {
+fn damaged(archive: &Path, what: impl Into<String>) -> Error {
     let help = "remove the archive and run the command again, or unpack it by hand";
-    HubError::new(archive.display().to_string(), what, help)
+    Error::failed(archive.display().to_string(), what, help)
 }
 
 fn unpack_zip(file: File, to: &mut Unpacker) -> Result<()> {
@@ -188,7 +187,7 @@ fn unpack_tar(mut file: File, to: &mut Unpacker) -> Result<()> {
     // Some data sets use the name `.tar` for a compressed archive.
     let mut magic = [0; 2];
     let read = file.read(&mut magic).and_then(|n| file.rewind().map(|()| n));
-    match read.map_err(|e| HubError::cannot_read(to.archive, &e))? {
+    match read.map_err(|e| Error::cannot_read(to.archive, &e))? {
         2 if magic == [0x1f, 0x8b] => unpack_tar_gz(file, to),
         _ => read_tar(BufReader::new(file), to),
     }

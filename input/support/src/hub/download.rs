@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::hub::error::{HubError, Result};
+use crate::error::{Error, Result};
 
 /// The progress of the download of one file.
 #[derive(Debug, Clone, Copy)]
@@ -114,8 +114,8 @@ impl<'a> Downloader<'a> {
         part.push(".incomplete");
         let part = PathBuf::from(part);
         let out = crate::files::open_without_link(&part, OpenOptions::new().create(true).append(true));
-        let mut out = out.map_err(|e| HubError::cannot_write(&part, &e))?;
-        let mut done = out.metadata().map_err(|e| HubError::cannot_read(&part, &e))?.len();
+        let mut out = out.map_err(|e| Error::cannot_write(&part, &e))?;
+        let mut done = out.metadata().map_err(|e| Error::cannot_read(&part, &e))?.len();
         let address = self.address(path);
         let mut failures = 0;
         loop {
@@ -128,20 +128,20 @@ impl<'a> Downloader<'a> {
                         break;
                     }
                 }
-                Err(Failure::Write(e)) => return Err(HubError::cannot_write(&part, &e)),
+                Err(Failure::Write(e)) => return Err(Error::cannot_write(&part, &e)),
                 Err(Failure::Network(what, is_final)) => {
                     failures += 1;
                     if is_final || failures > MAX_FAILURES {
                         let help =
                             "check the network and run the command again; the download continues where it stopped";
-                        return Err(HubError::new(address, what, help));
+                        return Err(Error::failed(address, what, help));
                     }
                     std::thread::sleep(Duration::from_millis(200 << failures));
-                    done = out.metadata().map_err(|e| HubError::cannot_read(&part, &e))?.len();
+                    done = out.metadata().map_err(|e| Error::cannot_read(&part, &e))?.len();
                 }
             }
         }
-        out.sync_data().map_err(|e| HubError::cannot_write(&part, &e))?;
+        out.sync_data().map_err(|e| Error::cannot_write(&part, &e))?;
         Ok(part)
     }
 }

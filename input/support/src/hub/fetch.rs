@@ -8,13 +8,13 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use crate::error::{Error, Result};
 use crate::files::{FileLock, LockError};
 
 use crate::hub::archives;
 use crate::hub::checksum;
 use crate::hub::download::{DownloadProgress, Downloader, ReceivedBytes};
 use crate::hub::environment::Hub;
-use crate::hub::error::{HubError, Result};
 use crate::hub::listing::RemoteFile;
 use crate::hub::reference::{Repository, RepositoryKind};
 use crate::hub::{COMPLETE_FILE, is_whole_model};
@@ -34,7 +34,7 @@ impl Hub {
         let listing = self.fetch_listing(repository)?;
         let store = self.store(repository);
         let snapshot = store.join("snapshots").join(&listing.commit);
-        fs::create_dir_all(&snapshot).map_err(|e| HubError::cannot_write(&snapshot, &e))?;
+        fs::create_dir_all(&snapshot).map_err(|e| Error::cannot_write(&snapshot, &e))?;
         // The processes of one job request the same files at the same time.
         let _lock = wait_for_lock(&store, repository)?;
         // Another process may have finished in the meantime. Then its archives need not be read again.
@@ -59,7 +59,7 @@ impl Hub {
         match repository.kind {
             RepositoryKind::Model if !is_whole_model(&snapshot) => {
                 let what = "lacks config.json, tokenizer.json or weights in *.safetensors";
-                return Err(HubError::new(repository.name(), what, "use a model in the safetensors format"));
+                return Err(Error::failed(repository.name(), what, "use a model in the safetensors format"));
             }
             RepositoryKind::Model => {}
             RepositoryKind::Dataset => {
@@ -74,7 +74,7 @@ impl Hub {
         if !repository.is_commit() {
             let name = store.join("refs").join(&repository.revision);
             let folder = name.parent().unwrap_or(&store);
-            fs::create_dir_all(folder).map_err(|e| HubError::cannot_write(folder, &e))?;
+            fs::create_dir_all(folder).map_err(|e| Error::cannot_write(folder, &e))?;
             crate::files::write_atomically(&name, listing.commit.as_bytes())?;
         }
         Ok(snapshot)
@@ -131,21 +131,21 @@ enum Event {
 fn download_one(downloader: &Downloader, folder: &Path, file: &RemoteFile, events: &Sender<Event>) -> Result<()> {
     let target = folder.join(&file.path);
     let parent = target.parent().unwrap_or(folder);
-    fs::create_dir_all(parent).map_err(|e| HubError::cannot_write(parent, &e))?;
+    fs::create_dir_all(parent).map_err(|e| Error::cannot_write(parent, &e))?;
     let mut difference = None;
     for _ in 0..2 {
         let part = downloader.download(&file.path, &target, &mut |received| {
             let _ = events.send(Event::Received(file.path.clone(), received));
         })?;
-        difference = checksum::difference_from_remote(&part, file).map_err(|e| HubError::cannot_read(&part, &e))?;
+        difference = checksum::difference_from_remote(&part, file).map_err(|e| Error::cannot_read(&part, &e))?;
         if difference.is_none() {
-            return fs::rename(&part, &target).map_err(|e| HubError::cannot_write(&target, &e));
+            return fs::rename(&part, &target).map_err(|e| Error::cannot_write(&target, &e));
         }
-        fs::remove_file(&part).map_err(|e| HubError::cannot_write(&part, &e))?;
+        fs::remove_file(&part).map_err(|e| Error::cannot_write(&part, &e))?;
     }
     let what = difference.unwrap_or_default();
     let help = "the file was downloaded twice; check the network, and whether HF_ENDPOINT names a hub that you trust";
-    Err(HubError::new(downloader.address(&file.path), what, help))
+    Err(Error::failed(downloader.address(&file.path), what, help))
 }
 
 /// Tells whether a file is complete in the cache. A file gets its final name only after its checksum was verified. If
@@ -165,7 +165,7 @@ fn check_room(repository: &Repository, folder: &Path, files: &[&RemoteFile]) -> 
     }
     let gb = |bytes: u64| bytes as f64 / 1e9;
     let what = format!("needs {:.1} GB, but {} has room for {:.1} GB", gb(needed), folder.display(), gb(free));
-    Err(HubError::new(repository.name(), what, "make room, or set HF_HUB_CACHE to a folder on another disk"))
+    Err(Error::failed(repository.name(), what, "make room, or set HF_HUB_CACHE to a folder on another disk"))
 }
 
 /// Waits until no other process downloads into the folder of the repository.
@@ -181,7 +181,7 @@ fn wait_for_lock(store: &Path, repository: &Repository) -> Result<FileLock> {
                 }
                 thread::sleep(LOCK_INTERVAL);
             }
-            Err(LockError::Io(e)) => return Err(HubError::cannot_write(&path, &e)),
+            Err(LockError::Io(e)) => return Err(Error::cannot_write(&path, &e)),
         }
     }
 }

@@ -1,11 +1,11 @@
 //! The commit of a revision and the files in it, as the hub lists them.
 
 use crate::diagnostic::one_line;
+use crate::error::{Error, Result};
 use serde_json::Value;
 
 use crate::hub::download;
 use crate::hub::environment::Hub;
-use crate::hub::error::{HubError, Result};
 use crate::hub::reference::{Repository, RepositoryKind, is_commit, is_safe_path};
 
 /// A file of a repository.
@@ -57,16 +57,16 @@ impl Hub {
             } else {
                 "check the name and the network, or give a folder".to_string()
             };
-            HubError::new(repository.name(), what, help)
+            Error::failed(repository.name(), what, help)
         })?;
         parse(&text)
             .ok_or_else(|| {
                 let what = format!("{address} did not answer with a list of files");
-                HubError::new(repository.name(), what, "check HF_ENDPOINT")
+                Error::failed(repository.name(), what, "check HF_ENDPOINT")
             })?
             .map_err(|path| {
                 let what = format!("has a file with the unsafe path \"{}\"", one_line(&path));
-                HubError::new(repository.name(), what, "do not use this repository")
+                Error::failed(repository.name(), what, "do not use this repository")
             })
     }
 }

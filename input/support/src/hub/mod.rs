@@ -9,7 +9,6 @@ mod archives;
 mod checksum;
 mod download;
 mod environment;
-mod error;
 mod fetch;
 mod listing;
 mod reference;
@@ -19,12 +18,12 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use crate::diagnostic::input;
+use crate::error::{Error, Result};
 use reference::is_safe_path;
 use serde_json::Value;
 
 pub use download::DownloadProgress;
 pub use environment::Hub;
-pub use error::{HubError, Result};
 pub use reference::{DatasetReference, Repository, RepositoryKind};
 
 /// A file in the snapshot of a data set. It exists if all files are there and the archives are unpacked.
@@ -44,7 +43,7 @@ impl Hub {
     ) -> Result<PathBuf> {
         if self.lacks_home {
             let what = "is not set, and the system knows no home folder of this user, so the hub cache has no place";
-            return Err(HubError::new("HOME", what, "set HOME, or HF_HOME to the folder of the cache"));
+            return Err(Error::failed("HOME", what, "set HOME, or HF_HOME to the folder of the cache"));
         }
         if let Some(snapshot) = self.cached_folder(repository) {
             return Ok(snapshot);
@@ -60,7 +59,7 @@ impl Hub {
         }
         let cache = self.cache.display();
         let what = format!("is not complete in the hub cache {cache} and is not downloaded, because {cause} is set");
-        Err(HubError::new(repository.name(), what, format!("remove {cause}, or give a folder")))
+        Err(Error::failed(repository.name(), what, format!("remove {cause}, or give a folder")))
     }
 
     /// Returns the folder of a model or a data set if it is complete in the cache.

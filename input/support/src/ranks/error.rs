@@ -23,6 +23,12 @@ impl From<Diagnostic> for RankError {
     }
 }
 
+impl From<RankError> for crate::error::Error {
+    fn from(e: RankError) -> Self {
+        crate::error::Kind::Rank.error(e.diagnostic)
+    }
+}
+
 /// Formats ranks as `3, 5`. Of more than ten, shows the first eight and the number of others.
 pub(crate) fn format_rank_list(ranks: &[usize]) -> String {
     let shown = if ranks.len() > 10 { 8 } else { ranks.len() };

@@ -100,6 +100,12 @@ pub enum CudaError {
     Compile(#[from] CompileError),
 }
 
+impl From<CudaError> for reel_support::error::Error {
+    fn from(e: CudaError) -> Self {
+        Self::device(e.to_string())
+    }
+}
+
 impl CudaError {
     /// Returns the error for a library (named `library`) that cannot be opened or lacks a function.
     pub(super) fn library_error(library: &OsStr, reason: String) -> CudaError {

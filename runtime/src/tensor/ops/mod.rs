@@ -48,7 +48,7 @@ pub use packed::PackedWeight;
 pub use patch_embedding::{DeviceFrames, PatchingParams, patch_embedding};
 pub use rotary::{RotaryFrequencies, RotaryTable, apply_rotary, rotary_table, split_and_rotate};
 pub use rows::{add_rows, gather_rows};
-pub use sampling::{RowSampling, SampledTokens, SamplingTable, TokenHistory, sample};
+pub use sampling::{RowSampling, SampledTokens, SamplingParams, SamplingTable, TokenHistory, sample};
 pub use siglip::{add_position_embeddings, normalise_rows, pool_attention};
 pub use skinny::{
     DecodeWeight, InputNorm, skinny_linear, skinny_linear_with_row_adapters, skinny_logits, skinny_lora_linear,

@@ -9,54 +9,70 @@ use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};
 
-/// The sampling parameters of one row. [`reel_kernels::sample`] defines each parameter and the order in which they
-/// apply.
+/// How the tokens of a completion are sampled. [`reel_kernels::sample`] defines each parameter and the order in which
+/// they apply.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RowSampling<'a> {
-    /// The softmax temperature; 0: greedy sampling.
+pub struct SamplingParams {
+    /// Divides the logits. 0 (in the engine, less than 1e-20) is greedy decoding: always the most likely token.
     pub temperature: f32,
-    /// The probability mass of nucleus sampling; 1: off.
+    /// Samples only from the fewest most likely tokens whose probabilities add up to at least `top_p`; 1 keeps all
+    /// tokens.
     pub top_p: f32,
-    /// The number of most likely tokens to sample from; 0: off.
+    /// Samples only from the `top_k` most likely tokens; 0 keeps all tokens.
     pub top_k: u32,
-    /// The minimum probability of a token relative to the most likely token; 0: off.
+    /// Samples only from tokens whose probability is at least `min_p` times that of the most likely token; 0 keeps
+    /// all tokens.
     pub min_p: f32,
-    /// The factor that divides positive logits and multiplies negative logits of tokens in the history; 1: off.
+    /// Divides positive logits and multiplies negative logits of tokens in the history: values above 1 make tokens
+    /// less likely that occur in the prompt or in the completion so far.
     pub repetition_penalty: f32,
-    /// The number that is subtracted from a token's logit once for each time the token occurs in the completion; 0:
-    /// off.
-    pub frequency_penalty: f32,
-    /// The number that is subtracted from the logit of each token that occurs in the completion; 0: off.
+    /// Subtracted from the logits of tokens that occur in the completion.
     pub presence_penalty: f32,
+    /// Subtracted from the logit of a token once for each time that it occurs in the completion.
+    pub frequency_penalty: f32,
+    /// Seed of the random numbers. The random number of a token depends only on the seed and the token's index, so a
+    /// completion is the same in any batch.
+    pub seed: u64,
+}
+
+impl SamplingParams {
+    /// Greedy decoding without penalties.
+    pub const GREEDY: SamplingParams = SamplingParams {
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        seed: 0,
+    };
+
+    /// Whether sampling depends on the preceding tokens, because a penalty is set.
+    pub fn has_penalty(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+}
+
+impl Default for SamplingParams {
+    fn default() -> SamplingParams {
+        SamplingParams::GREEDY
+    }
+}
+
+/// What the sampling of one row depends on besides its logits.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RowSampling<'a> {
+    /// The sampling parameters.
+    pub params: SamplingParams,
     /// The index in the history at which the completion begins; frequency and presence penalties count tokens from
     /// there.
     pub counted_from: usize,
-    /// The seed of the random draws.
-    pub seed: u64,
     /// Pairs of a token and a number that is added to the token's logit; at most `max_biased` pairs (see
     /// [`SamplingTable::new`]).
     pub bias: &'a [(i32, f32)],
     /// A bit mask of the tokens that may be sampled: 32 tokens per u32, lowest bit first; empty: all tokens.
     pub allowed: &'a [u32],
-}
-
-impl Default for RowSampling<'_> {
-    /// Creates the parameters of greedy sampling.
-    fn default() -> Self {
-        RowSampling {
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            frequency_penalty: 0.0,
-            presence_penalty: 0.0,
-            counted_from: 0,
-            seed: 0,
-            bias: &[],
-            allowed: &[],
-        }
-    }
 }
 
 /// The sampling parameters of `R` rows, in device memory, for a vocabulary of `V` tokens.
@@ -181,15 +197,16 @@ impl SamplingTable {
             let values = choices.iter().map(|c| i32::try_from(f(c)).unwrap_or(i32::MAX));
             to.rows(first, n)?.write(&values.collect::<Vec<i32>>())
         };
-        f32s(&self.temperature, &|c| c.temperature)?;
-        f32s(&self.top_p, &|c| c.top_p)?;
-        f32s(&self.min_p, &|c| c.min_p)?;
-        f32s(&self.penalty, &|c| c.repetition_penalty)?;
-        f32s(&self.frequency, &|c| c.frequency_penalty)?;
-        f32s(&self.presence, &|c| c.presence_penalty)?;
-        i32s(&self.top_k, &|c| c.top_k as usize)?;
+        f32s(&self.temperature, &|c| c.params.temperature)?;
+        f32s(&self.top_p, &|c| c.params.top_p)?;
+        f32s(&self.min_p, &|c| c.params.min_p)?;
+        f32s(&self.penalty, &|c| c.params.repetition_penalty)?;
+        f32s(&self.frequency, &|c| c.params.frequency_penalty)?;
+        f32s(&self.presence, &|c| c.params.presence_penalty)?;
+        i32s(&self.top_k, &|c| c.params.top_k as usize)?;
         i32s(&self.counted_from, &|c| c.counted_from)?;
-        let seeds: Vec<u32> = choices.iter().flat_map(|c| [c.seed as u32, (c.seed >> 32) as u32]).collect();
+        let seeds: Vec<u32> =
+            choices.iter().flat_map(|c| [c.params.seed as u32, (c.params.seed >> 32) as u32]).collect();
         self.seed.rows(first, n)?.write(&seeds)?;
         self.bias_ids.rows(first, n)?.write(&bias_ids)?;
         self.bias.rows(first, n)?.write(&bias)?;

@@ -286,8 +286,6 @@ fn random_digits() -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use reel_input::config::GenerationConfig;
-    use reel_input::request::RequestSettings;
 
     use super::*;
     use crate::api::answer::ApiKind;
@@ -306,7 +304,7 @@ mod tests {
             stream: StreamFields::default(),
             prompt_log_probs: false,
         };
-        let sampling = SamplingParams::from_settings(&RequestSettings::default(), &GenerationConfig::default());
+        let sampling = SamplingParams::GREEDY;
         ResponseWriter::new(json!({"metadata": {"a": "b"}}), &answer, &sampling)
     }
 

@@ -143,7 +143,8 @@ fn check_queued(queued: &[QueuedRequest], folder: &ModelFolder) {
     let (text, tokens) = (&folder.config.text, &folder.config.tokens);
     let mut log_probs = 0usize;
     for QueuedRequest { prompt, settings } in queued {
-        let new_tokens = settings.max_new_tokens.expect("a limit of new tokens");
+        let sampling = &settings.sampling;
+        let new_tokens = sampling.max_new_tokens.expect("a limit of new tokens");
         let n = settings.n.unwrap_or(1);
         let fits = !prompt.is_empty() && prompt.len().saturating_add(new_tokens) <= text.max_position_embeddings;
         assert!(fits, "{} prompt tokens exceed the positions: {settings:?}", prompt.len());
@@ -152,7 +153,7 @@ fn check_queued(queued: &[QueuedRequest], folder: &ModelFolder) {
         let biased = settings.logit_bias.iter().map(|(id, _)| id);
         let mut ids = prompt.input_ids.iter().chain(&settings.stop_token_ids).chain(biased);
         assert!(ids.all(|&id| (id as usize) < text.vocab_size), "an unknown token: {settings:?}");
-        let numbers = [settings.temperature, settings.top_p, settings.min_p, settings.repetition_penalty];
+        let numbers = [sampling.temperature, sampling.top_p, sampling.min_p, sampling.repetition_penalty];
         assert!(numbers.iter().flatten().all(|x| x.is_finite() && *x >= 0.0), "a number out of range: {settings:?}");
         for (pad, grids) in [(tokens.image, &prompt.image_grid_thw), (tokens.video, &prompt.video_grid_thw)] {
             let pads = prompt.input_ids.iter().filter(|id| **id == pad).count();

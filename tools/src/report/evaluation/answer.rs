@@ -3,10 +3,11 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use reel_eval::{EvalError, Prediction};
+use reel_eval::Prediction;
 use serde_json::Value;
 
 use super::BenchmarkAnswers;
+use crate::error::Result;
 
 /// An answer of a model.
 #[derive(Clone, Debug)]
@@ -30,7 +31,7 @@ impl AnsweredRow {
     ///
     /// # Errors
     /// The line is not a JSON object, or a column that the score depends on is missing or wrong.
-    pub fn from_json_line(text: &str) -> Result<Self, EvalError> {
+    pub fn from_json_line(text: &str) -> Result<Self> {
         let prediction = Prediction::from_json_line(text)?;
         // Parsing cannot fail: the prediction was read from the same text, which is a JSON object.
         let row: Value = serde_json::from_str(text).unwrap_or_default();

@@ -16,13 +16,12 @@ mod frames;
 mod scores;
 mod settings;
 
-use reel_eval::{BenchmarkReport, Comparison, EvalError, Extraction, Task, compare_runs};
-use reel_support::diagnostic::Diagnostic;
+use reel_eval::{BenchmarkReport, Comparison, Extraction, Task, compare_runs};
 use serde_json::Value;
 
+use crate::error::{Error, Result};
 use crate::report::escape::escape_html;
 use crate::report::html::HtmlPage;
-use crate::report::{ReportError, Result};
 
 pub use answer::AnsweredRow;
 pub use frames::{FrameSource, FrameStrips};
@@ -92,13 +91,11 @@ fn comparisons(run: &EvaluationRun, against: &EvaluationRun) -> Result<Vec<Compa
         let rows =
             [own, other].map(|run| run.answers.iter().map(|answer| answer.prediction.clone()).collect::<Vec<_>>());
         let comparison = compare_runs(&own.task, [&rows[0], &rows[1]], own.extraction());
-        compared.push(comparison.map_err(|e| match e {
-            EvalError::Data(wrong) => {
-                let file = format!("{}/{}.jsonl", against.name, own.task.name);
-                let what = format!("cannot be compared with {}: {} {}", run.name, wrong.location, wrong.what);
-                ReportError::Run(Diagnostic::new(file, what, wrong.help))
-            }
-            other => ReportError::Evaluation(other),
+        compared.push(comparison.map_err(|e| {
+            let wrong = e.diagnostic;
+            let file = format!("{}/{}.jsonl", against.name, own.task.name);
+            let what = format!("cannot be compared with {}: {} {}", run.name, wrong.location, wrong.what);
+            Error::failed(file, what, wrong.help)
         })?);
     }
     Ok(compared)
@@ -117,7 +114,7 @@ pub fn evaluation_page_html(
     if against.is_some() && compared.is_empty() {
         let other = against.map_or("", |against| &against.name);
         let what = format!("has no benchmark in common with {}", run.name);
-        return Err(ReportError::Run(Diagnostic::new(other, what, "give a run of the same benchmarks")));
+        return Err(Error::failed(other, what, "give a run of the same benchmarks"));
     }
     let mut models: Vec<String> =
         [Some(run), against].into_iter().flatten().map(|run| settings::model_name(run.first_settings())).collect();

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DataPosition, MicroBatchOptions, SampleSource, is_row_error};
+use super::{DataPosition, MicroBatchOptions, SampleSource, is_row_error, no_usable_row};
+use crate::error::{Error, Result};
 use crate::order::RowOrder;
 use crate::skipped_row::SkippedRow;
-use crate::{Result, RowFailure, SampleError};
 
 /// Groups rows into drafts of micro-batches.
 pub(super) struct MicroBatchComposer<S> {
@@ -40,7 +40,7 @@ pub(super) enum RowOutcome {
     /// The row can be used and has this number of tokens.
     Usable(usize),
     /// The row cannot be used.
-    Failed(RowFailure),
+    Failed(Error),
 }
 
 /// The position in the data where the next draft begins.
@@ -66,7 +66,7 @@ pub(super) struct MicroBatchDraft {
     /// The position in the data after the draft.
     pub slot: u64,
     /// The error that ends the run, if one of its rows has one.
-    pub error: Option<SampleError>,
+    pub error: Option<Error>,
 }
 
 impl MicroBatchDraft {
@@ -203,7 +203,7 @@ impl<S: SampleSource> MicroBatchComposer<S> {
         let failure = match self.outcomes.get(&slot) {
             None => return Ok(Ok(self.expected_tokens(row))),
             Some(RowOutcome::Usable(tokens)) => return Ok(Ok(*tokens)),
-            Some(RowOutcome::Failed(failure)) => SampleError::Row(failure.clone()),
+            Some(RowOutcome::Failed(failure)) => failure.clone(),
         };
         match is_row_error(&failure) && !self.batching.strict {
             true => Ok(Err(SkippedRow::new(row, self.source.location(row).1, &failure))),
@@ -225,14 +225,14 @@ impl<S: SampleSource> MicroBatchComposer<S> {
 
     /// The error of a feed without usable rows, if all rows of the order were known to be unusable from the start: an
     /// earlier process skipped them, or the `--quarantine` list names them.
-    fn all_rows_skipped_before(&mut self, slot: u64) -> SampleError {
+    fn all_rows_skipped_before(&mut self, slot: u64) -> Error {
         let row = self.order.row_at(slot);
         let help = "fix the rows; skipped.jsonl or the --quarantine list says what is wrong with each";
-        SampleError::data(self.source.location(row).0, "no usable row is left: all rows were skipped before", help)
+        Error::data(self.source.location(row).0, "no usable row is left: all rows were skipped before", help)
     }
 
     /// The error of a feed that ends during its first epoch without a usable row. `draft` is its first draft.
-    fn no_row_before_the_end(&mut self, draft: &MicroBatchDraft) -> SampleError {
+    fn no_row_before_the_end(&mut self, draft: &MicroBatchDraft) -> Error {
         let first = self.source.location(self.order.row_at(0)).0;
         let (location, what, reason) = match draft.skipped.last() {
             Some(last) => (
@@ -242,11 +242,10 @@ impl<S: SampleSource> MicroBatchComposer<S> {
             ),
             None => (first, "no row that the run reads can be used: all were skipped before", String::new()),
         };
-        SampleError::data(location, what, format!("fix the rows, or let the run read more of the file{reason}"))
+        Error::data(location, what, format!("fix the rows, or let the run read more of the file{reason}"))
     }
 
-    fn error_if_no_row_is_left(&self, at: &DraftPosition, last: &SkippedRow) -> Option<SampleError> {
-        self.is_no_row_left(at)
-            .then(|| SampleError::no_usable_row(&self.source.location(last.row).0, &last.reason, at.used))
+    fn error_if_no_row_is_left(&self, at: &DraftPosition, last: &SkippedRow) -> Option<Error> {
+        self.is_no_row_left(at).then(|| no_usable_row(&self.source.location(last.row).0, &last.reason, at.used))
     }
 }

@@ -2,9 +2,8 @@
 
 use std::sync::atomic::AtomicBool;
 
-use super::{DataPosition, MicroBatch, MicroBatchFeed, SampleSource};
+use super::{DataPosition, MicroBatch, MicroBatchFeed, SampleSource, error_if_stopped};
 use crate::Result;
-use crate::error::error_if_stopped;
 use crate::skipped_row::SkippedRow;
 
 /// Collects which rows one step uses, and where in the data the next step begins.
@@ -22,7 +21,7 @@ impl StepRowCursor {
     /// Returns the next batch of `feed` that has usable rows; `None` at the end of the data.
     ///
     /// # Errors
-    /// [`SampleError::Stopped`](crate::SampleError::Stopped) when `stop` is true, or the error of a row in a strict run.
+    /// [`Kind::Stopped`](crate::error::Kind::Stopped) when `stop` is true, or the error of a row in a strict run.
     pub fn next_micro_batch<S: SampleSource>(
         &mut self,
         feed: &mut MicroBatchFeed<S>,

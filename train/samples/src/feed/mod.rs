@@ -10,17 +10,16 @@ mod rank_loads;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use reel_support::ranks::Ranks;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::error::error_if_stopped;
+use crate::error::{Error, Kind, Result, RowFailureKind};
 use crate::order::RowOrder;
 use crate::skipped_row::SkippedRow;
 use crate::token_limit::check_token_count;
-use crate::{Result, RowFailureKind, SampleError};
 
 use compose::{DraftPosition, MicroBatchComposer, MicroBatchDraft, RowOutcome};
 use preparer::RowPreparer;
@@ -51,8 +50,20 @@ pub trait SampleSource: Send + Sync + 'static {
 }
 
 /// Whether an error concerns a single row. If so, the run can skip that row.
-pub fn is_row_error(e: &SampleError) -> bool {
-    matches!(e, SampleError::Row(failure) if failure.kind != RowFailureKind::MediaUnavailable)
+pub fn is_row_error(e: &Error) -> bool {
+    matches!(e.kind, Kind::Row(kind) if kind != RowFailureKind::MediaUnavailable)
+}
+
+/// Returns [`Error::interrupted`] when the run was interrupted.
+pub fn error_if_stopped(stop: &AtomicBool) -> Result<()> {
+    if stop.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
+}
+
+/// The error for a data file without a usable row. `reason` is the error of the row at `location`; `used` tells
+/// whether rows of the file were used earlier.
+pub fn no_usable_row(location: &str, reason: &str, used: bool) -> Error {
+    let what = if used { "no usable row is left" } else { "no row of the file can be used" };
+    Error::data(location, what, format!("fix the rows; the error of this row is: {reason}"))
 }
 
 /// How rows are grouped into micro-batches.
@@ -215,7 +226,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
     }
 
     /// Returns the next micro-batch as [`Self::next_micro_batch`] does. If `stop` becomes true while the feed looks for
-    /// usable rows, returns [`SampleError::Stopped`]. `stop` must become true on all ranks between the same two calls.
+    /// usable rows, returns [`Kind::Stopped`]. `stop` must become true on all ranks between the same two calls.
     pub fn next_micro_batch_or_stop(&mut self, stop: Option<&AtomicBool>) -> Result<Option<MicroBatch<S::Sample>>> {
         if self.finished.is_empty() {
             self.make_micro_batches(stop)?;
@@ -349,7 +360,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
             Ok(sample)
         });
         match sample {
-            Err(SampleError::Row(failure)) => Ok(RowOutcome::Failed(failure)),
+            Err(e) if matches!(e.kind, Kind::Row(_)) => Ok(RowOutcome::Failed(e)),
             // The error is about this process, such as a worker that cannot be started.
             Err(e) => Err(e),
             Ok(sample) => {
@@ -434,9 +445,9 @@ pub(crate) fn all_gather<T: Serialize + DeserializeOwned>(ranks: &Ranks, name: &
     gathered.iter().enumerate().map(read).collect()
 }
 
-fn other_version(rank: usize, e: &serde_json::Error) -> SampleError {
+fn other_version(rank: usize, e: &serde_json::Error) -> Error {
     let what = format!("sent data about its rows that this rank cannot read: {e}");
-    SampleError::output(format!("rank {rank}"), what, "start all ranks with the same version of the program")
+    Error::failed(format!("rank {rank}"), what, "start all ranks with the same version of the program")
 }
 
 #[cfg(test)]

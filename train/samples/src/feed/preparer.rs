@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use reel_support::ranges::{RangeName, range};
 
 use super::SampleSource;
-use crate::{Result, SampleError};
+use crate::error::{Error, Result};
 
 /// Threads that prepare the requested rows, the row with the lowest position first. A position is an index in the
 /// sequence of the rows of all epochs.
@@ -105,10 +105,10 @@ impl<S: SampleSource> RowPreparer<S> {
                 return Some(result);
             }
             if let Some(reason) = &state.not_started {
-                return Some(Err(SampleError::cannot_start_thread("rows", reason)));
+                return Some(Err(Error::cannot_start_thread("rows", reason)));
             }
             if state.closed {
-                return Some(Err(SampleError::data(
+                return Some(Err(Error::data(
                     self.0.source.location(row).0,
                     "a thread that prepares rows panicked",
                     "report this as a bug, and include the row",

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use reel_support::ranks::{Ranks, Timeouts, World};
 
 use super::*;
-use crate::SkipCause;
+use crate::error::SkipCause;
+use crate::error::{Error, Kind};
 
 /// A data source with one row per element: its token count, or `None` for an unusable row. A sample is the pair (row
 /// number, token count).
@@ -22,7 +23,7 @@ impl SampleSource for FakeDataSource {
     fn sample(&self, row: usize) -> Result<Self::Sample> {
         // Preparing a row takes a time that depends on the row, so that the threads finish out of order.
         std::thread::sleep(std::time::Duration::from_micros((row as u64 * 7919) % 60));
-        self.0[row].map(|n| (row, n)).ok_or_else(|| SampleError::row(format!("d:{row}"), "is broken", "fix it"))
+        self.0[row].map(|n| (row, n)).ok_or_else(|| Error::row(format!("d:{row}"), "is broken", "fix it"))
     }
     fn token_count(sample: &Self::Sample) -> usize {
         sample.1
@@ -147,7 +148,7 @@ fn feed_whose_rows_were_all_skipped_before_fails() {
 fn feed_ends_when_it_is_stopped() {
     let mut feed = feed(&[Some(1); 2], RowOrder::file_order(2), PLAIN, &DataPosition::default());
     let stop = AtomicBool::new(true);
-    assert!(matches!(feed.next_micro_batch_or_stop(Some(&stop)), Err(SampleError::Stopped(_))));
+    assert!(matches!(feed.next_micro_batch_or_stop(Some(&stop)), Err(e) if e.kind == Kind::Stopped));
     stop.store(false, Ordering::SeqCst);
     assert_eq!(feed.next_micro_batch_or_stop(Some(&stop)).unwrap().unwrap().rows, [0, 1]);
 }
@@ -164,7 +165,7 @@ fn data_whose_last_usable_row_fails_says_that_none_is_left() {
         fn sample(&self, _: usize) -> Result<usize> {
             match self.0.swap(false, Ordering::SeqCst) {
                 true => Ok(1),
-                false => Err(SampleError::row("d:1", "is broken", "fix it")),
+                false => Err(Error::row("d:1", "is broken", "fix it")),
             }
         }
         fn token_count(sample: &usize) -> usize {

@@ -4,16 +4,15 @@
 use std::io::Write;
 use std::path::Path;
 
-use reel_input::InputError;
 use reel_input::encode::MediaOptions;
 use reel_input::fetch::decode_data_uri;
 use reel_input::frame_folder::{check_frame_sizes_equal, frames_in_folder};
-use reel_input::media::MediaError;
 use reel_input::messages::{ContentPart, MediaSource, VideoPart, VideoSource};
 use reel_support::diagnostic::{Diagnostic, display_path};
 use serde::Serialize;
 
 use crate::Result;
+use crate::error::{Error, Kind, MediaFailure};
 
 /// Properties of an image or a video: name, duration, frame rate and size.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -78,7 +77,7 @@ impl MediaInspector<'_> {
         };
         match looked {
             Ok(fact) => Ok(Ok(fact)),
-            Err(e @ InputError::Media(MediaError::Worker(_))) => Err(e.into()),
+            Err(e) if e.kind == Kind::Media(MediaFailure::Worker) => Err(e),
             Err(e) => {
                 let missing = part_paths(part).into_iter().find(|path| is_missing(path));
                 let diagnostic = match missing {
@@ -87,7 +86,7 @@ impl MediaInspector<'_> {
                         "does not exist",
                         "correct the path, give --media-root, or remove the row",
                     ),
-                    None => e.into_diagnostic(),
+                    None => e.diagnostic,
                 };
                 Ok(Err(MediaFault { is_missing: missing.is_some(), diagnostic }))
             }
@@ -95,11 +94,11 @@ impl MediaInspector<'_> {
     }
 
     /// Inspects the image files that are the frames of a video.
-    fn frames(&self, frames: &[MediaSource]) -> Result<Vec<MediaProperties>, InputError> {
+    fn frames(&self, frames: &[MediaSource]) -> Result<Vec<MediaProperties>, Error> {
         frames.iter().map(|frame| self.image(frame)).collect()
     }
 
-    fn image(&self, source: &MediaSource) -> Result<MediaProperties, InputError> {
+    fn image(&self, source: &MediaSource) -> Result<MediaProperties, Error> {
         let rule = self.options.overrides.exif_orientation();
         let image = match source {
             MediaSource::Path(path) => {
@@ -116,7 +115,7 @@ impl MediaInspector<'_> {
     }
 
     /// Inspects a video that is a single file or a folder of frames.
-    fn video(&self, video: &VideoPart, source: &MediaSource) -> Result<MediaProperties, InputError> {
+    fn video(&self, video: &VideoPart, source: &MediaSource) -> Result<MediaProperties, Error> {
         let overrides = self.options.overrides.or_fallback(video.overrides);
         let look = |path: &Path| {
             if !self.decodes {
@@ -158,7 +157,7 @@ impl MediaInspector<'_> {
     }
 
     /// Checks that a file can be opened.
-    fn exists(&self, path: &Path, source: &MediaSource) -> Result<MediaProperties, InputError> {
+    fn exists(&self, path: &Path, source: &MediaSource) -> Result<MediaProperties, Error> {
         match reel_support::diagnostic::input::open_regular_file(path) {
             Ok(_) => Ok(fact(source)),
             Err(e) => Err(media_error(Diagnostic::cannot_read(path, &e))),
@@ -166,8 +165,8 @@ impl MediaInspector<'_> {
     }
 }
 
-fn media_error(diagnostic: Diagnostic) -> InputError {
-    MediaError::Unreadable(diagnostic).into()
+fn media_error(diagnostic: Diagnostic) -> Error {
+    Kind::Media(MediaFailure::Unreadable).error(diagnostic)
 }
 
 fn fact(source: &MediaSource) -> MediaProperties {

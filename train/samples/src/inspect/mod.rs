@@ -7,6 +7,7 @@ mod stats;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
+use crate::error::{Error, Kind, Result, RowFailureKind};
 use crate::rewards::Recipe;
 use clap::ValueEnum;
 use rayon::prelude::*;
@@ -23,7 +24,6 @@ use crate::rows::layouts::ConversationLayout;
 use crate::rows::{DataRow, PromptContent, SupervisedRow};
 use crate::sample::{nothing_to_learn_error, to_row_error, tokenize_conversation, tokenize_text_with_media};
 use crate::turn_marks::refuse_turn_marks;
-use crate::{Result, RowFailureKind, SampleError};
 
 pub use media::{MediaInspector, MediaProperties};
 pub use stats::{DataStats, Distribution, UsableRowCount};
@@ -132,7 +132,7 @@ pub(super) struct InspectedRow {
     refusals: Vec<(TrainingCommand, String)>,
     /// Number of tokens, vision tokens included.
     tokens: Option<usize>,
-    problems: Vec<(ProblemKind, SampleError)>,
+    problems: Vec<(ProblemKind, Error)>,
     hash: String,
 }
 
@@ -167,7 +167,7 @@ impl DataInspection<'_> {
         let mut seen = HashSet::new();
         for (row, facts) in rows.iter_mut().enumerate() {
             if facts.layout.is_some() && !seen.insert(facts.hash.clone()) {
-                let e = SampleError::row(data.location(row), "is equal to an earlier row", "remove one of the two");
+                let e = Error::row(data.location(row), "is equal to an earlier row", "remove one of the two");
                 facts.problems.push((ProblemKind::Duplicate, e));
             }
         }
@@ -268,7 +268,7 @@ impl DataInspection<'_> {
         row: usize,
         parsed: &DataRow,
         columns: &Map<String, Value>,
-    ) -> Option<(ProblemKind, SampleError)> {
+    ) -> Option<(ProblemKind, Error)> {
         let missing = match self.command {
             Some(TrainingCommand::Grpo) => {
                 let mut columns = columns.clone();
@@ -276,7 +276,7 @@ impl DataInspection<'_> {
             }
             _ => (!has_answer(parsed, columns)).then(|| {
                 let help = "add the answer, use a custom reward (--reward-command or --reward-url), or use the row only with reel generate";
-                SampleError::row(data.location(row), "has no answer", help)
+                Error::row(data.location(row), "has no answer", help)
             }),
         };
         missing.map(|e| (ProblemKind::NoAnswer, e))
@@ -305,7 +305,7 @@ impl DataInspection<'_> {
             if let Err(fault) = &looked[index] {
                 let kind = if fault.is_missing { ProblemKind::MissingMedia } else { ProblemKind::UnusableMedia };
                 let place = if location.starts_with(&data.location(row)) { location } else { data.location(row) };
-                let e = RowFailureKind::Row.error(fault.diagnostic.clone().at(place));
+                let e = Kind::Row(RowFailureKind::Row).error(fault.diagnostic.clone().at(place));
                 rows[row].problems.push((kind, e));
             }
         }
@@ -330,7 +330,7 @@ impl DataInspection<'_> {
 }
 
 /// Returns an error that concerns a single row as `Ok`. Returns any other error as `Err`, which ends the inspection.
-fn usable_row_error(e: SampleError) -> Result<SampleError> {
+fn usable_row_error(e: Error) -> Result<Error> {
     if crate::feed::is_row_error(&e) { Ok(e) } else { Err(e) }
 }
 

@@ -15,7 +15,6 @@ mod advantage;
 mod answer;
 mod built_in;
 mod custom;
-mod error;
 mod format;
 mod group;
 mod length;
@@ -38,7 +37,6 @@ pub use custom::{
     BASIC_ENVIRONMENT, CustomReports, CustomReward, ProgramLog, RewardReply, TrainerState, find_python_function,
     function_name,
 };
-pub use error::{Result, RewardError};
 pub use group::{FirstCompletionScores, RewardRules, Scores, ScoringGroup};
 pub use problem_type::ProblemType;
 pub use python_number::parse_number;

@@ -1,6 +1,6 @@
 //! The kinds of problem in the data sets of VideoRFT and Video-R1.
 
-use crate::rewards::{Result, RewardError};
+use crate::error::{Error, Result};
 
 /// A known `problem_type`, which selects the rule by which accuracy is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,11 +28,7 @@ impl ProblemType {
     pub fn parse(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
             let known = Self::ALL.map(Self::name).join(", ");
-            RewardError::bad_row(
-                "problem_type",
-                format!("is `{name}`, which is unknown"),
-                format!("use one of {known}"),
-            )
+            Error::reward("problem_type", format!("is `{name}`, which is unknown"), format!("use one of {known}"))
         })
     }
 

@@ -15,9 +15,9 @@ use std::path::PathBuf;
 use reel_support::diagnostic::Diagnostic;
 use serde_json::{Map, Value};
 
+use crate::error::{Error, Kind, Result};
 use crate::rewards::{
-    ProblemType, Result, RewardError, RewardRules, Scores, ScoringGroup, SemanticModel, check_solution, reasoning_text,
-    semantic_reward,
+    ProblemType, RewardRules, Scores, ScoringGroup, SemanticModel, check_solution, reasoning_text, semantic_reward,
 };
 
 /// One row to be scored.
@@ -39,16 +39,16 @@ impl RewardRow {
     /// # Errors
     /// The line is not a JSON object, or a field is missing or has a wrong type; the error names the field.
     pub fn parse(line: &str) -> Result<Self> {
-        let fields = RowFields(parse_json_object(line).map_err(RewardError::Row)?);
+        let fields = RowFields(parse_json_object(line).map_err(|d| Kind::Reward.error(d))?);
         let (completions, is_single) = match (fields.get("completion"), fields.get("completions")) {
             (Some(_), None) => (vec![fields.text("completion")?], true),
             (None, Some(_)) => (fields.texts("completions")?, false),
             (None, None) => {
-                return Err(RewardError::bad_row("completion", "is missing", "give `completion` or `completions`"));
+                return Err(Error::reward("completion", "is missing", "give `completion` or `completions`"));
             }
             (Some(_), Some(_)) => {
                 let what = "is given together with `completions`";
-                return Err(RewardError::bad_row("completion", what, "give only one of the two"));
+                return Err(Error::reward("completion", what, "give only one of the two"));
             }
         };
         let shuffled = fields.get("shuffled_completions").map(|_| fields.texts("shuffled_completions")).transpose()?;
@@ -56,7 +56,7 @@ impl RewardRow {
         let data_type = fields.data_type()?;
         if let Some(other) = data_type.filter(|kind| shuffled.is_some() && *kind != "video") {
             let what = format!("is given, but the row's data_type is {other}, and only videos get the temporal reward");
-            return Err(RewardError::bad_row("shuffled_completions", what, "remove it, or correct data_type"));
+            return Err(Error::reward("shuffled_completions", what, "remove it, or correct data_type"));
         }
         let is_video = data_type == Some("video");
         let frames = fields.get("frames").map(|_| fields.texts("frames")).transpose()?.unwrap_or_default();
@@ -85,7 +85,7 @@ impl RewardRow {
             let is_complete = |cosines: &Vec<f32>| cosines.len() == self.frames.len();
             if cosines.len() != texts.len() || !cosines.iter().all(is_complete) {
                 let what = "the model did not return one similarity per text and frame";
-                return Err(RewardError::bad_row("semantic", what, "report this as a bug"));
+                return Err(Error::reward("semantic", what, "report this as a bug"));
             }
             self.group.semantic = Some(cosines.iter().map(|cosines| semantic_reward(cosines)).collect());
         }
@@ -126,12 +126,12 @@ impl RowFields {
     }
 
     fn text(&self, name: &str) -> Result<String> {
-        string_field(&self.0, name).map_err(RewardError::Row)
+        string_field(&self.0, name).map_err(|d| Kind::Reward.error(d))
     }
 
     /// Returns the field `name`, a list of at least one string.
     fn texts(&self, name: &str) -> Result<Vec<String>> {
-        let error = |what: &str| Err(RewardError::bad_row(name, what, "give a list of strings"));
+        let error = |what: &str| Err(Error::reward(name, what, "give a list of strings"));
         let Some(Value::Array(list)) = self.get(name) else { return error("is not a list") };
         let texts: Option<Vec<String>> = list.iter().map(|text| text.as_str().map(String::from)).collect();
         match texts {
@@ -143,7 +143,7 @@ impl RowFields {
 
     fn lengths(&self, completions: usize) -> Result<Vec<usize>> {
         let error = |what: String| {
-            Err(RewardError::bad_row("lengths", what, "give the number of tokens of each completion, in order"))
+            Err(Error::reward("lengths", what, "give the number of tokens of each completion, in order"))
         };
         let list = match self.get("lengths") {
             None => return Ok(Vec::new()),
@@ -165,7 +165,7 @@ impl RowFields {
         match self.get("data_type") {
             None => Ok(None),
             Some(Value::String(kind)) if ["video", "image", "text"].contains(&kind.as_str()) => Ok(Some(kind)),
-            Some(other) => Err(RewardError::bad_row("data_type", format!("is {other}"), "use \"image\" or \"video\"")),
+            Some(other) => Err(Error::reward("data_type", format!("is {other}"), "use \"image\" or \"video\"")),
         }
     }
 }

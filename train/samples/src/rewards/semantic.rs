@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use crate::rewards::Result;
+use crate::error::Result;
 use crate::rewards::answer::text_between;
 use crate::rewards::python_text::is_space;
 

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::rewards::{BuiltInReward, Result, RewardError};
+use crate::error::{Error, Result};
+use crate::rewards::BuiltInReward;
 
 const FLAG: &str = "--reward-weights";
 
@@ -18,7 +19,7 @@ impl RewardWeights {
     /// An item has another form, an unknown or repeated name, or a weight that is not a finite number; TRL's form has
     /// more or fewer numbers than there are custom rewards.
     pub fn parse(text: &str, custom: &[String]) -> Result<Self> {
-        let error = |what: String, help: &str| RewardError::bad_option(FLAG, what, help);
+        let error = |what: String, help: &str| Error::usage(FLAG, what, help);
         let number = |name: &str, weight: &str| {
             let number = weight.trim().parse::<f32>().ok().filter(|w| w.is_finite());
             let what = || format!("the weight of {name} is `{weight}`, which is not a finite number");
@@ -63,7 +64,7 @@ impl RewardWeights {
             None => Ok(self),
             Some(_) => {
                 let what = "sets a weight for length, but --len-control false sets that weight to 0";
-                Err(RewardError::bad_option(FLAG, what, "leave one of the two out"))
+                Err(Error::usage(FLAG, what, "leave one of the two out"))
             }
         }
     }

@@ -13,10 +13,10 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
 
+use crate::error::{Error, Result};
 use crate::file_names::{DIGESTS_FILE, RUN_STATE_FILE};
-use crate::{Result, TrainError};
 use reel_model::lora::ADAPTER_CONFIG_FILE;
-use reel_support::diagnostic::{Diagnostic, input};
+use reel_support::diagnostic::input;
 use reel_support::files::digest::file_fingerprint;
 use reel_support::files::json::{DIGEST_KEY, has_valid_digest, with_digest};
 use reel_support::files::log::{LogDigest, LogHasher};
@@ -49,7 +49,7 @@ pub(crate) fn write(folder: &Path, logs: LogDigests) -> Result<()> {
         files.insert(name, digest);
     }
     let path = folder.join(DIGESTS_FILE);
-    let failed = |e| TrainError::cannot_write(&path, e);
+    let failed = |e| Error::cannot_write(&path, e);
     let list = serde_json::to_value(CheckpointDigests { files, logs }).map_err(|e| failed(e.into()))?;
     write_synced(&path, format!("{:#}\n", with_digest(list)).as_bytes()).map_err(failed)
 }
@@ -60,8 +60,8 @@ fn files_of_a_resume(folder: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for part in ["", "training"] {
         let place = folder.join(part);
-        for entry in fs::read_dir(&place).map_err(|e| TrainError::cannot_read(&place, e))? {
-            let entry = entry.map_err(|e| TrainError::cannot_read(&place, e))?;
+        for entry in fs::read_dir(&place).map_err(|e| Error::cannot_read(&place, e))? {
+            let entry = entry.map_err(|e| Error::cannot_read(&place, e))?;
             let name = Path::new(part).join(entry.file_name()).to_string_lossy().into_owned();
             let weights = [".safetensors", ".safetensors.index.json"].iter().any(|end| name.ends_with(end));
             let read = weights || name == ADAPTER_CONFIG_FILE || !part.is_empty() && name != DIGESTS_FILE;
@@ -86,7 +86,7 @@ pub(crate) fn verify_checkpoint(folder: &Path) -> Result<CheckpointDigests> {
             resume::read_run_state(folder)?;
             return Err(damaged_file_error(folder, DIGESTS_FILE, "is missing"));
         }
-        Err(e) => return Err(TrainError::cannot_read(&path, e)),
+        Err(e) => return Err(Error::cannot_read(&path, e)),
     };
     let list = serde_json::from_slice::<Value>(&text).ok().filter(|list| list.get(DIGEST_KEY).is_some());
     let list = list.filter(has_valid_digest).and_then(|list| serde_json::from_value::<CheckpointDigests>(list).ok());
@@ -104,7 +104,7 @@ pub(crate) fn verify_checkpoint(folder: &Path) -> Result<CheckpointDigests> {
                 ));
             }
             Err(_) if !folder.join(name).exists() => return Err(damaged_file_error(folder, name, "is missing")),
-            Err(e) => return Err(e.into()),
+            Err(e) => return Err(e),
         }
     }
     match list.files.contains_key(RUN_STATE_FILE) {
@@ -125,21 +125,21 @@ pub(crate) fn verify_log(folder: &Path, home: &Path, name: &str, digests: &Check
     match input::open_regular_file(&path).and_then(|file| file.take(digest.bytes).read_to_end(&mut bytes)) {
         Ok(_) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(TrainError::cannot_read(&path, e)),
+        Err(e) => return Err(Error::cannot_read(&path, e)),
     }
     if LogHasher::from_bytes(&bytes).digest() == *digest {
         return Ok(());
     }
     let what =
         format!("does not begin with the {} bytes that the run had written before {}", digest.bytes, folder.display());
-    Err(TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help(folder, "the file"))))
+    Err(Error::damaged(path.display().to_string(), what, help(folder, "the file")))
 }
 
 /// The error for a missing or damaged file `name` in the checkpoint `folder`. An empty `name` means the whole
 /// checkpoint.
-pub(crate) fn damaged_file_error(folder: &Path, name: &str, what: &str) -> TrainError {
+pub(crate) fn damaged_file_error(folder: &Path, name: &str, what: &str) -> Error {
     let path = if name.is_empty() { folder.to_path_buf() } else { folder.join(name) };
-    TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help(folder, "the checkpoint")))
+    Error::damaged(path.display().to_string(), what, help(folder, "the checkpoint"))
 }
 
 /// Makes the help text for a checkpoint `folder` that cannot be used: restore it, or resume from the checkpoint

@@ -6,11 +6,11 @@ use std::fs::{self, DirEntry};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use crate::error::{Error, Result};
 use crate::file_names::{
     EVALUATIONS_FILE, EVALUATIONS_FOLDER, HASHES_FILE, METRICS_FILE, ROLLOUTS_FOLDER, RUN_FILE, RUN_STATE_FILE,
     SKIPPED_AFTER_CHECKPOINT_FILE, SKIPPED_FILE, TRAINER_STATE_FILE,
 };
-use crate::{Result, TrainError};
 use reel_model::lora::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
 
 use crate::runs::folder::evaluations::is_step_folder;
@@ -122,7 +122,7 @@ fn entries_in(folder: &Path) -> Result<Vec<DirEntry>> {
     let entries = fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
     match entries {
         Err(e) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&e.kind()) => Ok(Vec::new()),
-        entries => entries.map_err(|e| TrainError::cannot_read(folder, e)),
+        entries => entries.map_err(|e| Error::cannot_read(folder, e)),
     }
 }
 
@@ -132,5 +132,5 @@ fn entries_in(folder: &Path) -> Result<Vec<DirEntry>> {
 /// It cannot be removed.
 pub(super) fn remove(path: &Path) -> Result<()> {
     let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    removed.map_err(|e| TrainError::cannot_write(path, e))
+    removed.map_err(|e| Error::cannot_write(path, e))
 }

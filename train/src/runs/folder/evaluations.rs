@@ -116,9 +116,9 @@ pub fn read(home: &Path, last_step: u64) -> Result<Vec<EvaluationLine>> {
 /// The log cannot be read or written.
 pub fn open(out: &Path, home: &Path, step: Option<u64>) -> Result<JsonlLog> {
     let path = out.join(EVALUATIONS_FILE);
-    let Some(step) = step else { return Ok(JsonlLog::create(&path)?) };
+    let Some(step) = step else { return JsonlLog::create(&path) };
     let lines = log::read_matching_lines(&home.join(EVALUATIONS_FILE), |line: &EvaluationLine| line.step <= step)?;
-    Ok(JsonlLog::resume(&path, &lines)?)
+    JsonlLog::resume(&path, &lines)
 }
 
 /// Whether a folder of this name in `OUT/eval` is that of a step. Other files there belong to the user.

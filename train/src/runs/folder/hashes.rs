@@ -6,8 +6,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use crate::error::{Error, Result};
 use crate::file_names::HASHES_FILE;
-use crate::{Result, TrainError};
 use reel_support::diagnostic::input;
 use reel_support::files::log::{LogDigest, LogHasher};
 use reel_support::files::replace_synced;
@@ -25,13 +25,13 @@ impl TensorHashLog {
     /// run in `home`, which may be `out` itself. Missing hashes are replaced by zeros.
     pub fn open(out: &Path, home: &Path, step: u64, tensor_count: usize) -> Result<Self> {
         let path = out.join(HASHES_FILE);
-        let failed = |e| TrainError::cannot_write(&path, e);
+        let failed = |e| Error::cannot_write(&path, e);
         let size = step * 4 * tensor_count as u64;
         let mut kept = Vec::new();
         match input::open_regular_file(home.join(HASHES_FILE)) {
-            Ok(file) => drop(file.take(size).read_to_end(&mut kept).map_err(|e| TrainError::cannot_read(home, e))?),
+            Ok(file) => drop(file.take(size).read_to_end(&mut kept).map_err(|e| Error::cannot_read(home, e))?),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(TrainError::cannot_read(home.join(HASHES_FILE), e)),
+            Err(e) => return Err(Error::cannot_read(home.join(HASHES_FILE), e)),
         }
         kept.resize(size as usize, 0);
         replace_synced(&path, &kept, false).map_err(failed)?;
@@ -42,7 +42,7 @@ impl TensorHashLog {
     /// Appends the hashes of all trained tensors after a step.
     pub fn append(&mut self, hashes: &[u64]) -> Result<()> {
         let bytes: Vec<u8> = hashes.iter().flat_map(|&h| low_32_bits(h).to_le_bytes()).collect();
-        self.file.write_all(&bytes).map_err(|e| TrainError::cannot_write(&self.path, e))?;
+        self.file.write_all(&bytes).map_err(|e| Error::cannot_write(&self.path, e))?;
         self.digest.update(&bytes);
         Ok(())
     }
@@ -54,7 +54,7 @@ impl TensorHashLog {
 
     /// Waits until all hashes are on the disk (fsync).
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|e| TrainError::cannot_write(&self.path, e))
+        self.file.sync_data().map_err(|e| Error::cannot_write(&self.path, e))
     }
 }
 
@@ -69,14 +69,14 @@ pub fn read_step_hashes(out: &Path, step: u64, tensor_count: usize) -> Result<Op
     let mut file = match input::open_regular_file(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(TrainError::cannot_read(&path, e)),
+        Err(e) => return Err(Error::cannot_read(&path, e)),
     };
     let mut bytes = vec![0; 4 * tensor_count];
     let found = file.seek(SeekFrom::Start((step - 1) * bytes.len() as u64)).and_then(|_| file.read_exact(&mut bytes));
     match found {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        Err(e) => return Err(TrainError::cannot_read(&path, e)),
+        Err(e) => return Err(Error::cannot_read(&path, e)),
     }
     let words: Vec<u32> = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
     // If all words are zero, the hashes of this step are missing (see [`TensorHashLog::open`]).

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::{fs, io};
 
+use crate::error::{Error, Result};
 use crate::file_names::{SKIPPED_AFTER_CHECKPOINT_FILE, SKIPPED_FILE};
-use crate::{Result, TrainError};
 use reel_samples::skipped_row::SkippedRow;
 use reel_support::files::log::{self, JsonlLog};
 
@@ -41,7 +41,8 @@ pub fn write(out: &Path, rows: &[SkippedRow]) -> Result<()> {
     if rows.is_empty() {
         return remove(out);
     }
-    let failed = |e: serde_json::Error| TrainError::cannot_write(out.join(SKIPPED_AFTER_CHECKPOINT_FILE), e.into());
+    let failed =
+        |e: serde_json::Error| Error::cannot_write(out.join(SKIPPED_AFTER_CHECKPOINT_FILE), std::io::Error::from(e));
     let lines = rows.iter().map(|row| serde_json::to_string(row).map_err(failed)).collect::<Result<Vec<_>>>()?;
     JsonlLog::resume(&out.join(SKIPPED_AFTER_CHECKPOINT_FILE), &lines)?;
     Ok(())
@@ -54,7 +55,7 @@ pub fn write(out: &Path, rows: &[SkippedRow]) -> Result<()> {
 pub fn remove(out: &Path) -> Result<()> {
     let path = out.join(SKIPPED_AFTER_CHECKPOINT_FILE);
     match fs::remove_file(&path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(TrainError::cannot_write(&path, e)),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::cannot_write(&path, e)),
         _ => Ok(()),
     }
 }

@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use crate::error::{Error, Result};
 use crate::file_names::{EVALUATIONS_FILE, HASHES_FILE, METRICS_FILE, SKIPPED_FILE};
 use crate::metrics::StepMetrics;
-use crate::{Result, TrainError};
 use reel_samples::skipped_row::SkippedRow;
 use reel_support::files::log::{self, JsonlLog};
 
@@ -44,7 +44,7 @@ impl RunLogs {
         tensors: usize,
         evaluates: bool,
     ) -> Result<(Self, PreviousRun)> {
-        fs::create_dir_all(out).map_err(|e| TrainError::cannot_write(out, e))?;
+        fs::create_dir_all(out).map_err(|e| Error::cannot_write(out, e))?;
         refuse_model_inside(out, model)?;
         let previous = PreviousRun::set_aside(out)?;
         let metrics = JsonlLog::create(&out.join(METRICS_FILE))?;
@@ -69,7 +69,7 @@ impl RunLogs {
         tensors: usize,
         evaluates: bool,
     ) -> Result<(Self, PreviousRun)> {
-        fs::create_dir_all(out).map_err(|e| TrainError::cannot_write(out, e))?;
+        fs::create_dir_all(out).map_err(|e| Error::cannot_write(out, e))?;
         entries::remove_incomplete_files(out)?;
         let previous = if is_directly_in(folder, out) {
             PreviousRun::none(out)
@@ -97,7 +97,7 @@ impl RunLogs {
         self.metrics.sync()?;
         self.skipped.sync()?;
         self.hashes.sync()?;
-        self.evaluations.as_ref().map_or(Ok(()), |log| Ok(log.sync()?))
+        self.evaluations.as_ref().map_or(Ok(()), |log| log.sync())
     }
 
     /// Returns the present length and fingerprint of each log, by file name.
@@ -140,7 +140,7 @@ pub fn recorded_logs(folder: &Path, state: &RunState, digests: &CheckpointDigest
     if metrics.len() as u64 != step {
         let what = format!("has {} lines instead of {step}, one per step up to {}", metrics.len(), folder.display());
         let file = home.join(METRICS_FILE).display().to_string();
-        return Err(TrainError::output(file, what, "put the run's own metrics.jsonl there"));
+        return Err(Error::failed(file, what, "put the run's own metrics.jsonl there"));
     }
     let mut skipped = log::read_matching_lines(&home.join(SKIPPED_FILE), |_: &SkippedRow| true)?;
     skipped.truncate(state.position.skipped.len());

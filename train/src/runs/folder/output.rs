@@ -5,12 +5,11 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use crate::error::{Error, Result};
 use crate::file_names::{METRICS_FILE, QUARANTINE_FILE, RUN_FILE};
 use crate::options::RunOptions;
-use crate::{Result, TrainError};
-use reel_samples::SampleError;
 use reel_samples::quarantine;
-use reel_support::diagnostic::{Diagnostic, input};
+use reel_support::diagnostic::input;
 use reel_support::files::json::{contains_commands, has_valid_digest, with_digest};
 use reel_support::files::{FOLDER_LOCK_FILE, FolderLock, digest, replace_synced};
 use serde_json::Value;
@@ -43,22 +42,22 @@ impl RunStart {
 /// # Errors
 /// Another process writes OUT, or OUT cannot be created.
 pub fn lock_output_folder(out: &Path) -> Result<FolderLock> {
-    let lock = FolderLock::acquire(out).map_err(|e| TrainError::cannot_lock(e, "--out", out))?;
+    let lock = FolderLock::acquire(out).map_err(|e| Error::cannot_lock(e, "--out", out))?;
     PreviousRun::recover(out)?;
     Ok(lock)
 }
 
 /// If an error says that the disk is full, adds how to continue the run in `out`, which depends on whether the run
 /// has a checkpoint. Other errors are returned unchanged.
-pub(crate) fn with_help_to_continue(e: TrainError, out: &Path) -> TrainError {
-    let TrainError::Sample(SampleError::NoRoom { diagnostic, remedy }) = e else { return e };
+pub(crate) fn with_help_to_continue(e: Error, out: &Path) -> Error {
+    let Some(remedy) = e.remedy_for_space() else { return e };
     let has_checkpoint = entries::checkpoints_by_step(out).is_ok_and(|found| !found.is_empty());
     let then = match (has_checkpoint, out.join(RUN_FILE).exists()) {
         (true, _) => "resume with --resume-from-checkpoint last",
         (false, true) => "start the run again with --overwrite",
         (false, false) => "start the run again",
     };
-    SampleError::NoRoom { diagnostic: diagnostic.with_help(format!("{remedy}, then {then}")), remedy }.into()
+    e.with_help(format!("{remedy}, then {then}"))
 }
 
 /// Decides where the run starts, from its options and the files in OUT. Changes no file.
@@ -71,14 +70,14 @@ pub fn find_run_start(options: &RunOptions) -> Result<RunStart> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
             let what = "is a file, or has a file in place of a parent folder";
-            return Err(TrainError::output(format!("--out {}", out.display()), what, "give a folder"));
+            return Err(Error::failed(format!("--out {}", out.display()), what, "give a folder"));
         }
-        Err(e) => return Err(TrainError::cannot_read(out, e)),
+        Err(e) => return Err(Error::cannot_read(out, e)),
     };
     match options.resume_from_checkpoint.as_deref() {
         Some("last") => match entries::checkpoints_by_step(out)?.pop_last() {
             Some((_, path)) => Ok(RunStart::From(path)),
-            None => Err(TrainError::option(
+            None => Err(Error::usage(
                 "--resume-from-checkpoint",
                 format!("{} has no checkpoint", out.display()),
                 match out.join(RUN_FILE).is_file() {
@@ -133,8 +132,8 @@ pub(super) fn is_directly_in(checkpoint: &Path, out: &Path) -> bool {
     real(checkpoint).is_none_or(|path| path.parent().map(Path::to_path_buf) == real(out))
 }
 
-fn not_empty(out: &Path, what: &str, help: &str) -> TrainError {
-    TrainError::output(format!("--out {}", out.display()), what, help)
+fn not_empty(out: &Path, what: &str, help: &str) -> Error {
+    Error::failed(format!("--out {}", out.display()), what, help)
 }
 
 /// Refuses a run if its model, or the checkpoint from which it resumes, is in OUT, because the run would replace it.
@@ -152,7 +151,7 @@ pub(super) fn refuse_model_inside(out: &Path, model: &Path) -> Result<()> {
 /// # Errors
 /// A weight file cannot be read.
 pub fn has_final_model(out: &Path, folder: &Path) -> Result<bool> {
-    let entries = fs::read_dir(folder).map_err(|e| TrainError::cannot_read(folder, e))?;
+    let entries = fs::read_dir(folder).map_err(|e| Error::cannot_read(folder, e))?;
     let names = entries.flatten().map(|entry| entry.file_name());
     let weights: Vec<_> = names.filter(|name| name.to_string_lossy().ends_with(".safetensors")).collect();
     for name in &weights {
@@ -169,7 +168,7 @@ pub fn write_run_json(out: &Path, run: &Value) -> Result<()> {
     let path = out.join(RUN_FILE);
     let text = format!("{:#}\n", with_digest(run.clone()));
     replace_synced(&path, text.as_bytes(), contains_commands(&run["options"]))
-        .map_err(|e| TrainError::cannot_write(&path, e))
+        .map_err(|e| Error::cannot_write(&path, e))
 }
 
 /// Reads the `run.json` of the run in `out`.
@@ -182,12 +181,11 @@ pub fn read_run_json(out: &Path) -> Result<Value> {
         ErrorKind::NotFound => {
             let why = if out.exists() { format!("it has no {RUN_FILE}") } else { "it does not exist".into() };
             let what = format!("is not the output folder of a run: {why}");
-            TrainError::output(out.display().to_string(), what, "give the --out of reel sft or reel grpo")
+            Error::failed(out.display().to_string(), what, "give the --out of reel sft or reel grpo")
         }
-        _ => TrainError::cannot_read(&path, e),
+        _ => Error::cannot_read(&path, e),
     })?;
-    let damaged =
-        |what: String, help: &str| TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help));
+    let damaged = |what: String, help: &str| Error::damaged(path.display().to_string(), what, help);
     let restore = "restore it from a copy, or remove it: a resume works without it, a replay does not";
     // A folder with a `metrics.jsonl` is the output folder of a run.
     let help = if out.join(METRICS_FILE).exists() { restore } else { "give the output folder of a run" };
@@ -315,7 +313,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path();
         let said = |kind| {
-            let e = TrainError::cannot_write(out.join("metrics.jsonl"), std::io::Error::from(kind));
+            let e = Error::cannot_write(out.join("metrics.jsonl"), std::io::Error::from(kind));
             with_help_to_continue(e, out).to_string()
         };
         let full = || said(ErrorKind::StorageFull);

@@ -16,8 +16,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use crate::{Result, TrainError};
-
+use crate::error::{Error, Result};
 use crate::runs::folder::entries;
 
 /// The folder in OUT that holds the files of the earlier run until the first step of the new run is done.
@@ -49,7 +48,7 @@ impl PreviousRun {
     pub fn set_aside(out: &Path) -> Result<Self> {
         entries::remove_incomplete_files(out)?;
         let moving = out.join(MOVING);
-        fs::create_dir_all(&moving).map_err(|e| TrainError::cannot_write(&moving, e))?;
+        fs::create_dir_all(&moving).map_err(|e| Error::cannot_write(&moving, e))?;
         for path in entries::run_entries(out)? {
             rename(&out.join(&path), &moving.join(&path))?;
         }
@@ -69,7 +68,7 @@ impl PreviousRun {
         let removed = self.out.join(REMOVED);
         rename(&self.out.join(ASIDE), &removed)?;
         self.is_aside = false;
-        fs::remove_dir_all(&removed).map_err(|e| TrainError::cannot_write(&removed, e))
+        fs::remove_dir_all(&removed).map_err(|e| Error::cannot_write(&removed, e))
     }
 
     /// Removes the files of the new run and puts the files of the earlier run back, unless [`PreviousRun::remove`] was
@@ -124,8 +123,8 @@ fn move_back(out: &Path) -> Result<()> {
 /// Moves everything in the folder `from` into `to`. The contents of a folder that also exists in `to` are moved one by
 /// one.
 fn move_contents(from: &Path, to: &Path) -> Result<()> {
-    for entry in fs::read_dir(from).map_err(|e| TrainError::cannot_read(from, e))? {
-        let source = entry.map_err(|e| TrainError::cannot_read(from, e))?.path();
+    for entry in fs::read_dir(from).map_err(|e| Error::cannot_read(from, e))? {
+        let source = entry.map_err(|e| Error::cannot_read(from, e))?.path();
         let target = to.join(source.file_name().unwrap_or_default());
         match target.is_dir() && source.is_dir() {
             true => move_contents(&source, &target)?,
@@ -138,7 +137,7 @@ fn move_contents(from: &Path, to: &Path) -> Result<()> {
 /// Renames a file or folder. Creates the parent folder of `to` if necessary.
 fn rename(from: &Path, to: &Path) -> Result<()> {
     let created = to.parent().map_or(Ok(()), fs::create_dir_all);
-    created.and_then(|()| fs::rename(from, to)).map_err(|e| TrainError::cannot_write(to, e))
+    created.and_then(|()| fs::rename(from, to)).map_err(|e| Error::cannot_write(to, e))
 }
 
 /// Removes the folders that the run shared with the user, if nothing is left in them.
@@ -147,7 +146,7 @@ fn remove_empty_folders(out: &Path) -> Result<()> {
     for folder in entries::SHARED_FOLDERS {
         let folder = out.join(folder);
         match fs::remove_dir(&folder) {
-            Err(e) if !expected.contains(&e.kind()) => return Err(TrainError::cannot_write(&folder, e)),
+            Err(e) if !expected.contains(&e.kind()) => return Err(Error::cannot_write(&folder, e)),
             _ => {}
         }
     }

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
+use crate::error::{Error, Result};
 use crate::file_names::{RUN_FILE, RUN_STATE_FILE};
 use crate::options::TrainingOptions;
 use crate::setup::RunSetup;
-use crate::{Result, TrainError};
 use reel_samples::dataset::{DataFile, differences_from};
 use reel_samples::feed::DataPosition;
 use reel_samples::skipped_row::SkippedRow;
@@ -139,10 +139,10 @@ fn result_options<O: TrainingOptions>(setup: &RunSetup<O>) -> Map<String, Value>
     let mut all = setup.options.resolved();
     NOT_COMPARED.iter().for_each(|name| drop(all.shift_remove(*name)));
     all.insert("command".into(), json!(O::COMMAND));
-    all.insert("seed".into(), json!(setup.seed));
-    all.insert("dtype".into(), json!(setup.dtype.name()));
-    all.insert("profile".into(), json!(setup.media.profile));
-    all.insert("media".into(), json!(setup.media.overrides));
+    all.insert("seed".into(), json!(setup.data.seed));
+    all.insert("dtype".into(), json!(setup.trainer.dtype.name()));
+    all.insert("profile".into(), json!(setup.data.media.profile));
+    all.insert("media".into(), json!(setup.data.media.overrides));
     all.values_mut().for_each(redact_urls_in_json);
     all
 }
@@ -165,7 +165,7 @@ pub fn data_check_fingerprint<O: TrainingOptions>(setup: &RunSetup<O>, rows: &im
         setup.options.strict,
         setup.options.media_root(),
         rows.fingerprint(),
-        digest::config_files_fingerprint(setup.model)?
+        digest::config_files_fingerprint(setup.data.model)?
     ]);
     Ok(bytes_fingerprint(all.to_string().as_bytes()))
 }
@@ -209,22 +209,22 @@ pub fn resumed_run_state<O: TrainingOptions>(
     let mut state = read_run_state(folder)?;
     let refuse = |what: &str, why: &str| {
         let help = "give the value that the run was started with, or start a new run in another --out";
-        TrainError::option(what, format!("{why} {}", folder.display()), help)
+        Error::usage(what, format!("{why} {}", folder.display()), help)
     };
     if model.fingerprint() != state.model_hash {
         let which = model.differences_from(&state.model_files);
         let what = format!("is not the model of the run that wrote {}{which}", folder.display());
         let help = "give the model that the run was started with, unchanged, or start a new run in another --out";
-        return Err(TrainError::option("--model", what, help));
+        return Err(Error::usage("--model", what, help));
     }
     if rows.fingerprint() != state.data_hash {
         let which = differences_from(rows.files(), &state.data_files);
         let what = format!("differs from the data of the run that wrote {}{which}", folder.display());
         let help = "give the data that the run was started with, or start a new run in another --out";
-        return Err(TrainError::option("--data", what, help));
+        return Err(Error::usage("--data", what, help));
     }
     if let Some(row) = state.position.skipped.iter().find(|&&row| row >= rows.row_count()) {
-        return Err(TrainError::output(
+        return Err(Error::failed(
             folder.join(RUN_STATE_FILE).display().to_string(),
             format!("lists the skipped row {row}, but the data file has fewer rows"),
             "resume from another checkpoint",
@@ -264,13 +264,13 @@ pub fn resumed_run_state<O: TrainingOptions>(
         let flag = if setup.options.requested_step_count().is_some() { "--max-steps" } else { "--num-train-epochs" };
         let what =
             format!("gives a run of {} steps, but {} is after step {}", state.steps, folder.display(), state.step);
-        return Err(TrainError::option(flag, what, "raise it, or resume from an earlier checkpoint"));
+        return Err(Error::usage(flag, what, "raise it, or resume from an earlier checkpoint"));
     }
     Ok(state)
 }
 
 /// The error for a checkpoint that does not exist. It names the checkpoints that exist.
-fn missing_checkpoint_error(folder: &Path) -> TrainError {
+fn missing_checkpoint_error(folder: &Path) -> Error {
     let out = folder.parent().unwrap_or(Path::new(""));
     let found = entries::checkpoints_by_step(out).unwrap_or_default();
     let names = found.values().rev().filter_map(|path| path.file_name()).map(|name| name.to_string_lossy());
@@ -280,7 +280,7 @@ fn missing_checkpoint_error(folder: &Path) -> TrainError {
         true => "give an OUT/checkpoint-N folder, or `last`".to_string(),
         false => format!("{} has {}{}", out.display(), names.join(", "), if found.len() > 4 { ", …" } else { "" }),
     };
-    TrainError::output(folder.display().to_string(), "does not exist", help)
+    Error::failed(folder.display().to_string(), "does not exist", help)
 }
 
 /// Reads `state.json` of a checkpoint.
@@ -288,14 +288,14 @@ pub fn read_run_state(folder: &Path) -> Result<RunState> {
     let path = folder.join(RUN_STATE_FILE);
     let bytes = input::read_file(&path, input::MAX_ROWS_BYTES).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound if !folder.exists() => missing_checkpoint_error(folder),
-        io::ErrorKind::NotFound => TrainError::output(
+        io::ErrorKind::NotFound => Error::failed(
             folder.display().to_string(),
             "is not a checkpoint of a run (it has no training/state.json)",
             "give an OUT/checkpoint-N folder, or `last`",
         ),
-        _ => TrainError::cannot_read(&path, e),
+        _ => Error::cannot_read(&path, e),
     })?;
     serde_json::from_slice(&bytes).map_err(|e| {
-        TrainError::output(path.display().to_string(), format!("is not valid: {e}"), "resume from another checkpoint")
+        Error::failed(path.display().to_string(), format!("is not valid: {e}"), "resume from another checkpoint")
     })
 }

@@ -4,9 +4,9 @@
 
 use std::path::Path;
 
+use crate::error::{Error, Result};
 use crate::file_names::{METRICS_FILE, TRAINER_STATE_FILE};
 use crate::metrics::StepMetrics;
-use crate::{Result, TrainError};
 use reel_support::files::{log, replace_synced};
 use serde_json::{Map, Value, json};
 
@@ -43,7 +43,7 @@ pub fn write(out: &Path, best: Option<&BestCheckpoint>, (step, steps): (u64, u64
         "log_history": history.collect::<Vec<_>>(),
         "stateful_callbacks": callbacks.unwrap_or_else(|| json!({})),
     });
-    replace_synced(&path, format!("{state:#}\n").as_bytes(), false).map_err(|e| TrainError::cannot_write(&path, e))
+    replace_synced(&path, format!("{state:#}\n").as_bytes(), false).map_err(|e| Error::cannot_write(&path, e))
 }
 
 #[cfg(test)]

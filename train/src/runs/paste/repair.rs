@@ -2,7 +2,7 @@
 //! options, so that one message shows them all. The corrected command leaves out each refused option; a missing
 //! option gets a placeholder.
 
-use crate::TrainError;
+use crate::error::Error;
 use crate::options::{GrpoOptions, SftOptions, TrainingOptions};
 use crate::runs::option_names;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -109,7 +109,7 @@ fn validation_error(t: &CommandTranslation, matches: &ArgMatches) -> Option<Stri
     Some(error.to_string()).filter(|line| line.contains(": "))
 }
 
-fn check<O: TrainingOptions>(t: &CommandTranslation, options: &O) -> Option<TrainError> {
+fn check<O: TrainingOptions>(t: &CommandTranslation, options: &O) -> Option<Error> {
     // The configuration file may set the missing options and change the other ones, so the options alone cannot be
     // checked.
     if t.is_set("config") { None } else { options.validate().err() }

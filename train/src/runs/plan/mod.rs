@@ -11,11 +11,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use crate::error::{Error, Result};
 use crate::options::{SftOptions, TrainingOptions};
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::sft::step;
 use crate::step::trainer::Trainer;
-use crate::{Result, TrainError};
 use reel_device::{Cost, DType, Device, LaunchEvent, MemoryUse, OpTotals};
 use reel_input::config::ModelConfig;
 use reel_input::media::frames::FrameBuf;
@@ -33,8 +33,9 @@ use reel_samples::source::row_order;
 use reel_samples::token_limit::check_token_count;
 
 use crate::runs::folder::checkpoint::checkpoint_bytes;
-use crate::runs::run::sft::{self, SftLoop, SftSetup};
+use crate::runs::run::sft::{self, SftLoop};
 use crate::runs::run::{self, TrainLoop, ValidationRows};
+use crate::setup::{DataSetup, RunControl, TrainerSetup};
 pub use backward::BackwardPass;
 use evaluation::add_evaluation_memory;
 use validation::add_validation_memory;
@@ -277,7 +278,7 @@ impl RowShape {
         for (option, n, least) in [("--tokens", tokens, 1), ("--vision-patches", patches, 0)] {
             if !(least..=MAX_ROW_SIZE).contains(&n) {
                 let what = format!("is {n}, which is outside the supported range");
-                return Err(TrainError::option(option, what, format!("give {least} to {MAX_ROW_SIZE}")));
+                return Err(Error::usage(option, what, format!("give {least} to {MAX_ROW_SIZE}")));
             }
         }
         let unit = config.vision.patches_per_vision_token();
@@ -290,7 +291,7 @@ impl RowShape {
                 "is {patches}, which gives {} vision tokens in a row of {tokens} tokens",
                 patches as f64 / unit as f64
             );
-            return Err(TrainError::option(
+            return Err(Error::usage(
                 "--vision-patches",
                 what,
                 format!("give a multiple of {unit} that makes fewer tokens than --tokens"),
@@ -308,7 +309,7 @@ impl RowShape {
         for (what, n) in [("tokens of a row", tokens), ("patches of a row", patches)] {
             if n > MAX_ROW_SIZE {
                 let help = "take fewer frames, or lower --video-max-pixels or --tokens";
-                return Err(TrainError::option(what, format!("are {n}, more than {MAX_ROW_SIZE}"), help));
+                return Err(Error::usage(what, format!("are {n}, more than {MAX_ROW_SIZE}"), help));
             }
         }
         Ok(Self { tokens, video_grid_thw: vec![grid] })
@@ -385,13 +386,18 @@ pub fn plan_rows_of_one_size(
 }
 
 /// Plans a run with the user's data: all steps, or the steps of the first [`MAX_ROWS`] rows. The plan is for the device
-/// of `setup`.
-pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
-    let options = setup.options;
+/// of `trainer`.
+pub fn plan_run_on_data(
+    options: &SftOptions,
+    data: &DataSetup,
+    trainer: &TrainerSetup,
+    stored: StoredDType,
+) -> Result<Plan> {
+    let TrainerSetup { device, dtype, .. } = *trainer;
     options.validate_values()?;
-    let samples = Arc::new(sft::open_samples(setup)?);
+    let samples = Arc::new(sft::open_samples(options, data)?);
     let skipped: Vec<usize> = run::unusable_rows(options, &*samples)?.into_iter().map(|row| row.row).collect();
-    let order = row_order(options.no_shuffle, &*samples, setup.seed);
+    let order = row_order(options.no_shuffle, &*samples, data.seed);
     let mut batching = SftLoop::batching(options, order.rows_per_pass());
     let steps = match options.requested_step_count() {
         Some(steps) => steps.min(MAX_ROWS.div_ceil((batching.rows * options.gradient_accumulation_steps) as u64)),
@@ -400,12 +406,13 @@ pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
     // Plans at least one whole micro-batch, because the size of a micro-batch determines the memory.
     batching.end = batching.end.map(|end| end.min(MAX_ROWS.max(batching.rows as u64)));
     let config = samples.bundle.config.clone();
-    let validation = sft::open_validation(setup, &samples)?;
+    let never = AtomicBool::new(false);
+    let validation = sft::open_validation(options, data, RunControl::one_process(&never), &samples)?;
     let mut feed = MicroBatchFeed::new(samples, order, batching, &DataPosition { slot: 0, skipped }, 1, 2);
-    let (never, mut cursor) = (AtomicBool::new(false), StepRowCursor::default());
-    let device = setup.device.dry_like();
+    let mut cursor = StepRowCursor::default();
+    let device = device.dry_like();
     let hyperparameters = Hyperparameters::new(options, 1);
-    let mut trainer = Trainer::new(&device, &config, Weights::Uninitialised(stored), setup.dtype, hyperparameters)?;
+    let mut trainer = Trainer::new(&device, &config, Weights::Uninitialised(stored), dtype, hyperparameters)?;
     let model = trainer.model.clone();
     let mut longest: Option<ModelInput> = None;
     let plan = count(&mut trainer, steps, || {
@@ -421,7 +428,7 @@ pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
         left = left.saturating_sub(batch.rows.len() as u64);
         Ok(Some(batch.samples).filter(|samples| !samples.is_empty()))
     })?;
-    add_evaluation_memory(plan, options, &model, longest.as_ref(), &device, setup.dtype)
+    add_evaluation_memory(plan, options, &model, longest.as_ref(), &device, dtype)
 }
 
 /// Replaces `longest` by the longest row of `rows` if that row is longer.

@@ -5,6 +5,7 @@ use reel_input::MediaOptions;
 
 use super::*;
 use crate::runs::testing::golden;
+use crate::setup::{ReportSetup, SftSetup};
 
 fn config() -> ModelConfig {
     ModelConfig::open(&golden("model_a")).unwrap()
@@ -25,24 +26,15 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummar
     change(&mut options);
     let model = golden("model_a");
     let media = MediaOptions { profile: reel_input::media::profile::MediaProfile::VideorftTrain, ..Default::default() };
+    let (device, never) = (Device::cpu(2), AtomicBool::new(false));
     let setup = SftSetup {
         options: &options,
-        model: &model,
-        device: &Device::cpu(2),
-        dtype,
-        seed: 3,
-        media: &media,
-        resolved: &serde_json::Value::Null,
-        quiet: true,
-        verbose: false,
-        stop: &AtomicBool::new(false),
-        evaluator: None,
-        save: None,
-        profiler: None,
-        ranks: None,
-        peak_flops_per_second: None,
+        data: DataSetup { model: &model, media: &media, seed: 3 },
+        trainer: TrainerSetup::new(&device, dtype),
+        reports: ReportSetup::quiet(&serde_json::Value::Null),
+        control: RunControl::one_process(&never),
     };
-    let plan = plan_run_on_data(&setup, stored_weight_dtype(&model, &config())).unwrap();
+    let plan = plan_run_on_data(&options, &setup.data, &setup.trainer, stored_weight_dtype(&model, &config())).unwrap();
     (plan, sft::run(&setup).unwrap())
 }
 

@@ -13,10 +13,11 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::{Result, TrainError};
 use reel_support::diagnostic::note;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
 
 /// Maximum time that the command may take to exit after the last line.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -41,7 +42,7 @@ impl ReportCommand {
     pub fn start(command: &str) -> Result<Self> {
         let failed = |e: io::Error| {
             let what = format!("cannot be started: {e}");
-            TrainError::option("--report-command", what, "check that the shell `sh` is installed")
+            Error::usage("--report-command", what, "check that the shell `sh` is installed")
         };
         let output = io::stderr().as_fd().try_clone_to_owned().map_err(failed)?;
         let mut child = Command::new("sh")

@@ -10,8 +10,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::error::{Error, Result};
 use crate::metrics::RolloutPreview;
-use crate::{Result, TrainError};
 use reel_input::media::strip::PngImage;
 
 use crate::runs::reporting::preview::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TAG};
@@ -32,7 +32,7 @@ impl TensorboardEventFile {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let name = format!("events.out.tfevents.{}.{:06}.{}", now.as_secs(), now.subsec_micros(), std::process::id());
         let path = dir.join(name);
-        let file = File::create(&path).map_err(|e| TrainError::cannot_write(&path, e))?;
+        let file = File::create(&path).map_err(|e| Error::cannot_write(&path, e))?;
         let mut events = Self { path, file };
         events.record(&ProtoMessage::default().double(1, now.as_secs_f64()).bytes(3, "brain.Event:2"))?;
         if done > 0 {
@@ -63,7 +63,7 @@ impl TensorboardEventFile {
     }
 
     fn record(&mut self, message: &ProtoMessage) -> Result<()> {
-        self.file.write_all(&framed(message.as_ref())).map_err(|e| TrainError::cannot_write(&self.path, e))
+        self.file.write_all(&framed(message.as_ref())).map_err(|e| Error::cannot_write(&self.path, e))
     }
 }
 

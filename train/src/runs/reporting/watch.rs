@@ -4,11 +4,10 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::error::{Kind, Result};
 use crate::file_names::METRICS_FILE;
 use crate::metrics::{RolloutPreview, StepMetrics};
 use crate::options::{ReportTo, RunOptions};
-use crate::{Result, TrainError};
-use reel_samples::SampleError;
 use reel_support::diagnostic::note;
 use reel_support::files::log;
 use serde_json::Value;
@@ -85,7 +84,7 @@ impl Reporters {
         // error.
         let code = match outcome {
             Ok(()) => 0,
-            Err(TrainError::Sample(SampleError::Stopped(_))) => 255,
+            Err(e) if e.kind == Kind::Stopped => 255,
             Err(_) => 1,
         };
         if let Some(command) = self.command.take() {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::Result;
 use crate::options::TrainingOptions;
-use crate::setup::RunSetup;
+use crate::setup::{RunRanks, RunSetup};
 use reel_samples::source::DataSource;
 use reel_support::files::digest::{self, ModelFiles};
 use reel_support::files::fingerprint::bytes_fingerprint;
@@ -25,7 +25,7 @@ pub(super) fn check_files<O: TrainingOptions>(
     rows: &impl DataSource,
     model: Option<&ModelFiles>,
 ) -> Result<()> {
-    let Some(run) = setup.ranks else { return Ok(()) };
+    let Some(run) = setup.control.ranks else { return Ok(()) };
     let options = setup.options.resolved();
     // A file that cannot be read becomes an error where the run reads it.
     let fingerprint = |name: &str| digest::file_fingerprint(Path::new(options.get(name)?.as_str()?)).ok();
@@ -34,7 +34,9 @@ pub(super) fn check_files<O: TrainingOptions>(
     let mut files: Vec<Fact> = vec![("the rows of --data".into(), rows.fingerprint())];
     match model {
         Some(model) => files.extend(model.iter().map(|(name, hash)| (format!("{name} in --model"), hash.clone()))),
-        None => files.push(("the tokenizer files in --model".into(), digest::config_files_fingerprint(setup.model)?)),
+        None => {
+            files.push(("the tokenizer files in --model".into(), digest::config_files_fingerprint(setup.data.model)?))
+        }
     }
     let facts = files.into_iter().chain(read).chain(code_fingerprints(setup.options));
     let facts: Vec<Fact> = facts.map(|(file, hash)| (format!("fingerprint of {file}"), hash)).collect();
@@ -45,12 +47,12 @@ pub(super) fn check_files<O: TrainingOptions>(
 ///
 /// # Errors
 /// The number of steps, the skipped rows or the validation rows differ.
-pub(super) fn check_start<O>(
-    setup: &RunSetup<O>,
+pub(super) fn check_start(
+    ranks: Option<RunRanks<'_>>,
     state: &RunState,
     validation: Option<&ValidationRows<'_>>,
 ) -> Result<()> {
-    let Some(run) = setup.ranks else { return Ok(()) };
+    let Some(run) = ranks else { return Ok(()) };
     let skipped = format!("{:?}", state.position.skipped);
     let facts = [
         ("number of steps", state.steps.to_string()),

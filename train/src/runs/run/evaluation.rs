@@ -24,12 +24,11 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use crate::error::{Kind, Result};
 use crate::metrics::{StepMetrics, ValidationLoss};
 use crate::options::{BestMetric, TrainingOptions};
 use crate::setup::{BenchmarkScore, EvaluatedPolicy, PolicyEvaluator};
-use crate::{Result, TrainError};
 use reel_device::{RangeName, range};
-use reel_samples::SampleError;
 
 use super::{Run, TrainLoop};
 use crate::runs::folder::evaluations::{self, EvaluationLine};
@@ -47,7 +46,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     /// due and not yet done. Returns the loss, and the seconds that it took.
     ///
     /// # Errors
-    /// [`SampleError::Stopped`] when the run was interrupted; a row cannot be used in a strict run; the loss is NaN.
+    /// [`Kind::Stopped`] when the run was interrupted; a row cannot be used in a strict run; the loss is NaN.
     pub(super) fn validate_if_due(&self, steps: u64) -> Result<Option<(ValidationLoss, f64)>> {
         let step = self.state.step;
         let Some(validation) = self.train_loop.validation().filter(|_| self.lacks_evaluation(steps)) else {
@@ -70,7 +69,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     /// evaluation in `eval.jsonl`.
     ///
     /// # Errors
-    /// [`SampleError::Stopped`] when the run was interrupted. Before any other error is returned, a checkpoint of the
+    /// [`Kind::Stopped`] when the run was interrupted. Before any other error is returned, a checkpoint of the
     /// step is written.
     pub(super) fn evaluate_if_due(
         &mut self,
@@ -78,12 +77,12 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         validation: Result<Option<(ValidationLoss, f64)>>,
     ) -> Result<Option<EvaluationLine>> {
         let step = self.state.step;
-        let evaluates = self.setup.evaluator.is_some() || self.train_loop.validation().is_some();
+        let evaluates = self.setup.reports.evaluator.is_some() || self.train_loop.validation().is_some();
         if !evaluates || !self.lacks_evaluation(steps) {
             return Ok(None);
         }
         let line = match validation.and_then(|validation| self.evaluate(validation)) {
-            Err(e @ TrainError::Sample(SampleError::Stopped(_))) => return Err(e),
+            Err(e) if e.kind == Kind::Stopped => return Err(e),
             Err(e) => {
                 self.save_before_error()?;
                 return Err(e);
@@ -104,7 +103,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             return Ok(line);
         }
         let (begun, _range) = (Instant::now(), range(RangeName::Phase("evaluation")));
-        let benchmarks = match self.setup.evaluator {
+        let benchmarks = match self.setup.reports.evaluator {
             Some(evaluator) => self.benchmark_scores(evaluator, &hash)?,
             None => BTreeMap::new(),
         };
@@ -140,8 +139,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             dtype: self.trainer.dtype,
             step,
             hash,
-            stop: self.setup.stop,
-            ranks: self.setup.ranks,
+            stop: self.setup.control.stop,
+            ranks: self.setup.control.ranks,
         };
         evaluator.evaluate(&policy, &evaluations::step_folder(out, step))
     }
@@ -156,7 +155,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let (out, step) = (&self.setup.options.out, self.state.step);
         let is_recorded = |line: &EvaluationLine| line.step == step && line.hash == hash && is_wanted(line);
         let find = || Ok(evaluations::read(out, step)?.into_iter().rfind(is_recorded));
-        match self.setup.ranks {
+        match self.setup.control.ranks {
             None => find(),
             Some(run) => run.broadcast("recorded evaluation", if run.is_rank_0() { Some(find()?) } else { None }),
         }

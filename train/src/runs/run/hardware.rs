@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::hardware_metrics::HardwareMetrics;
-use crate::setup::RunSetup;
+use crate::setup::{RunControl, TrainerSetup};
 use crate::step::trainer::StepResult;
 use reel_device::gpu_sensor::{GpuSampler, NvmlGpu};
 use reel_device::resident_host_bytes;
@@ -24,13 +24,12 @@ pub(super) struct HardwareMonitor {
 impl HardwareMonitor {
     /// Starts to watch the device of a run. Only rank 0, which writes the metrics, reads its GPU. Without NVML the
     /// values of the GPU are absent; `reel doctor` explains why.
-    pub(super) fn start<O>(setup: &RunSetup<O>) -> Self {
-        let ranks = setup.ranks.map_or(1, |run| run.ranks.size());
-        let bus_id = setup.device.hardware().bus_id.filter(|_| setup.ranks.is_none_or(|run| run.is_rank_0()));
+    pub(super) fn start(trainer: &TrainerSetup, control: &RunControl) -> Self {
+        let bus_id = trainer.device.hardware().bus_id.filter(|_| control.is_rank_0());
         let gpu = bus_id.and_then(|bus_id| NvmlGpu::open(&bus_id).ok());
         Self {
             gpu: gpu.map(|gpu| GpuSampler::start(gpu, READING_INTERVAL)),
-            peak_flops_per_second: setup.peak_flops_per_second.map(|peak| peak * ranks as f64),
+            peak_flops_per_second: trainer.peak_flops_per_second.map(|peak| peak * control.processes() as f64),
         }
     }
 

@@ -21,18 +21,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use crate::error::{Error, Kind, Result, RowFailureKind, SkipCause};
 use crate::file_names::SKIPPED_FILE;
 use crate::metrics::{RolloutPreview, StepMetrics};
 use crate::options::{ReportTo, TrainingOptions};
 use crate::setup::{RunRanks, RunSetup};
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::trainer::{StepResult, Trainer, combined_fingerprint};
-use crate::{Result, TrainError};
 use reel_device::{RangeName, range};
 use reel_samples::feed::{SampleSource, StepRowCursor};
 use reel_samples::skipped_row::SkippedRow;
-use reel_samples::{SampleError, SkipCause};
-use reel_support::diagnostic::Diagnostic;
 use reel_support::files::FolderLock;
 use reel_support::files::digest::ModelFiles;
 use reel_support::files::log;
@@ -77,7 +75,7 @@ pub struct RunSummary {
     pub skipped_by_cause: BTreeMap<SkipCause, usize>,
 }
 
-/// Trains to the last step, or until `setup.stop` becomes true. OUT is locked during the run.
+/// Trains to the last step, or until `setup.control.stop` becomes true. OUT is locked during the run.
 pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<RunSummary> {
     setup.options.validate()?;
     if setup.options.reports_to(ReportTo::Wandb) {
@@ -99,7 +97,7 @@ fn train<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>, lock: &Arc<Fold
     run.reports.progress.finish();
     let done = done.and_then(|()| run.finish_folder());
     // All ranks leave together, because NCCL on the other ranks reports an early leave as an error.
-    let end = || setup.ranks.map_or(Ok(()), |run| Ok(run.ranks.barrier("end of the run")?));
+    let end = || setup.control.ranks.map_or(Ok(()), |run| Ok(run.ranks.barrier("end of the run")?));
     let done = done.and_then(|()| end());
     let reported = run.reports.reporters.finish(&done);
     if let Err(e) = done.and(reported) {
@@ -160,20 +158,20 @@ pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
 
 /// Checks that the model and data of a replay have the fingerprints that the run recorded in its run.json.
 fn check_inputs<O: TrainingOptions>(setup: &RunSetup<O>, data_hash: &str, recorded: &Value) -> Result<()> {
-    let model = ModelFiles::read(setup.model)?;
+    let model = ModelFiles::read(setup.data.model)?;
     let same_model = recorded["model_hash"].as_str().is_none_or(|hash| hash == model.fingerprint());
     let same_data = recorded["data_hash"].as_str().is_none_or(|hash| hash == data_hash);
     let (path, thing, which) = match (same_model, same_data) {
         (true, true) => return Ok(()),
         (false, _) => {
             let files = serde_json::from_value(recorded["model_files"].clone()).unwrap_or_default();
-            (setup.model, "the model", model.differences_from(&files))
+            (setup.data.model, "the model", model.differences_from(&files))
         }
         (true, false) => (&*setup.options.data, "the data", String::new()),
     };
     let what = format!("is not {thing} that the run was started with: its fingerprint differs{which}");
     let help = "restore it; a step can be repeated from the run's own files only";
-    Err(TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help)))
+    Err(Error::damaged(path.display().to_string(), what, help))
 }
 
 struct Run<'a, W: TrainLoop<'a>> {
@@ -224,18 +222,30 @@ struct OutFolder {
     previous: PreviousRun,
 }
 
+/// Adds to the help of an error about a row, the data or media how to resume from the newest checkpoint. `strict` tells
+/// whether the run stops at the first unusable row (`--strict`). Other errors are returned unchanged.
+fn with_help_to_resume(mut e: Error, strict: bool) -> Error {
+    if let Kind::Row(kind) = e.kind {
+        e.diagnostic.help += match strict && kind != RowFailureKind::MediaUnavailable {
+            true => "; then resume with --resume-from-checkpoint last, without --strict to skip such rows",
+            false => "; then resume with --resume-from-checkpoint last",
+        };
+    }
+    e
+}
+
 impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     fn steps(&mut self) -> Result<()> {
         match self.steps_and_evaluations() {
             Ok(()) => {}
-            Err(TrainError::Sample(SampleError::Stopped(_))) => return Err(self.stopped()?),
+            Err(e) if e.kind == Kind::Stopped => return Err(self.stopped()?),
             // The finished steps are saved before the run ends, if a custom reward fails, media are unavailable, or a
             // row cannot be used.
-            Err(e @ (TrainError::Reward(_) | TrainError::Sample(SampleError::Row(_)))) => {
+            Err(e) if matches!(e.kind, Kind::Reward | Kind::SemanticReward | Kind::Row(_)) => {
                 self.save_before_error()?;
                 let saved = entries::checkpoints_by_step(self.setup.shared_out())?;
                 return Err(match saved.contains_key(&self.state.step) {
-                    true => e.with_help_to_resume(self.setup.options.strict),
+                    true => with_help_to_resume(e, self.setup.options.strict),
                     false => e,
                 });
             }
@@ -274,11 +284,11 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.check_out_is_the_same()?;
         self.folder.previous.remove()?;
         let weights = TrainedWeights::capture(&self.trainer, self.checkpoints.base.clone());
-        match self.setup.ranks {
+        match self.setup.control.ranks {
             None => weights.write(&self.setup.options.out, &|_| Ok(()))?,
             Some(run) => weights.write(run.out, &|name| Ok(run.ranks.barrier(name)?))?,
         }
-        if self.setup.ranks.is_some_and(|run| !run.is_rank_0()) {
+        if !self.setup.control.is_rank_0() {
             return Ok(());
         }
         let (state, options) = (&self.state, self.setup.options);
@@ -291,9 +301,9 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     fn one_step(&mut self) -> Result<bool> {
         let n = self.state.step + 1;
         self.save_or_stop_if_asked()?;
-        self.setup.profiler.map_or(Ok(()), |profiler| profiler.before_step(n))?;
+        self.setup.trainer.profiler.map_or(Ok(()), |profiler| profiler.before_step(n))?;
         let is_done = self.one_step_in_range(n)?;
-        self.setup.profiler.map_or(Ok(()), |profiler| profiler.after_step(n))?;
+        self.setup.trainer.profiler.map_or(Ok(()), |profiler| profiler.after_step(n))?;
         Ok(is_done)
     }
 
@@ -319,13 +329,13 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     /// Writes a checkpoint if a process has received SIGUSR1. If one rank was interrupted, makes all ranks stop
     /// before the same step. The ranks exchange both flags, so that all of them do the same.
     fn save_or_stop_if_asked(&mut self) -> Result<()> {
-        let mut save = self.setup.save.is_some_and(|save| save.swap(false, Ordering::Relaxed));
-        if let Some(RunRanks { ranks, interrupted, .. }) = self.setup.ranks {
+        let mut save = self.setup.control.save.is_some_and(|save| save.swap(false, Ordering::Relaxed));
+        if let Some(RunRanks { ranks, interrupted, .. }) = self.setup.control.ranks {
             let own = [u8::from(interrupted.load(Ordering::Relaxed)), u8::from(save)];
             let flags = ranks.all_gather("interruptions", &own)?;
             let any = |index: usize| flags.iter().any(|flags| flags.get(index).is_some_and(|&flag| flag != 0));
             if any(0) {
-                self.setup.stop.store(true, Ordering::Relaxed);
+                self.setup.control.stop.store(true, Ordering::Relaxed);
             }
             save = any(1);
         }
@@ -339,14 +349,14 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
 
     /// Compares the weights of all ranks after step `n`. `hash` is the fingerprint of this rank's weights.
     fn check_ranks_have_the_same_weights(&self, n: u64, hash: &str) -> Result<()> {
-        let Some(RunRanks { ranks, .. }) = self.setup.ranks else { return Ok(()) };
+        let Some(RunRanks { ranks, .. }) = self.setup.control.ranks else { return Ok(()) };
         let hashes = ranks.all_gather("fingerprints of the weights", hash.as_bytes())?;
         let Some(other) = hashes.iter().position(|other| *other != hashes[0]) else { return Ok(()) };
-        Err(TrainError::Damaged(Diagnostic::new(
+        Err(Error::damaged(
             format!("step {n}"),
             format!("left weights on rank {other} that differ from those of rank 0"),
             "start all ranks with the same program, options and instruction set; resume from the last checkpoint",
-        )))
+        ))
     }
 
     /// Logs and reports a finished step, and writes a checkpoint if one is due.
@@ -447,7 +457,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             trainer_state::write(&folder, best, (state.step, state.steps), logging_steps)?;
             checkpoint::remove_old_checkpoints(&folder, keep, best.map(|best| best.step))
         };
-        if let Some(RunRanks { ranks, out: shared, .. }) = self.setup.ranks {
+        if let Some(RunRanks { ranks, out: shared, .. }) = self.setup.control.ranks {
             let barrier = |name: &str| Ok(ranks.barrier(name)?);
             if ranks.rank() > 0 {
                 snapshot.write_cells(shared, &barrier)?;
@@ -473,7 +483,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     /// is saved if only this rank has the error; the job then fails.
     fn save_before_error(&mut self) -> Result<()> {
         match self.save() {
-            Err(_) if self.setup.ranks.is_some() => Ok(()),
+            Err(_) if self.setup.control.ranks.is_some() => Ok(()),
             saved => saved.and_then(|()| self.checkpoints.writer.wait()),
         }
     }
@@ -481,21 +491,17 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     /// Checks that OUT is still the folder that the run has locked and that contains the run's logs. Ranks other than 0
     /// have no lock on OUT.
     fn check_out_is_the_same(&self) -> Result<()> {
-        let lock = self.folder.lock.as_ref().filter(|_| self.setup.ranks.is_none_or(|run| run.is_rank_0()));
+        let lock = self.folder.lock.as_ref().filter(|_| self.setup.control.is_rank_0());
         if lock.is_none_or(|lock| lock.still_protects_folder()) {
             return Ok(());
         }
         let location = format!("--out {}", self.setup.options.out.display());
         let what = format!("was removed or replaced during the run, after step {} at the latest", self.state.step);
-        Err(TrainError::output(
-            location,
-            what,
-            "put the folder back and resume, or start the run again in another --out",
-        ))
+        Err(Error::failed(location, what, "put the folder back and resume, or start the run again in another --out"))
     }
 
     /// Writes a checkpoint after an interruption and returns the error that says how to resume.
-    fn stopped(&mut self) -> Result<TrainError> {
+    fn stopped(&mut self) -> Result<Error> {
         self.save()?;
         self.checkpoints.writer.wait()?;
         let help = if self.state.step == 0 {
@@ -505,20 +511,20 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         };
         let location = format!("--out {}", self.setup.shared_out().display());
         let what = format!("stopped after step {}", self.state.step);
-        Ok(SampleError::Stopped(Diagnostic::new(location, what, help)).into())
+        Ok(Error::stopped(location, what, help))
     }
 
     /// The error of a step whose loss or gradient norm is NaN or infinite.
-    fn not_finite(&self, n: u64, result: &StepResult, rows: &[usize]) -> TrainError {
+    fn not_finite(&self, n: u64, result: &StepResult, rows: &[usize]) -> Error {
         let locations: Vec<String> = rows.iter().map(|&row| self.rows.location(row).0).collect();
         let (name, value) = match result.loss.is_finite() {
             true => ("the gradients' norm", result.grad_norm),
             false => ("the loss", result.loss),
         };
-        TrainError::NotFinite(Diagnostic::new(
+        Error::failed(
             format!("step {n}"),
             format!("{name} is {value} (rows {})", locations.join(", ")),
             "lower --learning-rate or look at these rows; weights and checkpoints are as they were before this step",
-        ))
+        )
     }
 }

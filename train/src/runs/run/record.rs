@@ -33,7 +33,7 @@ impl RunJsonExtras {
         state: &RunState,
         lengths: Vec<PlannedStepCount>,
     ) -> Result<Self> {
-        let recorded = Self { lengths, products: setup.device.matmul_library() };
+        let recorded = Self { lengths, products: setup.trainer.device.matmul_library() };
         output::write_run_json(&setup.options.out, &recorded.run_json(setup, state))?;
         Ok(recorded)
     }
@@ -53,7 +53,7 @@ impl RunJsonExtras {
         setup: &RunSetup<O>,
         state: &RunState,
     ) -> Result<()> {
-        let now = setup.device.matmul_library();
+        let now = setup.trainer.device.matmul_library();
         if now != self.products {
             self.products = now;
             output::write_run_json(&setup.options.out, &self.run_json(setup, state))?;
@@ -63,7 +63,7 @@ impl RunJsonExtras {
 
     /// Makes the content of `run.json`. User names, passwords and query strings of URLs are not recorded.
     pub(super) fn run_json<O: TrainingOptions>(&self, setup: &RunSetup<O>, state: &RunState) -> Value {
-        let hardware = setup.device.hardware();
+        let hardware = setup.trainer.device.hardware();
         let products = self.products.as_ref();
         let products = products.map(|p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}));
         let mut run = json!({
@@ -71,10 +71,10 @@ impl RunJsonExtras {
             "version": env!("CARGO_PKG_VERSION"),
             "steps": state.steps,
             "lengths": self.lengths,
-            "seed": setup.seed,
-            "dtype": setup.dtype.name(),
-            "device": setup.device.name(),
-            "instruction_set": setup.device.instruction_set(),
+            "seed": setup.data.seed,
+            "dtype": setup.trainer.dtype.name(),
+            "device": setup.trainer.device.name(),
+            "instruction_set": setup.trainer.device.instruction_set(),
             "machine": {"name": hardware.name, "driver": hardware.driver},
             "products": products,
             "model_hash": state.model_hash,
@@ -82,7 +82,7 @@ impl RunJsonExtras {
             "data_hash": state.data_hash,
             "data_files": state.data_files,
             "working_directory": std::env::current_dir().ok(),
-            "options": setup.resolved,
+            "options": setup.reports.resolved,
         });
         let code = code_fingerprints(setup.options);
         if !code.is_empty() {

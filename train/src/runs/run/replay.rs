@@ -2,12 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::error::{Error, Kind, Result};
 use crate::file_names::{HASHES_FILE, METRICS_FILE, RUN_FILE};
 use crate::metrics::StepMetrics;
 use crate::options::RunOptions;
 use crate::setup::RunSetup;
-use crate::{Result, TrainError};
-use reel_support::diagnostic::Diagnostic;
 use reel_support::files::log;
 use serde_json::Value;
 
@@ -42,11 +41,7 @@ pub fn find_replay_start(out: &Path, step: u64) -> Result<ReplayStart> {
     let Some(recorded) = recorded.filter(|_| step > 0) else {
         let done = log::read_matching_lines(&file, |_: &StepMetrics| true)?.len();
         let help = if done == 0 { "give the output folder of a run".to_string() } else { format!("give 1 to {done}") };
-        return Err(TrainError::option(
-            "--step",
-            format!("is {step}, but {} does not have this step", file.display()),
-            help,
-        ));
+        return Err(Error::usage("--step", format!("is {step}, but {} does not have this step", file.display()), help));
     };
     let nearest = entries::checkpoints_by_step(out)?.range(..step).next_back().map(|(n, path)| (*n, path.clone()));
     Ok(ReplayStart { step: nearest.as_ref().map_or(0, |n| n.0), checkpoint: nearest.map(|n| n.1), hash: recorded.hash })
@@ -76,20 +71,19 @@ pub(crate) fn replay<'a, W: TrainLoop<'a>>(
         let what = format!(
             "is damaged: its hash of step {step} is {want}, but the weights of the replay have the hashes in {HASHES_FILE}"
         );
-        return Err(TrainError::Damaged(Diagnostic::new(location, what, "restore the file from a copy")));
+        return Err(Error::damaged(location, what, "restore the file from a copy"));
     }
     Ok(ReplayReport { same: false, first })
 }
 
 /// Adds help to the error for a damaged checkpoint: how to repeat the step without that checkpoint.
-fn help_of_replay(e: TrainError, options: &RunOptions) -> TrainError {
-    match (e, &options.resume_from_checkpoint) {
-        (TrainError::Damaged(d), Some(folder)) if d.location.starts_with(folder.as_str()) => {
-            let help =
-                "restore it from a copy, or remove this checkpoint to repeat the step from the previous checkpoint";
-            TrainError::Damaged(d.with_help(help))
+fn help_of_replay(e: Error, options: &RunOptions) -> Error {
+    let help = "restore it from a copy, or remove this checkpoint to repeat the step from the previous checkpoint";
+    match &options.resume_from_checkpoint {
+        Some(folder) if e.kind == Kind::Damaged && e.diagnostic.location.starts_with(folder.as_str()) => {
+            e.with_help(help)
         }
-        (e, _) => e,
+        _ => e,
     }
 }
 
@@ -108,6 +102,6 @@ pub fn recorded_working_directory(out: &Path) -> Result<Option<PathBuf>> {
     Ok(output::read_run_json(out)?["working_directory"].as_str().map(PathBuf::from))
 }
 
-fn damaged(path: &Path, what: String) -> TrainError {
-    TrainError::output(path.display().to_string(), what, "give the output folder of a run")
+fn damaged(path: &Path, what: String) -> Error {
+    Error::failed(path.display().to_string(), what, "give the output folder of a run")
 }

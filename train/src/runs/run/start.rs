@@ -12,12 +12,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::error::{Error, Result};
 use crate::file_names::HASHES_FILE;
 use crate::options::{BestMetric, StepRange, TrainingOptions};
-use crate::setup::RunSetup;
+use crate::setup::{RunControl, RunSetup};
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::trainer::Trainer;
-use crate::{Result, TrainError};
+use reel_input::MediaOptions;
 use reel_input::config::ModelConfig;
 use reel_model::save::ConfigAndTokenizerFiles;
 use reel_samples::feed::{MicroBatchFeed, SampleSource, decoding_threads};
@@ -88,7 +89,7 @@ impl<S> RunInputs<S> {
         let (before, last) = (self.state.step, self.state.steps);
         let Some(range) = range.filter(|range| range.last <= before || range.first > last) else { return Ok(()) };
         let what = format!("is {range}, but this process does the steps {} to {last} of the run", before + 1);
-        Err(TrainError::option("--profile-steps", what, "give some of these steps, counted from 1"))
+        Err(Error::usage("--profile-steps", what, "give some of these steps, counted from 1"))
     }
 }
 
@@ -98,16 +99,16 @@ impl<S> RunInputs<S> {
 /// An input cannot be read, is damaged, or does not belong to the run of the checkpoint.
 pub(super) fn read_inputs<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<RunInputs<W::DataSource>> {
     let start = output::find_run_start(setup.options)?;
-    if !setup.quiet && output::is_overwrite_without_effect(setup.options, &start) {
+    if !setup.reports.quiet && output::is_overwrite_without_effect(setup.options, &start) {
         reel_support::diagnostic::note!("the run resumes (--resume-from-checkpoint), so --overwrite has no effect");
     }
-    let rows = Arc::new(W::open_rows(setup)?);
+    let rows = Arc::new(W::open_rows(setup.options, &setup.data)?);
     if matches!(start, RunStart::Fresh) && !setup.options.check_data {
         refuse_missing_media(setup.options, &*rows)?;
     }
-    let model = ModelFiles::read(setup.model)?;
+    let model = ModelFiles::read(setup.data.model)?;
     agreement::check_files(setup, &*rows, Some(&model))?;
-    let order = row_order(setup.options.no_shuffle, &*rows, setup.seed);
+    let order = row_order(setup.options.no_shuffle, &*rows, setup.data.seed);
     match start {
         RunStart::Fresh => inputs_of_fresh_run::<W>(setup, model, rows, order),
         RunStart::From(folder) => inputs_of_resumed_run::<W>(setup, folder, &model, rows, order),
@@ -124,9 +125,9 @@ fn inputs_of_fresh_run<'a, W: TrainLoop<'a>>(
     let known = unusable_rows(options, &*rows)?;
     let ScannedRows { steps, unusable, lengths: row_lengths } = scan_rows::<W>(setup, &rows, &order, known)?;
     let share = format!("{} of {} rows", unusable.len(), rows.row_count());
-    if options.check_data && !setup.quiet {
+    if options.check_data && !setup.reports.quiet {
         reel_support::diagnostic::note!("{share} cannot be used (see {})", options.quarantine_list_path().display());
-    } else if let Some(first) = unusable.first().filter(|_| !setup.quiet) {
+    } else if let Some(first) = unusable.first().filter(|_| !setup.reports.quiet) {
         reel_support::diagnostic::note!("{share} are skipped; the first: {}", first.reason);
     }
     let state = resume::fresh_run_state(setup, model, &*rows, steps, &unusable);
@@ -155,7 +156,7 @@ fn inputs_of_resumed_run<'a, W: TrainLoop<'a>>(
         let what = format!("{} is after the last step of a finished run", folder.display());
         let help =
             format!("raise --max-steps or --num-train-epochs to train on; {} has the model", options.out.display());
-        return Err(TrainError::option("--resume-from-checkpoint", what, help));
+        return Err(Error::usage("--resume-from-checkpoint", what, help));
     }
     state.rewards.forget_best_if_missing(&options.out);
     if options.best_metric() == BestMetric::None {
@@ -190,7 +191,7 @@ impl<'a, W: TrainLoop<'a>> LoadedRun<W> {
         setup: &RunSetup<'a, W::Options>,
         inputs: &RunInputs<W::DataSource>,
     ) -> Result<()> {
-        agreement::check_start(setup, &inputs.state, self.train_loop.validation())
+        agreement::check_start(setup.control.ranks, &inputs.state, self.train_loop.validation())
     }
 }
 
@@ -204,16 +205,23 @@ pub(super) fn load_run<'a, W: TrainLoop<'a>>(
     inputs: &RunInputs<W::DataSource>,
 ) -> Result<LoadedRun<W>> {
     let (options, state) = (setup.options, &inputs.state);
-    let config = ModelConfig::open(setup.model)?;
-    let hyperparameters = Hyperparameters::new(options, state.steps).with_seed(setup.seed);
+    let config = ModelConfig::open(setup.data.model)?;
+    let hyperparameters = Hyperparameters::new(options, state.steps).with_seed(setup.data.seed);
     let hyperparameters = hyperparameters.with_loss_mean(options.loss_mean());
-    let ranks = setup.ranks.map(|run| run.ranks.clone());
-    let (mut trainer, files) =
-        Trainer::resume(setup.device, &config, setup.model, inputs.checkpoint(), setup.dtype, hyperparameters, ranks)?;
+    let ranks = setup.control.ranks.map(|run| run.ranks.clone());
+    let (mut trainer, files) = Trainer::resume(
+        setup.trainer.device,
+        &config,
+        setup.data.model,
+        inputs.checkpoint(),
+        setup.trainer.dtype,
+        hyperparameters,
+        ranks,
+    )?;
     files.check_values()?;
     // The small files are read before the first step, so that a missing or damaged file cannot make a save fail hours
     // later.
-    let small_files = ConfigAndTokenizerFiles::read(setup.model)?;
+    let small_files = ConfigAndTokenizerFiles::read(setup.data.model)?;
     let small_files = Arc::new(match options.folder_format {
         Some(name) => small_files.in_format(name.format())?,
         None => small_files,
@@ -222,11 +230,11 @@ pub(super) fn load_run<'a, W: TrainLoop<'a>>(
         restore_optimizer_state(&resumed.folder, &mut trainer, state)?;
     }
     let batching = W::batching(options, inputs.order.rows_per_pass());
-    let processes = setup.ranks.map_or(1, |run| run.ranks.size());
-    let (threads, window) = (media_threads(setup), W::rows_ahead(options, processes));
+    let threads = media_threads(setup.data.media, &setup.control);
+    let window = W::rows_ahead(options, setup.control.processes());
     let (rows, order) = (inputs.rows.clone(), inputs.order.clone());
     let mut feed = MicroBatchFeed::new(rows, order, batching, &state.position, threads, window)
-        .share_among(setup.ranks.map(|run| W::shared_feed(options, run.ranks)))
+        .share_among(setup.control.ranks.map(|run| W::shared_feed(options, run.ranks)))
         .add_known_lengths(inputs.row_lengths.iter().map(|(row, tokens)| (*row, *tokens)));
     if let Some(resumed) = &inputs.resumed {
         feed = feed.skip_when_reached(resumed.later_skipped.clone());
@@ -239,10 +247,10 @@ pub(super) fn load_run<'a, W: TrainLoop<'a>>(
 /// Number of threads of this process that load images and videos, at least one. The processes on this machine share
 /// its CPU cores and its memory. Memory also limits the number, because each thread may need `--media-memory` for a
 /// file.
-pub(super) fn media_threads<O>(setup: &RunSetup<O>) -> usize {
-    let processes = setup.ranks.map_or(1, |run| run.ranks.world().local_size);
+pub(super) fn media_threads(media: &MediaOptions, control: &RunControl) -> usize {
+    let processes = control.ranks.map_or(1, |run| run.ranks.world().local_size);
     let free_mib = reel_device::free_host_bytes().map_or(u64::MAX, |bytes| bytes >> 20);
-    let by_memory = free_mib / processes as u64 / setup.media.decoder.memory_mib.max(1);
+    let by_memory = free_mib / processes as u64 / media.decoder.memory_mib.max(1);
     decoding_threads(processes).min(usize::try_from(by_memory).unwrap_or(usize::MAX)).max(1)
 }
 
@@ -259,10 +267,10 @@ pub(super) fn begin_run<'a, W: TrainLoop<'a>>(
     let RunInputs { rows, state, lengths, unusable, resumed, .. } = inputs;
     let LoadedRun { trainer, train_loop, base } = loaded;
     let (options, out) = (setup.options, &setup.options.out);
-    let evaluates = setup.evaluator.is_some() || train_loop.validation().is_some();
+    let evaluates = setup.reports.evaluator.is_some() || train_loop.validation().is_some();
     let tensors = trainer.optimizer.parameter_states().count();
     let (logs, previous) = match &resumed {
-        None => RunLogs::create(out, setup.model, &unusable, tensors, evaluates)?,
+        None => RunLogs::create(out, setup.data.model, &unusable, tensors, evaluates)?,
         Some(ResumedCheckpoint { folder, logs, later_skipped, .. }) => {
             RunLogs::resume(out, folder, logs, later_skipped, tensors, evaluates)?
         }
@@ -281,10 +289,10 @@ pub(super) fn begin_run<'a, W: TrainLoop<'a>>(
         trainer_state::write(out, state.rewards.best.as_ref(), (state.step, state.steps), options.logging_steps)?;
     }
     let signal = RewardSignalWatch::new(options.logging_steps);
-    let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
+    let progress = Progress::new(setup.reports.quiet, state.steps, state.step, options.logging_steps);
     if let Some(resumed) = &resumed {
         let run = resumed.run.as_ref();
-        let in_bits = run.and_then(|run| device_change_warning(run, setup.device));
+        let in_bits = run.and_then(|run| device_change_warning(run, setup.trainer.device));
         let in_code = run.and_then(|run| code_change_warning(run, options));
         print_resumption(&progress, resumed, &state, in_bits.into_iter().chain(in_code));
     }
@@ -300,7 +308,7 @@ pub(super) fn begin_run<'a, W: TrainLoop<'a>>(
         last: None,
         recorded,
         logs,
-        hardware: HardwareMonitor::start(setup),
+        hardware: HardwareMonitor::start(&setup.trainer, &setup.control),
         reports: Reports { reporters, progress, signal, preview: None, unreported },
         checkpoints: CheckpointWriting { base, writer: CheckpointWriter::default(), saved: Some(state.step) },
         state,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::options::TrainingOptions;
-use crate::setup::RunSetup;
+use crate::setup::{DataSetup, RunSetup};
 use crate::step::trainer::{StepResult, Trainer};
 use reel_samples::feed::{FeedRanks, MicroBatchFeed, MicroBatchOptions, StepRowCursor};
 use reel_samples::source::DataSource;
@@ -21,7 +21,7 @@ pub trait TrainLoop<'a>: Sized {
     type DataSource: DataSource;
 
     /// Opens the data source of the run.
-    fn open_rows(setup: &RunSetup<'a, Self::Options>) -> Result<Self::DataSource>;
+    fn open_rows(options: &Self::Options, data: &DataSetup) -> Result<Self::DataSource>;
     /// Returns how rows are grouped into micro-batches, for data with `rows` rows.
     fn batching(options: &Self::Options, rows: usize) -> MicroBatchOptions;
     /// Number of training steps of a run whose data gives `batches` micro-batches.

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use reel_samples::SampleError;
+use reel_samples::no_usable_row;
 use reel_samples::quarantine;
 use reel_samples::skipped_row::SkippedRow;
 use reel_samples::source::DataSource;
 
 use crate::Result;
+use crate::error::Error;
 use crate::options::RunOptions;
 
 /// Returns, in file order, the rows that are known to be unusable before media are loaded: rows in the `--quarantine`
@@ -26,7 +27,7 @@ pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Re
     let of_training: Vec<&SkippedRow> = found.iter().filter(|bad| held_out.binary_search(&bad.row).is_err()).collect();
     match of_training.first() {
         Some(first) if of_training.len() == rows.row_count() - held_out.len() => {
-            Err(SampleError::no_usable_row(&rows.location(first.row).0, &first.reason, false).into())
+            Err(no_usable_row(&rows.location(first.row).0, &first.reason, false))
         }
         _ => Ok(found),
     }
@@ -47,15 +48,15 @@ pub(super) fn unusable_rows_among<R: DataSource>(
     let listed: BTreeSet<usize> = found.iter().map(|bad| bad.row).collect();
     let all = || among.par_iter().copied().filter(|row| !listed.contains(row));
     let row_error = |row| rows.validate_row(row).err().map(|e| (row, e));
-    let skipped = |(row, e): (usize, SampleError)| SkippedRow::new(row, rows.location(row).1, &e);
+    let skipped = |(row, e): (usize, Error)| SkippedRow::new(row, rows.location(row).1, &e);
     if options.strict {
-        return all().find_map_first(row_error).map_or(Ok(found), |(_, e)| Err(e.into()));
+        return all().find_map_first(row_error).map_or(Ok(found), |(_, e)| Err(e));
     }
     found.extend(all().filter_map(row_error).map(skipped).collect::<Vec<_>>());
     found.sort_by_key(|bad| bad.row);
     match found.first() {
         Some(first) if found.len() == among.len() => {
-            Err(SampleError::no_usable_row(&rows.location(first.row).0, &first.reason, false).into())
+            Err(no_usable_row(&rows.location(first.row).0, &first.reason, false))
         }
         _ => Ok(found),
     }
@@ -89,5 +90,5 @@ pub(super) fn refuse_missing_media<R: DataSource>(options: &RunOptions, rows: &R
         root.display()
     );
     let help = "correct the paths, or give their folder by --media-root";
-    Err(SampleError::data(rows.location(row).0, what, help).into())
+    Err(Error::data(rows.location(row).0, what, help))
 }

@@ -34,9 +34,9 @@ pub struct DataCheckResult {
 /// Checks every row including its media and writes the list of unusable rows, without training.
 pub fn check_data<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<DataCheckResult> {
     setup.options.validate()?;
-    let rows = Arc::new(W::open_rows(setup)?);
+    let rows = Arc::new(W::open_rows(setup.options, &setup.data)?);
     agreement::check_files(setup, &*rows, None)?;
-    let order = row_order(true, &*rows, setup.seed);
+    let order = row_order(true, &*rows, setup.data.seed);
     let unusable = scan_rows::<W>(setup, &rows, &order, Vec::new())?.unusable;
     let list = setup.options.quarantine_list_path();
     Ok(DataCheckResult { rows: rows.row_count(), bad: unusable.len(), list, validation: None })
@@ -65,17 +65,17 @@ pub(super) fn scan_rows<'a, W: TrainLoop<'a>>(
     let batching = W::batching(options, order.rows_per_pass());
     let fixed = options.requested_step_count();
     let every = W::must_scan_all_rows(options);
-    if every && !setup.quiet {
+    if every && !setup.reports.quiet {
         reel_support::diagnostic::note!("checking {} rows", rows.row_count());
     }
     let scan = match every {
         true if options.check_data => {
             // Only rank 0 writes the list of unusable rows.
-            let journal = match setup.ranks.is_none_or(|run| run.is_rank_0()) {
+            let journal = match setup.control.is_rank_0() {
                 true => {
                     let fingerprint = resume::data_check_fingerprint(setup, &**rows)?;
                     let list = options.quarantine_list_path();
-                    Some(Box::new(ScanJournal::open(&list, &fingerprint, setup.quiet)?))
+                    Some(Box::new(ScanJournal::open(&list, &fingerprint, setup.reports.quiet)?))
                 }
                 false => None,
             };
@@ -84,8 +84,7 @@ pub(super) fn scan_rows<'a, W: TrainLoop<'a>>(
         true => RowsToScan::AllBut(&known),
         false => RowsToScan::None,
     };
-    // Several ranks can agree on `setup.stop` only between two steps.
-    let (stop, ranks) = setup.ranks.map_or((setup.stop, None), |run| (run.interrupted, Some(&**run.ranks)));
+    let (stop, ranks) = setup.control.stop_and_ranks();
     let scan = || length::scan_and_count_batches(&batching, fixed.is_none(), scan, rows, order, stop, ranks);
     let found = match ranks.and_then(|ranks| thread_pool_of_one(ranks.world().local_size)) {
         Some(threads) => threads.install(scan)?,

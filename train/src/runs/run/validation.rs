@@ -8,19 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::error::{Error, Kind, Result, RowFailureKind};
 use crate::metrics::ValidationLoss;
-use crate::setup::SftSetup;
+use crate::options::SftOptions;
+use crate::setup::RunControl;
 use crate::step::trainer::Trainer;
 use crate::step::validation::{RowLoss, ValidationLossPass, validation_loss};
-use crate::{Result, TrainError};
 use reel_samples::feed::{DataPosition, FeedRanks, MicroBatchFeed, MicroBatchOptions, RankAssignment, SampleSource};
 use reel_samples::length::{self, RowsToScan};
 use reel_samples::order::RowOrder;
 use reel_samples::sample::SftSampleSource;
 use reel_samples::skipped_row::SkippedRow;
 use reel_samples::source::DataSource;
-use reel_samples::{RowFailure, RowFailureKind, SampleError};
-use reel_support::diagnostic::Diagnostic;
 use reel_support::files::fingerprint::bytes_fingerprint;
 
 use super::unusable_rows::unusable_rows_among;
@@ -49,7 +48,8 @@ impl ValidationCheckResult {
 /// The validation rows of a run.
 #[derive(Clone)]
 pub struct ValidationRows<'a> {
-    setup: SftSetup<'a>,
+    options: &'a SftOptions,
+    control: RunControl<'a>,
     source: Arc<SftSampleSource>,
     /// The row numbers in `source`, in ascending order.
     rows: Vec<usize>,
@@ -70,19 +70,20 @@ impl<'a> ValidationRows<'a> {
     /// # Errors
     /// The fields of all rows or, in a strict run, of one row cannot be used.
     pub fn new(
-        setup: &SftSetup<'a>,
+        options: &'a SftOptions,
+        control: RunControl<'a>,
         source: Arc<SftSampleSource>,
         rows: Vec<usize>,
         batching: MicroBatchOptions,
         (threads, window): (usize, usize),
     ) -> Result<Self> {
-        let is_of_data = setup.options.eval_file.is_none();
-        let quarantine = setup.options.quarantine.as_deref().filter(|_| is_of_data);
-        let unusable = unusable_rows_among(setup.options, &*source, &rows, quarantine)
-            .map_err(|e| with_flag(e, flag_of_rows(setup)))?;
+        let is_of_data = options.eval_file.is_none();
+        let quarantine = options.quarantine.as_deref().filter(|_| is_of_data);
+        let unusable = unusable_rows_among(options, &*source, &rows, quarantine)
+            .map_err(|e| with_flag(e, flag_of_rows(options)))?;
         let batching = MicroBatchOptions { end: Some(rows.len() as u64), ..batching };
         let fingerprint = bytes_fingerprint(format!("{} {rows:?}", source.fingerprint()).as_bytes());
-        Ok(Self { setup: *setup, source, rows, unusable, batching, threads, window, fingerprint })
+        Ok(Self { options, control, source, rows, unusable, batching, threads, window, fingerprint })
     }
 
     /// Reads every row, including its media, and returns which rows are unusable. All ranks call it together and get
@@ -92,11 +93,10 @@ impl<'a> ValidationRows<'a> {
     /// No row or, in a strict run, one row cannot be used; the check was interrupted.
     pub fn check_rows(&self) -> Result<ValidationCheckResult> {
         let order = RowOrder::file_order(self.rows.len()).restricted_to(self.rows.iter().copied());
-        let (stop, ranks) =
-            self.setup.ranks.map_or((self.setup.stop, None), |run| (run.interrupted, Some(&**run.ranks)));
+        let (stop, ranks) = self.control.stop_and_ranks();
         let scan = RowsToScan::Checking(None);
         let found = length::scan_and_count_batches(&self.batching, false, scan, &self.source, &order, stop, ranks)
-            .map_err(|e| with_flag(e.into(), flag_of_rows(&self.setup)))?;
+            .map_err(|e| with_flag(e, flag_of_rows(self.options)))?;
         Ok(ValidationCheckResult { rows: self.rows.len(), unusable: found.skipped })
     }
 
@@ -109,7 +109,7 @@ impl<'a> ValidationRows<'a> {
     pub fn feed(&self) -> MicroBatchFeed<SftSampleSource> {
         let order = RowOrder::file_order(self.rows.len()).restricted_to(self.rows.iter().copied());
         let from = DataPosition { slot: 0, skipped: self.unusable.iter().map(|row| row.row).collect() };
-        let ranks = self.setup.ranks.map(|run| FeedRanks {
+        let ranks = self.control.ranks.map(|run| FeedRanks {
             ranks: run.ranks.clone(),
             // All validation rows belong to a single step.
             per_step: usize::MAX,
@@ -123,22 +123,22 @@ impl<'a> ValidationRows<'a> {
     /// together and get the same result.
     ///
     /// # Errors
-    /// [`SampleError::Stopped`] when the run was interrupted; no row can be used or has a learned token; in a strict
+    /// [`Kind::Stopped`] when the run was interrupted; no row can be used or has a learned token; in a strict
     /// run, a row cannot be used; the loss of a row is not finite.
     pub fn loss(&self, trainer: &Trainer, print: &dyn Fn(&str)) -> Result<ValidationLoss> {
-        let (rank, size) = self.setup.ranks.map_or((0, 1), |run| (run.ranks.rank(), run.ranks.size()));
+        let (rank, size) = self.control.ranks.map_or((0, 1), |run| (run.ranks.rank(), run.ranks.size()));
         let (mut feed, mut pass) = (self.feed(), ValidationLossPass::new(trainer));
         let (mut used, mut skipped) = (Vec::new(), self.unusable.clone());
         let mut shown = Instant::now();
         print(&format!("computing the loss of {} validation rows", self.rows.len()));
         loop {
             if self.is_interrupted()? {
-                return Err(TrainError::interrupted());
+                return Err(Error::interrupted());
             }
             let mut micro_batches = 0;
             while micro_batches < size {
-                let next = feed.next_micro_batch_or_stop(Some(self.setup.stop));
-                let next = next.map_err(|e| with_flag(e.into(), flag_of_rows(&self.setup)))?;
+                let next = feed.next_micro_batch_or_stop(Some(self.control.stop));
+                let next = next.map_err(|e| with_flag(e, flag_of_rows(self.options)))?;
                 let Some(mut batch) = next else { break };
                 micro_batches += 1;
                 used.extend(batch.rows);
@@ -170,40 +170,40 @@ impl<'a> ValidationRows<'a> {
 
     /// Whether any rank was interrupted. All ranks call it together and get the same result.
     fn is_interrupted(&self) -> Result<bool> {
-        let Some(run) = self.setup.ranks else { return Ok(self.setup.stop.load(Ordering::Relaxed)) };
+        let Some(run) = self.control.ranks else { return Ok(self.control.stop.load(Ordering::Relaxed)) };
         let own = [u8::from(run.interrupted.load(Ordering::Relaxed))];
         let flags = run.ranks.all_gather("interruptions", &own)?;
         let is_any = flags.concat().contains(&1);
         if is_any {
-            self.setup.stop.store(true, Ordering::Relaxed);
+            self.control.stop.store(true, Ordering::Relaxed);
         }
         Ok(is_any)
     }
 
-    fn no_learned_token(&self) -> TrainError {
+    fn no_learned_token(&self) -> Error {
         let what = format!("none of the {} validation rows has a token to learn", self.rows.len());
-        TrainError::data(flag_of_rows(&self.setup), what, "give rows with answers, or leave the option out")
+        Error::data(flag_of_rows(self.options), what, "give rows with answers, or leave the option out")
     }
 
-    fn not_finite(&self, row: usize, loss: &RowLoss) -> TrainError {
-        TrainError::NotFinite(Diagnostic::new(
+    fn not_finite(&self, row: usize, loss: &RowLoss) -> Error {
+        Error::failed(
             self.source.location(row).0,
             format!("has the validation loss {}", loss.sum),
             "lower --learning-rate, or look at this row; the checkpoint of this step has the weights",
-        ))
+        )
     }
 }
 
 /// The command line flag that gives a run its validation rows.
-fn flag_of_rows(setup: &SftSetup) -> &'static str {
-    if setup.options.eval_file.is_some() { "--eval-file" } else { "--val-size" }
+fn flag_of_rows(options: &SftOptions) -> &'static str {
+    if options.eval_file.is_some() { "--eval-file" } else { "--val-size" }
 }
 
 /// Puts `flag` before the location of an error about the data. Without `flag`, the error would look like an error
 /// about the training rows. Other errors are returned unchanged.
-fn with_flag(mut e: TrainError, flag: &str) -> TrainError {
-    if let TrainError::Sample(SampleError::Row(RowFailure { kind: RowFailureKind::Data, diagnostic })) = &mut e {
-        diagnostic.location = format!("{flag}: {}", diagnostic.location);
+fn with_flag(mut e: Error, flag: &str) -> Error {
+    if e.kind == Kind::Row(RowFailureKind::Data) {
+        e.diagnostic.location = format!("{flag}: {}", e.diagnostic.location);
     }
     e
 }

@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
-use reel_device::{DType, Device, DeviceError, MemoryCategory, PendingExchange};
+use reel_device::{DType, Device, MemoryCategory, PendingExchange};
 use reel_input::config::ModelConfig;
 use reel_kernels::elementwise;
 use reel_model::units;
@@ -32,8 +32,8 @@ use reel_runtime::optim::{ParameterCell, ParameterSize, Partition};
 use reel_runtime::{GatheredWeights, OnDemandMemory, RuntimeError, Tensor, WeightUnit};
 use reel_support::ranks::Ranks;
 
+use crate::error::Result;
 use crate::step::tensor_exchange::SharedExchange;
-use crate::{Result, TrainError};
 use schedule::{ExchangeEvent, ExchangeSchedule};
 
 /// In the memory of a unit, tensors begin at multiples of this number of bytes, like allocations.
@@ -290,8 +290,7 @@ impl GatheredWeights for WeightShards {
                 let what = format!("the weights of {unit:?} are used after the backward pass has begun");
                 Err(RuntimeError::Shape { op: "gather", what })
             }
-            Err(TrainError::Runtime(e)) => Err(e),
-            Err(other) => Err(DeviceError::Failed(other.to_string()).into()),
+            Err(e) => Err(e.into()),
         }
     }
 }

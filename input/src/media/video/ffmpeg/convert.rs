@@ -12,9 +12,9 @@ use ffmpeg::frame::Video as AvFrame;
 use ffmpeg::software::scaling::Flags;
 
 use super::error::{ffmpeg_error, out_of_memory};
+use crate::error::{Error, Kind, MediaFailure, Result};
 use crate::media::frames::FrameView;
 use crate::media::resize::torch_bicubic;
-use crate::media::{MediaError, Result};
 
 /// The rotation by a multiple of 90 degrees, and the optional mirroring, that a player must apply to coded frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -129,10 +129,11 @@ impl RgbConverter {
         self.rotated.resize(height * width * 3, 0);
         self.rotation.write(rgb, stride, (height, width), &mut self.rotated);
         let (h, w) = self.rotation.displayed_height_and_width((height, width));
-        let resized = torch_bicubic(FrameView::new(&self.rotated, 1, h, w)?, target_size).map_err(|e| match e {
-            MediaError::Memory(_) => out_of_memory(path, "resizing its frames"),
-            other => other,
-        })?;
+        let resized =
+            torch_bicubic(FrameView::new(&self.rotated, 1, h, w)?, target_size).map_err(|e| match e.kind {
+                Kind::Media(MediaFailure::Memory) => out_of_memory(path, "resizing its frames"),
+                _ => e,
+            })?;
         out.copy_from_slice(&resized.data);
         Ok(())
     }
@@ -156,7 +157,7 @@ impl RgbConverter {
             self.rgb = rgb;
         }
         let Some((_, scaler)) = &self.scaler else {
-            return Err(MediaError::file_error(path, "its frames cannot be converted to RGB", "convert it to H.264"));
+            return Err(Error::media_file(path, "its frames cannot be converted to RGB", "convert it to H.264"));
         };
         // SAFETY: the scaler was created for the format and size of this frame and for the size of `rgb`, which owns
         // its buffer.
@@ -173,7 +174,7 @@ impl RgbConverter {
             )
         };
         if usize::try_from(rows) != Ok(height) {
-            return Err(MediaError::file_error(path, "its frames cannot be converted to RGB", "convert it to H.264"));
+            return Err(Error::media_file(path, "its frames cannot be converted to RGB", "convert it to H.264"));
         }
         Ok(())
     }
@@ -219,7 +220,7 @@ fn new_scaler(path: &Path, from: SourceFormat, (height, width): (usize, usize)) 
         )
     };
     if context.is_null() {
-        return Err(MediaError::file_error(
+        return Err(Error::media_file(
             path,
             format!(
                 "its frames ({} x {}) have a pixel format that cannot be converted to RGB",

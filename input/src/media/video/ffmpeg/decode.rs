@@ -24,9 +24,9 @@ use super::demux::{VideoFile, has_reliable_key_flags};
 use super::error::{ffmpeg_error, out_of_memory};
 use super::packets::PacketSource;
 use super::plan::{PacketRun, has_usable_times, key_packet_index_before, leading_frame_count, plan_packet_runs};
+use crate::error::{Error, Result};
 use crate::media::frames::MAX_IMAGE_PIXELS;
 use crate::media::video::types::DecodeLimits;
-use crate::media::{MediaError, Result};
 
 /// Minimum number of pixels to decode per thread. With fewer, a further thread costs more time than it saves: its own
 /// H.264 decoder takes about a megabyte of memory, with a page fault at the first use of each page.
@@ -77,7 +77,7 @@ impl PixelBudget {
         if before.saturating_add(pixels) > self.limit { Err(self.too_many_pixels(video)) } else { Ok(()) }
     }
 
-    fn too_many_pixels(&self, video: &VideoFile) -> MediaError {
+    fn too_many_pixels(&self, video: &VideoFile) -> Error {
         let ((height, width), frames) = (video.coded_size, video.packets.len());
         let what = format!(
             "is {frames} frames of {height} x {width} pixels, and decoding the selected ones takes more than {} pixels in total",
@@ -87,7 +87,7 @@ impl PixelBudget {
             MAX_ANIMATION_PIXELS => "make it smaller, or convert it to H.264",
             _ => "take fewer frames, or raise the time limit (--media-timeout), from which this limit follows",
         };
-        MediaError::file_error(&video.path, what, help)
+        Error::media_file(&video.path, what, help)
     }
 }
 
@@ -185,7 +185,7 @@ fn run_jobs(
         let mut result = run_lane(own_lane);
         for handle in handles {
             let lane_result = handle.join().unwrap_or_else(|_| {
-                Err(MediaError::file_error(&video.path, "a decoding thread panicked", "report this file as a bug"))
+                Err(Error::media_file(&video.path, "a decoding thread panicked", "report this file as a bug"))
             });
             result = result.and(lane_result);
         }
@@ -276,7 +276,7 @@ impl<'f> DecodeLane<'f> {
         if job.slots.is_empty() {
             return Ok(());
         }
-        Err(MediaError::file_error(
+        Err(Error::media_file(
             &self.video.path,
             format!("frame {missing} of {} cannot be decoded", self.video.total_frames()),
             "the file is damaged there: copy or download it again, or convert it",

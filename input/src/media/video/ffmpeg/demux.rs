@@ -16,9 +16,10 @@ use ffmpeg::format::context::Input;
 use super::convert::Rotation;
 use super::error::ffmpeg_error;
 use super::truncation::is_truncated;
+use crate::error::{Error, Result};
+use crate::media::error::cannot_read_media;
 use crate::media::frames::MAX_IMAGE_PIXELS;
 use crate::media::video::types::VideoInfo;
-use crate::media::{MediaError, Result};
 
 /// Container formats that may be opened. Playlists and similar formats are left out, because they make FFmpeg open
 /// other files.
@@ -117,9 +118,9 @@ impl VideoFile {
         truncated |= video.packets.len() < index_entries(&input, stream) || is_truncated(path);
         if truncated {
             if let Some(e) = read_error(&input) {
-                return Err(MediaError::cannot_read(path, &e));
+                return Err(cannot_read_media(path, &e));
             }
-            return Err(MediaError::file_error(
+            return Err(Error::media_file(
                 path,
                 format!(
                     "is truncated: the file ends after {} frames, but its header or index states more",
@@ -129,7 +130,7 @@ impl VideoFile {
             ));
         }
         if video.total_frames() == 0 {
-            return Err(MediaError::file_error(path, "its video stream has no frames", "use another video"));
+            return Err(Error::media_file(path, "its video stream has no frames", "use another video"));
         }
         video.ensure_frame_rate(&input, stream)?;
         Ok(video)
@@ -169,7 +170,7 @@ impl VideoFile {
         match candidates.into_iter().find(|r| r.is_finite() && *r > 0.0) {
             Some(found) => self.video_fps = found,
             None => {
-                return Err(MediaError::file_error(
+                return Err(Error::media_file(
                     &self.path,
                     "states neither a frame rate nor a duration",
                     "convert it to mp4 with a frame rate (ffmpeg -r)",
@@ -195,8 +196,8 @@ pub(super) fn open_container_and_stream(path: &Path) -> Result<(Input, usize)> {
     ffmpeg::log::set_level(ffmpeg::log::Level::Quiet);
     let mut url = b"file:".to_vec();
     url.extend_from_slice(path.as_os_str().as_bytes());
-    let url = CString::new(url)
-        .map_err(|_| MediaError::file_error(path, "its name contains a zero byte", "rename the file"))?;
+    let url =
+        CString::new(url).map_err(|_| Error::media_file(path, "its name contains a zero byte", "rename the file"))?;
     let options: ffmpeg::Dictionary =
         [("protocol_whitelist", "file"), ("format_whitelist", CONTAINERS)].into_iter().collect();
     let mut context = ptr::null_mut();
@@ -220,7 +221,7 @@ pub(super) fn open_container_and_stream(path: &Path) -> Result<(Input, usize)> {
     }
     let best = input.streams().best(ffmpeg::media::Type::Video).map(|s| s.index());
     let Some(stream) = best else {
-        return Err(MediaError::file_error(path, "has no video stream", "use a video file"));
+        return Err(Error::media_file(path, "has no video stream", "use a video file"));
     };
     for other in 0..input.streams().len() {
         if other != stream {
@@ -233,18 +234,18 @@ pub(super) fn open_container_and_stream(path: &Path) -> Result<(Input, usize)> {
 
 fn describe(path: &Path, input: &Input, index: usize) -> Result<VideoFile> {
     let stream =
-        input.stream(index).ok_or_else(|| MediaError::file_error(path, "has no video stream", "use a video file"))?;
+        input.stream(index).ok_or_else(|| Error::media_file(path, "has no video stream", "use a video file"))?;
     let parameters = stream.parameters().clone();
     // SAFETY: the parameters are a copy that is alive.
     let (height, width) = unsafe { ((*parameters.as_ptr()).height, (*parameters.as_ptr()).width) };
     let coded_size = match (usize::try_from(height), usize::try_from(width)) {
         (Ok(h), Ok(w)) if h.saturating_mul(w) > MAX_IMAGE_PIXELS => {
             let what = format!("has frames of {h} x {w} pixels, above the limit of {MAX_IMAGE_PIXELS} pixels in total");
-            return Err(MediaError::file_error(path, what, "make it smaller"));
+            return Err(Error::media_file(path, what, "make it smaller"));
         }
         (Ok(h), Ok(w)) if h > 0 && w > 0 => (h, w),
         _ => {
-            return Err(MediaError::file_error(
+            return Err(Error::media_file(
                 path,
                 format!("its video stream states an invalid frame size, {width} x {height}"),
                 "check that the file is complete and plays, or convert it",

@@ -6,13 +6,14 @@ use std::path::Path;
 use ffmpeg_next as ffmpeg;
 use reel_support::diagnostic::input;
 
-use crate::media::MediaError;
+use crate::error::Error;
+use crate::media::error::{cannot_read_media, cannot_start_threads};
 
-/// Converts an FFmpeg error that occurred during `operation` to a [`MediaError`], whose help depends on the cause.
-pub(super) fn ffmpeg_error(path: &Path, operation: &str, error: ffmpeg::Error) -> MediaError {
+/// Converts an FFmpeg error that occurred during `operation` to a [`Error`], whose help depends on the cause.
+pub(super) fn ffmpeg_error(path: &Path, operation: &str, error: ffmpeg::Error) -> Error {
     let failed = |cause: &str| {
         let what = format!("{operation} failed: {cause}");
-        MediaError::file_error(path, what, "check that the file is complete and plays, or convert it")
+        Error::media_file(path, what, "check that the file is complete and plays, or convert it")
     };
     let is_unreadable = match error {
         ffmpeg::Error::Other { errno } => errno == ffmpeg::error::EINVAL,
@@ -20,20 +21,20 @@ pub(super) fn ffmpeg_error(path: &Path, operation: &str, error: ffmpeg::Error) -
     };
     if is_unreadable && is_image(path) {
         let help = "give it as an image; for a video of images, list them all as one video";
-        return MediaError::file_error(path, "is an image, not a video", help);
+        return Error::media_file(path, "is an image, not a video", help);
     }
     match error {
         ffmpeg::Error::Other { errno } if errno == ffmpeg::error::ENOMEM => out_of_memory(path, operation),
         // Decoders return `EAGAIN` if a thread cannot be created.
         ffmpeg::Error::Other { errno } if errno == ffmpeg::error::EAGAIN => {
-            MediaError::cannot_start_threads(path, operation, &std::io::Error::from_raw_os_error(errno))
+            cannot_start_threads(path, operation, &std::io::Error::from_raw_os_error(errno))
         }
         ffmpeg::Error::Other { errno } if errno == ffmpeg::error::EINVAL => {
             failed("FFmpeg finds no video in this file")
         }
-        ffmpeg::Error::Other { errno } => MediaError::cannot_read(path, &std::io::Error::from_raw_os_error(errno)),
+        ffmpeg::Error::Other { errno } => cannot_read_media(path, &std::io::Error::from_raw_os_error(errno)),
         ffmpeg::Error::InvalidData => failed("the data are damaged, truncated or not a video"),
-        ffmpeg::Error::DecoderNotFound => MediaError::file_error(
+        ffmpeg::Error::DecoderNotFound => Error::media_file(
             path,
             "the installed FFmpeg has no decoder for the codec of the video",
             "convert the video to H.264, or install an FFmpeg with that decoder",
@@ -50,8 +51,8 @@ fn is_image(path: &Path) -> bool {
 }
 
 /// The error for an `operation` that failed because the memory limit is too low for it.
-pub(super) fn out_of_memory(path: &Path, operation: &str) -> MediaError {
-    MediaError::memory_error(
+pub(super) fn out_of_memory(path: &Path, operation: &str) -> Error {
+    Error::media_memory(
         path,
         format!("{operation} exceeded the decoder's memory limit"),
         "raise the memory limit (--media-memory), or use a video with fewer pixels",

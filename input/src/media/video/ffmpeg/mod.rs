@@ -14,10 +14,11 @@ use std::path::Path;
 use reel_support::diagnostic::input;
 
 use super::types::{DecodeRequest, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo, frames_too_large_error};
+use crate::error::{Error, Result};
+use crate::media::error::{cannot_read_media, with_image_name};
 use crate::media::libraries::load_ffmpeg_for_video;
 use crate::media::resize::{VideoPixelLimits, refuse_side_of_zero};
 use crate::media::selection::select_frames_of_file;
-use crate::media::{MediaError, Result};
 
 /// Checks that FFmpeg is installed and that the file can be opened, is not empty and does not begin as other files do.
 ///
@@ -25,10 +26,10 @@ use crate::media::{MediaError, Result};
 /// FFmpeg is not installed, or the file cannot be opened, is empty, or is known to be something else.
 pub(crate) fn check_video_file(path: &Path) -> Result<()> {
     load_ffmpeg_for_video(path)?;
-    let cannot_read = |e| MediaError::cannot_read(path, &e);
+    let cannot_read = |e| cannot_read_media(path, &e);
     let metadata = std::fs::metadata(path).map_err(cannot_read)?;
     if metadata.is_dir() {
-        return Err(MediaError::file_error(path, "is a folder, not a video", "give the path of a video file"));
+        return Err(Error::media_file(path, "is a folder, not a video", "give the path of a video file"));
     }
     if metadata.is_file() {
         // Only a regular file is opened here, because opening a pipe would wait for its writer.
@@ -36,7 +37,7 @@ pub(crate) fn check_video_file(path: &Path) -> Result<()> {
             return Err(cannot_read(other.into()));
         }
         if metadata.len() == 0 {
-            return Err(MediaError::file_error(path, "is empty (0 bytes)", "copy or download it again"));
+            return Err(Error::media_file(path, "is empty (0 bytes)", "copy or download it again"));
         }
     }
     Ok(())
@@ -78,7 +79,7 @@ pub fn decode_into<B: AsMut<[u8]>>(
             let pixel_limits = VideoPixelLimits::new(request.profile, &request.overrides);
             let size = pixel_limits.resized_height_and_width(count, original_height, original_width)?;
             refuse_side_of_zero((original_height, original_width), size)
-                .map_err(|e| e.into_file_error(&request.path.display().to_string()))?;
+                .map_err(|e| with_image_name(e, &request.path.display().to_string()))?;
             Some(size)
         }
     };

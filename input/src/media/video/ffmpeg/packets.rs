@@ -10,7 +10,7 @@ use ffmpeg::format::context::Input;
 use reel_support::diagnostic::Diagnostic;
 
 use super::demux::{PacketInfo, VideoFile, open_container_and_stream, packet_info};
-use crate::media::{MediaError, Result};
+use crate::error::{Error, Kind, MediaFailure, Result};
 
 /// If the wanted packet is at most this many packets ahead, the packets up to it are read in sequence, which is assumed
 /// to be cheaper than seeking.
@@ -123,7 +123,7 @@ impl Reader {
     }
 }
 
-fn file_changed(path: &Path) -> MediaError {
+fn file_changed(path: &Path) -> Error {
     let (what, help) = ("changed while it was read", "try again, and do not change the file meanwhile");
-    MediaError::Unreadable(Diagnostic::new(path.display().to_string(), what, help))
+    Kind::Media(MediaFailure::Unreadable).error(Diagnostic::new(path.display().to_string(), what, help))
 }

@@ -24,8 +24,8 @@ use reel_support::diagnostic::{catch_panic, input, one_line};
 use super::arrow_json::{self, write_text, write_value};
 use super::file::PositionedFile;
 use super::{ColumnInfo, FilePart, RowSink, RowTexts, row_location};
+use crate::error::{Error, Result};
 use crate::rows::limits::check_row_count;
-use crate::rows::{DataError, Result};
 
 /// Number of rows that are decoded together when a file is opened.
 const BATCH_ROWS: usize = 256;
@@ -65,7 +65,7 @@ impl ParquetDecoder {
     /// The file cannot be read, is truncated, damaged or encrypted, or has a column whose type has no JSON form.
     pub(super) fn open(path: &Path, file: PositionedFile) -> Result<Self> {
         let end = file.read_exact(file.bytes().saturating_sub(4), file.bytes().min(4));
-        let problem = match &*end.map_err(|e| DataError::cannot_read(path, &e))? {
+        let problem = match &*end.map_err(|e| Error::cannot_read(path, &e))? {
             b"PAR1" if file.bytes() >= 12 => None,
             b"PARE" if file.bytes() >= 12 => Some(("is encrypted", "decrypt it before")),
             _ => Some((
@@ -74,7 +74,7 @@ impl ParquetDecoder {
             )),
         };
         if let Some((what, help)) = problem {
-            return Err(DataError::malformed(path.display().to_string(), what, help));
+            return Err(Error::data(path.display().to_string(), what, help));
         }
         let options = ArrowReaderOptions::new()
             .with_skip_arrow_metadata(true)
@@ -87,7 +87,7 @@ impl ParquetDecoder {
             let rows = usize::try_from(group.num_rows()).ok().filter(|rows| *rows <= u32::MAX as usize);
             let Some(rows) = rows else {
                 let what = format!("is damaged: a row group claims to have {} rows", group.num_rows());
-                return Err(DataError::malformed(path.display().to_string(), what, DAMAGED_FILE_HELP));
+                return Err(Error::data(path.display().to_string(), what, DAMAGED_FILE_HELP));
             };
             group_starts.push(group_starts[group_starts.len() - 1] + rows);
         }
@@ -137,7 +137,7 @@ impl ParquetDecoder {
             *bytes += rows.text.len() as u64;
             if *bytes > input::MAX_ROWS_BYTES {
                 let what = format!("has more than {} bytes of text and numbers", input::MAX_ROWS_BYTES);
-                return Err(DataError::malformed(self.path.display().to_string(), what, "split it"));
+                return Err(Error::data(self.path.display().to_string(), what, "split it"));
             }
             sink.append(&rows)?;
             rows.text.clear();
@@ -146,7 +146,7 @@ impl ParquetDecoder {
         if index != end {
             let (decoded, count) = (index - first, end - first);
             let what = format!("is damaged: a row group has {decoded} rows where its metadata says {count}");
-            return Err(DataError::malformed(self.path.display().to_string(), what, DAMAGED_FILE_HELP));
+            return Err(Error::data(self.path.display().to_string(), what, DAMAGED_FILE_HELP));
         }
         Ok(())
     }
@@ -208,9 +208,9 @@ impl ParquetDecoder {
             .with_projection(ProjectionMask::roots(schema, columns.iter().copied()))
     }
 
-    fn column_error(&self, row: usize, column: usize, what: impl Into<String>) -> DataError {
+    fn column_error(&self, row: usize, column: usize, what: impl Into<String>) -> Error {
         let location = format!("{}: {}", row_location(&self.path, row), self.columns[column].name);
-        DataError::malformed(location, what, DAMAGED_FILE_HELP)
+        Error::data(location, what, DAMAGED_FILE_HELP)
     }
 
     /// Returns the columns with bytes of row `index`, counted from 0, as a JSON object.
@@ -218,8 +218,7 @@ impl ParquetDecoder {
     /// # Errors
     /// The row's pages cannot be read.
     pub(super) fn row(&self, index: usize) -> Result<Vec<u8>> {
-        let missing =
-            || DataError::malformed(row_location(&self.path, index), "is missing in its row group", DAMAGED_FILE_HELP);
+        let missing = || Error::data(row_location(&self.path, index), "is missing in its row group", DAMAGED_FILE_HELP);
         let in_file: Vec<usize> = (0..self.columns.len()).filter(|&c| self.columns[c].in_file).collect();
         let group = self.group_starts.partition_point(|&start| start <= index) - 1;
         if group >= self.group_starts.len() - 1 {
@@ -273,7 +272,7 @@ fn columns(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Vec<Column>> {
     let column = |field: &Arc<Field>| {
         let error = |what: String, help: &str| {
             let location = format!("{}: column {}", path.display(), field.name());
-            Err(DataError::malformed(location, what, help))
+            Err(Error::data(location, what, help))
         };
         if !names.insert(field.name().clone()) {
             return error("occurs twice".into(), "rename one of the two");
@@ -290,7 +289,7 @@ fn columns(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Vec<Column>> {
     };
     let columns = fields.iter().map(column).collect::<Result<Vec<_>>>()?;
     match columns.is_empty() {
-        true => Err(DataError::malformed(path.display().to_string(), "has no columns", "give a file with columns")),
+        true => Err(Error::data(path.display().to_string(), "has no columns", "give a file with columns")),
         false => Ok(columns),
     }
 }
@@ -301,7 +300,7 @@ fn read<T>(path: &Path, place: &str, call: impl FnOnce() -> Result<T, ParquetErr
     let failed = |reason: &str| {
         let place = if place.is_empty() { String::new() } else { format!(": {place}") };
         let what = format!("cannot be read as Parquet: {}", one_line(reason));
-        DataError::malformed(format!("{}{place}", path.display()), what, DAMAGED_FILE_HELP)
+        Error::data(format!("{}{place}", path.display()), what, DAMAGED_FILE_HELP)
     };
     match catch_panic(call) {
         Ok(result) => result.map_err(|e| failed(&e.to_string())),

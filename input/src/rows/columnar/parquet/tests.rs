@@ -10,6 +10,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersi
 use serde_json::{Value, json};
 
 use super::*;
+use crate::error::Error;
 use crate::rows::columnar::ColumnarFormat;
 use crate::rows::columnar_rows::ColumnarRows;
 
@@ -345,7 +346,7 @@ fn read_damaged(content: &[u8]) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("d.parquet");
     std::fs::write(&path, content).unwrap();
-    let message = |e: DataError| {
+    let message = |e: Error| {
         let e = e.to_string();
         assert!(e.contains("d.parquet") && e.contains("; ") && !e.contains('\n'), "{e}");
     };

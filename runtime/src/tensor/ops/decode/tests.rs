@@ -1,7 +1,7 @@
 use reel_device::{SimOptions, compile};
 
 use super::*;
-use crate::tensor::ops::{RowSampling, SampledTokens, SamplingTable, SequencePages, sample};
+use crate::tensor::ops::{RowSampling, SampledTokens, SamplingParams, SamplingTable, SequencePages, sample};
 
 fn devices() -> Vec<Device> {
     let sim = compile::skip_without_nvrtc()
@@ -118,15 +118,17 @@ fn sampled(device: &Device, rows: usize, at: usize, count: usize) -> (Vec<i32>, 
     // The mask allows even tokens; the bias favours token 12 and forbids 14.
     let (even, bias) = ([0x5555_5555u32; 3], [(12, 3.0), (14, -9.0)]);
     let choice = |r: usize| RowSampling {
-        temperature: [0.0, 0.8, 1.3][r % 3],
-        top_p: [1.0, 0.9][r % 2],
-        top_k: [0, 20][r / 2 % 2],
-        min_p: [0.0, 0.02][r / 3 % 2],
-        repetition_penalty: [1.0, 1.4][r % 2],
-        frequency_penalty: 0.2,
-        presence_penalty: 0.1,
+        params: SamplingParams {
+            temperature: [0.0, 0.8, 1.3][r % 3],
+            top_p: [1.0, 0.9][r % 2],
+            top_k: [0, 20][r / 2 % 2],
+            min_p: [0.0, 0.02][r / 3 % 2],
+            repetition_penalty: [1.0, 1.4][r % 2],
+            frequency_penalty: 0.2,
+            presence_penalty: 0.1,
+            seed: r as u64 | 1 << 40,
+        },
         counted_from: r % 3,
-        seed: r as u64 | 1 << 40,
         bias: &bias[..r % 3],
         allowed: if r % 2 == 1 { &even } else { &[] },
     };

@@ -14,7 +14,7 @@ use super::reply::{
 };
 use super::wait::{NoMessageReason, STOPPED_HELP, STOPPED_PROBLEM, receive_until};
 use super::{TRAINER_STATE, TrainerState};
-use crate::rewards::{Result, RewardError};
+use crate::error::{Error, Result};
 
 const FLAG: &str = "--reward-url";
 
@@ -50,7 +50,7 @@ struct Client {
 
 impl HttpReward {
     pub(super) fn new(url: &str, timeout: Duration) -> Result<Self> {
-        check_http_url(url).map_err(|(what, help)| RewardError::bad_option(FLAG, what, help))?;
+        check_http_url(url).map_err(|(what, help)| Error::usage(FLAG, what, help))?;
         let config = Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).max_redirects(0);
         let client = Client { url: url.to_string(), timeout, agent: config.build().into() };
         Ok(Self { client, batch: None })
@@ -111,7 +111,7 @@ impl Client {
         rewards.collect::<Result<_, _>>().map_err(|(i, why)| self.error(format!("rewards[{i}] {why}"), help))
     }
 
-    fn timed_out(&self) -> RewardError {
+    fn timed_out(&self) -> Error {
         let what = format!("timed out after {}", format_seconds(self.timeout));
         self.error(what, "check that the server runs, raise --reward-timeout, or make the server faster")
     }
@@ -151,14 +151,14 @@ impl Client {
         text.map_err(failed)
     }
 
-    fn error(&self, what: impl std::fmt::Display, help: &str) -> RewardError {
+    fn error(&self, what: impl std::fmt::Display, help: &str) -> Error {
         custom_reward_error(FLAG, &self.url, what, help)
     }
 }
 
 enum PostFailure {
     Timeout,
-    Other(RewardError),
+    Other(Error),
 }
 
 #[cfg(test)]

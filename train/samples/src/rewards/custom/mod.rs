@@ -44,9 +44,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::Value;
 
-pub use reply::{CustomReports, RewardReply};
+use crate::error::{Error, Result};
 
-use crate::rewards::{Result, RewardError};
+pub use reply::{CustomReports, RewardReply};
 
 /// The option that names Python functions.
 const FUNCTION_FLAG: &str = "--reward-funcs";
@@ -97,7 +97,7 @@ pub fn function_name(function: &str) -> Result<&str> {
     let is_name = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || c == '_');
     let name = function.rsplit_once(':').filter(|(source, name)| !source.is_empty() && is_name(name));
     let what = || format!("`{function}` is not the name of a Python function");
-    let error = || RewardError::bad_option(FUNCTION_FLAG, what(), "give FILE.py:NAME or MODULE:NAME");
+    let error = || Error::usage(FUNCTION_FLAG, what(), "give FILE.py:NAME or MODULE:NAME");
     name.filter(|_| !function.contains('\0')).map(|(_, name)| name).ok_or_else(error)
 }
 
@@ -235,7 +235,7 @@ impl CustomReward {
     /// # Errors
     /// Scoring fails as in [`CustomReward::score_or_stop`], or no batch was sent since the last rewards.
     pub fn finish(&mut self, stop: &AtomicBool) -> Result<Vec<RewardReply>> {
-        let none = || Err(RewardError::bad_row("batch", "was not sent", "send it before waiting for its rewards"));
+        let none = || Err(Error::reward("batch", "was not sent", "send it before waiting for its rewards"));
         self.wait_for_rewards(None, stop).unwrap_or_else(none)
     }
 

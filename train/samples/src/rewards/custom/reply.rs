@@ -6,7 +6,7 @@ use reel_support::diagnostic::redact_urls;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::rewards::RewardError;
+use crate::error::{Error, Result};
 
 /// Largest absolute value of a reward: the squares of a group's rewards must not overflow f32.
 const MAX_REWARD: f64 = 1e18;
@@ -112,6 +112,6 @@ pub(super) fn format_seconds(duration: Duration) -> String {
 }
 
 /// Makes the error of a custom reward from its option, the option's value, what is wrong and what to do.
-pub(super) fn custom_reward_error(flag: &str, value: &str, what: impl std::fmt::Display, help: &str) -> RewardError {
-    RewardError::custom_reward_failed(format!("{flag} `{}`", shorten_for_message(value)), what.to_string(), help)
+pub(super) fn custom_reward_error(flag: &str, value: &str, what: impl std::fmt::Display, help: &str) -> Error {
+    Error::reward(format!("{flag} `{}`", shorten_for_message(value)), what.to_string(), help)
 }

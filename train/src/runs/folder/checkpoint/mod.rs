@@ -17,8 +17,7 @@ mod tests;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use crate::{Result, TrainError};
-
+use crate::error::{Error, Result};
 use crate::runs::folder::entries::checkpoints_by_step;
 
 pub use optimizer::load_optimizer_state;
@@ -39,12 +38,12 @@ pub fn remove_old_checkpoints(out: &Path, keep: Option<usize>, best_step: Option
 pub(crate) fn remove_checkpoint(path: &Path) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let aside = path.with_file_name(format!(".{name}.old.part"));
-    fs::rename(path, &aside).map_err(|e| TrainError::cannot_write(path, e))?;
+    fs::rename(path, &aside).map_err(|e| Error::cannot_write(path, e))?;
     remove_dir(&aside)
 }
 
 fn remove_dir(path: &Path) -> Result<()> {
-    fs::remove_dir_all(path).map_err(|e| TrainError::cannot_write(path, e))
+    fs::remove_dir_all(path).map_err(|e| Error::cannot_write(path, e))
 }
 
 /// A folder that has a hidden name while its files are written. Dropping this value before [`Self::publish`] removes
@@ -57,14 +56,14 @@ impl FolderDraft {
         if path.exists() {
             remove_dir(&path)?;
         }
-        fs::create_dir_all(&path).map_err(|e| TrainError::cannot_write(&path, e))?;
+        fs::create_dir_all(&path).map_err(|e| Error::cannot_write(&path, e))?;
         Ok(Self(path))
     }
 
     /// Gives the complete folder its final name `target`. An existing `target` is renamed first, so an incomplete
     /// folder never has that name.
     fn publish(self, target: &Path) -> Result<()> {
-        let failed = |e| TrainError::cannot_write(target, e);
+        let failed = |e| Error::cannot_write(target, e);
         let aside = self.0.with_extension("old.part");
         if target.exists() {
             fs::rename(target, &aside).map_err(failed)?;

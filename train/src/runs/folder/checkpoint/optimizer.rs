@@ -9,8 +9,8 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
+use crate::error::{Error, Result};
 use crate::step::trainer::Trainer;
-use crate::{Result, TrainError};
 use reel_device::DType;
 use reel_input::tensor_file::{HeaderEntry, write_safetensors_header};
 use reel_runtime::Tensor;
@@ -194,8 +194,8 @@ pub(super) fn optimizer_state_bytes(t: &Trainer) -> u64 {
 /// The file cannot be read, or has other tensors than this run.
 pub fn load_optimizer_state(folder: &Path, t: &mut Trainer, state: &RunState) -> Result<()> {
     let path = folder.join(OPTIMIZER_FILE);
-    let damaged = |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
-    let mapped = reel_device::MappedFile::open(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
+    let damaged = |what: String| Error::failed(path.display().to_string(), what, "resume from another checkpoint");
+    let mapped = reel_device::MappedFile::open(&path).map_err(|e| Error::cannot_read(&path, e))?;
     let stored = SafeTensors::deserialize(mapped.as_bytes()).map_err(|e| damaged(format!("is damaged: {e}")))?;
     t.optimizer.set_step_counts(|name| state.parameter_steps.get(name).copied().unwrap_or(state.step));
     let tensors = state_tensors(t);

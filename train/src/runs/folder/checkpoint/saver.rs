@@ -2,8 +2,9 @@
 
 use std::thread::{self, JoinHandle};
 
-use crate::{Result, TrainError};
 use reel_device::{Device, free_host_bytes};
+
+use crate::error::{Error, Result};
 
 /// Handle of the background thread that writes checkpoints. Dropping the handle waits for the checkpoint in progress.
 #[derive(Debug, Default)]
@@ -17,7 +18,7 @@ impl CheckpointWriter {
     pub fn start(&mut self, job: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
         self.wait()?;
         let spawned = thread::Builder::new().name("checkpoint".into()).spawn(job);
-        self.0 = Some(spawned.map_err(|e| TrainError::cannot_start_thread("checkpoint", &e))?);
+        self.0 = Some(spawned.map_err(|e| Error::cannot_start_thread("checkpoint", &e))?);
         Ok(())
     }
 
@@ -35,7 +36,7 @@ impl CheckpointWriter {
     /// The error of the job.
     pub fn wait(&mut self) -> Result<()> {
         let Some(job) = self.0.take() else { return Ok(()) };
-        let died = || TrainError::output("checkpoint", "the writing thread panicked", "report this as a defect");
+        let died = || Error::failed("checkpoint", "the writing thread panicked", "report this as a defect");
         job.join().unwrap_or_else(|_| Err(died()))
     }
 }

@@ -7,9 +7,9 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::error::{Error, Result};
 use crate::file_names::RUN_STATE_FILE;
 use crate::step::trainer::Trainer;
-use crate::{Result, TrainError};
 use reel_device::DType;
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::StoredDType;
@@ -123,7 +123,7 @@ impl TrainedWeights {
     /// A file cannot be written; another rank has failed.
     pub fn write(&self, out: &Path, barrier: &dyn Fn(&str) -> Result<()>) -> Result<()> {
         // Errors name the final path, because the user does not know the hidden path.
-        let in_out = |e: TrainError| e.with_path_renamed(&out.join(MODEL_DRAFT), out);
+        let in_out = |e: Error| e.with_path_renamed(&out.join(MODEL_DRAFT), out);
         if self.rank.0 > 0 {
             barrier(BEGUN)?;
             self.write_cells(&out.join(MODEL_DRAFT)).map_err(in_out)?;
@@ -134,7 +134,7 @@ impl TrainedWeights {
         barrier(BEGUN)?;
         self.write_cells(&draft.0).map_err(in_out)?;
         barrier(WRITTEN)?;
-        move_hub_files(&draft.0, out).map_err(TrainError::cannot_save)
+        move_hub_files(&draft.0, out)
     }
 
     /// Creates the files of a model folder, without the contents of its weights. Rank 0 calls it before all ranks call
@@ -147,7 +147,6 @@ impl TrainedWeights {
         let specs = self.specs();
         let weight_files = WeightFiles::new(naming, &specs, MAX_SHARD_BYTES);
         create_hub_folder(folder, HubFolder { small_files, naming, dtype }, &weight_files)
-            .map_err(TrainError::cannot_save)
     }
 
     /// Writes this rank's share of the weights into the created folder: its cells of the trained weights, and every
@@ -159,7 +158,7 @@ impl TrainedWeights {
         }
         let specs = self.specs();
         let weight_files = WeightFiles::new(self.origin.files.tensor_naming(), &specs, MAX_SHARD_BYTES);
-        let places = weight_files.tensor_positions().map_err(|e| TrainError::cannot_write(folder, e))?;
+        let places = weight_files.tensor_positions().map_err(|e| Error::cannot_write(folder, e))?;
         let mut by_file = BTreeMap::<&str, Vec<FilePart>>::new();
         for (index, (spec, file, start)) in places.iter().enumerate() {
             let parts = by_file.entry(*file).or_default();
@@ -178,7 +177,7 @@ impl TrainedWeights {
         }
         by_file.into_iter().filter(|(_, parts)| !parts.is_empty()).try_for_each(|(file, parts)| {
             let path = folder.join(file);
-            write_parts(&path, parts).map_err(|e| TrainError::cannot_write(&path, e))
+            write_parts(&path, parts).map_err(|e| Error::cannot_write(&path, e))
         })
     }
 
@@ -196,7 +195,7 @@ impl TrainedWeights {
             let stored = trained.get(&spec.name).ok_or_else(|| missing(&spec.name))?;
             stored.parts.iter().try_for_each(|(_, held)| held.write(to))
         };
-        lora::save_adapter(folder, about, &tensors, fill).map_err(TrainError::cannot_save)
+        lora::save_adapter(folder, about, &tensors, fill)
     }
 }
 
@@ -231,7 +230,7 @@ impl CheckpointSnapshot {
             .filter(|(_, _, s)| s.steps != state.step)
             .map(|(name, _, s)| (name.to_string(), s.steps))
             .collect();
-        let optimizer = OptimizerFile::capture(t).map_err(|e| TrainError::cannot_write(OPTIMIZER_FILE, e))?;
+        let optimizer = OptimizerFile::capture(t).map_err(|e| Error::cannot_write(OPTIMIZER_FILE, e))?;
         let weights = TrainedWeights::capture(t, origin);
         Ok(Self { weights, optimizer, state, files, logs: LogDigests::new() })
     }
@@ -297,7 +296,7 @@ impl CheckpointSnapshot {
         let (draft, target) = (out.join(self.draft_name()), out.join(checkpoint_folder_name(self.state.step)));
         self.weights.write_cells(&draft).map_err(|e| e.with_path_renamed(&draft, &target))?;
         let written = self.optimizer.write_cells(&draft.join(OPTIMIZER_FILE));
-        written.map_err(|e| TrainError::cannot_write(target.join(OPTIMIZER_FILE), e))?;
+        written.map_err(|e| Error::cannot_write(target.join(OPTIMIZER_FILE), e))?;
         barrier(WRITTEN)
     }
 
@@ -309,8 +308,8 @@ impl CheckpointSnapshot {
     fn write_draft(&self, out: &Path, name: &str, target: &Path, barrier: &dyn Fn(&str) -> Result<()>) -> Result<()> {
         let draft = FolderDraft::begin(out, name)?;
         let training = draft.0.join("training");
-        fs::create_dir(&training).map_err(|e| TrainError::cannot_write(&training, e))?;
-        let failed = |file: &str, e| TrainError::cannot_write(target.join(file), e);
+        fs::create_dir(&training).map_err(|e| Error::cannot_write(&training, e))?;
+        let failed = |file: &str, e| Error::cannot_write(target.join(file), e);
         let optimizer = draft.0.join(OPTIMIZER_FILE);
         self.optimizer.create(&optimizer).map_err(|e| failed(OPTIMIZER_FILE, e))?;
         self.weights.create(&draft.0)?;

@@ -3,16 +3,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
+use crate::error::{Error, Kind};
 use crate::options::RunOptions;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::trainer::Trainer;
 use reel_device::{DType, Device};
-use reel_input::InputError;
 use reel_input::config::ModelConfig;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::save::ConfigAndTokenizerFiles;
-use reel_samples::SampleError;
-use reel_support::diagnostic::Diagnostic;
 
 use super::optimizer::OPTIMIZER_FILE;
 use super::*;
@@ -92,12 +90,11 @@ fn jobs_run_in_background_one_at_a_time() {
 fn failed_job_is_reported_by_the_next_call() {
     let failing = || {
         let mut saver = CheckpointWriter::default();
-        let full = || TrainError::cannot_write("out/checkpoint-3", io::Error::from(io::ErrorKind::StorageFull));
+        let full = || Error::cannot_write("out/checkpoint-3", io::Error::from(io::ErrorKind::StorageFull));
         saver.start(move || Err(full())).unwrap();
         saver
     };
-    let said =
-        |e: TrainError| assert!(e.to_string().starts_with("out/checkpoint-3: cannot be written: the disk is full; "));
+    let said = |e: Error| assert!(e.to_string().starts_with("out/checkpoint-3: cannot be written: the disk is full; "));
     said(failing().wait().unwrap_err());
     said(failing().start(|| panic!("it does not follow")).unwrap_err());
     let mut polled = failing();
@@ -137,15 +134,9 @@ fn snapshot_without_memory_for_a_copy_is_written_from_the_tensors() {
 #[test]
 fn errors_name_the_final_path_of_a_checkpoint() {
     let (draft, target) = (Path::new("out/.checkpoint-6.part"), Path::new("out/checkpoint-6"));
-    let full = InputError::NoRoom {
-        diagnostic: Diagnostic::cannot_write(draft.join("model.safetensors"), &io::ErrorKind::StorageFull.into()),
-        remedy: "free space on that disk",
-    };
-    let e = TrainError::cannot_save(full.into()).with_path_renamed(draft, target);
-    assert!(
-        matches!(e, TrainError::Sample(SampleError::NoRoom { .. }))
-            && e.to_string().starts_with("out/checkpoint-6/model.safetensors: ")
-    );
+    let full = Error::cannot_write(draft.join("model.safetensors"), io::Error::from(io::ErrorKind::StorageFull));
+    let e = full.with_path_renamed(draft, target);
+    assert!(e.kind == Kind::DiskFull && e.to_string().starts_with("out/checkpoint-6/model.safetensors: "));
     // The error of a complete `write` must also name the final path if the draft folder cannot be created.
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();

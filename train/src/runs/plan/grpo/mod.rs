@@ -7,11 +7,11 @@ use std::sync::atomic::AtomicBool;
 
 use crate::Result;
 use crate::options::{GrpoOptions, TrainingOptions};
-use crate::rollout::group::groups_from_file;
+use crate::rollout::group::rollouts_from_file;
 use crate::rollout::prompts::EndTokens;
 use crate::rollout::sampler::CompletionSampler;
 use crate::rollout::siglip::SiglipScorer;
-use crate::rollout::{CompletionTokens, Prompt, RolloutGroup, RolloutSet};
+use crate::rollout::{CompletionTokens, Prompt, Rollout, RolloutSet};
 use crate::step::grpo::{reference_log_probs, step};
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::trainer::Trainer;
@@ -33,8 +33,9 @@ use super::{
     keep_highest_peak,
 };
 use crate::runs::folder::checkpoint::checkpoint_bytes;
-use crate::runs::run::grpo::{GrpoLoop, GrpoSetup};
+use crate::runs::run::grpo::GrpoLoop;
 use crate::runs::run::{self, TrainLoop};
+use crate::setup::{DataSetup, TrainerSetup};
 
 /// Maximum number of prompts that a plan counts. More prompts would make planning slow, because every decode step of
 /// their completions runs on the dry device.
@@ -67,13 +68,18 @@ pub fn plan_rows_of_one_size(
 }
 
 /// Plans a run with the user's data: all steps, or the steps of the first [`MAX_ROWS`] rows. The plan is for the device
-/// of `setup`.
-pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> {
-    let options = setup.options;
+/// of `trainer`.
+pub fn plan_run_on_data(
+    options: &GrpoOptions,
+    data: &DataSetup,
+    trainer: &TrainerSetup,
+    stored: StoredDType,
+) -> Result<Plan> {
+    let TrainerSetup { device, dtype, .. } = *trainer;
     options.validate_values()?;
-    let prompts = Arc::new(GrpoLoop::open_rows(setup)?);
+    let prompts = Arc::new(GrpoLoop::open_rows(options, data)?);
     let skipped: Vec<usize> = run::unusable_rows(options, &*prompts)?.into_iter().map(|row| row.row).collect();
-    let order = row_order(options.no_shuffle, &*prompts, setup.seed);
+    let order = row_order(options.no_shuffle, &*prompts, data.seed);
     let of_micro_batches = GrpoLoop::batching(options, order.rows_per_pass());
     // The plan needs the prompts of a whole step at a time.
     let mut batching = MicroBatchOptions { rows: options.groups_per_step(), ..of_micro_batches };
@@ -83,15 +89,15 @@ pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> 
     batching.end = batching.end.map(|end| end.min(MAX_ROWS.max(batching.rows as u64)));
     let position = DataPosition { slot: 0, skipped };
     let mut feed = MicroBatchFeed::new(prompts.clone(), order, batching, &position, 1, 2);
-    let device = setup.device.dry_like();
+    let device = device.dry_like();
     let config = prompts.config().clone();
-    let mut counter = PlanCostCounter::new(options, &config, stored, setup.dtype, &device, prompts.end_tokens())?;
+    let mut counter = PlanCostCounter::new(options, &config, stored, dtype, &device, prompts.end_tokens())?;
     let (never, mut cursor) = (AtomicBool::new(false), StepRowCursor::default());
     for _ in 0..sets {
         let Some(batch) = cursor.next_micro_batch(&mut feed, &never)? else { break };
         counter.count_set(batch.samples)?;
     }
-    counter.plan(setup.dtype)
+    counter.plan(dtype)
 }
 
 /// Runs sampling and training steps on the dry device and sums up their costs.
@@ -180,7 +186,7 @@ impl<'a> PlanCostCounter<'a> {
         super::keep_longest(&mut self.longest, prompts.iter().map(|prompt| &*prompt.tokens));
         let groups = match &self.sampler {
             None if prompts.iter().all(|prompt| prompt.has_given_completions()) => {
-                groups_from_file(self.options, prompts, &self.ends)
+                rollouts_from_file(self.options, prompts.into_iter().map(Arc::new).collect(), &self.ends)
             }
             None => prompts.into_iter().map(|prompt| self.group(prompt)).collect(),
             Some(_) => {
@@ -254,17 +260,12 @@ impl<'a> PlanCostCounter<'a> {
     }
 
     /// Makes a group of completions that all have the maximum length and reward 0.
-    fn group(&self, prompt: Prompt) -> RolloutGroup {
+    fn group(&self, prompt: Prompt) -> Rollout {
         let longest = self.options.max_completion_length;
         let completion =
             CompletionTokens { ids: vec![0; longest], learned_len: longest, log_probs: vec![0.0; longest] };
         let n = self.options.num_generations;
-        RolloutGroup {
-            prompt: Arc::new(prompt),
-            completions: vec![completion; n],
-            rewards: vec![0.0; n],
-            advantages: Vec::new(),
-        }
+        Rollout::with_rewards(Arc::new(prompt), vec![completion; n], vec![0.0; n])
     }
 
     /// Whether the reference model is the policy without its adapter. With ZeRO-3, a rank has only a part of its

@@ -9,6 +9,7 @@ use reel_input::MediaOptions;
 use super::*;
 use crate::runs::plan::stored_weight_dtype;
 use crate::runs::testing::golden;
+use crate::setup::{GrpoSetup, ReportSetup, RunControl};
 
 /// Returns the options of a run on three rows: one with text only, one with a video, one with an image. All
 /// completions have the maximum length.
@@ -80,28 +81,19 @@ fn plan_equals_the_peak_of_a_run() {
         let dir = tempfile::tempdir().unwrap();
         let mut options = options(dir.path());
         change(&mut options);
-        let (model, never) = (golden("model_a"), AtomicBool::new(false));
+        let (model, device, never) = (golden("model_a"), Device::cpu(2), AtomicBool::new(false));
         let media =
             MediaOptions { profile: reel_input::media::profile::MediaProfile::VideorftTrain, ..Default::default() };
         let setup = GrpoSetup {
             options: &options,
-            model: &model,
-            device: &Device::cpu(2),
-            dtype,
-            seed: 3,
-            media: &media,
-            resolved: &serde_json::Value::Null,
-            quiet: true,
-            verbose: false,
-            stop: &never,
-            evaluator: None,
-            save: None,
-            profiler: None,
-            ranks: None,
-            peak_flops_per_second: None,
+            data: DataSetup { model: &model, media: &media, seed: 3 },
+            trainer: TrainerSetup::new(&device, dtype),
+            reports: ReportSetup::quiet(&serde_json::Value::Null),
+            control: RunControl::one_process(&never),
         };
         let config = ModelConfig::open(&model).unwrap();
-        let plan = plan_run_on_data(&setup, stored_weight_dtype(&model, &config)).unwrap();
+        let plan =
+            plan_run_on_data(&options, &setup.data, &setup.trainer, stored_weight_dtype(&model, &config)).unwrap();
         let last = crate::runs::run::grpo::run(&setup).unwrap().last.unwrap();
         assert_eq!(plan.memory.peak as u64, last.peak_bytes, "{name}: {:?}", plan.memory);
         let parts: usize = plan.memory.at_peak.iter().map(|(_, bytes)| bytes).sum();

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use crate::{Result, TrainError};
 use chrono::{DateTime, NaiveDateTime, Utc};
 use serde_json::{Map, Value};
 
 use super::log;
 use super::record::WandbRecord;
+use crate::error::{Error, Result};
 
 const PREFIX: &str = "offline-run-";
 const TIME: &str = "%Y%m%d_%H%M%S";
@@ -73,7 +73,7 @@ impl WandbRunPart {
 
 /// Names of the files and folders in the folder `wandb`.
 fn names(wandb: &Path) -> Result<Vec<String>> {
-    let failed = |e| TrainError::cannot_read(wandb, e);
+    let failed = |e| Error::cannot_read(wandb, e);
     let entries = match fs::read_dir(wandb) {
         Ok(entries) => entries,
         Err(e) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&e.kind()) => return Ok(Vec::new()),
@@ -96,7 +96,7 @@ pub(super) fn is_incomplete(name: &str) -> bool {
 pub(super) fn remove_incomplete_part_folders(wandb: &Path) -> Result<()> {
     for name in names(wandb)?.into_iter().filter(|name| is_incomplete(name)) {
         let path: PathBuf = wandb.join(name);
-        fs::remove_dir_all(&path).map_err(|e| TrainError::cannot_write(&path, e))?;
+        fs::remove_dir_all(&path).map_err(|e| Error::cannot_write(&path, e))?;
     }
     Ok(())
 }
@@ -107,7 +107,7 @@ pub(super) fn mark_older_parts_as_uploaded(wandb: &Path, current: &WandbRunPart)
     let others = names(wandb)?.into_iter().filter_map(|name| WandbRunPart::of(&name));
     for part in others.filter(|part| part.id == current.id && part.folder_name() != current.folder_name()) {
         let mark = part.mark(wandb, "synced");
-        fs::File::create(&mark).map_err(|e| TrainError::cannot_write(&mark, e))?;
+        fs::File::create(&mark).map_err(|e| Error::cannot_write(&mark, e))?;
     }
     Ok(())
 }

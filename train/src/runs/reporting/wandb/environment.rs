@@ -1,6 +1,6 @@
 //! The environment variables by which users of the W&B client set up a run.
 
-use crate::{Result, TrainError};
+use crate::error::{Error, Result};
 
 /// Maximum length in characters of a run id, and of a tag, that the W&B client accepts (`wandb_settings.py`).
 const LONGEST_ID: usize = 128;
@@ -51,7 +51,7 @@ impl WandbEnvironment {
 
     fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
-        let refused = |name: &str, value: &str, help: &str| TrainError::option(name, format!("is {value:?}"), help);
+        let refused = |name: &str, value: &str, help: &str| Error::usage(name, format!("is {value:?}"), help);
         let mode = match variable("WANDB_MODE").as_deref() {
             None | Some("offline" | "dryrun") => WandbMode::Offline,
             Some("online" | "run" | "shared") => WandbMode::Online,

@@ -12,8 +12,9 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::{Result, TrainError};
 use reel_support::diagnostic::input;
+
+use crate::error::{Error, Result};
 
 const HEADER: [u8; 7] = *b":W&B\xe1\xbe\x00";
 const BLOCK: usize = 32768;
@@ -37,7 +38,7 @@ pub struct WandbLogFile {
 impl WandbLogFile {
     /// Creates the file. It is an error if the file exists.
     pub fn create(path: &Path) -> Result<Self> {
-        let file = File::create_new(path).map_err(|e| TrainError::cannot_write(path, e))?;
+        let file = File::create_new(path).map_err(|e| Error::cannot_write(path, e))?;
         Ok(Self { path: path.to_path_buf(), file, at: HEADER.len(), pending: HEADER.to_vec() })
     }
 
@@ -50,7 +51,7 @@ impl WandbLogFile {
 
     /// Writes all pending records with one call.
     pub fn flush(&mut self) -> Result<()> {
-        self.file.write_all(&self.pending).map_err(|e| TrainError::cannot_write(&self.path, e))?;
+        self.file.write_all(&self.pending).map_err(|e| Error::cannot_write(&self.path, e))?;
         self.pending.clear();
         Ok(())
     }
@@ -100,9 +101,9 @@ fn checksum(kind: u8, payload: &[u8]) -> u32 {
 
 /// Reads the records of a file up to the first damaged or incomplete record, which a killed run may leave.
 pub fn read_records(path: &Path) -> Result<Vec<Vec<u8>>> {
-    let bytes = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(path, e))?;
+    let bytes = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(path, e))?;
     if !bytes.starts_with(&HEADER[..bytes.len().min(HEADER.len())]) {
-        return Err(TrainError::output(
+        return Err(Error::failed(
             path.display().to_string(),
             "is not a W&B log of a known version",
             "move the folder of this log away; the next part of the run will then lack the steps of this log",

@@ -27,8 +27,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::error::{Error, Result};
 use crate::metrics::{RolloutPreview, StepMetrics};
-use crate::{Result, TrainError};
 use chrono::{SecondsFormat, TimeDelta, Utc};
 use earlier::{LoggedStep, WandbRunPart};
 use environment::WandbEnvironment;
@@ -107,7 +107,7 @@ impl WandbRunWriter {
         wandb.copy_earlier_steps(begin, before.map(|part| (there.join(part.folder_name()), part.log_file_name())))?;
         wandb.log.flush()?;
         let folder = here.join(part.folder_name());
-        std::fs::rename(&draft, &folder).map_err(|e| TrainError::cannot_write(&folder, e))?;
+        std::fs::rename(&draft, &folder).map_err(|e| Error::cannot_write(&folder, e))?;
         wandb.log.set_path(folder.join(part.log_file_name()));
         wandb.folder = folder;
         earlier::mark_older_parts_as_uploaded(&here, &part)?;
@@ -257,7 +257,7 @@ impl WandbRunWriter {
         create_all(path.parent().unwrap_or(&path))?;
         std::fs::write(&part, bytes)
             .and_then(|()| std::fs::rename(&part, &path))
-            .map_err(|e| TrainError::cannot_write(&path, e))
+            .map_err(|e| Error::cannot_write(&path, e))
     }
 
     /// Copies a media file of an earlier part into this part, by a hard link if possible. Returns false if the file
@@ -268,13 +268,13 @@ impl WandbRunWriter {
         match std::fs::hard_link(&from, &to).or_else(|_| std::fs::copy(&from, &to).map(drop)) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(TrainError::cannot_write(&to, e)),
+            Err(e) => Err(Error::cannot_write(&to, e)),
         }
     }
 }
 
 fn create_all(folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))
+    std::fs::create_dir_all(folder).map_err(|e| Error::cannot_write(folder, e))
 }
 
 /// The values of a step by name. `_step` is the step number.

@@ -4,9 +4,9 @@
 //! | stage | output | file |
 //! |---|---|---|
 //! | row → prompt | `Prompt` | `rollout/prompts.rs` |
-//! | prompt → completions | `Rollout`; with `--rollouts`: `RolloutGroup` | `rollout/sampler.rs`, `worker.rs`; `given.rs` |
-//! | completions → rewards → advantages | `Scores`, `RolloutGroup`, [`RolloutSet`] | `rollout/scorer.rs`, `rollout/group.rs` |
-//! | groups → packed batch | `PackedGroups` | `step/packing.rs` |
+//! | prompt → completions → rewards | `Rollout` | `rollout/worker.rs`, `scorer.rs`; with `--rollouts`: `given.rs` |
+//! | rewards → advantages | [`RolloutSet`] | `rollout/group.rs` |
+//! | rollouts → packed batch | `PackedGroups` | `step/packing.rs` |
 //! | log-probabilities → loss, gradients, update | [`StepResult`] | `step/grpo.rs` |
 
 #[cfg(test)]
@@ -36,10 +36,11 @@ use reel_support::ranks::Ranks;
 
 use crate::runs::run::replay::{self, ReplayReport};
 use crate::runs::run::{self, DataCheckResult, RunSummary, TrainLoop};
+use crate::setup::DataSetup;
 
 pub use crate::setup::GrpoSetup;
 
-/// Trains to the last step, or until `setup.stop` becomes true.
+/// Trains to the last step, or until `setup.control.stop` becomes true.
 pub fn run(setup: &GrpoSetup) -> Result<RunSummary> {
     run::run::<GrpoLoop>(setup)
 }
@@ -71,8 +72,8 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
     type Options = GrpoOptions;
     type DataSource = PromptSource;
 
-    fn open_rows(setup: &GrpoSetup<'a>) -> Result<PromptSource> {
-        PromptSource::open(setup)
+    fn open_rows(options: &GrpoOptions, data: &DataSetup) -> Result<PromptSource> {
+        PromptSource::open(options, data)
     }
 
     fn batching(options: &GrpoOptions, rows: usize) -> MicroBatchOptions {
@@ -122,14 +123,14 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
         };
         add_feature_cache(trainer);
         let reference = match setup.options.beta > 0.0 {
-            true => Some(first_weights(setup, trainer)?),
+            true => Some(first_weights(setup.data.model, trainer)?),
             false => None,
         };
         let worker = match (&setup.options.rollouts, &setup.options.recorded) {
             (Some(_), _) | (_, Some(_)) => None,
             (None, None) => Some(RolloutWorker::new(setup, rows.clone(), trainer)?),
         };
-        Ok(Self { worker, options: setup.options, rows, feed, stop: setup.stop, reference, set })
+        Ok(Self { worker, options: setup.options, rows, feed, stop: setup.control.stop, reference, set })
     }
 
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>> {
@@ -162,20 +163,20 @@ impl GrpoLoop<'_> {
         let options = self.options;
         let Some(worker) = &mut self.worker else {
             let spread = GroupAssignment::new(options, trainer.ranks());
-            let next = || Ok(cursor.next_micro_batch(&mut self.feed, self.stop)?);
+            let next = || cursor.next_micro_batch(&mut self.feed, self.stop);
             let _range = range(RangeName::Phase("data loading"));
             let RoundPrompts { prompts, ranks_of_micro_batches } = spread.take_prompts(&self.rows, next)?;
             if prompts.is_empty() {
                 return Ok(None);
             }
-            let groups = group::groups_from_file(options, prompts, &self.rows.end_tokens());
+            let groups = group::rollouts_from_file(options, prompts, &self.rows.end_tokens());
             let set = RolloutSet::new(groups, options.scale_rewards);
             return Ok(Some(RolloutSet { ranks_of_micro_batches, ..set }));
         };
         let mut own_ref_log_probs = None;
         // If each rank keeps only a part of the weights, all weights are gathered for sampling.
         let all_weights = trainer.gather_all_weights()?;
-        let batch = worker.next_groups(n, &mut self.feed, cursor, |groups| {
+        let set = worker.next_set(n, &mut self.feed, cursor, |groups| {
             if let Some(model) = &self.reference {
                 // Frees the gradients' memory for the reference model's activations. The next step would clear the
                 // gradients anyway.
@@ -186,21 +187,13 @@ impl GrpoLoop<'_> {
             Ok(())
         })?;
         drop(all_weights);
-        let Some(batch) = batch else { return Ok(None) };
-        Ok(Some(RolloutSet {
-            ranks_of_micro_batches: batch.ranks_of_micro_batches,
-            own_ref_log_probs,
-            metrics: batch.metrics,
-            while_scoring: batch.while_scoring,
-            preview: Some(batch.preview),
-            ..RolloutSet::new(batch.groups, options.scale_rewards)
-        }))
+        Ok(set.map(|set| RolloutSet { own_ref_log_probs, ..set }))
     }
 }
 
 /// Loads the reference model with the weights from which the run started.
-fn first_weights(setup: &GrpoSetup, trainer: &Trainer) -> Result<Qwen25Vl> {
-    let files = Checkpoint::open(setup.model)?;
+fn first_weights(model: &Path, trainer: &Trainer) -> Result<Qwen25Vl> {
+    let files = Checkpoint::open(model)?;
     reference_model(trainer, WeightSource::Files(&files))
 }
 

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use crate::error::{Error, Result};
 use crate::options::{Recipe, SftOptions, TruncationStrategy};
 use crate::step::sft::step;
 use crate::step::trainer::{StepResult, Trainer};
-use crate::{Result, TrainError};
 use reel_input::fetch::MediaAccess;
 use reel_input::media::worker::DecodeWorker;
 use reel_input::{MediaOptions, ModelFolder, SecondPerGrid};
@@ -22,11 +22,12 @@ use reel_support::ranks::Ranks;
 use crate::runs::run::replay::{self, ReplayReport};
 use crate::runs::run::start::media_threads;
 use crate::runs::run::{self, TrainLoop, ValidationRows};
+use crate::setup::{DataSetup, RunControl};
 
 pub use crate::runs::run::{DataCheckResult, RunSummary};
 pub use crate::setup::SftSetup;
 
-/// Trains to the last step, or until `setup.stop` becomes true.
+/// Trains to the last step, or until `setup.control.stop` becomes true.
 pub fn run(setup: &SftSetup) -> Result<RunSummary> {
     run::run::<SftLoop>(setup)
 }
@@ -35,7 +36,7 @@ pub fn run(setup: &SftSetup) -> Result<RunSummary> {
 pub fn check_data(setup: &SftSetup) -> Result<DataCheckResult> {
     let of_data = run::check_data::<SftLoop>(setup)?;
     let Some(file) = &setup.options.eval_file else { return Ok(of_data) };
-    let validation = validation_of_file(setup, file)?.check_rows()?;
+    let validation = validation_of_file(setup.options, &setup.data, setup.control, file)?.check_rows()?;
     Ok(DataCheckResult { validation: Some(validation), ..of_data })
 }
 
@@ -55,8 +56,8 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
     type Options = SftOptions;
     type DataSource = SftSampleSource;
 
-    fn open_rows(setup: &SftSetup<'a>) -> Result<SftSampleSource> {
-        open_samples(setup)
+    fn open_rows(options: &SftOptions, data: &DataSetup) -> Result<SftSampleSource> {
+        open_samples(options, data)
     }
 
     fn batching(options: &SftOptions, rows: usize) -> MicroBatchOptions {
@@ -96,11 +97,11 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
         _: &mut Trainer,
         _: Option<&Path>,
     ) -> Result<Self> {
-        let validation = open_validation(setup, &rows)?;
+        let validation = open_validation(setup.options, &setup.data, setup.control, &rows)?;
         if let (true, Some(_), Some(rows)) = (setup.options.check_data, &setup.options.eval_file, &validation) {
-            rows.check_rows()?.print_unusable(setup.quiet);
+            rows.check_rows()?.print_unusable(setup.reports.quiet);
         }
-        Ok(Self { feed, stop: setup.stop, validation })
+        Ok(Self { feed, stop: setup.control.stop, validation })
     }
 
     fn validation(&self) -> Option<&ValidationRows<'a>> {
@@ -126,54 +127,67 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
 /// # Errors
 /// The file cannot be opened; in a strict run, the fields of a row cannot be used.
 pub fn open_validation<'a>(
-    setup: &SftSetup<'a>,
+    options: &'a SftOptions,
+    data: &DataSetup<'_>,
+    control: RunControl<'a>,
     training: &Arc<SftSampleSource>,
 ) -> Result<Option<ValidationRows<'a>>> {
-    match &setup.options.eval_file {
-        Some(file) => validation_of_file(setup, file).map(Some),
-        None if setup.options.held_out_size().is_some() => {
-            validation_of(setup, training.clone(), training.held_out_rows().to_vec()).map(Some)
+    match &options.eval_file {
+        Some(file) => validation_of_file(options, data, control, file).map(Some),
+        None if options.held_out_size().is_some() => {
+            let held_out = training.held_out_rows().to_vec();
+            validation_of(options, data, control, training.clone(), held_out).map(Some)
         }
         None => Ok(None),
     }
 }
 
 /// Opens the validation rows in `file`, the value of `--eval-file`.
-fn validation_of_file<'a>(setup: &SftSetup<'a>, file: &Path) -> Result<ValidationRows<'a>> {
-    let data = Dataset::open_for_option("--eval-file", file, None)?;
-    data.refuse_weights_for_option("--eval-file")?;
-    let (media_root, rows) = (setup.options.validation_media_root(), (0..data.len()).collect());
-    validation_of(setup, Arc::new(open_samples_of(setup, data, media_root)?), rows)
+fn validation_of_file<'a>(
+    options: &'a SftOptions,
+    data: &DataSetup<'_>,
+    control: RunControl<'a>,
+    file: &Path,
+) -> Result<ValidationRows<'a>> {
+    let dataset = Dataset::open_for_option("--eval-file", file, None)?;
+    dataset.refuse_weights_for_option("--eval-file")?;
+    let rows = (0..dataset.len()).collect();
+    let source = open_samples_of(options, data, dataset, options.validation_media_root())?;
+    validation_of(options, data, control, Arc::new(source), rows)
 }
 
 /// Makes validation rows from the rows `rows` of `source`.
 fn validation_of<'a>(
-    setup: &SftSetup<'a>,
+    options: &'a SftOptions,
+    data: &DataSetup<'_>,
+    control: RunControl<'a>,
     source: Arc<SftSampleSource>,
     rows: Vec<usize>,
 ) -> Result<ValidationRows<'a>> {
-    let batching = SftLoop::batching(setup.options, rows.len());
-    let processes = setup.ranks.map_or(1, |run| run.ranks.size());
-    let ahead = SftLoop::rows_ahead(setup.options, processes);
-    ValidationRows::new(setup, source, rows, batching, (media_threads(setup), ahead))
+    let batching = SftLoop::batching(options, rows.len());
+    let ahead = SftLoop::rows_ahead(options, control.processes());
+    ValidationRows::new(options, control, source, rows, batching, (media_threads(data.media, &control), ahead))
 }
 
 /// Opens the data file as supervised training samples.
-pub fn open_samples(setup: &SftSetup) -> Result<SftSampleSource> {
-    let options = setup.options;
-    let mut data = Dataset::open_first_rows(&options.data, options.max_samples)?;
+pub fn open_samples(options: &SftOptions, data: &DataSetup) -> Result<SftSampleSource> {
+    let mut dataset = Dataset::open_first_rows(&options.data, options.max_samples)?;
     if let Some(size) = options.held_out_size() {
-        data.hold_out_rows(size, setup.seed)?;
+        dataset.hold_out_rows(size, data.seed)?;
     }
-    open_samples_of(setup, data, options.media_root())
+    open_samples_of(options, data, dataset, options.media_root())
 }
 
-/// Makes training samples from the rows `data`. Relative paths of media refer to `media_root`.
-fn open_samples_of(setup: &SftSetup, data: Dataset, media_root: PathBuf) -> Result<SftSampleSource> {
-    let options = setup.options;
-    let bundle = Arc::new(ModelFolder::open(setup.model)?);
+/// Makes training samples from the rows of `dataset`. Relative paths of media refer to `media_root`.
+fn open_samples_of(
+    options: &SftOptions,
+    data: &DataSetup,
+    dataset: Dataset,
+    media_root: PathBuf,
+) -> Result<SftSampleSource> {
+    let bundle = Arc::new(ModelFolder::open(data.model)?);
     let labels = TokenLabeler::new(options.label_rule(), &*bundle.tokenizer).map_err(|token| {
-        TrainError::option(
+        Error::usage(
             "--labels",
             format!("needs the token {token}, which the model's tokenizer lacks"),
             "choose another rule",
@@ -181,15 +195,15 @@ fn open_samples_of(setup: &SftSetup, data: Dataset, media_root: PathBuf) -> Resu
     })?;
     let second_per_grid = if options.parity == Recipe::Paper { SecondPerGrid::True } else { SecondPerGrid::One };
     // The decoder needs no frame cache, because the sample cache already holds the frames.
-    let decoder = DecodeWorker { cache: None, ..setup.media.decoder.clone() };
-    let confined_to = setup.media.access.confined_to.as_ref().map(|_| media_root.clone());
-    let access = MediaAccess { confined_to, ..setup.media.access.clone() };
+    let decoder = DecodeWorker { cache: None, ..data.media.decoder.clone() };
+    let confined_to = data.media.access.confined_to.as_ref().map(|_| media_root.clone());
+    let access = MediaAccess { confined_to, ..data.media.access.clone() };
     Ok(SftSampleSource {
-        data,
+        data: dataset,
         bundle,
         labels,
         cut_at: options.max_length.filter(|_| options.truncation_strategy == TruncationStrategy::Right),
-        media: MediaOptions { second_per_grid, decoder, access, ..setup.media.clone() },
+        media: MediaOptions { second_per_grid, decoder, access, ..data.media.clone() },
         media_root,
         parity: options.parity,
         kept: SampleCache::default(),

@@ -24,7 +24,7 @@ use super::reply::{
 };
 use super::wait::{NoMessageReason, STOPPED_HELP, STOPPED_PROBLEM};
 use super::{ProgramLog, TRAINER_STATE, TrainerState};
-use crate::rewards::{Result, RewardError};
+use crate::error::{Error, Result};
 use pipes::CommandPipes;
 use program::{RewardProgram, limit_environment};
 
@@ -144,11 +144,11 @@ impl CommandReward {
         }
     }
 
-    fn error(&self, what: impl std::fmt::Display, help: &str) -> RewardError {
+    fn error(&self, what: impl std::fmt::Display, help: &str) -> Error {
         custom_reward_error(self.program.flag(), self.program.command_or_function(), what, help)
     }
 
-    fn explain(&self, failure: &BatchFailure, rows: usize, running: &mut RunningCommand) -> RewardError {
+    fn explain(&self, failure: &BatchFailure, rows: usize, running: &mut RunningCommand) -> Error {
         match failure {
             BatchFailure::Timeout(got) => {
                 let what = format!("timed out after {} with {got} of {rows} rewards", format_seconds(self.timeout));
@@ -185,7 +185,7 @@ fn batch_lines(rows: &[Value], state: Option<&TrainerState>) -> Result<Vec<u8>> 
         let mut row = match row {
             Value::Object(fields) => fields.clone(),
             _ => {
-                return Err(RewardError::bad_row(
+                return Err(Error::reward(
                     format!("row {index}"),
                     "is not an object",
                     "give a JSON object with the columns of the row",
@@ -197,7 +197,7 @@ fn batch_lines(rows: &[Value], state: Option<&TrainerState>) -> Result<Vec<u8>> 
             batch[TRAINER_STATE] = json!(state);
         }
         if row.insert(BATCH_FIELD.to_string(), batch).is_some() {
-            return Err(RewardError::bad_row(
+            return Err(Error::reward(
                 BATCH_FIELD,
                 "is a column of the data",
                 "rename the column; custom rewards get each row's position in the batch in a field of this name",

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::super::{BASIC_ENVIRONMENT, FUNCTION_FLAG};
-use crate::rewards::{Result, RewardError};
+use crate::error::{Error, Result};
 
 const COMMAND_FLAG: &str = "--reward-command";
 
@@ -49,7 +49,7 @@ impl RewardProgram {
     pub fn from_shell_command(command_line: &str) -> Result<Self> {
         if command_line.trim().is_empty() || command_line.contains('\0') {
             let what = "is empty or contains a zero byte";
-            return Err(RewardError::bad_option(COMMAND_FLAG, what, "give a command for `sh -c`"));
+            return Err(Error::usage(COMMAND_FLAG, what, "give a command for `sh -c`"));
         }
         Ok(Self::Shell(command_line.to_string()))
     }
@@ -62,12 +62,12 @@ impl RewardProgram {
         let file = function.rsplit_once(':').map(|(file, _)| Path::new(file));
         if let Some(file) = file.filter(|file| file.extension().is_some_and(|end| end == "py") && !file.is_file()) {
             let what = format!("there is no file {}", file.display());
-            return Err(RewardError::bad_option(FUNCTION_FLAG, what, "give FILE.py:NAME"));
+            return Err(Error::usage(FUNCTION_FLAG, what, "give FILE.py:NAME"));
         }
         let folders = std::env::var_os("PATH").unwrap_or_default();
         if !std::env::split_paths(&folders).any(|folder| folder.join("python3").is_file()) {
             let what = "needs the program python3, which is in no folder of PATH";
-            return Err(RewardError::bad_option(FUNCTION_FLAG, what, "install Python 3.8 or newer"));
+            return Err(Error::usage(FUNCTION_FLAG, what, "install Python 3.8 or newer"));
         }
         Ok(Self::Function(function.to_string()))
     }
@@ -87,7 +87,7 @@ impl RewardProgram {
         let Ok(done) = command.stdin(Stdio::null()).output() else { return Ok(()) };
         let found = String::from_utf8_lossy(&done.stdout);
         match found.lines().collect::<Vec<_>>()[..] {
-            [what, help] => Err(RewardError::bad_option(FUNCTION_FLAG, what, help)),
+            [what, help] => Err(Error::usage(FUNCTION_FLAG, what, help)),
             _ => Ok(()),
         }
     }

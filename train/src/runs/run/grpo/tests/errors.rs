@@ -149,23 +149,14 @@ fn checkpoint_of_another_command_is_refused() {
         r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#,
     )
     .unwrap();
-    let media = MediaOptions::default();
+    let (media, device, stop) = (MediaOptions::default(), Device::cpu(1), AtomicBool::new(false));
+    let model = golden("model_a");
     let setup = crate::runs::run::sft::SftSetup {
         options: &sft,
-        model: &golden("model_a"),
-        device: &Device::cpu(1),
-        dtype: DType::F32,
-        seed: 0,
-        media: &media,
-        resolved: &Value::Null,
-        quiet: true,
-        verbose: false,
-        stop: &AtomicBool::new(false),
-        evaluator: None,
-        save: None,
-        profiler: None,
-        ranks: None,
-        peak_flops_per_second: None,
+        data: DataSetup { model: &model, media: &media, seed: 0 },
+        trainer: TrainerSetup::new(&device, DType::F32),
+        reports: ReportSetup::quiet(&Value::Null),
+        control: RunControl::one_process(&stop),
     };
     let e = crate::runs::run::sft::run(&setup).unwrap_err().to_string();
     assert!(e.contains("--data: differs from the data of the run") || e.contains("belongs to a run of grpo"), "{e}");

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::runs::testing::*;
+use crate::setup::{ReportSetup, RunControl, TrainerSetup};
 
 /// A test's GRPO run: its options, device and dtype.
 struct Case {
@@ -43,20 +44,10 @@ impl Case {
             MediaOptions { profile: reel_input::media::profile::MediaProfile::VideorftTrain, ..Default::default() };
         run(&GrpoSetup {
             options: &self.options,
-            model: &model,
-            device: &self.device,
-            dtype: self.dtype,
-            seed: self.seed,
-            media: &media,
-            resolved: &serde_json::to_value(&self.options).unwrap(),
-            quiet: true,
-            verbose: false,
-            stop: &self.stop,
-            evaluator: None,
-            save: None,
-            profiler: None,
-            ranks: None,
-            peak_flops_per_second: None,
+            data: DataSetup { model: &model, media: &media, seed: self.seed },
+            trainer: TrainerSetup::new(&self.device, self.dtype),
+            reports: ReportSetup::quiet(&serde_json::to_value(&self.options).unwrap()),
+            control: RunControl::one_process(&self.stop),
         })
     }
 }

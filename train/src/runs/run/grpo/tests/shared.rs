@@ -1,7 +1,7 @@
 //! Tests that shared prefixes (`--shared-prefix`) give the same loss and gradients with fewer tokens.
 
 use crate::rollout::prompts::EndTokens;
-use crate::rollout::{CompletionTokens, Prompt, RolloutGroup};
+use crate::rollout::{CompletionTokens, Prompt, Rollout};
 use crate::step::packing::PackedGroups;
 use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
@@ -39,33 +39,17 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
     let dir = tempfile::tempdir().unwrap();
     let case = given(name, dir.path()).0.with(|o| o.shared_prefix = shared);
     let (options, model) = (&case.options, PathBuf::from(&case.options.model));
-    let setup = GrpoSetup {
-        options,
-        model: &model,
-        device: &case.device,
-        dtype: DType::F32,
-        seed: 0,
-        media: &MediaOptions { profile: reel_input::media::profile::MediaProfile::VideorftTrain, ..Default::default() },
-        resolved: &Value::Null,
-        quiet: true,
-        verbose: false,
-        stop: &case.stop,
-        evaluator: None,
-        save: None,
-        profiler: None,
-        ranks: None,
-        peak_flops_per_second: None,
-    };
-    let prompts = PromptSource::open(&setup).unwrap();
+    let media = MediaOptions { profile: reel_input::media::profile::MediaProfile::VideorftTrain, ..Default::default() };
+    let prompts = PromptSource::open(options, &DataSetup { model: &model, media: &media, seed: 0 }).unwrap();
     let samples = (0..options.groups_per_step())
-        .map(|line| reel_samples::feed::SampleSource::sample(&prompts, line).unwrap())
+        .map(|line| reel_samples::feed::SampleSource::sample(&prompts, line).unwrap().into())
         .collect();
     let mut set =
-        RolloutSet::new(group::groups_from_file(options, samples, &prompts.end_tokens()), options.scale_rewards);
+        RolloutSet::new(group::rollouts_from_file(options, samples, &prompts.end_tokens()), options.scale_rewards);
     let config = ModelConfig::open(&model).unwrap();
     let hyperparameters = crate::step::hyperparameters::Hyperparameters::new(options, 1);
     let (mut trainer, _files) = Trainer::open(&case.device, &config, &model, DType::F32, hyperparameters).unwrap();
-    let reference = (options.beta > 0.0).then(|| first_weights(&setup, &trainer).unwrap());
+    let reference = (options.beta > 0.0).then(|| first_weights(&model, &trainer).unwrap());
     step::step(&mut trainer, options, reference.as_ref(), &mut set, 1).unwrap();
     trainer.grads.iter().flat_map(|(_, g)| g.to_f32().unwrap()).collect()
 }
@@ -101,12 +85,8 @@ fn tokens(prompt: usize, completions: &[usize], shared: bool) -> usize {
         given: None,
     };
     let completion = |&n: &usize| CompletionTokens::new(vec![2; n], Vec::new(), &EndTokens::default(), false);
-    let group = RolloutGroup {
-        prompt: Arc::new(prompt),
-        completions: completions.iter().map(completion).collect(),
-        rewards: Vec::new(),
-        advantages: Vec::new(),
-    };
+    let completions = completions.iter().map(completion).collect();
+    let group = Rollout::with_rewards(Arc::new(prompt), completions, Vec::new());
     PackedGroups::new(&Device::cpu(1), &config, &[group], shared).unwrap().batch.token_count()
 }
 

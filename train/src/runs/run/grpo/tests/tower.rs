@@ -44,24 +44,7 @@ fn prompts(dir: &Path) -> Vec<Arc<ModelInput>> {
     let case = live::case(dir, "out", &live::data_rows());
     let (options, model) = (&case.options, PathBuf::from(&case.options.model));
     let media = MediaOptions { profile: reel_input::media::profile::MediaProfile::VideorftTrain, ..Default::default() };
-    let setup = GrpoSetup {
-        options,
-        model: &model,
-        device: &case.device,
-        dtype: DType::F32,
-        seed: 0,
-        media: &media,
-        resolved: &Value::Null,
-        quiet: true,
-        verbose: false,
-        stop: &case.stop,
-        evaluator: None,
-        save: None,
-        profiler: None,
-        ranks: None,
-        peak_flops_per_second: None,
-    };
-    let prompts = PromptSource::open(&setup).unwrap();
+    let prompts = PromptSource::open(options, &DataSetup { model: &model, media: &media, seed: 0 }).unwrap();
     [1, 0, 2].map(|row| prompts.prompt(row).unwrap().tokens).into()
 }
 

@@ -1,5 +1,6 @@
 //! Tests that a resume detects a flipped bit in any file that it reads, names the file, and does not change OUT.
 
+use crate::error::Kind;
 use crate::file_names::{DIGESTS_FILE, HASHES_FILE};
 
 use super::resumed::case;
@@ -37,10 +38,7 @@ fn flipped_bit_is_refused_with_the_file_and_the_checkpoint_before() {
             let left = read_output_files(&out);
             let e = resume(&out, "last").run().unwrap_err();
             let message = e.to_string();
-            assert!(
-                matches!(e, TrainError::Damaged(_)) && message.starts_with(&path.display().to_string()),
-                "{message}"
-            );
+            assert!(e.kind == Kind::Damaged && message.starts_with(&path.display().to_string()), "{message}");
             assert!(message.ends_with("checkpoint-2") && message.contains("--resume-from-checkpoint "), "{message}");
             assert_eq!(read_output_files(&out), left, "a refused resume changes nothing");
             fs::write(&path, before).unwrap();

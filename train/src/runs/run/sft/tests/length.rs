@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use crate::error::{Error, Result};
 use crate::options::{RunOptions, SftOptions};
 use reel_samples::feed::SampleSource;
 use reel_samples::length::{RowsToScan, scan_and_count_batches};
 use reel_samples::order::RowOrder;
 use reel_samples::skipped_row::SkippedRow;
-use reel_samples::{Result, SampleError};
 
 use crate::runs::run::TrainLoop;
 use crate::runs::run::sft::SftLoop;
@@ -28,10 +28,7 @@ impl SampleSource for TokenCounts {
     }
 
     fn sample(&self, row: usize) -> Result<usize> {
-        self.tokens
-            .get(&row)
-            .copied()
-            .ok_or_else(|| SampleError::row(self.location(row).0, "cannot be used", "leave it out"))
+        self.tokens.get(&row).copied().ok_or_else(|| Error::row(self.location(row).0, "cannot be used", "leave it out"))
     }
 
     fn token_count(sample: &usize) -> usize {

@@ -15,13 +15,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::error::SkipCause;
 use crate::file_names::{METRICS_FILE, RUN_FILE, RUN_STATE_FILE, SKIPPED_FILE};
 use crate::options::GradientCheckpointing::{self, Auto, Full, Selective};
 use crate::options::{LrScheduler, Optim, RunOptions};
 use crate::step::hyperparameters::Hyperparameters;
 use reel_device::{DType, Device};
 use reel_model::checkpoint::Checkpoint;
-use reel_samples::SkipCause;
 use reel_samples::labels::LabelRule;
 use reel_samples::skipped_row::SkippedRow;
 use serde_json::Value;
@@ -31,6 +31,7 @@ use crate::runs::folder::entries;
 use crate::runs::folder::output;
 use crate::runs::folder::resume;
 use crate::runs::testing::*;
+use crate::setup::{ReportSetup, TrainerSetup};
 
 /// A test's run on a golden case: its options, device and dtype.
 struct Case {
@@ -82,20 +83,10 @@ impl Case {
         let device = self.device.clone().unwrap_or_else(|| Device::cpu(self.threads));
         run(&SftSetup {
             options: &self.options,
-            model: &model,
-            device: &device,
-            dtype: self.dtype,
-            seed: self.seed,
-            media: &media,
-            resolved: &serde_json::to_value(&self.options).unwrap(),
-            quiet: true,
-            verbose: false,
-            stop: &self.stop,
-            evaluator: None,
-            save: None,
-            profiler: None,
-            ranks: None,
-            peak_flops_per_second: None,
+            data: DataSetup { model: &model, media: &media, seed: self.seed },
+            trainer: TrainerSetup::new(&device, self.dtype),
+            reports: ReportSetup::quiet(&serde_json::to_value(&self.options).unwrap()),
+            control: RunControl::one_process(&self.stop),
         })
     }
 }

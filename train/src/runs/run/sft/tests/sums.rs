@@ -51,24 +51,7 @@ fn check(case: &str, model: &str, dtype: DType, lora_r: usize, device: &Device) 
     let mut media = MediaOptions::default();
     media.overrides.max_pixels = Some(12_544);
     let model = PathBuf::from(&case.options.model);
-    let setup = SftSetup {
-        options: &case.options,
-        model: &model,
-        device,
-        dtype,
-        seed: 0,
-        media: &media,
-        resolved: &Value::Null,
-        quiet: true,
-        verbose: false,
-        stop: &case.stop,
-        evaluator: None,
-        save: None,
-        profiler: None,
-        ranks: None,
-        peak_flops_per_second: None,
-    };
-    let samples = open_samples(&setup).unwrap();
+    let samples = open_samples(&case.options, &DataSetup { model: &model, media: &media, seed: 0 }).unwrap();
     let all: Vec<Sample> = (0..samples.row_count()).map(|row| samples.sample(row).unwrap()).collect();
     // The first micro-batch and the last one may have several images or videos.
     let batches = [&all[..2], &all[1..2], &all[all.len() - 1..], &all[..2]];
