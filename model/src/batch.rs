@@ -293,8 +293,12 @@ impl VisionInput {
     ) -> Result<VisionInput> {
         let index_tensor = |index: &[i32]| Tensor::from_i32(device, &[index.len()], index);
         let places = || {
-            let mut placed: Vec<(i32, i32)> =
-                vision_index.iter().zip(0..).filter(|(token, _)| **token >= 0).map(|(&token, row)| (token, row)).collect();
+            let mut placed: Vec<(i32, i32)> = vision_index
+                .iter()
+                .zip(0..)
+                .filter(|(token, _)| **token >= 0)
+                .map(|(&token, row)| (token, row))
+                .collect();
             placed.sort_unstable();
             let (tokens, rows): (Vec<i32>, Vec<i32>) = placed.into_iter().unzip();
             let tokens = if tokens.len() == count { None } else { Some(index_tensor(&tokens)?) };

@@ -77,7 +77,8 @@ fn vision(v: &VisionConfig, list: &mut TensorNamesAndShapes) {
             add_linear(list, "visual.merger.mlp.2", v.out_hidden_size, merged);
         }
         Tower::Qwen3(tower) => {
-            let deepstack = (0..tower.deepstack_block_indexes.len()).map(|i| (format!("deepstack_merger_list.{i}"), merged));
+            let deepstack =
+                (0..tower.deepstack_block_indexes.len()).map(|i| (format!("deepstack_merger_list.{i}"), merged));
             for (merger, norm_width) in [("merger".to_string(), d)].into_iter().chain(deepstack) {
                 add_layer_norm(list, format!("visual.{merger}.norm"), norm_width);
                 add_linear(list, format!("visual.{merger}.linear_fc1"), merged, merged);
