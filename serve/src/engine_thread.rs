@@ -376,9 +376,11 @@ impl<'e> ServedRequests<'e> {
     }
 
     /// Whether the server can continue after a change of weights or adapters has failed with this error. It cannot if
-    /// several processes serve the model, because the other processes have made the change.
+    /// several processes serve the model, because the other processes have made the change. A device that has failed
+    /// ends the server at its next step.
     fn may_fail_alone(&self, e: &Error) -> bool {
-        self.model.divided.is_none() && matches!(e.kind, Kind::Input | Kind::Io | Kind::Failed | Kind::OutOfMemory)
+        use Kind::{Device, Failed, Input, Io, OutOfMemory, Usage};
+        self.model.divided.is_none() && matches!(e.kind, Device | Failed | Input | Io | OutOfMemory | Usage)
     }
 
     fn add(&mut self, job: GenerationJob, events: UnboundedSender<GenerationEvent>) {
