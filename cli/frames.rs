@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use reel_input::config::Family;
 use reel_input::media::profile::{MediaOverrides, MediaProfile};
 use reel_input::media::selection::select_frames;
 use reel_input::media::video::DecodedFrameSize;
@@ -83,7 +84,8 @@ impl FramesArgs {
         profile: MediaProfile,
         overrides: &MediaOverrides,
     ) -> Result<()> {
-        let size = if self.out.is_some() { DecodedFrameSize::Original } else { DecodedFrameSize::Resized };
+        let size =
+            if self.out.is_some() { DecodedFrameSize::Original } else { DecodedFrameSize::Resized(Family::Qwen25Vl) };
         let frames = trace::span("decode", || {
             self.worker
                 .decode_worker(common)?

@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use reel_input::MediaOptions;
+use reel_input::config::{Family, ModelConfig};
 use reel_input::fetch::{MediaAccess, RemoteMedia};
 use reel_input::media::profile::{MediaOverrides, MediaProfile};
 use reel_input::media::worker::{self, DecodeWorker, FrameCache};
+use reel_input::video_marks::VideoMarks;
 use reel_support::diagnostic::{input, print_note_once};
 use reel_support::error::{Error, Kind, MediaFailure};
 use reel_train::file_names::RUN_FILE;
@@ -23,8 +26,9 @@ use crate::fail::usage_error;
 #[serde(default)]
 #[command(next_help_heading = "Media options")]
 pub struct MediaFlags {
-    /// Frame and pixel limits: videorft-train, video-r1-train, videorft-eval, qwen, uniform-16 or stride-1fps [default:
-    /// videorft-train for sft and grpo, videorft-eval for eval, else qwen]
+    /// Frame and pixel limits: videorft-train, video-r1-train, videorft-eval, qwen, uniform-16, stride-1fps or
+    /// qwen3-processor (the sizes of a Qwen3-VL folder) [default: videorft-train for sft and grpo, videorft-eval for
+    /// eval, else qwen]
     #[arg(long, value_name = "NAME")]
     pub profile: Option<String>,
     #[command(flatten)]
@@ -34,6 +38,15 @@ pub struct MediaFlags {
     /// upright, as by transformers and datasets
     #[arg(long)]
     ignore_exif_orientation: bool,
+    /// How the frame pairs of a video stand in the prompt of Qwen3-VL: in place of the marks around the video
+    /// (transformers 4.57, vLLM) or between them (transformers 5) [default: inner]
+    #[arg(long, value_name = "FORM")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    video_marks: Option<VideoMarks>,
+    /// Number images and videos in the prompt, as the chat template does with its variable add_vision_id
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    add_vision_id: bool,
 }
 
 impl MediaFlags {
@@ -60,7 +73,8 @@ impl MediaFlags {
     /// and over those that a chat message sets for its image or video.
     pub fn limit_overrides(&self, profile: MediaProfile) -> Result<MediaOverrides> {
         let overrides = self.unchecked_limit_overrides();
-        overrides.validate(profile).map_err(media_error_to_usage_error)?;
+        // The limits are checked again when the model is known ([`check_fits_model`]); those of Qwen2.5-VL are lower.
+        overrides.validate(profile.for_family(Family::Qwen25Vl)).map_err(media_error_to_usage_error)?;
         if let Some(frames) = overrides.frames_at_any_rate(profile) {
             print_note_once(format!(
                 "--fps: has no effect with the profile {profile}, which takes {frames} frames of every video; give \
@@ -70,11 +84,25 @@ impl MediaFlags {
         Ok(overrides)
     }
 
+    /// Returns `options` with the form of prompts that these options set, or else `fallback`.
+    pub fn with_prompt_form_or(&self, fallback: &Self, options: MediaOptions) -> MediaOptions {
+        MediaOptions {
+            video_marks: self.video_marks.or(fallback.video_marks),
+            add_vision_id: self.add_vision_id || fallback.add_vision_id,
+            ..options
+        }
+    }
+
     /// Returns the limits that the options set, without checks, for a command that only shows what qwen-vl-utils
     /// would do with them.
     pub fn unchecked_limit_overrides(&self) -> MediaOverrides {
         MediaOverrides { ignore_exif_orientation: self.ignore_exif_orientation.then_some(true), ..self.limits }
     }
+}
+
+/// Refuses media options that do not fit a model with this config.
+pub fn check_fits_model(options: &MediaOptions, config: &ModelConfig) -> Result<()> {
+    options.check_fits(config.family()).map_err(media_error_to_usage_error)
 }
 
 /// The frame and pixel settings of the run that trained a model.
@@ -106,6 +134,12 @@ impl fmt::Display for TrainingMediaSettings {
         let Ok(serde_json::Value::Object(limits)) = serde_json::to_value(o.limits) else { return Err(fmt::Error) };
         let mut given = limits.iter().filter_map(|(name, value)| Some((name.replace('_', "-"), value.as_f64()?)));
         given.try_for_each(|(name, n)| write!(f, " --{name} {n}"))?;
+        if let Some(marks) = o.video_marks {
+            write!(f, " --video-marks {}", marks.name())?;
+        }
+        if o.add_vision_id {
+            f.write_str(" --add-vision-id")?;
+        }
         if o.ignore_exif_orientation { f.write_str(" --ignore-exif-orientation") } else { Ok(()) }
     }
 }

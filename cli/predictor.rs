@@ -12,6 +12,7 @@ use reel_eval::predict::{
     PredictionSummary, RowPrompts, SamplingSettings,
 };
 use reel_input::MediaOptions;
+use reel_input::config::Family;
 use reel_input::encode::ModelFolder;
 use reel_model::features::FeatureCache;
 use reel_samples::conversations::RowConversations;
@@ -23,6 +24,7 @@ use serde_json::{Map, Value, json};
 
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
+use crate::media::check_fits_model;
 use crate::model::{self, LoadedModel, QuantizeFlag, WeightLocation};
 use crate::prompt::{ModelFlags, find_or_download_model};
 use crate::ranks::{RunProcess, processes_on_device};
@@ -122,13 +124,25 @@ impl<'c> Predictor<'c> {
 
     /// Returns the options that influence the predictions of every run with a model. A resumed run must have the same
     /// values.
-    pub fn options_that_must_match(&self, sampling: &SamplingSettings, media: &MediaOptions) -> Map<String, Value> {
+    ///
+    /// # Errors
+    /// Media options that do not fit the model.
+    pub fn options_that_must_match(
+        &self,
+        sampling: &SamplingSettings,
+        media: &MediaOptions,
+    ) -> Result<Map<String, Value>> {
+        check_fits_model(media, &self.bundle.config)?;
         let mut options = sampling_options(sampling, media, self.common);
         options.insert("dtype".into(), json!(model::activation_dtype(self.common).name()));
+        // Recorded only where it is not the default, so files of earlier versions stay comparable.
+        if self.bundle.config.family() != Family::default() {
+            options.insert("family".into(), json!(self.bundle.config.family()));
+        }
         if let Some(format) = self.quantize.name() {
             options.insert("quantize".into(), json!(format));
         }
-        options
+        Ok(options)
     }
 
     /// Writes the predictions of a job; continues the file if an earlier run has left one. The summary is `None` on
@@ -239,6 +253,12 @@ pub fn sampling_options(
     });
     let limits = json!(media.overrides.or_fallback(media.trained));
     let mut all = options.as_object_mut().map(std::mem::take).unwrap_or_default();
+    if let Some(marks) = media.video_marks {
+        all.insert("video_marks".into(), json!(marks));
+    }
+    if media.add_vision_id {
+        all.insert("add_vision_id".into(), json!(true));
+    }
     all.extend(limits.as_object().cloned().unwrap_or_default().into_iter().filter(|(_, value)| !value.is_null()));
     all
 }

@@ -20,7 +20,7 @@ use reel_train::options::Recipe;
 
 use crate::common::CommonOptions;
 use crate::fail::{failed, usage_error};
-use crate::media::{MediaAccessFlags, MediaFlags, TrainingMediaSettings, WorkerFlags};
+use crate::media::{MediaAccessFlags, MediaFlags, TrainingMediaSettings, WorkerFlags, check_fits_model};
 use crate::request::read_chat_request;
 use crate::{hub, output, replaced};
 
@@ -195,6 +195,7 @@ impl MessageFlags {
             .try_for_each(|(path, location)| replaced::refuse_input_that_is_output(path, location))?;
         let has_media = conversation.media_parts().next().is_some();
         let options = self.media_options(adapter.unwrap_or(&folder), access, has_media && !common.quiet, common)?;
+        check_fits_model(&options, &bundle.config)?;
         let tokens = Arc::new(trace::span("preprocess", || encode(&bundle, &conversation, &options))?);
         Ok(EncodedPrompt { folder, bundle, tokens, settings, seconds: begun.elapsed().as_secs_f64() })
     }
@@ -250,7 +251,9 @@ pub fn media_options(
             escape_controls(&file)
         );
     }
-    let profile = trained.as_ref().map_or(media, |trained| &trained.flags).profile(MediaProfile::Qwen)?;
+    let of_profile = trained.as_ref().map_or(media, |trained| &trained.flags);
+    let profile = of_profile.profile(MediaProfile::Qwen)?;
+    let defaults = media.with_prompt_form_or(of_profile, MediaOptions::default());
     Ok(MediaOptions {
         profile,
         overrides: media.limit_overrides(profile)?,
@@ -258,6 +261,7 @@ pub fn media_options(
         decoder: worker.decode_worker(common)?,
         access,
         second_per_grid: SecondPerGrid::True,
+        ..defaults
     })
 }
 

@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 
 use crate::common::CommonOptions;
 use crate::fail::{failed, usage_error};
-use crate::media::{MediaFlags, WorkerFlags};
+use crate::media::{MediaFlags, WorkerFlags, check_fits_model};
 use crate::model::{self, LoadedModel, QuantizeFlag, WeightLocation};
 use crate::profiler::ServerTraceProfiler;
 use crate::prompt::{ModelFlags, find_or_download_model, media_options};
@@ -256,6 +256,7 @@ impl ServeArgs {
         let folder = find_or_download_model(&base)?;
         let media = self.media(adapter.as_deref().unwrap_or(&folder), common)?;
         let mut bundle = ModelFolder::open(&folder)?;
+        check_fits_model(&media.options, &bundle.config)?;
         self.limits.limit_positions(&mut bundle)?;
         let device = model::open_device(common)?;
         let quantization = self.quantize.quantization();

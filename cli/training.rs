@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use reel_device::MatmulImplementation;
+use reel_input::config::ModelConfig;
 use reel_input::media::profile::{MediaOverrides, MediaProfile};
 use reel_input::{MediaOptions, SecondPerGrid};
 use reel_support::ranks::World;
@@ -22,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::common::CommonOptions;
 use crate::fail::failed;
-use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
+use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags, check_fits_model};
 use crate::profiler::RunProfiler;
 use crate::rank_flags::JobFlags;
 use crate::ranks::RunProcess;
@@ -141,6 +142,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
     /// Options for reading images and videos.
     pub fn media_options(&self) -> Result<MediaOptions> {
         let profile = self.media.profile(MediaProfile::VideorftTrain)?;
+        let form = self.media.with_prompt_form_or(&self.media, MediaOptions::default());
         Ok(MediaOptions {
             profile,
             overrides: self.media.limit_overrides(profile)?,
@@ -148,6 +150,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             decoder: self.worker.decode_worker(&self.common)?,
             access: self.access.media_access(&self.options.media_root()),
             second_per_grid: SecondPerGrid::default(),
+            ..form
         })
     }
 
@@ -160,6 +163,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         self.refuse_replaced_inputs()?;
         self.options.check_programs()?;
         let folder = prompt::find_or_download_model(&self.options.model)?;
+        check_fits_model(media, &ModelConfig::open(&folder)?)?;
         let device = model::open_device_with_products(&self.common, default_products(O::COMMAND))?;
         trace::start_recording_launches(&device, model::activation_dtype(&self.common));
         let stop = interrupt::stop_flag();

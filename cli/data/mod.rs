@@ -18,7 +18,7 @@ use reel_train::options::Recipe;
 
 use crate::common::CommonOptions;
 use crate::hub;
-use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
+use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags, check_fits_model};
 use crate::prompt::find_or_download_model;
 
 /// Check, describe, show and convert data files: JSON, JSONL, Parquet, folders of data sets.
@@ -86,12 +86,13 @@ impl RowFlags {
     /// Returns the options for reading images and videos, with the default profile of the training commands.
     fn media_options(&self, media_root: &Path, common: &CommonOptions) -> Result<MediaOptions> {
         let profile = self.media.profile(MediaProfile::VideorftTrain)?;
+        let form = self.media.with_prompt_form_or(&self.media, MediaOptions::default());
         Ok(MediaOptions {
             profile,
             overrides: self.media.limit_overrides(profile)?,
             decoder: self.worker.decode_worker(common)?,
             access: self.access.media_access(media_root),
-            ..MediaOptions::default()
+            ..form
         })
     }
 }
@@ -125,6 +126,9 @@ impl InspectFlags {
             Some(model) => Some(ModelFolder::open(&find_or_download_model(model)?)?),
             None => None,
         };
+        if let Some(bundle) = &bundle {
+            check_fits_model(&media, &bundle.config)?;
+        }
         let data = Dataset::open(&data)?;
         let inspection = DataInspection {
             media_root: &media_root,

@@ -23,6 +23,7 @@ use serde_json::{Map, Value, json};
 use super::RowFlags;
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
+use crate::media::check_fits_model;
 use crate::prompt::find_or_download_model;
 use crate::{hub, output};
 
@@ -94,9 +95,10 @@ impl ShowArgs {
         let run = RunOptions { data, media_root, parity: self.rows.parity, ..RunOptions::default() };
         let media = &self.rows.media_options(&run.media_root(), common)?;
         let folder = &find_or_download_model(&self.model)?;
+        let config = ModelFolder::open(folder)?.config;
+        check_fits_model(media, &config)?;
         let inputs = Inputs { run, data: DataSetup { model: folder, media, seed: common.seed() } };
         let row = self.used_row(&inputs)?;
-        let config = ModelFolder::open(folder)?.config;
         let media = media_in_prompt_order(&row.tokens, &config);
         let descriptions: Vec<String> = media.iter().enumerate().map(|(i, medium)| describe(i + 1, medium)).collect();
         if let Some(page) = &self.html {

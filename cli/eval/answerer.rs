@@ -89,21 +89,30 @@ impl<'c> AnswerSource<'c> {
     }
 
     /// Returns the options that influence the predictions. A resumed run must have the same values.
+    ///
+    /// # Errors
+    /// Media options that do not fit the model, or that a server would not see.
     pub(super) fn options_that_must_match(
         &self,
         sampling: &SamplingSettings,
         media: &MediaOptions,
-    ) -> Map<String, Value> {
+    ) -> Result<Map<String, Value>> {
         match self {
             Self::Model(predictor) => predictor.options_that_must_match(sampling, media),
             Self::Server(server) => {
+                let of_prompts =
+                    [("--video-marks", media.video_marks.is_some()), ("--add-vision-id", media.add_vision_id)];
+                if let Some((name, _)) = of_prompts.iter().find(|(_, is_given)| *is_given) {
+                    let what = "has no effect on the answers of a server, which writes the prompts itself";
+                    return Err(usage_error(name, what, "leave it out, or give it to the server"));
+                }
                 let mut options = sampling_options(sampling, media, server.common);
                 options.insert("endpoint_video".into(), json!(server.options.endpoint_video));
                 let fields = server.options.server.request_fields();
                 if !fields.is_empty() {
                     options.insert("request_field".into(), Value::Object(fields));
                 }
-                options
+                Ok(options)
             }
         }
     }

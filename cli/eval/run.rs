@@ -148,7 +148,7 @@ fn answer(
     let Benchmark { task, loaded } = benchmark;
     let access = options.access.media_access(&loaded.media_root);
     let media = answerer.media_options(&protocol.media, access, options, common)?;
-    let compared = answerer.options_that_must_match(&protocol.sampling, &media);
+    let compared = answerer.options_that_must_match(&protocol.sampling, &media)?;
     let BenchmarkQuestions { rows, fingerprint, options: settings } =
         protocol.questions(benchmark, media, compared, common.seed(), options.shard)?;
     let file = match options.shard {

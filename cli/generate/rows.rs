@@ -118,7 +118,7 @@ impl GenerateArgs {
             stop: self.sampling.stop.clone(),
         };
         let rules = (self.messages.parity, self.rows.question_template.unwrap_or_default());
-        let mut options = predictor.options_that_must_match(&sampling, &media);
+        let mut options = predictor.options_that_must_match(&sampling, &media)?;
         options.insert("parity".into(), json!(rules.0));
         options.insert("question_template".into(), json!(rules.1));
         let rows = Arc::new(RowConversations::new(dataset, media, media_root, rules, common.seed()));

@@ -68,7 +68,7 @@ fn positions(criterion: &mut Criterion, config: &ModelConfig) {
     });
     group.bench_function("window order and patch positions", |b| {
         b.iter(|| {
-            let windows = WindowOrder::from_grids(black_box(&videos), &config.vision);
+            let windows = WindowOrder::from_grids(black_box(&videos), &config.vision, 112);
             patch_rows_and_columns_in_window_order(&videos, &config.vision, &windows)
         });
     });

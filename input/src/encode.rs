@@ -8,7 +8,10 @@
 //! repeat pads       [151644, 872, 198, 151652, 151656 × 144, 151653, …]  one pad token per vision token
 //! positions         [3][S], see mrope.rs
 //! ```
+//! In Qwen3-VL each frame pair of a video has a run of pad tokens of its own, after the time of its frames; see
+//! [`mod@crate::video_marks`].
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,7 +21,7 @@ use crate::media::frames::FrameBuf;
 use crate::media::image::RgbImage;
 use crate::media::patches::{self, ImageProcessorSettings};
 use crate::media::profile::{MediaOverrides, MediaProfile};
-use crate::media::resize::ImagePixelLimits;
+use crate::media::resize::{ImagePixelLimits, VideoPixelLimits};
 use crate::media::video::PixelBuffer;
 use crate::media::worker::DecodeWorker;
 use crate::media::{with_file_name, with_message_part};
@@ -27,12 +30,14 @@ use tempfile::NamedTempFile;
 
 use crate::chat::{ChatTemplate, PromptEnd};
 use crate::config::{GenerationConfig, ModelConfig, open_preprocessor_config};
+use crate::family::Family;
 use crate::fetch::{self, MediaAccess};
 use crate::frame_folder::{self, frames_in_folder};
 use crate::media_frames::MediaFrames;
 use crate::messages::{ContentPart, Conversation, ImagePart, MediaSource, VideoPart, VideoSource};
 use crate::model_input::ModelInput;
 use crate::tokenizer::{TokenId, Tokenizer};
+use crate::video_marks::{self, VIDEO_PAD, VideoMarks};
 use crate::window::GridThw;
 
 /// Everything in a model folder except the weights: config, tokenizer, chat template and preprocessor settings.
@@ -66,6 +71,14 @@ impl ModelFolder {
         })
     }
 
+    /// The text that stands before a completion of `prompt` and belongs to its thought: `<think>` and a newline if the
+    /// chat template has begun the thought (Qwen3-VL's Thinking models), else nothing. The completion itself then has no
+    /// opening tag.
+    pub fn begun_thought(&self, prompt: &[TokenId]) -> &'static str {
+        let end = self.tokenizer.decode(&prompt[prompt.len().saturating_sub(4)..], false);
+        if end.trim_end().ends_with("<think>") { "<think>\n" } else { "" }
+    }
+
     /// The ids that end a completion, from generation_config.json or, if it has none, from config.json.
     pub fn stop_token_ids(&self) -> &[TokenId] {
         if self.generation.eos_token_id.is_empty() { &self.config.tokens.eos } else { &self.generation.eos_token_id }
@@ -95,8 +108,12 @@ pub struct MediaOptions {
     pub decoder: DecodeWorker,
     /// Which files and addresses may be read.
     pub access: MediaAccess,
-    /// The time between two frame pairs of a video that M-RoPE positions assume.
+    /// The time between two frame pairs of a video that M-RoPE positions of Qwen2.5-VL assume.
     pub second_per_grid: SecondPerGrid,
+    /// The form of a video's prompt in Qwen3-VL; `None` for the default.
+    pub video_marks: Option<VideoMarks>,
+    /// Whether the chat template numbers images and videos (its variable `add_vision_id`).
+    pub add_vision_id: bool,
 }
 
 impl Default for MediaOptions {
@@ -108,11 +125,54 @@ impl Default for MediaOptions {
             decoder: DecodeWorker::from_this_program(),
             access: MediaAccess::default(),
             second_per_grid: SecondPerGrid::True,
+            video_marks: None,
+            add_vision_id: false,
         }
     }
 }
 
 impl MediaOptions {
+    /// Refuses options that do not fit a model of `family`.
+    ///
+    /// # Errors
+    /// The error names the setting: a profile or a form of prompts of another family, or limits that are too small.
+    pub fn check_fits(&self, family: Family) -> Result<()> {
+        if family != Family::Qwen3Vl {
+            let of_other = |name: &str, value: &str| {
+                let what = format!("is {value}, which is for Qwen3-VL, but the model is a {}", family.name());
+                Err(Error::setting(name, what, "leave it out, or use a Qwen3-VL model"))
+            };
+            if self.profile == MediaProfile::Qwen3Processor {
+                return of_other("profile", self.profile.name());
+            }
+            if let Some(marks) = self.video_marks {
+                return of_other("video_marks", marks.name());
+            }
+        }
+        let rules = self.profile.for_family(family);
+        self.overrides.validate(rules)?;
+        self.trained.validate(rules)
+    }
+
+    /// The conversation with the variables of the chat template that these options set.
+    pub fn with_template_variables<'c>(&self, conversation: &'c Conversation) -> Cow<'c, Conversation> {
+        const ADD_VISION_ID: &str = "add_vision_id";
+        if !self.add_vision_id || conversation.template_variables.contains_key(ADD_VISION_ID) {
+            return Cow::Borrowed(conversation);
+        }
+        let mut numbered = conversation.clone();
+        numbered.template_variables.insert(ADD_VISION_ID.to_string(), true.into());
+        Cow::Owned(numbered)
+    }
+
+    /// The limits of an image or a video for a model with this image processor. `part` has the limits that the
+    /// conversation sets for this image or video.
+    fn limits_for_model(&self, part: MediaOverrides, processor: &ImageProcessorSettings) -> Result<MediaOverrides> {
+        part.refuse_limits_without_effect(self.profile)?;
+        part.refuse_limits_of_other_family(processor.family)?;
+        Ok(processor.limits_of_profile(self.profile, self.media_limits(part)))
+    }
+
     /// The limits of an image or a video. `part` has the limits that the conversation sets for this image or video.
     pub(crate) fn media_limits(&self, part: MediaOverrides) -> MediaOverrides {
         let limits = self.overrides.or_fallback(part).or_fallback(self.trained);
@@ -140,11 +200,14 @@ pub struct LoadedMedia {
     pub second_per_grid_ts: Vec<f32>,
     /// The indices of the sampled frames of all videos, one video after another.
     pub frame_indices: Vec<i64>,
+    /// The form of a video's prompt in Qwen3-VL.
+    pub video_marks: VideoMarks,
 }
 
 /// Encodes a conversation. Adds a generation prompt unless the last message is from the assistant.
 pub fn encode(folder: &ModelFolder, conversation: &Conversation, options: &MediaOptions) -> Result<ModelInput> {
-    let text = folder.template.render_to_end(conversation, PromptEnd::default_for_conversation(conversation))?;
+    let rendered = options.with_template_variables(conversation);
+    let text = folder.template.render_to_end(&rendered, PromptEnd::default_for_conversation(conversation))?;
     let media = load_media(folder, conversation, options)?;
     encode_prompt(folder, &text, media, PromptOrigin::Conversation(conversation))
 }
@@ -161,8 +224,11 @@ pub fn load_media_with(
     conversation: &Conversation,
     options: &MediaOptions,
 ) -> Result<LoadedMedia> {
-    let mut media =
-        LoadedMedia { frames: MediaFrames { processor, ..MediaFrames::default() }, ..LoadedMedia::default() };
+    let mut media = LoadedMedia {
+        frames: MediaFrames { processor, ..MediaFrames::default() },
+        video_marks: options.video_marks.unwrap_or_default(),
+        ..LoadedMedia::default()
+    };
     for part in conversation.media_parts() {
         match part {
             ContentPart::Text(_) => {}
@@ -178,10 +244,12 @@ pub fn load_media_with(
                 media.video_grid_thw.push(media.frames.grid_thw(&loaded.frames)?);
                 media.frames.videos.push(loaded.frames);
                 media.frames.video_times.push(loaded.times);
-                media.second_per_grid_ts.push(match options.second_per_grid {
-                    SecondPerGrid::True => (processor.temporal_patch_size as f64 / loaded.sample_fps) as f32,
-                    SecondPerGrid::One => 1.0,
-                });
+                if processor.family == Family::Qwen25Vl {
+                    media.second_per_grid_ts.push(match options.second_per_grid {
+                        SecondPerGrid::True => (processor.temporal_patch_size as f64 / loaded.sample_fps) as f32,
+                        SecondPerGrid::One => 1.0,
+                    });
+                }
                 media.frame_indices.append(&mut loaded.frame_indices);
             }
         }
@@ -252,7 +320,16 @@ pub fn encode_prompt(
     origin: PromptOrigin<'_>,
 ) -> Result<ModelInput> {
     let tokens = &folder.config.tokens;
-    let mut ids = folder.tokenizer.encode(text)?;
+    let by_frame_pair = folder.config.family() == Family::Qwen3Vl && !media.video_grid_thw.is_empty();
+    let text = match by_frame_pair {
+        true => {
+            check_pad_count(text.matches(VIDEO_PAD).count(), media.video_grid_thw.len(), "video", origin)?;
+            let times = frame_pair_times(&media, origin)?;
+            Cow::Owned(video_marks::write_times(text, &times, media.video_marks))
+        }
+        false => Cow::Borrowed(text),
+    };
+    let mut ids = folder.tokenizer.encode(&text)?;
     let unit = folder.config.vision.patches_per_vision_token();
     let has_media = !media.image_grid_thw.is_empty() || !media.video_grid_thw.is_empty();
     for (kind, pad, grids) in
@@ -267,7 +344,11 @@ pub fn encode_prompt(
             return Err(Error::input(location, what, format!("remove {token} from the text")));
         }
         if !grids.is_empty() {
-            let counts: Vec<usize> = grids.iter().map(|grid| grid.iter().product::<usize>() / unit).collect();
+            let of_runs = |&[t, h, w]: &GridThw| match by_frame_pair && kind == "video" {
+                true => std::iter::repeat_n(h * w / unit, t),
+                false => std::iter::repeat_n(t * h * w / unit, 1),
+            };
+            let counts: Vec<usize> = grids.iter().flat_map(of_runs).collect();
             ids = expand(ids, pad, &counts, kind, origin)?;
         }
     }
@@ -292,21 +373,7 @@ fn expand(
     kind: &str,
     origin: PromptOrigin<'_>,
 ) -> Result<Vec<TokenId>> {
-    let pads = ids.iter().filter(|&&id| id == pad).count();
-    if pads != counts.len() {
-        let token = pad_token(kind);
-        let numbers = format!("the prompt has {pads} such tokens for {} {kind}(s)", counts.len());
-        return Err(match origin.location_of_typed(&token) {
-            Some(location) => {
-                let what = format!("has the token {token} in its text, so {numbers}");
-                Error::input(location, what, "remove it from the text")
-            }
-            None => {
-                let what = format!("the chat template does not write one {token} for each {kind}: {numbers}");
-                Error::input(origin.location(), what, "use the chat template of the published model")
-            }
-        });
-    }
+    check_pad_count(ids.iter().filter(|&&id| id == pad).count(), counts.len(), kind, origin)?;
     let mut counts = counts.iter();
     let mut expanded = Vec::with_capacity(ids.len() + counts.clone().sum::<usize>());
     for id in ids {
@@ -316,8 +383,44 @@ fn expand(
     Ok(expanded)
 }
 
+/// Checks that the prompt has one pad token for each image or video.
+fn check_pad_count(pads: usize, media: usize, kind: &str, origin: PromptOrigin<'_>) -> Result<()> {
+    if pads == media {
+        return Ok(());
+    }
+    let token = pad_token(kind);
+    let numbers = format!("the prompt has {pads} such tokens for {media} {kind}(s)");
+    Err(match origin.location_of_typed(&token) {
+        Some(location) => {
+            let what = format!("has the token {token} in its text, so {numbers}");
+            Error::input(location, what, "remove it from the text")
+        }
+        None => {
+            let what = format!("the chat template does not write one {token} for each {kind}: {numbers}");
+            Error::input(origin.location(), what, "use the chat template of the published model")
+        }
+    })
+}
+
+/// For each video, the time in seconds of each frame pair: the mean of the times of its two frames.
+fn frame_pair_times(media: &LoadedMedia, origin: PromptOrigin<'_>) -> Result<Vec<Vec<f64>>> {
+    let size = media.frames.processor.temporal_patch_size;
+    let pair = |frames: &[f64]| frames.first().zip(frames.last()).map_or(0.0, |(first, last)| (first + last) / 2.0);
+    let times: Vec<Vec<f64>> =
+        media.frames.video_times.iter().map(|times| times.chunks(size).map(pair).collect()).collect();
+    match times.iter().map(Vec::len).eq(media.video_grid_thw.iter().map(|grid| grid[0])) {
+        true => Ok(times),
+        false => Err(Error::input(
+            origin.location(),
+            "has a video whose frames have no known times",
+            "give the video as a file or as a list of frames",
+        )),
+    }
+}
+
 fn load_image(image: &ImagePart, options: &MediaOptions, processor: &ImageProcessorSettings) -> Result<FrameBuf> {
-    let limits = ImagePixelLimits::new(options.profile, &options.media_limits(image.overrides));
+    let keys = options.limits_for_model(image.overrides, processor)?;
+    let limits = ImagePixelLimits::new(options.profile.for_family(processor.family), &keys);
     let rgb = open_image(&image.source, options, image.overrides)?;
     patches::resize_image(&rgb, &limits, processor, &image.source.path_or_address())
 }
@@ -338,7 +441,7 @@ fn open_image(source: &MediaSource, options: &MediaOptions, part: MediaOverrides
     Ok(image)
 }
 
-/// A loaded video, with the values from which its M-RoPE positions are computed.
+/// A loaded video, with the values from which its prompt and its M-RoPE positions are computed.
 struct LoadedVideo {
     frames: FrameBuf,
     sample_fps: f64,
@@ -348,7 +451,8 @@ struct LoadedVideo {
 }
 
 fn load_video(video: &VideoPart, options: &MediaOptions, processor: &ImageProcessorSettings) -> Result<LoadedVideo> {
-    let keys = options.media_limits(video.overrides);
+    let keys = options.limits_for_model(video.overrides, processor)?;
+    refuse_list_keys(video, processor.family)?;
     match &video.source {
         VideoSource::Frames(frames) => frame_list(frames, video, options, processor, false),
         VideoSource::File(source) => {
@@ -383,30 +487,72 @@ fn frame_list(
     processor: &ImageProcessorSettings,
     is_folder: bool,
 ) -> Result<LoadedVideo> {
-    let (location, mut keys) = (&video.location, options.media_limits(video.overrides));
+    let keys = options.limits_for_model(video.overrides, processor)?;
     video.check_frame_count(frames.len())?;
-    if video.max_frame_count().is_some() {
-        keys.fps = keys.fps.filter(|fps| *fps > 0.0);
-    }
-    let sample_fps = keys.fps.unwrap_or(2.0);
-    if !(sample_fps > 0.0 && sample_fps.is_finite()) {
-        let what = format!("is {sample_fps}, expected a number above 0");
-        return Err(Error::input(
-            format!("{location}: fps"),
-            what,
-            "give the frame rate of the listed frames, in frames per second",
-        ));
-    }
+    let [sample_fps, raw_fps] = list_rates(video, options.media_limits(video.overrides), processor.family)?;
     let images =
         frames.iter().map(|frame| open_image(frame, options, video.overrides)).collect::<Result<Vec<RgbImage>>>()?;
     if is_folder {
         frame_folder::check_frame_sizes_equal(frames, images.iter().map(|image| (image.height, image.width)))?;
     }
-    let limits = ImagePixelLimits::new(options.profile, &keys);
+    let rules = options.profile.for_family(processor.family);
+    let limits = ImagePixelLimits::of_listed_frames(rules, &keys);
     let name = frames.first().map(MediaSource::path_or_address).unwrap_or_default();
-    let frames = patches::resize_image_list(&images, &limits, processor, &name)?;
-    let times = (0..images.len()).map(|i| i as f64 / sample_fps).collect();
+    let frame_limits = VideoPixelLimits::new(rules, &keys);
+    let frames = patches::resize_image_list(&images, &limits, &frame_limits, processor, &name)?;
+    // qwen-vl-utils 0.0.14 counts the repeated last image of an odd list as a further frame; the processor does not.
+    let counted = match processor.family == Family::Qwen3Vl && options.profile != MediaProfile::Qwen3Processor {
+        true => frames.frames,
+        false => images.len(),
+    };
+    let times = (0..counted).map(|i| i as f64 / raw_fps).collect();
     Ok(LoadedVideo { frames, sample_fps, frame_indices: even((0..images.len() as i64).collect()), times })
+}
+
+/// The rate in frames per second at which the frames of a list were sampled, and the rate from which their times
+/// follow: both `fps` in Qwen2.5-VL; `sample_fps` and `raw_fps` in Qwen3-VL, as in qwen-vl-utils 0.0.14.
+fn list_rates(video: &VideoPart, keys: MediaOverrides, family: Family) -> Result<[f64; 2]> {
+    let rate = |key: &str, given: Option<f64>, default: f64| match given.unwrap_or(default) {
+        rate if rate > 0.0 && rate.is_finite() => Ok(rate),
+        rate => Err(Error::input(
+            format!("{}: {key}", video.location),
+            format!("is {rate}, expected a number above 0"),
+            "give the frame rate of the listed frames, in frames per second",
+        )),
+    };
+    match family {
+        Family::Qwen25Vl => {
+            let given = keys.fps.filter(|fps| video.max_frame_count().is_none() || *fps > 0.0);
+            let fps = rate("fps", given, 2.0)?;
+            Ok([fps, fps])
+        }
+        Family::Qwen3Vl => {
+            if video.overrides.fps.is_some() && video.max_frame_count().is_none() {
+                print_note_once(
+                    "`fps` of a list of frames has no effect with Qwen3-VL, as in qwen-vl-utils 0.0.14, which takes 2 \
+                     frames per second; give `sample_fps`, and `raw_fps` if the frames were counted at another rate"
+                        .to_string(),
+                );
+            }
+            let sample_fps = rate("sample_fps", keys.sample_fps, 2.0)?;
+            Ok([sample_fps, rate("raw_fps", keys.raw_fps, sample_fps)?])
+        }
+    }
+}
+
+/// Refuses the keys `sample_fps` and `raw_fps`, where nothing would read them: for Qwen2.5-VL, and for a file.
+fn refuse_list_keys(video: &VideoPart, family: Family) -> Result<()> {
+    let (limits, is_list) = (&video.overrides, video.is_frame_list());
+    let given = [("sample_fps", limits.sample_fps), ("raw_fps", limits.raw_fps)];
+    let Some((key, _)) = given.iter().find(|(_, value)| value.is_some()) else { return Ok(()) };
+    let (what, help) = match (family, is_list) {
+        (Family::Qwen25Vl, _) => ("is read for Qwen3-VL only", "give fps"),
+        (Family::Qwen3Vl, false) => {
+            ("is for a list of frames, but the video is a file", "remove it, or list the frames")
+        }
+        (Family::Qwen3Vl, true) => return Ok(()),
+    };
+    Err(Error::input(format!("{}: {key}", video.location), what, help))
 }
 
 /// Repeats the last index if the number of indices is odd, because frames are used in pairs.
@@ -423,14 +569,14 @@ fn video_file(
     options: &MediaOptions,
     processor: &ImageProcessorSettings,
 ) -> Result<LoadedVideo> {
-    let read = options.decoder.decode_resized(path, options.profile, &keys)?;
+    let read = options.decoder.decode_resized(path, options.profile.for_family(processor.family), &keys)?;
     let data = match read.data {
         PixelBuffer::Owned(data) => data,
         shared => shared.to_vec(),
     };
     let frames = FrameBuf { data, frames: read.indices.len(), height: read.height, width: read.width };
-    // The image processor resizes a second time. Most frames already have the right size after the first resize, so
-    // this resize leaves them as they are.
+    // Qwen2.5-VL's image processor resizes a second time. Most frames already have the right size after the first
+    // resize, so this resize leaves them as they are.
     let frames = patches::processor_resize(frames, processor)?;
     let frame_indices = even(read.indices.iter().map(|&i| i as i64).collect());
     let times = read.indices.iter().map(|&i| i as f64 / read.video_fps).collect();

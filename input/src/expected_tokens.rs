@@ -3,23 +3,25 @@
 use crate::media::profile::{MediaOverrides, SelectionRule};
 
 use crate::MediaOptions;
+use crate::family::Family;
 use crate::messages::{ContentPart, Conversation, ImagePart, MessageContent, VideoPart, VideoSource};
 
 /// Bytes of UTF-8 text per token, about the mean of English text.
 const BYTES_PER_TOKEN: usize = 4;
-/// Pixels of one vision token: 2 × 2 patches of 14 × 14 pixels.
-const TOKEN_PIXELS: u64 = 28 * 28;
+/// Tokens of the time and the marks of a frame pair in Qwen3-VL: `<`, three or more of the time, ` seconds`, `>`, and the
+/// two marks.
+const TIME_TOKENS: u64 = 8;
 
-/// Estimates the number of tokens of a conversation. A text counts as one token per 4 bytes. An image or a video is
+/// Estimates the number of tokens of a conversation for a model of `family`. A text counts as one token per 4 bytes. An image or a video is
 /// assumed to be as large as `options` and the keys of its message part allow. If the part states the start and the
 /// end of a video, its number of frames follows from `nframes` or the frame rate; otherwise it is the maximum that
 /// the limits allow.
-pub fn expected_tokens(conversation: &Conversation, options: &MediaOptions) -> u64 {
+pub fn expected_tokens(conversation: &Conversation, options: &MediaOptions, family: Family) -> u64 {
     let text = |text: &str| text.len().div_ceil(BYTES_PER_TOKEN) as u64;
     let of_part = |part: &ContentPart| match part {
         ContentPart::Text(part) => text(part),
-        ContentPart::Image(image) => image_tokens(image, options),
-        ContentPart::Video(video) => video_tokens(video, options),
+        ContentPart::Image(image) => image_tokens(image, options, family),
+        ContentPart::Video(video) => video_tokens(video, options, family),
     };
     let of_message = |content: &MessageContent| match content {
         MessageContent::Text(content) => text(content),
@@ -33,19 +35,26 @@ fn requested_pixels(limits: &MediaOverrides) -> Option<u64> {
     Some(limits.resized_height?.saturating_mul(limits.resized_width?))
 }
 
-fn image_tokens(image: &ImagePart, options: &MediaOptions) -> u64 {
+fn image_tokens(image: &ImagePart, options: &MediaOptions, family: Family) -> u64 {
     let limits = options.media_limits(image.overrides);
-    let largest = limits.max_pixels.unwrap_or(options.profile.pixel_limits().image_max);
-    requested_pixels(&limits).unwrap_or(largest) / TOKEN_PIXELS
+    let largest = limits.max_pixels.unwrap_or(options.profile.for_family(family).pixel_limits().image_max);
+    requested_pixels(&limits).unwrap_or(largest) / family.token_pixels()
 }
 
-fn video_tokens(video: &VideoPart, options: &MediaOptions) -> u64 {
-    let (limits, of_profile) = (options.media_limits(video.overrides), options.profile.pixel_limits());
-    let total = limits.total_pixels.unwrap_or(of_profile.video_total) / TOKEN_PIXELS;
+fn video_tokens(video: &VideoPart, options: &MediaOptions, family: Family) -> u64 {
+    let rules = options.profile.for_family(family);
+    let (limits, of_profile, token) =
+        (options.media_limits(video.overrides), rules.pixel_limits(), family.token_pixels());
+    let total = limits.total_pixels.unwrap_or(of_profile.video_total) / token;
     let frame = limits.max_pixels.map_or(of_profile.video_max, |most| most.min(of_profile.video_max));
-    let frame = requested_pixels(&limits).unwrap_or(frame) / TOKEN_PIXELS;
+    let frame = requested_pixels(&limits).unwrap_or(frame) / token;
     // Two frames share a temporal patch.
-    expected_frames(video, &limits, options).map_or(total, |frames| (frames.div_ceil(2) * frame).min(total))
+    let pairs = expected_frames(video, &limits, options).map(|frames| frames.div_ceil(2));
+    let of_times = match family {
+        Family::Qwen25Vl => 0,
+        Family::Qwen3Vl => TIME_TOKENS * pairs.unwrap_or(total / frame.max(1)),
+    };
+    pairs.map_or(total, |pairs| (pairs * frame).min(total)) + of_times
 }
 
 /// The expected number of frames of a video; `None` if the limits and the message part set no bound.
@@ -58,7 +67,11 @@ fn expected_frames(video: &VideoPart, limits: &MediaOverrides, options: &MediaOp
     match (limits.nframes, options.profile.selection_rule()) {
         (Some(frames), _) => Some(count(frames)),
         (None, SelectionRule::Uniform(frames)) if limits.fps.is_none() => Some(count(frames)),
-        (None, SelectionRule::Rate { fps, min_frames, max_frames }) => {
+        (
+            None,
+            SelectionRule::Rate { fps, min_frames, max_frames }
+            | SelectionRule::ProcessorRate { fps, min_frames, max_frames },
+        ) => {
             let most = limits.max_frames.unwrap_or(max_frames);
             let least = limits.min_frames.unwrap_or(min_frames).min(most);
             let at_rate = |seconds: f64| (seconds * limits.fps.unwrap_or(fps)) as i64;
@@ -81,7 +94,7 @@ mod tests {
     fn tokens(content: Value, profile: MediaProfile) -> u64 {
         let messages = json!([{"role": "user", "content": content}]);
         let conversation = Conversation::from_json("test", &messages, Path::new("")).unwrap();
-        expected_tokens(&conversation, &MediaOptions { profile, ..MediaOptions::default() })
+        expected_tokens(&conversation, &MediaOptions { profile, ..MediaOptions::default() }, Family::Qwen25Vl)
     }
 
     #[test]

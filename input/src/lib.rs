@@ -1,4 +1,4 @@
-//! The host-only part of Qwen2.5-VL: reads the small files of a model folder, and converts a conversation to the
+//! The host-only part of Qwen2.5-VL and Qwen3-VL: reads the small files of a model folder, and converts a conversation to the
 //! model's input, plain arrays in host memory. [`rows`] reads data files, [`media`] images and videos. No device is
 //! needed.
 //!
@@ -11,6 +11,7 @@ pub mod chat;
 pub mod config;
 pub mod encode;
 pub mod expected_tokens;
+pub mod family;
 pub mod fetch;
 pub mod frame_folder;
 pub mod grammar;
@@ -32,6 +33,7 @@ pub mod tensor_file;
 pub mod tokenizer;
 pub mod tokenizer_json;
 pub mod tools;
+pub mod video_marks;
 pub mod window;
 
 pub use encode::{MediaOptions, ModelFolder, SecondPerGrid, encode};

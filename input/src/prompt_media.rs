@@ -34,8 +34,15 @@ pub fn media_in_prompt_order<'a>(input: &'a ModelInput, config: &ModelConfig) ->
     let mut images = frames.images.iter().zip(&input.image_grid_thw);
     let mut videos = frames.videos.iter().zip(&input.video_grid_thw).zip(times);
     let mut media = Vec::new();
-    let mut ids = input.input_ids.iter();
-    while let Some(&id) = ids.next() {
+    // The number of pad tokens of the current image or video that are still to come. In Qwen3-VL other tokens stand
+    // between those of a video.
+    let mut left = 0;
+    for &id in &input.input_ids {
+        let is_pad = id == tokens.image || id == tokens.video;
+        if is_pad && left > 0 {
+            left -= 1;
+            continue;
+        }
         let next = if id == tokens.image {
             images.next().map(|(frames, &grid)| medium("image", frames, grid, &[][..]))
         } else if id == tokens.video {
@@ -44,8 +51,7 @@ pub fn media_in_prompt_order<'a>(input: &'a ModelInput, config: &ModelConfig) ->
             None
         };
         if let Some(medium) = next {
-            // Skips the other pad tokens of this image or video.
-            ids.by_ref().take(medium.vision_tokens - 1).for_each(drop);
+            left = medium.vision_tokens - 1;
             media.push(medium);
         }
     }

@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use reel_input::config::Family;
 use reel_input::media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_input::media::frames::FrameView;
 use reel_input::media::profile::{MediaOverrides, MediaProfile};
@@ -259,7 +260,9 @@ fn worker_frames_equal_in_process_frames() {
 
 fn resized_frames_equal_torch_bicubic() {
     let o = MediaOverrides::default();
-    let got = DecodeWorker::new(me()).decode_resized(&clip("h264_vfr.mp4"), MediaProfile::VideorftTrain, &o).unwrap();
+    let got = DecodeWorker::new(me())
+        .decode_resized(&clip("h264_vfr.mp4"), MediaProfile::VideorftTrain.for_family(Family::Qwen25Vl), &o)
+        .unwrap();
     let whole = video::decode(&clip("h264_vfr.mp4"), MediaProfile::VideorftTrain, &o).unwrap();
     let view = FrameView::new(&whole.data, whole.indices.len(), whole.height, whole.width).unwrap();
     let resized = reel_input::media::resize::torch_bicubic(view, (got.height, got.width)).unwrap();
@@ -356,7 +359,7 @@ fn lack_of_threads_is_never_blamed_on_the_file() {
     let server = with_args(["__few-processes"]);
     for (error, part) in [
         (decoder.decode(&path, MediaProfile::Qwen, &o).unwrap_err(), "ulimit -u"),
-        (decoder.decode_resized(&path, MediaProfile::Qwen, &o).unwrap_err(), "ulimit -u"),
+        (decoder.decode_resized(&path, MediaProfile::Qwen.for_family(Family::Qwen25Vl), &o).unwrap_err(), "ulimit -u"),
         (server.probe(&path).unwrap_err(), "check the limits of processes"),
     ] {
         assert!(error.kind == Kind::Media(MediaFailure::Worker), "{error}");
@@ -429,7 +432,7 @@ fn lack_of_memory_is_never_blamed_on_the_file() {
             let errors = [
                 decoder.probe(path).err(),
                 decoder.decode(path, MediaProfile::Qwen, &o).err(),
-                decoder.decode_resized(path, MediaProfile::Qwen, &o).err(),
+                decoder.decode_resized(path, MediaProfile::Qwen.for_family(Family::Qwen25Vl), &o).err(),
             ];
             for error in errors.into_iter().flatten() {
                 one_line(error, &["memory limit", "--media-memory"]);
@@ -519,16 +522,20 @@ fn kept_frames_need_no_worker() {
     let decoder = DecodeWorker { cache, ..DecodeWorker::new(me()) };
     let o = MediaOverrides { nframes: Some(4), ..Default::default() };
     let (path, profile) = (clip("vp9.webm"), MediaProfile::Qwen);
-    let first = decoder.decode_resized(&path, profile, &o).unwrap();
-    same(&first, &DecodeWorker::new(me()).decode_resized(&path, profile, &o).unwrap());
+    let first = decoder.decode_resized(&path, profile.for_family(Family::Qwen25Vl), &o).unwrap();
+    same(&first, &DecodeWorker::new(me()).decode_resized(&path, profile.for_family(Family::Qwen25Vl), &o).unwrap());
     let nowhere = DecodeWorker { program: WorkerProgram::new("/no/such/program"), ..decoder };
-    same(&first, &nowhere.decode_resized(&path, profile, &o).unwrap());
+    same(&first, &nowhere.decode_resized(&path, profile.for_family(Family::Qwen25Vl), &o).unwrap());
     let refused =
         |decoded: reel_input::media::Result<DecodedVideo>| one_line(decoded.unwrap_err(), &["/no/such/program"]);
     refused(nowhere.decode(&path, profile, &o));
-    refused(nowhere.decode_resized(&path, profile, &MediaOverrides::default()));
-    refused(nowhere.decode_resized(&clip("h264_vfr.mp4"), profile, &o));
-    refused(DecodeWorker { cache: None, ..nowhere.clone() }.decode_resized(&path, profile, &o));
+    refused(nowhere.decode_resized(&path, profile.for_family(Family::Qwen25Vl), &MediaOverrides::default()));
+    refused(nowhere.decode_resized(&clip("h264_vfr.mp4"), profile.for_family(Family::Qwen25Vl), &o));
+    refused(DecodeWorker { cache: None, ..nowhere.clone() }.decode_resized(
+        &path,
+        profile.for_family(Family::Qwen25Vl),
+        &o,
+    ));
 }
 
 fn until<T>(mut found: impl FnMut() -> Option<T>) -> T {

@@ -3,7 +3,6 @@
 use bytemuck::Pod;
 use reel_input::ModelInput;
 use reel_input::media::frames::FrameBuf;
-use reel_input::media::patches::ImageProcessorSettings;
 use reel_input::media_frames::MediaFrames;
 
 /// Appends numbers and lists to bytes.
@@ -54,20 +53,8 @@ impl ByteWriter {
         self.write_frames(videos);
         self.write_number(video_times.len() as u64);
         video_times.iter().for_each(|times| self.write_list(times));
-        let ImageProcessorSettings {
-            min_pixels,
-            max_pixels,
-            patch_size,
-            temporal_patch_size,
-            merge_size,
-            rescale_factor,
-            image_mean,
-            image_std,
-        } = processor;
-        self.write_list(&[*min_pixels, *max_pixels]);
-        self.write_list(&[*patch_size, *temporal_patch_size, *merge_size]);
-        self.write_list(&[*rescale_factor]);
-        self.write_list(&[*image_mean, *image_std]);
+        // These settings are plain numbers, which JSON can hold.
+        self.write_list(&serde_json::to_vec(processor).unwrap_or_default());
         self.write_optional_list(pixel_values.as_deref());
         self.write_list(image_grid_thw);
         self.write_optional_list(pixel_values_videos.as_deref());
@@ -126,20 +113,7 @@ impl ByteReader<'_> {
         let [rope_delta] = self.read_array()?;
         let (images, videos) = (self.read_frames()?, self.read_frames()?);
         let video_times = (0..self.read_number()?).map(|_| self.read_list()).collect::<Option<_>>()?;
-        let [min_pixels, max_pixels] = self.read_array()?;
-        let [patch_size, temporal_patch_size, merge_size] = self.read_array()?;
-        let [rescale_factor] = self.read_array()?;
-        let [image_mean, image_std] = self.read_array()?;
-        let processor = ImageProcessorSettings {
-            min_pixels,
-            max_pixels,
-            patch_size,
-            temporal_patch_size,
-            merge_size,
-            rescale_factor,
-            image_mean,
-            image_std,
-        };
+        let processor = serde_json::from_slice(&self.read_list::<u8>()?).ok()?;
         Some(ModelInput {
             input_ids,
             position_ids,

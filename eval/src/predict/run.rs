@@ -402,7 +402,9 @@ impl RowsInProgress<'_, '_> {
         self.alone = self.alone.filter(|&alone| alone != row);
         completions.sort_by_key(|completion| completion.index);
         let prompts = &self.run.prompts;
-        let text = |c: &Completion| completion_text(&prompts.model_folder().tokenizer, &c.ids, stop);
+        let folder = prompts.model_folder();
+        let begun = folder.begun_thought(&prompt.input_ids);
+        let text = |c: &Completion| begun.to_string() + &completion_text(&folder.tokenizer, &c.ids, stop);
         let texts = completions.iter().map(text).collect();
         let result =
             RowResult { completions: &completions, texts, prompt_tokens: prompt.len(), seed: prompts.rows().seed(row) };

@@ -25,28 +25,10 @@ use crate::error::{Error, Result};
 use crate::tensor_file::{StoredDType, foreign_checkpoint};
 use fields::JsonFields;
 
+pub use crate::family::Family;
 pub use generation::GenerationConfig;
 pub use preprocessor::{open_preprocessor_config, parse_preprocessor_config};
 pub use vision::{Qwen3Tower, Qwen25Tower, Tower, VisionConfig};
-
-/// A model family: models with the same parts, which differ in sizes only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
-    /// Qwen2.5-VL, `qwen2_5_vl`.
-    Qwen25Vl,
-    /// Qwen3-VL with dense layers, `qwen3_vl`.
-    Qwen3Vl,
-}
-
-impl Family {
-    /// The name of the family for users.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Qwen25Vl => "Qwen2.5-VL",
-            Self::Qwen3Vl => "Qwen3-VL",
-        }
-    }
-}
 
 /// The config of a model: decoder, vision tower, and the ids of special tokens.
 #[derive(Debug, Clone, PartialEq)]

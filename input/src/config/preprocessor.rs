@@ -4,11 +4,11 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::media::patches::ImageProcessorSettings;
+use crate::media::patches::{ImageProcessorSettings, VideoProcessorLimits};
 use reel_support::diagnostic::input;
 
 use super::fields::JsonFields;
-use super::{ModelConfig, VisionConfig};
+use super::{Family, ModelConfig, VisionConfig};
 
 /// The largest accepted `min_pixels`; the published value is 3136.
 const MAX_MIN_PIXELS: u64 = 1 << 24;
@@ -22,37 +22,70 @@ const HELP: &str = "use the preprocessor_config.json that was published with the
 /// them under `image_processor` in `processor_config.json`, earlier versions in `preprocessor_config.json`. Without
 /// either file, the defaults apply. The settings of the video processor (`video_processor`, or
 /// `video_preprocessor_config.json`) must be the same, because this program processes images and frames in one way. The
-/// video processor's size and frame limits are ignored; a profile (`--profile`) sets these limits.
+/// video processor's size and frame limits only apply with the profile `qwen3-processor`; other profiles (`--profile`)
+/// set these limits.
 ///
 /// # Errors
 /// A file cannot be read, has an unsupported value, or contradicts another file.
 pub fn open_preprocessor_config(folder: &Path, config: &ModelConfig) -> Result<ImageProcessorSettings> {
     let processor = read_fields(&folder.join("processor_config.json"))?;
     let nested = |key: &str| processor.as_ref().map_or(Ok(None), |fields| fields.opt_object(key));
+    let family = config.family();
     let images = [nested("image_processor")?, read_fields(&folder.join("preprocessor_config.json"))?];
     let mut found: Option<(String, ImageProcessorSettings)> = None;
     for fields in images.into_iter().flatten() {
-        let (location, own) = (fields.location(), from_fields(&fields)?);
+        let (location, own) = (fields.location(), from_fields(&fields, family)?);
         match &found {
             Some((first, settings)) => check_equal(&location, &own, first, settings)?,
             None => found = Some((location, own)),
         }
     }
-    let default = || (folder.join("preprocessor_config.json").display().to_string(), default_settings());
-    let (location, found) = found.unwrap_or_else(default);
+    let default = || (folder.join("preprocessor_config.json").display().to_string(), default_settings(family));
+    let (location, mut found) = found.unwrap_or_else(default);
     check_fits(&location, &found, &config.vision)?;
     let videos = [nested("video_processor")?, read_fields(&folder.join("video_preprocessor_config.json"))?];
+    let mut of_videos: Option<(String, VideoProcessorLimits)> = None;
     for fields in videos.into_iter().flatten() {
-        let own = from_fields(&fields)?;
+        let own = from_fields(&fields, family)?;
+        let limits = video_limits(&fields, &own)?;
         let own = ImageProcessorSettings { min_pixels: found.min_pixels, max_pixels: found.max_pixels, ..own };
         check_equal(&fields.location(), &own, &location, &found)?;
+        match &of_videos {
+            Some((first, other)) if family == Family::Qwen3Vl && *other != limits => {
+                let what = format!("has {limits:?}, but {first} has {other:?}");
+                let help = "remove the file that does not belong to this model, or correct it";
+                return Err(Error::input(fields.location(), what, help));
+            }
+            _ => of_videos = Some((fields.location(), limits)),
+        }
+    }
+    if let Some((_, limits)) = of_videos {
+        found.videos = limits;
     }
     Ok(found)
 }
 
-/// Parses the text of a preprocessor_config.json; `file` names its source in error messages.
-pub fn parse_preprocessor_config(file: &str, text: &str) -> Result<ImageProcessorSettings> {
-    from_fields(&JsonFields::parse(file, text, HELP)?)
+/// The limits for videos, in the file of a video processor whose sizes are those of `own`.
+fn video_limits(fields: &JsonFields, own: &ImageProcessorSettings) -> Result<VideoProcessorLimits> {
+    let default = VideoProcessorLimits::default();
+    let sizes = fields.has_key("size") || fields.has_key("min_pixels") || fields.has_key("max_pixels");
+    let frames = |key: &str, default: i64| Ok::<_, Error>(fields.opt_positive_int(key)?.map_or(default, |n| n as i64));
+    let fps = fields.opt_f64("fps")?.unwrap_or(default.fps);
+    if !(fps.is_finite() && fps > 0.0) {
+        return Err(fields.error("fps", format!("is {fps}, expected a number above 0")));
+    }
+    Ok(VideoProcessorLimits {
+        min_volume: if sizes { own.min_pixels } else { default.min_volume },
+        max_volume: if sizes { own.max_pixels } else { default.max_volume },
+        fps,
+        min_frames: frames("min_frames", default.min_frames)?,
+        max_frames: frames("max_frames", default.max_frames)?,
+    })
+}
+
+/// Parses the text of a preprocessor_config.json of a model of `family`; `file` names its source in error messages.
+pub fn parse_preprocessor_config(file: &str, text: &str, family: Family) -> Result<ImageProcessorSettings> {
+    from_fields(&JsonFields::parse(file, text, HELP)?, family)
 }
 
 /// Checks that two files of a folder have the same settings.
@@ -84,13 +117,18 @@ fn check_equal(
     }
 }
 
-/// The defaults of transformers' `Qwen2VLImageProcessor`.
-fn default_settings() -> ImageProcessorSettings {
-    ImageProcessorSettings { max_pixels: 28 * 28 * 1280, ..ImageProcessorSettings::default() }
+/// The defaults of transformers' `Qwen2VLImageProcessor`, or the settings of the published Qwen3-VL models.
+fn default_settings(family: Family) -> ImageProcessorSettings {
+    match family {
+        Family::Qwen25Vl => {
+            ImageProcessorSettings { max_pixels: 28 * 28 * 1280, ..ImageProcessorSettings::of_published(family) }
+        }
+        Family::Qwen3Vl => ImageProcessorSettings::of_published(family),
+    }
 }
 
-fn from_fields(fields: &JsonFields) -> Result<ImageProcessorSettings> {
-    let default = default_settings();
+fn from_fields(fields: &JsonFields, family: Family) -> Result<ImageProcessorSettings> {
+    let default = default_settings(family);
     check_steps(fields)?;
     let size = fields.opt_object("size")?;
     let edge = |key: &str, edge: &str, default: u64| -> Result<u64> {

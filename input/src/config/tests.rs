@@ -263,13 +263,16 @@ fn preprocessor_accepts_pixels_or_size() {
     let pixels = parse_preprocessor_config(
         "p",
         r#"{"min_pixels": 3136, "max_pixels": 12845056, "size": {"shortest_edge": 1, "longest_edge": 2}}"#,
+        Family::Qwen25Vl,
     )
     .unwrap();
     assert_eq!((pixels.min_pixels, pixels.max_pixels), (3136, 12845056));
-    let size = parse_preprocessor_config("p", r#"{"size": {"shortest_edge": 3136, "longest_edge": 50176}}"#).unwrap();
+    let size =
+        parse_preprocessor_config("p", r#"{"size": {"shortest_edge": 3136, "longest_edge": 50176}}"#, Family::Qwen25Vl)
+            .unwrap();
     assert_eq!((size.min_pixels, size.max_pixels), (3136, 50176));
     let defaults = ImageProcessorSettings { max_pixels: 28 * 28 * 1280, ..ImageProcessorSettings::default() };
-    assert_eq!(parse_preprocessor_config("p", "{}").unwrap(), defaults);
+    assert_eq!(parse_preprocessor_config("p", "{}", Family::Qwen25Vl).unwrap(), defaults);
     for bad in [
         r#"{"min_pixels": 5, "max_pixels": 4}"#,
         r#"{"image_std": [0, 1, 1]}"#,
@@ -279,7 +282,10 @@ fn preprocessor_accepts_pixels_or_size() {
         r#"{"do_rescale": false}"#,
         r#"{"resample": 2}"#,
     ] {
-        assert!(parse_preprocessor_config("p", bad).unwrap_err().to_string().starts_with("p: "), "{bad}");
+        assert!(
+            parse_preprocessor_config("p", bad, Family::Qwen25Vl).unwrap_err().to_string().starts_with("p: "),
+            "{bad}"
+        );
     }
 }
 

@@ -45,7 +45,9 @@ pub fn plan_video(
 ) -> Result<PlannedVideo> {
     let VideoShape { total_frames, video_fps, height, width } = video;
     let frames = select_frames(total_frames, video_fps, profile, overrides)?.indices.len();
-    let first = VideoPixelLimits::new(profile, overrides).resized_height_and_width(frames, height, width)?;
+    let rules = profile.for_family(processor.family);
+    let overrides = &processor.limits_of_profile(profile, *overrides);
+    let first = VideoPixelLimits::new(rules, overrides).resized_height_and_width(frames, height, width)?;
     refuse_side_of_zero((height, width), first)?;
     let (height, width) = processor_size(first, processor)?;
     Ok(PlannedVideo { frames, height, width, grid_thw: grid_of_size(frames, (height, width), processor)? })

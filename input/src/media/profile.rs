@@ -1,23 +1,28 @@
 //! Profiles: the presets of frame and pixel limits that the reference recipes use. Flags, or keys of a message's video
 //! or image part, override single limits. [`crate::media::selection`] and [`crate::media::resize`] apply the limits.
+//!
+//! A profile has the same number of frames and the same number of vision tokens for every model family. A vision token
+//! covers 28 × 28 pixels in Qwen2.5-VL and 32 × 32 pixels in Qwen3-VL, so the areas of the second are larger by
+//! (32 / 28)².
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::family::Family;
 use crate::media::image::ExifOrientation;
 
 /// A named preset of frame and pixel limits (`--profile`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MediaProfile {
-    /// VideoRFT's training: 16 frames of 128 × 28 × 28 pixels.
+    /// VideoRFT's training: 16 frames of 128 vision tokens.
     VideorftTrain,
-    /// Video-R1's training: 4 to 16 frames at 2 frames/s, of 128 × 28 × 28 pixels.
+    /// Video-R1's training: 4 to 16 frames at 2 frames/s, of 128 vision tokens.
     VideoR1Train,
-    /// Evaluation in VideoRFT and Video-R1: 32 frames of 256 × 28 × 28 pixels.
+    /// Evaluation in VideoRFT and Video-R1: 32 frames of 256 vision tokens.
     VideorftEval,
-    /// The defaults of qwen-vl-utils 0.0.10: 2 frames/s, 4 to 768 frames.
+    /// The defaults of qwen-vl-utils, 0.0.10 for Qwen2.5-VL and 0.0.14 for Qwen3-VL: 2 frames/s, 4 to 768 frames.
     Qwen,
     /// Video-R1's quick start: the frames `int(i * (total / 16))`, with the pixel limits of `Qwen`.
     #[serde(rename = "uniform-16")]
@@ -25,6 +30,8 @@ pub enum MediaProfile {
     /// VideoRFT's quick start: every `round(fps)`-th frame, with the pixel limits of `Qwen`.
     #[serde(rename = "stride-1fps")]
     Stride1Fps,
+    /// The rules of the processor of Qwen3-VL: 2 frames/s, 4 to 768 frames, with the sizes of the model folder.
+    Qwen3Processor,
 }
 
 /// How a profile selects frames.
@@ -44,9 +51,19 @@ pub enum SelectionRule {
     Uniform(i64),
     /// Every `round(fps)`-th frame, where `fps` is the video's frame rate: about one frame per second.
     Stride,
+    /// As `Rate`, but the number of frames may be odd, and positions are computed in f64 (transformers).
+    ProcessorRate {
+        /// Frames per second of video.
+        fps: f64,
+        /// Minimum number of frames.
+        min_frames: i64,
+        /// Maximum number of frames.
+        max_frames: i64,
+    },
 }
 
-/// The pixel limits of a profile; each is an area, height × width in pixels.
+/// The pixel limits of a profile; each is an area, height × width in pixels. In the profile `qwen3-processor` the limits
+/// of videos are volumes, frames × height × width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PixelLimits {
     /// Minimum area of a video frame in pixels.
@@ -62,13 +79,17 @@ pub struct PixelLimits {
     pub image_max: u64,
 }
 
-/// Pixels of one vision token: 2 × 2 patches of 14 × 14 pixels.
-const TOKEN_PIXELS: u64 = 28 * 28;
-
 impl MediaProfile {
     /// All profiles, in the order in which help texts list them.
-    pub const ALL: [Self; 6] =
-        [Self::VideorftTrain, Self::VideoR1Train, Self::VideorftEval, Self::Qwen, Self::Uniform16, Self::Stride1Fps];
+    pub const ALL: [Self; 7] = [
+        Self::VideorftTrain,
+        Self::VideoR1Train,
+        Self::VideorftEval,
+        Self::Qwen,
+        Self::Uniform16,
+        Self::Stride1Fps,
+        Self::Qwen3Processor,
+    ];
 
     /// Parses the name of a profile; the error lists all names.
     pub fn parse(name: &str) -> Result<Self> {
@@ -87,7 +108,13 @@ impl MediaProfile {
             Self::Qwen => "qwen",
             Self::Uniform16 => "uniform-16",
             Self::Stride1Fps => "stride-1fps",
+            Self::Qwen3Processor => "qwen3-processor",
         }
+    }
+
+    /// This profile for the models of a family.
+    pub fn for_family(self, family: Family) -> MediaRules {
+        MediaRules { profile: self, family }
     }
 
     /// The rule by which this profile selects frames.
@@ -100,27 +127,50 @@ impl MediaProfile {
             Self::Qwen => rate(4, 768),
             Self::Uniform16 => SelectionRule::Uniform(16),
             Self::Stride1Fps => SelectionRule::Stride,
+            Self::Qwen3Processor => SelectionRule::ProcessorRate { fps: 2.0, min_frames: 4, max_frames: 768 },
         }
     }
+}
 
-    /// The pixel limits of this profile.
+/// A profile for the models of a family: what sets all limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MediaRules {
+    /// The profile.
+    pub profile: MediaProfile,
+    /// The family of the model that sees the frames.
+    pub family: Family,
+}
+
+impl MediaRules {
+    /// The pixel limits of the profile.
     pub fn pixel_limits(self) -> PixelLimits {
+        let token = self.family.token_pixels();
+        // 0.9 × 128 000 tokens, MODEL_SEQ_LEN of qwen-vl-utils. Version 0.0.10 has 24 576 tokens.
+        let total = if self.family == Family::Qwen3Vl { 115_200 } else { 24_576 };
         let recipe = |frame_tokens: u64| PixelLimits {
-            video_min: frame_tokens * TOKEN_PIXELS,
-            video_max: frame_tokens * TOKEN_PIXELS,
-            video_total: 115_200 * TOKEN_PIXELS,
-            image_min: 4 * TOKEN_PIXELS,
-            image_max: 256 * TOKEN_PIXELS,
+            video_min: frame_tokens * token,
+            video_max: frame_tokens * token,
+            video_total: 115_200 * token,
+            image_min: 4 * token,
+            image_max: 256 * token,
         };
-        match self {
-            Self::VideorftTrain | Self::VideoR1Train => recipe(128),
-            Self::VideorftEval => recipe(256),
-            Self::Qwen | Self::Uniform16 | Self::Stride1Fps => PixelLimits {
-                video_min: 128 * TOKEN_PIXELS,
-                video_max: 768 * TOKEN_PIXELS,
-                video_total: 24_576 * TOKEN_PIXELS,
-                image_min: 4 * TOKEN_PIXELS,
-                image_max: 16_384 * TOKEN_PIXELS,
+        match self.profile {
+            MediaProfile::VideorftTrain | MediaProfile::VideoR1Train => recipe(128),
+            MediaProfile::VideorftEval => recipe(256),
+            MediaProfile::Qwen | MediaProfile::Uniform16 | MediaProfile::Stride1Fps => PixelLimits {
+                video_min: 128 * token,
+                video_max: 768 * token,
+                video_total: total * token,
+                image_min: 4 * token,
+                image_max: 16_384 * token,
+            },
+            // `size` of the published preprocessor_config.json and video_preprocessor_config.json.
+            MediaProfile::Qwen3Processor => PixelLimits {
+                video_min: 4 * token,
+                video_max: 24_576 * token,
+                video_total: 24_576 * token,
+                image_min: 64 * token,
+                image_max: 16_384 * token,
             },
         }
     }
@@ -214,6 +264,14 @@ media_overrides! {
     #[arg(skip)]
     #[serde(skip_serializing_if = "Option::is_none")]
     video_end: f64,
+    /// Rate of the frames of a list, in frames per second (Qwen3-VL).
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sample_fps: f64,
+    /// Rate at which the frames of a list are counted for their times; default `sample_fps` (Qwen3-VL).
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raw_fps: f64,
     /// Whether images stay as they are stored although their EXIF data state an orientation.
     #[arg(skip)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -255,9 +313,50 @@ impl MediaOverrides {
     ///
     /// # Errors
     /// A setting is invalid; the error names the first one.
-    pub fn validate(&self, profile: MediaProfile) -> Result<()> {
-        self.validate_frame_counts(profile)?;
-        self.validate_pixels(profile)
+    pub fn validate(&self, rules: MediaRules) -> Result<()> {
+        self.validate_frame_counts(rules.profile)?;
+        self.validate_pixels(rules)
+    }
+
+    /// Refuses the limits of one image or video that have no effect with the profile `qwen3-processor`.
+    ///
+    /// # Errors
+    /// The error names the limit.
+    pub fn refuse_limits_without_effect(&self, profile: MediaProfile) -> Result<()> {
+        let processor = profile == MediaProfile::Qwen3Processor;
+        let given = [
+            ("total_pixels", self.total_pixels.is_some()),
+            ("resized_height", self.resized_height.is_some()),
+            ("resized_width", self.resized_width.is_some()),
+        ];
+        match given.iter().find(|(_, is_given)| processor && *is_given) {
+            Some((name, _)) => {
+                let what = format!("has no effect with the profile {profile}");
+                Err(Error::setting(*name, what, "remove it, or use the profile qwen"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses pixel limits of one image or video that were made for Qwen2.5-VL, where the model is a Qwen3-VL: areas in
+    /// vision tokens of 28 × 28 pixels.
+    ///
+    /// # Errors
+    /// The error names the limit.
+    pub fn refuse_limits_of_other_family(&self, family: Family) -> Result<()> {
+        let (own, other) = (family.token_pixels(), Family::Qwen25Vl.token_pixels());
+        let given =
+            [("min_pixels", self.min_pixels), ("max_pixels", self.max_pixels), ("total_pixels", self.total_pixels)];
+        let of_other = |n: u64| family == Family::Qwen3Vl && n.is_multiple_of(other) && !n.is_multiple_of(own);
+        match given.into_iter().find_map(|(name, limit)| Some((name, limit.filter(|n| of_other(*n))?))) {
+            Some((name, n)) => {
+                let tokens = n / other;
+                let what = format!("is {n} ({tokens} x 28 x 28), a limit for Qwen2.5-VL, but the model is a Qwen3-VL");
+                let help = format!("give {} ({tokens} x 32 x 32), or remove it", tokens * own);
+                Err(Error::setting(name, what, help))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The number of frames that a video has at any rate, if these overrides have a rate and the profile's limits
@@ -271,7 +370,8 @@ impl MediaOverrides {
     fn validate_frame_counts(&self, profile: MediaProfile) -> Result<()> {
         let error = |name: &str, what: String, help: &str| Err(Error::setting(name, what, help));
         let rule = profile.selection_rule();
-        let at_a_rate = matches!(rule, SelectionRule::Rate { .. });
+        let in_pairs = matches!(rule, SelectionRule::Rate { .. });
+        let at_a_rate = in_pairs || matches!(rule, SelectionRule::ProcessorRate { .. });
         let given = [
             ("nframes", self.nframes.is_some(), rule != SelectionRule::Stride),
             ("fps", self.fps.is_some(), at_a_rate),
@@ -293,10 +393,14 @@ impl MediaOverrides {
         }
         if let Some(n) = self.nframes {
             if n < if at_a_rate { 2 } else { 1 } {
-                let help = if at_a_rate { "give an even number, 2 or more" } else { "give 1 or more" };
+                let help = match (at_a_rate, in_pairs) {
+                    (_, true) => "give an even number, 2 or more",
+                    (true, false) => "give 2 or more",
+                    (false, false) => "give 1 or more",
+                };
                 return error("nframes", format!("is {n}, which is too few frames for a video"), help);
             }
-            if at_a_rate && n % 2 != 0 {
+            if in_pairs && n % 2 != 0 {
                 let what = format!("is {n}, an odd number, but the profile {profile} takes frames in pairs");
                 return error("nframes", what, &format!("give {} or {}", n - 1, n.saturating_add(1)));
             }
@@ -307,10 +411,16 @@ impl MediaOverrides {
         if let Some(n) = self.max_frames.filter(|n| *n < 2) {
             return error("max_frames", format!("is {n}, but at least 2 frames of a video are used"), "give 2 or more");
         }
-        let (Some(min), SelectionRule::Rate { max_frames, .. }) = (self.min_frames, rule) else { return Ok(()) };
+        let (Some(min), SelectionRule::Rate { max_frames, .. } | SelectionRule::ProcessorRate { max_frames, .. }) =
+            (self.min_frames, rule)
+        else {
+            return Ok(());
+        };
         let max = self.max_frames.unwrap_or(max_frames);
-        // Both limits are first rounded to even numbers: the minimum up, the maximum down.
-        match (min.saturating_add(min % 2) <= max - max % 2, self.max_frames) {
+        // Where frames are taken in pairs, both limits are first rounded to even numbers: the minimum up, the maximum
+        // down.
+        let odd = |n: i64| if in_pairs { n % 2 } else { 0 };
+        match (min.saturating_add(odd(min)) <= max - odd(max), self.max_frames) {
             (true, _) => Ok(()),
             (false, None) => {
                 let what = format!("is {min}, but the profile {profile} takes at most {max} frames");
@@ -330,8 +440,8 @@ impl MediaOverrides {
     /// The minimum and maximum area of a video frame in pixels, from the profile and the overrides. A maximum below
     /// 1.05 times the profile's minimum lowers the minimum to maximum / 1.05, because the area limit of a frame is at
     /// least 1.05 times the minimum in qwen-vl-utils.
-    pub fn video_frame_limits(&self, profile: MediaProfile) -> (u64, u64) {
-        let limits = profile.pixel_limits();
+    pub fn video_frame_limits(&self, rules: MediaRules) -> (u64, u64) {
+        let limits = rules.pixel_limits();
         let max = self.video_max_pixels.unwrap_or(limits.video_max);
         let default_min = match self.video_max_pixels {
             Some(max) => limits.video_min.min((max as f64 / 1.05) as u64),
@@ -340,17 +450,19 @@ impl MediaOverrides {
         (self.video_min_pixels.or(self.min_pixels).unwrap_or(default_min), max)
     }
 
-    fn validate_pixels(&self, profile: MediaProfile) -> Result<()> {
+    fn validate_pixels(&self, rules: MediaRules) -> Result<()> {
+        self.refuse_limits_without_effect(rules.profile)?;
         let error = |name: &str, what: String, help: &str| Err(Error::setting(name, what, help));
+        let (side, token) = (rules.family.token_side(), rules.family.token_pixels());
         for (name, limit) in [
             ("max_pixels", self.max_pixels),
             ("image_max_pixels", self.image_max_pixels),
             ("video_max_pixels", self.video_max_pixels),
             ("total_pixels", self.total_pixels),
         ] {
-            if let Some(n) = limit.filter(|n| *n < TOKEN_PIXELS) {
-                let what = format!("is {n}, fewer pixels than one vision token covers (28 x 28 = {TOKEN_PIXELS})");
-                return error(name, what, &format!("give {TOKEN_PIXELS} or more"));
+            if let Some(n) = limit.filter(|n| *n < token) {
+                let what = format!("is {n}, fewer pixels than one vision token covers ({side} x {side} = {token})");
+                return error(name, what, &format!("give {token} or more"));
             }
         }
         for (name, min, of_max, max) in [
@@ -363,7 +475,7 @@ impl MediaOverrides {
                 return error(name, format!("is {min}, more than {of_max} {max}"), &help);
             }
         }
-        let min = self.video_frame_limits(profile).0;
+        let min = self.video_frame_limits(rules).0;
         match self.total_pixels.filter(|total| *total < min) {
             Some(total) => {
                 let what = format!("is {total}, less than the minimum of {min} pixels of a single frame");
@@ -380,6 +492,8 @@ mod tests {
 
     use super::*;
 
+    const QWEN25: Family = Family::Qwen25Vl;
+
     #[test]
     fn profile_names_round_trip() {
         for p in MediaProfile::ALL {
@@ -393,14 +507,14 @@ mod tests {
     #[test]
     fn pixel_limits_equal_published_numbers() {
         let all = |p: MediaProfile| {
-            let l = p.pixel_limits();
+            let l = p.for_family(QWEN25).pixel_limits();
             [l.video_min, l.video_max, l.video_total, l.image_min, l.image_max]
         };
         assert_eq!(all(MediaProfile::Qwen), [100_352, 602_112, 19_267_584, 3136, 12_845_056]);
         assert_eq!(all(MediaProfile::VideorftTrain), [100_352, 100_352, 90_316_800, 3136, 200_704]);
         assert_eq!(all(MediaProfile::VideorftEval), [200_704, 200_704, 90_316_800, 3136, 200_704]);
-        assert_eq!(MediaProfile::VideoR1Train.pixel_limits(), MediaProfile::VideorftTrain.pixel_limits());
-        assert_eq!(MediaProfile::Stride1Fps.pixel_limits(), MediaProfile::Qwen.pixel_limits());
+        assert_eq!(all(MediaProfile::VideoR1Train), all(MediaProfile::VideorftTrain));
+        assert_eq!(all(MediaProfile::Stride1Fps), all(MediaProfile::Qwen));
     }
 
     #[test]
@@ -408,7 +522,7 @@ mod tests {
         use MediaProfile::{Qwen, Stride1Fps, Uniform16, VideorftTrain};
         let check = |profile: MediaProfile, settings: serde_json::Value| {
             let overrides: MediaOverrides = serde_json::from_value(settings).unwrap();
-            overrides.validate(profile).map_err(|e| e.to_string())
+            overrides.validate(profile.for_family(QWEN25)).map_err(|e| e.to_string())
         };
         let refused = [
             (Qwen, json!({"fps": 0.0}), "fps: is 0, "),
@@ -445,7 +559,7 @@ mod tests {
             assert!(message.starts_with(start) && message.contains("; "), "{settings}: {message}");
         }
         let nan = MediaOverrides { fps: Some(f64::NAN), ..Default::default() };
-        assert!(nan.validate(Qwen).unwrap_err().to_string().starts_with("fps: is NaN, "));
+        assert!(nan.validate(Qwen.for_family(QWEN25)).unwrap_err().to_string().starts_with("fps: is NaN, "));
         for (profile, settings) in [
             (Qwen, json!({})),
             (Qwen, json!({"fps": 0.5, "min_frames": 3, "max_frames": 5})),

@@ -101,6 +101,15 @@ impl VideoPart {
         limits.max_frames.filter(|_| limits.fps == Some(0.0) && limits.min_frames == limits.max_frames)
     }
 
+    /// Whether the video is a list of frames, or a folder of them.
+    pub(crate) fn is_frame_list(&self) -> bool {
+        match &self.source {
+            VideoSource::Frames(_) => true,
+            VideoSource::File(MediaSource::Path(path)) => path.is_dir(),
+            VideoSource::File(_) => false,
+        }
+    }
+
     /// Checks the settings of a video that is a list of `frames` frames: all frames of a list are used, so no setting
     /// may ask for another number or a part of them.
     ///

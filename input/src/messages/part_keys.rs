@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::{PartKind, part_kind};
 
 /// The keys of qwen-vl-utils for the frames and pixels of a video.
-pub const VIDEO_KEYS: [&str; 11] = [
+pub const VIDEO_KEYS: [&str; 13] = [
     "nframes",
     "fps",
     "min_frames",
@@ -20,6 +20,8 @@ pub const VIDEO_KEYS: [&str; 11] = [
     "resized_width",
     "video_start",
     "video_end",
+    "sample_fps",
+    "raw_fps",
 ];
 
 /// The keys of [`VIDEO_KEYS`] that an image may have.
@@ -153,6 +155,8 @@ pub(crate) fn read_media_overrides(location: &str, map: &Map<String, Value>) -> 
         resized_width: size("resized_width")?,
         video_start: number("video_start")?,
         video_end: number("video_end")?,
+        sample_fps: number("sample_fps")?,
+        raw_fps: number("raw_fps")?,
         // The other fields limit only images or only videos. A message part is a single image or video, so the fields
         // above suffice.
         ..MediaOverrides::default()

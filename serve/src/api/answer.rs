@@ -104,6 +104,8 @@ pub(crate) struct AnswerBuilder {
     /// Where the reasoning of an answer goes: into a field of its own (true), nowhere (false), or into the text
     /// (`None`).
     pub(crate) include_reasoning: Option<bool>,
+    /// Whether the prompt has begun the reasoning.
+    pub(crate) is_reasoning_begun: bool,
     pub(crate) stream: StreamFields,
     /// Whether the log-probabilities of the prompt's tokens are part of the answer.
     pub(crate) prompt_log_probs: bool,
@@ -164,7 +166,7 @@ impl AnswerBuilder {
     /// clients.
     fn message(&self, text: String) -> Value {
         let Some(is_shown) = self.include_reasoning else { return self.message_with_calls(text) };
-        let (reasoning, text) = split_reasoning(&text);
+        let (reasoning, text) = split_reasoning(&text, self.is_reasoning_begun);
         let mut message = self.message_with_calls(text);
         if self.calls.is_none() && message["content"] == "" {
             message["content"] = Value::Null;

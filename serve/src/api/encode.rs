@@ -73,7 +73,8 @@ fn encode_conversation(
     let _range = range(RangeName::Phase("request encoding"));
     let folder = &shared.model.folder;
     let end = prompt_end.unwrap_or_else(|| PromptEnd::default_for_conversation(conversation));
-    let text = folder.template.render_to_end(conversation, end).map_err(messages_error)?;
+    let rendered = media.with_template_variables(conversation);
+    let text = folder.template.render_to_end(&rendered, end).map_err(messages_error)?;
     refuse_long_text(shared, &text, "messages")?;
     let has_media = conversation.media_parts().next().is_some();
     let decoding = has_media.then(|| range(RangeName::Phase("media decoding")));

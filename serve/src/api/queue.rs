@@ -148,6 +148,8 @@ impl CheckedRequest {
         let is_streamed = response.is_none().then_some(stream.stream);
         refuse_many_log_probs(form, &settings, prompt_tokens, limits.iter().sum(), is_streamed)?;
         log.add_prompt_tokens(prompt_tokens);
+        let folder = &shared.model.folder;
+        let is_reasoning_begun = prompts.first().is_some_and(|p| !folder.begun_thought(&p.input_ids).is_empty());
         // The adapter may have been replaced or unloaded while the prompt was encoded.
         let adapter = models::adapter_of(shared, &model)?;
         let queued: Vec<QueuedPrompt> = prompts
@@ -171,6 +173,7 @@ impl CheckedRequest {
             stop: settings.stop,
             calls,
             include_reasoning,
+            is_reasoning_begun,
             stream,
         };
         let response = response.map(|fields| ResponseWriter::new(fields, &answer, &sampling));

@@ -4,14 +4,14 @@
 //! <think>It rolls to the left.</think><answer>left</answer>
 //!        reasoning                    text
 //! ```
-//! White space before the first tag is dropped. An answer without the first tag is text. An answer that ends before the
-//! second tag is reasoning. The result does not depend on how the answer is split into pieces.
+//! White space before the first tag is dropped. An answer without the first tag is text, unless the prompt ends with
+//! that tag, as those of Qwen3-VL's Thinking models do. An answer that ends before the second tag is reasoning. The result does not depend on how the answer is split into pieces.
 
 const BEGIN: &str = "<think>";
 const END: &str = "</think>";
 
 /// Separates reasoning from text while an answer is read.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ReasoningParser {
     state: State,
     has_reasoning: bool,
@@ -19,10 +19,9 @@ pub(crate) struct ReasoningParser {
     held: String,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// Before the first tag.
-    #[default]
     Begin,
     Reasoning,
     Text,
@@ -36,6 +35,12 @@ pub(crate) struct AddedText {
 }
 
 impl ReasoningParser {
+    /// A parser of an answer; `is_begun` says whether the prompt has begun the reasoning.
+    pub(crate) fn new(is_begun: bool) -> Self {
+        let state = if is_begun { State::Reasoning } else { State::Begin };
+        Self { state, has_reasoning: is_begun, held: String::new() }
+    }
+
     /// Reads a piece of an answer.
     pub(crate) fn push(&mut self, piece: &str) -> AddedText {
         let mut added = AddedText::default();
@@ -83,9 +88,10 @@ impl ReasoningParser {
     }
 }
 
-/// The reasoning of a whole answer, if it has one, and the text after it.
-pub(crate) fn split_reasoning(answer: &str) -> (Option<String>, String) {
-    let mut parser = ReasoningParser::default();
+/// The reasoning of a whole answer, if it has one, and the text after it. `is_begun` says whether the prompt has begun
+/// the reasoning.
+pub(crate) fn split_reasoning(answer: &str, is_begun: bool) -> (Option<String>, String) {
+    let mut parser = ReasoningParser::new(is_begun);
     let (first, last) = (parser.push(answer), parser.finish());
     (parser.has_reasoning.then_some(first.reasoning + &last.reasoning), first.text + &last.text)
 }
@@ -109,8 +115,11 @@ mod tests {
             (" ", None, " "),
             ("", None, ""),
         ] {
-            assert_eq!(split_reasoning(answer), (reasoning.map(String::from), text.to_string()), "{answer:?}");
-            let mut parser = ReasoningParser::default();
+            let wanted = (reasoning.map(String::from), text.to_string());
+            assert_eq!(split_reasoning(answer, false), wanted, "{answer:?}");
+            let after_tag = answer.trim_start().strip_prefix(BEGIN).filter(|_| reasoning.is_some());
+            assert!(after_tag.is_none_or(|rest| split_reasoning(rest, true) == wanted), "{answer:?}");
+            let mut parser = ReasoningParser::new(false);
             let mut joined = AddedText::default();
             let pieces: Vec<String> = answer.chars().map(String::from).collect();
             let parts: Vec<AddedText> = pieces.iter().map(|piece| parser.push(piece)).collect();

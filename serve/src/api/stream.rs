@@ -152,7 +152,9 @@ impl AnswerStream {
     ) -> Self {
         let choice = |_| StreamedChoice {
             text: Some(CompletionStream::new(&shared.model.folder.tokenizer, &answer.stop)),
-            reasoning: answer.include_reasoning.map(|is_shown| (ReasoningParser::default(), is_shown)),
+            reasoning: answer
+                .include_reasoning
+                .map(|is_shown| (ReasoningParser::new(answer.is_reasoning_begun), is_shown)),
             calls: answer.calls.map(|rules| ToolCallParser::new(rules.one_call)),
             log_probs: Vec::new(),
             offsets: TextOffsets::default(),

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use reel_input::config::Family;
 use reel_input::media::frames::{FrameBuf, FrameView};
 use reel_input::media::image::{self, ExifOrientation};
 use reel_input::media::profile::{MediaOverrides, MediaProfile};
@@ -78,7 +79,7 @@ pub fn read_frames(
         total_pixels: Some(settings.max_pixels.saturating_mul(settings.max_frames.into())),
         ..MediaOverrides::default()
     };
-    let video = decoder.decode_resized(path, MediaProfile::Qwen, &overrides)?;
+    let video = decoder.decode_resized(path, MediaProfile::Qwen.for_family(Family::Qwen25Vl), &overrides)?;
     let seconds = video.indices.iter().map(|&index| index as f64 / video.video_fps).collect();
     let frames =
         FrameBuf { data: video.data.to_vec(), frames: video.indices.len(), height: video.height, width: video.width };

@@ -254,7 +254,8 @@ pub fn tokenize_conversation(
     media: &MediaOptions,
     location: &str,
 ) -> Result<ModelInput> {
-    let text = bundle.template.render(conversation, generation_prompt).map_err(|e| to_row_error(location, e))?;
+    let rendered = media.with_template_variables(conversation);
+    let text = bundle.template.render(&rendered, generation_prompt).map_err(|e| to_row_error(location, e))?;
     let has_media = conversation.media_parts().next().is_some();
     let decoding = has_media.then(|| range(RangeName::Phase("media decoding")));
     let media = load_media(bundle, conversation, media).map_err(|e| to_row_error(location, e))?;

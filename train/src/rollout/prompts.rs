@@ -140,9 +140,10 @@ impl PromptSource {
         self.data.len()
     }
 
-    /// Decodes the tokens of a completion, without special tokens.
-    pub fn decode_completion(&self, ids: &[u32]) -> String {
-        self.bundle.tokenizer.decode(ids, true)
+    /// Decodes the tokens of a completion of `prompt`, without special tokens. A thought that the prompt has begun is
+    /// part of the text, so rewards see both of its tags.
+    pub fn decode_completion(&self, prompt: &ModelInput, ids: &[u32]) -> String {
+        self.bundle.begun_thought(&prompt.input_ids).to_string() + &self.bundle.tokenizer.decode(ids, true)
     }
 
     /// Returns the prompt of a row, and the columns that the rewards of its completions need. Checks these columns
@@ -183,7 +184,7 @@ impl PromptSource {
         let tokens = match self.content_and_columns(row) {
             Ok((PromptContent::Chat(messages), _)) => self
                 .conversation(&self.data.location(row), &messages)
-                .map_or(0, |conversation| expected_tokens(&conversation, &self.media)),
+                .map_or(0, |conversation| expected_tokens(&conversation, &self.media, self.bundle.config.family())),
             Ok((PromptContent::Text(text), _)) => text.len().div_ceil(4) as u64,
             Err(_) => 0, // A row that cannot be used.
         };

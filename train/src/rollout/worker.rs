@@ -220,13 +220,15 @@ impl<'a> RolloutWorker<'a> {
             return Ok(Vec::new());
         }
         let sampled = self.sampler.sample_completions(&inputs, n, round, || {})?;
-        let texts = |all: &[Completion]| all.iter().map(|c| self.prompts.decode_completion(&c.ids)).collect();
+        let texts = |prompt: &ModelInput, all: &[Completion]| {
+            all.iter().map(|c| self.prompts.decode_completion(prompt, &c.ids)).collect()
+        };
         let (ends, mask) = (self.prompts.end_tokens(), self.options.mask_truncated_completions);
         let tokens = |c: Completion| CompletionTokens::new(c.ids, c.log_probs, &ends, mask);
         let rollouts = own().zip(sampled).map(|((_, prompt), (completions, shuffled))| Rollout {
             prompt: prompt.clone(),
-            texts: texts(&completions),
-            shuffled_texts: texts(&shuffled),
+            texts: texts(&prompt.tokens, &completions),
+            shuffled_texts: texts(&prompt.tokens, &shuffled),
             completions: completions.into_iter().map(tokens).collect(),
             scores: Scores::default(),
         });

@@ -1,20 +1,26 @@
-//! Converts frames to patches as Qwen2.5-VL's image processor (transformers 4.51.3) does.
+//! Converts frames to patches as the processors of Qwen2.5-VL (transformers 4.51.3) and Qwen3-VL (5.24) do.
 //!
 //! ```text
 //! first resize    limits of profile and overrides: resize_image, resize_image_list; videos: in the decoding worker
-//! second resize   size limits of preprocessor_config.json, usually nothing to do: processor_resize
-//! patchify        (pixel / 255 - mean) / std, cut into patches of 2 frames x 14 x 14 pixels
+//! second resize   Qwen2.5-VL: size limits of preprocessor_config.json, usually nothing to do: processor_resize
+//! patchify        (pixel / 255 - mean) / std, cut into patches of 2 frames x 14 x 14 pixels (Qwen3-VL: 16 x 16)
 //! ```
+//! For Qwen3-VL, qwen-vl-utils 0.0.14 resizes once, and the processor is called with `do_resize=False`.
 //! Example: 2 frames of 56 x 84 make a grid of 1 x 4 x 6, thus 24 patches of 1176 values (3 channels x 2 x 14 x 14).
 //! They are ordered by merge block: the 4 patches of the upper left 28 x 28 pixels first.
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::family::Family;
 use crate::media::error::with_image_name;
 use crate::media::frames::{FrameBuf, FrameView};
 use crate::media::image::RgbImage;
-use crate::media::resize::{ImagePixelLimits, pillow_bicubic, processor_smart_resize};
+use crate::media::profile::{MediaOverrides, MediaProfile};
+use crate::media::resize::{
+    ImagePixelLimits, VideoPixelLimits, pillow_bicubic, processor_smart_resize, refuse_side_of_zero, torch_bicubic,
+};
 
 #[cfg(test)]
 mod tests;
@@ -33,13 +39,17 @@ pub struct Patches {
     pub grid_thw: [usize; 3],
 }
 
-/// The settings of preprocessor_config.json.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// The settings of preprocessor_config.json, and the family of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ImageProcessorSettings {
-    /// Minimum area after the second resize, in pixels.
+    /// The model family, whose rules of resizing apply.
+    pub family: Family,
+    /// Minimum area in pixels: in Qwen2.5-VL after the second resize, in Qwen3-VL with the profile `qwen3-processor`.
     pub min_pixels: u64,
-    /// Maximum area after the second resize, in pixels.
+    /// Maximum area in pixels, as `min_pixels`.
     pub max_pixels: u64,
+    /// The limits of videos with the profile `qwen3-processor`.
+    pub videos: VideoProcessorLimits,
     /// Side of a patch in pixels (p).
     pub patch_size: usize,
     /// Frames per patch (tp).
@@ -54,12 +64,36 @@ pub struct ImageProcessorSettings {
     pub image_std: [f32; CHANNELS],
 }
 
+/// The limits of videos in the settings of a video processor (video_preprocessor_config.json).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct VideoProcessorLimits {
+    /// Minimum frames × height × width in pixels.
+    pub min_volume: u64,
+    /// Maximum frames × height × width in pixels.
+    pub max_volume: u64,
+    /// Frames per second of video.
+    pub fps: f64,
+    /// Minimum number of frames.
+    pub min_frames: i64,
+    /// Maximum number of frames.
+    pub max_frames: i64,
+}
+
+impl Default for VideoProcessorLimits {
+    /// The limits of the published Qwen3-VL models.
+    fn default() -> Self {
+        Self { min_volume: 4096, max_volume: 25_165_824, fps: 2.0, min_frames: 4, max_frames: 768 }
+    }
+}
+
 impl Default for ImageProcessorSettings {
     /// The settings of the published Qwen2.5-VL models.
     fn default() -> Self {
         Self {
+            family: Family::Qwen25Vl,
             min_pixels: 3136,
             max_pixels: 12_845_056,
+            videos: VideoProcessorLimits::default(),
             patch_size: 14,
             temporal_patch_size: 2,
             merge_size: 2,
@@ -70,8 +104,45 @@ impl Default for ImageProcessorSettings {
     }
 }
 
-/// Resizes an image twice: to the size within `limits`, then to the size that the image processor computes. Returns u8
-/// `[1, H, W, 3]`. Error messages use `name` as location.
+impl ImageProcessorSettings {
+    /// The settings of the published models of `family`.
+    pub fn of_published(family: Family) -> Self {
+        match family {
+            Family::Qwen25Vl => Self::default(),
+            Family::Qwen3Vl => Self {
+                family,
+                min_pixels: 65_536,
+                max_pixels: 16_777_216,
+                patch_size: 16,
+                image_mean: [0.5; CHANNELS],
+                image_std: [0.5; CHANNELS],
+                ..Self::default()
+            },
+        }
+    }
+
+    /// `given` with the limits that `profile` takes from the model folder: with `qwen3-processor`, those of
+    /// preprocessor_config.json and of video_preprocessor_config.json, where `given` sets no other limit.
+    pub fn limits_of_profile(&self, profile: MediaProfile, given: MediaOverrides) -> MediaOverrides {
+        if profile != MediaProfile::Qwen3Processor {
+            return given;
+        }
+        let or_folder = |own: Option<u64>, both: Option<u64>, folder: u64| own.or(both).or(Some(folder));
+        MediaOverrides {
+            image_min_pixels: or_folder(given.image_min_pixels, given.min_pixels, self.min_pixels),
+            image_max_pixels: or_folder(given.image_max_pixels, given.max_pixels, self.max_pixels),
+            video_min_pixels: or_folder(given.video_min_pixels, given.min_pixels, self.videos.min_volume),
+            video_max_pixels: or_folder(given.video_max_pixels, given.max_pixels, self.videos.max_volume),
+            fps: given.fps.or(given.nframes.is_none().then_some(self.videos.fps)),
+            min_frames: given.min_frames.or(Some(self.videos.min_frames)),
+            max_frames: given.max_frames.or(Some(self.videos.max_frames)),
+            ..given
+        }
+    }
+}
+
+/// Resizes an image: to the size within `limits`, then, in Qwen2.5-VL, to the size that the image processor computes.
+/// Returns u8 `[1, H, W, 3]`. Error messages use `name` as location.
 ///
 /// # Errors
 /// The image cannot be resized to these limits (see [`crate::media::resize::smart_resize`]), or memory runs out.
@@ -83,37 +154,67 @@ pub fn resize_image(
 ) -> Result<FrameBuf> {
     with_file_name(name, || {
         let size = limits.resized_height_and_width(image.height, image.width)?;
-        processor_resize(pillow_bicubic(image.view()?, size)?, processor)
+        match limits.by_processor {
+            true => torch_bicubic(image.view()?, size),
+            false => processor_resize(pillow_bicubic(image.view()?, size)?, processor),
+        }
     })
 }
 
 /// Resizes the images of a video that is given as a list of image files; returns u8 `[T, H, W, 3]` with T even: an odd
-/// list repeats its last image. Each image is resized to its own size within `limits`, then all images are resized to
-/// the size that the image processor computes for the first image.
+/// list repeats its last image. Each image is resized to its own size within `limits`. Then all images are resized to
+/// one size that follows from the first image: in Qwen2.5-VL the size that the image processor computes, in Qwen3-VL
+/// the size of a video frame within `frame_limits`. With the profile `qwen3-processor` there is no first resize.
 ///
 /// # Errors
-/// The list is empty, an image cannot be resized to these limits, or memory runs out.
+/// The list is empty, an image cannot be resized to these limits, or memory runs out. In Qwen3-VL all images must have
+/// the same size after the first resize, as in qwen-vl-utils.
 pub fn resize_image_list(
     images: &[RgbImage],
     limits: &ImagePixelLimits,
+    frame_limits: &VideoPixelLimits,
     processor: &ImageProcessorSettings,
     name: &str,
 ) -> Result<FrameBuf> {
     with_file_name(name, || {
         let first = |image: &RgbImage| {
-            let size = limits.resized_height_and_width(image.height, image.width)?;
+            let size = match limits.by_processor {
+                true => (image.height, image.width),
+                false => limits.resized_height_and_width(image.height, image.width)?,
+            };
             pillow_bicubic(image.view()?, size)
         };
-        let mut size = None;
+        let frame_size = |size| match processor.family {
+            Family::Qwen25Vl => processor_size(size, processor),
+            Family::Qwen3Vl => {
+                let frames = if limits.by_processor { images.len() } else { images.len().next_multiple_of(2) };
+                let target = frame_limits.resized_height_and_width(frames, size.0, size.1)?;
+                refuse_side_of_zero(size, target).map(|()| target)
+            }
+        };
+        let second = |frame: FrameView<'_>, size| match processor.family {
+            Family::Qwen25Vl => pillow_bicubic(frame, size),
+            Family::Qwen3Vl => torch_bicubic(frame, size),
+        };
+        let mut sizes = None;
         let mut data = Vec::new();
-        for image in images {
+        for (i, image) in images.iter().enumerate() {
             let resized = first(image)?;
-            let size = match size {
-                Some(size) => size,
-                None => *size.insert(processor_size((resized.height, resized.width), processor)?),
+            let own = (resized.height, resized.width);
+            let (of_first, target) = match sizes {
+                Some(sizes) => sizes,
+                None => *sizes.insert((own, frame_size(own)?)),
             };
-            data.append(&mut pillow_bicubic(resized.view()?, size)?.data);
+            if processor.family == Family::Qwen3Vl && own != of_first {
+                let what = format!(
+                    "has frames of different sizes: after the first resize, frame {i} is {} x {}, but frame 0 is {} x {}",
+                    own.0, own.1, of_first.0, of_first.1
+                );
+                return Err(Error::setting("video", what, "give frames of one size"));
+            }
+            data.append(&mut second(resized.view()?, target)?.data);
         }
+        let size = sizes.map(|(_, target)| target);
         let Some((height, width)) = size else {
             return Err(Error::setting("video", "is an empty list of images", "give at least one image"));
         };
@@ -126,8 +227,8 @@ pub fn resize_image_list(
     })
 }
 
-/// The second resize: Pillow's bicubic to the size that the image processor's `smart_resize` computes, usually the same
-/// size.
+/// The second resize of Qwen2.5-VL: Pillow's bicubic to the size that the image processor's `smart_resize` computes,
+/// usually the same size. Qwen3-VL has no second resize.
 ///
 /// # Errors
 /// A side is shorter than a merge block, the ratio of sides is too large, or memory runs out.
@@ -139,11 +240,14 @@ pub fn processor_resize(frames: FrameBuf, processor: &ImageProcessorSettings) ->
     pillow_bicubic(frames.view()?, size)
 }
 
-/// The size to which the image processor resizes frames of (height, width) pixels.
+/// The size of frames of (height, width) pixels after the second resize.
 pub(crate) fn processor_size(
     (height, width): (usize, usize),
     processor: &ImageProcessorSettings,
 ) -> Result<(usize, usize)> {
+    if processor.family == Family::Qwen3Vl {
+        return Ok((height, width));
+    }
     let factor = processor.patch_size.saturating_mul(processor.merge_size);
     processor_smart_resize(height, width, factor, processor.min_pixels, processor.max_pixels)
 }

@@ -19,7 +19,7 @@ fn image(name: &str) -> RgbImage {
 
 fn limits(case: &Value) -> ImagePixelLimits {
     let keys: MediaOverrides = serde_json::from_value(case["keys"].clone()).unwrap();
-    ImagePixelLimits::new(MediaProfile::VideorftTrain, &keys)
+    ImagePixelLimits::new(MediaProfile::VideorftTrain.for_family(Family::Qwen25Vl), &keys)
 }
 
 fn grid(case: &Value, key: &str) -> [usize; 3] {
@@ -67,7 +67,7 @@ fn video_frames_and_patches_equal_golden_bits() {
         let (height, width) = (want.shape()[1] as u64, want.shape()[2] as u64);
         let keys =
             MediaOverrides { resized_height: Some(height), resized_width: Some(width), ..MediaOverrides::default() };
-        let limits = VideoPixelLimits::new(MediaProfile::VideorftTrain, &keys);
+        let limits = VideoPixelLimits::new(MediaProfile::VideorftTrain.for_family(Family::Qwen25Vl), &keys);
         let size = limits
             .resized_height_and_width(view.frame_count(), view.height_and_width().0, view.height_and_width().1)
             .unwrap();
@@ -81,6 +81,12 @@ fn video_frames_and_patches_equal_golden_bits() {
     }
 }
 
+fn list_of_qwen2_5(images: &[RgbImage], limits: &ImagePixelLimits, name: &str) -> Result<FrameBuf> {
+    let frame_limits =
+        VideoPixelLimits::new(MediaProfile::Qwen.for_family(Family::Qwen25Vl), &MediaOverrides::default());
+    resize_image_list(images, limits, &frame_limits, &ImageProcessorSettings::default(), name)
+}
+
 #[test]
 fn image_lists_equal_golden_bits() {
     let index: Value = serde_json::from_slice(&golden("index.json")).unwrap();
@@ -90,7 +96,7 @@ fn image_lists_equal_golden_bits() {
         let name = case["name"].as_str().unwrap();
         let files: Vec<String> = serde_json::from_value(case["files"].clone()).unwrap();
         let images: Vec<RgbImage> = files.iter().map(|file| image(file)).collect();
-        let got = resize_image_list(&images, &limits(case), &ImageProcessorSettings::default(), name).unwrap();
+        let got = list_of_qwen2_5(&images, &limits(case), name).unwrap();
         let want = tensors.tensor(&format!("{name}/resized")).unwrap();
         assert_eq!([got.frames, got.height, got.width, 3], want.shape(), "{name}");
         assert!(got.data == want.data(), "{name}");
@@ -102,14 +108,11 @@ fn image_lists_equal_golden_bits() {
 #[test]
 fn image_list_takes_the_size_of_its_first_image() {
     let images = [image("01_png_rgb.png"), image("02_png_rgba.png"), image("03_png_gray.png")];
-    let got =
-        resize_image_list(&images, &ImagePixelLimits::default(), &ImageProcessorSettings::default(), "list").unwrap();
+    let got = list_of_qwen2_5(&images, &ImagePixelLimits::default(), "list").unwrap();
     assert_eq!((got.frames, got.height, got.width), (4, 56, 84));
     let frame = got.data.len() / 4;
     assert_eq!(got.data[2 * frame..3 * frame], got.data[3 * frame..]);
-    let error = resize_image_list(&[], &ImagePixelLimits::default(), &ImageProcessorSettings::default(), "list")
-        .unwrap_err()
-        .to_string();
+    let error = list_of_qwen2_5(&[], &ImagePixelLimits::default(), "list").unwrap_err().to_string();
     assert!(error.starts_with("list: is an empty list"), "{error}");
 }
 

@@ -19,8 +19,8 @@ mod tests;
 use rayon::prelude::*;
 
 pub use sizes::{
-    DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS, ImagePixelLimits, MAX_ASPECT_RATIO, RESIZED_SIDE_MULTIPLE, RequestedSize,
-    VideoPixelLimits, processor_smart_resize, smart_resize,
+    DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS, ImagePixelLimits, MAX_ASPECT_RATIO, RequestedSize, VideoPixelLimits,
+    processor_smart_resize, qwen3_processor_frame_size, qwen3_processor_image_size, smart_resize,
 };
 
 use crate::error::{Error, Result};

@@ -3,6 +3,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::*;
+use crate::family::Family;
 use crate::media::profile::{MediaOverrides, MediaProfile};
 
 fn golden(name: &str) -> Vec<u8> {
@@ -38,7 +39,7 @@ fn sizes_equal_golden_table() {
                     name => MediaProfile::parse(name).unwrap(),
                 };
                 let keys: MediaOverrides = serde_json::from_value(row["keys"].clone()).unwrap();
-                VideoPixelLimits::new(profile, &keys).resized_height_and_width(
+                VideoPixelLimits::new(profile.for_family(Family::Qwen25Vl), &keys).resized_height_and_width(
                     side("nframes"),
                     side("height"),
                     side("width"),
@@ -59,6 +60,50 @@ fn sizes_equal_golden_table() {
 }
 
 #[test]
+fn sizes_of_qwen3_equal_golden_tables() {
+    let tables: Value = serde_json::from_slice(&golden("qwen3vl/tables.json")).unwrap();
+    let mut checked = 0;
+    for kind in ["image_utils", "image_processor", "video_utils", "video_processor"] {
+        for row in tables[kind].as_array().unwrap() {
+            // transformers will once make the limit per frame of qwen-vl-utils the default of its processor.
+            if row["cap_pixels_per_frame"] == true {
+                continue;
+            }
+            let number = |key: &str| row[key].as_u64().unwrap();
+            let side = |key: &str| number(key) as usize;
+            let size = (side("height"), side("width"));
+            let got = match kind {
+                "image_utils" => {
+                    smart_resize(size.0, size.1, side("factor"), number("min_pixels"), number("max_pixels") as f64)
+                }
+                "image_processor" => qwen3_processor_image_size(
+                    size.0,
+                    size.1,
+                    side("factor"),
+                    number("min_pixels"),
+                    number("max_pixels"),
+                ),
+                "video_utils" => {
+                    let keys: MediaOverrides = serde_json::from_value(row["keys"].clone()).unwrap();
+                    let limits = VideoPixelLimits::new(MediaProfile::Qwen.for_family(Family::Qwen3Vl), &keys);
+                    limits.resized_height_and_width(side("frames"), size.0, size.1)
+                }
+                _ => {
+                    let limits = (number("shortest_edge"), number("longest_edge"));
+                    qwen3_processor_frame_size(side("frames"), size, 32, limits.0, limits.1)
+                }
+            };
+            match serde_json::from_value::<(usize, usize)>(row["expect"].clone()) {
+                Ok(want) => assert_eq!(got.unwrap(), want, "{kind}: {row}"),
+                Err(_) => assert!(!got.expect_err(&row.to_string()).to_string().contains('\n')),
+            }
+            checked += 1;
+        }
+    }
+    assert_eq!(checked, 39 + 39 + 42 + 20);
+}
+
+#[test]
 fn invalid_sizes_are_refused() {
     for (height, width, factor, max_pixels) in [
         (0, 10, 28, 200704.0),
@@ -74,9 +119,13 @@ fn invalid_sizes_are_refused() {
         assert!(!error.contains('\n') && error.contains(';'), "{error}");
     }
     let keys = MediaOverrides { resized_height: Some(u64::MAX), resized_width: Some(5), ..MediaOverrides::default() };
-    assert!(ImagePixelLimits::new(MediaProfile::Qwen, &keys).resized_height_and_width(100, 100).is_err());
     assert!(
-        VideoPixelLimits::new(MediaProfile::Qwen, &MediaOverrides::default())
+        ImagePixelLimits::new(MediaProfile::Qwen.for_family(Family::Qwen25Vl), &keys)
+            .resized_height_and_width(100, 100)
+            .is_err()
+    );
+    assert!(
+        VideoPixelLimits::new(MediaProfile::Qwen.for_family(Family::Qwen25Vl), &MediaOverrides::default())
             .resized_height_and_width(0, 100, 100)
             .is_err()
     );
@@ -85,9 +134,11 @@ fn invalid_sizes_are_refused() {
 #[test]
 fn resized_height_without_width_is_ignored() {
     let keys = MediaOverrides { resized_height: Some(280), ..MediaOverrides::default() };
-    let plain = ImagePixelLimits::new(MediaProfile::Qwen, &MediaOverrides::default());
+    let plain = ImagePixelLimits::new(MediaProfile::Qwen.for_family(Family::Qwen25Vl), &MediaOverrides::default());
     assert_eq!(
-        ImagePixelLimits::new(MediaProfile::Qwen, &keys).resized_height_and_width(100, 200).unwrap(),
+        ImagePixelLimits::new(MediaProfile::Qwen.for_family(Family::Qwen25Vl), &keys)
+            .resized_height_and_width(100, 200)
+            .unwrap(),
         plain.resized_height_and_width(100, 200).unwrap()
     );
 }

@@ -1,4 +1,5 @@
-//! Selects video frames by the rules of qwen-vl-utils 0.0.10 (with decord) and the VideoRFT and Video-R1 quick starts.
+//! Selects video frames by the rules of qwen-vl-utils 0.0.10 and 0.0.14 (with decord), the VideoRFT and Video-R1 quick
+//! starts, and the processor of Qwen3-VL (transformers 5.24).
 //!
 //! The rule of a profile with a frame rate, without overrides, in f64 as in Python:
 //! ```text
@@ -6,7 +7,8 @@
 //! n       = min(min(max(n, min_frames), max_frames), total_frames), rounded down to even
 //! indices = round(linspace(0, total_frames - 1, n))        in f32, halves to even, as torch
 //! ```
-//! Example: 300 frames at 30 frames/s with fps 2 give n = 20 and the indices 0, 16, 31, …, 299.
+//! Example: 300 frames at 30 frames/s with fps 2 give n = 20 and the indices 0, 16, 31, …, 299. The processor of
+//! Qwen3-VL does not round n to an even number, and computes positions in f64.
 
 use std::path::Path;
 
@@ -65,6 +67,10 @@ pub fn select_frames(
         SelectionRule::Rate { fps, min_frames, max_frames } => {
             let n = frame_count(total, video_fps, [fps, min_frames as f64, max_frames as f64], overrides)?;
             linspace(first, last, n)
+        }
+        SelectionRule::ProcessorRate { fps, min_frames, max_frames } => {
+            let n = processor_frame_count(total, video_fps, [fps, min_frames as f64, max_frames as f64], overrides)?;
+            processor_linspace(first, last, n)
         }
         SelectionRule::Uniform(default) => {
             refuse_rate_overrides(profile, overrides)?;
@@ -134,19 +140,9 @@ fn time_range(total: u64, video_fps: f64, overrides: &MediaOverrides) -> Result<
 /// The number of frames to select from `total` frames, given by `nframes` or computed from a rate; always even.
 fn frame_count(total: u64, video_fps: f64, [fps, min, max]: [f64; 3], overrides: &MediaOverrides) -> Result<u64> {
     let available = total as f64;
-    let n = match (overrides.nframes, overrides.fps) {
-        (Some(_), Some(_)) => {
-            return Err(Error::setting("nframes", "cannot be given together with fps", "give only one of the two"));
-        }
-        (Some(n), None) => (n as f64 / FRAME_FACTOR).round_ties_even() * FRAME_FACTOR,
-        (None, fps_override) => {
-            let fps = fps_override.unwrap_or(fps);
-            // qwen-vl-utils accepts a rate of 0 or below: `min_frames` is then the number of frames. So only NaN and
-            // infinity are refused.
-            if !fps.is_finite() {
-                let what = format!("{fps} is not a number of frames per second");
-                return Err(Error::setting("fps", what, "give a number of frames per second"));
-            }
+    let n = match number_or_rate(fps, overrides)? {
+        FrameCount::Number(n) => (n as f64 / FRAME_FACTOR).round_ties_even() * FRAME_FACTOR,
+        FrameCount::Rate(fps) => {
             let min = (overrides.min_frames.map_or(min, |m| m as f64) / FRAME_FACTOR).ceil() * FRAME_FACTOR;
             let max = overrides.max_frames.map_or(max.min(available), |m| m as f64);
             let max = (max / FRAME_FACTOR).floor() * FRAME_FACTOR;
@@ -166,6 +162,59 @@ fn frame_count(total: u64, video_fps: f64, [fps, min, max]: [f64; 3], overrides:
         return Err(bad_count(&count, 2, limit));
     }
     Ok(n as u64)
+}
+
+/// The two ways in which the number of frames is given.
+enum FrameCount {
+    /// A number of frames.
+    Number(i64),
+    /// Frames per second of video.
+    Rate(f64),
+}
+
+/// `nframes`, or else the rate: `fps`, or the rate of the profile.
+fn number_or_rate(profile_fps: f64, overrides: &MediaOverrides) -> Result<FrameCount> {
+    match (overrides.nframes, overrides.fps.unwrap_or(profile_fps)) {
+        (Some(_), _) if overrides.fps.is_some() => {
+            Err(Error::setting("nframes", "cannot be given together with fps", "give only one of the two"))
+        }
+        (Some(n), _) => Ok(FrameCount::Number(n)),
+        // qwen-vl-utils accepts a rate of 0 or below: `min_frames` is then the number of frames. So only NaN and
+        // infinity are refused.
+        (None, fps) if !fps.is_finite() => {
+            let what = format!("{fps} is not a number of frames per second");
+            Err(Error::setting("fps", what, "give a number of frames per second"))
+        }
+        (None, fps) => Ok(FrameCount::Rate(fps)),
+    }
+}
+
+/// The number of frames that the processor of Qwen3-VL selects from `total` frames; it may be odd.
+fn processor_frame_count(
+    total: u64,
+    video_fps: f64,
+    [fps, min, max]: [f64; 3],
+    overrides: &MediaOverrides,
+) -> Result<u64> {
+    let limit = total.min(MAX_SELECTED_FRAMES);
+    let n = match number_or_rate(fps, overrides)? {
+        FrameCount::Number(n) => n as f64,
+        FrameCount::Rate(fps) => {
+            let (min, max) =
+                (overrides.min_frames.map_or(min, |m| m as f64), overrides.max_frames.map_or(max, |m| m as f64));
+            (total as f64 / video_fps * fps).trunc().max(min).min(max).min(total as f64)
+        }
+    };
+    match n >= 2.0 && n <= limit as f64 {
+        true => Ok(n as u64),
+        false => Err(bad_count(&n.to_string(), 2, limit)),
+    }
+}
+
+/// `n` indices from `first` to `last` as `numpy.linspace` computes them in f64, rounded half to even.
+fn processor_linspace(first: u64, last: u64, n: u64) -> Vec<u64> {
+    let step = (last - first) as f64 / (n - 1) as f64;
+    (0..n - 1).map(|i| first + (i as f64 * step).round_ties_even() as u64).chain([last]).collect()
 }
 
 /// `n` indices from `first` to `last` as `torch.linspace` computes them: in f32, from both ends inwards, rounded half

@@ -43,6 +43,28 @@ fn selections_equal_golden_rows() {
     assert_eq!((text.lines().count(), refused), (220, 16));
 }
 
+#[test]
+fn selections_of_the_processor_of_qwen3_equal_golden_rows() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/qwen3vl/tables.json");
+    let tables: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let rows = tables["sampling_processor"].as_array().unwrap();
+    for row in rows {
+        let args = &row["args"];
+        let overrides = MediaOverrides {
+            fps: args["fps"].as_f64(),
+            nframes: args["num_frames"].as_i64(),
+            ..MediaOverrides::default()
+        };
+        let (total, fps) = (row["total_frames"].as_u64().unwrap(), row["video_fps"].as_f64().unwrap());
+        let got = select_frames(total, fps, MediaProfile::Qwen3Processor, &overrides);
+        match serde_json::from_value::<Vec<u64>>(row["expect"].clone()) {
+            Ok(want) => assert_eq!(got.unwrap().indices, want, "{row}"),
+            Err(_) => assert!(got.is_err(), "{row}"),
+        }
+    }
+    assert_eq!(rows.len(), 40);
+}
+
 /// Torch 2.7.1 (AVX2, AVX-512) selects frame 86537 at index 415, because it uses fused multiply-add. With the product
 /// rounded first, the result would be 86538.
 #[test]

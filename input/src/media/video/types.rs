@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::family::Family;
 use crate::media::profile::{MediaOverrides, MediaProfile};
 
 /// Properties of a video that are known without decoding it.
@@ -84,9 +85,9 @@ impl Deref for PixelBuffer {
 pub enum DecodedFrameSize {
     /// The size in which a player displays the video.
     Original,
-    /// The size that follows from the pixel limits of the profile and its overrides. Frames are resized as by
-    /// torchvision's bicubic resize with antialias on u8.
-    Resized,
+    /// The size that follows from the pixel limits of the profile and its overrides, for a model of this family. Frames
+    /// are resized as by torchvision's bicubic resize with antialias on u8.
+    Resized(Family),
 }
 
 /// Resources that decoding one video may use.

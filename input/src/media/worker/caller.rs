@@ -17,7 +17,7 @@ use super::frame_cache::{FrameCache, FrameKey};
 use super::{DecodeControl, VIDEO_WORKER, WorkerJob, WorkerReply, WorkerRequest};
 use crate::error::{Error, Kind, MediaFailure, Result};
 use crate::media::error::{cannot_read_media, cannot_start_worker};
-use crate::media::profile::{MediaOverrides, MediaProfile};
+use crate::media::profile::{MediaOverrides, MediaProfile, MediaRules};
 use crate::media::video::{DecodeLimits, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo};
 
 /// Default memory limit for one video, in MiB.
@@ -90,20 +90,16 @@ impl DecodeWorker {
         self.decode_at_size(path, profile, overrides, DecodedFrameSize::Original)
     }
 
-    /// Decodes the frames that `profile` and `overrides` select and resizes them to the pixel limits inside the worker,
-    /// or returns them from the cache.
+    /// Decodes the frames that `rules` and `overrides` select and resizes them to the pixel limits inside the worker, or
+    /// returns them from the cache.
     ///
     /// # Errors
     /// The video cannot be decoded or resized, the selection is invalid, or the worker fails or cannot be started.
-    pub fn decode_resized(
-        &self,
-        path: &Path,
-        profile: MediaProfile,
-        overrides: &MediaOverrides,
-    ) -> Result<DecodedVideo> {
-        let decode = || self.decode_at_size(path, profile, overrides, DecodedFrameSize::Resized);
+    pub fn decode_resized(&self, path: &Path, rules: MediaRules, overrides: &MediaOverrides) -> Result<DecodedVideo> {
+        let size = DecodedFrameSize::Resized(rules.family);
+        let decode = || self.decode_at_size(path, rules.profile, overrides, size);
         let Some(cache) = &self.cache else { return decode() };
-        let Some(key) = FrameKey::new(path, profile, overrides) else { return decode() };
+        let Some(key) = FrameKey::new(path, rules, overrides) else { return decode() };
         match cache.get(&key) {
             Some(video) => Ok(video),
             None => Ok(cache.insert(key, decode()?)),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use crate::media::profile::{MediaOverrides, MediaProfile};
+use crate::media::profile::{MediaOverrides, MediaRules};
 use crate::media::video::{DecodedVideo, PixelBuffer};
 
 /// Frames of a file that was changed less than this long before the request are not kept. File systems record times
@@ -37,7 +37,7 @@ struct State {
 pub(super) struct FrameKey {
     path: PathBuf,
     file: FileState,
-    /// Profile and overrides as text (their `Debug` format), because their f64 fields do not implement `Hash`.
+    /// Rules and overrides as text (their `Debug` format), because their f64 fields do not implement `Hash`.
     request: String,
 }
 
@@ -53,12 +53,12 @@ struct FileState {
 impl FrameKey {
     /// Returns the key of a request; `None` if the frames cannot be kept, because the file cannot be found or was
     /// changed less than [`MIN_AGE`] ago.
-    pub(super) fn new(path: &Path, profile: MediaProfile, overrides: &MediaOverrides) -> Option<Self> {
+    pub(super) fn new(path: &Path, rules: MediaRules, overrides: &MediaOverrides) -> Option<Self> {
         let file = FileState::of(&std::fs::metadata(path).ok()?);
         let [.., changed, changed_nanos] = file.times;
         let changed = Duration::new(u64::try_from(changed).ok()?, u32::try_from(changed_nanos).ok()?);
         let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + changed).ok()?;
-        let key = || Self { path: path.to_path_buf(), file, request: format!("{profile:?} {overrides:?}") };
+        let key = || Self { path: path.to_path_buf(), file, request: format!("{rules:?} {overrides:?}") };
         (age >= MIN_AGE).then(key)
     }
 
@@ -129,6 +129,8 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+    use crate::family::Family;
+    use crate::media::profile::MediaProfile;
 
     fn video(bytes: usize) -> DecodedVideo {
         DecodedVideo {
@@ -145,7 +147,7 @@ mod tests {
 
     fn key(path: &Path, nframes: i64) -> Option<FrameKey> {
         let overrides = MediaOverrides { nframes: Some(nframes), ..MediaOverrides::default() };
-        FrameKey::new(path, MediaProfile::Qwen, &overrides)
+        FrameKey::new(path, MediaProfile::Qwen.for_family(Family::Qwen25Vl), &overrides)
     }
 
     fn write(path: &Path, text: &[u8]) {
@@ -167,8 +169,13 @@ mod tests {
         assert_eq!(*cache.insert(first.clone(), video(12)).data, [12; 12]);
         assert_eq!(*cache.get(&key(&path, 4).unwrap()).unwrap().data, [12; 12]);
         assert!(cache.get(&key(&path, 6).unwrap()).is_none(), "other frames of the file");
-        let other = FrameKey::new(&path, MediaProfile::VideorftTrain, &MediaOverrides::default()).unwrap();
-        assert!(cache.get(&other).is_none(), "another profile");
+        for (profile, family) in
+            [(MediaProfile::VideorftTrain, Family::Qwen25Vl), (MediaProfile::Qwen, Family::Qwen3Vl)]
+        {
+            let overrides = MediaOverrides { nframes: Some(4), ..MediaOverrides::default() };
+            let other = FrameKey::new(&path, profile.for_family(family), &overrides).unwrap();
+            assert!(cache.get(&other).is_none(), "another profile or family");
+        }
         // The file keeps its length and its modification time (mtime). Only its inode change time (ctime) differs.
         let times = std::fs::metadata(&path).unwrap();
         let mut file = std::fs::File::create(&path).unwrap();

@@ -77,6 +77,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::family::Family;
 
     proptest! {
         #[test]
@@ -88,14 +89,14 @@ mod tests {
                 nframes: Some(nframes), fps: Some(fps), video_start: Some(start), min_pixels: Some(pixels),
                 ..Default::default()
             };
-            let job = WorkerJob::Decode { profile: MediaProfile::Stride1Fps, overrides, size: DecodedFrameSize::Resized };
+            let job = WorkerJob::Decode { profile: MediaProfile::Stride1Fps, overrides, size: DecodedFrameSize::Resized(Family::Qwen3Vl) };
             let path = OsString::from_vec(path);
             let request = WorkerRequest { path: path.clone(), memory_bytes: u64::MAX, threads: 3, max_pixels: 5, job };
             let got: WorkerRequest = serde_json::from_slice(&serde_json::to_vec(&request).unwrap()).unwrap();
             prop_assert_eq!(got.path, path);
             prop_assert_eq!(got.memory_bytes, u64::MAX);
             let WorkerJob::Decode { profile, overrides: received, size } = got.job else { panic!("another job") };
-            prop_assert_eq!((profile, received, size), (MediaProfile::Stride1Fps, overrides, DecodedFrameSize::Resized));
+            prop_assert_eq!((profile, received, size), (MediaProfile::Stride1Fps, overrides, DecodedFrameSize::Resized(Family::Qwen3Vl)));
         }
     }
 }

@@ -54,7 +54,7 @@ fn run_with_limits(request: &WorkerRequest, path: &Path, memory: &File) -> Worke
     let job = || match request.job {
         WorkerJob::Probe => probe(path).map(WorkerReply::Probed),
         WorkerJob::Decode { profile, overrides, size } => {
-            if matches!(size, DecodedFrameSize::Resized) {
+            if matches!(size, DecodedFrameSize::Resized(_)) {
                 create_resize_threads(path)?;
             }
             let request = DecodeRequest { path, profile, overrides, size, limits };

@@ -301,6 +301,7 @@ mod tests {
             stop: Vec::new(),
             calls: None,
             include_reasoning: None,
+            is_reasoning_begun: false,
             stream: StreamFields::default(),
             prompt_log_probs: false,
         };

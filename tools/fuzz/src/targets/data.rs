@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
+use reel_input::config::Family;
 use reel_input::media::image::{ExifOrientation, decode};
 use reel_input::rows::Table;
 use reel_support::worker::{WorkerProgram, set_worker_program};
@@ -61,7 +62,8 @@ pub fn video(folder: PathBuf) -> Result<Runner> {
         let path = folder.join("clip");
         write(&path, input);
         let info = accepted(worker.probe(&path));
-        let video = accepted(worker.decode_resized(&path, MediaProfile::Qwen, &overrides))?;
+        let video =
+            accepted(worker.decode_resized(&path, MediaProfile::Qwen.for_family(Family::Qwen25Vl), &overrides))?;
         let expected = video.indices.len() * video.height * video.width * 3;
         assert!(video.data.len() == expected && expected > 0, "{} bytes of pixels", video.data.len());
         info.map(drop)

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use reel_input::ModelInput;
 use reel_input::chat::{CHAT_TEMPLATE, ChatTemplate};
-use reel_input::config::{GenerationConfig, ModelConfig, parse_preprocessor_config};
+use reel_input::config::{Family, GenerationConfig, ModelConfig, parse_preprocessor_config};
 use reel_input::messages::{ContentPart, Conversation};
 use reel_input::tokenizer::{StreamingDecoder, Tokenizer};
 use reel_model::checkpoint::{Checkpoint, expected_tensors};
@@ -77,7 +77,8 @@ pub fn config(_: PathBuf) -> Result<Runner> {
             assert!(expected_tensors(&config).len() + linear_layers(&config).len() > 0, "a model without tensors");
         });
         let generation = accepted(GenerationConfig::parse("generation_config.json", &text)).map(drop);
-        let preprocessor = accepted(parse_preprocessor_config("preprocessor_config.json", &text)).map(drop);
+        let preprocessor =
+            accepted(parse_preprocessor_config("preprocessor_config.json", &text, Family::Qwen3Vl)).map(drop);
         let siglip = accepted(SiglipConfig::parse("config.json", &text)).map(drop);
         model.or(generation).or(preprocessor).or(siglip)
     })

@@ -21,7 +21,7 @@ use reel_input::media::patches::ImageProcessorSettings;
 use reel_input::media::profile::{MediaOverrides, MediaProfile};
 use reel_input::media::strip::jpeg_strip;
 use reel_input::media::worker::DecodeWorker;
-use reel_input::{Conversation, MediaOptions, SecondPerGrid};
+use reel_input::{Conversation, MediaOptions};
 use serde_json::{Value, json};
 
 use super::{BenchmarkAnswers, EvaluationRun};
@@ -140,12 +140,16 @@ impl FrameStrips {
             }
         };
         let (root, options) = options;
+        let family = serde_json::from_value(benchmark.settings["options"]["family"].clone()).unwrap_or_default();
+        let processor = ImageProcessorSettings::of_published(family);
         let mut used = 0;
         for group in keys_wrong_first(benchmark).chunks(source.threads.max(1)) {
             let loaded: Vec<Result<Value, MissingFramesReason>> = std::thread::scope(|scope| {
                 let (root, options) = (&root, &options);
-                let threads: Vec<_> =
-                    group.iter().map(|media| scope.spawn(move || strips_of(media.parts, root, options))).collect();
+                let threads: Vec<_> = group
+                    .iter()
+                    .map(|media| scope.spawn(move || strips_of(media.parts, root, options, processor)))
+                    .collect();
                 let joined = threads.into_iter().map(|thread| thread.join());
                 joined
                     .map(|done| done.unwrap_or(Err(MissingFramesReason::Failed("the decoder failed".into()))))
@@ -211,13 +215,18 @@ fn media_options(settings: &Value, source: &FrameSource) -> Result<(PathBuf, Med
         trained: limits,
         decoder: source.decoder.clone(),
         access: MediaAccess::default(),
-        second_per_grid: SecondPerGrid::True,
+        ..MediaOptions::default()
     };
     Ok((root, options))
 }
 
 /// The images of a question's videos as JSON, or the reason why there are none.
-fn strips_of(parts: &[Value], root: &Path, options: &MediaOptions) -> Result<Value, MissingFramesReason> {
+fn strips_of(
+    parts: &[Value],
+    root: &Path,
+    options: &MediaOptions,
+    processor: ImageProcessorSettings,
+) -> Result<Value, MissingFramesReason> {
     if paths_in(parts).any(|path| !path.contains("://") && !path.starts_with("data:") && !root.join(path).exists()) {
         return Err(MissingFramesReason::Missing);
     }
@@ -225,7 +234,7 @@ fn strips_of(parts: &[Value], root: &Path, options: &MediaOptions) -> Result<Val
     let failed = |error: String| MissingFramesReason::Failed(error.replace(&format!("{}/", root.display()), ""));
     let messages = json!([{"role": "user", "content": parts}]);
     let conversation = Conversation::from_json("prompt", &messages, root).map_err(|e| failed(e.to_string()))?;
-    let loaded = load_media_with(ImageProcessorSettings::default(), &conversation, options);
+    let loaded = load_media_with(processor, &conversation, options);
     let loaded = loaded.map_err(|e| failed(e.to_string()))?;
     let (videos, images) = (&loaded.frames.videos, &loaded.frames.images);
     let video_times = loaded.frames.video_times.iter().map(Vec::as_slice).chain(std::iter::repeat(&[][..]));

@@ -4,6 +4,7 @@
 use std::io::Write;
 use std::path::Path;
 
+use reel_input::config::Family;
 use reel_input::encode::MediaOptions;
 use reel_input::fetch::decode_data_uri;
 use reel_input::frame_folder::{check_frame_sizes_equal, frames_in_folder};
@@ -44,6 +45,8 @@ pub struct MediaInspector<'a> {
     pub options: &'a MediaOptions,
     /// Whether files are decoded; otherwise only their existence is checked.
     pub decodes: bool,
+    /// The family of the model for which frames are resized.
+    pub family: Family,
 }
 
 /// Returns a key that is equal for the same image or video in different rows, and the location of `part` in the
@@ -123,7 +126,7 @@ impl MediaInspector<'_> {
             }
             let info = self.options.decoder.probe(path)?;
             // Decodes the frames that training would select, to find out whether decoding fails.
-            self.options.decoder.decode_resized(path, self.options.profile, &overrides)?;
+            self.options.decoder.decode_resized(path, self.options.profile.for_family(self.family), &overrides)?;
             let seconds = info.total_frames as f64 / info.video_fps;
             Ok(MediaProperties {
                 seconds: Some(seconds).filter(|s| s.is_finite()),

@@ -12,6 +12,7 @@ use crate::rewards::Recipe;
 use clap::ValueEnum;
 use rayon::prelude::*;
 use reel_input::chat::CHAT_TEMPLATE;
+use reel_input::config::Family;
 use reel_input::encode::{MediaOptions, ModelFolder};
 use reel_input::{Conversation, messages::ContentPart};
 use reel_support::files::fingerprint::bytes_fingerprint;
@@ -284,7 +285,8 @@ impl DataInspection<'_> {
 
     /// Inspects the images and videos of all rows, each file once, and adds the problems found to the rows.
     fn media_of(&self, data: &Dataset, rows: &mut [InspectedRow]) -> Result<Vec<MediaProperties>> {
-        let inspector = MediaInspector { options: self.media, decodes: self.decodes };
+        let family = self.bundle.map_or_else(Family::default, |bundle| bundle.config.family());
+        let inspector = MediaInspector { options: self.media, decodes: self.decodes, family };
         let mut parts: Vec<&ContentPart> = Vec::new();
         let mut index_of: HashMap<String, usize> = HashMap::new();
         let mut uses: Vec<(usize, usize, String)> = Vec::new();

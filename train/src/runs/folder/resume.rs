@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::file_names::{RUN_FILE, RUN_STATE_FILE};
 use crate::options::TrainingOptions;
 use crate::setup::RunSetup;
+use reel_input::video_marks::VideoMarks;
 use reel_samples::dataset::{DataFile, differences_from};
 use reel_samples::feed::DataPosition;
 use reel_samples::skipped_row::SkippedRow;
@@ -143,6 +144,13 @@ fn result_options<O: TrainingOptions>(setup: &RunSetup<O>) -> Map<String, Value>
     all.insert("dtype".into(), json!(setup.trainer.dtype.name()));
     all.insert("profile".into(), json!(setup.data.media.profile));
     all.insert("media".into(), json!(setup.data.media.overrides));
+    // Recorded only where they are not the default, so checkpoints of earlier versions stay comparable.
+    if let Some(VideoMarks::Outer) = setup.data.media.video_marks {
+        all.insert("video_marks".into(), json!(VideoMarks::Outer));
+    }
+    if setup.data.media.add_vision_id {
+        all.insert("add_vision_id".into(), json!(true));
+    }
     all.values_mut().for_each(redact_urls_in_json);
     all
 }

@@ -75,8 +75,8 @@ pub fn decode_into<B: AsMut<[u8]>>(
     let (original_height, original_width) = video.displayed_height_and_width();
     let target = match request.size {
         DecodedFrameSize::Original => None,
-        DecodedFrameSize::Resized => {
-            let pixel_limits = VideoPixelLimits::new(request.profile, &request.overrides);
+        DecodedFrameSize::Resized(family) => {
+            let pixel_limits = VideoPixelLimits::new(request.profile.for_family(family), &request.overrides);
             let size = pixel_limits.resized_height_and_width(count, original_height, original_width)?;
             refuse_side_of_zero((original_height, original_width), size)
                 .map_err(|e| with_image_name(e, &request.path.display().to_string()))?;

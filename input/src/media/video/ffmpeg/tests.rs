@@ -6,6 +6,7 @@ use ffmpeg_next as ffmpeg;
 use serde_json::Value;
 
 use super::*;
+use crate::family::Family;
 use crate::media::profile::{MediaOverrides, MediaProfile};
 use crate::media::video::{DecodeLimits, decode};
 
@@ -178,14 +179,15 @@ fn resized_frames_equal_resized_video() {
         path: &path,
         profile: MediaProfile::VideorftTrain,
         overrides: MediaOverrides::default(),
-        size: DecodedFrameSize::Resized,
+        size: DecodedFrameSize::Resized(Family::Qwen25Vl),
         limits: DecodeLimits::default(),
     };
     let (got, data) = decode_into(&request, |n| Ok(vec![0; n])).unwrap();
     let whole = decode(&path, MediaProfile::VideorftTrain, &MediaOverrides::default()).unwrap();
-    let size = VideoPixelLimits::new(MediaProfile::VideorftTrain, &MediaOverrides::default())
-        .resized_height_and_width(16, 88, 56)
-        .unwrap();
+    let size =
+        VideoPixelLimits::new(MediaProfile::VideorftTrain.for_family(Family::Qwen25Vl), &MediaOverrides::default())
+            .resized_height_and_width(16, 88, 56)
+            .unwrap();
     assert_eq!((got.height, got.width), size);
     let view = crate::media::frames::FrameView::new(&whole.data, 16, 88, 56).unwrap();
     assert!(crate::media::resize::torch_bicubic(view, size).unwrap().data == data);
@@ -198,7 +200,7 @@ fn resizing_to_a_side_of_zero_names_the_size() {
         path: &path,
         profile: MediaProfile::Qwen,
         overrides: MediaOverrides { min_pixels: Some(784), max_pixels: Some(784), ..Default::default() },
-        size: DecodedFrameSize::Resized,
+        size: DecodedFrameSize::Resized(Family::Qwen25Vl),
         limits: DecodeLimits::default(),
     };
     let error = decode_into(&request, |n| Ok(vec![0; n])).unwrap_err().to_string();
