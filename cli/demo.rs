@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Command, FromArgMatches};
+use reel_input::config::Family;
 use reel_tools::showcase::clips::ClipSet;
 use reel_tools::showcase::command_line::CommandLine;
 use reel_tools::showcase::evaluation::difference_in_standard_errors;
@@ -48,6 +49,9 @@ pub struct DemoArgs {
     /// evaluation takes less time and the accuracies are less precise
     #[arg(long, value_name = "N", default_value_t = ClipSet::HeldOut.default_clip_count() as u64, value_parser = clap::value_parser!(u64).range(4..=100_000))]
     held_out: u64,
+    /// Model family: qwen2.5 or qwen3
+    #[arg(long, value_enum, value_name = "FAMILY", default_value_t, hide_possible_values = true)]
+    family: Family,
     /// Train the second stage without the temporal reward (plain GRPO), for comparison
     #[arg(long)]
     no_temporal: bool,
@@ -88,6 +92,7 @@ impl DemoArgs {
         let demo = pipeline::Demo {
             folder: folder.into(),
             seed,
+            family: self.family,
             held_out: self.held_out as usize,
             steps: self.steps,
             temporal: !self.no_temporal,

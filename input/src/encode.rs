@@ -578,7 +578,9 @@ fn video_file(
     // Qwen2.5-VL's image processor resizes a second time. Most frames already have the right size after the first
     // resize, so this resize leaves them as they are.
     let frames = patches::processor_resize(frames, processor)?;
-    let frame_indices = even(read.indices.iter().map(|&i| i as i64).collect());
+    let frame_indices: Vec<i64> = read.indices.iter().map(|&i| i as i64).collect();
+    let frame_indices =
+        if options.profile == MediaProfile::Qwen3Processor { frame_indices } else { even(frame_indices) };
     let times = read.indices.iter().map(|&i| i as f64 / read.video_fps).collect();
     Ok(LoadedVideo { frames, sample_fps: read.sample_fps, frame_indices, times })
 }

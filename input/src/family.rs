@@ -3,14 +3,16 @@
 use serde::{Deserialize, Serialize};
 
 /// A model family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 pub enum Family {
     /// Qwen2.5-VL, `qwen2_5_vl`.
     #[default]
     #[serde(rename = "qwen2_5_vl")]
+    #[value(name = "qwen2.5")]
     Qwen25Vl,
     /// Qwen3-VL with dense layers, `qwen3_vl`.
     #[serde(rename = "qwen3_vl")]
+    #[value(name = "qwen3")]
     Qwen3Vl,
 }
 

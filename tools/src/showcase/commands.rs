@@ -44,8 +44,8 @@ impl Demo {
             // The same frames and pixels as in training, for the model that is evaluated before training.
             .with_option("--profile", "qwen")
             .with_option("--nframes", "8")
-            .with_option("--min-pixels", "3136")
-            .with_option("--max-pixels", "3136")
+            .with_option("--min-pixels", self.frame_pixels().to_string())
+            .with_option("--max-pixels", self.frame_pixels().to_string())
             // The pages of single evaluations have no frames. One page with frames is written at the end of the demo.
             .with_option("--frames-mib", "0")
             .with_option("--seed", self.seed.to_string())
@@ -91,7 +91,7 @@ impl Demo {
         let grpo = train("grpo", "sft", &self.path_in_folder("rl.jsonl"));
         let ask = CommandLine::new("generate").with_path("--model", &self.path_in_folder("grpo"));
         let commands = [
-            init("tiny", "model"),
+            init(self.preset().name(), "model"),
             init("siglip-tiny", "siglip"),
             self.curate_command(url).with_switch("--resume"),
             evaluate("model"),

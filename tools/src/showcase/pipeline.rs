@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use crate::curate::{CurationSummary, DATASET_FILE, SUMMARY_FILE};
 use crate::error::{Error, Result};
 use crate::measure::trace;
+use reel_input::config::Family;
 use reel_input::media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_input::media::frames::FrameView;
 use reel_input::tensor_file::StoredDType;
@@ -91,6 +92,8 @@ pub struct Demo {
     pub folder: PathBuf,
     /// The seed of weights, clips and sampling.
     pub seed: u64,
+    /// The family of the model.
+    pub family: Family,
     /// Number of held-out clips, at least 1.
     pub held_out: usize,
     /// Number of steps of each training stage; `None` uses the number in the stage's .toml file.
@@ -141,6 +144,19 @@ impl DemoOutcome {
 }
 
 impl Demo {
+    /// The size of the model.
+    pub(crate) fn preset(&self) -> Preset {
+        match self.family {
+            Family::Qwen25Vl => Preset::Tiny,
+            Family::Qwen3Vl => Preset::Qwen3Tiny,
+        }
+    }
+
+    /// The pixels of a frame: 2 × 2 vision tokens.
+    pub(crate) fn frame_pixels(&self) -> u64 {
+        4 * self.family.token_pixels()
+    }
+
     /// Writes models, clips and data files; replaces an earlier demo in the folder.
     ///
     /// # Errors
@@ -248,6 +264,9 @@ impl Demo {
         fs::create_dir_all(&clips).map_err(|e| cannot(&clips, "created", e, "give another --out"))?;
         for stage in &TRAINING_STAGES {
             let config = if self.temporal { stage.config.to_string() } else { without_temporal(stage.config) };
+            // The files have the pixels of a frame for Qwen2.5-VL.
+            let config = config.replace("3136", &self.frame_pixels().to_string());
+            let config = config.replace("56 x 56", &format!("{0} x {0}", 2 * self.family.token_side()));
             write(&self.path_in_folder(&format!("{}.toml", stage.name)), &config)?;
         }
         Ok(())
@@ -256,7 +275,7 @@ impl Demo {
     /// Writes a random model to train and a random SigLIP; returns the model's number of parameters.
     fn make_models(&self) -> Result<u64> {
         let model = self.path_in_folder("model");
-        let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: self.seed };
+        let options = InitOptions { preset: self.preset(), layers: None, vocab: None, dtype: None, seed: self.seed };
         let made = init_model_folder(&options, &model)?;
         init_siglip(StoredDType::F32, self.seed, &self.path_in_folder("siglip"))?;
         let millions = made.parameters as f64 / 1e6;

@@ -154,10 +154,7 @@ pub fn resize_image(
 ) -> Result<FrameBuf> {
     with_file_name(name, || {
         let size = limits.resized_height_and_width(image.height, image.width)?;
-        match limits.by_processor {
-            true => torch_bicubic(image.view()?, size),
-            false => processor_resize(pillow_bicubic(image.view()?, size)?, processor),
-        }
+        processor_resize(pillow_bicubic(image.view()?, size)?, processor)
     })
 }
 
@@ -192,9 +189,9 @@ pub fn resize_image_list(
                 refuse_side_of_zero(size, target).map(|()| target)
             }
         };
-        let second = |frame: FrameView<'_>, size| match processor.family {
-            Family::Qwen25Vl => pillow_bicubic(frame, size),
-            Family::Qwen3Vl => torch_bicubic(frame, size),
+        let second = |frame: FrameView<'_>, size| match processor.family == Family::Qwen3Vl && !limits.by_processor {
+            true => torch_bicubic(frame, size),
+            false => pillow_bicubic(frame, size),
         };
         let mut sizes = None;
         let mut data = Vec::new();

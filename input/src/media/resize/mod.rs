@@ -74,6 +74,15 @@ pub fn torch_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<Fram
     })
 }
 
+/// A size to which frames are resized, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct ResizeTarget {
+    /// Height and width in pixels.
+    pub size: (usize, usize),
+    /// [`pillow_bicubic`] or [`torch_bicubic`].
+    pub resize: fn(FrameView<'_>, (usize, usize)) -> Result<FrameBuf>,
+}
+
 /// Refuses to resize `from` to a size with a side of 0. [`smart_resize`] returns such a size for a long thin image or
 /// video if `max_pixels` is small.
 pub(crate) fn refuse_side_of_zero(from: (usize, usize), to: (usize, usize)) -> Result<()> {

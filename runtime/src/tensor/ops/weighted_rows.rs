@@ -93,7 +93,7 @@ impl RowLists {
 }
 
 /// Sums the rows of x `[P, C]` by lists: row i of the result `[n, C]` is the sum of `weight · x[index]` over the
-/// entries of list i, computed in f32 in the order of the list and rounded once. With `to` `[n, C]` the result is `to +
+/// entries of list i, computed in f32 in the order of the list and rounded once to the dtype of activations. With `to` `[n, C]` the result is `to +
 /// sum`, with the bits of [`super::add`]. The gradient of x adds the entries of a row in the order of the lists.
 ///
 /// # Errors
@@ -103,10 +103,13 @@ pub fn weighted_rows(cx: &Cx, x: &Tensor, lists: &RowLists, to: Option<&Tensor>)
     let (_, cols) = rows_cols(OP, "x", x)?;
     want_shape(OP, "x", x, &[lists.rows_x, cols], "the number of rows of the lists")?;
     let rows = lists.lists.offsets.count() - 1;
-    let y = cx.empty(&[rows, cols], x.dtype())?;
+    if (x.dtype(), cx.dtype()) == (DType::F32, DType::BF16) {
+        return Err(shape_error(OP, "x is f32, but activations are bf16"));
+    }
+    let y = cx.empty(&[rows, cols], cx.dtype())?;
     if let Some(to) = to {
         want_shape(OP, "to", to, y.shape(), "a row for each list")?;
-        want_dtype(OP, "to", to, x.dtype())?;
+        want_dtype(OP, "to", to, y.dtype())?;
     }
     if cx.is_training() && x.needs_grad() && lists.transposed.is_none() {
         return Err(shape_error(OP, "x needs a gradient, but its lists were made without a tape"));

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Parser;
+use reel_input::config::Family;
 use serde_json::{Value, json};
 
 #[derive(Parser)]
@@ -33,28 +34,40 @@ struct Arguments {
     /// A video of at least 16 frames
     #[arg(long, default_value = "tests/golden/train/sft_videorft_mp4/media/clip.mp4")]
     clip: PathBuf,
-    /// Model size: 3b, or tiny to try this program
-    #[arg(long, default_value = "3b")]
-    preset: String,
+    /// Model family: qwen2.5 or qwen3
+    #[arg(long, value_enum, default_value_t)]
+    family: Family,
+    /// Model size, a preset of `reel init`; tiny or qwen3-tiny try this program [default: 3b or qwen3-2b]
+    #[arg(long)]
+    preset: Option<String>,
     /// JSON file for the results
     #[arg(long)]
     record: Option<PathBuf>,
 }
 
-/// Frames of a video, and the largest and smallest number of pixels of a frame (at most 112 × 84). Such small videos
-/// let two cores without bf16 instructions finish in 20 minutes; everything that depends on the model has its real
-/// size.
+impl Arguments {
+    fn preset(&self) -> &str {
+        let default = match self.family {
+            Family::Qwen25Vl => "3b",
+            Family::Qwen3Vl => "qwen3-2b",
+        };
+        self.preset.as_deref().unwrap_or(default)
+    }
+}
+
+/// Frames of a video, and the largest and smallest number of vision tokens of a frame (112 × 84 pixels in Qwen2.5-VL).
+/// Such small videos let two cores without bf16 instructions finish in 20 minutes; everything that depends on the model
+/// has its real size.
 const FRAMES: u32 = 16;
-const PIXELS: [u32; 2] = [9_408, 6_272];
+const FRAME_TOKENS: [u64; 2] = [12, 8];
 const LORA: &str = "--lora-r 16 --lora-target-modules all-linear";
 /// Number of requests to the server, and number of clients that send them at the same time.
 const REQUESTS: usize = 20;
 const CLIENTS: usize = 4;
 
-/// The options for [`FRAMES`] and [`PIXELS`].
-fn video() -> String {
-    let [most, least] = PIXELS;
-    format!("--nframes {FRAMES} --max-pixels {most} --min-pixels {least}")
+/// The largest and the smallest number of pixels of a frame.
+fn pixels(family: Family) -> [u64; 2] {
+    FRAME_TOKENS.map(|tokens| tokens * family.token_pixels())
 }
 
 /// What went wrong, as one line.
@@ -71,6 +84,7 @@ struct Row {
 struct RealSize {
     reel: PathBuf,
     folder: PathBuf,
+    family: Family,
     rows: Vec<Row>,
 }
 
@@ -107,16 +121,22 @@ fn run(arguments: &Arguments) -> Outcome<Vec<Row>> {
     fs::copy(&arguments.clip, folder.join("clip.mp4")).map_err(|e| format!("{}: {e}", arguments.clip.display()))?;
     let reel = std::path::absolute(&arguments.reel).map_err(|e| e.to_string())?;
     println!("{:<26} {:>8} {:>9}  result", "command", "seconds", "peak GB");
-    let mut all = RealSize { reel, folder, rows: Vec::new() };
-    let done = all.commands(&arguments.preset);
+    let mut all = RealSize { reel, folder, family: arguments.family, rows: Vec::new() };
+    let done = all.commands(arguments.preset());
     let removed = fs::remove_dir_all(&all.folder).map_err(|e| format!("{}: {e}", all.folder.display()));
     done.and(removed)?;
     Ok(all.rows)
 }
 
 impl RealSize {
+    /// The options for [`FRAMES`] and [`FRAME_TOKENS`].
+    fn video(&self) -> String {
+        let [most, least] = pixels(self.family);
+        format!("--nframes {FRAMES} --max-pixels {most} --min-pixels {least}")
+    }
+
     fn commands(&mut self, preset: &str) -> Outcome<()> {
-        let video = video();
+        let video = self.video();
         self.write_rows()?;
         self.row("init", &format!("init --preset {preset} --out model"), |_, _| Ok(String::new()))?;
         self.row("doctor", "doctor --json", |_, said| parsed(said).map(|_| String::new()))?;
@@ -153,7 +173,7 @@ impl RealSize {
     /// Runs `sft` with LoRA on video: it is killed after its first checkpoint and resumed. Then runs `replay`, `plan`
     /// and `merge` on the result.
     fn supervised(&mut self) -> Outcome<()> {
-        let video = video();
+        let video = self.video();
         let options = format!(
             "--model model --data sft.json {LORA} --max-steps 2 --gradient-accumulation-steps 1 \
              --per-device-train-batch-size 1 --learning-rate 1e-4 {video}"
@@ -176,7 +196,7 @@ impl RealSize {
 
     /// Runs a T-GRPO step with LoRA on video, then `replay` and `plan` for this step.
     fn reinforced(&mut self) -> Outcome<()> {
-        let video = video();
+        let video = self.video();
         let options = format!(
             "--model model --data grpo.json {LORA} --max-steps 1 --gradient-accumulation-steps 1 --temporal \
              --num-generations 2 --per-device-train-batch-size 2 --max-completion-length 8 --min-completion-length 8 \
@@ -208,7 +228,9 @@ impl RealSize {
         let results: Vec<Outcome<()>> = std::thread::scope(|scope| {
             let client = |first: usize| {
                 let (address, clip) = (&address, &clip);
-                scope.spawn(move || (first..REQUESTS).step_by(CLIENTS).try_for_each(|n| ask(address, clip, n)))
+                let pixels = pixels(self.family);
+                scope
+                    .spawn(move || (first..REQUESTS).step_by(CLIENTS).try_for_each(|n| ask(address, (clip, pixels), n)))
             };
             let clients: Vec<_> = (0..CLIENTS).map(client).collect();
             clients.into_iter().map(|c| c.join().unwrap_or_else(|_| Err("a client panicked".into()))).collect()
@@ -311,11 +333,11 @@ impl Drop for Server {
 }
 
 /// Sends chat request number `n`, and checks its answer. The last request has the video `clip`, a `data:` URI.
-fn ask(address: &str, clip: &str, n: usize) -> Outcome<()> {
+fn ask(address: &str, (clip, [most, least]): (&str, [u64; 2]), n: usize) -> Outcome<()> {
     let content = match n + 1 == REQUESTS {
         true => json!([
             {"type": "video_url", "video_url": {
-                "url": clip, "nframes": FRAMES, "max_pixels": PIXELS[0], "min_pixels": PIXELS[1]}},
+                "url": clip, "nframes": FRAMES, "max_pixels": most, "min_pixels": least}},
             {"type": "text", "text": "Which way?"}]),
         false => json!(format!("What is {n} + {n}?")),
     };
@@ -402,7 +424,7 @@ fn record(arguments: &Arguments, rows: &[Row], seconds: f64) -> Value {
         "date": said("date", &["+%F"]),
         "commit": said("git", &["rev-parse", "--short", "HEAD"]),
         "command": "./x real-size",
-        "preset": arguments.preset,
+        "preset": arguments.preset(),
         "seconds": seconds.round(),
         "commands": rows.iter().map(|row| json!({
             "command": row.command, "seconds": (row.seconds * 10.0).round() / 10.0, "peak_bytes": row.peak_bytes,

@@ -14,7 +14,7 @@ use ffmpeg::software::scaling::Flags;
 use super::error::{ffmpeg_error, out_of_memory};
 use crate::error::{Error, Kind, MediaFailure, Result};
 use crate::media::frames::FrameView;
-use crate::media::resize::torch_bicubic;
+use crate::media::resize::ResizeTarget;
 
 /// The rotation by a multiple of 90 degrees, and the optional mirroring, that a player must apply to coded frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,7 +88,7 @@ struct SourceFormat {
 pub(super) struct RgbConverter {
     coded_size: (usize, usize),
     rotation: Rotation,
-    target_size: Option<(usize, usize)>,
+    target_size: Option<ResizeTarget>,
     scaler: Option<(SourceFormat, Scaler)>,
     /// RGB frame of the coded size, before the rotation.
     rgb: AvFrame,
@@ -112,7 +112,7 @@ impl Drop for Scaler {
 impl RgbConverter {
     /// A converter for frames of `coded_size`. It rotates each frame and then, if there is a `target_size`, resizes
     /// it.
-    pub(super) fn new(coded_size: (usize, usize), rotation: Rotation, target_size: Option<(usize, usize)>) -> Self {
+    pub(super) fn new(coded_size: (usize, usize), rotation: Rotation, target_size: Option<ResizeTarget>) -> Self {
         Self { coded_size, rotation, target_size, scaler: None, rgb: AvFrame::empty(), rotated: Vec::new() }
     }
 
@@ -122,7 +122,7 @@ impl RgbConverter {
         self.convert_to_rgb(path, frame)?;
         let (height, width) = self.coded_size;
         let (rgb, stride) = (self.rgb.data(0), self.rgb.stride(0));
-        let Some(target_size) = self.target_size else {
+        let Some(target) = self.target_size else {
             self.rotation.write(rgb, stride, (height, width), out);
             return Ok(());
         };
@@ -130,7 +130,7 @@ impl RgbConverter {
         self.rotation.write(rgb, stride, (height, width), &mut self.rotated);
         let (h, w) = self.rotation.displayed_height_and_width((height, width));
         let resized =
-            torch_bicubic(FrameView::new(&self.rotated, 1, h, w)?, target_size).map_err(|e| match e.kind {
+            (target.resize)(FrameView::new(&self.rotated, 1, h, w)?, target.size).map_err(|e| match e.kind {
                 Kind::Media(MediaFailure::Memory) => out_of_memory(path, "resizing its frames"),
                 _ => e,
             })?;

@@ -26,6 +26,7 @@ use super::packets::PacketSource;
 use super::plan::{PacketRun, has_usable_times, key_packet_index_before, leading_frame_count, plan_packet_runs};
 use crate::error::{Error, Result};
 use crate::media::frames::MAX_IMAGE_PIXELS;
+use crate::media::resize::ResizeTarget;
 use crate::media::video::types::DecodeLimits;
 
 /// Minimum number of pixels to decode per thread. With fewer, a further thread costs more time than it saves: its own
@@ -104,7 +105,7 @@ struct Job<'m> {
 pub(super) fn decode_frames(
     video: &VideoFile,
     indices: &[u64],
-    target_size: Option<(usize, usize)>,
+    target_size: Option<ResizeTarget>,
     limits: DecodeLimits,
     out: &mut [u8],
 ) -> Result<()> {
@@ -144,7 +145,7 @@ pub(super) fn decode_frames(
 /// [`MIN_PIXELS_PER_THREAD`] bound the number of lanes.
 fn run_jobs(
     video: &VideoFile,
-    target_size: Option<(usize, usize)>,
+    target_size: Option<ResizeTarget>,
     limits: DecodeLimits,
     budget: &PixelBudget,
     jobs: Vec<Job<'_>>,
@@ -217,7 +218,7 @@ struct DecodeLane<'f> {
 impl<'f> DecodeLane<'f> {
     fn new(
         video: &'f VideoFile,
-        target_size: Option<(usize, usize)>,
+        target_size: Option<ResizeTarget>,
         threads: usize,
         budget: &'f PixelBudget,
     ) -> Result<Self> {

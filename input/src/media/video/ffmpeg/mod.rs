@@ -17,7 +17,7 @@ use super::types::{DecodeRequest, DecodedFrameSize, DecodedVideo, PixelBuffer, V
 use crate::error::{Error, Result};
 use crate::media::error::{cannot_read_media, with_image_name};
 use crate::media::libraries::load_ffmpeg_for_video;
-use crate::media::resize::{VideoPixelLimits, refuse_side_of_zero};
+use crate::media::resize::{ResizeTarget, VideoPixelLimits, pillow_bicubic, refuse_side_of_zero, torch_bicubic};
 use crate::media::selection::select_frames_of_file;
 
 /// Checks that FFmpeg is installed and that the file can be opened, is not empty and does not begin as other files do.
@@ -80,10 +80,12 @@ pub fn decode_into<B: AsMut<[u8]>>(
             let size = pixel_limits.resized_height_and_width(count, original_height, original_width)?;
             refuse_side_of_zero((original_height, original_width), size)
                 .map_err(|e| with_image_name(e, &request.path.display().to_string()))?;
-            Some(size)
+            // The processor resizes u8 frames by torchvision's path for u8, which rounds after each pass as Pillow does.
+            let resize = if pixel_limits.by_processor { pillow_bicubic } else { torch_bicubic };
+            Some(ResizeTarget { size, resize })
         }
     };
-    let (height, width) = target.unwrap_or((original_height, original_width));
+    let (height, width) = target.map_or((original_height, original_width), |target| target.size);
     let bytes = [height, width, 3].iter().try_fold(count, |n, &side| n.checked_mul(side));
     let bytes = bytes.filter(|&n| n as u64 <= limits.memory_bytes / 2 + limits.memory_bytes / 4);
     let Some(bytes) = bytes else {
