@@ -13,7 +13,7 @@ use crate::common::{CommonOptions, DtypeName};
 use crate::fail::usage_error;
 use crate::output;
 
-/// The preset of the SigLIP model that computes the semantic reward; all other presets are Qwen2.5-VL models.
+/// The preset of the SigLIP model that computes the semantic reward; all other presets are models that see video.
 const SIGLIP_TINY: &str = "siglip-tiny";
 
 /// The default dtype of the weights of [`SIGLIP_TINY`].
@@ -27,8 +27,8 @@ const MAX_VOCAB: usize = 1 << 24;
 /// Create a model folder with random weights, in the layout of the Hugging Face hub.
 #[derive(Args, Debug)]
 #[command(mut_arg("preset", |a| {
-    a.required(true).help("Model size: tiny (1 M parameters, f32), 3b, 7b, 32b or 72b (as published, bf16), or \
-        siglip-tiny (a SigLIP for --siglip, f32)")
+    a.required(true).help("Model size: tiny (1 M parameters, f32), 3b, 7b, 32b or 72b of Qwen2.5-VL (as published, bf16); \
+        qwen3-tiny, qwen3-2b, qwen3-4b, qwen3-8b or qwen3-32b of Qwen3-VL; or siglip-tiny (a SigLIP for --siglip, f32)")
 }))]
 #[command(after_help = "Example:\n  reel init --preset tiny --out tiny")]
 pub struct InitArgs {
@@ -45,7 +45,8 @@ pub struct InitArgs {
 /// Options for the size of a model. With them, `reel plan` needs no model folder.
 #[derive(Args, Clone, Debug)]
 pub struct ModelSizeFlags {
-    /// Model size: tiny (1 M parameters, f32), 3b, 7b, 32b or 72b (as published, bf16)
+    /// Model size: tiny (1 M parameters, f32), 3b, 7b, 32b or 72b of Qwen2.5-VL (as published, bf16); qwen3-tiny, qwen3-2b,
+    /// qwen3-4b, qwen3-8b or qwen3-32b of Qwen3-VL
     #[arg(long, value_name = "NAME")]
     pub preset: Option<String>,
     /// Number of decoder layers [default: the preset's]

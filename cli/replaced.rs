@@ -73,10 +73,12 @@ const RUN_FILES: [&str; 9] = [
 
 /// Files of a model folder in addition to the weights. Training commands, `merge` and `init` write these files into
 /// their output folder.
-const MODEL_FILES: [&str; 10] = [
+const MODEL_FILES: [&str; 12] = [
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",

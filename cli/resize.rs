@@ -1,4 +1,4 @@
-//! `reel resize`: the size to which Qwen2.5-VL's processor resizes an image (smart resize).
+//! `reel resize`: the size to which the image processor of a model resizes an image (smart resize).
 
 use anyhow::Result;
 use clap::Args;
@@ -21,7 +21,7 @@ pub struct ResizeArgs {
     /// Width of the image in pixels
     #[arg(long, value_name = "W")]
     width: usize,
-    /// Height and width of the result are multiples of N pixels
+    /// Height and width of the result are multiples of N pixels: 28 for Qwen2.5-VL, 32 for Qwen3-VL
     #[arg(long, value_name = "N", default_value_t = 28)]
     factor: usize,
     /// Minimum pixels (height x width) of the result
@@ -44,7 +44,7 @@ fn usage_error_of_sizes(e: Error) -> anyhow::Error {
 impl ResizeArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         if self.factor == 0 {
-            return Err(usage_error("--factor", "0 is not a factor", "give a number above 0; Qwen2.5-VL uses 28"));
+            return Err(usage_error("--factor", "0 is not a factor", "give 28 for Qwen2.5-VL, 32 for Qwen3-VL"));
         }
         let (height, width) =
             smart_resize(self.height, self.width, self.factor, self.min_pixels, self.max_pixels as f64)

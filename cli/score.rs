@@ -1,6 +1,7 @@
 //! `reel score`: runs one forward pass and writes logits, log-probabilities and vision embeddings.
 
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -37,7 +38,8 @@ pub struct ScoreArgs {
     inputs: Option<PathBuf>,
     #[command(flatten)]
     messages: MessageFlags,
-    /// Safetensors file to write: `logits` f32 [S,V], `logprobs` f32 [S-1], `image_embeds` and `video_embeds` f32 [n,H]
+    /// Safetensors file to write: `logits` f32 [S,V], `logprobs` f32 [S-1], `image_embeds` and `video_embeds` f32 [n,H];
+    /// for Qwen3-VL also `image_deepstack` and `video_deepstack` f32 [features,n,H]
     #[arg(long, value_name = "F.safetensors")]
     out: PathBuf,
 }
@@ -46,8 +48,8 @@ pub struct ScoreArgs {
 /// are written, a few positions at a time, because the logits of all positions may not fit into memory.
 struct Scored {
     hidden: Tensor,
-    image_embeds: Vec<f32>,
-    video_embeds: Vec<f32>,
+    /// The vision tokens of all images and of all videos, then their DeepStack features: name, shape and values.
+    vision: Vec<(String, Vec<usize>, Vec<f32>)>,
 }
 
 impl ScoreArgs {
@@ -88,15 +90,8 @@ impl ScoreArgs {
     /// tokens.
     fn write(&self, model: &LoadedModel, tokens: &ModelInput, scored: &Scored) -> Result<f64> {
         let (rows, vocab) = (tokens.len(), model.weights.config.text.vocab_size);
-        let hidden_size = model.weights.config.text.hidden_size;
         let mut entries = vec![("logits", vec![rows, vocab]), ("logprobs", vec![rows - 1])];
-        let embeds = [("image_embeds", &scored.image_embeds), ("video_embeds", &scored.video_embeds)];
-        entries.extend(
-            embeds
-                .iter()
-                .filter(|e| !e.1.is_empty())
-                .map(|(name, e)| (*name, vec![e.len() / hidden_size, hidden_size])),
-        );
+        entries.extend(scored.vision.iter().map(|(name, shape, _)| (name.as_str(), shape.clone())));
         let mut file = TensorWriter::begin(&self.out, &entries)?;
         let mut log_probs = Vec::with_capacity(rows);
         let most = ops::max_logit_rows(vocab);
@@ -111,9 +106,8 @@ impl ScoreArgs {
             file.add(&logits.to_f32()?)?;
         }
         log_probs.truncate(rows - 1);
-        for values in [&log_probs, &scored.image_embeds, &scored.video_embeds] {
-            file.add(values)?;
-        }
+        file.add(&log_probs)?;
+        scored.vision.iter().try_for_each(|(_, _, values)| file.add(values))?;
         file.commit()?;
         Ok(log_probs.iter().map(|&x| f64::from(x)).sum::<f64>() / log_probs.len().max(1) as f64)
     }
@@ -123,16 +117,27 @@ fn forward(model: &LoadedModel, tokens: &ModelInput, place: &str) -> Result<Scor
     let (cx, weights) = (&model.cx, &model.weights);
     let batch = Batch::new(cx.device(), &weights.config, &[tokens.sequence()], place)?;
     let vision = batch.vision.as_ref().map(|input| weights.vision_tokens(cx, input)).transpose()?;
-    let embeds = vision.as_ref().map(|tokens| tokens.embeddings.to_f32()).transpose()?.unwrap_or_default();
+    let options = ForwardOptions { vision: vision.as_ref(), ..Default::default() };
+    let hidden = weights.forward(cx, &batch, options)?;
+    let Some(vision) = vision else { return Ok(Scored { hidden, vision: Vec::new() }) };
     // Vision tokens are in the order of Qwen's processor: the tokens of all images, then the tokens of all videos.
     let merged = |grids: &[GridThw]| {
         grids.iter().map(|g| g.iter().product::<usize>()).sum::<usize>()
             / weights.config.vision.patches_per_vision_token()
     };
-    let (images, videos) = embeds.split_at(merged(&tokens.image_grid_thw) * weights.config.text.hidden_size);
-    let options = ForwardOptions { vision: vision.as_ref(), ..Default::default() };
-    let hidden = weights.forward(cx, &batch, options)?;
-    Ok(Scored { hidden, image_embeds: images.to_vec(), video_embeds: videos.to_vec() })
+    let (images, all) = (merged(&tokens.image_grid_thw), vision.embeddings.shape()[0]);
+    let width = weights.config.text.hidden_size;
+    let kinds = [("image", 0..images), ("video", images..all)].into_iter().filter(|(_, rows)| !rows.is_empty());
+    let values = |part: &Tensor, rows: &Range<usize>| part.rows(rows.start, rows.len())?.to_f32();
+    let mut outputs = Vec::new();
+    for (kind, rows) in kinds.clone() {
+        outputs.push((format!("{kind}_embeds"), vec![rows.len(), width], values(&vision.embeddings, &rows)?));
+    }
+    for (kind, rows) in kinds.filter(|_| !vision.deepstack.is_empty()) {
+        let features = vision.deepstack.iter().map(|feature| values(feature, &rows)).collect::<Result<Vec<_>, _>>()?;
+        outputs.push((format!("{kind}_deepstack"), vec![features.len(), rows.len(), width], features.concat()));
+    }
+    Ok(Scored { hidden, vision: outputs })
 }
 
 /// A safetensors file of f32 tensors, written from front to back.

@@ -176,10 +176,12 @@ fn errors_of_unavailable_devices_name_alternatives() {
 #[test]
 fn help_of_init_has_the_dtypes_of_the_presets() {
     let help = run(["init", "--help"]).ok().split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(help.contains("[default: f32 for tiny and siglip-tiny, bf16 for 3b, 7b, 32b and 72b]"), "{help}");
+    let default = "[default: f32 for tiny, qwen3-tiny and siglip-tiny, bf16 for 3b, 7b, 32b, 72b, qwen3-2b, qwen3-4b, \
+                   qwen3-8b and qwen3-32b]";
+    assert!(help.contains(default), "{help}");
     assert!(!help.contains("bf16 on cuda"), "{help}");
     let folder = tempfile::tempdir().expect("a folder");
-    for (preset, dtype) in [("tiny", "float32"), ("siglip-tiny", "float32")] {
+    for (preset, dtype) in [("tiny", "float32"), ("qwen3-tiny", "float32"), ("siglip-tiny", "float32")] {
         run_in(folder.path(), ["init", "--preset", preset, "--out", preset]).ok();
         let config = std::fs::read_to_string(folder.path().join(preset).join("config.json")).expect("config.json");
         assert!(config.contains(&format!("\"{dtype}\"")), "{preset}: {config}");

@@ -23,8 +23,10 @@ fn unwritable_outputs_are_refused() {
     fs::create_dir(s.dir.path().join("folder")).expect("a folder");
     score("folder").assert_refused(1, &["folder"]);
     run_in(s.dir.path(), ["init", "--preset", "tiny", "--out", "tiny"]).assert_refused(1, &["tiny"]);
-    run_in(s.dir.path(), ["init", "--preset", "huge", "--out", "other"])
-        .assert_refused(2, &["huge", "tiny, 3b, 7b, 32b, 72b or siglip-tiny"]);
+    run_in(s.dir.path(), ["init", "--preset", "huge", "--out", "other"]).assert_refused(
+        2,
+        &["huge", "tiny, 3b, 7b, 32b, 72b, qwen3-tiny, qwen3-2b, qwen3-4b, qwen3-8b, qwen3-32b or siglip-tiny"],
+    );
     run_in(s.dir.path(), ["init", "--preset", "siglip-tiny", "--vocab", "9", "--out", "other"])
         .assert_refused(2, &["--vocab"]);
     assert!(!s.dir.path().join("other").exists());

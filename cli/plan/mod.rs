@@ -31,7 +31,7 @@ use reel_input::config::{ModelConfig, open_preprocessor_config};
 use reel_input::fetch::MediaAccess;
 use reel_input::media::patches::ImageProcessorSettings;
 use reel_input::tensor_file::StoredDType;
-use reel_model::init::{init_without_weights, preset_config};
+use reel_model::init::{Preset, init_without_weights, preset_config};
 use reel_tools::measure::machine::MachineSpec;
 use reel_train::options::{GradientCheckpointing, GrpoOptions, RunOptions, SftOptions, TrainingOptions};
 use reel_train::runs::plan::{self, RowShape, RowSizes};
@@ -225,15 +225,12 @@ impl Sizes {
         Ok(Device::dry_machine(Kernels::Cuda, capability, machine.memory.map(|bytes| bytes as u64)))
     }
 
-    /// Creates a temporary model folder of the preset, without weights, if `wanted`; else returns `None`.
-    fn preset_folder(&self, wanted: bool, common: &CommonOptions) -> Result<Option<TempDir>> {
-        if !wanted {
-            return Ok(None);
-        }
+    /// Creates a temporary model folder of the preset, without weights.
+    fn write_preset_folder(&self, common: &CommonOptions) -> Result<TempDir> {
         let folder = reel_support::files::temporary_folder()
             .map_err(|e| failed("temporary folder", e, "set TMPDIR to a writable folder"))?;
         init_without_weights(&self.shape.options(&CommonOptions { dtype: None, ..common.clone() })?, folder.path())?;
-        Ok(Some(folder))
+        Ok(folder)
     }
 
     /// Returns the dtype of activations: `--dtype`, else bf16 on a GPU and f32 on the CPU.
@@ -248,7 +245,8 @@ impl Sizes {
                 Err(usage_error("--preset", "cannot be combined with --model", "give one of the two"))
             }
             (None, None) => {
-                Err(usage_error("--model", "is missing", "give --model MODEL or --preset tiny|3b|7b|32b|72b"))
+                let help = format!("give --model MODEL, or --preset NAME: {}", Preset::NAMES);
+                Err(usage_error("--model", "is missing", help))
             }
             (Some(model), None) => {
                 self.shape.refuse_beside_model()?;
@@ -263,7 +261,8 @@ impl Sizes {
                 // files.
                 let options = self.shape.options(&CommonOptions { dtype: None, ..common.clone() })?;
                 let (config, files) = (preset_config(&options)?, options.preset.default_dtype());
-                let processor = ImageProcessorSettings::default();
+                let folder = self.write_preset_folder(common)?;
+                let processor = open_preprocessor_config(folder.path(), &config)?;
                 Ok(PlannedModel { config, files, name: name.clone(), processor, folder: None })
             }
         }
@@ -360,7 +359,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 sizes.row.refuse_beside_data()?;
                 // A preset has no model folder, so create a temporary one with its small tokenizer; it must exist
                 // until the rows are counted.
-                let preset = sizes.preset_folder(options.model.is_empty(), common)?;
+                let preset = options.model.is_empty().then(|| sizes.write_preset_folder(common)).transpose()?;
                 let folder = match &preset {
                     Some(folder) => folder.path().to_path_buf(),
                     None => prompt::find_or_download_model(&options.model)?,

@@ -6,7 +6,7 @@ use std::fmt;
 use anyhow::Result;
 use clap::Args;
 use reel_input::MediaOptions;
-use reel_input::config::ModelConfig;
+use reel_input::config::{Family, ModelConfig};
 use reel_input::media::patches::ImageProcessorSettings;
 use reel_input::media::planned::{PlannedVideo, VideoShape, plan_video};
 use reel_input::media::profile::{MediaOverrides, MediaProfile};
@@ -23,6 +23,8 @@ const DEFAULT_DURATION: f64 = 30.0;
 const DEFAULT_VIDEO_FPS: f64 = 30.0;
 /// Text tokens of a row with a planned video if `--tokens` does not say the number of all tokens.
 const DEFAULT_TEXT_TOKENS: usize = 512;
+/// Text tokens that Qwen3-VL has beside them for each frame pair of a video: the time (`<12.5 seconds>`) and two marks.
+const FRAME_PAIR_TEXT_TOKENS: usize = 9;
 
 /// Media options that concern images only.
 const OF_IMAGES: [&str; 3] = ["--image-min-pixels", "--image-max-pixels", "--ignore-exif-orientation"];
@@ -32,7 +34,7 @@ const OF_IMAGES: [&str; 3] = ["--image-min-pixels", "--image-max-pixels", "--ign
 #[command(next_help_heading = "Plan options")]
 pub struct RowSizeFlags {
     /// Tokens per row (training example or prompt), including the vision tokens of its media [default: those of the
-    /// video, and 512 of text]
+    /// video, and 512 of text; in Qwen3-VL also those of the times]
     #[arg(long, value_name = "N")]
     pub tokens: Option<usize>,
     /// Patches of the video in each row, instead of a video's size; 4 patches make a vision token [default: 0]
@@ -158,7 +160,11 @@ impl RowSizeFlags {
             }
         })?;
         let vision_tokens = seen.grid_thw.iter().product::<usize>() / unit;
-        let tokens = self.tokens.unwrap_or(vision_tokens + DEFAULT_TEXT_TOKENS);
+        let text_tokens = match config.family() {
+            Family::Qwen25Vl => DEFAULT_TEXT_TOKENS,
+            Family::Qwen3Vl => DEFAULT_TEXT_TOKENS + seen.grid_thw[0] * FRAME_PAIR_TEXT_TOKENS,
+        };
+        let tokens = self.tokens.unwrap_or(vision_tokens + text_tokens);
         if tokens <= vision_tokens {
             let what = format!("is {tokens}, but the video alone has {vision_tokens} vision tokens");
             return Err(usage_error("--tokens", what, "raise it, leave it out, or take fewer frames or pixels"));

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use reel_input::config::ModelConfig;
+use reel_input::config::{Family, ModelConfig};
 use reel_input::media::frames::FrameBuf;
 use reel_input::media::patches::ImageProcessorSettings;
 use reel_input::mrope::{MediaGrids, rope_index};
@@ -78,9 +78,11 @@ impl BenchPrompt {
         prompt.frames.videos.push(video);
         prompt.grids.push(grid);
         let pads = grid.iter().product::<usize>() / config.vision.patches_per_vision_token();
-        let of_video =
-            [vec![config.tokens.vision_start], vec![config.tokens.video; pads], vec![config.tokens.vision_end]];
-        prompt.ids.splice(0..0, of_video.concat());
+        // In Qwen3-VL each frame pair has a run of pad tokens of its own. The times before the runs are left out.
+        let runs = if config.family() == Family::Qwen3Vl { grid[0] } else { 1 };
+        let run =
+            [vec![config.tokens.vision_start], vec![config.tokens.video; pads / runs], vec![config.tokens.vision_end]];
+        prompt.ids.splice(0..0, run.concat().repeat(runs));
         let grids = MediaGrids { video_grid_thw: &prompt.grids, ..MediaGrids::default() };
         prompt.positions = rope_index(config, &prompt.ids, grids, "bench")?.position_ids;
         Ok(prompt)
@@ -176,4 +178,27 @@ pub fn time_decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, roun
         }
     }
     Ok(seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use reel_model::init::{InitOptions, Preset, preset_config};
+
+    use super::*;
+
+    /// A video of Qwen2.5-VL is one run of pad tokens between two marks, one of Qwen3-VL a run for each frame pair.
+    #[test]
+    fn videos_have_the_runs_of_their_family() {
+        for (preset, runs) in [(Preset::Tiny, 1), (Preset::Qwen3Tiny, 3)] {
+            let options = InitOptions { preset, layers: None, vocab: None, dtype: None, seed: 0 };
+            let config = preset_config(&options).unwrap();
+            let patch_size = config.vision.patch_size;
+            let processor = ImageProcessorSettings { patch_size, ..ImageProcessorSettings::default() };
+            let video = VideoShape { frames: 6, height: 2 * patch_size, width: 4 * patch_size };
+            let prompt = BenchPrompt::new(&config, processor, 5, Some(video)).unwrap();
+            assert_eq!((prompt.tokens(), prompt.grids[0]), (5 + 3 * 2 + 2 * runs, [3, 2, 4]));
+            let batch = Batch::new(&reel_device::Device::cpu(1), &config, &[prompt.sequence()], "bench").unwrap();
+            assert_eq!(batch.patch_count(), 24);
+        }
+    }
 }

@@ -151,6 +151,29 @@ mod tests {
         );
     }
 
+    /// The operations of products are twice the weights of all matrices, times the rows that each of them multiplies.
+    #[test]
+    fn products_multiply_all_matrices() {
+        for config in [tiny_config(), crate::testing::qwen3_config()] {
+            let (tokens, grids) = (7.0, [[2, 4, 8], [1, 2, 2]]);
+            let (mut decoder, mut head, mut vision) = (0.0, 0.0, 0.0);
+            for (name, shape) in crate::checkpoint::expected_tensors(&config) {
+                let weights = 2.0 * shape.iter().product::<usize>() as f64;
+                match &name[..] {
+                    _ if shape.len() == 1 || name == "visual.pos_embed.weight" => {}
+                    "lm_head.weight" | "model.embed_tokens.weight" => head = weights,
+                    // A merger has a row for four patches.
+                    _ if name.contains("merger") => vision += weights * 68.0 / 4.0,
+                    _ if name.starts_with("visual.") => vision += weights * 68.0,
+                    _ => decoder += weights * tokens,
+                }
+            }
+            let of_tokens = ForwardFlops::for_tokens(&config, tokens, 1.0, 1.0);
+            assert_eq!((of_tokens.decoder, of_tokens.head), (decoder, head));
+            assert_eq!(ForwardFlops::for_grids(&config, &grids).vision, vision, "{:?}", config.family());
+        }
+    }
+
     /// The vision tower has one windowed and one full block. A frame of 4 × 8 patches has two windows of 4 × 4.
     #[test]
     fn vision_counts_windows_and_frames() {

@@ -224,6 +224,9 @@ mod tests {
         assert_eq!(error(Preset::B7, 3).unwrap_err(), of_7b);
         assert_eq!(error(Preset::B32, 8), Ok(()));
         assert_eq!(error(Preset::B72, 8), Ok(()));
+        for preset in [Preset::Qwen3B2, Preset::Qwen3B4, Preset::Qwen3B8, Preset::Qwen3B32] {
+            assert_eq!(error(preset, 8), Ok(()), "{preset:?}");
+        }
     }
 
     #[test]

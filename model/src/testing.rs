@@ -15,3 +15,9 @@ pub(crate) fn flat_config_json() -> Value {
 pub(crate) fn tiny_config() -> ModelConfig {
     ModelConfig::parse("config.json", TINY_CONFIG).expect("the test's own config is right")
 }
+
+/// A small config of Qwen3-VL, parsed.
+pub(crate) fn qwen3_config() -> ModelConfig {
+    let text = include_str!("../../input/src/config/tiny_qwen3.json");
+    ModelConfig::parse("config.json", text).expect("the test's own config is right")
+}

@@ -89,18 +89,22 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::expected_tensors;
+    use crate::testing::qwen3_config;
 
     #[test]
     fn every_weight_is_in_a_unit_of_the_forward_pass() {
-        for model in ["train/model_a", "train/model_b"] {
+        let open = |model: &str| {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(model);
-            let config = ModelConfig::open(&folder).unwrap();
+            ModelConfig::open(&folder).unwrap()
+        };
+        for config in [open("train/model_a"), open("train/model_b"), qwen3_config()] {
+            let model = config.family();
             let all = units_in_forward_order(&config, true);
             let used: Vec<WeightUnit> =
                 expected_tensors(&config).iter().map(|(name, _)| unit_of_weight(name, &config)).collect();
             assert!(
                 used.iter().all(|unit| all.contains(unit)) && all.iter().all(|unit| used.contains(unit)),
-                "{model}"
+                "{model:?}"
             );
             assert_eq!(all.first(), Some(&PATCH_EMBEDDING));
             assert_eq!(all.last(), Some(&unit_of_weight("model.norm.weight", &config)));
@@ -108,6 +112,9 @@ mod tests {
         let unit = |name: &str| unit_of_weight(name, &ModelConfig::open(&golden()).unwrap());
         assert_eq!(unit("visual.blocks.11.attn.qkv.weight"), vision_block(11));
         assert_eq!(unit("model.layers.7.self_attn.q_proj.lora_A.weight"), decoder_layer(7));
+        let unit = |name: &str| unit_of_weight(name, &qwen3_config());
+        assert_eq!(unit("visual.deepstack_merger_list.1.norm.bias"), vision_block(2));
+        assert_eq!(unit("visual.pos_embed.weight"), PATCH_EMBEDDING);
         assert!(MERGER < EMBEDDING && decoder_layer(9) < decoder_layer(10));
     }
 

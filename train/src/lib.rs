@@ -1,5 +1,6 @@
-//! Training of Qwen2.5-VL: the steps of supervised fine-tuning ([`step::sft`]) and of GRPO ([`step::grpo`]), and the
-//! rollouts on which GRPO steps train ([`rollout`]). A step is a function of its samples, the weights and the seed.
+//! Training of Qwen2.5-VL and Qwen3-VL: the steps of supervised fine-tuning ([`step::sft`]) and of GRPO
+//! ([`step::grpo`]), and the rollouts on which GRPO steps train ([`rollout`]). A step is a function of its samples, the
+//! weights and the seed.
 //! [`runs`] manages the run around the steps: output folder, checkpoints, logs, resuming and replay.
 //!
 //! Read `step/sft.rs` and `step/grpo.rs` first.

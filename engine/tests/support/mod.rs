@@ -62,7 +62,7 @@ pub fn with_adapter(base: &Qwen25Vl, device: &Device, dtype: DType, adapter: &Te
     let small_files = ConfigAndTokenizerFiles::read(&model_folder()).unwrap();
     lora::save_adapter(
         dir.path(),
-        AdapterFolder { spec: &spec, base: "base", small_files: &small_files },
+        AdapterFolder { spec: &spec, family: base.config.family(), base: "base", small_files: &small_files },
         &tensors,
         |spec, to| {
             let salt = spec.name.bytes().fold(seed, |a, b| a.wrapping_mul(31).wrapping_add(b.into()));

@@ -30,8 +30,12 @@ use crate::messages::{Conversation, insert_text_arguments, mark_text_arguments};
 pub use self::isolation::TEMPLATE_WORKER;
 pub use self::prompt_end::PromptEnd;
 
-/// The chat template that `reel init` writes into a model folder.
+/// The chat template that `reel init` writes into a model folder of Qwen2.5-VL.
 pub const CHAT_TEMPLATE: &str = include_str!("chat_template.jinja");
+
+/// The chat template that `reel init` writes into a model folder of Qwen3-VL. It renders as the template that was
+/// published with the Instruct models.
+pub const QWEN3_CHAT_TEMPLATE: &str = include_str!("qwen3_chat_template.jinja");
 
 /// A chat template, and the special tokens that it can use by name.
 #[derive(Debug)]
@@ -302,10 +306,10 @@ fn mentions(text: &str, name: &str) -> bool {
     })
 }
 
-/// Whether a template is known to be harmless: the template of `reel init`, or a template in [`PUBLISHED`].
+/// Whether a template is known to be harmless: a template of `reel init`, or a template in [`PUBLISHED`].
 fn is_known(text: &str) -> bool {
     let digest = || Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    text == CHAT_TEMPLATE || PUBLISHED.contains(&digest().as_str())
+    [CHAT_TEMPLATE, QWEN3_CHAT_TEMPLATE].contains(&text) || PUBLISHED.contains(&digest().as_str())
 }
 
 /// Returns `value` if it is a string, or the template called `name` if `value` is a list or an object of named

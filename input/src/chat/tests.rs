@@ -295,6 +295,50 @@ fn built_in_template_renders_like_qwens() {
     assert_eq!(numbered.render_json(&two, false).unwrap(), expected);
 }
 
+/// The template of Qwen3-VL has no default system turn, leaves out other roles, and writes arguments of calls that are
+/// text as they are.
+#[test]
+fn template_of_qwen3_renders_like_qwens() {
+    let own = template(QWEN3_CHAT_TEMPLATE);
+    assert!(is_known(QWEN3_CHAT_TEMPLATE));
+    let image = json!({"type": "image", "image": "x"});
+    let text = |text: &str| json!({"type": "text", "text": text});
+    let cases = [
+        (json!([{"role": "user", "content": "hi"}]), "<|im_start|>user\nhi<|im_end|>\n"),
+        (
+            json!([
+                {"role": "system", "content": [image, text("s"), text("t")]},
+                {"role": "user", "content": [image, {"type": "video", "video": "y"}, text("?")]},
+                {"role": "developer", "content": "left out"},
+                {"role": "system", "content": "left out"},
+                {"role": "assistant", "content": [text("<think>a</think>"), image], "tool_calls": [
+                    {"function": {"name": "f", "arguments": {"x": "é"}}}, {"name": "g", "arguments": {}}]},
+                {"role": "tool", "content": [image, text("r")]},
+                {"role": "tool", "content": "q"},
+                {"role": "user", "content": null},
+            ]),
+            "<|im_start|>system\nst<|im_end|>\n\
+             <|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|><|vision_start|><|video_pad|><|vision_end|>?\
+             <|im_end|>\n\
+             <|im_start|>assistant\n<think>a</think>\n\
+             <tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": \"é\"}}\n</tool_call>\n\
+             <tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call><|im_end|>\n\
+             <|im_start|>user\n<tool_response>\n<|vision_start|><|image_pad|><|vision_end|>r\n</tool_response>\n\
+             <tool_response>\nq\n</tool_response><|im_end|>\n\
+             <|im_start|>user\n<|im_end|>\n",
+        ),
+    ];
+    for (messages, expected) in cases {
+        assert_eq!(own.render_json(&messages, false).unwrap(), expected);
+        assert_eq!(own.render_json(&messages, true).unwrap(), format!("{expected}<|im_start|>assistant\n"));
+    }
+    let tools = own.render(&with_tool(json!([{"role": "user", "content": "u"}])), false).unwrap();
+    let tool = r#"{"type": "function", "function": {"name": "f", "parameters": {"b": 1, "a": "é"}}}"#;
+    assert!(tools.starts_with("<|im_start|>system\n# Tools\n\nYou may call"), "{tools}");
+    assert!(tools.contains(&format!("<tools>\n{tool}\n</tools>\n\nFor each")), "{tools}");
+    assert!(tools.ends_with("</tool_call><|im_end|>\n<|im_start|>user\nu<|im_end|>\n"), "{tools}");
+}
+
 #[test]
 fn a_prompt_can_end_within_the_last_message() {
     let own = template(CHAT_TEMPLATE);

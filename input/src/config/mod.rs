@@ -190,12 +190,12 @@ fn family(root: &JsonFields) -> Result<Family> {
         }
         None => return Err(root.error_with_help("model_type", "is missing", help)),
     };
-    if root.has_key("quantization_config") {
-        return Err(root.error_with_help(
-            "quantization_config",
-            "quantised weights are not supported",
-            "use the unquantised bf16 model",
-        ));
+    const QUANTIZATION: &str = "quantization_config";
+    if root.has_key(QUANTIZATION) {
+        let method = root.value(QUANTIZATION).and_then(|fields| fields.get("quant_method")?.as_str());
+        let method = method.map_or(String::new(), |method| format!("names the method {method}; "));
+        let what = format!("{method}quantised weights are not supported");
+        return Err(root.error_with_help(QUANTIZATION, what, "use the unquantised bf16 model"));
     }
     Ok(family)
 }

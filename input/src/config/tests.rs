@@ -15,6 +15,11 @@ pub(crate) fn tiny_config() -> ModelConfig {
     ModelConfig::parse("config.json", &flat_config_json().to_string()).expect("the test's own config is right")
 }
 
+/// A small valid config of Qwen3-VL, as transformers 4.57 writes it.
+pub(crate) fn qwen3_config_json() -> Value {
+    serde_json::from_str(include_str!("tiny_qwen3.json")).expect("the test's own config is JSON")
+}
+
 /// The part of a config that only vision towers of Qwen2.5-VL have.
 fn qwen25(config: &mut ModelConfig) -> &mut Qwen25Tower {
     let Tower::Qwen25(tower) = &mut config.vision.tower else { panic!("another tower") };
@@ -172,6 +177,80 @@ fn change(mut root: Value, path: &str, value: Option<Value>) -> Value {
     root
 }
 
+/// Checks that each change of a key makes a config that is refused with one line, which names the file and the field.
+fn check_slips(root: Value, slips: Vec<(&str, Option<Value>, &str)>) {
+    for (path, value, expected) in slips {
+        let text = change(root.clone(), path, value.clone()).to_string();
+        let error = ModelConfig::parse("d/config.json", &text).expect_err(path).to_string();
+        let field = path.rsplit('.').next().unwrap();
+        let named = error.contains(field) || (field == "hidden_size" && error.contains("num_attention_heads"));
+        assert!(error.starts_with("d/config.json: ") && named && error.contains(expected), "{path} {value:?}: {error}");
+        assert!(!error.contains('\n'));
+    }
+}
+
+/// The three layouts in which transformers 4.57 and 5 write a config of Qwen3-VL give the same config.
+#[test]
+fn layouts_of_qwen3_are_equal() {
+    let config = ModelConfig::parse("c", &qwen3_config_json().to_string()).unwrap();
+    assert_eq!((config.family(), config.dtype), (Family::Qwen3Vl, Some(StoredDType::F32)));
+    assert!(config.tie_word_embeddings && config.text.has_head_norms && !config.text.has_qkv_bias);
+    assert_eq!((config.text.query_width(), config.text.key_value_width(), config.vision.patch_dim()), (128, 64, 1536));
+    assert_eq!(config.vision.deepstack_blocks(), [0, 2]);
+    let mut version_5 = qwen3_config_json();
+    version_5["dtype"] = json!("float32");
+    version_5["vision_config"]["rope_parameters"] = json!({"rope_theta": 10000.0, "rope_type": "axial"});
+    version_5["vision_config"]["model_type"] = json!("qwen3_vl_vision");
+    let text = version_5["text_config"].as_object_mut().unwrap();
+    let (theta, mut rope) = (text.remove("rope_theta").unwrap(), text.remove("rope_scaling").unwrap());
+    rope["rope_theta"] = theta;
+    text.insert("rope_parameters".into(), rope);
+    assert_eq!(ModelConfig::parse("c", &version_5.to_string()).unwrap(), config);
+}
+
+proptest::proptest! {
+    /// Interleaved frequencies: each axis has as many as its section, if the sections of height and width end before
+    /// the last frequency, as in all published models.
+    #[test]
+    fn interleaved_axes_have_their_sections(height in 1usize..20, more in 0usize..20) {
+        let (half, width) = (3 * height + more, height);
+        let text = TextConfig {
+            head_dim: 2 * half,
+            mrope_section: [half - height - width, height, width],
+            mrope_interleaved: true,
+            ..tiny_config().text
+        };
+        let axes = text.frequency_axes();
+        for axis in 0..3 {
+            let count = axes.iter().filter(|&&other| other == axis as i32).count();
+            proptest::prop_assert_eq!(count, text.mrope_section[axis]);
+        }
+    }
+}
+
+#[test]
+fn errors_of_qwen3_name_file_and_field() {
+    check_slips(
+        qwen3_config_json(),
+        vec![
+            ("model_type", Some(json!("qwen3_vl_moe")), "mixtures of experts"),
+            ("quantization_config", Some(json!({"quant_method": "fp8"})), "fp8; quantised"),
+            ("text_config.rope_scaling.mrope_section", Some(json!([6, 5, 6])), "sums to 17; the sum must be 16"),
+            ("text_config.head_dim", Some(json!(64)), "half of head_dim"),
+            ("text_config.head_dim", Some(json!(33)), "even number"),
+            ("text_config.rope_scaling.mrope_interleaved", Some(json!(false)), "only true is supported"),
+            ("text_config.attention_bias", Some(json!(true)), "not supported"),
+            ("vision_config.deepstack_visual_indexes", Some(json!([0, 4])), "has 4, but the tower has 4 blocks"),
+            ("vision_config.deepstack_visual_indexes", Some(json!([2, 0])), "must ascend"),
+            ("vision_config.patch_size", Some(json!(14)), "is 14; only 16 is supported for Qwen3-VL"),
+            ("vision_config.spatial_merge_size", Some(json!(1)), "is 1; only 2"),
+            ("vision_config.num_position_embeddings", Some(json!(65)), "not a square"),
+            ("vision_config.hidden_act", Some(json!("silu")), "gelu_pytorch_tanh"),
+            ("vision_config.out_hidden_size", Some(json!(65)), "hidden_size is 64"),
+        ],
+    );
+}
+
 #[test]
 fn errors_name_file_and_field() {
     let slips: Vec<(&str, Option<Value>, &str)> = vec![
@@ -209,14 +288,7 @@ fn errors_name_file_and_field() {
         ("vision_config.tokens_per_second", Some(json!(-2)), "above 0"),
         ("quantization_config", Some(json!({"bits": 4})), "quantised"),
     ];
-    for (path, value, expected) in slips {
-        let text = change(flat_config_json(), path, value.clone()).to_string();
-        let error = ModelConfig::parse("d/config.json", &text).expect_err(path).to_string();
-        let field = path.rsplit('.').next().unwrap();
-        let named = error.contains(field) || (field == "hidden_size" && error.contains("num_attention_heads"));
-        assert!(error.starts_with("d/config.json: ") && named && error.contains(expected), "{path} {value:?}: {error}");
-        assert!(!error.contains('\n'));
-    }
+    check_slips(flat_config_json(), slips);
     for text in ["", "[]", "{", "{\"model_type\": 3}"] {
         assert!(ModelConfig::parse("d/config.json", text).is_err());
     }

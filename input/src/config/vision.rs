@@ -143,6 +143,12 @@ pub(super) fn vision_config(family: Family, fields: &JsonFields) -> Result<Visio
     let depth = up_to("depth", default.depth, MAX_LAYERS)?;
     let patch_size = up_to("patch_size", default.patch_size, 1024)?;
     let spatial_merge_size = up_to("spatial_merge_size", 2, 64)?;
+    // qwen-vl-utils computes the sizes of frames for vision tokens of 32 x 32 pixels.
+    for (key, size, only) in [("patch_size", patch_size, 16), ("spatial_merge_size", spatial_merge_size, 2)] {
+        if family == Family::Qwen3Vl && size != only {
+            return Err(fields.error(key, format!("is {size}; only {only} is supported for Qwen3-VL")));
+        }
+    }
     Ok(VisionConfig {
         depth,
         hidden_size,

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use reel_device::MappedFile;
-use reel_input::config::ModelConfig;
+use reel_input::config::{Family, ModelConfig};
 use reel_input::tensor_file::{HeaderTensor, StoredDType, read_header};
 use reel_support::diagnostic::print_note_once;
 
@@ -49,6 +49,14 @@ impl TensorNaming {
             (TensorNaming::Nested, Some(rest)) => format!("model.language_model.{rest}"),
             (TensorNaming::Nested, None) if name.starts_with("visual.") => format!("model.{name}"),
             (TensorNaming::Nested, None) => name.to_string(),
+        }
+    }
+
+    /// The naming scheme of the published folders of a model family.
+    pub(crate) fn of_family(family: Family) -> Self {
+        match family {
+            Family::Qwen25Vl => TensorNaming::Classic,
+            Family::Qwen3Vl => TensorNaming::Nested,
         }
     }
 

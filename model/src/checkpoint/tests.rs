@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::testing::tiny_config;
+use crate::testing::{qwen3_config, tiny_config};
 
 /// The bytes of a safetensors file with these tensors, which are filled with zeros.
 fn file_of(tensors: &[(String, Vec<usize>)], dtype: StoredDType) -> Vec<u8> {
@@ -106,6 +106,32 @@ fn errors_name_missing_misshapen_and_unknown_tensors() {
     harmless.push(("visual.rotary_pos_emb.inv_freq".into(), vec![10]));
     let folder = folder_with(&[("model.safetensors", file_of(&harmless, StoredDType::F32))]);
     Checkpoint::open(folder.path()).unwrap().check(&config).unwrap();
+}
+
+/// A folder of Qwen3-VL without one of its tensors is refused by the nested name of the tensor.
+#[test]
+fn errors_name_missing_tensors_of_qwen3() {
+    let config = qwen3_config();
+    let expected = expected_tensors(&config);
+    let nested = |name: &str| TensorNaming::Nested.from_classic_name(name);
+    let write = |without: &str| {
+        let tensors =
+            expected.iter().filter(|(name, _)| name != without).map(|(name, shape)| (nested(name), shape.clone()));
+        folder_with(&[("model.safetensors", file_of(&tensors.collect::<Vec<_>>(), StoredDType::Bf16))])
+    };
+    let whole = write("");
+    let checkpoint = Checkpoint::open(whole.path()).unwrap();
+    checkpoint.check(&config).unwrap();
+    assert_eq!(checkpoint.tensor_naming(), TensorNaming::Nested);
+    for (name, shape) in &expected {
+        let folder = write(name);
+        let error = Checkpoint::open(folder.path()).unwrap().check(&config).unwrap_err().to_string();
+        let wanted = format!("{}: {}: is missing; expected shape {shape:?}", folder.path().display(), nested(name));
+        assert!(error.starts_with(&wanted) && !error.contains('\n'), "{error}");
+    }
+    assert!(expected.iter().any(|(name, shape)| name == "visual.pos_embed.weight" && shape == &[64, 40]));
+    let other = Checkpoint::open(whole.path()).unwrap().check(&tiny_config()).unwrap_err().to_string();
+    assert!(other.contains("model.visual.patch_embed.proj.weight: has shape [40, 3, 2, 16, 16], but"), "{other}");
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Makes the files of a small byte-level BPE tokenizer for `reel init`. Its merges were learned from a page of text.
-//! Its pre-tokenizer, Unicode normalization (NFC) and special tokens are those of Qwen2.5.
+//! Its pre-tokenizer, Unicode normalization (NFC) and special tokens are those of Qwen2.5 and Qwen3.
 
 use std::collections::BTreeMap;
 
+use reel_input::config::Family;
 use reel_input::tokenizer::byte_level_character;
 use serde_json::{Map, Value, json};
 
@@ -36,6 +37,18 @@ const ADDED: [(&str, bool); 22] = [
     ("<|file_sep|>", false),
 ];
 
+/// The added tokens that Qwen3-VL has after those of Qwen2.5.
+const ADDED_BY_QWEN3: [(&str, bool); 4] =
+    [("<tool_response>", false), ("</tool_response>", false), ("<think>", false), ("</think>", false)];
+
+/// The added tokens of a family in the order of their ids, each with whether it is a special token.
+fn added_tokens(family: Family) -> Vec<(&'static str, bool)> {
+    match family {
+        Family::Qwen25Vl => ADDED.to_vec(),
+        Family::Qwen3Vl => ADDED.into_iter().chain(ADDED_BY_QWEN3).collect(),
+    }
+}
+
 /// The content of merges.txt: the pairs of tokens that are merged, in order. They were learned from prose.txt: each
 /// step merged the most frequent pair, and of equally frequent pairs the alphabetically first, while a pair occurred at
 /// least three times.
@@ -55,9 +68,9 @@ pub(crate) struct SmallTokenizer {
     pub(crate) end: u32,
 }
 
-/// Makes the tokenizer. The ids of added tokens begin at `first_added_token_id`; if that is `None`, they follow
-/// directly after all other ids.
-pub(crate) fn small_tokenizer(first_added_token_id: Option<u32>) -> SmallTokenizer {
+/// Makes the tokenizer for models of `family`. The ids of added tokens begin at `first_added_token_id`; if that is
+/// `None`, they follow directly after all other ids.
+pub(crate) fn small_tokenizer(family: Family, first_added_token_id: Option<u32>) -> SmallTokenizer {
     // The first line of merges.txt is its version.
     let merges: Vec<&str> = MERGES.lines().skip(1).collect();
     let mut vocab = Map::new();
@@ -68,7 +81,8 @@ pub(crate) fn small_tokenizer(first_added_token_id: Option<u32>) -> SmallTokeniz
         vocab.insert(token, json!(id));
     }
     let first = first_added_token_id.unwrap_or(vocab.len() as u32);
-    let added: BTreeMap<&str, u32> = ADDED.iter().zip(first..).map(|(&(token, _), id)| (token, id)).collect();
+    let tokens = added_tokens(family);
+    let added: BTreeMap<&str, u32> = tokens.iter().zip(first..).map(|(&(token, _), id)| (token, id)).collect();
     let mut model_vocab = vocab.clone();
     if first_added_token_id.is_some() {
         // Tokenizer libraries keep the id of an added token only if the vocabulary has the token; otherwise they
@@ -76,16 +90,21 @@ pub(crate) fn small_tokenizer(first_added_token_id: Option<u32>) -> SmallTokeniz
         model_vocab.extend(added.iter().map(|(token, id)| (token.to_string(), json!(id))));
     }
     SmallTokenizer {
-        json: tokenizer_json(&model_vocab, &merges, &added),
-        config: tokenizer_config(&added),
+        json: tokenizer_json(&model_vocab, &merges, &tokens, &added),
+        config: tokenizer_config(&tokens, &added),
         vocab: Value::Object(model_vocab),
-        end: first + ADDED.len() as u32,
+        end: first + tokens.len() as u32,
         added,
     }
 }
 
-fn tokenizer_json(vocab: &Map<String, Value>, merges: &[&str], added: &BTreeMap<&str, u32>) -> Value {
-    let tokens: Vec<Value> = ADDED
+fn tokenizer_json(
+    vocab: &Map<String, Value>,
+    merges: &[&str],
+    tokens: &[(&str, bool)],
+    added: &BTreeMap<&str, u32>,
+) -> Value {
+    let tokens: Vec<Value> = tokens
         .iter()
         .map(|&(token, special)| {
             json!({"id": added[token], "content": token, "single_word": false, "lstrip": false, "rstrip": false,
@@ -108,8 +127,8 @@ fn tokenizer_json(vocab: &Map<String, Value>, merges: &[&str], added: &BTreeMap<
     })
 }
 
-fn tokenizer_config(added: &BTreeMap<&str, u32>) -> Value {
-    let decoder: Map<String, Value> = ADDED
+fn tokenizer_config(tokens: &[(&str, bool)], added: &BTreeMap<&str, u32>) -> Value {
+    let decoder: Map<String, Value> = tokens
         .iter()
         .map(|&(token, special)| {
             let entry = json!({"content": token, "lstrip": false, "normalized": false, "rstrip": false,
@@ -117,7 +136,7 @@ fn tokenizer_config(added: &BTreeMap<&str, u32>) -> Value {
             (added[token].to_string(), entry)
         })
         .collect();
-    let special: Vec<&str> = ADDED
+    let special: Vec<&str> = tokens
         .iter()
         .filter(|(token, special)| *special && *token != "<|endoftext|>")
         .map(|(token, _)| *token)
@@ -139,7 +158,7 @@ mod tests {
 
     #[test]
     fn frequent_words_become_few_tokens() {
-        let small = small_tokenizer(None);
+        let small = small_tokenizer(Family::Qwen25Vl, None);
         let tokenizer = Tokenizer::parse("t", small.json.to_string().as_bytes()).unwrap();
         assert_eq!(tokenizer.vocab_size() as u32, small.end);
         let text = "<|im_start|>user\nWhich way does the circle move?<|im_end|>\n";
@@ -152,7 +171,7 @@ mod tests {
     /// Token ids of golden data depend on these bytes.
     #[test]
     fn files_of_the_tokenizer_keep_their_bytes() {
-        let small = small_tokenizer(None);
+        let small = small_tokenizer(Family::Qwen25Vl, None);
         let fingerprint = |text: String| bytes_fingerprint(text.as_bytes());
         assert_eq!(fingerprint(format!("{:#}\n", small.json)), "6de0bda465c2c58f");
         assert_eq!(fingerprint(small.vocab.to_string()), "3927a36486481629");
@@ -160,7 +179,7 @@ mod tests {
 
     #[test]
     fn added_tokens_can_have_published_ids() {
-        let small = small_tokenizer(Some(151_643));
+        let small = small_tokenizer(Family::Qwen25Vl, Some(151_643));
         let tokenizer = Tokenizer::parse("t", small.json.to_string().as_bytes()).unwrap();
         for (token, id) in
             [("<|endoftext|>", 151_643), ("<|im_end|>", 151_645), ("<|image_pad|>", 151_655), ("<|file_sep|>", 151_664)]
@@ -169,5 +188,17 @@ mod tests {
             assert_eq!(tokenizer.encode(token).unwrap(), [id]);
         }
         assert_eq!(small.end, 151_665);
+    }
+
+    /// Qwen3-VL has four more tokens, which stay in decoded text because they are not special.
+    #[test]
+    fn tokens_of_qwen3_follow_those_of_qwen2_5() {
+        let [own, other] = [Family::Qwen3Vl, Family::Qwen25Vl].map(|family| small_tokenizer(family, Some(151_643)));
+        assert!(other.added.iter().all(|(token, id)| own.added[token] == *id));
+        let tokenizer = Tokenizer::parse("t", own.json.to_string().as_bytes()).unwrap();
+        let text = "<tool_response></tool_response><think></think>";
+        assert_eq!(tokenizer.encode(text).unwrap(), [151_665, 151_666, 151_667, 151_668]);
+        assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap(), true), text);
+        assert_eq!(own.end, 151_669);
     }
 }

@@ -6,17 +6,19 @@
 mod bpe;
 mod normal;
 mod presets;
+mod qwen3;
 mod siglip;
 #[cfg(test)]
 mod tests;
 pub(crate) mod weights;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
 
-use reel_input::chat::CHAT_TEMPLATE;
-use reel_input::config::ModelConfig;
+use reel_input::chat::{CHAT_TEMPLATE, QWEN3_CHAT_TEMPLATE};
+use reel_input::config::{Family, ModelConfig};
 use reel_input::tensor_file::StoredDType;
 use reel_support::diagnostic::TemporaryPaths;
 use reel_support::files::{FOLDER_LOCK_FILE, FolderLock, write_atomically};
@@ -56,13 +58,15 @@ pub struct InitReport {
 
 /// Writes a model folder for a preset. The folder `out` must be new or empty.
 pub fn init_model_folder(options: &InitOptions, out: &Path) -> Result<InitReport> {
-    let tokenizer = small_tokenizer(options.preset.first_added_token_id());
+    let tokenizer = options.preset.tokenizer();
     let dtype = options.dtype.unwrap_or(options.preset.default_dtype());
     let config = config_json(options, &tokenizer)?;
     let parsed = ModelConfig::parse(&out.join("config.json").display().to_string(), &config.to_string())?;
     let tensors: Vec<TensorSpec> =
         expected_tensors(&parsed).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
-    write_folder(&small_files(&config, &tokenizer), &tensors, out, |spec, file| {
+    let family = options.preset.family();
+    let files = small_files(family, &config, &tokenizer);
+    write_folder(&files, TensorNaming::of_family(family), &tensors, out, |spec, file| {
         weights::write_random_tensor(spec, weights::initializer(&spec.name, &spec.shape, &parsed), options.seed, file)
     })
 }
@@ -70,15 +74,15 @@ pub fn init_model_folder(options: &InitOptions, out: &Path) -> Result<InitReport
 /// Writes the model folder of [`init_model_folder`] without its weights. Such a folder is enough to read and encode
 /// training data.
 pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
-    let tokenizer = small_tokenizer(options.preset.first_added_token_id());
+    let tokenizer = options.preset.tokenizer();
     let config = config_json(options, &tokenizer)?;
     make_empty(out)?;
-    write_small_files(&small_files(&config, &tokenizer), out)
+    write_small_files(&small_files(options.preset.family(), &config, &tokenizer), out)
 }
 
 /// The config that [`init_model_folder`] would write, for `reel plan --preset`.
 pub fn preset_config(options: &InitOptions) -> Result<ModelConfig> {
-    let tokenizer = small_tokenizer(options.preset.first_added_token_id());
+    let tokenizer = options.preset.tokenizer();
     let config = config_json(options, &tokenizer)?;
     ModelConfig::parse("--preset", &config.to_string())
 }
@@ -86,6 +90,7 @@ pub fn preset_config(options: &InitOptions) -> Result<ModelConfig> {
 /// Writes the small files and the weights into the folder `out`. After an error, removes what was written.
 fn write_folder(
     files: &[(&str, String)],
+    naming: TensorNaming,
     tensors: &[TensorSpec],
     out: &Path,
     fill: impl FnMut(&TensorSpec, &mut dyn io::Write) -> io::Result<()>,
@@ -94,7 +99,7 @@ fn write_folder(
     make_empty(out)?;
     let paths = files.iter().map(|(name, _)| out.join(name)).chain([out.join("model.safetensors")]);
     let _unfinished = TemporaryPaths::new(paths);
-    let large = || write_weights(out, TensorNaming::Classic, tensors, MAX_SHARD_BYTES, fill);
+    let large = || write_weights(out, naming, tensors, MAX_SHARD_BYTES, fill);
     if let Err(error) = write_small_files(files, out).and_then(|()| large()) {
         // Ignores errors, because the error that interrupted the writing is returned. The lock removes the folder.
         files.iter().for_each(|(name, _)| drop(fs::remove_file(out.join(name))));
@@ -136,18 +141,47 @@ fn config_json(options: &InitOptions, tokenizer: &SmallTokenizer) -> Result<Valu
     Ok(options.preset.config_json(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end))
 }
 
-fn small_files(config: &Value, tokenizer: &SmallTokenizer) -> Vec<(&'static str, String)> {
+fn small_files(family: Family, config: &Value, tokenizer: &SmallTokenizer) -> Vec<(&'static str, String)> {
     let pretty = |value: &Value| format!("{value:#}\n");
-    let generation = json!({
-        "bos_token_id": tokenizer.added["<|endoftext|>"],
-        "pad_token_id": tokenizer.added["<|endoftext|>"],
+    let ids = &tokenizer.added;
+    let (template, generation, preprocessor) = match family {
+        Family::Qwen25Vl => (CHAT_TEMPLATE, qwen25_generation_config(ids), qwen25_image_processor()),
+        Family::Qwen3Vl => (QWEN3_CHAT_TEMPLATE, qwen3::generation_config(ids), qwen3::image_processor()),
+    };
+    let mut tokenizer_config = tokenizer.config.clone();
+    tokenizer_config["chat_template"] = json!(template);
+    let mut files = vec![
+        ("config.json", pretty(config)),
+        ("generation_config.json", pretty(&generation)),
+        ("preprocessor_config.json", pretty(&preprocessor)),
+        ("chat_template.json", pretty(&json!({"chat_template": template}))),
+        ("tokenizer.json", pretty(&tokenizer.json)),
+        ("tokenizer_config.json", pretty(&tokenizer_config)),
+        ("vocab.json", tokenizer.vocab.to_string()),
+        ("merges.txt", MERGES.to_string()),
+    ];
+    if family == Family::Qwen3Vl {
+        files.push(("video_preprocessor_config.json", pretty(&qwen3::video_processor())));
+    }
+    files
+}
+
+/// The content of generation_config.json of Qwen2.5-VL.
+fn qwen25_generation_config(ids: &BTreeMap<&str, u32>) -> Value {
+    json!({
+        "bos_token_id": ids["<|endoftext|>"],
+        "pad_token_id": ids["<|endoftext|>"],
         "do_sample": true,
-        "eos_token_id": [tokenizer.added["<|im_end|>"], tokenizer.added["<|endoftext|>"]],
+        "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
         "repetition_penalty": 1.0,
         "temperature": 1e-6,
         "transformers_version": "4.49.0",
-    });
-    let preprocessor = json!({
+    })
+}
+
+/// The content of preprocessor_config.json of Qwen2.5-VL.
+fn qwen25_image_processor() -> Value {
+    json!({
         "min_pixels": 3136,
         "max_pixels": 12_845_056,
         "patch_size": 14,
@@ -157,17 +191,5 @@ fn small_files(config: &Value, tokenizer: &SmallTokenizer) -> Vec<(&'static str,
         "image_std": [0.26862954, 0.26130258, 0.27577711],
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen2_5_VLProcessor",
-    });
-    let mut tokenizer_config = tokenizer.config.clone();
-    tokenizer_config["chat_template"] = json!(CHAT_TEMPLATE);
-    vec![
-        ("config.json", pretty(config)),
-        ("generation_config.json", pretty(&generation)),
-        ("preprocessor_config.json", pretty(&preprocessor)),
-        ("chat_template.json", pretty(&json!({"chat_template": CHAT_TEMPLATE}))),
-        ("tokenizer.json", pretty(&tokenizer.json)),
-        ("tokenizer_config.json", pretty(&tokenizer_config)),
-        ("vocab.json", tokenizer.vocab.to_string()),
-        ("merges.txt", MERGES.to_string()),
-    ]
+    })
 }

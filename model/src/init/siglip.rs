@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::weights::{self, WeightInitializer};
 use super::{InitReport, write_folder};
+use crate::checkpoint::TensorNaming;
 use crate::error::Result;
 use crate::save::TensorSpec;
 use crate::siglip::{SiglipConfig, expected_tensors};
@@ -30,7 +31,7 @@ pub fn init_siglip(dtype: StoredDType, seed: u64, out: &Path) -> Result<InitRepo
         ("tokenizer.json", pretty(tokenizer(&pieces))),
         ("tokenizer_config.json", pretty(tokenizer_config())),
     ];
-    write_folder(&files, &tensors, out, |spec, file| {
+    write_folder(&files, TensorNaming::Classic, &tensors, out, |spec, file| {
         weights::write_random_tensor(spec, initializer(&spec.name, &spec.shape), seed, file)
     })
 }

@@ -22,9 +22,9 @@ pub(super) enum WeightInitializer {
     Normal(f32),
 }
 
-/// Returns how a tensor is initialised. Biases are 0, norm weights 1. Matrices keep the scale of their input
-/// (standard deviation 0.9/√inputs, which is the usual 0.02 at a width of 2048). In layers whose output is added to
-/// the residual, the standard deviation falls with the number of layers. The output layer is so small that all tokens
+/// Returns how a tensor is initialised. Biases are 0, norm weights 1, and learned positions have standard deviation
+/// 0.02. Matrices keep the scale of their input (standard deviation 0.9/√inputs, which is the usual 0.02 at a width of
+/// 2048). In layers whose output is added to the residual, the standard deviation falls with the number of layers. The output layer is so small that all tokens
 /// are nearly equally likely.
 pub(super) fn initializer(name: &str, shape: &[usize], config: &ModelConfig) -> WeightInitializer {
     if name.ends_with(".bias") {
@@ -36,9 +36,11 @@ pub(super) fn initializer(name: &str, shape: &[usize], config: &ModelConfig) -> 
     let inputs: usize = shape[1..].iter().product();
     let plain = 0.9 / (inputs as f32).sqrt();
     let layers = if name.starts_with("visual.") { config.vision.depth } else { config.text.num_hidden_layers };
-    let adds =
-        name.ends_with("o_proj.weight") || name.ends_with("attn.proj.weight") || name.ends_with("down_proj.weight");
+    let adds = ["o_proj.weight", "attn.proj.weight", "down_proj.weight", "mlp.linear_fc2.weight"]
+        .iter()
+        .any(|end| name.ends_with(end));
     WeightInitializer::Normal(match name {
+        "visual.pos_embed.weight" => 0.02,
         "model.embed_tokens.weight" if !config.tie_word_embeddings => 0.02,
         "model.embed_tokens.weight" | "lm_head.weight" => 0.25 / (inputs as f32).sqrt(),
         _ if adds => plain / (2.0 * layers.max(1) as f32).sqrt(),

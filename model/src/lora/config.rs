@@ -4,6 +4,7 @@
 use std::io;
 use std::path::Path;
 
+use reel_input::config::Family;
 use reel_support::diagnostic::input;
 use regex::Regex;
 use serde_json::{Map, Value, json};
@@ -190,7 +191,7 @@ fn is_set(value: &Value) -> bool {
 /// The adapter_config.json of an adapter that this program trained. The field `exclude_modules` keeps the adapter out
 /// of the vision tower, where layers may match the target names too. Old versions of PEFT know all fields except
 /// `exclude_modules`. They add adapters of zeros to the vision tower, which do not change results.
-pub(super) fn adapter_config_json(spec: &LoraSpec, base: &str) -> Value {
+pub(super) fn adapter_config_json(spec: &LoraSpec, family: Family, base: &str) -> Value {
     let alpha = match spec.alpha.fract() == 0.0 && spec.alpha.abs() < 1e15 {
         true => json!(spec.alpha as i64),
         false => json!(spec.alpha),
@@ -206,7 +207,7 @@ pub(super) fn adapter_config_json(spec: &LoraSpec, base: &str) -> Value {
         "modules_to_save": null,
         "peft_type": "LORA",
         "r": spec.r,
-        "target_modules": spec.target_names(),
+        "target_modules": spec.target_names(family),
         "task_type": "CAUSAL_LM",
         "use_dora": false,
         "use_rslora": false,

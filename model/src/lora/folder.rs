@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use reel_device::MappedFile;
-use reel_input::config::ModelConfig;
+use reel_input::config::{Family, ModelConfig};
 use reel_input::tensor_file::{HeaderTensor, StoredDType, read_header};
 use reel_support::files::write_temporary;
 use reel_support::hub::{Hub, Repository};
@@ -299,6 +299,8 @@ fn fault(path: &Path, tensor: &str, what: impl Into<String>, help: &str) -> Erro
 pub struct AdapterFolder<'a> {
     /// The adapter.
     pub spec: &'a LoraSpec,
+    /// The family of the base model.
+    pub family: Family,
     /// The value of `base_model_name_or_path`: an absolute path or a hub id.
     pub base: &'a str,
     /// The base model's tokenizer and templates.
@@ -318,7 +320,7 @@ pub fn save_adapter(
 ) -> Result<()> {
     std::fs::create_dir_all(out).map_err(|e| Error::cannot_write(out, e))?;
     let mut files = folder.small_files.write_tokenizer_and_processor_files(out)?;
-    let config = format!("{:#}\n", adapter_config_json(folder.spec, folder.base));
+    let config = format!("{:#}\n", adapter_config_json(folder.spec, folder.family, folder.base));
     files.push(write_temporary(&out.join(ADAPTER_CONFIG_FILE), config.as_bytes())?);
     let rename = |name: &str| format!("{PREFIX}{}", TensorNaming::Nested.from_classic_name(name));
     write_tensor_file_and_finish(files, &out.join(ADAPTER_WEIGHTS_FILE), rename, tensors, fill)

@@ -19,7 +19,7 @@ mod variants_tests;
 use std::sync::Arc;
 
 use reel_device::{DType, Device, MemoryCategory};
-use reel_input::config::ModelConfig;
+use reel_input::config::{Family, ModelConfig};
 use reel_runtime::Tensor;
 use reel_runtime::ops::Lora;
 use reel_support::philox;
@@ -47,7 +47,8 @@ pub struct LinearLayer {
     pub inner: usize,
 }
 
-/// All layers of a model that support an adapter: the linear layers except output head. Tables are no layers.
+/// All layers of a model that support an adapter: the linear layers except the output layer. Tables (of embeddings and
+/// of learned positions) and the convolution of the patch embedding are no linear layers.
 pub fn linear_layers(config: &ModelConfig) -> Vec<LinearLayer> {
     let layer = |(name, shape): (String, Vec<usize>)| match (name.strip_suffix(".weight"), &shape[..]) {
         (Some("model.embed_tokens" | "lm_head" | "visual.pos_embed"), _) => None,
@@ -98,7 +99,7 @@ impl LoraSpec {
             matches(&layer.name) || matches(&name)
         };
         if let Some(target) = self.targets.iter().find(|target| !all.iter().any(|layer| named(layer, target))) {
-            return Err(UnknownLoraTarget { target: target.clone(), known: self.known() });
+            return Err(UnknownLoraTarget { target: target.clone(), known: self.known(config.family()) });
         }
         Ok(all.into_iter().filter(|layer| self.targets.iter().any(|target| named(layer, target))).collect())
     }
@@ -107,22 +108,39 @@ impl LoraSpec {
         self.targets == [ALL_LINEAR]
     }
 
-    /// The short names (such as `q_proj`) of all layers that can be targets.
-    fn known(&self) -> Vec<&'static str> {
-        let vision: &[&str] = if self.vision { &["qkv", "attn.proj", "mlp.0", "mlp.2"] } else { &[] };
+    /// The short names (such as `q_proj`) of all layers that can be targets in a model of `family`. The name `proj` alone
+    /// would also match the patch embedding in PEFT.
+    fn known(&self, family: Family) -> Vec<&'static str> {
+        let vision: &[&str] = match family {
+            _ if !self.vision => &[],
+            Family::Qwen25Vl => &["qkv", "attn.proj", "mlp.0", "mlp.2"],
+            Family::Qwen3Vl => &["attn.qkv", "attn.proj", "linear_fc1", "linear_fc2"],
+        };
         DECODER_LINEAR_LAYERS.into_iter().chain(vision.iter().copied()).collect()
     }
 
-    /// The targets by the names of the file ([`save_adapter`]); `all-linear` is replaced by the names of all layers,
-    /// because old versions of PEFT do not know it.
-    fn target_names(&self) -> Vec<String> {
-        let names = if self.is_all() { self.known() } else { self.targets.iter().map(String::as_str).collect() };
+    /// The targets by the names of the file ([`save_adapter`]) of a model of `family`; `all-linear` is replaced by the
+    /// names of all layers, because old versions of PEFT do not know it.
+    fn target_names(&self, family: Family) -> Vec<String> {
+        let names = match self.is_all() {
+            true => self.known(family),
+            false => self.targets.iter().map(|target| peft_target(family, target)).collect(),
+        };
         names.into_iter().map(|name| TensorNaming::Nested.from_classic_name(name)).collect()
     }
 
     /// The factor by which `B A x` is multiplied: alpha divided by the rank.
     pub fn scale(&self) -> f32 {
         (self.alpha / self.r as f64) as f32
+    }
+}
+
+/// The name by which PEFT selects the layers of the target `target`. PEFT would also put an adapter on the patch embedding
+/// (a Conv3d) for `proj`, so Qwen3-VL gets the name of the attention's output projection.
+fn peft_target(family: Family, target: &str) -> &str {
+    match (family, target) {
+        (Family::Qwen3Vl, "proj") => "attn.proj",
+        _ => target,
     }
 }
 

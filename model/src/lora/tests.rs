@@ -14,6 +14,7 @@ use crate::checkpoint::Checkpoint;
 use crate::quantization::Quantization;
 use crate::qwen2_5_vl::ForwardOptions;
 use crate::save::{ConfigAndTokenizerFiles, TensorSpec, write_tensor_file_and_finish};
+use crate::testing::qwen3_config;
 use crate::weights::widen_to_f32;
 
 pub(super) fn golden(name: &str) -> PathBuf {
@@ -273,13 +274,56 @@ fn targets_match_layers_like_peft() {
     assert_eq!(names(&["model.language_model.layers.0.mlp.up_proj"], false), ["model.layers.0.mlp.up_proj"]);
     // A saved config lists layer names instead of all-linear; they must match the same layers.
     let all = spec(&[ALL_LINEAR], true);
-    let written = LoraSpec { targets: all.target_names(), ..all.clone() };
+    let written = LoraSpec { targets: all.target_names(Family::Qwen25Vl), ..all.clone() };
     assert_eq!(written.target_layers(&config()).unwrap(), all.target_layers(&config()).unwrap());
     for (target, vision) in
         [("lm_head", true), ("embed_tokens", true), ("qkv", false), ("q_prj", true), ("_proj", true)]
     {
         assert_eq!(spec(&["v_proj", target], vision).target_layers(&config()).unwrap_err().target, target);
     }
+}
+
+/// In Qwen3-VL, `all-linear` selects every linear layer except the output layer: no table and no convolution.
+#[test]
+fn targets_of_qwen3_match_layers_like_peft() {
+    let config = ModelConfig { tie_word_embeddings: false, ..qwen3_config() };
+    let names = |targets: &[&str], vision| -> Vec<String> {
+        spec(targets, vision).target_layers(&config).unwrap().into_iter().map(|layer| layer.name).collect()
+    };
+    let is_linear = |name: &str| {
+        let tables = ["lm_head", "embed_tokens", "pos_embed", "patch_embed", "norm"];
+        !tables.iter().any(|part| name.contains(part))
+    };
+    let all: Vec<String> = crate::checkpoint::expected_tensors(&config)
+        .into_iter()
+        .filter_map(|(name, _)| Some(name.strip_suffix(".weight")?.to_string()))
+        .filter(|name| is_linear(name))
+        .collect();
+    // Two decoder layers, four vision blocks, the merger and two DeepStack mergers.
+    assert_eq!((all.len(), &names(&[ALL_LINEAR], true)), (2 * 7 + 4 * 4 + 3 * 2, &all));
+    assert_eq!(names(&[ALL_LINEAR], false).len(), 2 * 7);
+    assert_eq!(names(&["linear_fc1"], true).len(), 4 + 3);
+    assert_eq!(names(&["proj"], true), names(&["attn.proj"], true));
+    let own = spec(&["proj", "deepstack_merger_list.1.linear_fc2"], true).target_names(Family::Qwen3Vl);
+    assert_eq!(own, ["attn.proj", "deepstack_merger_list.1.linear_fc2"]);
+    for vision in [false, true] {
+        let all = spec(&[ALL_LINEAR], vision);
+        let written = LoraSpec { targets: all.target_names(Family::Qwen3Vl), ..all.clone() };
+        assert_eq!(written.target_layers(&config).unwrap(), all.target_layers(&config).unwrap());
+        for target in ["mlp.0", "pos_embed", "patch_embed.proj", "lm_head", "q_norm"] {
+            let error = spec(&[target], vision).target_layers(&config).unwrap_err();
+            assert_eq!((&error.target[..], error.known.contains(&"linear_fc2")), (target, vision));
+        }
+    }
+}
+
+#[test]
+fn adapters_of_the_other_family_are_refused_by_name() {
+    let folder = golden("lora/all_linear");
+    let error = Adapter::open(&folder).unwrap().check(&qwen3_config()).unwrap_err().to_string();
+    let file = folder.join(ADAPTER_WEIGHTS_FILE).display().to_string();
+    assert!(error.starts_with(&format!("{file}: base_model.model.")) && !error.contains('\n'), "{error}");
+    assert!(error.contains("a layer that the model does not have") || error.contains("has shape ["), "{error}");
 }
 
 /// Saves some adapter tensors of the decoder, then reads the folder back.
@@ -295,7 +339,8 @@ fn saved_adapter_reads_back_equal() {
     };
     let tensors: Vec<TensorSpec> = names.iter().flat_map(|n| [matrix(n, "lora_A"), matrix(n, "lora_B")]).collect();
     let small_files = ConfigAndTokenizerFiles::read(&base()).unwrap();
-    let folder = AdapterFolder { spec: &spec, base: "/models/base", small_files: &small_files };
+    let folder =
+        AdapterFolder { spec: &spec, family: Family::Qwen25Vl, base: "/models/base", small_files: &small_files };
     save_adapter(dir.path(), folder, &tensors, |spec, to| {
         let (layer, part) = spec.name.strip_suffix(".weight").unwrap().rsplit_once('.').unwrap();
         let pair = adapter.matrices(layer).unwrap().unwrap();

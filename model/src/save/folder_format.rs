@@ -9,12 +9,16 @@
 //! | chat_template.json, and `chat_template` in tokenizer_config.json | chat_template.jinja |
 //! | `additional_special_tokens` in tokenizer_config.json | `extra_special_tokens` |
 //!
+//! Qwen3-VL has `text_config` and `dtype` in both layouts, because transformers knows it from version 4.57 on. Its
+//! settings of the rotary embedding and its other files are converted as above.
+//!
 //! Both versions read vocab.json and merges.txt only if there is no tokenizer.json, so these two files are not
 //! converted.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use reel_input::config::Family;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
@@ -23,7 +27,7 @@ use crate::error::{Error, Result};
 /// writes them. This program reads folders of both layouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FolderFormat {
-    /// The layout of transformers 4.49, which later versions of transformers read too.
+    /// The layout of transformers 4.49 (for Qwen3-VL 4.57), which later versions of transformers read too.
     Transformers4,
     /// The layout of transformers 5.
     Transformers5,
@@ -61,15 +65,22 @@ pub(super) fn convert_small_files(
     files: &mut CompanionFiles,
 ) -> Result<()> {
     let config = config.as_object_mut().ok_or_else(|| not_an_object(folder, "config.json"))?;
+    let family = match config.get("model_type").and_then(Value::as_str) {
+        Some("qwen3_vl") => Family::Qwen3Vl,
+        _ => Family::Qwen25Vl,
+    };
     match format {
         FolderFormat::Transformers4 => {
-            flat_config(config);
-            separate_processors(folder, files)?;
+            match family {
+                Family::Qwen25Vl => flat_config(config),
+                Family::Qwen3Vl => qwen3_config_of_version_4(config),
+            }
+            separate_processors(family, folder, files)?;
             template_in_json(folder, files)
         }
         FolderFormat::Transformers5 => {
-            nested_config(config);
-            joint_processors(folder, files)?;
+            nested_config(family, config);
+            joint_processors(family, folder, files)?;
             template_in_jinja(folder, files)
         }
     }
@@ -104,7 +115,7 @@ fn rename(map: &mut Map<String, Value>, from: &str, to: &str) {
     }
 }
 
-fn nested_config(config: &mut Map<String, Value>) {
+fn nested_config(family: Family, config: &mut Map<String, Value>) {
     rename(config, "torch_dtype", "dtype");
     let is_top = |key: &str| TOP_KEYS.contains(&key) || key == "vision_token_id";
     let (top, text): (Map<_, _>, Map<_, _>) = std::mem::take(config).into_iter().partition(|(key, _)| is_top(key));
@@ -118,21 +129,34 @@ fn nested_config(config: &mut Map<String, Value>) {
     if let Some(dtype) = dtype {
         own.entry("dtype").or_insert(dtype);
     }
+    let dtype = own.get("dtype").cloned();
     let scaling = own.shift_remove("rope_scaling").unwrap_or_default();
     let theta = own.shift_remove("rope_theta");
     let rope = object_at(own, "rope_parameters");
-    if let Some(section) = scaling.get("mrope_section") {
-        rope.entry("mrope_section").or_insert(section.clone());
+    for key in ["mrope_interleaved", "mrope_section"] {
+        if let Some(value) = scaling.get(key) {
+            rope.entry(key).or_insert(value.clone());
+        }
     }
     if let Some(theta) = theta {
         rope.entry("rope_theta").or_insert(theta);
     }
     rope.insert("rope_type".into(), json!("default"));
-    rope.insert("type".into(), json!("mrope"));
-    own.insert("model_type".into(), json!("qwen2_5_vl_text"));
+    let (text_type, vision_type) = match family {
+        Family::Qwen25Vl => ("qwen2_5_vl_text", "qwen2_5_vl_vision"),
+        Family::Qwen3Vl => ("qwen3_vl_text", "qwen3_vl_vision"),
+    };
+    match family {
+        Family::Qwen25Vl => drop(rope.insert("type".into(), json!("mrope"))),
+        Family::Qwen3Vl => drop(rope.shift_remove("type")),
+    }
+    own.insert("model_type".into(), json!(text_type));
     let vision = object_at(config, "vision_config");
     rename(vision, "torch_dtype", "dtype");
-    vision.insert("model_type".into(), json!("qwen2_5_vl_vision"));
+    vision.insert("model_type".into(), json!(vision_type));
+    if let Some(dtype) = dtype.filter(|_| family == Family::Qwen3Vl) {
+        config.entry("dtype").or_insert(dtype);
+    }
     config.insert("transformers_version".into(), json!("5.0.0"));
 }
 
@@ -162,14 +186,34 @@ fn flat_config(config: &mut Map<String, Value>) {
     config.insert("transformers_version".into(), json!("4.49.0"));
 }
 
+/// Converts the config of Qwen3-VL to the layout of transformers 4.57, which differs from that of transformers 5 in the
+/// settings of the rotary embedding.
+fn qwen3_config_of_version_4(config: &mut Map<String, Value>) {
+    let text = object_at(config, "text_config");
+    if let Some(Value::Object(mut rope)) = text.shift_remove("rope_parameters") {
+        if let Some(theta) = rope.shift_remove("rope_theta") {
+            text.entry("rope_theta").or_insert(theta);
+        }
+        text.entry("rope_scaling").or_insert(Value::Object(rope));
+    }
+    let vision = object_at(config, "vision_config");
+    vision.shift_remove("rope_parameters");
+    vision.insert("model_type".into(), json!("qwen3_vl"));
+    config.insert("transformers_version".into(), json!("4.57.0"));
+}
+
 /// Joins preprocessor_config.json and video_preprocessor_config.json into processor_config.json.
-fn joint_processors(folder: &Path, files: &mut CompanionFiles) -> Result<()> {
+fn joint_processors(family: Family, folder: &Path, files: &mut CompanionFiles) -> Result<()> {
+    let (processor_class, video_class) = match family {
+        Family::Qwen25Vl => ("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
+        Family::Qwen3Vl => ("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
+    };
     let mut joint = read(folder, files, "processor_config.json")?.unwrap_or_default();
     let image = read(folder, files, "preprocessor_config.json")?;
     let video = read(folder, files, "video_preprocessor_config.json")?;
     if let (false, Some(mut image)) = (joint.contains_key("image_processor"), image) {
         let class = image.shift_remove("processor_class");
-        joint.entry("processor_class").or_insert(class.unwrap_or_else(|| json!("Qwen2_5_VLProcessor")));
+        joint.entry("processor_class").or_insert(class.unwrap_or_else(|| json!(processor_class)));
         let edges = [("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")];
         for (pixels, edge) in edges {
             if let Some(value) = image.shift_remove(pixels) {
@@ -181,7 +225,7 @@ fn joint_processors(folder: &Path, files: &mut CompanionFiles) -> Result<()> {
     if let Some(image) = joint.get("image_processor").cloned() {
         let shared = SHARED_WITH_VIDEO.iter().filter_map(|key| Some((key.to_string(), image.get(*key)?.clone())));
         let mut of_image: Map<String, Value> = shared.collect();
-        of_image.insert("video_processor_type".into(), json!("Qwen2VLVideoProcessor"));
+        of_image.insert("video_processor_type".into(), json!(video_class));
         joint.entry("video_processor").or_insert(Value::Object(video.unwrap_or(of_image)));
         files.remove("preprocessor_config.json");
         files.remove("video_preprocessor_config.json");
@@ -191,11 +235,12 @@ fn joint_processors(folder: &Path, files: &mut CompanionFiles) -> Result<()> {
 }
 
 /// Splits processor_config.json into preprocessor_config.json and video_preprocessor_config.json.
-fn separate_processors(folder: &Path, files: &mut CompanionFiles) -> Result<()> {
+fn separate_processors(family: Family, folder: &Path, files: &mut CompanionFiles) -> Result<()> {
     let Some(mut joint) = read(folder, files, "processor_config.json")? else { return Ok(()) };
     let Some(Value::Object(mut image)) = joint.shift_remove("image_processor") else { return Ok(()) };
     for (pixels, edge) in [("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")] {
-        if let Some(value) = image.get("size").and_then(|size| size.get(edge)).cloned() {
+        let value = image.get("size").and_then(|size| size.get(edge)).cloned();
+        if let Some(value) = value.filter(|_| family == Family::Qwen25Vl) {
             image.entry(pixels).or_insert(value);
         }
     }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::checkpoint::{Checkpoint, TensorNaming, expected_tensors};
 use crate::error::Error;
+use crate::init::{InitOptions, Preset, init_without_weights};
 use crate::testing::{flat_config_json, tiny_config};
 
 fn specs(dtype: StoredDType) -> Vec<TensorSpec> {
@@ -202,4 +203,50 @@ fn folders_are_written_in_both_formats() {
         }
     }
     assert_eq!((&read("config.json")["hidden_size"], &read("config.json")["text_config"]), (&json!(64), &json!(null)));
+}
+
+/// The files of Qwen3-VL keep their content in the layout of transformers 5. The way back restores every key, and
+/// config.json has the dtype at its top level, too.
+#[test]
+fn folders_of_qwen3_are_written_in_both_formats() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = InitOptions { preset: Preset::Qwen3Tiny, layers: None, vocab: None, dtype: None, seed: 0 };
+    init_without_weights(&options, folder.path()).unwrap();
+    let read = |name: &str| -> Value { serde_json::from_slice(&fs::read(folder.path().join(name)).unwrap()).unwrap() };
+    const JSON: [&str; 5] = [
+        "config.json",
+        "preprocessor_config.json",
+        "video_preprocessor_config.json",
+        "chat_template.json",
+        "tokenizer_config.json",
+    ];
+    let (before, config) = (JSON.map(read), ModelConfig::open(folder.path()).unwrap());
+    let settings = open_preprocessor_config(folder.path(), &config).unwrap();
+    ConfigAndTokenizerFiles::convert_folder(folder.path(), FolderFormat::Transformers5).unwrap();
+    let root = read("config.json");
+    assert_eq!(
+        root["text_config"]["rope_parameters"],
+        json!({"mrope_interleaved": true, "mrope_section": [12, 10, 10], "rope_theta": 5_000_000, "rope_type": "default"})
+    );
+    assert_eq!((&root["dtype"], &root["text_config"]["rope_scaling"]), (&json!("float32"), &json!(null)));
+    assert_eq!(root["vision_config"]["model_type"], "qwen3_vl_vision");
+    let processor = read("processor_config.json");
+    assert_eq!(processor["processor_class"], "Qwen3VLProcessor");
+    assert_eq!(processor["video_processor"]["size"], before[2]["size"]);
+    assert_eq!(processor["image_processor"]["size"], before[1]["size"]);
+    assert!(folder.path().join("chat_template.jinja").exists() && !folder.path().join(JSON[1]).exists());
+    assert_eq!(ModelConfig::open(folder.path()).unwrap(), config);
+    assert_eq!(open_preprocessor_config(folder.path(), &config).unwrap(), settings);
+    ConfigAndTokenizerFiles::convert_folder(folder.path(), FolderFormat::Transformers4).unwrap();
+    for (name, mut then) in JSON.into_iter().zip(before) {
+        let mut now = read(name);
+        if name == "config.json" {
+            then["dtype"] = json!("float32");
+        }
+        if name == "preprocessor_config.json" {
+            // The name of the class in both layouts.
+            now["image_processor_type"] = then["image_processor_type"].clone();
+        }
+        assert_eq!(now, then, "{name}");
+    }
 }

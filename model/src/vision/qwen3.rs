@@ -86,13 +86,18 @@ impl VisionTower {
         })
     }
 
+    /// All tensors, in the order in which a forward pass uses them.
     pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        let mergers = [&self.merger].into_iter().chain(&self.deepstack_mergers);
-        self.patch_embed
-            .tensors()
-            .chain([&self.position_table])
-            .chain(self.blocks.iter().flat_map(|block| block.tensors()))
-            .chain(mergers.flat_map(Merger::tensors))
+        let blocks = self.blocks.iter().enumerate().flat_map(|(i, block)| {
+            block.tensors().chain(self.deepstack_merger(i).into_iter().flat_map(Merger::tensors))
+        });
+        self.patch_embed.tensors().chain([&self.position_table]).chain(blocks).chain(self.merger.tensors())
+    }
+
+    /// The merger whose DeepStack feature is computed from the output of block `block`; `None` if there is none.
+    fn deepstack_merger(&self, block: usize) -> Option<&Merger> {
+        let feature = self.own.deepstack_block_indexes.iter().position(|&other| other == block)?;
+        self.deepstack_mergers.get(feature)
     }
 
     pub(super) fn linear_layers_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
@@ -128,8 +133,8 @@ impl VisionTower {
                     }
                     _ => block.forward(cx, x.clone(), &rotary, &frames)?,
                 };
-                if let Some(feature) = self.own.deepstack_block_indexes.iter().position(|&block| block == i) {
-                    deepstack.push(self.deepstack_mergers[feature].forward(cx, &x)?);
+                if let Some(merger) = self.deepstack_merger(i) {
+                    deepstack.push(merger.forward(cx, &x)?);
                 }
                 Ok::<_, crate::error::Error>(x)
             })?;

@@ -163,7 +163,8 @@ pub struct RunOptions {
     /// Freeze the vision tower and its merger (--freeze-merger false: the tower alone)
     #[arg(long)]
     pub freeze_vision: bool,
-    /// Freeze the merger between vision tower and decoder [default: as --freeze-vision]
+    /// Freeze the merger between vision tower and decoder, in Qwen3-VL with the DeepStack mergers [default: as
+    /// --freeze-vision]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub freeze_merger: Option<bool>,
     /// Freeze the decoder with its embeddings: train the vision tower and its merger
@@ -181,7 +182,8 @@ pub struct RunOptions {
     /// Weight decay of AdamW
     #[arg(long, value_name = "W", default_value_t = 0.0)]
     pub weight_decay: f64,
-    /// Exclude all norm weights from weight decay [default: exclude biases, and names with layernorm or rmsnorm]
+    /// Exclude all norm weights from weight decay [default: exclude biases, and names with layernorm or rmsnorm; in
+    /// Qwen3-VL all norms]
     #[arg(long)]
     pub no_decay_norms: bool,
     /// Beta 1 of AdamW: decay rate of the first moment

@@ -1,7 +1,7 @@
 //! The hyperparameters of a run: learning rate and weight decay of each parameter in each step, gradient clipping,
 //! gradient accumulation.
 
-use reel_input::config::ModelConfig;
+use reel_input::config::{Family, ModelConfig};
 use reel_model::flops::TrainedParts;
 use reel_model::lora::LoraSpec;
 use reel_runtime::optim::{AdamWParams, LearningRateSchedule, MomentFormat, ScheduleKind};
@@ -91,10 +91,16 @@ impl Hyperparameters {
         Self { seed, ..self }
     }
 
+    /// Returns the hyperparameters for a model of `family`. All versions of transformers that know Qwen3-VL exclude its
+    /// norms from weight decay.
+    pub fn for_family(self, family: Family) -> Self {
+        Self { no_decay_norms: self.no_decay_norms || family == Family::Qwen3Vl, ..self }
+    }
+
     /// Whether the model weight `name` is trained. With LoRA, no model weight is trained. Names have the form used
     /// before transformers 4.52 (`visual.…`, `model.…`).
     pub fn is_trained(&self, name: &str) -> bool {
-        let is_frozen = if name.starts_with("visual.merger.") {
+        let is_frozen = if is_of_merger(name) {
             self.freeze_merger
         } else if name.starts_with("visual.") {
             self.freeze_vision
@@ -138,7 +144,7 @@ impl Hyperparameters {
 
     /// The AdamW hyperparameters of one parameter in step `step`.
     pub fn adamw_params_of(&self, name: &str, step: u64) -> AdamWParams {
-        let peak = if name.starts_with("visual.merger.") {
+        let peak = if is_of_merger(name) {
             self.merger
         } else if name.starts_with("visual.") {
             self.vision
@@ -166,8 +172,17 @@ impl Hyperparameters {
     }
 }
 
+/// Whether a weight belongs to the mergers between vision tower and decoder, which include the DeepStack mergers of
+/// Qwen3-VL.
+fn is_of_merger(name: &str) -> bool {
+    name.starts_with("visual.merger.") || name.starts_with("visual.deepstack_merger_list.")
+}
+
 #[cfg(test)]
 mod tests {
+    use reel_model::checkpoint::expected_tensors;
+    use reel_model::init::{InitOptions, Preset, preset_config};
+
     use super::*;
 
     fn hyperparameters(change: impl FnOnce(&mut RunOptions)) -> Hyperparameters {
@@ -204,6 +219,33 @@ mod tests {
             assert_eq!((decay(&plain, name), decay(&spared, name)), (0.1, 0.0), "{name}");
         }
         assert_eq!(decay(&spared, "model.layers.0.mlp.up_proj.weight"), 0.1);
+    }
+
+    /// In Qwen3-VL neither norms nor biases have weight decay; all tables and matrices have.
+    #[test]
+    fn weight_decay_of_qwen3_excludes_all_vectors() {
+        let options = InitOptions { preset: Preset::Qwen3Tiny, layers: None, vocab: None, dtype: None, seed: 0 };
+        let hyperparameters = hyperparameters(|_| ()).for_family(Family::Qwen3Vl);
+        for (name, shape) in expected_tensors(&preset_config(&options).unwrap()) {
+            let decay = hyperparameters.adamw_params_of(&name, 1).weight_decay;
+            assert_eq!(decay, if shape.len() == 1 { 0.0 } else { 0.1 }, "{name}");
+        }
+    }
+
+    /// The DeepStack mergers of Qwen3-VL are frozen and trained with the merger.
+    #[test]
+    fn deepstack_mergers_count_as_merger() {
+        let name = "visual.deepstack_merger_list.1.linear_fc1.weight";
+        for (freeze_vision, freeze_merger, is_trained) in
+            [(true, None, false), (true, Some(false), true), (false, Some(true), false)]
+        {
+            let hyperparameters =
+                hyperparameters(|o| (o.freeze_vision, o.freeze_merger) = (freeze_vision, freeze_merger));
+            assert_eq!(hyperparameters.is_trained(name), is_trained);
+            assert_eq!(hyperparameters.is_trained("visual.pos_embed.weight"), !freeze_vision);
+        }
+        let own = hyperparameters(|o| o.learning_rate_merger = Some(2.0));
+        assert_eq!(own.adamw_params_of(name, 1), own.adamw_params_of("visual.merger.linear_fc1.weight", 1));
     }
 
     #[test]

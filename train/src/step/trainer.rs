@@ -141,6 +141,7 @@ impl Trainer {
         hyperparameters: Hyperparameters,
         ranks: Option<Arc<Ranks>>,
     ) -> Result<Self> {
+        let hyperparameters = hyperparameters.for_family(config.family());
         let ranks = ranks.filter(|ranks| ranks.size() > 1);
         // The ranks on one machine share its host memory.
         let sharing = match &ranks {

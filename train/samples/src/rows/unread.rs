@@ -103,8 +103,8 @@ fn repeats(name: &str, value: &Value, messages: &[Value]) -> bool {
     messages.windows(list.len()).any(|part| part.iter().zip(&list).all(|(a, b)| is_same(a, b)))
 }
 
-/// Refuses a row with descriptions of tools. The chat template of Qwen2.5-VL does not show tools, so the model would
-/// learn to call tools that its prompt does not describe.
+/// Refuses a row with descriptions of tools. Training prompts do not show them, so the model would learn to call tools
+/// that its prompt does not describe.
 fn refuse_tools(columns: &Map<String, Value>) -> Result<(), Diagnostic> {
     let help = "write the tools into the system message, or remove the column";
     match is_object_or_list(columns, "tools") {

@@ -182,14 +182,15 @@ impl TrainedWeights {
     }
 
     fn write_adapter(&self, folder: &Path, spec: &LoraSpec) -> Result<()> {
-        let Self { dtype, trained, origin, .. } = self;
+        let Self { dtype, trained, origin, config, .. } = self;
         let stored = |(name, t): (&String, &StoredTensor)| TensorSpec {
             name: name.clone(),
             dtype: *dtype,
             shape: t.shape.clone(),
         };
         let tensors: Vec<TensorSpec> = trained.iter().map(stored).collect();
-        let about = AdapterFolder { spec, base: &origin.name, small_files: &origin.small_files };
+        let about =
+            AdapterFolder { spec, family: config.family(), base: &origin.name, small_files: &origin.small_files };
         let missing = |name: &str| io::Error::other(format!("{name} is not trained"));
         let fill = |spec: &TensorSpec, to: &mut dyn Write| {
             let stored = trained.get(&spec.name).ok_or_else(|| missing(&spec.name))?;
