@@ -43,6 +43,7 @@ macro_rules! kernels {
 // A new kernel adds its folder's name here.
 kernels! {
     adamw
+    add_rows
     advance
     attention
     block_copy
