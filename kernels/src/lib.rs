@@ -68,6 +68,7 @@ kernels! {
     rms_norm
     rope
     rope_kv_write
+    rope_kv_write_norm
     rows
     sample
     skinny
