@@ -43,6 +43,7 @@ macro_rules! kernels {
 // A new kernel adds its folder's name here.
 kernels! {
     adamw
+    add_rows
     advance
     attention
     block_copy
@@ -67,6 +68,7 @@ kernels! {
     rms_norm
     rope
     rope_kv_write
+    rope_kv_write_norm
     rows
     sample
     skinny

@@ -40,22 +40,27 @@ pub(crate) fn plan_fwd(symbols: [&'static str; 2], rows: u32, cols: u32, arch: &
     cuh::ThreadsPerRow::new(cols).plan_row_loop(symbols, rows, 256, if cols > 4096 { 1 } else { 4 }, arch)
 }
 
-/// Plans the backward kernel of RMS or layer normalisation. The symbols are the kernel for rows of usual length, the
-/// kernel for long rows, and the kernel that adds up the column sums of all blocks of rows. `sums` is the number of
-/// column sums per block of rows; if `dw` (or the workspace) is null, no column sums are computed.
-pub(crate) fn plan_bwd(
+/// Plans the backward kernel of RMS normalisation. The symbols are the kernel for rows of usual length, the
+/// kernel for long rows, and the kernel that adds up the column sums of all blocks of rows. If `dw` is null, no column
+/// sums are computed.
+pub(crate) fn plan_bwd(symbols: [&'static str; 3], [rows, cols]: [u32; 2], dw: Addr, arch: &Arch) -> Vec<Stage> {
+    plan_bwd_with_sums(symbols, [rows, cols], dw, cols.into(), arch)
+}
+
+/// Like [`plan_bwd`], for a kernel with `columns` column sums per block of rows; `sums` is null if it computes none.
+pub(crate) fn plan_bwd_with_sums(
     [usual, wide, sum]: [&'static str; 3],
     [rows, cols]: [u32; 2],
-    dw: Addr,
-    sums: u64,
+    sums: Addr,
+    columns: u64,
     arch: &Arch,
 ) -> Vec<Stage> {
     let held = cuh::ThreadsPerRow::new(cols);
-    match dw {
+    match sums {
         Addr::NULL => held.plan_row_loop([usual, wide], rows, 512, 1, arch),
         _ => {
             let blocks = (rows as usize).div_ceil(rows_per_cuda_block(rows as usize));
-            held.plan_column_sums([usual, wide], sum, blocks as u64, sums)
+            held.plan_column_sums([usual, wide], sum, blocks as u64, columns)
         }
     }
 }

@@ -216,7 +216,7 @@ fn skinny_reads_only_weights_before_its_wait() {
 
 #[test]
 fn other_kernels_of_a_decode_step_access_nothing_before_their_wait() {
-    for (folder, symbols) in [("rope_kv_write", 4), ("sample", 1), ("advance", 1)] {
+    for (folder, symbols) in [("rope_kv_write", 2), ("rope_kv_write_norm", 2), ("sample", 1), ("advance", 1)] {
         check_early_launches(folder, |_| true, &[], symbols);
     }
 }

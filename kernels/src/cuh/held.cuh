@@ -32,21 +32,6 @@ __device__ __forceinline__ void for_rest(u32 cols, const F& f) {
   for (u32 at = HELD * THREADS + threadIdx.x % THREADS * VECTOR<T>; at < cols; at += THREADS * VECTOR<T>) f(at);
 }
 
-// Two sums over the same row, reduced together so that one reduction computes both.
-struct Pair {
-  float a, b;
-
-  __device__ __forceinline__ Pair& operator+=(const Pair& other) {
-    a += other.a;
-    b += other.b;
-    return *this;
-  }
-};
-
-__device__ __forceinline__ Pair shuffle_xor(const Pair& x, int mask) {
-  return {shuffle_xor(x.a, mask), shuffle_xor(x.b, mask)};
-}
-
 // Returns the sum of x over a group of THREADS threads. `scratch` holds one T per warp and must not be in use.
 template <int THREADS, class T>
 __device__ __forceinline__ T group_sum(T x, T* scratch) {

@@ -1,5 +1,5 @@
 // Shared code of the normalisation kernels (rms_norm, layer_norm): which rows a group of threads processes, and the
-// gradients of the weights, which are sums over all rows (dw of rms_norm, dw and db of layer_norm).
+// gradient of the weight, which is a sum over all rows (dw of rms_norm).
 //
 // How column sums over all rows are computed:
 //   1. A block processes rows_per_block(rows) rows, so many that all blocks of an H100 run at once; each of its groups
@@ -54,11 +54,10 @@ __device__ __forceinline__ GroupRows rows_of_group(u32 group, u64 rows, bool col
   return r;
 }
 
-// Shared memory of a block of a backward kernel. S is the type of the reduction over one row: float or Pair.
-template <class S>
+// Shared memory of a block of a backward kernel.
 struct SharedSums {
   // With two buffers, one barrier per row is enough: a thread that is one row ahead writes to the other buffer.
-  S scratch[2][BWD_BLOCK / 32];
+  float scratch[2][BWD_BLOCK / 32];
   // Column sums of every group of threads except the first: HELD / 4 vectors of four f32 per thread.
   Words<16> sums[(BWD_BLOCK - 32) * HELD / 4];
 };
@@ -135,7 +134,7 @@ __device__ __forceinline__ void sum_parts(const float* partial, u32 rows, u64 co
 
 // Macros that define the forward and the backward kernels for the element type T. SYMBOL: for rows that fit into the
 // registers of up to 256 threads. WIDE_SYMBOL: for longer rows. DW_SYMBOL: adds up the blocks' dw. The file that uses
-// the macros defines forward_any<T, BLOCK, THREADS>, backward_any<T, THREADS>, which gets a SharedSums<SUM>, and
+// the macros defines forward_any<T, BLOCK, THREADS>, backward_any<T, THREADS>, which gets a SharedSums, and
 // sum_all_parts. The variadic arguments are the launch bounds of the backward kernels.
 #define FORWARD(SYMBOL, WIDE_SYMBOL, T, PARAMS) \
   KERNEL(SYMBOL, PARAMS, FWD_BLOCK) {           \
@@ -146,17 +145,17 @@ __device__ __forceinline__ void sum_parts(const float* partial, u32 rows, u64 co
     }                                           \
   }                                             \
   KERNEL(WIDE_SYMBOL, PARAMS, WIDE, 1) { forward_any<T, WIDE, WIDE>(p); }
-#define BACKWARD(SYMBOL, WIDE_SYMBOL, DW_SYMBOL, T, PARAMS, SUM, ...) \
-  KERNEL(SYMBOL, PARAMS, __VA_ARGS__) {                               \
-    __shared__ SharedSums<SUM> shared;                                \
-    if (p.cols <= HELD * 32) {                                        \
-      backward_any<T, 32>(p, shared);                                 \
-    } else {                                                          \
-      backward_any<T, 256>(p, shared);                                \
-    }                                                                 \
-  }                                                                   \
-  KERNEL(WIDE_SYMBOL, PARAMS, __VA_ARGS__) {                          \
-    __shared__ SharedSums<SUM> shared;                                \
-    backward_any<T, BWD_BLOCK>(p, shared);                            \
-  }                                                                   \
+#define BACKWARD(SYMBOL, WIDE_SYMBOL, DW_SYMBOL, T, PARAMS, ...) \
+  KERNEL(SYMBOL, PARAMS, __VA_ARGS__) {                          \
+    __shared__ SharedSums shared;                                \
+    if (p.cols <= HELD * 32) {                                   \
+      backward_any<T, 32>(p, shared);                            \
+    } else {                                                     \
+      backward_any<T, 256>(p, shared);                           \
+    }                                                            \
+  }                                                              \
+  KERNEL(WIDE_SYMBOL, PARAMS, __VA_ARGS__) {                     \
+    __shared__ SharedSums shared;                                \
+    backward_any<T, BWD_BLOCK>(p, shared);                       \
+  }                                                              \
   KERNEL(DW_SYMBOL, PARAMS, 256) { sum_all_parts(p); }

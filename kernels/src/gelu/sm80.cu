@@ -65,7 +65,9 @@ struct Value {
 // Computes dx from x and dy.
 template <class Form>
 struct Gradient {
-  __device__ __forceinline__ void operator()(const float (&x)[2], float (&dx)[1]) const { dx[0] = x[1] * Form::slope(x[0]); }
+  __device__ __forceinline__ void operator()(const float (&x)[2], float (&dx)[1]) const {
+    dx[0] = x[1] * Form::slope(x[0]);
+  }
 };
 
 #define KERNEL(NAME, PARAMS) extern "C" __global__ void __launch_bounds__(MAP_THREADS) NAME(const __grid_constant__ PARAMS p)

@@ -28,9 +28,9 @@ mod formula;
 use crate::folder::kernel_folder;
 pub use crate::norm_rows::row_block_count;
 use reel_device::launch::kernel_for_dtype;
-use reel_device::{Addr, Cost, DType, Launch, kernel, params};
+use reel_device::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params};
 
-use crate::norm_rows::{ROWS_PER_BLOCK, plan_bwd, plan_fwd};
+use crate::norm_rows::{ROWS_PER_BLOCK, plan_bwd_with_sums, plan_fwd};
 
 params! {
     /// Parameters of the forward kernel.
@@ -104,11 +104,16 @@ kernel!(pub FWD_BF16, "layer_norm_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, 
     plan_fwd(["layer_norm_fwd_bf16", "layer_norm_fwd_bf16_wide"], p.rows, p.cols, arch)
 });
 kernel!(pub BWD_F32, "layer_norm_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, arch| {
-    plan_bwd(["layer_norm_bwd_f32", "layer_norm_bwd_f32_wide", "layer_norm_bwd_f32_dw"], [p.rows, p.cols], p.partial, 2 * u64::from(p.cols), arch)
+    plan_rows_and_sums(["layer_norm_bwd_f32", "layer_norm_bwd_f32_wide", "layer_norm_bwd_f32_dw"], p, arch)
 });
 kernel!(pub BWD_BF16, "layer_norm_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
-    plan_bwd(["layer_norm_bwd_bf16", "layer_norm_bwd_bf16_wide", "layer_norm_bwd_bf16_dw"], [p.rows, p.cols], p.partial, 2 * u64::from(p.cols), arch)
+    plan_rows_and_sums(["layer_norm_bwd_bf16", "layer_norm_bwd_bf16_wide", "layer_norm_bwd_bf16_dw"], p, arch)
 });
+
+/// Plans the backward kernel, whose blocks of rows have two sums for each column: for dw and for db.
+fn plan_rows_and_sums(symbols: [&'static str; 3], p: &BwdParams, arch: &Arch) -> Vec<Stage> {
+    plan_bwd_with_sums(symbols, [p.rows, p.cols], p.partial, 2 * u64::from(p.cols), arch)
+}
 
 /// Returns the launch of the forward kernel; `dtype` is that of x, w, b and y, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {

@@ -24,6 +24,25 @@
 
 #include "cuh/norm_rows.cuh"
 
+// Two sums over the same row, reduced together so that one reduction computes both.
+struct Pair {
+  float a, b;
+
+  __device__ __forceinline__ Pair& operator+=(const Pair& other) {
+    a += other.a;
+    b += other.b;
+    return *this;
+  }
+};
+
+// Shared memory for reductions over a row, in place of SharedSums::scratch, whose elements hold one sum.
+using PairScratch = Pair[2][BWD_BLOCK / 32];
+
+// group_sum calls this function for a Pair.
+__device__ __forceinline__ Pair shuffle_xor(const Pair& x, int mask) {
+  return {shuffle_xor(x.a, mask), shuffle_xor(x.b, mask)};
+}
+
 template <class T, int BLOCK, int THREADS, bool vector>
 __device__ __forceinline__ void forward(const FwdParams& p, float (&scratch)[2][BLOCK / 32]) {
   constexpr int V = VECTOR<T>;
@@ -106,7 +125,7 @@ __device__ __forceinline__ void forward(const FwdParams& p, float (&scratch)[2][
 }
 
 template <class T, int THREADS, bool vector>
-__device__ __forceinline__ void backward(const BwdParams& p, SharedSums<Pair>& shared) {
+__device__ __forceinline__ void backward(const BwdParams& p, PairScratch& scratch, Words<16>* sums) {
   constexpr int V = VECTOR<T>, GROUPS = BWD_BLOCK / THREADS;
   constexpr bool REST = THREADS == WIDE, KEEP = vector && !REST;
   using Row = Held<T, THREADS>;
@@ -174,7 +193,7 @@ __device__ __forceinline__ void backward(const BwdParams& p, SharedSums<Pair>& s
         });
       }
     }
-    sum = group_sum<THREADS>(sum, shared.scratch[i % 2]);
+    sum = group_sum<THREADS>(sum, scratch[i % 2]);
     if (!live) continue;
     const float mean_g = divide(sum.a, count), mean_gn = divide(sum.b, count);
 
@@ -212,10 +231,10 @@ __device__ __forceinline__ void backward(const BwdParams& p, SharedSums<Pair>& s
   if (!wants_dw) return;
 
   if constexpr (GROUPS > 1) {
-    add_groups<THREADS>(dw, shared.sums);
-    // The sums of db reuse shared.sums: wait until the first group has read the sums of dw from it.
+    add_groups<THREADS>(dw, sums);
+    // The sums of db reuse `sums`: wait until the first group has read the sums of dw from it.
     __syncthreads();
-    add_groups<THREADS>(db, shared.sums);
+    add_groups<THREADS>(db, sums);
     if (group > 0) return;
   }
   const bool whole = cols % V == 0 && aligned16(p.partial);
@@ -245,15 +264,16 @@ __device__ __forceinline__ void forward_any(const FwdParams& p) {
 }
 
 template <class T, int THREADS>
-__device__ __forceinline__ void backward_any(const BwdParams& p, SharedSums<Pair>& shared) {
+__device__ __forceinline__ void backward_any(const BwdParams& p, SharedSums& shared) {
+  __shared__ PairScratch scratch;
   if (p.cols % VECTOR<T> == 0 && aligned16(p.x, p.w, p.dy, p.dx)) {
-    backward<T, THREADS, true>(p, shared);
+    backward<T, THREADS, true>(p, scratch, shared.sums);
   } else {
-    backward<T, THREADS, false>(p, shared);
+    backward<T, THREADS, false>(p, scratch, shared.sums);
   }
 }
 
 FORWARD(layer_norm_fwd_f32, layer_norm_fwd_f32_wide, float, FwdParams)
-BACKWARD(layer_norm_bwd_f32, layer_norm_bwd_f32_wide, layer_norm_bwd_f32_dw, float, BwdParams, Pair, BWD_BLOCK, 1)
+BACKWARD(layer_norm_bwd_f32, layer_norm_bwd_f32_wide, layer_norm_bwd_f32_dw, float, BwdParams, BWD_BLOCK, 1)
 FORWARD(layer_norm_fwd_bf16, layer_norm_fwd_bf16_wide, bf16, FwdParams)
-BACKWARD(layer_norm_bwd_bf16, layer_norm_bwd_bf16_wide, layer_norm_bwd_bf16_dw, bf16, BwdParams, Pair, BWD_BLOCK, 1)
+BACKWARD(layer_norm_bwd_bf16, layer_norm_bwd_bf16_wide, layer_norm_bwd_bf16_dw, bf16, BwdParams, BWD_BLOCK, 1)

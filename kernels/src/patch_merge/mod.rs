@@ -104,10 +104,10 @@ kernel!(pub FWD_BF16, "patch_merge_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>,
     plan_fwd(["patch_merge_fwd_bf16", "patch_merge_fwd_bf16_wide"], p.rows, p.cols, arch)
 });
 kernel!(pub BWD_F32, "patch_merge_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, arch| {
-    plan_bwd(["patch_merge_bwd_f32", "patch_merge_bwd_f32_wide", "patch_merge_bwd_f32_dw"], [p.rows, p.cols], p.dw, p.cols.into(), arch)
+    plan_bwd(["patch_merge_bwd_f32", "patch_merge_bwd_f32_wide", "patch_merge_bwd_f32_dw"], [p.rows, p.cols], p.dw, arch)
 });
 kernel!(pub BWD_BF16, "patch_merge_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
-    plan_bwd(["patch_merge_bwd_bf16", "patch_merge_bwd_bf16_wide", "patch_merge_bwd_bf16_dw"], [p.rows, p.cols], p.dw, p.cols.into(), arch)
+    plan_bwd(["patch_merge_bwd_bf16", "patch_merge_bwd_bf16_wide", "patch_merge_bwd_bf16_dw"], [p.rows, p.cols], p.dw, arch)
 });
 
 impl FwdParams {

@@ -20,6 +20,6 @@ __device__ __forceinline__ bool bases_aligned(const FwdParams& p) { return align
 __device__ __forceinline__ bool bases_aligned(const BwdParams& p) { return aligned16(p.x, p.w, p.dy, p.dx); }
 
 FORWARD(patch_merge_fwd_f32, patch_merge_fwd_f32_wide, float, FwdParams)
-BACKWARD(patch_merge_bwd_f32, patch_merge_bwd_f32_wide, patch_merge_bwd_f32_dw, float, BwdParams, float, BWD_BLOCK)
+BACKWARD(patch_merge_bwd_f32, patch_merge_bwd_f32_wide, patch_merge_bwd_f32_dw, float, BwdParams, BWD_BLOCK)
 FORWARD(patch_merge_fwd_bf16, patch_merge_fwd_bf16_wide, bf16, FwdParams)
-BACKWARD(patch_merge_bwd_bf16, patch_merge_bwd_bf16_wide, patch_merge_bwd_bf16_dw, bf16, BwdParams, float, BWD_BLOCK)
+BACKWARD(patch_merge_bwd_bf16, patch_merge_bwd_bf16_wide, patch_merge_bwd_bf16_dw, bf16, BwdParams, BWD_BLOCK)

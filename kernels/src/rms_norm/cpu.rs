@@ -86,7 +86,7 @@ simd_fn! {
 }
 
 /// Writes the normalised row x times w to y and returns rstd, `1 / sqrt(mean(x²) + eps)`.
-pub(crate) fn normalise_row<T: Element>(x: &[T], w: &[T], eps: f32, y: &mut [T]) -> f32 {
+fn normalise_row<T: Element>(x: &[T], w: &[T], eps: f32, y: &mut [T]) -> f32 {
     let rstd = 1.0 / (sum_of_squares(x) / x.len() as f32 + eps).sqrt();
     fwd_row(x, w, rstd, y);
     rstd

@@ -110,10 +110,10 @@ kernel!(pub FWD_BF16, "rms_norm_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &S
     plan_fwd(["rms_norm_fwd_bf16", "rms_norm_fwd_bf16_wide"], p.rows, p.cols, arch)
 });
 kernel!(pub BWD_F32, "rms_norm_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, arch| {
-    plan_bwd(["rms_norm_bwd_f32", "rms_norm_bwd_f32_wide", "rms_norm_bwd_f32_dw"], [p.rows, p.cols], p.dw, p.cols.into(), arch)
+    plan_bwd(["rms_norm_bwd_f32", "rms_norm_bwd_f32_wide", "rms_norm_bwd_f32_dw"], [p.rows, p.cols], p.dw, arch)
 });
 kernel!(pub BWD_BF16, "rms_norm_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
-    plan_bwd(["rms_norm_bwd_bf16", "rms_norm_bwd_bf16_wide", "rms_norm_bwd_bf16_dw"], [p.rows, p.cols], p.dw, p.cols.into(), arch)
+    plan_bwd(["rms_norm_bwd_bf16", "rms_norm_bwd_bf16_wide", "rms_norm_bwd_bf16_dw"], [p.rows, p.cols], p.dw, arch)
 });
 kernel!(pub ADD_FWD_F32, "rms_norm_add_fwd_f32", FwdParams, cpu::add_fwd::<f32>, &SOURCE, |p, arch| {
     plan_fwd(["rms_norm_add_fwd_f32", "rms_norm_add_fwd_f32_wide"], p.rows, p.cols, arch)
@@ -122,10 +122,10 @@ kernel!(pub ADD_FWD_BF16, "rms_norm_add_fwd_bf16", FwdParams, cpu::add_fwd::<hal
     plan_fwd(["rms_norm_add_fwd_bf16", "rms_norm_add_fwd_bf16_wide"], p.rows, p.cols, arch)
 });
 kernel!(pub ADD_BWD_F32, "rms_norm_add_bwd_f32", BwdParams, cpu::add_bwd::<f32>, &SOURCE, |p, arch| {
-    plan_bwd(["rms_norm_add_bwd_f32", "rms_norm_add_bwd_f32_wide", "rms_norm_add_bwd_f32_dw"], [p.rows, p.cols], p.dw, p.cols.into(), arch)
+    plan_bwd(["rms_norm_add_bwd_f32", "rms_norm_add_bwd_f32_wide", "rms_norm_add_bwd_f32_dw"], [p.rows, p.cols], p.dw, arch)
 });
 kernel!(pub ADD_BWD_BF16, "rms_norm_add_bwd_bf16", BwdParams, cpu::add_bwd::<half::bf16>, &SOURCE, |p, arch| {
-    plan_bwd(["rms_norm_add_bwd_bf16", "rms_norm_add_bwd_bf16_wide", "rms_norm_add_bwd_bf16_dw"], [p.rows, p.cols], p.dw, p.cols.into(), arch)
+    plan_bwd(["rms_norm_add_bwd_bf16", "rms_norm_add_bwd_bf16_wide", "rms_norm_add_bwd_bf16_dw"], [p.rows, p.cols], p.dw, arch)
 });
 
 /// Returns the launch of the forward kernel, `rms_norm_add_fwd` if there is a residual; `dtype` is that of x, w and

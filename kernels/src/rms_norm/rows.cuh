@@ -112,7 +112,7 @@ __device__ __forceinline__ void forward(const P& p, float (&scratch)[2][BLOCK / 
 }
 
 template <class T, int THREADS, bool vector, class P>
-__device__ __forceinline__ void backward(const P& p, SharedSums<float>& shared) {
+__device__ __forceinline__ void backward(const P& p, SharedSums& shared) {
   constexpr int V = VECTOR<T>, GROUPS = BWD_BLOCK / THREADS;
   // Kernels with a third operand (d_sum) have too few registers to load the next row ahead.
   constexpr bool REST = THREADS == WIDE, KEEP = vector && !REST, AHEAD = KEEP && sizeof(T) == 2 && !ADDS<P>;
@@ -245,7 +245,7 @@ __device__ __forceinline__ void forward_any(const P& p) {
 }
 
 template <class T, int THREADS, class P>
-__device__ __forceinline__ void backward_any(const P& p, SharedSums<float>& shared) {
+__device__ __forceinline__ void backward_any(const P& p, SharedSums& shared) {
   if (aligned<T>(p)) {
     backward<T, THREADS, true>(p, shared);
   } else {

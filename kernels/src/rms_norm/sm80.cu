@@ -45,10 +45,10 @@ __device__ __forceinline__ bool bases_aligned(const AddBwd& p) {
 }
 
 FORWARD(rms_norm_fwd_f32, rms_norm_fwd_f32_wide, float, FwdParams)
-BACKWARD(rms_norm_bwd_f32, rms_norm_bwd_f32_wide, rms_norm_bwd_f32_dw, float, BwdParams, float, BWD_BLOCK)
+BACKWARD(rms_norm_bwd_f32, rms_norm_bwd_f32_wide, rms_norm_bwd_f32_dw, float, BwdParams, BWD_BLOCK)
 FORWARD(rms_norm_fwd_bf16, rms_norm_fwd_bf16_wide, bf16, FwdParams)
-BACKWARD(rms_norm_bwd_bf16, rms_norm_bwd_bf16_wide, rms_norm_bwd_bf16_dw, bf16, BwdParams, float, BWD_BLOCK)
+BACKWARD(rms_norm_bwd_bf16, rms_norm_bwd_bf16_wide, rms_norm_bwd_bf16_dw, bf16, BwdParams, BWD_BLOCK)
 FORWARD(rms_norm_add_fwd_f32, rms_norm_add_fwd_f32_wide, float, AddFwd)
-BACKWARD(rms_norm_add_bwd_f32, rms_norm_add_bwd_f32_wide, rms_norm_add_bwd_f32_dw, float, AddBwd, float, BWD_BLOCK)
+BACKWARD(rms_norm_add_bwd_f32, rms_norm_add_bwd_f32_wide, rms_norm_add_bwd_f32_dw, float, AddBwd, BWD_BLOCK)
 FORWARD(rms_norm_add_fwd_bf16, rms_norm_add_fwd_bf16_wide, bf16, AddFwd)
-BACKWARD(rms_norm_add_bwd_bf16, rms_norm_add_bwd_bf16_wide, rms_norm_add_bwd_bf16_dw, bf16, AddBwd, float, BWD_BLOCK)
+BACKWARD(rms_norm_add_bwd_bf16, rms_norm_add_bwd_bf16_wide, rms_norm_add_bwd_bf16_dw, bf16, AddBwd, BWD_BLOCK)

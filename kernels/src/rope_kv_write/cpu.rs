@@ -5,14 +5,12 @@ use reel_device::launch::view::{OutputArray, slice_at};
 use reel_device::{Element, Team};
 
 use super::Params;
-use crate::rms_norm::cpu::normalise_row;
 use crate::rope::cpu::rotate;
 
 /// Approximate number of elements that one task moves.
 const PER_TASK: usize = 1 << 13;
 
-/// Normalises and rotates all queries in place, and writes the normalised, rotated keys and the values of all tokens to
-/// their slots of the caches.
+/// Rotates all queries in place, and writes the rotated keys and the values of all tokens to their slots of the caches.
 ///
 /// # Safety
 /// Every address in [`Params`] is valid for the documented shape and dtype, and no two tokens have the same slot,
@@ -43,28 +41,16 @@ pub unsafe fn write<T: Element>(p: &Params, team: &Team) {
     if half == 0 {
         return;
     }
-    let normed = if p.q_norm.is_null() { 0 } else { d };
-    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents; without norms no elements are read.
-    let (q_norm, k_norm) = unsafe { (slice_at::<T>(p.q_norm, normed), slice_at::<T>(p.k_norm, normed)) };
-    let normalise = |heads: &mut [T], w: &[T]| {
-        for head in heads.chunks_exact_mut(d).filter(|_| normed > 0) {
-            let x = head.to_vec();
-            normalise_row(&x, w, p.eps, head);
-        }
-    };
     let per_task = (PER_TASK / (query + 2 * row).max(1)).max(1);
     team.run(tokens.div_ceil(per_task), |task| {
         for (t, &slot) in slots.iter().enumerate().skip(task * per_task).take(per_task) {
             let (cos, sin) = (&cos[t * half..(t + 1) * half], &sin[t * half..(t + 1) * half]);
             // SAFETY: tokens do not overlap.
-            let q = unsafe { q.part(t * query, query) };
-            normalise(q, q_norm);
-            rotate(q, cos, sin, 1.0);
+            rotate(unsafe { q.part(t * query, query) }, cos, sin, 1.0);
             let Ok(slot) = usize::try_from(slot) else { continue };
             // SAFETY: slots are all different, so rows do not overlap.
             let (k_to, v_to) = unsafe { (k_cache.part(slot * row, row), v_cache.part(slot * row, row)) };
             k_to.copy_from_slice(&k[t * row..(t + 1) * row]);
-            normalise(k_to, k_norm);
             rotate(k_to, cos, sin, 1.0);
             v_to.copy_from_slice(&v[t * row..(t + 1) * row]);
         }

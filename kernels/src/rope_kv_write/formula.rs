@@ -1,7 +1,5 @@
 //! The definition, in f64.
 
-use crate::rms_norm;
-
 /// The caches of keys and values `[slots, row]`, and the rotated queries.
 pub struct WriteResult {
     pub q: Vec<f64>,
@@ -15,13 +13,6 @@ pub struct HeadShape {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-}
-
-/// Returns the heads of x, each normalised with the weights w. `rstd` computes the scale of a head; `round` rounds to
-/// the element type.
-pub fn normalise(x: &[f64], w: &[f64], rstd: impl Fn(&[f64]) -> f64, round: fn(f64) -> f64) -> Vec<f64> {
-    let head = |head: &[f64]| rms_norm::formula::fwd(head, w, &[rstd(head)], round).into_iter().map(round).collect();
-    x.chunks_exact(w.len()).flat_map(|x| -> Vec<f64> { head(x) }).collect()
 }
 
 /// Rotates the pairs `(i, i + head_dim / 2)` of q and k by the angles of their token, and writes k and v to the slots

@@ -7,20 +7,16 @@
 //! `slots[t] % page_tokens` of page `slots[t] / page_tokens`; no two tokens share a slot. A token with a negative slot
 //! is padding, whose key and value are not written.
 //!
-//! With `q_norm` and `k_norm`, each head of q and of k is normalised before the rotation by [`crate::rms_norm`], bit
-//! for bit, as Qwen3-VL does: `rotate(rms_norm(q[t, h], q_norm), angles[t])`.
-//!
 //! Shapes: q `[tokens, heads, head_dim]`, k, v `[tokens, kv_heads, head_dim]`, caches `[pages, page_tokens, kv_heads,
-//! head_dim]`, q_norm, k_norm `[head_dim]`, all f32 or all bf16; cos, sin f32 `[tokens, head_dim / 2]`; slots i32
-//! `[tokens]`. A page (a block of the KV cache, see [`crate::paged_attention`]) has 16, 32, 64, 128 or 256 tokens.
-//! Numerics: the rotation in f32, rounded once; bits of v are copied; the norm rounds as [`crate::rms_norm`] documents.
-//! Memory-bound: each element is read and written once. With norms this needs heads of 2 V, 4 V, … 32 V elements and
-//! aligned addresses, V elements being 16 bytes; other heads are read twice, element by element.
+//! head_dim]`, all f32 or all bf16; cos, sin f32 `[tokens, head_dim / 2]`; slots i32 `[tokens]`. A page (a block of the
+//! KV cache, see [`crate::paged_attention`]) has 16, 32, 64, 128 or 256 tokens.
+//! Numerics: the rotation in f32, rounded once; bits of v are copied. Memory-bound: each element is read and written
+//! once.
 
 pub(crate) mod check;
 pub(crate) mod cpu;
 mod examples;
-mod formula;
+pub(crate) mod formula;
 
 use reel_device::launch::kernel_for_dtype;
 use reel_device::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params};
@@ -49,44 +45,29 @@ params! {
         /// i32 `[tokens]`: the slot of each token, `page * page_tokens + row of the page`. Slots are different and
         /// within the cache. The key and value of a token with a negative slot are not written.
         pub slots: Addr,
-        /// `[head_dim]`, the weights of the RMS norm of each head of q; null: q and k are not normalised.
-        pub q_norm: Addr,
-        /// `[head_dim]`, the weights of the RMS norm of each head of k; null if and only if q_norm is null.
-        pub k_norm: Addr,
         /// Number of new tokens.
         pub tokens: u32,
         /// Query heads.
         pub heads: u32,
         /// Number of key and value heads.
         pub kv_heads: u32,
-        /// Number of elements of a head; even, and at most [`MAX_NORMALISED_HEAD_DIM`] with norms.
+        /// Number of elements of a head; even.
         pub head_dim: u32,
         /// Pages of the cache.
         pub pages: u32,
         /// Number of tokens per page of the caches: 16, 32, 64, 128 or 256.
         pub page_tokens: u32,
-        /// eps of the norms: is added to the mean square before the square root.
-        pub eps: f32,
-        /// 0
-        pub reserved: u32,
     }
 }
 
 kernel_folder! {
     name: "rope_kv_write",
     params: [Params],
-    headers_of: [rms_norm],
     traffic: traffic_launches,
 }
 
 kernel!(pub WRITE_F32, "rope_kv_write_f32", Params, cpu::write::<f32>, &SOURCE, |p, arch| plan_write("rope_kv_write_f32", p, arch, 4));
 kernel!(pub WRITE_BF16, "rope_kv_write_bf16", Params, cpu::write::<half::bf16>, &SOURCE, |p, arch| plan_write("rope_kv_write_bf16", p, arch, 8));
-kernel!(pub NORM_F32, "rope_kv_write_norm_f32", Params, cpu::write::<f32>, &SOURCE, |p, arch| plan_write("rope_kv_write_norm_f32", p, arch, 4));
-kernel!(pub NORM_BF16, "rope_kv_write_norm_bf16", Params, cpu::write::<half::bf16>, &SOURCE, |p, arch| plan_write("rope_kv_write_norm_bf16", p, arch, 8));
-
-/// Maximum head_dim of a launch with norms. One warp of [`crate::rms_norm`] sums the squares of such a row; longer rows
-/// have another order of summation.
-pub const MAX_NORMALISED_HEAD_DIM: u32 = 512;
 
 /// Number of threads of a block; equal to the constant in sm80.cu.
 const THREADS: u32 = 256;
@@ -98,7 +79,7 @@ const MAX_HEADS: u32 = 8;
 
 /// Plans the grid; `vector` is the number of elements in 16 bytes. The second dimension of the grid is the groups of
 /// heads.
-fn plan_write(symbol: &'static str, p: &Params, arch: &Arch, vector: u32) -> Vec<Stage> {
+pub(crate) fn plan_write(symbol: &'static str, p: &Params, arch: &Arch, vector: u32) -> Vec<Stage> {
     let half = p.head_dim / 2;
     let chunks = if half.is_multiple_of(vector) { half / vector } else { half };
     let heads = p.heads + 2 * p.kv_heads;
@@ -111,15 +92,11 @@ fn plan_write(symbol: &'static str, p: &Params, arch: &Arch, vector: u32) -> Vec
     stages.into_iter().map(|stage| stage.programmatic_on(arch)).collect()
 }
 
-/// Returns the launch, `rope_kv_write_norm` if there are norms; `dtype` is that of q, k, v, norms and caches, F32 or
-/// BF16.
+/// Returns the launch; `dtype` is that of q, k, v and caches, F32 or BF16.
 pub fn write(dtype: DType, params: &Params) -> Launch {
-    let (kernel, flops) = match params.q_norm {
-        Addr::NULL => (kernel_for_dtype(dtype, &WRITE_F32, &WRITE_BF16), 3.0),
-        _ => (kernel_for_dtype(dtype, &NORM_F32, &NORM_BF16), 7.0),
-    };
+    let kernel = kernel_for_dtype(dtype, &WRITE_F32, &WRITE_BF16);
     let head = params.tokens as f64 * params.head_dim as f64;
     let (rotated, moved) = (params.heads + params.kv_heads, params.heads + 2 * params.kv_heads);
     let bytes = 2.0 * head * moved as f64 * dtype.size() as f64 + 4.0 * head + 4.0 * params.tokens as f64;
-    Launch::kernel(kernel, params, Cost { flops: flops * head * rotated as f64, bytes })
+    Launch::kernel(kernel, params, Cost { flops: 3.0 * head * rotated as f64, bytes })
 }

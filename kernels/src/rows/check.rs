@@ -1,10 +1,9 @@
 use reel_device::DType::{BF16, F32};
 
-use super::{GatherParams, ScatterParams, add, formula, gather, scatter, test_cases_n_m_cols};
+use super::{GatherParams, ScatterParams, formula, gather, scatter, test_cases_n_m_cols};
 use crate::checks::{TestArray, addr, checks, normal_numbers, run};
-use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 
-checks!(gathers_and_scatters, adds_to_the_named_rows);
+checks!(gathers_and_scatters);
 
 /// Returns `m` different row indices below `n` in shuffled order. If there are at least four, the fourth is replaced
 /// by one that is out of range.
@@ -50,31 +49,6 @@ fn gathers_and_scatters() {
             run(&scatter(dtype, &params), 3);
             let want = formula::scatter(&src.values(), &index, &before, cols);
             assert_eq!(dst.values(), want, "scatter {dtype} {n} {m} {cols}");
-        }
-    }
-}
-
-fn adds_to_the_named_rows() {
-    for (n, m, cols) in test_cases_n_m_cols() {
-        for dtype in [F32, BF16] {
-            let (src, index) = (TestArray::new(dtype, &normal_numbers(m * cols, 2, 1.0)), index(n, m));
-            let dst = TestArray::new(dtype, &normal_numbers(n * cols, 3, 1.0));
-            let before = dst.to_f64();
-            let params = ScatterParams {
-                src: src.addr(),
-                index: addr(&index),
-                dst: dst.addr(),
-                m: m as u32,
-                cols: cols as u32,
-                n: n as u32,
-                reserved: 0,
-            };
-            run(&add(dtype, &params), 3);
-            let (got, want) = (dst.values(), formula::add(&src.to_f64(), &index, &before, cols));
-            assert_rounded(&format!("{dtype} {n} {m} {cols}"), dtype, &got, &want, &want, DEFAULT_ROUNDING_FACTOR);
-            // Rows that the index does not name keep their bits.
-            let other = |at: &usize| !index.contains(&((at / cols) as i32));
-            assert!((0..n * cols).filter(other).all(|at| got[at] as f64 == before[at]), "{dtype} {n} {m} {cols}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Gather, scatter and add on device `cpu`; each task moves a few rows.
+//! Gather and scatter on device `cpu`; each task moves a few rows.
 #![allow(unsafe_code)]
 
+use reel_device::Team;
 use reel_device::launch::view::{OutputArray, slice_at};
-use reel_device::{Element, Team, simd_fn};
 
 use super::{GatherParams, ScatterParams};
 
@@ -34,33 +34,9 @@ pub unsafe fn gather<T: Copy + Default + Send + Sync>(p: &GatherParams, team: &T
     });
 }
 
-simd_fn! {
-    fn add_row<T: Element>(src: &[T], dst: &mut [T]) {
-        for (src, dst) in src.iter().zip(dst) {
-            *dst = T::from_f32(dst.to_f32() + src.to_f32());
-        }
-    }
-}
-
 /// # Safety
 /// Every address in [`ScatterParams`] is valid for the documented shape and dtype, and each index occurs once.
 pub unsafe fn scatter<T: Copy + Send + Sync>(p: &ScatterParams, team: &Team) {
-    // SAFETY: the conditions of this function.
-    unsafe { for_each_pair::<T>(p, team, |src, dst| dst.copy_from_slice(src)) }
-}
-
-/// # Safety
-/// Every address in [`ScatterParams`] is valid for the documented shape and dtype, and each index occurs once.
-pub unsafe fn add<T: Element>(p: &ScatterParams, team: &Team) {
-    // SAFETY: the conditions of this function.
-    unsafe { for_each_pair::<T>(p, team, |src, dst| add_row(src, dst)) }
-}
-
-/// Calls `each` with every row of src and the row of dst that its index names.
-///
-/// # Safety
-/// Every address in [`ScatterParams`] is valid for the documented shape and dtype, and each index occurs once.
-unsafe fn for_each_pair<T: Copy + Send + Sync>(p: &ScatterParams, team: &Team, each: impl Fn(&[T], &mut [T]) + Sync) {
     let (m, cols, n) = (p.m as usize, p.cols as usize, p.n as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`ScatterParams`] documents.
     let (src, index) = unsafe { (slice_at::<T>(p.src, m * cols), slice_at::<i32>(p.index, m)) };
@@ -71,7 +47,7 @@ unsafe fn for_each_pair<T: Copy + Send + Sync>(p: &ScatterParams, team: &Team, e
             if let Some(row) = row_of(index[i], n) {
                 // SAFETY: indices are unique, so rows do not overlap.
                 let dst = unsafe { dst.part(row * cols, cols) };
-                each(&src[i * cols..][..cols], dst);
+                dst.copy_from_slice(&src[i * cols..][..cols]);
             }
         }
     });

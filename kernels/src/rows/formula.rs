@@ -1,4 +1,4 @@
-//! The definitions of gather, scatter and add, element by element.
+//! The definitions of gather and scatter, element by element.
 
 /// Gather: `y[i, c] = x[index[i], c]`, 0 for an index out of range.
 pub fn gather(x: &[f32], index: &[i32], cols: usize) -> Vec<f32> {
@@ -10,10 +10,4 @@ pub fn gather(x: &[f32], index: &[i32], cols: usize) -> Vec<f32> {
 pub fn scatter(src: &[f32], index: &[i32], dst: &[f32], cols: usize) -> Vec<f32> {
     let from = |at: usize| index.iter().position(|&row| row == (at / cols) as i32);
     (0..dst.len()).map(|at| from(at).map_or(dst[at], |row| src[row * cols + at % cols])).collect()
-}
-
-/// Add: `dst[r, c] + src[i, c]` if `index[i] = r`, otherwise `dst[r, c]`.
-pub fn add(src: &[f64], index: &[i32], dst: &[f64], cols: usize) -> Vec<f64> {
-    let from = |at: usize| index.iter().position(|&row| row == (at / cols) as i32);
-    (0..dst.len()).map(|at| dst[at] + from(at).map_or(0.0, |row| src[row * cols + at % cols])).collect()
 }

@@ -1,18 +1,15 @@
-//! Moves rows by an index: gather `y[i] = x[index[i]]`, scatter `dst[index[i]] = src[i]` and add `dst[index[i]] +=
-//! src[i]`, which leave other rows of dst unchanged.
+//! Moves rows by an index: gather `y[i] = x[index[i]]` and scatter `dst[index[i]] = src[i]`, which leaves other rows
+//! unchanged.
 //!
-//! Shapes: x and dst `[n, cols]`, y and src `[m, cols]`, index i32 `[m]`; for scatter and add the indices are unique.
-//! Gather and scatter copy the bits of any element type of 2 or 4 bytes; add rounds each sum once to T, f32 or bf16. An
-//! index outside `0..n` gathers a row of zeros, scatters nothing and adds nothing; callers check indices before.
-//! Outputs may not overlap inputs. Memory-bound: each moved row is read and written once, and its index read once; add
-//! reads the row of dst as well.
+//! Shapes: x and dst `[n, cols]`, y and src `[m, cols]`, index i32 `[m]`; for scatter the indices are unique. Any element
+//! type of 2 or 4 bytes; bits are copied. An index outside `0..n` gathers a row of zeros and scatters nothing; callers
+//! check indices before. Outputs may not overlap inputs. Memory-bound: each moved row is read and written once, and its index read once.
 
 pub(crate) mod check;
 mod cpu;
 mod examples;
 mod formula;
 
-use reel_device::launch::kernel_for_dtype;
 use reel_device::{Addr, Cost, DType, Kernel, Launch, kernel, params};
 
 use crate::cuh;
@@ -39,13 +36,13 @@ params! {
 }
 
 params! {
-    /// Parameters of the scatter kernel and of the add kernel.
+    /// Parameters of the scatter kernel.
     pub struct ScatterParams {
         /// `[m, cols]`
         pub src: Addr,
         /// i32 `[m]`: index of the row of dst to which each row of src goes; no index occurs twice.
         pub index: Addr,
-        /// The destination, `[n, cols]`, of which the kernel writes the rows in `index`, or adds to them.
+        /// The destination, `[n, cols]`, of which the kernel writes the rows in `index`.
         pub dst: Addr,
         /// Rows of src.
         pub m: u32,
@@ -68,19 +65,10 @@ kernel!(pub GATHER_16, "rows_gather_16bit", GatherParams, cpu::gather::<u16>, &S
 kernel!(pub GATHER_32, "rows_gather_32bit", GatherParams, cpu::gather::<u32>, &SOURCE, |p, _| cuh::plan_row_copy("rows_gather_32bit", p.m.into(), p.cols.into(), 4));
 kernel!(pub SCATTER_16, "rows_scatter_16bit", ScatterParams, cpu::scatter::<u16>, &SOURCE, |p, _| cuh::plan_row_copy("rows_scatter_16bit", p.m.into(), p.cols.into(), 8));
 kernel!(pub SCATTER_32, "rows_scatter_32bit", ScatterParams, cpu::scatter::<u32>, &SOURCE, |p, _| cuh::plan_row_copy("rows_scatter_32bit", p.m.into(), p.cols.into(), 4));
-kernel!(pub ADD_F32, "rows_add_f32", ScatterParams, cpu::add::<f32>, &SOURCE, |p, _| cuh::plan_row_copy("rows_add_f32", p.m.into(), p.cols.into(), 4));
-kernel!(pub ADD_BF16, "rows_add_bf16", ScatterParams, cpu::add::<half::bf16>, &SOURCE, |p, _| cuh::plan_row_copy("rows_add_bf16", p.m.into(), p.cols.into(), 8));
 
 /// Returns the launch of the gather; `dtype` may be any element type of 2 or 4 bytes.
 pub fn gather(dtype: DType, params: &GatherParams) -> Launch {
     Launch::kernel(by_size(dtype, &GATHER_16, &GATHER_32), params, cost(dtype, params.m, params.cols))
-}
-
-/// Returns the launch of the addition; `dtype` is that of src and dst, F32 or BF16.
-pub fn add(dtype: DType, params: &ScatterParams) -> Launch {
-    let n = params.m as f64 * params.cols as f64;
-    let cost = Cost { flops: n, bytes: 3.0 * n * dtype.size() as f64 + 4.0 * params.m as f64 };
-    Launch::kernel(kernel_for_dtype(dtype, &ADD_F32, &ADD_BF16), params, cost)
 }
 
 /// Returns the launch of the scatter; `dtype` may be any element type of 2 or 4 bytes.

@@ -1,8 +1,8 @@
-// Moves rows by an index: gather y[i] = x[index[i]], scatter dst[index[i]] = src[i], add dst[index[i]] += src[i].
+// Moves rows by an index: gather y[i] = x[index[i]], scatter dst[index[i]] = src[i].
 //
-// Shapes and limits: mod.rs; cols < 2^31. Numerics: bits are copied; add rounds each sum once. An index outside 0 .. n
-// gathers zeros, and scatters and adds nothing. Grid: rows.cuh; up to 256 threads per row, 16 bytes per access if rows
-// are a multiple of 16 bytes. Memory-bound.
+// Shapes and limits: mod.rs; cols < 2^31. Numerics: bits are copied. An index outside 0 .. n gathers zeros and
+// scatters nothing. Grid: rows.cuh; up to 256 threads per row, 16 bytes per access if rows are a multiple of 16
+// bytes. Memory-bound.
 
 #include "cuh/rows.cuh"
 
@@ -30,32 +30,9 @@ __device__ __forceinline__ void scatter(const ScatterParams& p) {
   move_row(global<const E>(p.src) + i * p.cols, global<E>(p.dst) + static_cast<u64>(row) * p.cols, p.cols, vector);
 }
 
-template <class T>
-__device__ __forceinline__ void add(const ScatterParams& p) {
-  constexpr int V = VECTOR<T>;
-  const u64 i = row_of_thread();
-  if (i >= p.m) return;
-  const int row = global<const int>(p.index)[i];
-  if (row < 0 || static_cast<u32>(row) >= p.n) return;
-  const bool vector = p.cols % V == 0 && aligned16(p.src, p.dst);
-  const T* src = global<const T>(p.src) + i * p.cols;
-  T* dst = global<T>(p.dst) + static_cast<u64>(row) * p.cols;
-#pragma unroll 4
-  for (u32 at = threadIdx.x * V; at < p.cols; at += blockDim.x * V) {
-    float a[V], b[V];
-    load_elements(src, at, p.cols, vector, a);
-    load_elements(dst, at, p.cols, vector, b);
-#pragma unroll
-    for (int j = 0; j < V; ++j) a[j] += b[j];
-    store_elements(dst, at, p.cols, vector, a);
-  }
-}
-
 #define KERNEL(NAME, PARAMS) extern "C" __global__ void __launch_bounds__(256) NAME(const __grid_constant__ PARAMS p)
 
 KERNEL(rows_gather_16bit, GatherParams) { gather<u16>(p); }
 KERNEL(rows_gather_32bit, GatherParams) { gather<u32>(p); }
 KERNEL(rows_scatter_16bit, ScatterParams) { scatter<u16>(p); }
 KERNEL(rows_scatter_32bit, ScatterParams) { scatter<u32>(p); }
-KERNEL(rows_add_f32, ScatterParams) { add<float>(p); }
-KERNEL(rows_add_bf16, ScatterParams) { add<bf16>(p); }

@@ -216,7 +216,6 @@ impl QkvParams {
             head_dim: self.head_dim,
             pages: self.pages,
             page_tokens: self.page_tokens,
-            ..Zeroable::zeroed()
         }
     }
 }

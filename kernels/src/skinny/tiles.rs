@@ -60,8 +60,9 @@ fn by_warps(
     let kinds = &ROWS[..widest.symbols.len()];
     let kind = kinds.iter().position(|&rows| op.m <= rows).unwrap_or(kinds.len() - 1);
     let (rows, row_blocks) = (ROWS[kind], op.m.div_ceil(ROWS[kind]));
-    // With several parts the number of blocks is rounded up: two blocks fit on a multiprocessor, so a few blocks too
-    // many do not start another wave.
+    // With several parts the number of blocks is rounded up. With up to 16 rows two blocks fit on a multiprocessor, so
+    // a few blocks too many do not start another wave. With more rows (an int8 weight) only one block fits, so they do,
+    // unless there is only one block for every two multiprocessors.
     let rounds_up = columns.parts > 1;
     let blocks_for = |per_2: u32| {
         columns.blocks_per_part(row_blocks, widest.max_width, (arch.multiprocessors * per_2 / 2).max(1), rounds_up)

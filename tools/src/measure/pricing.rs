@@ -103,7 +103,7 @@ fn recorded_names(op: &str, dtype: DType) -> Vec<String> {
         ("gemm_swiglu", "matmul_fwd"),
         ("skinny_qkv", "skinny_linear"),
         ("rope_kv_write", "rope_apply"),
-        ("rope_kv_write_norm", "rope_apply"),
+        ("rope_kv_write_norm", "rope_kv_write"),
     ];
     for (prefix, similar) in similar {
         names.extend(op.strip_prefix(prefix).map(|rest| format!("{similar}{rest}")));

@@ -20,7 +20,8 @@ use crate::launch::{Arch, Kernel, Source, Stage};
 /// activations, the KV cache and the state of sequences, but no weights. After any other work, a launch starts when
 /// that work has ended. So all writes of weights have ended before the first launch of a chain of early launches
 /// starts.
-const FOLDERS_BEFORE_EARLY_LAUNCHES: [&str; 5] = ["paged_attention", "rms_norm", "rope_kv_write", "sample", "skinny"];
+const FOLDERS_BEFORE_EARLY_LAUNCHES: [&str; 6] =
+    ["paged_attention", "rms_norm", "rope_kv_write", "rope_kv_write_norm", "sample", "skinny"];
 
 /// An opened GPU with its loaded kernels and one stream.
 pub struct Gpu {

@@ -1,41 +1,30 @@
-use bytemuck::Zeroable;
 use reel_device::DType::{self, BF16, F32};
 
 use super::formula::{self, HeadShape};
 use super::{Params, write};
 use crate::checks::{RandomChoices, TestArray, addr, checks, normal_numbers, rounding, run, runs_cuda_code};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
-use crate::{rms_norm, rope};
+use crate::rope;
 
-checks!(
-    equals_the_formula_and_writes_nothing_else,
-    norm_and_rotation_equal_the_formula,
-    norm_and_rotation_have_the_bits_of_rms_norm_and_rope
-);
-
-const EPS: f32 = 1e-6;
-/// Tolerance of normalised heads in f32, as a multiple of the error of one rounding: that of rms_norm.
-const ROUNDING_FACTOR_NORM_F32: f64 = 12.0;
+checks!(equals_the_formula_and_writes_nothing_else, the_rotation_has_the_bits_of_rope);
 
 /// A case with its arrays.
-struct Case {
-    shape: HeadShape,
-    page: usize,
-    pages: usize,
-    slots: Vec<i32>,
-    q: TestArray,
-    k: TestArray,
-    v: TestArray,
-    cos: TestArray,
-    sin: TestArray,
-    q_norm: TestArray,
-    k_norm: TestArray,
-    k_cache: TestArray,
-    v_cache: TestArray,
+pub(crate) struct Case {
+    pub(crate) shape: HeadShape,
+    pub(crate) page: usize,
+    pub(crate) pages: usize,
+    pub(crate) slots: Vec<i32>,
+    pub(crate) q: TestArray,
+    pub(crate) k: TestArray,
+    pub(crate) v: TestArray,
+    pub(crate) cos: TestArray,
+    pub(crate) sin: TestArray,
+    pub(crate) k_cache: TestArray,
+    pub(crate) v_cache: TestArray,
 }
 
 impl Case {
-    fn random(picks: &mut RandomChoices, dtype: DType) -> Case {
+    pub(crate) fn random(picks: &mut RandomChoices, dtype: DType) -> Case {
         let tokens = picks.integer_between(0, 70);
         let kv_heads = picks.integer_between(1, 4);
         let heads = kv_heads * picks.integer_between(1, 7);
@@ -45,7 +34,7 @@ impl Case {
         Self::new(picks, dtype, tokens, HeadShape { heads, kv_heads, head_dim })
     }
 
-    fn new(picks: &mut RandomChoices, dtype: DType, tokens: usize, shape: HeadShape) -> Case {
+    pub(crate) fn new(picks: &mut RandomChoices, dtype: DType, tokens: usize, shape: HeadShape) -> Case {
         let HeadShape { heads, kv_heads, head_dim } = shape;
         let (page, seed) = (picks.one_of(&[16, 32, 64, 128, 256]), picks.random_u64());
         let pages = 256usize.div_ceil(page);
@@ -69,14 +58,12 @@ impl Case {
             v: data(3, dtype, tokens * kv_heads * head_dim),
             cos: angles(4, f32::cos),
             sin: angles(4, f32::sin),
-            q_norm: data(7, dtype, head_dim),
-            k_norm: data(8, dtype, head_dim),
             k_cache: data(5, dtype, pages * page * kv_heads * head_dim),
             v_cache: data(6, dtype, pages * page * kv_heads * head_dim),
         }
     }
 
-    fn params(&self) -> Params {
+    pub(crate) fn params(&self) -> Params {
         Params {
             q: self.q.addr(),
             k: self.k.addr(),
@@ -92,12 +79,7 @@ impl Case {
             head_dim: self.shape.head_dim as u32,
             pages: self.pages as u32,
             page_tokens: self.page as u32,
-            ..Zeroable::zeroed()
         }
-    }
-
-    fn params_with_norms(&self) -> Params {
-        Params { q_norm: self.q_norm.addr(), k_norm: self.k_norm.addr(), eps: EPS, ..self.params() }
     }
 }
 
@@ -128,52 +110,12 @@ fn equals_the_formula_and_writes_nothing_else() {
     }
 }
 
-fn norm_and_rotation_equal_the_formula() {
-    let mut picks = RandomChoices::new(4);
-    for _ in 0..if runs_cuda_code() { 8 } else { 40 } {
-        for dtype in [F32, BF16] {
-            let case = Case::random(&mut picks, dtype);
-            let [q, k, v, kc, vc] = [&case.q, &case.k, &case.v, &case.k_cache, &case.v_cache].map(TestArray::to_f64);
-            let [cos, sin, of_q, of_k] = [&case.cos, &case.sin, &case.q_norm, &case.k_norm].map(TestArray::to_f64);
-            let want = |rstd: fn(&[f64], f64) -> f64, round: fn(f64) -> f64, to_dtype: fn(f64) -> f64| {
-                let normed = |x: &[f64], w: &[f64]| formula::normalise(x, w, |x| rstd(x, EPS.into()), to_dtype);
-                let (q, k) = (normed(&q, &of_q), normed(&k, &of_k));
-                formula::write([&q, &k, &v], [&cos, &sin], [&kc, &vc], &case.slots, case.shape, round)
-            };
-            let to_dtype = if dtype == BF16 { rounding::bf16 } else { rounding::f32 };
-            let with = want(rms_norm::formula::rstd_rounded, rounding::f32, to_dtype);
-            let want = want(rms_norm::formula::rstd, rounding::unrounded, rounding::unrounded);
-            run(&write(dtype, &case.params_with_norms()), picks.integer_between(1, 4));
-            let name = format!("{:?} {} tokens", case.shape, case.slots.len());
-            let factor = if dtype == F32 { ROUNDING_FACTOR_NORM_F32 } else { DEFAULT_ROUNDING_FACTOR };
-            assert_rounded(&name, dtype, &case.q.values(), &with.q, &want.q, factor);
-            assert_rounded(&name, dtype, &case.k_cache.values(), &with.k_cache, &want.k_cache, factor);
-            assert_eq!(case.v_cache.to_f64(), want.v_cache, "{name}");
-            let row = case.shape.kv_heads * case.shape.head_dim;
-            for (i, (now, before)) in case.k_cache.to_f64().chunks(row).zip(kc.chunks(row)).enumerate() {
-                assert!(case.slots.contains(&(i as i32)) || now == before, "{name}: row {i}");
-            }
-        }
-    }
-}
-
-fn norm_and_rotation_have_the_bits_of_rms_norm_and_rope() {
+fn the_rotation_has_the_bits_of_rope() {
     let mut picks = RandomChoices::new(2);
-    for (dtype, head_dim) in [F32, BF16].into_iter().flat_map(|dtype| [64, 80, 128, 512].map(|d| (dtype, d))) {
-        let shape = HeadShape { heads: 14, kv_heads: 2, head_dim };
-        for (tokens, norms) in [(1, false), (1, true), (33, false), (33, true)] {
+    for dtype in [F32, BF16] {
+        let shape = HeadShape { heads: 14, kv_heads: 2, head_dim: 64 };
+        for tokens in [1, 33] {
             let case = Case::new(&mut picks, dtype, tokens, shape);
-            let normed = |x: &TestArray, w: &TestArray| {
-                let y = TestArray::new(dtype, &x.values());
-                let (rows, cols) = ((x.values().len() / head_dim) as u32, head_dim as u32);
-                let (w, y_at) = (w.addr(), y.addr());
-                let params =
-                    rms_norm::FwdParams { x: x.addr(), w, y: y_at, rows, cols, eps: EPS, ..Zeroable::zeroed() };
-                if norms {
-                    run(&rms_norm::fwd(dtype, &params), 2);
-                }
-                y
-            };
             let rotated = |x: &TestArray, heads: usize| {
                 let y = TestArray::output(dtype, x.values().len());
                 let stride = (heads * shape.head_dim) as u32;
@@ -190,16 +132,14 @@ fn norm_and_rotation_have_the_bits_of_rms_norm_and_rope() {
                 run(&rope::apply(dtype, &rope::ApplyParams::new(&rotation, &[part], 1)), 2);
                 y.values()
             };
-            let q = rotated(&normed(&case.q, &case.q_norm), shape.heads);
-            let k = rotated(&normed(&case.k, &case.k_norm), shape.kv_heads);
-            run(&write(dtype, &if norms { case.params_with_norms() } else { case.params() }), 3);
-            let name = format!("{dtype} {head_dim} {tokens} {norms}");
+            let (q, k) = (rotated(&case.q, shape.heads), rotated(&case.k, shape.kv_heads));
+            run(&write(dtype, &case.params()), 3);
             let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            assert_eq!(bits(&case.q.values()), bits(&q), "{name}");
+            assert_eq!(bits(&case.q.values()), bits(&q), "{dtype} {tokens}");
             let (cache, row) = (case.k_cache.values(), shape.kv_heads * shape.head_dim);
             for (t, &slot) in case.slots.iter().enumerate().filter(|(_, slot)| **slot >= 0) {
                 let at = slot as usize * row;
-                assert_eq!(bits(&cache[at..at + row]), bits(&k[t * row..(t + 1) * row]), "{name} {t}");
+                assert_eq!(bits(&cache[at..at + row]), bits(&k[t * row..(t + 1) * row]), "{dtype} {tokens} {t}");
             }
         }
     }

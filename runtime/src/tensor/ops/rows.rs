@@ -2,7 +2,7 @@
 //! positions of their tokens).
 
 use reel_device::{DType, in_op};
-use reel_kernels::{elementwise, rows as kernel};
+use reel_kernels::{add_rows as add, elementwise, rows as kernel};
 
 use super::{rows_cols, size, want_dtype, want_shape};
 use crate::error::Result;
@@ -71,16 +71,8 @@ pub fn add_rows(cx: &Cx, x: Tensor, index: &Tensor, f: &Tensor) -> Result<Tensor
     } else {
         x.detach()
     };
-    let p = kernel::ScatterParams {
-        src: f.addr(),
-        index: index.addr(),
-        dst: y.addr(),
-        m: picked,
-        cols: width,
-        n: rows,
-        reserved: 0,
-    };
-    cx.launch(&kernel::add(y.dtype(), &p))?;
+    let p = add::Params { x: f.addr(), index: index.addr(), y: y.addr(), m: picked, cols: width, n: rows, reserved: 0 };
+    cx.launch(&add::add_rows(y.dtype(), &p))?;
     let (to_f, index) = (f.meta().clone(), index.clone());
     Ok(cx.record(OP, &[&x, f], y, move |bw| {
         let dy = bw.take_dy();

@@ -4,7 +4,7 @@ use bytemuck::Zeroable;
 use reel_device::{Addr, DType, in_op};
 use reel_kernels::paged_attention::BLOCK_TOKENS;
 use reel_kernels::skinny::{Params, QkvParams};
-use reel_kernels::{block_copy, rope_kv_write};
+use reel_kernels::{block_copy, rope_kv_write, rope_kv_write_norm};
 
 use super::{KvPages, heads};
 use crate::error::{Result, shape_error};
@@ -58,8 +58,8 @@ impl KvDestination<'_> {
             want_shape(op, "head norm", w, &[head_dim], "[head_dim]")?;
             want_dtype(op, "head norm", w, dtype)?;
         }
-        if self.head_norms.is_some() && head_dim > rope_kv_write::MAX_NORMALISED_HEAD_DIM as usize {
-            let most = rope_kv_write::MAX_NORMALISED_HEAD_DIM;
+        let most = rope_kv_write_norm::MAX_HEAD_DIM;
+        if self.head_norms.is_some() && head_dim > most as usize {
             return Err(shape_error(
                 op,
                 format!("normalised heads have {head_dim} elements; at most {most} are supported"),
@@ -184,10 +184,14 @@ pub fn rotate_and_cache(cx: &Cx, q: Tensor, (k, v): (&Tensor, &Tensor), to: KvDe
     let (tokens, query_heads, kv_heads, d) = heads(OP, &q, k, v)?;
     let blocks = to.check(OP, [tokens, kv_heads, d], k.dtype())?;
     let [cos, sin] = to.rotary.cos_and_sin();
-    let p = rope_kv_write::Params {
+    let (q_norm, k_norm, eps) =
+        to.head_norms.map_or((Addr::NULL, Addr::NULL, 0.0), |norms| (norms.q.addr(), norms.k.addr(), norms.eps));
+    let p = rope_kv_write_norm::Params {
         q: q.addr(),
         k: k.addr(),
         v: v.addr(),
+        q_norm,
+        k_norm,
         cos: cos.addr(),
         sin: sin.addr(),
         k_cache: to.caches.0.addr(),
@@ -199,12 +203,13 @@ pub fn rotate_and_cache(cx: &Cx, q: Tensor, (k, v): (&Tensor, &Tensor), to: KvDe
         head_dim: size(OP, d)?,
         pages: size(OP, blocks)?,
         page_tokens: BLOCK_TOKENS as u32,
-        q_norm: to.head_norms.map_or(Addr::NULL, |norms| norms.q.addr()),
-        k_norm: to.head_norms.map_or(Addr::NULL, |norms| norms.k.addr()),
-        eps: to.head_norms.map_or(0.0, |norms| norms.eps),
+        eps,
         reserved: 0,
     };
-    cx.launch(&rope_kv_write::write(k.dtype(), &p))?;
+    cx.launch(&match to.head_norms {
+        Some(_) => rope_kv_write_norm::write(k.dtype(), &p),
+        None => rope_kv_write::write(k.dtype(), &p.without_norms()),
+    })?;
     Ok(q)
 }
 
