@@ -163,10 +163,21 @@ pub fn golden(name: &str) -> PathBuf {
     std::env::var_os("REEL_TEST_GOLDEN").map_or_else(here, PathBuf::from).join(name)
 }
 
+/// Returns the preset of the tests' tiny models. The environment variable `REEL_TEST_PRESET` names another one, such as
+/// `qwen3-tiny`; tests that count tokens, pixels or parameters then fail.
+pub fn tiny_preset() -> String {
+    std::env::var("REEL_TEST_PRESET").unwrap_or_else(|_| "tiny".to_string())
+}
+
 /// Creates a tiny model folder inside `parent`.
 pub fn tiny_model(parent: &Path) -> PathBuf {
+    tiny_model_of(parent, &tiny_preset())
+}
+
+/// Creates a tiny model folder of this preset inside `parent`; its name is `tiny`.
+pub fn tiny_model_of(parent: &Path, preset: &str) -> PathBuf {
     let folder = parent.join("tiny");
-    run(["init", "--preset", "tiny", "--out", &folder.display().to_string()]).ok();
+    run(["init", "--preset", preset, "--out", &folder.display().to_string()]).ok();
     folder
 }
 

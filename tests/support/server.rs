@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{reel, run, tiny_model, with_options};
+use crate::support::{reel, run, tiny_model, tiny_preset, with_options};
 
 /// Time limit of every request in tests.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -35,7 +35,7 @@ impl Server {
     pub fn start(args: &[&str]) -> Server {
         let folder = TempDir::new().unwrap();
         let model = folder.path().join("tiny");
-        run(["init", "--preset", "tiny", "--seed", "3", "--out", text(&model)]).ok();
+        run(["init", "--preset", &tiny_preset(), "--seed", "3", "--out", text(&model)]).ok();
         Server::start_with(folder, model, args)
     }
 
