@@ -2,7 +2,7 @@
 //! copies nothing from the host, so it can be captured as a CUDA graph and replayed.
 
 use reel_device::{Device, in_layer};
-use reel_runtime::ops::{self, DecodeRows, InputNorm, KvPages, RotaryFrequencies, RotaryTable};
+use reel_runtime::ops::{self, DecodeRows, InputNorm, KvDestination, RotaryFrequencies};
 use reel_runtime::{Cx, Tensor};
 
 use super::{KvCache, Layer, STACK, TextDecoder};
@@ -23,6 +23,9 @@ impl TextDecoder {
     pub fn decode_rows(&self, device: &Device, rows: usize, max_blocks: usize) -> Result<DecodeRows> {
         let mut rows = DecodeRows::new(device, rows, max_blocks, 0)?;
         rows.allocate_attention_counters(device, self.config.num_attention_heads, self.config.num_key_value_heads)?;
+        if self.config.has_head_norms {
+            rows.allocate_for_head_norms(device, self.config.head_dim)?;
+        }
         Ok(rows)
     }
 
@@ -43,7 +46,8 @@ impl TextDecoder {
         let mut x = ops::embedding(cx, &self.embed_tokens, &rows.ids)?;
         for (layer, (k, v)) in self.layers.iter().zip(&cache.layers) {
             let _layer = in_layer(STACK, layer.index);
-            x = layer.decode(cx, &x, rows.adapter_numbers(), &rotary, (k, v), &pages)?;
+            let to = layer.kv_destination(&rotary, (k, v), &pages, rows.unrotated());
+            x = layer.decode(cx, &x, rows.adapter_numbers(), to)?;
         }
         let x = ops::rms_norm(cx, &x, &self.norm, self.config.rms_norm_eps as f32)?;
         self.logits(cx, &x, true)
@@ -51,20 +55,11 @@ impl TextDecoder {
 }
 
 impl Layer {
-    fn decode(
-        &self,
-        cx: &Cx,
-        x: &Tensor,
-        adapters: Option<&Tensor>,
-        rotary: &RotaryTable,
-        caches: (&Tensor, &Tensor),
-        pages: &KvPages,
-    ) -> Result<Tensor> {
+    fn decode(&self, cx: &Cx, x: &Tensor, adapters: Option<&Tensor>, to: KvDestination) -> Result<Tensor> {
         let r = x.shape()[0];
         let norm = |weight| InputNorm { weight, eps: self.eps };
-        let (layers, to) = ([&self.q, &self.k, &self.v], self.kv_destination(rotary, caches, pages));
-        let q = Linear::qkv_skinny(cx, x, norm(&self.input_norm), adapters, layers, to)?;
-        let o = ops::paged_attention(cx, &q, caches, pages)?.reshape(&[r, self.heads * self.head_dim])?;
+        let q = Linear::qkv_skinny(cx, x, norm(&self.input_norm), adapters, [&self.q, &self.k, &self.v], to)?;
+        let o = ops::paged_attention(cx, &q, to.caches, to.pages)?.reshape(&[r, self.heads * self.head_dim])?;
         drop(q);
         let o = self.gathered(cx, "attention", o)?;
         let x = self.add_skinny(cx, "o_proj", x, &o, adapters, &self.o)?;

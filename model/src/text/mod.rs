@@ -25,7 +25,7 @@ use std::sync::Arc;
 use reel_device::in_layer;
 use reel_device::{DType, Device};
 use reel_input::config::{ModelConfig, TextConfig};
-use reel_runtime::ops::{self, CuSeqlens, HeadNorms, KvDestination, KvPages, RotaryTable};
+use reel_runtime::ops::{self, CuSeqlens, HeadNorms, KvDestination, KvPages, RotaryTable, UnrotatedRows};
 use reel_runtime::{Checkpointing, Cx, RuntimeError, Tensor, WeightUnit};
 
 use crate::error::{Error, Result};
@@ -407,7 +407,7 @@ impl Layer {
                 drop(normed);
                 let (keys, values) = &cache.layers[self.index];
                 let caches = (keys, values);
-                let q = ops::rotate_and_cache(cx, q, (&k, &v), self.kv_destination(rotary, caches, pages))?;
+                let q = ops::rotate_and_cache(cx, q, (&k, &v), self.kv_destination(rotary, caches, pages, None))?;
                 drop((k, v));
                 if rows.is_some_and(|rows| rows.count() == 0) {
                     return Ok(Residual::new(&cx.empty(&[0, x.shape()[1]], x.dtype())?));
@@ -431,14 +431,16 @@ impl Layer {
         Ok(Residual::with_delta(x, Linear::gated_mlp(cx, normed, mlp, self.gate_up.as_ref())?))
     }
 
-    /// Where the keys and values of this layer go, after the norms of heads and the rotation.
+    /// Where the keys and values of this layer go, after the norms of heads and the rotation. `unrotated` is for decode
+    /// steps.
     fn kv_destination<'a>(
         &'a self,
         rotary: &'a RotaryTable,
         caches: (&'a Tensor, &'a Tensor),
         pages: &'a KvPages,
+        unrotated: Option<&'a UnrotatedRows>,
     ) -> KvDestination<'a> {
-        let head_norms = self.head_norms.as_ref().map(|[q, k]| HeadNorms { q, k, eps: self.eps });
+        let head_norms = self.head_norms.as_ref().map(|[q, k]| HeadNorms { q, k, eps: self.eps, unrotated });
         KvDestination { rotary, caches, pages, head_norms }
     }
 

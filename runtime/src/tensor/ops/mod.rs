@@ -32,8 +32,8 @@ pub use super::tape::fill_zero;
 pub use activation::{gelu, gelu_tanh, swiglu};
 pub use add::add;
 pub use attention::{
-    CuSeqlens, HeadNorms, KvDestination, KvPages, SequencePages, attention, copy_kv_blocks, paged_attention,
-    rotate_and_cache,
+    CuSeqlens, HeadNorms, KvDestination, KvPages, SequencePages, UnrotatedRows, attention, copy_kv_blocks,
+    paged_attention, rotate_and_cache,
 };
 pub use decode::{DecodeRows, DecodeSlot};
 pub use embedding::{embedding, embedding_with_vision_tokens};

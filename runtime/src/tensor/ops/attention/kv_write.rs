@@ -1,9 +1,9 @@
 //! Writes to the KV cache: keys and values of new tokens, and copies of whole cache blocks.
 
 use bytemuck::Zeroable;
-use reel_device::{Addr, DType, in_op};
+use reel_device::{Addr, DType, Device, MemoryCategory, in_op};
 use reel_kernels::paged_attention::BLOCK_TOKENS;
-use reel_kernels::skinny::{Params, QkvParams};
+use reel_kernels::skinny::{self, Params, QkvParams, WeightFormat};
 use reel_kernels::{block_copy, rope_kv_write, rope_kv_write_norm};
 
 use super::{KvPages, heads};
@@ -34,6 +34,36 @@ pub struct HeadNorms<'a> {
     pub k: &'a Tensor,
     /// eps of both norms.
     pub eps: f32,
+    /// For the launch that computes q, k and v of a decode step; without it each of them has a launch of its own.
+    pub unrotated: Option<&'a UnrotatedRows>,
+}
+
+/// Angles of 0 for each row of a decode step, and consecutive slots. With them the kernel that computes q, k and v
+/// leaves queries and keys as they are, and writes keys and values to arrays `[R, Hkv, D]` instead of the caches: a
+/// block has only a part of a head, so it cannot normalise heads.
+#[derive(Clone, Debug)]
+pub struct UnrotatedRows {
+    cos: Tensor,   // f32 [R, D / 2]
+    sin: Tensor,   // f32 [R, D / 2]
+    slots: Tensor, // i32 [R]
+}
+
+impl UnrotatedRows {
+    /// The arrays for `rows` rows with heads of `head_dim` elements.
+    pub fn new(device: &Device, rows: usize, head_dim: usize) -> Result<UnrotatedRows> {
+        let table = |value: f32| {
+            let values = vec![value; rows * (head_dim / 2)];
+            Tensor::from_slice(device, &[rows, head_dim / 2], DType::F32, &values, MemoryCategory::Inputs)
+        };
+        let slots: Vec<i32> = (0..rows as i32).collect();
+        Ok(UnrotatedRows { cos: table(1.0)?, sin: table(0.0)?, slots: Tensor::from_i32(device, &[rows], &slots)? })
+    }
+
+    /// The arrays for `rows` rows, in the same memory.
+    pub fn first_rows(&self, rows: usize) -> Result<UnrotatedRows> {
+        let first = |t: &Tensor| t.rows(0, rows);
+        Ok(UnrotatedRows { cos: first(&self.cos)?, sin: first(&self.sin)?, slots: first(&self.slots)? })
+    }
 }
 
 impl KvDestination<'_> {
@@ -111,18 +141,50 @@ impl KvDestination<'_> {
         Ok([tokens, columns / head_dim, head_dim])
     }
 
-    /// The parameters of the kernel that computes q, k and v without head norms and writes them to the tensor `q`,
-    /// whose shape is [`KvDestination::query_shape`], and to the caches. The three products have the same x and norm;
-    /// the addresses of their results are ignored.
+    /// Launches the kernel that computes q, k and v, and for heads with norms the one that normalises and rotates them.
+    /// `q`, whose shape is [`KvDestination::query_shape`], and the caches have the results. The three products have the
+    /// same x and norm; the addresses of their results are ignored.
     ///
     /// # Errors
     /// Shapes that do not match.
-    pub(in crate::tensor::ops) fn qkv_params(
+    pub(in crate::tensor::ops) fn launch_qkv(
         &self,
+        cx: &Cx,
         op: &'static str,
-        [of_q, of_k, of_v]: [Params; 3],
-        q: &Tensor,
-    ) -> Result<QkvParams> {
+        format: WeightFormat,
+        products: [Params; 3],
+        q: Tensor,
+    ) -> Result<Tensor> {
+        let params = self.qkv_params(op, products, &q)?;
+        let Some(unrotated) = self.head_norms.and_then(|norms| norms.unrotated) else {
+            cx.launch(&skinny::qkv(q.dtype(), format, &params))?;
+            return Ok(q);
+        };
+        let tokens = q.shape()[0];
+        let [kv_heads, head_dim] = self.kv_heads_and_head_dim(op)?;
+        want_shape(op, "unrotated rows", &unrotated.cos, &[tokens, head_dim / 2], "[tokens, head_dim / 2]")?;
+        let [k, v] = [(); 2].map(|()| cx.empty(&[tokens, kv_heads, head_dim], q.dtype()));
+        let (k, v) = (k?, v?);
+        let apart = QkvParams {
+            cos: unrotated.cos.addr(),
+            sin: unrotated.sin.addr(),
+            slots: unrotated.slots.addr(),
+            k_cache: k.addr(),
+            v_cache: v.addr(),
+            pages: params.m,
+            page_tokens: 1,
+            ..params
+        };
+        cx.launch(&skinny::qkv(q.dtype(), format, &apart))?;
+        rotate_and_cache(cx, q, (&k, &v), *self)
+    }
+
+    /// The parameters of the kernel that computes q, k and v, rotates them and writes them to the tensor `q`, whose shape
+    /// is [`KvDestination::query_shape`], and to the caches.
+    ///
+    /// # Errors
+    /// Shapes that do not match.
+    fn qkv_params(&self, op: &'static str, [of_q, of_k, of_v]: [Params; 3], q: &Tensor) -> Result<QkvParams> {
         let [kv_heads, head_dim] = self.kv_heads_and_head_dim(op)?;
         let blocks = self.check(op, [of_q.m as usize, kv_heads, head_dim], q.dtype())?;
         self.check_columns(op, [of_k.n as usize, of_v.n as usize])?;

@@ -29,7 +29,7 @@ use crate::tensor::tape::BackwardContext;
 use crate::tensor::{Tensor, format_shape};
 
 mod kv_write;
-pub use kv_write::{HeadNorms, KvDestination, copy_kv_blocks, rotate_and_cache};
+pub use kv_write::{HeadNorms, KvDestination, UnrotatedRows, copy_kv_blocks, rotate_and_cache};
 
 /// Where each sequence begins if several sequences are packed into one row of tokens: `[0, len_0, len_0 + len_1, …]`,
 /// on the host and on the device.

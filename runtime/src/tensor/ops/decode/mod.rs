@@ -7,7 +7,7 @@ use reel_device::{Addr, DType, Device, in_op};
 use reel_kernels::advance as kernel;
 use reel_kernels::paged_attention::{BLOCK_TOKENS, counters_per_token};
 
-use super::attention::{CuSeqlens, KvPages};
+use super::attention::{CuSeqlens, KvPages, UnrotatedRows};
 use super::{TokenHistory, size, want_dtype, want_shape};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
@@ -52,6 +52,7 @@ pub struct DecodeRows {
     history: Option<(Tensor, Tensor)>, // i32 [R, longest], i32 [R]
     adapters: Option<Tensor>,          // i32 [R]
     counters: Option<Tensor>,          // i32 [R, counters_per_token]
+    unrotated: Option<UnrotatedRows>,  // for layers with head norms
     seqs: CuSeqlens,
     keys: RowKeyCounts, // as `kv_lens`, on the host
 }
@@ -72,6 +73,7 @@ impl DecodeRows {
             history: if max_history > 0 { Some((zeros(&[rows, max_history])?, zeros(&[rows])?)) } else { None },
             adapters: None,
             counters: None,
+            unrotated: None,
             seqs: CuSeqlens::from_lengths(device, &vec![1; rows])?,
             keys: RowKeyCounts::new(rows),
         })
@@ -97,6 +99,17 @@ impl DecodeRows {
         let per_row = counters_per_token(size(OP, heads)?, size(OP, kv_heads)?) as usize;
         self.counters = Some(Tensor::from_i32(device, &[self.rows(), per_row], &vec![0; self.rows() * per_row])?);
         Ok(())
+    }
+
+    /// Allocates what layers with norms of heads of `head_dim` elements need.
+    pub fn allocate_for_head_norms(&mut self, device: &Device, head_dim: usize) -> Result<()> {
+        self.unrotated = Some(UnrotatedRows::new(device, self.rows(), head_dim)?);
+        Ok(())
+    }
+
+    /// What layers with norms of heads need; `None` if it was not allocated.
+    pub fn unrotated(&self) -> Option<&UnrotatedRows> {
+        self.unrotated.as_ref()
     }
 
     /// i32 `[R]`: the number of each row's LoRA adapter, -1 for none; `None` if the rows keep no adapter numbers.
@@ -148,6 +161,7 @@ impl DecodeRows {
             history: self.history.as_ref().map(history).transpose()?,
             adapters: self.adapters.as_ref().map(part).transpose()?,
             counters: self.counters.as_ref().map(part).transpose()?,
+            unrotated: self.unrotated.as_ref().map(|unrotated| unrotated.first_rows(rows)).transpose()?,
             // Every row has one new token.
             seqs: self.seqs.first_sequences(rows)?,
             keys: self.keys.range(first, rows),

@@ -201,7 +201,7 @@ pub fn skinny_linear<'w>(
 /// Computes the queries, keys and values of a decode step: normalises x, then multiplies it with three weights, with
 /// the bits of [`skinny_linear`]. Rotates queries and keys, and writes keys and values into the caches. x `[R, K]`,
 /// weights `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch, and one more for
-/// the norm of many rows; with head norms it is a launch for each product, because a block has only part of a head.
+/// the norm of many rows, and one more for head norms and the rotation after them.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.
@@ -218,7 +218,9 @@ pub fn skinny_qkv<'w>(
     let format = layers[0].0.format();
     let fits =
         layers.iter().map(|(w, _)| Ok(w.format() == format && w.uses_kernel(cx, x, |choices| choices.max_rows)?));
-    if fits.collect::<Result<Vec<_>>>()?.contains(&false) || to.head_norms.is_some() {
+    if fits.collect::<Result<Vec<_>>>()?.contains(&false)
+        || to.head_norms.is_some_and(|norms| norms.unrotated.is_none())
+    {
         let x = InputNorm::apply_if_some(norm, cx, x)?;
         return to.rotate_and_cache_rows(cx, map_three_layers(layers, |(w, b)| skinny_linear(cx, &x, w, b, None))?);
     }
@@ -229,8 +231,7 @@ pub fn skinny_qkv<'w>(
     })?;
     let [of_q, ..] = products;
     let q = cx.empty(&to.query_shape(OP, of_q.m as usize, of_q.n as usize)?, x.dtype())?;
-    cx.launch(&skinny::qkv(x.dtype(), format, &to.qkv_params(OP, products, &q)?))?;
-    Ok(q)
+    to.launch_qkv(cx, OP, format, products, q)
 }
 
 /// Checks that a bias has the shape `rows`, one element for each row of the weight, and the dtype of x.

@@ -2,9 +2,9 @@ use proptest::prelude::*;
 use reel_device::{Device, MemoryCategory, SimOptions, compile};
 
 use super::*;
-use crate::tensor::ops::LoraStack;
 use crate::tensor::ops::tests::kv::SmallKvCache;
 use crate::tensor::ops::tests::{pseudo_random_numbers, relative_distance};
+use crate::tensor::ops::{HeadNorms, LoraStack, UnrotatedRows};
 
 /// The results of `skinny_linear` with bias and residual, `skinny_swiglu`, `skinny_logits`, and `skinny_lora_linear`.
 fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> [Vec<f32>; 4] {
@@ -147,7 +147,17 @@ fn a_norm_before_products_has_the_bits_of_rms_norm() {
                 (qkv, skinny_swiglu(&cx, x, norm, &q, &up).unwrap().to_f32().unwrap())
             };
             let normed = rms_norm(&cx, &x, &weight, 1e-6).unwrap();
-            assert_eq!(of(&x, Some(InputNorm { weight: &weight, eps: 1e-6 })), of(&normed, None), "{device:?} {m}");
+            let norm = Some(InputNorm { weight: &weight, eps: 1e-6 });
+            assert_eq!(of(&x, norm), of(&normed, None), "{device:?} {m}");
+            // Norms of heads follow one launch of all three products, or a launch of each.
+            let (of_q, of_k) = (tensor(&[8], dtype, 8), tensor(&[8], dtype, 9));
+            let rows = UnrotatedRows::new(&device, m, 8).unwrap();
+            let with_head_norms = |unrotated| {
+                let head_norms = Some(HeadNorms { q: &of_q, k: &of_k, eps: 1e-6, unrotated });
+                SmallKvCache::new(&cx, dtype, [m, 1, 8])
+                    .results(|to| skinny_qkv(&cx, &x, norm, layers, KvDestination { head_norms, ..to }))
+            };
+            assert_eq!(with_head_norms(None), with_head_norms(Some(&rows)), "{device:?} {m}");
         }
     }
 }

@@ -486,7 +486,7 @@ fn decode_steps_normalise_heads_with_the_bits_of_training() {
             };
             let [q, k, v] = [(heads, 1), (kv_heads, 2), (kv_heads, 3)].map(|(h, seed)| tensor(&[tokens, h, d], seed));
             let (w_q, w_k) = (tensor(&[d], 4), tensor(&[d], 5));
-            let norms = HeadNorms { q: &w_q, k: &w_k, eps: 1e-6 };
+            let norms = HeadNorms { q: &w_q, k: &w_k, eps: 1e-6, unrotated: None };
             let cx = Cx::inference(device, dtype);
             let cache = kv::SmallKvCache::new(&cx, dtype, [tokens, kv_heads, d]);
             let [got_q, got_keys, _] = cache.results(|to| {
