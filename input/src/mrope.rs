@@ -86,15 +86,16 @@ pub fn rope_index(
 /// The runs of pad tokens of all videos, in order: the grid of a run, and the two factors of the time of its frame
 /// pairs, seconds per frame pair and positions per second.
 fn video_runs(config: &ModelConfig, grids: MediaGrids) -> Vec<(GridThw, [f32; 2])> {
-    let videos = grids.video_grid_thw.iter().enumerate();
+    let videos = grids.video_grid_thw.iter();
     match &config.vision.tower {
         Tower::Qwen25(tower) => videos
+            .enumerate()
             .map(|(i, &grid)| {
                 let seconds = grids.second_per_grid_ts.get(i).copied().unwrap_or(1.0);
                 (grid, [seconds, tower.tokens_per_second])
             })
             .collect(),
-        Tower::Qwen3(_) => videos.flat_map(|(_, &[t, h, w])| std::iter::repeat_n(([1, h, w], [0.0; 2]), t)).collect(),
+        Tower::Qwen3(_) => videos.flat_map(|&[t, h, w]| std::iter::repeat_n(([1, h, w], [0.0; 2]), t)).collect(),
     }
 }
 

@@ -251,7 +251,7 @@ fn text_config(family: Family, fields: &JsonFields, root: &JsonFields) -> Result
 
 /// The size of a head in Qwen2.5-VL: hidden_size / num_attention_heads.
 fn quotient_head_dim(fields: &JsonFields, hidden_size: usize, heads: usize) -> Result<usize> {
-    if hidden_size % heads != 0 {
+    if !hidden_size.is_multiple_of(heads) {
         let what = format!("is {heads}, which does not divide hidden_size {hidden_size}");
         return Err(fields.error("num_attention_heads", what));
     }
