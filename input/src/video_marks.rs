@@ -82,7 +82,11 @@ mod tests {
             let want: String =
                 want.iter().map(|time| format!("<{time} seconds>{START}{VIDEO_PAD}{END}")).collect::<Vec<_>>().concat();
             let template = format!("a{START}{VIDEO_PAD}{END}b");
-            assert_eq!(write_times(&template, std::slice::from_ref(&times), VideoMarks::Inner), format!("a{want}b"), "{row}");
+            assert_eq!(
+                write_times(&template, std::slice::from_ref(&times), VideoMarks::Inner),
+                format!("a{want}b"),
+                "{row}"
+            );
             let outer = format!("a{START}{want}{END}b");
             assert_eq!(write_times(&template, &[times], VideoMarks::Outer), outer, "{row}");
             checked += 1;
