@@ -45,8 +45,8 @@ pub struct InitArgs {
 /// Options for the size of a model. With them, `reel plan` needs no model folder.
 #[derive(Args, Clone, Debug)]
 pub struct ModelSizeFlags {
-    /// Model size: tiny (1 M parameters, f32), 3b, 7b, 32b or 72b of Qwen2.5-VL (as published, bf16); qwen3-tiny, qwen3-2b,
-    /// qwen3-4b, qwen3-8b or qwen3-32b of Qwen3-VL
+    /// Model size: tiny (1 M parameters, f32), 3b, 7b, 32b or 72b of Qwen2.5-VL (as published, bf16); qwen3-tiny,
+    /// qwen3-2b, qwen3-4b, qwen3-8b or qwen3-32b of Qwen3-VL
     #[arg(long, value_name = "NAME")]
     pub preset: Option<String>,
     /// Number of decoder layers [default: the preset's]

@@ -38,8 +38,8 @@ pub struct ScoreArgs {
     inputs: Option<PathBuf>,
     #[command(flatten)]
     messages: MessageFlags,
-    /// Safetensors file to write: `logits` f32 [S,V], `logprobs` f32 [S-1], `image_embeds` and `video_embeds` f32 [n,H];
-    /// for Qwen3-VL also `image_deepstack` and `video_deepstack` f32 [features,n,H]
+    /// Safetensors file to write: `logits` f32 [S,V], `logprobs` f32 [S-1], `image_embeds` and `video_embeds` f32
+    /// [n,H]; for Qwen3-VL also `image_deepstack` and `video_deepstack` f32 [features,n,H]
     #[arg(long, value_name = "F.safetensors")]
     out: PathBuf,
 }

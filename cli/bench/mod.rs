@@ -291,7 +291,12 @@ impl PrefillArgs {
         let folder = prompt::find_or_download_model(&self.rounds.model)?;
         let config = ModelConfig::open(&folder)?;
         let Some(frames) = self.frames else {
-            return Ok(BenchPrompt::new(&config, ImageProcessorSettings::default(), self.tokens, None)?);
+            return Ok(BenchPrompt::new(
+                &config,
+                ImageProcessorSettings::of_published(config.family()),
+                self.tokens,
+                None,
+            )?);
         };
         let processor = open_preprocessor_config(&folder, &config)?;
         let (height, width) = (usize::from(self.frame_size.0), usize::from(self.frame_size.1));

@@ -72,8 +72,8 @@ impl ModelFolder {
     }
 
     /// The text that stands before a completion of `prompt` and belongs to its thought: `<think>` and a newline if the
-    /// chat template has begun the thought (Qwen3-VL's Thinking models), else nothing. The completion itself then has no
-    /// opening tag.
+    /// chat template has begun the thought (Qwen3-VL's Thinking models), else nothing. The completion itself then has
+    /// no opening tag.
     pub fn begun_thought(&self, prompt: &[TokenId]) -> &'static str {
         let end = self.tokenizer.decode(&prompt[prompt.len().saturating_sub(4)..], false);
         if end.trim_end().ends_with("<think>") { "<think>\n" } else { "" }

@@ -8,14 +8,14 @@ use crate::messages::{ContentPart, Conversation, ImagePart, MessageContent, Vide
 
 /// Bytes of UTF-8 text per token, about the mean of English text.
 const BYTES_PER_TOKEN: usize = 4;
-/// Tokens of the time and the marks of a frame pair in Qwen3-VL: `<`, three or more of the time, ` seconds`, `>`, and the
-/// two marks.
+/// Tokens of the time and the marks of a frame pair in Qwen3-VL: `<`, three or more of the time, ` seconds`, `>`, and
+/// the two marks.
 const TIME_TOKENS: u64 = 8;
 
-/// Estimates the number of tokens of a conversation for a model of `family`. A text counts as one token per 4 bytes. An image or a video is
-/// assumed to be as large as `options` and the keys of its message part allow. If the part states the start and the
-/// end of a video, its number of frames follows from `nframes` or the frame rate; otherwise it is the maximum that
-/// the limits allow.
+/// Estimates the number of tokens of a conversation for a model of `family`. A text counts as one token per 4 bytes. An
+/// image or a video is assumed to be as large as `options` and the keys of its message part allow. If the part states
+/// the start and the end of a video, its number of frames follows from `nframes` or the frame rate; otherwise it is the
+/// maximum that the limits allow.
 pub fn expected_tokens(conversation: &Conversation, options: &MediaOptions, family: Family) -> u64 {
     let text = |text: &str| text.len().div_ceil(BYTES_PER_TOKEN) as u64;
     let of_part = |part: &ContentPart| match part {

@@ -1,6 +1,6 @@
-//! The host-only part of Qwen2.5-VL and Qwen3-VL: reads the small files of a model folder, and converts a conversation to the
-//! model's input, plain arrays in host memory. [`rows`] reads data files, [`media`] images and videos. No device is
-//! needed.
+//! The host-only part of Qwen2.5-VL and Qwen3-VL: reads the small files of a model folder, and converts a conversation
+//! to the model's input, plain arrays in host memory. [`rows`] reads data files, [`media`] images and videos. No device
+//! is needed.
 //!
 //! [`encode()`] converts a conversation to a [`ModelInput`]. It uses the config ([`config`]), the chat template
 //! ([`chat`]), the tokenizer ([`tokenizer`]), images and videos ([`media_frames`]) and positions ([`mrope`]).

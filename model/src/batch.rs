@@ -279,8 +279,8 @@ impl VisionInput {
         VisionInput::with_index(device, config, &vision_index, next as usize, media).map(Some)
     }
 
-    /// The media `sequences` of a batch whose tokens have the vision tokens `vision_index` `[S]`, out of `count`; -1 for
-    /// text.
+    /// The media `sequences` of a batch whose tokens have the vision tokens `vision_index` `[S]`, out of `count`; -1
+    /// for text.
     ///
     /// # Errors
     /// Out of memory.

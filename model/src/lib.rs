@@ -1,6 +1,6 @@
 //! Qwen2.5-VL and Qwen3-VL on a device: reads the weights of a model folder, packs inputs (of the crate `reel-input`)
-//! into batches, and runs the model. Also SigLIP, the reward model of the semantic reward. Model folders are read as the hub
-//! publishes them, without conversion.
+//! into batches, and runs the model. Also SigLIP, the reward model of the semantic reward. Model folders are read as
+//! the hub publishes them, without conversion.
 //!
 //! Read [`batch`] for packing, and [`qwen2_5_vl`] for the forward pass.
 

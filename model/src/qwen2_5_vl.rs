@@ -156,7 +156,8 @@ impl Qwen25Vl {
         self.text.forward(cx, &x, &batch.positions, context, options.rows, deepstack.as_ref())
     }
 
-    /// Embeddings `[S, H]`, with vision tokens in place of pad tokens, and the DeepStack features, if the model has any.
+    /// Embeddings `[S, H]`, with vision tokens in place of pad tokens, and the DeepStack features, if the model has
+    /// any.
     fn embed(&self, cx: &Cx, batch: &Batch, options: &ForwardOptions) -> Result<(Tensor, Option<DeepStack>)> {
         let table = &self.text.embed_tokens;
         let Some(input) = &batch.vision else {

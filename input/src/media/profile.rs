@@ -62,8 +62,8 @@ pub enum SelectionRule {
     },
 }
 
-/// The pixel limits of a profile; each is an area, height × width in pixels. In the profile `qwen3-processor` the limits
-/// of videos are volumes, frames × height × width.
+/// The pixel limits of a profile; each is an area, height × width in pixels. In the profile `qwen3-processor` the
+/// limits of videos are volumes, frames × height × width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PixelLimits {
     /// Minimum area of a video frame in pixels.
@@ -338,8 +338,8 @@ impl MediaOverrides {
         }
     }
 
-    /// Refuses pixel limits of one image or video that were made for Qwen2.5-VL, where the model is a Qwen3-VL: areas in
-    /// vision tokens of 28 × 28 pixels.
+    /// Refuses pixel limits of one image or video that were made for Qwen2.5-VL, where the model is a Qwen3-VL: areas
+    /// in vision tokens of 28 × 28 pixels.
     ///
     /// # Errors
     /// The error names the limit.

@@ -134,8 +134,8 @@ impl Preset {
         config
     }
 
-    /// The entries of config.json in which this preset differs from Qwen2.5-VL-7B, or from Qwen3-VL-8B. `ids_end` is the
-    /// tokenizer's largest id plus one.
+    /// The entries of config.json in which this preset differs from Qwen2.5-VL-7B, or from Qwen3-VL-8B. `ids_end` is
+    /// the tokenizer's largest id plus one.
     fn differences(self, ids_end: u32) -> Value {
         match self {
             Preset::Tiny => json!({

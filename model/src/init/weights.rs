@@ -24,8 +24,8 @@ pub(super) enum WeightInitializer {
 
 /// Returns how a tensor is initialised. Biases are 0, norm weights 1, and learned positions have standard deviation
 /// 0.02. Matrices keep the scale of their input (standard deviation 0.9/√inputs, which is the usual 0.02 at a width of
-/// 2048). In layers whose output is added to the residual, the standard deviation falls with the number of layers. The output layer is so small that all tokens
-/// are nearly equally likely.
+/// 2048). In layers whose output is added to the residual, the standard deviation falls with the number of layers. The
+/// output layer is so small that all tokens are nearly equally likely.
 pub(super) fn initializer(name: &str, shape: &[usize], config: &ModelConfig) -> WeightInitializer {
     if name.ends_with(".bias") {
         return WeightInitializer::Constant(0.0);

@@ -108,8 +108,8 @@ impl LoraSpec {
         self.targets == [ALL_LINEAR]
     }
 
-    /// The short names (such as `q_proj`) of all layers that can be targets in a model of `family`. The name `proj` alone
-    /// would also match the patch embedding in PEFT.
+    /// The short names (such as `q_proj`) of all layers that can be targets in a model of `family`. The name `proj`
+    /// alone would also match the patch embedding in PEFT.
     fn known(&self, family: Family) -> Vec<&'static str> {
         let vision: &[&str] = match family {
             _ if !self.vision => &[],
@@ -135,8 +135,8 @@ impl LoraSpec {
     }
 }
 
-/// The name by which PEFT selects the layers of the target `target`. PEFT would also put an adapter on the patch embedding
-/// (a Conv3d) for `proj`, so Qwen3-VL gets the name of the attention's output projection.
+/// The name by which PEFT selects the layers of the target `target`. PEFT would also put an adapter on the patch
+/// embedding (a Conv3d) for `proj`, so Qwen3-VL gets the name of the attention's output projection.
 fn peft_target(family: Family, target: &str) -> &str {
     match (family, target) {
         (Family::Qwen3Vl, "proj") => "attn.proj",

@@ -477,8 +477,8 @@ impl Layer {
         Ok([of(&self.q, self.heads)?, of(&self.k, self.kv_heads)?, of(&self.v, self.kv_heads)?])
     }
 
-    /// Like [`Self::q_k_v`], but with the norms of heads and the rotation of queries and keys. Frees `normed` and the results before the rotation, unless
-    /// the tape keeps them.
+    /// Like [`Self::q_k_v`], but with the norms of heads and the rotation of queries and keys. Frees `normed` and the
+    /// results before the rotation, unless the tape keeps them.
     fn rotated_q_k_v(&self, cx: &Cx, normed: Tensor, rotary: &RotaryTable) -> Result<[Tensor; 3]> {
         let layers = [&self.q, &self.k, &self.v];
         if let Some(fused) = JoinedWeights::forward(self.qkv.as_ref(), &layers, cx, &normed)? {

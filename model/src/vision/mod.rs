@@ -37,8 +37,8 @@ pub enum VisionTower {
 pub struct VisionTokens {
     /// The vision tokens `[M, H]`, which take the place of the embeddings of pad tokens, in processor order.
     pub embeddings: Tensor,
-    /// The DeepStack features of the vision tokens, `[M, H]` each: feature i is added to their hidden states after layer
-    /// i of the decoder. Qwen2.5-VL has none.
+    /// The DeepStack features of the vision tokens, `[M, H]` each: feature i is added to their hidden states after
+    /// layer i of the decoder. Qwen2.5-VL has none.
     pub deepstack: Vec<Tensor>,
 }
 
@@ -102,8 +102,8 @@ impl PatchEmbedding {
         [&self.weight].into_iter().chain(&self.bias)
     }
 
-    /// The embeddings `[N, C]` of all patches of `media`, in the order `order` `[N]`, which has for each place the index
-    /// of its patch in processor order; without `order`, in processor order.
+    /// The embeddings `[N, C]` of all patches of `media`, in the order `order` `[N]`, which has for each place the
+    /// index of its patch in processor order; without `order`, in processor order.
     fn forward(&self, cx: &Cx, media: &[SequenceMedia], order: Option<&[i32]>) -> Result<Tensor> {
         let (mut values, mut frames) = (Vec::new(), Vec::new());
         for one in media {
@@ -133,8 +133,8 @@ impl PatchEmbedding {
     }
 }
 
-/// The rotary table for patches at `positions` i32 `[2, N]`, rows and columns: half of the frequencies rotate by the row
-/// of the patch, half by its column.
+/// The rotary table for patches at `positions` i32 `[2, N]`, rows and columns: half of the frequencies rotate by the
+/// row of the patch, half by its column.
 fn rotary_table(cx: &Cx, positions: &Tensor, head_dim: usize) -> Result<RotaryTable> {
     let half = head_dim / 2;
     let quarter = half / 2;

@@ -5,7 +5,8 @@
 //!        reasoning                    text
 //! ```
 //! White space before the first tag is dropped. An answer without the first tag is text, unless the prompt ends with
-//! that tag, as those of Qwen3-VL's Thinking models do. An answer that ends before the second tag is reasoning. The result does not depend on how the answer is split into pieces.
+//! that tag, as those of Qwen3-VL's Thinking models do. An answer that ends before the second tag is reasoning. The
+//! result does not depend on how the answer is split into pieces.
 
 const BEGIN: &str = "<think>";
 const END: &str = "</think>";

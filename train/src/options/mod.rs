@@ -25,7 +25,8 @@ pub use step_range::StepRange;
 /// The version of transformers whose layout a written model folder has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum FolderFormatName {
-    /// preprocessor_config.json, chat_template.json, and config.json with rope_scaling (Qwen2.5-VL: without text_config)
+    /// preprocessor_config.json, chat_template.json, and config.json with rope_scaling (Qwen2.5-VL: without
+    /// text_config)
     #[value(name = "transformers-4")]
     #[serde(rename = "transformers-4")]
     Transformers4,

@@ -132,7 +132,10 @@ impl ImagePixelLimits {
             None if self.by_processor => {
                 qwen3_processor_image_size(height, width, self.factor, self.min_pixels, self.max_pixels)
             }
-            None => smart_resize(height, width, self.factor, self.min_pixels, self.max_pixels as f64),
+            None => {
+                refuse_maximum_below_minimum(self.factor, self.min_pixels, self.max_pixels as f64)?;
+                smart_resize(height, width, self.factor, self.min_pixels, self.max_pixels as f64)
+            }
         }
     }
 }
@@ -190,8 +193,18 @@ impl VideoPixelLimits {
         let floor = (self.min_pixels as f64 * 1.05).trunc();
         let limit = share.min(self.video_max_pixels as f64).max(floor);
         let max_pixels = self.max_pixels.map_or(limit, |key| limit.min(key as f64));
+        refuse_maximum_below_minimum(self.factor, self.min_pixels, max_pixels)?;
         smart_resize(height, width, self.factor, self.min_pixels, max_pixels)
     }
+}
+
+/// Refuses a maximum area below the minimum, as qwen-vl-utils 0.0.14 does (Qwen3-VL). In 0.0.10 the maximum counts.
+fn refuse_maximum_below_minimum(factor: usize, min_pixels: u64, max_pixels: f64) -> Result<()> {
+    if factor == Family::Qwen25Vl.token_side() || max_pixels >= min_pixels as f64 {
+        return Ok(());
+    }
+    let what = format!("is {max_pixels}, below the minimum of {min_pixels} pixels");
+    Err(Error::setting("max_pixels", what, "raise it, or give a smaller min_pixels too"))
 }
 
 /// The `smart_resize` of qwen-vl-utils: rounds both sides to the nearest multiple of `factor` pixels (half to even, at

@@ -32,7 +32,8 @@ const VIDEO_FPS: &str = "video_fps";
 /// The frames that a profile selects from a video.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FrameSelection {
-    /// Frame indices in display order, ascending. Only the profile `uniform-16` can give the same index twice.
+    /// Frame indices in display order, ascending. Only the profiles `uniform-16` and
+    /// `qwen3-processor` can give the same index twice.
     pub indices: Vec<u64>,
     /// Selected frames per second of video.
     pub sample_fps: f64,
@@ -189,14 +190,14 @@ fn number_or_rate(profile_fps: f64, overrides: &MediaOverrides) -> Result<FrameC
     }
 }
 
-/// The number of frames that the processor of Qwen3-VL selects from `total` frames; it may be odd.
+/// The number of frames that the processor of Qwen3-VL selects from `total` frames; it may be odd, and a given number
+/// may be above `total`.
 fn processor_frame_count(
     total: u64,
     video_fps: f64,
     [fps, min, max]: [f64; 3],
     overrides: &MediaOverrides,
 ) -> Result<u64> {
-    let limit = total.min(MAX_SELECTED_FRAMES);
     let n = match number_or_rate(fps, overrides)? {
         FrameCount::Number(n) => n as f64,
         FrameCount::Rate(fps) => {
@@ -205,9 +206,10 @@ fn processor_frame_count(
             (total as f64 / video_fps * fps).trunc().max(min).min(max).min(total as f64)
         }
     };
-    match n >= 2.0 && n <= limit as f64 {
+    match n >= 2.0 && n <= MAX_SELECTED_FRAMES as f64 {
         true => Ok(n as u64),
-        false => Err(bad_count(&n.to_string(), 2, limit)),
+        false if overrides.nframes.is_none() => Err(bad_count(&n.to_string(), 2, total)),
+        false => Err(bad_count(&n.to_string(), 2, MAX_SELECTED_FRAMES)),
     }
 }
 

@@ -90,8 +90,8 @@ impl DecodeWorker {
         self.decode_at_size(path, profile, overrides, DecodedFrameSize::Original)
     }
 
-    /// Decodes the frames that `rules` and `overrides` select and resizes them to the pixel limits inside the worker, or
-    /// returns them from the cache.
+    /// Decodes the frames that `rules` and `overrides` select and resizes them to the pixel limits inside the worker,
+    /// or returns them from the cache.
     ///
     /// # Errors
     /// The video cannot be decoded or resized, the selection is invalid, or the worker fails or cannot be started.

@@ -22,8 +22,12 @@ pub fn config_files_fingerprint(folder: &Path) -> Result<String> {
         "chat_template.jinja",
         "chat_template.json",
     ];
+    // These files have been part of the fingerprint since Qwen3-VL, whose frames they determine.
+    let of_qwen3 = ["processor_config.json", "video_preprocessor_config.json"];
+    let config = input::read_text(folder.join("config.json"), input::MAX_CONFIG_BYTES).unwrap_or_default();
+    let further = if config.contains("\"qwen3_vl\"") { &of_qwen3[..] } else { &[] };
     let mut all = FingerprintBuilder::default();
-    for name in names {
+    for name in names.iter().chain(further) {
         match input::read_file(folder.join(name), input::MAX_TOKENIZER_BYTES) {
             Ok(text) => all.add(name, XxHash3_64::oneshot(&text)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}

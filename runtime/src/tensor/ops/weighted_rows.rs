@@ -93,8 +93,9 @@ impl RowLists {
 }
 
 /// Sums the rows of x `[P, C]` by lists: row i of the result `[n, C]` is the sum of `weight · x[index]` over the
-/// entries of list i, computed in f32 in the order of the list and rounded once to the dtype of activations. With `to` `[n, C]` the result is `to +
-/// sum`, with the bits of [`super::add`]. The gradient of x adds the entries of a row in the order of the lists.
+/// entries of list i, computed in f32 in the order of the list and rounded once to the dtype of activations. With `to`
+/// `[n, C]` the result is `to + sum`, with the bits of [`super::add`]. The gradient of x adds the entries of a row in
+/// the order of the lists.
 ///
 /// # Errors
 /// Shapes that do not match; a gradient of x is needed, but the lists were made without a tape.

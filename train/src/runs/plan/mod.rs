@@ -327,7 +327,7 @@ impl RowShape {
             patch_size: vision.patch_size,
             temporal_patch_size: vision.temporal_patch_size,
             merge_size: vision.spatial_merge_size,
-            ..ImageProcessorSettings::default()
+            ..ImageProcessorSettings::of_published(config.family())
         };
         MediaFrames { videos: self.video_grid_thw.iter().map(video).collect(), processor, ..MediaFrames::default() }
     }

@@ -80,7 +80,8 @@ pub fn decode_into<B: AsMut<[u8]>>(
             let size = pixel_limits.resized_height_and_width(count, original_height, original_width)?;
             refuse_side_of_zero((original_height, original_width), size)
                 .map_err(|e| with_image_name(e, &request.path.display().to_string()))?;
-            // The processor resizes u8 frames by torchvision's path for u8, which rounds after each pass as Pillow does.
+            // The processor resizes u8 frames by torchvision's path for u8, which rounds after each pass as Pillow
+            // does.
             let resize = if pixel_limits.by_processor { pillow_bicubic } else { torch_bicubic };
             Some(ResizeTarget { size, resize })
         }

@@ -179,8 +179,8 @@ impl KvDestination<'_> {
         rotate_and_cache(cx, q, (&k, &v), *self)
     }
 
-    /// The parameters of the kernel that computes q, k and v, rotates them and writes them to the tensor `q`, whose shape
-    /// is [`KvDestination::query_shape`], and to the caches.
+    /// The parameters of the kernel that computes q, k and v, rotates them and writes them to the tensor `q`, whose
+    /// shape is [`KvDestination::query_shape`], and to the caches.
     ///
     /// # Errors
     /// Shapes that do not match.
