@@ -58,8 +58,9 @@ fn selections_of_the_processor_of_qwen3_equal_golden_rows() {
         let (total, fps) = (row["total_frames"].as_u64().unwrap(), row["video_fps"].as_f64().unwrap());
         let got = select_frames(total, fps, MediaProfile::Qwen3Processor, &overrides);
         match serde_json::from_value::<Vec<u64>>(row["expect"].clone()) {
-            Ok(want) => assert_eq!(got.unwrap().indices, want, "{row}"),
-            Err(_) => assert!(got.is_err(), "{row}"),
+            Ok(want) if want.len() >= 2 => assert_eq!(got.unwrap().indices, want, "{row}"),
+            // The processor selects a single frame, too, but then refuses it by its rule of sizes.
+            _ => assert!(got.is_err(), "{row}"),
         }
     }
     assert_eq!(rows.len(), 40);
