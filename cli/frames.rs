@@ -49,6 +49,7 @@ fn is_address(path: &Path) -> bool {
 impl FramesArgs {
     /// Selects frames, decodes them if there is a video, and prints the selection.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
+        self.media.refuse_prompt_form()?;
         let profile = self.media.profile(MediaProfile::Qwen)?;
         match (&self.video, self.total_frames, self.video_fps) {
             (None, Some(_), Some(_)) if self.out.is_some() => Err(usage_error(

@@ -93,6 +93,15 @@ impl MediaFlags {
         }
     }
 
+    /// Refuses options about prompts, for a command that makes none.
+    pub fn refuse_prompt_form(&self) -> Result<()> {
+        let given = [("--video-marks", self.video_marks.is_some()), ("--add-vision-id", self.add_vision_id)];
+        match given.iter().find(|(_, is_given)| *is_given) {
+            Some((name, _)) => Err(usage_error(name, "is about prompts, but this command makes none", "leave it out")),
+            None => Ok(()),
+        }
+    }
+
     /// Returns the limits that the options set, without checks, for a command that only shows what qwen-vl-utils
     /// would do with them.
     pub fn unchecked_limit_overrides(&self) -> MediaOverrides {

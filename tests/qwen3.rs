@@ -16,7 +16,7 @@ use rank_runs::assert_same_results;
 use serde_json::{Value, json};
 use server::Server;
 use sft_rows::{copy_test_media, media_question_row};
-use support::{FinishedRun, run_in, tiny_model_of};
+use support::{FinishedRun, run, run_in, tiny_model_of};
 
 /// Limits for small videos and images, as options.
 const SMALL: [&str; 6] = ["--nframes", "4", "--min-pixels", "4096", "--max-pixels", "8192"];
@@ -78,6 +78,17 @@ fn supervised_fine_tuning_gives_the_same_bits_by_any_number_of_processes_and_aft
     // The form of a video's prompt may not change on a resume.
     let changed = ["--resume-from-checkpoint", &checkpoint, "--video-marks", "outer"];
     train(w.path(), "sft", "changed", &[&common[..], &changed].concat()).assert_refused(2, &["--video-marks"]);
+}
+
+/// Options for the prompts of Qwen3-VL are refused by name where they would have no effect.
+#[test]
+fn options_of_qwen3_are_refused_for_other_models() {
+    let plan = ["plan", "sft", "--preset", "tiny", "--nframes", "4"];
+    for (name, value) in [("--video-marks", "outer"), ("--profile", "qwen3-processor")] {
+        run([&plan[..], &[name, value]].concat()).assert_refused(2, &[name, "Qwen3-VL"]);
+    }
+    let frames = ["frames", "--total-frames", "30", "--video-fps", "10"];
+    run([&frames[..], &["--video-marks", "inner"]].concat()).assert_refused(2, &["--video-marks"]);
 }
 
 #[test]

@@ -209,6 +209,7 @@ impl Sizes {
     fn prompt(&self, model: &PlannedModel, flags: &media::MediaFlags, common: &CommonOptions) -> Result<PlannedRow> {
         let (worker, access) = (media::WorkerFlags::default(), MediaAccess::default());
         let options = prompt::media_options(flags, &worker, model.folder.as_deref(), access, false, common)?;
+        media::check_fits_model(&options, &model.config)?;
         self.row.row(&model.config, &model.processor, &PlannedMedia::new(&options, flags), "the prompt")
     }
 
@@ -340,6 +341,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let dtype = sizes.dtype(common);
         let planned = sizes.config(Some(&options.model), common)?;
         let PlannedModel { config, files, name, .. } = &planned;
+        media::check_fits_model(&resolved.media_options()?, config)?;
         let (files, mut video) = (*files, serde_json::Value::Null);
         let (plan, rows) = match options.data.as_os_str().is_empty() {
             true => {

@@ -94,7 +94,7 @@ impl VisionTower {
         self.patch_embed.tensors().chain([&self.position_table]).chain(blocks).chain(self.merger.tensors())
     }
 
-    /// The merger whose DeepStack feature is computed from the output of block `block`; `None` if there is none.
+    /// The DeepStack merger that reads the output of block `block`; `None` if no merger does.
     fn deepstack_merger(&self, block: usize) -> Option<&Merger> {
         let feature = self.own.deepstack_block_indexes.iter().position(|&other| other == block)?;
         self.deepstack_mergers.get(feature)
