@@ -12,6 +12,7 @@
 
 #include "attention/backward_keys.cuh"
 #include "attention/backward_parts.cuh"
+#include "attention/head_copy.cuh"
 #include "attention/packed_tiles.cuh"
 #include "attention/tile.cuh"
 #include "cuh/tma.cuh"
@@ -20,15 +21,14 @@
 constexpr int GRADIENT_GROUPS = 2;  // warpgroups that compute
 constexpr int QUERY_ROWS = 64;      // queries of a visit, and of a warpgroup in the second part
 
-// Shared memory of a block, in bytes from its start. Rows lie in groups of 64 columns, each with the swizzle of 128
-// bytes; for head_dim 80 in groups of 16, with the swizzle of 32 bytes. The first part of the kernel (dk, dv) and the
-// second part (dq) use the same memory for their tiles.
+// Shared memory of a block, in bytes from its start. Rows lie in groups of columns (head_copy.cuh). The first part of
+// the kernel (dk, dv) and the second part (dq) use the same memory for their tiles.
 template <int HEAD_DIM>
 struct BackwardShared {
-  static constexpr int COLUMNS = HEAD_DIM % 64 == 0 ? 64 : 16;  // of a group
-  static constexpr int SWIZZLE = 2 * COLUMNS;
+  static constexpr int WIDTH = HeadColumns<HEAD_DIM>::WIDTH, COLUMNS = HeadColumns<HEAD_DIM>::COLUMNS;
+  static constexpr int SWIZZLE = HeadColumns<HEAD_DIM>::SWIZZLE;
   static constexpr int KEY_GROUP = KEY_ROWS * SWIZZLE, QUERY_GROUP = QUERY_ROWS * SWIZZLE;  // a group of columns
-  static constexpr int KEY_TILE = HEAD_DIM / COLUMNS * KEY_GROUP, QUERY_TILE = KEY_TILE / 2;
+  static constexpr int KEY_TILE = WIDTH / COLUMNS * KEY_GROUP, QUERY_TILE = KEY_TILE / 2;
   static constexpr int VISITS = 4, KEY_SLOTS = 3, VALUE_SLOTS = 2;  // slots of the rings
 
   // First part (dk, dv). K and V are the offsets of the tile of keys and of the tile of values. VISIT is the offset of
@@ -53,7 +53,7 @@ struct BackwardShared {
   static constexpr int KEYS_FREE = KEYS_FULL + 8 * KEY_SLOTS, VALUES_LANDED = KEYS_FREE + 8 * KEY_SLOTS;
   static constexpr int VALUES_FULL = VALUES_LANDED + 8 * VALUE_SLOTS, VALUES_FREE = VALUES_FULL + 8 * VALUE_SLOTS;
   static constexpr int BYTES = VALUES_FREE + 8 * VALUE_SLOTS;
-  static_assert(HEAD_DIM % COLUMNS == 0 && TILE % 16 == 0 && BYTES <= 227 * 1024, "shared memory of a block");
+  static_assert(TILE % 16 == 0 && BYTES <= 227 * 1024, "shared memory of a block");
 
   // Returns the offset of a 16-byte chunk of a row of a tile with ROWS rows.
   template <int ROWS>
@@ -216,7 +216,7 @@ __device__ __forceinline__ int visit_count(const BwdParams& p, const KeyRows& ke
 }
 
 // Replaces rows `from` .. ROWS of a tile in shared memory: row r gets the elements at source + r * stride if r < end,
-// else zeros. All lanes of the warp call it, after the tensor copy has landed. After fence_async_proxy and __syncwarp
+// else zeros; columns from HEAD_DIM on become zeros. All lanes of the warp call it, after the tensor copy has landed. After fence_async_proxy and __syncwarp
 // the rows are visible to products of threads that synchronise with any lane.
 template <int HEAD_DIM, int ROWS>
 __device__ __forceinline__ void replace_rows(u32 tile, const bf16* source, u64 stride, int from, int end) {
@@ -224,8 +224,8 @@ __device__ __forceinline__ void replace_rows(u32 tile, const bf16* source, u64 s
 #pragma unroll 1
   for (int row = from + (lane >> 4); row < ROWS; row += 2) {
     Words<16> x = {};
-    if (chunk < HEAD_DIM / 8) {
-      if (row < end) x = *reinterpret_cast<const Words<16>*>(source + row * stride + chunk * 8);
+    if (chunk < BackwardShared<HEAD_DIM>::WIDTH / 8) {
+      if (row < end && chunk < HEAD_DIM / 8) x = *reinterpret_cast<const Words<16>*>(source + row * stride + chunk * 8);
       asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(
                        tile + BackwardShared<HEAD_DIM>::template offset<ROWS>(row, chunk)),
                    "r"(x.word[0]), "r"(x.word[1]), "r"(x.word[2]), "r"(x.word[3])
@@ -270,8 +270,8 @@ __device__ __forceinline__ u32 copy_visits(const BwdParams& p, u32 shared, SlotR
           barrier = shared + S::VISIT_LANDED + 8 * ring.slot;
         }
         mbarrier_arrive_expecting(barrier, S::KEY_TILE);
-        tensor_copy(slot, &p.q_map, barrier, 0, queries.first + tile, 0, head);
-        tensor_copy(slot + S::QUERY_TILE, &p.d_o_map, barrier, 0, queries.first + tile, 0, head);
+        copy_head<HEAD_DIM, QUERY_ROWS>(slot, &p.q_map, barrier, queries.first + tile, head);
+        copy_head<HEAD_DIM, QUERY_ROWS>(slot + S::QUERY_TILE, &p.d_o_map, barrier, queries.first + tile, head);
       }
       if (first) {
         first = false;
@@ -279,8 +279,8 @@ __device__ __forceinline__ u32 copy_visits(const BwdParams& p, u32 shared, SlotR
         own_parity ^= 1;
         if (leads) {
           mbarrier_arrive_expecting(shared + S::OWN_FULL, 2 * S::KEY_TILE);
-          tensor_copy(shared + S::K, &p.k_map, shared + S::OWN_FULL, 0, keys.token(), 0, keys.kv_head());
-          tensor_copy(shared + S::V, &p.v_map, shared + S::OWN_FULL, 0, keys.token(), 0, keys.kv_head());
+          copy_head<HEAD_DIM, KEY_ROWS>(shared + S::K, &p.k_map, shared + S::OWN_FULL, keys.token(), keys.kv_head());
+          copy_head<HEAD_DIM, KEY_ROWS>(shared + S::V, &p.v_map, shared + S::OWN_FULL, keys.token(), keys.kv_head());
         }
       }
       ring.advance();
@@ -406,8 +406,8 @@ __device__ __forceinline__ void copy_blocks(const BwdParams& p, u32 shared, Slot
 #pragma unroll 1
       for (int w = 0; w < GRADIENT_GROUPS; ++w) {
         const int token = tile.shift + tile.first + QUERY_ROWS * w, head = static_cast<int>(tile.head);
-        tensor_copy(shared + S::Q + w * S::QUERY_TILE, &p.q_map, shared + S::PAIR_FULL, 0, token, 0, head);
-        tensor_copy(shared + S::D_O + w * S::QUERY_TILE, &p.d_o_map, shared + S::PAIR_FULL, 0, token, 0, head);
+        copy_head<HEAD_DIM, QUERY_ROWS>(shared + S::Q + w * S::QUERY_TILE, &p.q_map, shared + S::PAIR_FULL, token, head);
+        copy_head<HEAD_DIM, QUERY_ROWS>(shared + S::D_O + w * S::QUERY_TILE, &p.d_o_map, shared + S::PAIR_FULL, token, head);
       }
     }
     const int kv_head = static_cast<int>(tile.head / (p.heads / p.kv_heads));
@@ -419,14 +419,14 @@ __device__ __forceinline__ void copy_blocks(const BwdParams& p, u32 shared, Slot
       if (leads) {
         const u32 barrier = shared + (whole ? S::KEYS_FULL : S::KEYS_LANDED) + 8 * keys.slot;
         mbarrier_arrive_expecting(barrier, S::KEY_TILE);
-        tensor_copy(shared + S::KEYS + keys.slot * S::KEY_TILE, &p.k_map, barrier, 0, token, 0, kv_head);
+        copy_head<HEAD_DIM, KEY_ROWS>(shared + S::KEYS + keys.slot * S::KEY_TILE, &p.k_map, barrier, token, kv_head);
       }
       keys.advance();
       mbarrier_wait(shared + S::VALUES_FREE + 8 * values.slot, values.parity ^ 1);
       if (leads) {
         const u32 barrier = shared + (whole ? S::VALUES_FULL : S::VALUES_LANDED) + 8 * values.slot;
         mbarrier_arrive_expecting(barrier, S::KEY_TILE);
-        tensor_copy(shared + S::VALUES + values.slot * S::KEY_TILE, &p.v_map, barrier, 0, token, 0, kv_head);
+        copy_head<HEAD_DIM, KEY_ROWS>(shared + S::VALUES + values.slot * S::KEY_TILE, &p.v_map, barrier, token, kv_head);
       }
       values.advance();
     }

@@ -1,4 +1,4 @@
-// Gradients on sm_90a for head_dim 64, 80 and 128 with wgmma: blocks of threads with one warpgroup that copies
+// Gradients on sm_90a for head_dim 64, 72, 80 and 128 with wgmma: blocks of threads with one warpgroup that copies
 // (backward_producer.cuh) and two that compute.
 //
 //   first part, tiles of 128 keys of a key head, 64 of each warpgroup (backward_wgmma_keys.cuh), of sequences with few

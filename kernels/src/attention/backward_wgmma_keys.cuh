@@ -38,8 +38,8 @@ __device__ __forceinline__ void keep_operands(u32 (&x)[ROWS][N]) {
 // Writes half of a warp's 16 rows of HEAD_DIM sums: the rows g = lane / 4 with R 0, the rows g + 8 with R 1. Multiplies
 // the sums by `factor`, rounds them to bf16 and writes them to `row`, if the row exists. All lanes of the warp call
 // this function.
-template <int HEAD_DIM, int R>
-__device__ __forceinline__ void store_gradient(bf16* row, bool exists, const float (&sums)[HEAD_DIM / 2], float factor) {
+template <int HEAD_DIM, int R, int N>
+__device__ __forceinline__ void store_gradient(bf16* row, bool exists, const float (&sums)[N], float factor) {
   const int quad = thread_again() % 4;
 #pragma unroll
   for (int g = 0; g + 4 <= HEAD_DIM / 8; g += 4) {
@@ -80,7 +80,7 @@ struct KeyConsumer {
   u32 shared;
   GradientTurns turns;
   // The thread's values of rows g = lane / 4 and g + 8 of the warp's 16 keys.
-  float dk[HEAD_DIM / 2], dv[HEAD_DIM / 2], s[QUERY_ROWS / 2], dp[QUERY_ROWS / 2];
+  float dk[S::WIDTH / 2], dv[S::WIDTH / 2], s[QUERY_ROWS / 2], dp[QUERY_ROWS / 2];
   u32 p[QUERY_ROWS / 16][4], ds[QUERY_ROWS / 16][4];
   SlotRing<S::VISITS> visit;
 
@@ -91,7 +91,7 @@ struct KeyConsumer {
     const u64 b = operand_layout<S::SWIZZLE>() | operand_address(shared + queries + visit.slot * S::KEY_TILE);
     Wgmma<QUERY_ROWS>::template ss_new<0, K_MAJOR, K_MAJOR>(sums, a, b);
 #pragma unroll
-    for (int k = 1; k < HEAD_DIM / 16; ++k) {
+    for (int k = 1; k < S::WIDTH / 16; ++k) {
       const int column = k % STEPS * 32;
       Wgmma<QUERY_ROWS>::template ss<0, K_MAJOR, K_MAJOR>(sums, a + (k / STEPS * S::KEY_GROUP + column) / 16,
                                                           b + (k / STEPS * S::QUERY_GROUP + column) / 16, 1);
@@ -106,14 +106,14 @@ struct KeyConsumer {
   }
 
   // gradient += a times q or d_o.
-  __device__ __forceinline__ void issue_gradient(float (&gradient)[HEAD_DIM / 2], u32 (&a)[QUERY_ROWS / 16][4], u32 queries,
+  __device__ __forceinline__ void issue_gradient(float (&gradient)[S::WIDTH / 2], u32 (&a)[QUERY_ROWS / 16][4], u32 queries,
                                                  int slot) {
     const u64 b = operand_layout<S::SWIZZLE>(S::QUERY_GROUP) | operand_address(shared + queries + slot * S::KEY_TILE);
     keep_operands(a);
     keep_registers(gradient);
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < QUERY_ROWS / 16; ++k) Wgmma<HEAD_DIM>::template rs<0, MN_MAJOR>(gradient, a[k], b + k * S::SWIZZLE, 1);
+    for (int k = 0; k < QUERY_ROWS / 16; ++k) Wgmma<S::WIDTH>::template rs<0, MN_MAJOR>(gradient, a[k], b + k * S::SWIZZLE, 1);
     wgmma_commit();
   }
 
@@ -268,7 +268,7 @@ struct KeyConsumer {
       int left = keys.visits();
       if (left == 0) break;
 #pragma unroll
-      for (int i = 0; i < HEAD_DIM / 2; ++i) dk[i] = dv[i] = 0.0f;
+      for (int i = 0; i < S::WIDTH / 2; ++i) dk[i] = dv[i] = 0.0f;
       mbarrier_wait(shared + S::OWN_FULL, own_parity);
       own_parity ^= 1;
       mbarrier_wait(shared + S::VISIT_FULL + 8 * visit.slot, visit.parity);

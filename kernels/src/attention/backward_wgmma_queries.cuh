@@ -21,7 +21,7 @@ struct QueryConsumer {
   u32 shared;
   GradientTurns turns;
   // The thread's values of rows g = lane / 4 and g + 8 of the warp's 16 queries.
-  float dq[HEAD_DIM / 2], s[KEY_ROWS / 2], dp[KEY_ROWS / 2], lse[2], delta[2];
+  float dq[S::WIDTH / 2], s[KEY_ROWS / 2], dp[KEY_ROWS / 2], lse[2], delta[2];
   u32 ds[KEY_ROWS / 16][4];
   SlotRing<S::KEY_SLOTS> keys;
   SlotRing<S::VALUE_SLOTS> values;
@@ -32,7 +32,7 @@ struct QueryConsumer {
     const u64 b = operand_layout<S::SWIZZLE>() | operand_address(shared + block);
     Wgmma<KEY_ROWS>::template ss_new<0, K_MAJOR, K_MAJOR>(sums, a, b);
 #pragma unroll
-    for (int k = 1; k < HEAD_DIM / 16; ++k) {
+    for (int k = 1; k < S::WIDTH / 16; ++k) {
       const int column = k % STEPS * 32;
       Wgmma<KEY_ROWS>::template ss<0, K_MAJOR, K_MAJOR>(sums, a + (k / STEPS * S::QUERY_GROUP + column) / 16,
                                                         b + (k / STEPS * S::KEY_GROUP + column) / 16, 1);
@@ -49,7 +49,7 @@ struct QueryConsumer {
     keep_registers(dq);
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < KEY_ROWS / 16; ++k) Wgmma<HEAD_DIM>::template rs<0, MN_MAJOR>(dq, ds[k], b + k * S::SWIZZLE, 1);
+    for (int k = 0; k < KEY_ROWS / 16; ++k) Wgmma<S::WIDTH>::template rs<0, MN_MAJOR>(dq, ds[k], b + k * S::SWIZZLE, 1);
     wgmma_commit();
   }
   __device__ __forceinline__ void free_keys(int slot) {
@@ -125,7 +125,7 @@ struct QueryConsumer {
         delta[r] = is_query ? global<const float>(params.delta)[value_of(tile, at)] : 0.0f;
       }
 #pragma unroll
-      for (int i = 0; i < HEAD_DIM / 2; ++i) dq[i] = 0.0f;
+      for (int i = 0; i < S::WIDTH / 2; ++i) dq[i] = 0.0f;
       const int position = tile.first + row, end = tile.end;
       int first = (tile.blocks(params.causal != 0) - 1) * KEY_ROWS;
       mbarrier_wait(shared + S::PAIR_FULL, pair_parity);

@@ -10,7 +10,7 @@ use crate::tuning::{Variant, choices_for_sm};
 
 /// The kernels that attention plans choose on one GPU architecture.
 pub(crate) struct PlanChoices {
-    /// Whether attention in bf16 with head_dim 64, 80 and 128 uses wgmma. If true, the forward pass and the prefill
+    /// Whether attention in bf16 with head_dim 64, 72, 80 and 128 uses wgmma. If true, the forward pass and the prefill
     /// of [`crate::paged_attention`] use wgmma, the decode of paged attention uses tiles of rows, and all three sum
     /// in the order of `attention/row_state.cuh`. If false, they use mma.sync and sum in the order of
     /// `cuh/online_softmax.cuh`.
@@ -23,10 +23,10 @@ pub(crate) struct PlanChoices {
 }
 
 /// The choices by compute capability. Gradients with head_dim 128 and 8192 tokens on an H200: a prototype with wgmma
-/// reached 497 to 524 TFLOP/s, mma.sync 207 TFLOP/s. The gradients with head_dim 64 and 80 were not measured.
+/// reached 497 to 524 TFLOP/s, mma.sync 207 TFLOP/s. The gradients with head_dim 64, 72 and 80 were not measured.
 static TABLE: [(u32, PlanChoices); 2] = [
     (80, PlanChoices { by_warpgroups: false, bwd_wgmma_head_dims: &[], bwd_wgmma_min_seqlen: 0 }),
-    (90, PlanChoices { by_warpgroups: true, bwd_wgmma_head_dims: &[64, 80, 128], bwd_wgmma_min_seqlen: 65 }),
+    (90, PlanChoices { by_warpgroups: true, bwd_wgmma_head_dims: &[64, 72, 80, 128], bwd_wgmma_min_seqlen: 65 }),
 ];
 
 /// Returns the plan choices for a GPU of this architecture.
@@ -63,7 +63,7 @@ mod tests {
         for tokens in [1024, 2048, 4096, 8192, 16384] {
             assert_eq!(attention(&[("tokens", tokens)]), "attention_bwd_bf16_wgmma_128");
         }
-        assert_eq!(attention(&[("tokens", 8192), ("head_dim", 72)]), "attention_bwd_bf16_dkv_72");
+        assert_eq!(attention(&[("tokens", 8192), ("head_dim", 72)]), "attention_bwd_bf16_wgmma_72");
         let vision = [("tokens", 2048), ("head_dim", 80), ("heads", 16), ("kv_heads", 16), ("causal", 0), ("seqs", 32)];
         assert_eq!(attention(&vision), "attention_bwd_bf16_dkv_80");
     }

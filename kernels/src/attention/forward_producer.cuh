@@ -1,10 +1,9 @@
 // The warp of a forward block on sm_90a that copies queries, keys and values to shared memory.
 //
 // The warp passes all operands through one ring of slots: for each tile the queries, then keys and values of each
-// block of keys, descending: q, k, v, k, v, .... A slot holds 128 rows in groups of 64 columns, each with the swizzle
-// of 128 bytes; for head_dim 80 in groups of 16, with the swizzle of 32 bytes. The queries of each of two warpgroups
-// are 64 rows. With three warpgroups (head_dim 80) the queries have their own place beside the ring, where they stay
-// while the tile is computed; they are copied after the first keys.
+// block of keys, descending: q, k, v, k, v, .... A slot holds 128 rows in groups of columns (head_copy.cuh). The queries
+// of each of two warpgroups are 64 rows. With three warpgroups (head_dim 72 and 80) the queries have their own place
+// beside the ring, where they stay while the tile is computed; they are copied after the first keys.
 //
 // A block of threads begins with tile blockIdx.x and takes the numbers of further tiles from an atomic counter in
 // global memory when it is free (list scheduling). The results do not depend on which block computes a tile. The
@@ -29,6 +28,7 @@
 // finite is NaN. (Scores of keys after the end are masked, whatever the keys hold.)
 #pragma once
 
+#include "attention/head_copy.cuh"
 #include "attention/position_tiles.cuh"
 #include "cuh/cp_async.cuh"
 #include "cuh/tma.cuh"
@@ -37,18 +37,18 @@
 // segments of each warpgroup (f32), the state of their rows, mbarriers, and descriptions of the next tiles.
 template <int HEAD_DIM>
 struct ForwardShared {
-  static constexpr int CONSUMERS = HEAD_DIM == 80 ? 3 : 2;  // warpgroups that compute, 64 queries each
+  static constexpr int WIDTH = HeadColumns<HEAD_DIM>::WIDTH, COLUMNS = HeadColumns<HEAD_DIM>::COLUMNS;
+  static constexpr int SWIZZLE = HeadColumns<HEAD_DIM>::SWIZZLE;
+  static constexpr int CONSUMERS = WIDTH == 80 ? 3 : 2;  // warpgroups that compute, 64 queries each
   static constexpr int POSITIONS = 64 * CONSUMERS;
-  static constexpr int COLUMNS = HEAD_DIM % 64 == 0 ? 64 : 16;  // of a group
-  static constexpr int SWIZZLE = 2 * COLUMNS;
   static constexpr int GROUP = ROW_BLOCK_KEYS * SWIZZLE;  // a group of columns of a slot
-  static constexpr int SLOT = HEAD_DIM / COLUMNS * GROUP;
+  static constexpr int SLOT = WIDTH / COLUMNS * GROUP;
   static constexpr int SLOTS = HEAD_DIM == 128 ? 5 : 6;
-  static constexpr int QUERIES = 64 * HEAD_DIM * 2;      // of a warpgroup
+  static constexpr int QUERIES = 64 * WIDTH * 2;         // of a warpgroup
   static constexpr bool KEEPS_QUERIES = CONSUMERS == 3;  // in shared memory beside the ring
   static constexpr int TILES = 4;                        // descriptions
   static constexpr int QUERY = SLOTS * SLOT;
-  static constexpr int TOTALS = QUERY + (KEEPS_QUERIES ? CONSUMERS * QUERIES : 0), TOTAL = 64 * HEAD_DIM * 4;
+  static constexpr int TOTALS = QUERY + (KEEPS_QUERIES ? CONSUMERS * QUERIES : 0), TOTAL = 64 * WIDTH * 4;
   static constexpr int STATES = TOTALS + CONSUMERS * TOTAL, STATE = 1024;
   static constexpr int FULL = STATES + CONSUMERS * STATE, FREE = FULL + 8 * SLOTS;
   static constexpr int TILE_FULL = FREE + 8 * SLOTS, TILE_FREE = TILE_FULL + 8 * TILES;
@@ -56,7 +56,7 @@ struct ForwardShared {
   static constexpr int QUERY_FULL = TILE + 32 * TILES;
   static constexpr int QUERY_FREE = QUERY_FULL + (KEEPS_QUERIES ? 8 * CONSUMERS : 0);
   static constexpr int BYTES = QUERY_FREE + (KEEPS_QUERIES ? 8 * CONSUMERS : 0);
-  static_assert(HEAD_DIM % COLUMNS == 0 && TILE % 16 == 0 && BYTES <= 227 * 1024, "shared memory of a block");
+  static_assert(TILE % 16 == 0 && BYTES <= 227 * 1024, "shared memory of a block");
 
   // Returns the offset of a 16-byte chunk of a row, in a tile with groups of GROUP_BYTES.
   template <int GROUP_BYTES>
@@ -67,14 +67,15 @@ struct ForwardShared {
 };
 
 // Copies rows first .. first + 128 of a head, whose row r begins at element rows.head(r) of the tensor; rows from `end`
-// on become zeros. All lanes of the warp call the function, and the rows are then visible to wgmma.
+// on become zeros, and columns from HEAD_DIM on. All lanes of the warp call the function, and the rows are then visible
+// to wgmma.
 template <int HEAD_DIM, class Rows>
 __device__ __forceinline__ void copy_block_by_warp(u32 slot, const bf16* tensor, const Rows& rows, int first, int end) {
-  constexpr int CHUNKS = HEAD_DIM / 8;
+  constexpr int CHUNKS = HeadColumns<HEAD_DIM>::WIDTH / 8;
 #pragma unroll 1
   for (int at = thread_again() % 32; at < ROW_BLOCK_KEYS * CHUNKS; at += 32) {
     const int row = at / CHUNKS, chunk = at % CHUNKS;
-    const bool valid = first + row < end;
+    const bool valid = first + row < end && chunk < HEAD_DIM / 8;
     const bf16* const source = tensor + (valid ? rows.head(first + row) + chunk * 8 : 0);
     using S = ForwardShared<HEAD_DIM>;
     cp_async_16(slot + S::template offset<S::GROUP>(row, chunk), source, valid ? 16 : 0);
@@ -146,7 +147,7 @@ __device__ __forceinline__ void produce_tiles(const typename Source::Params& p, 
 #pragma unroll 1
         for (int w = 0; w < S::CONSUMERS; ++w) {
           const int token = tile.shift + tile.first + 64 * w;
-          tensor_copy(slot + w * S::QUERIES, &p.q_map, full, 0, token, 0, static_cast<int>(tile.head));
+          copy_head<HEAD_DIM, 64>(slot + w * S::QUERIES, &p.q_map, full, token, static_cast<int>(tile.head));
         }
       }
       ring.template advance<1>();
@@ -168,7 +169,8 @@ __device__ __forceinline__ void produce_tiles(const typename Source::Params& p, 
           if (leads) {
             const u32 full = shared + S::QUERY_FULL + 8 * w, to = shared + S::QUERY + w * S::QUERIES;
             mbarrier_arrive_expecting(full, S::QUERIES);
-            tensor_copy(to, &p.q_map, full, 0, tile.shift + tile.first + 64 * w, 0, static_cast<int>(tile.head));
+            const int token = tile.shift + tile.first + 64 * w;
+            copy_head<HEAD_DIM, 64>(to, &p.q_map, full, token, static_cast<int>(tile.head));
           }
         }
       }

@@ -1,4 +1,4 @@
-// Forward pass on sm_90a for head_dim 64, 80 and 128: blocks of threads with one producer warp (forward_producer.cuh)
+// Forward pass on sm_90a for head_dim 64, 72, 80 and 128: blocks of threads with one producer warp (forward_producer.cuh)
 // and two or three warpgroups that compute 64 queries each. Order of sums: row_state.cuh. With head_dim 64 and 128:
 //
 //   producer:   for each tile: copy queries; for each block of keys, descending: copy keys; copy values
@@ -16,7 +16,7 @@
 // Queries and the weights p are operands in registers; keys and values are read from the ring. A causal tile has one
 // block on its diagonal, of which the first warpgroup multiplies only the 64 keys that its queries see (HALF).
 //
-// With head_dim 80 there are three warpgroups, which do not overlap their own work (run_without_overlap):
+// With head_dim 72 and 80 there are three warpgroups, which do not overlap their own work (run_without_overlap):
 //
 //   consumer:   for each block of keys: s = q k^T; p = softmax(s); o += p v; if a segment ends, merge o into the total
 //
@@ -60,8 +60,8 @@ __device__ __forceinline__ float log2_approx(float x) {
 
 // Stores row 8 r of the warp's 16 rows plus lane / 4, whose values in the products' sums are o times `inverse`. quad:
 // lane % 4. All lanes of the warp call the function; lanes with `valid` store.
-template <int HEAD_DIM>
-__device__ __forceinline__ void store_row(bf16* out, const float (&o)[HEAD_DIM / 2], int r, float inverse, int quad,
+template <int HEAD_DIM, int N>
+__device__ __forceinline__ void store_row(bf16* out, const float (&o)[N], int r, float inverse, int quad,
                                           bool valid) {
 #pragma unroll
   for (int g = 0; g + 4 <= HEAD_DIM / 8; g += 4) {
@@ -114,7 +114,7 @@ struct ForwardConsumer {
   bool causal;
   // The thread's values of rows g = lane / 4 and g + 8 of the warp's 16 rows. s: the scores, which become weights. o:
   // the output. p and q: the weights and the queries, as operands of products.
-  float s[ROW_BLOCK_KEYS / 2], o[HEAD_DIM / 2];
+  float s[ROW_BLOCK_KEYS / 2], o[S::WIDTH / 2];
   u32 p[ROW_BLOCK_KEYS / 16][4], q[S::KEEPS_QUERIES ? 1 : HEAD_DIM / 16][4];
   RowPair rows;
   bool merged = false;    // whether there is a total in shared memory
@@ -189,7 +189,7 @@ struct ForwardConsumer {
     // serialises the products of the other head_dims in some of the kernels (C7511).
     const u64 k_tile = operand_layout<S::SWIZZLE>() | operand_address(shared + slot * S::SLOT);
 #pragma unroll
-    for (int k = 0; k < HEAD_DIM / 16; ++k) {
+    for (int k = 0; k < S::WIDTH / 16; ++k) {
       const u64 k_step = k_tile + (k / STEPS * S::GROUP + k % STEPS * 32) / 16;
       if constexpr (S::KEEPS_QUERIES) {
         const u64 q_step = operand_layout<S::SWIZZLE>() | operand_address(shared + S::QUERY + group * S::QUERIES);
@@ -212,7 +212,7 @@ struct ForwardConsumer {
     const u64 v_tile = operand_layout<S::SWIZZLE>(S::GROUP) | operand_address(shared + slot * S::SLOT);
 #pragma unroll
     for (int k = 0; k < KEYS / 16; ++k) {
-      Wgmma<HEAD_DIM>::template rs<0, MN_MAJOR>(o, p[k], v_tile + k * S::SWIZZLE, k == 0 ? keep : 1);
+      Wgmma<S::WIDTH>::template rs<0, MN_MAJOR>(o, p[k], v_tile + k * S::SWIZZLE, k == 0 ? keep : 1);
     }
     wgmma_commit();
   }
@@ -281,7 +281,7 @@ struct ForwardConsumer {
       float w[4];
       load_shared(state_address() + 512, w);
 #pragma unroll
-      for (int i = 0; i < HEAD_DIM / 2; i += 4) {
+      for (int i = 0; i < S::WIDTH / 2; i += 4) {
         float x[4];
         load_shared(total + i * 512, x);
 #pragma unroll
@@ -290,7 +290,7 @@ struct ForwardConsumer {
     }
     if constexpr (!LAST) {
 #pragma unroll
-      for (int i = 0; i < HEAD_DIM / 2; i += 4) store_shared(total + i * 512, o[i], o[i + 1], o[i + 2], o[i + 3]);
+      for (int i = 0; i < S::WIDTH / 2; i += 4) store_shared(total + i * 512, o[i], o[i + 1], o[i + 2], o[i + 3]);
     }
     merged = !LAST;
   }
@@ -298,7 +298,7 @@ struct ForwardConsumer {
   __device__ __forceinline__ void rescale_output() {
     if (!rows.rescales) return;
 #pragma unroll
-    for (int i = 0; i < HEAD_DIM / 2; ++i) o[i] = __fmul_rn(o[i], rows.alpha[i / 2 % 2]);
+    for (int i = 0; i < S::WIDTH / 2; ++i) o[i] = __fmul_rn(o[i], rows.alpha[i / 2 % 2]);
   }
 
   // Computes scores and weights of `block`, while the weights of the previous block (`block` + 1, of which KEYS keys
@@ -496,7 +496,7 @@ __device__ __forceinline__ void consume_tiles(const typename Source::Params& p, 
 #pragma unroll
   for (int i = 0; i < ROW_BLOCK_KEYS / 2; ++i) consumer.s[i] = 0;
 #pragma unroll
-  for (int i = 0; i < HEAD_DIM / 2; ++i) consumer.o[i] = 0;
+  for (int i = 0; i < ForwardShared<HEAD_DIM>::WIDTH / 2; ++i) consumer.o[i] = 0;
 #pragma unroll
   for (int i = 0; i < ROW_BLOCK_KEYS / 4; ++i) consumer.p[i / 4][i % 4] = 0;
   if constexpr (ForwardShared<HEAD_DIM>::CONSUMERS == 3) consumer.run_without_overlap(p);

@@ -36,7 +36,7 @@
 //!   o = total.output / total.sum
 //! ```
 //!
-//! The wgmma kernel (`FWD_BF16_WGMMA`, on compute capability 9.0 for head_dim 64, 80 and 128) sums in another order,
+//! The wgmma kernel (`FWD_BF16_WGMMA`, on compute capability 9.0 for head_dim 64, 72, 80 and 128) sums in another order,
 //! because its masked block has to come first. `row_state.cuh` defines this order for the forward pass and for paged
 //! prefill and decode:
 //!
@@ -95,8 +95,8 @@
 //! faster by 7 % on average; there the prototype of seven products ran its passes one after the other, and split the
 //! heads of a group by the work of the whole batch, which would make a row's bits depend on the batch.
 //! `backward_wgmma.cuh` has both passes in one launch instead, so that tiles of `dq` fill the time in which the longest
-//! tiles of keys run, and splits heads by the length of the own sequence. That, and head_dim 64 and 80 by seven
-//! products, was not measured.
+//! tiles of keys run, and splits heads by the length of the own sequence. That, and head_dim 64, 72 and 80 by
+//! seven products, was not measured.
 //!
 //! # Balance of gradients
 //! The work of the mean multiprocessor, divided by that of the busiest of 132, and the f32 sums of parts, which are
@@ -348,6 +348,7 @@ kernel_folder! {
         "backward_fma.cuh", "backward_keys.cuh", "backward_mma.cuh", "backward_parts.cuh", "backward_producer.cuh",
         "backward_wgmma.cuh", "backward_wgmma_keys.cuh", "backward_wgmma_queries.cuh", "fma_tile.cuh",
         "forward_fma.cuh", "forward_mma.cuh", "forward_producer.cuh", "forward_wgmma.cuh", "forward_windows.cuh",
+        "head_copy.cuh",
         "packed_source.cuh", "packed_tiles.cuh", "position_tiles.cuh", "row_state.cuh", "sequences.cuh", "tile.cuh",
         "visits.cuh"
     ],

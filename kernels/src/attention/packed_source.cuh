@@ -37,7 +37,8 @@ struct PackedSource {
     } else if (slot.leads) {
       mbarrier_arrive_expecting(slot.full, ForwardShared<HEAD_DIM>::SLOT);
       const int token = first + (first < prefix.count ? prefix.first : tile.shift);
-      tensor_copy(slot.address, values ? &p.v_map : &p.k_map, slot.full, 0, token, 0, kv_head, CachePolicy{POLICY});
+      copy_head<HEAD_DIM, ROW_BLOCK_KEYS>(slot.address, values ? &p.v_map : &p.k_map, slot.full, token, kv_head,
+                                          CachePolicy{POLICY});
     }
   }
 

@@ -72,10 +72,15 @@ pub fn fwd_bf16_mma(p: &FwdParams, _: &Arch) -> Vec<Stage> {
 /// Number of keys of a block in the wgmma kernels for the forward pass and prefill.
 pub(crate) const BLOCK_KEYS: u32 = 128;
 
+/// Returns the number of columns of a head in shared memory of the wgmma kernels (`HeadColumns` of head_copy.cuh).
+const fn wgmma_columns(head_dim: u32) -> u32 {
+    if head_dim == 72 { 80 } else { head_dim }
+}
+
 /// Returns the number of warpgroups that compute, 64 query rows each, in the wgmma kernels for the forward pass and
 /// prefill (`ForwardShared` of forward_producer.cuh).
 const fn forward_consumers(head_dim: u32) -> u32 {
-    if head_dim == 80 { 3 } else { 2 }
+    if wgmma_columns(head_dim) == 80 { 3 } else { 2 }
 }
 
 /// Returns the number of query rows of a tile in the wgmma kernels for the forward pass and prefill.
@@ -142,6 +147,7 @@ fn packed_heads(p: &FwdParams, tensor: Addr, heads: u32) -> HeadsTensor {
 /// Returns the bytes of shared memory of a block: `ForwardShared` of forward_producer.cuh.
 const fn forward_shared(head_dim: u32) -> u32 {
     let (tiles, consumers) = (4, forward_consumers(head_dim));
+    let head_dim = wgmma_columns(head_dim);
     let slots = if head_dim == 128 { 5 } else { 6 };
     let queries = if consumers == 3 { consumers * (64 * head_dim * 2 + 16) } else { 0 };
     slots * BLOCK_KEYS * head_dim * 2
@@ -151,12 +157,14 @@ const fn forward_shared(head_dim: u32) -> u32 {
         + (16 + 32) * tiles
 }
 
-/// Plans the launch of kernel `attention_fwd_bf16` with wgmma. GPUs before Hopper, and head_dims other than 64, 80
-/// and 128, get the kernel with mma.sync. With head_dim 80, sequences of at most 64 tokens (the windows of a vision
+/// Plans the launch of kernel `attention_fwd_bf16` with wgmma. GPUs before Hopper, and head_dims other than 64, 72
+/// (if not causal), 80 and 128, get the kernel with mma.sync. With head_dim 80, sequences of at most 64 tokens (the windows of a vision
 /// tower) have a block of threads for each sequence and head.
 pub fn fwd_bf16_wgmma(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
     let symbol = match p.head_dim {
         64 => "attention_fwd_bf16_wgmma_64",
+        // A decoder's rollouts with head_dim 72 are by mma.sync, and its training must have the same bits.
+        72 if p.causal == 0 => "attention_fwd_bf16_wgmma_72",
         80 => "attention_fwd_bf16_wgmma_80",
         128 => "attention_fwd_bf16_wgmma_128",
         _ => return fwd_bf16_mma(p, arch),
@@ -192,7 +200,7 @@ pub fn fwd_bf16_wgmma_evict_normal(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
 }
 
 /// A tensor `[tokens, heads, head_dim]`. Tensor copies (TMA) move boxes of one head. In shared memory, the columns of
-/// a box lie in groups of 64, or of 16 (`ForwardShared` of forward_producer.cuh).
+/// a box lie in groups of 64, or of 16 (head_copy.cuh).
 pub(crate) struct HeadsTensor {
     /// The tensor.
     pub tensor: Addr,
@@ -223,11 +231,15 @@ impl HeadsTensor {
     fn map(&self, rows: u32, box_groups: u32) -> TensorMap {
         let columns = self.columns();
         let swizzle = if columns == 64 { Swizzle::B128 } else { Swizzle::B32 };
-        let (groups, head_bytes) = (self.head_dim / columns, 2 * u64::from(self.head_dim));
-        let dims = [u64::from(columns), self.tokens, u64::from(groups), u64::from(self.heads)];
+        let head_bytes = 2 * u64::from(self.head_dim);
+        // If the last group is not full (head_dim 72), a box is one group, and copies fill the last one with zeros.
+        let is_whole = self.head_dim.is_multiple_of(columns);
+        let (inner, groups) = if is_whole { (columns, self.head_dim / columns) } else { (self.head_dim, 1) };
+        let dims = [u64::from(inner), self.tokens, u64::from(groups), u64::from(self.heads)];
         let strides = [head_bytes * u64::from(self.heads), 2 * u64::from(columns), head_bytes];
-        let map = TensorMap::tiled(DataType::Bf16, 0, &dims, &strides, &[columns, rows, box_groups, 1], swizzle);
-        let map = map.expect("a valid tensor map: strides are multiples of 32 bytes, and there are tokens");
+        let of_box = [columns, rows, box_groups.min(groups), 1];
+        let map = TensorMap::tiled(DataType::Bf16, 0, &dims, &strides, &of_box, swizzle);
+        let map = map.expect("a valid tensor map: strides are multiples of 16 bytes, and there are tokens");
         TensorMap { address: self.tensor.0, l2_promotion: L2Promotion::B256, ..map }
     }
 }
@@ -256,7 +268,7 @@ pub const fn has_tensor_core_backward(head_dim: u32) -> bool {
 
 /// Tells whether there is a wgmma kernel for the gradients of this head_dim.
 pub(super) const fn has_wgmma_backward(head_dim: u32) -> bool {
-    matches!(head_dim, 64 | 80 | 128)
+    matches!(head_dim, 64 | 72 | 80 | 128)
 }
 
 /// Plans the launches of kernel `attention_bwd_bf16`.
@@ -291,7 +303,7 @@ pub fn bwd_bf16_mma(p: &BwdParams, _: &Arch) -> Vec<Stage> {
 /// Returns the bytes of shared memory of a block: `BackwardShared` of backward_producer.cuh.
 const fn backward_shared(head_dim: u32) -> u32 {
     let (visits, key_slots, value_slots, tiles) = (4, 3, 2, 2);
-    let key_tiles = (2 + key_slots + value_slots) * 128 * head_dim * 2;
+    let key_tiles = (2 + key_slots + value_slots) * 128 * wgmma_columns(head_dim) * 2;
     key_tiles + visits * (512 + 16 + 3 * 8) + tiles * (32 + 2 * 8) + 4 * 8 + (key_slots + value_slots) * 3 * 8
 }
 
@@ -311,6 +323,7 @@ pub fn bwd_bf16_early(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
 fn bwd_bf16_wgmma_of_128(of_128: &'static str, p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     let symbol = match p.head_dim {
         64 => "attention_bwd_bf16_wgmma_64",
+        72 => "attention_bwd_bf16_wgmma_72",
         80 => "attention_bwd_bf16_wgmma_80",
         128 => of_128,
         _ => return bwd_bf16_mma(p, arch),

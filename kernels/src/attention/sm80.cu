@@ -16,7 +16,7 @@
 // head_dims up to 256 are padded with zeros. f32, longer heads and the gradients of other bf16 head_dims use fused
 // multiply-adds, 4 x 4 results per thread (*_fma.cuh).
 //
-// sm_90a has kernels for head_dim 64, 80 and 128 with wgmma and another order of sums (forward_wgmma.cuh,
+// sm_90a has kernels for head_dim 64, 72, 80 and 128 with wgmma and another order of sums (forward_wgmma.cuh,
 // backward_wgmma.cuh), and one for windows of at most 64 tokens with head_dim 80 (forward_windows.cuh).
 //
 // Order of gradients. No sum is formed by atomics: dq sums over keys ascending, 16 at a time; dk and dv sum over
@@ -320,6 +320,7 @@ KERNEL(attention_fwd_bf16_up_to_256, FwdParams, MMA_THREADS, 2, forward_mma<256,
 KERNEL(attention_fwd_f32, FwdParams, FMA_THREADS, 1, forward_fma<float>)
 #if __CUDA_ARCH__ >= 900
 KERNEL(attention_fwd_bf16_wgmma_64, FwdParams, WGMMA_THREADS<64>, 1, (forward_wgmma<64, PackedSource<>>))
+KERNEL(attention_fwd_bf16_wgmma_72, FwdParams, WGMMA_THREADS<72>, 1, (forward_wgmma<72, PackedSource<>>))
 KERNEL(attention_fwd_bf16_wgmma_80, FwdParams, WGMMA_THREADS<80>, 1, (forward_wgmma<80, PackedSource<>>))
 KERNEL(attention_fwd_bf16_wgmma_128, FwdParams, WGMMA_THREADS<128>, 1, (forward_wgmma<128, PackedSource<>>))
 KERNEL(attention_fwd_bf16_wgmma_80_evict_normal, FwdParams, WGMMA_THREADS<80>, 1,
@@ -342,6 +343,7 @@ KERNEL(attention_bwd_bf16_dq_128, BwdParams, MMA_THREADS, 2, query_gradients_mma
 #if __CUDA_ARCH__ >= 900
 KERNEL(attention_bwd_bf16_ticket, BwdParams, FMA_THREADS, 4, row_products_and_ticket<bf16>)
 KERNEL(attention_bwd_bf16_wgmma_64, BwdParams, BACKWARD_THREADS, 1, backward_wgmma<64>)
+KERNEL(attention_bwd_bf16_wgmma_72, BwdParams, BACKWARD_THREADS, 1, backward_wgmma<72>)
 KERNEL(attention_bwd_bf16_wgmma_80, BwdParams, BACKWARD_THREADS, 1, backward_wgmma<80>)
 KERNEL(attention_bwd_bf16_wgmma_128, BwdParams, BACKWARD_THREADS, 1, backward_wgmma<128>)
 KERNEL(attention_bwd_bf16_wgmma_128_early, BwdParams, BACKWARD_THREADS, 1, (backward_wgmma<128, true>))

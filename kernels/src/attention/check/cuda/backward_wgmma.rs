@@ -75,12 +75,13 @@ const OF_SHORT: KeyParts = KeyParts { undivided_tiles: 5, part_visits: 4 };
 
 /// Batches whose tiles of keys have several parts: one sequence; sequences with and without parts; a prompt with
 /// parts, of which another sequence's prefix is a piece; sequences without causal attention that end inside a tile.
-fn batches_in_parts() -> [PackedBatch; 4] {
+fn batches_in_parts() -> [PackedBatch; 5] {
     [
         batch(&[140], &[], (7, 1), 64, true, 1.0),
         batch(&[3, 140, 0, 70, 129], &[], (3, 1), 128, true, 1.0),
         batch(&[140, 9, 66], &[(0, 0), (0, 139), (0, 128)], (3, 1), 128, true, 1.0),
         batch(&[150, 200], &[], (6, 2), 80, false, 1.0),
+        batch(&[140, 30], &[], (6, 2), 72, false, 1.0),
     ]
 }
 
@@ -100,6 +101,8 @@ pub(in super::super) fn gradients_by_products_of_warpgroups_equal_the_formula() 
         batch(&[20, 150], &[(20, 150), (0, 0)], (1, 1), 80, true, 1.0),
         batch(&[&[0; 60][..], &[150, 3], &[0; 30]].concat(), &[], (1, 1), 64, true, 0.0),
         batch(&[64; 8], &[], (2, 2), 80, false, 1.0),
+        batch(&[300, 40], &[], (2, 2), 72, false, 1.0),
+        batch(&[20, 150], &[(20, 150), (0, 0)], (2, 1), 72, true, 1.0),
     ];
     let whole = cases.into_iter().map(|case| (case, KeyParts::OF_TRAINING));
     for (case, parts) in whole.chain(batches_in_parts().map(|case| (case, OF_SHORT))) {
@@ -124,6 +127,7 @@ pub(in super::super) fn other_sequences_and_the_grid_change_no_bit_of_gradients_
     let cases = [
         batch(&[3, 140, 0, 17], &[], (2, 1), 128, true, 1.0),
         batch(&[65, 140], &[], (1, 1), 80, false, 1.0),
+        batch(&[65, 140], &[], (1, 1), 72, false, 1.0),
         batch(&[70, 5, 66], &[(0, 0), (0, 70), (1, 64)], (2, 1), 64, true, 3.0),
         batch(&[140, 9, 66], &[(0, 0), (0, 139), (0, 128)], (1, 1), 128, true, 1.0),
     ];
@@ -181,6 +185,7 @@ pub(in super::super) fn other_sequences_that_are_not_finite_change_no_gradient_b
         for (causal, head_dim, prefix, parts) in [
             (true, 128, vec![], KeyParts::OF_TRAINING),
             (false, 80, vec![], OF_SHORT),
+            (false, 72, vec![], KeyParts::OF_TRAINING),
             (true, 64, vec![(0, 0), (0, 0), (0, 100)], KeyParts::OF_TRAINING),
         ] {
             let case = batch(&[150, 70, 20], &prefix, (3, 1), head_dim, causal, 1.0);

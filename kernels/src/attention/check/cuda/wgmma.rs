@@ -49,7 +49,7 @@ impl Given {
 
 /// Covers lengths around a warpgroup's 64 rows, blocks of 128 and segments of 512 keys; prefixes that end inside a
 /// block, at its end, and inside the first block of a tile; more tiles than the grid has blocks; two whole blocks
-/// that all queries see. With head_dim 80: tiles in which one, two or three warpgroups have queries; causal tiles whose
+/// that all queries see. With head_dim 72 and 80: tiles in which one, two or three warpgroups have queries; causal tiles whose
 /// warpgroups see different numbers of blocks; windows of 64 tokens and shorter ones, alone and with longer sequences.
 pub(in super::super) fn products_of_warpgroups_equal_the_formula() {
     let cases = [
@@ -66,6 +66,9 @@ pub(in super::super) fn products_of_warpgroups_equal_the_formula() {
         batch(&[64; 70], &[], (2, 2), 80, false, 1.0),
         batch(&[640], &[], (1, 1), 80, false, 20.0),
         batch(&[1, 400, 0, 65, 192], &[], (2, 1), 80, true, 1.0),
+        batch(&[300, 40], &[], (3, 1), 72, false, 0.0),
+        batch(&[20, 580], &[(20, 580), (0, 0)], (2, 2), 72, false, 1.0),
+        batch(&[640, 17], &[], (1, 1), 72, false, 20.0),
         batch(&[64, 17, 0, 1, 63], &[], (4, 2), 80, false, 20.0),
         batch(&[33, 64, 5], &[], (2, 1), 80, true, 1.0),
         batch(&[64, 30, 200, 64], &[], (2, 2), 80, false, 1.0),
@@ -96,6 +99,7 @@ pub(in super::super) fn other_sequences_and_prefixes_change_no_bit_of_products_o
         batch(&[70, 5, 66], &[(0, 0), (0, 70), (1, 64)], (2, 1), 64, true, 3.0),
         batch(&[530, 9, 130], &[(0, 0), (0, 529), (0, 256)], (1, 1), 128, true, 3.0),
         batch(&[140, 30], &[(0, 0), (2, 137)], (1, 1), 80, false, 1.0),
+        batch(&[140, 30, 65], &[(0, 0), (2, 137), (0, 0)], (2, 1), 72, false, 1.0),
         batch(&[64, 64, 17], &[], (2, 1), 80, false, 1.0),
         // Alone, the sequences of at most 64 tokens take the kernel for windows.
         batch(&[64, 600, 30], &[], (2, 2), 80, false, 1.0),
@@ -127,7 +131,7 @@ pub(in super::super) fn other_sequences_and_prefixes_change_no_bit_of_products_o
 /// not finite.)
 pub(in super::super) fn keys_and_values_of_no_query_change_nothing() {
     with_only_gpu(Arch::H100, || {
-        for (causal, head_dim) in [(true, 128), (false, 64), (false, 80)] {
+        for (causal, head_dim) in [(true, 128), (false, 64), (false, 72), (false, 80)] {
             let case = batch(&[150, 70, 20], &[], (2, 1), head_dim, causal, 1.0);
             let (row, kv_row) = (case.heads * head_dim, case.kv_heads * head_dim);
             let given = Given::new(&case, BF16);
