@@ -18,7 +18,7 @@ const STYLES: Styles = Styles::styled()
     .literal(AnsiColor::Cyan.on_default().bold())
     .placeholder(AnsiColor::Cyan.on_default());
 
-/// Fine-tune (SFT, GRPO), run and evaluate Qwen2.5-VL on video, straight from safetensors.
+/// Fine-tune (SFT, GRPO), run and evaluate Qwen2.5-VL and Qwen3-VL on video, straight from safetensors.
 #[derive(Parser, Debug)]
 #[command(name = "reel", version, styles = STYLES, max_term_width = 110, subcommand_required = true)]
 #[command(arg_required_else_help = true, disable_help_subcommand = true)]

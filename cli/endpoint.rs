@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use reel_input::config::Family;
 use reel_support::client::{Budget, ChatClient, ChatFailure, ClientOptions, FailureKind, Prices};
 use serde_json::{Map, Value};
 
@@ -160,6 +161,28 @@ fn seconds(option: &str, value: f64, may_be_zero: bool) -> Result<Duration> {
 /// Returns the name of the model that the server will use to answer.
 pub fn model_name(client: &ChatClient) -> Result<String> {
     client.model(&AtomicBool::new(false)).map_err(|failure| endpoint_error(&failure))
+}
+
+/// What a server's list of models tells about a model.
+#[derive(Clone, Copy, Debug)]
+pub struct ServedModel {
+    /// The family, by which frames are resized. `reel serve` states it; the family of another server's model follows
+    /// from the name, which contains `qwen3-vl` or counts as Qwen2.5-VL.
+    pub family: Family,
+    /// Whether the server reads `top_k` and `repetition_penalty`, and takes them from the model's
+    /// generation_config.json if a request has none.
+    pub has_own_sampling: bool,
+}
+
+impl ServedModel {
+    /// Asks the server about the model `name`.
+    pub fn ask(client: &ChatClient, name: &str) -> Self {
+        let mut entry = client.model_entry(name, &AtomicBool::new(false));
+        let is_qwen3 = name.to_ascii_lowercase().contains("qwen3-vl");
+        let of_name = if is_qwen3 { Family::Qwen3Vl } else { Family::Qwen25Vl };
+        let has_own_sampling = ["reel", "vllm", "sglang"].iter().any(|server| entry["owned_by"] == *server);
+        Self { family: serde_json::from_value(entry["model_type"].take()).unwrap_or(of_name), has_own_sampling }
+    }
 }
 
 fn endpoint_error(failure: &ChatFailure) -> anyhow::Error {

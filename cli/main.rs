@@ -1,4 +1,4 @@
-//! `reel`: fine-tunes, runs and evaluates Qwen2.5-VL on video, straight from safetensors.
+//! `reel`: fine-tunes, runs and evaluates Qwen2.5-VL and Qwen3-VL on video, straight from safetensors.
 //!
 //! Each subcommand is one file here that parses its options, calls a library and prints. [`cli`] lists the subcommands;
 //! `common` has the options that all subcommands take.

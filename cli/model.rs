@@ -10,7 +10,7 @@ use reel_input::config::{ModelConfig, TextConfig};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::lora::{Adapter, AdapterSource};
 use reel_model::quantization::Quantization;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_model::tensor_parallel::TensorParallel;
 use reel_runtime::Cx;
 use reel_support::error::{Error, Kind};
@@ -71,7 +71,7 @@ pub enum WeightLocation {
 
 /// A model with its weights on a device.
 pub struct LoadedModel {
-    pub weights: Qwen25Vl,
+    pub weights: QwenVl,
     /// Whether the weights are a copy in the process's own memory, not mapped files.
     pub is_copied: bool,
     /// Context for inference without gradients, in the dtype of `--dtype`.
@@ -127,7 +127,7 @@ impl LoadedModel {
                 Some(adapter) => adapter.replace_tensors(files, config)?,
                 None => (files, config.clone()),
             };
-            let base = Qwen25Vl::open_quantized(device, &files, &config, dtype, quantization, parallel)?;
+            let base = QwenVl::open_quantized(device, &files, &config, dtype, quantization, parallel)?;
             Ok(match &adapter {
                 Some(adapter) => base.with_adapter(device, dtype, AdapterSource::Files(adapter), false)?,
                 None => base,

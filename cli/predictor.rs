@@ -14,6 +14,7 @@ use reel_eval::predict::{
 use reel_input::MediaOptions;
 use reel_input::config::Family;
 use reel_input::encode::ModelFolder;
+use reel_input::video_marks::VideoMarks;
 use reel_model::features::FeatureCache;
 use reel_samples::conversations::RowConversations;
 use reel_support::diagnostic::escape_controls;
@@ -253,7 +254,7 @@ pub fn sampling_options(
     });
     let limits = json!(media.overrides.or_fallback(media.trained));
     let mut all = options.as_object_mut().map(std::mem::take).unwrap_or_default();
-    if let Some(marks) = media.video_marks {
+    if let Some(marks) = media.video_marks.filter(|marks| *marks != VideoMarks::default()) {
         all.insert("video_marks".into(), json!(marks));
     }
     if media.add_vision_id {

@@ -8,9 +8,10 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Args;
 use reel_input::ModelInput;
-use reel_input::encode::{MediaOptions, ModelFolder, SecondPerGrid, encode};
+use reel_input::encode::{ModelFolder, encode};
 use reel_input::fetch::{MediaAccess, RemoteMedia};
 use reel_input::media::profile::{MediaOverrides, MediaProfile};
+use reel_input::media_loading::{MediaOptions, SecondPerGrid};
 use reel_input::messages::{ContentPart, Conversation, ImagePart, MediaSource, VideoPart, VideoSource};
 use reel_input::request::RequestSettings;
 use reel_model::lora::{Adapter, is_adapter_folder};
@@ -300,6 +301,7 @@ impl QuestionFlags {
             ContentPart::Video(VideoPart {
                 source: VideoSource::File(source(v)),
                 overrides,
+                frame_times: None,
                 location: "--video".into(),
             })
         });

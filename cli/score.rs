@@ -13,7 +13,7 @@ use reel_input::tensor_file::{HeaderEntry, write_safetensors_header};
 use reel_input::window::GridThw;
 use reel_model::batch::Batch;
 use reel_model::quantization::Quantization;
-use reel_model::qwen2_5_vl::ForwardOptions;
+use reel_model::qwen_vl::ForwardOptions;
 use reel_runtime::{Tensor, ops};
 use reel_support::files::AtomicFile;
 use reel_tools::measure::trace;

@@ -17,7 +17,7 @@ use reel_eval::{Extraction, Task};
 use reel_input::encode::ModelFolder;
 use reel_input::sampling::SamplingOptions;
 use reel_model::features::FeatureCache;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_runtime::Cx;
 use reel_support::diagnostic::Diagnostic;
 use reel_support::error::{Error, Kind};
@@ -192,7 +192,7 @@ impl PolicyEvaluator for TrainingRunEvaluator {
         // The evaluation has its own cache of vision tokens, so that a cache of the policy stays as training has left
         // it.
         let features = Some(Arc::new(FeatureCache::new(MAX_FEATURE_CACHE_BYTES)));
-        let weights = Qwen25Vl { features, ..policy.model.clone() };
+        let weights = QwenVl { features, ..policy.model.clone() };
         let cx = Cx::inference(policy.device, policy.dtype);
         let engine = Engine::new(&weights, &cx)?.max_slots(self.batch_size).interrupt_flag(policy.stop);
         let score = |benchmark: &(Task, BenchmarkQuestions, PathBuf)| {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use chat_endpoint::{ANSWER_TOKENS, ChatEndpoint, EndpointReply, PROMPT_TOKENS};
 use serde_json::{Value, json};
 use serving::Server;
-use support::{golden, run_in, send_signal, tiny_model};
+use support::{golden, run_in, send_signal, tiny_model_of};
 
 /// Creates a folder with questions of Video-Holmes about two videos.
 fn folder_with_questions(rows: usize) -> tempfile::TempDir {
@@ -58,28 +58,45 @@ fn number(body: &Value) -> usize {
 
 #[test]
 fn a_server_gives_the_answers_of_the_model_that_it_serves() {
-    let folder = folder_with_questions(4);
-    let at = folder.path();
-    tiny_model(at);
-    let server = Server::start(&[]);
-    let url = format!("{}/v1", server.address);
-    let args = [&EVAL[..], &["--temperature", "1", "--top-p", "1", "--max-new-tokens", "6"]].concat();
-    run_in(at, [&args[..], &["--model", "tiny", "--out", "local"]].concat()).ok();
-    let endpoint = ["--endpoint", &url, "--endpoint-video", "reel", "--concurrency", "3", "--out", "served"];
-    run_in(at, [&args[..], &endpoint].concat()).ok();
-    let [local, served] = ["local", "served"].map(|run| lines(&at.join(run).join("videoholmes.jsonl")));
-    for (a, b) in local.iter().zip(&served) {
-        assert_eq!((&a["output"], &a["problem"]), (&b["output"], &b["problem"]));
-        for field in ["finish_reason", "prompt_tokens", "completion_tokens", "seed"] {
-            assert_eq!(a["generation"][field], b["generation"][field], "{field}");
+    for preset in ["tiny", "qwen3-tiny"] {
+        let folder = folder_with_questions(4);
+        let at = folder.path();
+        tiny_model_of(at, preset);
+        let server = Server::start_preset(preset, &[]);
+        let url = format!("{}/v1", server.address);
+        let args = [&EVAL[..], &["--temperature", "1", "--top-p", "1", "--max-new-tokens", "6"]].concat();
+        run_in(at, [&args[..], &["--model", "tiny", "--out", "local"]].concat()).ok();
+        let endpoint = ["--endpoint", &url, "--endpoint-video", "reel", "--concurrency", "3", "--out", "served"];
+        run_in(at, [&args[..], &endpoint].concat()).ok();
+        let [local, served] = ["local", "served"].map(|run| lines(&at.join(run).join("videoholmes.jsonl")));
+        for (a, b) in local.iter().zip(&served) {
+            assert_eq!((&a["output"], &a["problem"]), (&b["output"], &b["problem"]));
+            for field in ["finish_reason", "prompt_tokens", "completion_tokens", "seed"] {
+                assert_eq!(a["generation"][field], b["generation"][field], "{preset}: {field}");
+            }
         }
+        assert!(served.iter().any(|row| row["output"] != served[0]["output"]), "all answers are the same");
+        // Frames that are sent as images take more tokens than the same frames sent as a video.
+        let images = ["--endpoint", &url, "--out", "images"];
+        run_in(at, [&args[..], &images].concat()).ok();
+        let images = lines(&at.join("images/videoholmes.jsonl"));
+        assert!(images[0]["generation"]["prompt_tokens"].as_u64() > local[0]["generation"]["prompt_tokens"].as_u64());
     }
-    assert!(served.iter().any(|row| row["output"] != served[0]["output"]), "all answers are the same");
-    // Frames that are sent as images take more tokens than the same frames sent as a video.
-    let images = ["--endpoint", &url, "--out", "images"];
-    run_in(at, [&args[..], &images].concat()).ok();
-    let images = lines(&at.join("images/videoholmes.jsonl"));
-    assert!(images[0]["generation"]["prompt_tokens"].as_u64() > local[0]["generation"]["prompt_tokens"].as_u64());
+}
+
+/// Options for Qwen3-VL are refused if the server's model is a Qwen2.5-VL.
+#[test]
+fn options_of_another_family_than_that_of_the_server_are_refused() {
+    let folder = folder_with_questions(1);
+    let server = ChatEndpoint::start(|_, _| EndpointReply::text("<answer>B</answer>"));
+    let asked = |model: &str, more: &[&str]| {
+        let endpoint = ["--endpoint", &server.url, "--endpoint-model", model, "--out", model];
+        run_in(folder.path(), [&EVAL[..], &endpoint, more].concat())
+    };
+    asked("m", &["--profile", "qwen3-processor"]).assert_refused(2, &["--profile", "Qwen3-VL"]);
+    asked("Qwen3-VL-8B", &["--profile", "qwen3-processor"]).ok();
+    asked("Qwen3-VL-2B", &["--min-pixels", "3136"]).assert_refused(2, &["--min-pixels"]);
+    assert_eq!(server.request_count(), 1);
 }
 
 #[test]
@@ -109,6 +126,8 @@ fn frames_and_settings_are_in_the_requests() {
     }
     let more = ["--request-field", "max_tokens=null", "--request-field", "max_completion_tokens=7"];
     run_in(at, [&EVAL[..], &["--endpoint", &server.url, "--out", "f", "--endpoint-model", "m"], &more].concat()).ok();
+    let own = ["--endpoint", &server.url, "--out", "o", "--endpoint-model", "of vllm"];
+    run_in(at, [&EVAL[..], &own].concat()).ok();
     let requests = server.received_requests();
     let parts = |i: usize| requests[i]["messages"][0]["content"].as_array().expect("parts").clone();
     let kinds = |i: usize| {
@@ -130,6 +149,9 @@ fn frames_and_settings_are_in_the_requests() {
     assert!(asked["seed"].is_u64() && asked.get("top_k").is_none(), "{asked}");
     let changed = &requests[6];
     assert!(changed.get("max_tokens").is_none() && changed["max_completion_tokens"] == 7 && changed["model"] == "m");
+    // This server would take these values from the model's folder.
+    let own = &requests[8];
+    assert_eq!((&own["top_k"], &own["repetition_penalty"]), (&json!(-1), &json!(1.0)));
     let protocol: Value =
         serde_json::from_slice(&fs::read(at.join("v/videoholmes.json")).expect("scores")).expect("JSON");
     assert_eq!(

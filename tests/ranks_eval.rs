@@ -76,7 +76,7 @@ fn same_files(a: &Path, b: &Path) {
 fn any_number_of_processes_writes_the_files_of_one() {
     let folder = folder_with_questions(10);
     let at = folder.path();
-    let small = ["--nframes", "4", "--max-pixels", "12544", "--min-pixels", "3136"];
+    let small = ["--nframes", "4", "--max-pixels", "12288", "--min-pixels", "3072"];
     let one = eval(at, &[&small[..], &["--out", "1"]].concat());
     // The video of three rows is missing, so these rows have errors.
     assert_eq!(one.code, Some(1), "{}", one.stderr);

@@ -115,7 +115,7 @@ fn any_number_of_processes_gives_the_bits_of_one() {
         "--num-train-epochs",
         "2",
         "--max-pixels",
-        "12544",
+        "12288",
     ];
     let divided = ["--zero-stage", "3", "--max-steps", "2", "--save-steps", "2"];
     let adapter = ["--lora-r", "4", "--dtype", "bf16"];

@@ -12,7 +12,7 @@ use reel_input::config::ModelConfig;
 use reel_input::{ModelInput, Sequence};
 use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use reel_model::qwen_vl::{ForwardOptions, QwenVl};
 use reel_model::text::KvCache;
 use reel_runtime::Cx;
 use reel_runtime::ops::{KvPages, SequencePages};
@@ -96,7 +96,7 @@ fn step(device: &str, dtype: &str) -> (Value, Vec<f64>) {
     let fixed = ["sft", "--model", &m, "--data", &d, "--media-root", &root, "--out", &o, "--no-shuffle", "--quiet"];
     let step = ["--learning-rate", "0.0005", "--max-steps", "1", "--weight-decay", "0.1", "--max-grad-norm", "0.5"];
     // The run has one row with a small image, because a step on the simulator is slow.
-    let small = ["--gradient-accumulation-steps", "1", "--max-pixels", "12544"];
+    let small = ["--gradient-accumulation-steps", "1", "--max-pixels", "12288"];
     run([&fixed[..], &step[..], &small[..], &["--device", device, "--dtype", dtype]].concat()).ok();
     let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
     let (before, after) =
@@ -127,7 +127,7 @@ fn training_step_agrees_with_cpu() {
 /// A golden model on device `sim`.
 struct Model {
     device: Device,
-    model: Qwen25Vl,
+    model: QwenVl,
     config: ModelConfig,
     cx: Cx,
 }
@@ -187,7 +187,7 @@ fn logits_do_not_depend_on_chunks_or_batch() {
     let (ours, other) = (part(0, 69), part(80, 21));
     for dtype in [DType::F32, DType::BF16] {
         let device = Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).expect("a simulator");
-        let model = Qwen25Vl::open(&device, &files, &config, dtype).expect("a model");
+        let model = QwenVl::open(&device, &files, &config, dtype).expect("a model");
         let m = Model { cx: Cx::inference(&device, dtype), device, model, config: config.clone() };
         let want = m.packed(&[ours]);
         let vocab = config.text.vocab_size;

@@ -14,7 +14,7 @@ use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::quantization::Quantization;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_model::tensor_parallel::TensorParallel;
 use reel_runtime::Cx;
 use reel_support::ranks::{Ranks, Timeouts, TrafficVolume, World};
@@ -46,7 +46,7 @@ fn generate(device: &Device, dtype: DType, ranks: Option<&Arc<Ranks>>) -> (Vec<C
     let parallel = ranks.map(|ranks| {
         TensorParallel::new(shard_exchange::connect(ranks, device).expect("NCCL"), &config).expect("a divisible model")
     });
-    let model = Qwen25Vl::open_quantized(device, &files, &config, dtype, Quantization::None, parallel.as_ref());
+    let model = QwenVl::open_quantized(device, &files, &config, dtype, Quantization::None, parallel.as_ref());
     let model = model.expect("a model");
     let [text, image] = prompts();
     let request = |prompt, temperature: f32, n: usize| GenerationRequest {

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use reel_input::encode::{MediaOptions, ModelFolder};
+use reel_input::encode::ModelFolder;
 use reel_input::media::profile::MediaProfile;
+use reel_input::media_loading::MediaOptions;
 use reel_samples::dataset::Dataset;
 use reel_samples::inspect::{DataInspection, DataStats, TrainingCommand};
 use reel_train::options::Recipe;

@@ -9,15 +9,16 @@ use reel_eval::predict::{
     SamplingSettings,
 };
 use reel_input::MediaOptions;
+use reel_input::config::Family;
 use reel_input::fetch::MediaAccess;
 use reel_support::client::ChatClient;
 use serde_json::{Map, Value, json};
 
 use super::EvalRunFlags;
 use crate::common::CommonOptions;
-use crate::endpoint::model_name;
+use crate::endpoint::{ServedModel, model_name};
 use crate::fail::usage_error;
-use crate::media::MediaFlags;
+use crate::media::{MediaFlags, media_error_to_usage_error};
 use crate::model::WeightLocation;
 use crate::predictor::{PredictionJob, Predictor, WorkDivision, sampling_options, shortest_decimal};
 use crate::prompt::{ModelFlags, media_options};
@@ -36,6 +37,7 @@ pub(super) struct ChatApiServer<'c> {
     url: String,
     /// The name of the model in the server's list of models.
     model: String,
+    served: ServedModel,
     options: &'c EvalRunFlags,
     common: &'c CommonOptions,
 }
@@ -66,7 +68,8 @@ impl<'c> AnswerSource<'c> {
                 let client = options.server.client("--endpoint", url, options.endpoint_model.as_deref(), quiet)?;
                 options.server.concurrency()?;
                 let model = model_name(&client)?;
-                Ok(Self::Server(Box::new(ChatApiServer { client, url: url.clone(), model, options, common })))
+                let served = ServedModel::ask(&client, &model);
+                Ok(Self::Server(Box::new(ChatApiServer { client, url: url.clone(), model, served, options, common })))
             }
             _ => Err(usage_error("--model", "is missing", "give the model to evaluate, or --endpoint to ask a server")),
         }
@@ -106,7 +109,11 @@ impl<'c> AnswerSource<'c> {
                     let what = "has no effect on the answers of a server, which writes the prompts itself";
                     return Err(usage_error(name, what, "leave it out, or give it to the server"));
                 }
+                media.check_fits(server.served.family).map_err(media_error_to_usage_error)?;
                 let mut options = sampling_options(sampling, media, server.common);
+                if server.served.family != Family::default() {
+                    options.insert("family".into(), json!(server.served.family));
+                }
                 options.insert("endpoint_video".into(), json!(server.options.endpoint_video));
                 let fields = server.options.server.request_fields();
                 if !fields.is_empty() {
@@ -142,7 +149,8 @@ impl ChatApiServer<'_> {
         }
         let params = self.params(&job.sampling);
         let max_tokens = u32::try_from(job.sampling.max_new_tokens).unwrap_or(u32::MAX);
-        let requests = ChatRequests::new(job.rows, self.options.endpoint_video, max_tokens, params);
+        let requests =
+            ChatRequests::new(job.rows, (self.served.family, self.options.endpoint_video), max_tokens, params);
         let stop = interrupt::stop_flag();
         let run = EndpointRun {
             requests: Arc::new(requests),
@@ -160,16 +168,18 @@ impl ChatApiServer<'_> {
     }
 
     /// Returns the sampling fields of every request. Fields that are not part of OpenAI's API are left out if they
-    /// have their default value.
+    /// have their default value, except for a server that would take another value from the model's folder.
     fn params(&self, sampling: &SamplingSettings) -> Map<String, Value> {
         let of = &sampling.params;
         let mut params = Map::new();
         params.insert("temperature".into(), shortest_decimal(of.temperature));
         params.insert("top_p".into(), shortest_decimal(of.top_p));
-        if of.top_k != 0 {
-            params.insert("top_k".into(), json!(of.top_k));
+        let always = self.served.has_own_sampling;
+        if always || of.top_k != 0 {
+            // All of these servers take -1 for all tokens.
+            params.insert("top_k".into(), if of.top_k == 0 { json!(-1) } else { json!(of.top_k) });
         }
-        if of.repetition_penalty != 1.0 {
+        if always || of.repetition_penalty != 1.0 {
             params.insert("repetition_penalty".into(), shortest_decimal(of.repetition_penalty));
         }
         params.extend(self.options.server.request_fields());

@@ -5,7 +5,7 @@ use clap::{ArgMatches, Args};
 use reel_device::{DType, Device};
 use reel_engine::Engine;
 use reel_input::config::ModelConfig;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_model::tensor_parallel::TensorParallel;
 use reel_runtime::Cx;
 use reel_tools::measure::links::JobLinks;
@@ -208,14 +208,7 @@ impl PlanGenerateArgs {
 
 /// Runs the inference engine on device `dry`: samples `n` completions of `new` tokens for a prompt of the size
 /// `shape`.
-fn generate_on(
-    device: &Device,
-    weights: &Qwen25Vl,
-    dtype: DType,
-    shape: &RowShape,
-    new: usize,
-    n: usize,
-) -> Result<()> {
+fn generate_on(device: &Device, weights: &QwenVl, dtype: DType, shape: &RowShape, new: usize, n: usize) -> Result<()> {
     let request = request(&weights.config, shape, new, n);
     Engine::new(weights, &Cx::inference(device, dtype))?.generate(vec![request], |_| {})?;
     Ok(())

@@ -10,6 +10,7 @@ use reel_input::config::{Family, ModelConfig};
 use reel_input::media::patches::ImageProcessorSettings;
 use reel_input::media::planned::{PlannedVideo, VideoShape, plan_video};
 use reel_input::media::profile::{MediaOverrides, MediaProfile};
+use reel_input::video_marks::TEXT_TOKENS_PER_FRAME_PAIR;
 use reel_support::error::Error;
 use reel_train::runs::plan::{RowShape, RowSizes};
 use serde_json::{Value, json};
@@ -23,8 +24,6 @@ const DEFAULT_DURATION: f64 = 30.0;
 const DEFAULT_VIDEO_FPS: f64 = 30.0;
 /// Text tokens of a row with a planned video if `--tokens` does not say the number of all tokens.
 const DEFAULT_TEXT_TOKENS: usize = 512;
-/// Text tokens that Qwen3-VL has beside them for each frame pair of a video: the time (`<12.5 seconds>`) and two marks.
-const FRAME_PAIR_TEXT_TOKENS: usize = 9;
 
 /// Media options that concern images only.
 const OF_IMAGES: [&str; 3] = ["--image-min-pixels", "--image-max-pixels", "--ignore-exif-orientation"];
@@ -162,7 +161,7 @@ impl RowSizeFlags {
         let vision_tokens = seen.grid_thw.iter().product::<usize>() / unit;
         let text_tokens = match config.family() {
             Family::Qwen25Vl => DEFAULT_TEXT_TOKENS,
-            Family::Qwen3Vl => DEFAULT_TEXT_TOKENS + seen.grid_thw[0] * FRAME_PAIR_TEXT_TOKENS,
+            Family::Qwen3Vl => DEFAULT_TEXT_TOKENS + seen.grid_thw[0] * TEXT_TOKENS_PER_FRAME_PAIR,
         };
         let tokens = self.tokens.unwrap_or(vision_tokens + text_tokens);
         if tokens <= vision_tokens {

@@ -19,7 +19,7 @@ use reel_engine::Engine;
 use reel_input::config::{ModelConfig, TextConfig};
 use reel_input::tensor_file::StoredDType;
 use reel_model::quantization::Quantization;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_model::tensor_parallel::{ShardExchange, TensorParallel};
 use reel_model::text::TextDecoder;
 use reel_model::vision::VisionTower;
@@ -152,13 +152,13 @@ pub fn load_model_part_of_rank(
     dtype: DType,
     quantization: Quantization,
     ranks: usize,
-) -> Result<(Arc<ExchangeCounter>, Qwen25Vl)> {
+) -> Result<(Arc<ExchangeCounter>, QwenVl)> {
     let exchange = Arc::new(ExchangeCounter { ranks, bytes: AtomicU64::default(), exchanges: AtomicU64::default() });
     let parallel = if ranks > 1 { Some(TensorParallel::new(exchange.clone(), config)?) } else { None };
     let source = WeightSource::Uninitialised(files);
     let from =
         WeightLoader { device, source, dtype, quantization, may_pad: true, trainable: &|_| false, deferred: None };
-    let weights = Qwen25Vl {
+    let weights = QwenVl {
         vision: VisionTower::load(&from, &config.vision)?,
         text: TextDecoder::load(&from, config, parallel.as_ref())?,
         config: config.clone(),

@@ -10,7 +10,7 @@ use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_input::{Conversation, MediaOptions, ModelFolder, encode};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::init::{InitOptions, Preset, init_model_folder};
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_runtime::Cx;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // Opens the weights, which are memory-mapped from their files.
     let device = Device::cpu(2);
-    let weights = Qwen25Vl::open(&device, &Checkpoint::open(&model)?, &bundle.config, DType::F32)?;
+    let weights = QwenVl::open(&device, &Checkpoint::open(&model)?, &bundle.config, DType::F32)?;
     let engine = Engine::new(&weights, &Cx::inference(&device, DType::F32))?;
 
     // The request asks for three completions of one prompt, which share the prompt's KV cache.

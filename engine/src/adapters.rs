@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_model::text::TextDecoder;
 use reel_runtime::Cx;
 
@@ -30,7 +30,7 @@ impl AdapterId {
 struct LoadedAdapter {
     id: AdapterId,
     /// The engine's base model with this adapter attached.
-    model: Arc<Qwen25Vl>,
+    model: Arc<QwenVl>,
     /// Whether new requests can name the adapter. An unavailable adapter stays loaded until no sequence uses it.
     is_available: bool,
 }
@@ -49,7 +49,7 @@ impl Adapters {
     }
 
     /// The model that computes prompts with this adapter.
-    pub(crate) fn model(&self, id: AdapterId) -> Option<Arc<Qwen25Vl>> {
+    pub(crate) fn model(&self, id: AdapterId) -> Option<Arc<QwenVl>> {
         self.loaded.iter().find(|adapter| adapter.id == id).map(|adapter| adapter.model.clone())
     }
 
@@ -61,7 +61,7 @@ impl Adapters {
 
     /// Returns a new list that also has an adapter whose model is `model`, and the new adapter's id. Adapters that
     /// are neither available nor in use are left out of the list.
-    pub(crate) fn with_new_adapter(&self, model: Qwen25Vl, in_use: &BTreeSet<AdapterId>) -> (Adapters, AdapterId) {
+    pub(crate) fn with_new_adapter(&self, model: QwenVl, in_use: &BTreeSet<AdapterId>) -> (Adapters, AdapterId) {
         let mut adapters = self.without_unused(in_use);
         adapters.last_id += 1;
         let id = AdapterId(adapters.last_id);
@@ -88,7 +88,7 @@ impl Adapters {
     }
 
     /// Returns the same adapters attached to `base`, a model with other weights of the same architecture.
-    pub(crate) fn attached_to(&self, base: &Qwen25Vl) -> Adapters {
+    pub(crate) fn attached_to(&self, base: &QwenVl) -> Adapters {
         let mut adapters = self.clone();
         for adapter in &mut adapters.loaded {
             adapter.model = Arc::new(base.with_adapter_of(&adapter.model));
@@ -98,8 +98,8 @@ impl Adapters {
 
     /// Returns the decoder for decode steps, with all adapters attached. Without adapters, this is the decoder of
     /// `base`.
-    pub(crate) fn decoder(&self, base: &Qwen25Vl, cx: &Cx) -> Result<TextDecoder> {
-        let models: Vec<&Qwen25Vl> = self.loaded.iter().map(|adapter| &*adapter.model).collect();
+    pub(crate) fn decoder(&self, base: &QwenVl, cx: &Cx) -> Result<TextDecoder> {
+        let models: Vec<&QwenVl> = self.loaded.iter().map(|adapter| &*adapter.model).collect();
         match models[..] {
             [] => Ok(base.text.clone()),
             _ => Ok(base.with_row_adapters(cx.device(), cx.dtype(), &models)?.text),

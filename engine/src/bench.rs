@@ -11,7 +11,7 @@ use reel_input::mrope::{MediaGrids, rope_index};
 use reel_input::window::GridThw;
 use reel_input::{MediaFrames, Sequence, TokenId};
 use reel_model::batch::Batch;
-use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use reel_model::qwen_vl::{ForwardOptions, QwenVl};
 use reel_runtime::ops::{DecodeSlot, KvPages, RowSampling, SamplingParams, SequencePages};
 use reel_runtime::{Cx, Tensor};
 
@@ -106,7 +106,7 @@ impl BenchPrompt {
 
 /// Times `rounds` forward passes over `batch` equal prompts, with the logits of each prompt's last token. The time
 /// includes copying the frames to the device and the vision tower. Returns the seconds of each pass.
-pub fn time_prefill(model: &Qwen25Vl, cx: &Cx, prompt: &BenchPrompt, batch: usize, rounds: usize) -> Result<Vec<f64>> {
+pub fn time_prefill(model: &QwenVl, cx: &Cx, prompt: &BenchPrompt, batch: usize, rounds: usize) -> Result<Vec<f64>> {
     let tokens = prompt.tokens();
     let blocks = BlockAllocator::blocks_for_tokens(tokens);
     let tables = block_tables(batch, blocks);
@@ -134,7 +134,7 @@ pub fn time_prefill(model: &Qwen25Vl, cx: &Cx, prompt: &BenchPrompt, batch: usiz
 /// is a captured graph, and on an asynchronous device the host enqueues a step before it has read the tokens of the
 /// previous step. Returns the seconds of each step. Two warm-up steps are neither timed nor part of the device's
 /// profile.
-pub fn time_decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, rounds: usize) -> Result<Vec<f64>> {
+pub fn time_decode(model: &QwenVl, cx: &Cx, context: usize, batch: usize, rounds: usize) -> Result<Vec<f64>> {
     let (device, limit) = (cx.device(), context + WARM_UP_STEPS + rounds + 1);
     let blocks = BlockAllocator::blocks_for_tokens(limit);
     let capacity = BatchCapacity { slots: batch, blocks_per_slot: blocks, blocks: blocks * batch };

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_runtime::{Cx, Tensor};
 
 use crate::error::{Error, Result};
@@ -15,10 +15,10 @@ use crate::running_batch::{BatchCapacity, RunningBatch};
 pub(crate) struct EngineContext<'a> {
     /// A clone of the caller's model, which shares its weights until they are replaced by
     /// [`ContinuousBatch::replace_weights`](crate::ContinuousBatch::replace_weights).
-    pub(crate) model: Mutex<Arc<Qwen25Vl>>,
+    pub(crate) model: Mutex<Arc<QwenVl>>,
     /// The model with packed copies of the weights that are trained. The copies exist from the first call of
     /// [`Engine::generate`](crate::Engine::generate) until [`EngineContext::release_memory`].
-    pub(crate) packed_model: Mutex<Option<Arc<Qwen25Vl>>>,
+    pub(crate) packed_model: Mutex<Option<Arc<QwenVl>>>,
     pub(crate) cx: Cx,
     pub(crate) suppressed: Tensor, // i32 [n]: ids that are never sampled
     pub(crate) interrupt: Option<&'a AtomicBool>,
@@ -39,14 +39,14 @@ impl EngineContext<'_> {
     }
 
     /// The model with the present weights.
-    pub(crate) fn model(&self) -> Arc<Qwen25Vl> {
+    pub(crate) fn model(&self) -> Arc<QwenVl> {
         let packed = lock(&self.packed_model).clone();
         packed.unwrap_or_else(|| lock(&self.model).clone())
     }
 
     /// Replaces the weights for all later steps, and empties the model's cache of vision tokens. Frees the memory
     /// that [`Engine::generate`](crate::Engine::generate) keeps, because its captured graphs use the old weights.
-    pub(crate) fn set_model(&self, model: Qwen25Vl) {
+    pub(crate) fn set_model(&self, model: QwenVl) {
         self.release_memory();
         model.features.iter().for_each(|features| features.clear());
         *lock(&self.model) = Arc::new(model);

@@ -8,7 +8,7 @@
 //!     cancel(request) if its client is gone
 //! ```
 
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 
 use crate::adapters::AdapterId;
 use crate::block_allocator::BlockAllocator;
@@ -108,16 +108,16 @@ impl<'e, 'a> ContinuousBatch<'e, 'a> {
     }
 
     /// The model with the present weights, without the adapters that were loaded.
-    pub fn model(&self) -> Qwen25Vl {
-        Qwen25Vl::clone(&self.run.model())
+    pub fn model(&self) -> QwenVl {
+        QwenVl::clone(&self.run.model())
     }
 
     /// Loads a LoRA adapter, which later requests can name. `model` is the engine's model with the adapter
-    /// ([`Qwen25Vl::with_adapter`]). Running requests continue, and the bits of their results do not change.
+    /// ([`QwenVl::with_adapter`]). Running requests continue, and the bits of their results do not change.
     ///
     /// # Errors
     /// The engine's model has an adapter already, or out of memory: in these cases nothing changes. A device error.
-    pub fn load_adapter(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<AdapterId> {
+    pub fn load_adapter(&mut self, model: QwenVl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<AdapterId> {
         self.run.load_adapter(model, on_token)
     }
 
@@ -138,7 +138,7 @@ impl<'e, 'a> ContinuousBatch<'e, 'a> {
     /// # Errors
     /// `model` has another architecture; `model` has an adapter itself while adapters are loaded; out of memory: in
     /// these cases the former weights stay. A device error, after which the batch cannot be used.
-    pub fn replace_weights(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<usize> {
+    pub fn replace_weights(&mut self, model: QwenVl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<usize> {
         self.run.replace_weights(model, on_token)
     }
 }

@@ -14,7 +14,7 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_runtime::{Cx, Tensor};
 
 use crate::context::{EngineContext, lock};
@@ -45,7 +45,7 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// The device is out of memory.
-    pub fn new(model: &Qwen25Vl, cx: &Cx) -> Result<Engine<'a>> {
+    pub fn new(model: &QwenVl, cx: &Cx) -> Result<Engine<'a>> {
         let t = &model.config.tokens;
         let media = [t.vision_start, t.vision_end, t.image, t.video].map(|id| id as i32);
         let suppressed = Tensor::from_i32(cx.device(), &[media.len()], &media)?;

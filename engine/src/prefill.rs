@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use reel_device::Device;
 use reel_model::chunked_prompt::PromptChunk;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_model::vision::VisionTokens;
 use reel_runtime::ops::{self, SampledTokens, SamplingTable, SequencePages};
 use reel_runtime::{Cx, Tensor};
@@ -110,7 +110,7 @@ fn select_rows(cx: &Cx, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
 /// last token of its prompt. The ids in `suppressed` (i32 `[n]`) are never sampled.
 pub(crate) fn sample_first_tokens(
     cx: &Cx,
-    model: &Qwen25Vl,
+    model: &QwenVl,
     suppressed: &Tensor,
     hidden: &Tensor,
     sequences: &[(usize, &SequenceState)],

@@ -1,7 +1,7 @@
 //! Log-probabilities of a prompt's own tokens, from the hidden states of its prefill.
 
 use reel_input::TokenId;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_runtime::{Cx, Tensor};
 
 use crate::error::{Error, Result};
@@ -30,7 +30,7 @@ pub struct PromptTokenLogProbs {
 /// Logits that are NaN; out of memory.
 pub(crate) fn prompt_log_probs(
     cx: &Cx,
-    model: &Qwen25Vl,
+    model: &QwenVl,
     hidden: &Tensor,
     tokens: &[i32],
     top: usize,

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use reel_device::{RangeName, range};
 use reel_model::flops::ForwardFlops;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_model::text::KvCache;
 use reel_runtime::ops::KvPages;
 
@@ -57,7 +57,7 @@ impl<'e, 'a> EngineLoop<'e, 'a> {
     }
 
     /// The model with the current weights.
-    pub(crate) fn model(&self) -> Arc<Qwen25Vl> {
+    pub(crate) fn model(&self) -> Arc<QwenVl> {
         self.context.model()
     }
 
@@ -213,7 +213,7 @@ impl<'e, 'a> EngineLoop<'e, 'a> {
     }
 
     /// The model that computes a sequence's prompt: the engine's model, with the sequence's adapter if it has one.
-    fn model_of(&self, sequence: &SequenceState) -> Arc<Qwen25Vl> {
+    fn model_of(&self, sequence: &SequenceState) -> Arc<QwenVl> {
         sequence.request.adapter.and_then(|id| self.adapters.model(id)).unwrap_or_else(|| self.context.model())
     }
 
@@ -374,7 +374,7 @@ impl<'e, 'a> EngineLoop<'e, 'a> {
     }
 
     /// Loads an adapter, which later requests can name. `model` is the engine's model with the adapter.
-    pub(crate) fn load_adapter(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<AdapterId> {
+    pub(crate) fn load_adapter(&mut self, model: QwenVl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<AdapterId> {
         // A model can have only one attached adapter, so no adapter can be loaded for a model that already has one.
         if self.context.model().has_adapter() {
             let what = "cannot be loaded, because the served model already has an adapter of its own";
@@ -430,7 +430,7 @@ impl<'e, 'a> EngineLoop<'e, 'a> {
 
     /// Replaces the weights, and makes all running sequences compute their keys and values again. Returns the number of
     /// requests that were running.
-    pub(crate) fn replace_weights(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<usize> {
+    pub(crate) fn replace_weights(&mut self, model: QwenVl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<usize> {
         if let Some((field, other, own)) = self.context.model().config.first_difference(&model.config) {
             let what = format!("is {other}, but the model that is served has {own}");
             let help = "use weights of the same architecture";
@@ -444,7 +444,7 @@ impl<'e, 'a> EngineLoop<'e, 'a> {
                 return Err(Error::request("the weights", what, help));
             }
         }
-        let model = Qwen25Vl { features: self.context.model().features.clone(), ..model };
+        let model = QwenVl { features: self.context.model().features.clone(), ..model };
         let adapters = self.adapters.attached_to(&model);
         let decoder = adapters.decoder(&model, &self.context.cx)?;
         // Reads the tokens of the steps in flight before anything else, because these tokens may end requests.

@@ -15,7 +15,7 @@ use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use reel_device::{Download, GraphCache};
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_model::text::{KvCache, TextDecoder};
 use reel_runtime::ops::{
     self, DecodeRows, DecodeSlot, KvPages, RotaryFrequencies, RowSampling, SampledTokens, SamplingTable,
@@ -207,7 +207,7 @@ impl RunningBatch {
     /// Creates an empty batch of at least the given capacity. `suppressed` are ids that are never sampled. Without
     /// `capture`, the launches of each step are enqueued one by one instead of being captured.
     pub(crate) fn new(
-        model: &Qwen25Vl,
+        model: &QwenVl,
         cx: &Cx,
         suppressed: &Tensor,
         capacity: BatchCapacity,

@@ -12,7 +12,7 @@ use reel_device::{Arch, DType, Device, compile};
 use reel_engine::{AdapterId, Completion, ContinuousBatch, Engine, GenerationRequest};
 use reel_model::features::FeatureCache;
 use reel_model::lora;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_runtime::Cx;
 
 use support::{
@@ -31,16 +31,16 @@ const ADAPTERS: [TestAdapter; 3] = [
 ];
 
 /// The base model, and the model with each adapter.
-fn models(device: &Device, dtype: DType) -> Vec<Qwen25Vl> {
+fn models(device: &Device, dtype: DType) -> Vec<QwenVl> {
     let base = model(device, dtype);
     let adapted = ADAPTERS.iter().map(|adapter| with_adapter(&base, device, dtype, adapter));
-    let adapted: Vec<Qwen25Vl> = adapted.collect();
+    let adapted: Vec<QwenVl> = adapted.collect();
     [vec![base], adapted].concat()
 }
 
 /// Returns the completions of those [`unrelated_requests`] for which `is_wanted` is true, each generated alone with a
 /// model.
-fn alone(model: &Qwen25Vl, cx: &Cx, is_wanted: impl Fn(usize) -> bool) -> Vec<Completion> {
+fn alone(model: &QwenVl, cx: &Cx, is_wanted: impl Fn(usize) -> bool) -> Vec<Completion> {
     let engine = Engine::new(model, cx).unwrap();
     let of_request = |(i, request): (usize, GenerationRequest)| {
         let completions = engine.generate(vec![request], |_| {}).unwrap().0;
@@ -49,13 +49,13 @@ fn alone(model: &Qwen25Vl, cx: &Cx, is_wanted: impl Fn(usize) -> bool) -> Vec<Co
     unrelated_requests().into_iter().enumerate().filter(|(i, _)| is_wanted(*i)).flat_map(of_request).collect()
 }
 
-fn load(batch: &mut ContinuousBatch, models: &[Qwen25Vl]) -> Vec<Option<AdapterId>> {
+fn load(batch: &mut ContinuousBatch, models: &[QwenVl]) -> Vec<Option<AdapterId>> {
     let adapters = models[1..].iter().map(|model| Some(batch.load_adapter(model.clone(), &mut |_| {}).unwrap()));
     std::iter::once(None).chain(adapters.collect::<Vec<_>>()).collect()
 }
 
 /// The expected completions of [`unrelated_requests`]: request i is generated alone with model `i % 4`.
-fn wanted(models: &[Qwen25Vl], cx: &Cx) -> Vec<Completion> {
+fn wanted(models: &[QwenVl], cx: &Cx) -> Vec<Completion> {
     let mut want: Vec<Completion> = (0..4).flat_map(|m| alone(&models[m], cx, |i| i % 4 == m)).collect();
     want.sort_by_key(|c| (c.request, c.index));
     want
@@ -123,7 +123,7 @@ fn an_adapter_of_the_vision_tower_has_vision_tokens_of_its_own() {
     let engine = Engine::new(&base, &cx).unwrap();
     let mut batch = engine.continuous_batch(400 * BLOCK_BYTES).unwrap();
     let id = batch.load_adapter(adapted, &mut |_| {}).unwrap();
-    let bare = Qwen25Vl { features: None, ..base.clone() };
+    let bare = QwenVl { features: None, ..base.clone() };
     let want = [bare.clone(), with_adapter(&bare, &device, dtype, &ADAPTERS[1])]
         .map(|model| Engine::new(&model, &cx).unwrap().generate(vec![request()], |_| {}).unwrap().0.remove(0));
     assert_ne!(want[0].log_probs, want[1].log_probs);
@@ -169,7 +169,7 @@ fn adapters_stay_when_the_weights_are_replaced() {
             batch.add(i, GenerationRequest { adapter, ..unrelated_requests().swap_remove(9) }).unwrap();
         }
     };
-    let want = |base: &Qwen25Vl| -> Vec<Completion> {
+    let want = |base: &QwenVl| -> Vec<Completion> {
         let models = [base.clone(), with_adapter(base, &device, dtype, &ADAPTERS[1])];
         let completions = models.iter().map(|model| alone(model, &cx, |i| i == 9).remove(0));
         completions.enumerate().map(|(request, c)| Completion { request, ..c }).collect()
@@ -183,7 +183,7 @@ fn adapters_stay_when_the_weights_are_replaced() {
 
 /// Returns the completions of test request `stranger`, generated alone with model `number`, on one thread in f32.
 /// They are computed once for all cases of a test.
-fn alone_once(models: &[Qwen25Vl], cx: &Cx, number: usize, stranger: usize) -> Vec<Completion> {
+fn alone_once(models: &[QwenVl], cx: &Cx, number: usize, stranger: usize) -> Vec<Completion> {
     static ALONE: Mutex<BTreeMap<(usize, usize), Vec<Completion>>> = Mutex::new(BTreeMap::new());
     let mut known = ALONE.lock().unwrap();
     let compute = || alone(&models[number], cx, |other| other == stranger);

@@ -15,7 +15,7 @@ use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::lora;
 use reel_model::quantization::Quantization;
-use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use reel_model::qwen_vl::{ForwardOptions, QwenVl};
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::Cx;
 
@@ -59,7 +59,7 @@ fn open_and_compare_runs(
 /// Generates the completions once without graphs and lookahead, then once per variant (number of slots, lookahead),
 /// and checks that all runs give the same completions.
 fn compare_runs(
-    model: &Qwen25Vl,
+    model: &QwenVl,
     device: &Device,
     dtype: DType,
     requests: &[TestRequest],
@@ -251,7 +251,7 @@ fn prefill_with_swiglu_in_its_product_has_the_bits_of_small_chunks_and_of_traini
         trainable: &|_| true,
         deferred: None,
     };
-    let model = Qwen25Vl::load(&loader, &config).unwrap();
+    let model = QwenVl::load(&loader, &config).unwrap();
     let cx = Cx::inference(&device, DType::BF16);
     device.profiler().collect_totals(true);
     let launches = |name: &str| device.profiler().totals().unwrap().get(name).map_or(0, |total| total.launches);
@@ -325,7 +325,7 @@ fn decode_steps_on_the_drivers_of_cuda_12_and_13_have_the_same_bits() {
 }
 
 /// Returns the model with a LoRA adapter on every layer.
-fn adapted(device: &Device, dtype: DType) -> Qwen25Vl {
+fn adapted(device: &Device, dtype: DType) -> QwenVl {
     with_adapter(&model(device, dtype), device, dtype, &TestAdapter { rank: 3, targets: &[lora::ALL_LINEAR], seed: 7 })
 }
 

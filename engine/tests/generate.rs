@@ -11,7 +11,7 @@ use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::quantization::Quantization;
-use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use reel_model::qwen_vl::{ForwardOptions, QwenVl};
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::Cx;
 use reel_runtime::ops::PackedWeight;
@@ -59,7 +59,7 @@ impl Case {
     }
 
     fn run(&self, device: &Device, requests: Vec<GenerationRequest>) -> Vec<Completion> {
-        let model = Qwen25Vl::open(device, &self.files, &self.config, DType::F32).unwrap();
+        let model = QwenVl::open(device, &self.files, &self.config, DType::F32).unwrap();
         let engine = Engine::new(&model, &Cx::inference(device, DType::F32)).unwrap();
         engine.generate(requests, |_| {}).unwrap().0
     }
@@ -126,7 +126,7 @@ fn packed_copies_of_trained_weights_change_no_completion() {
             trainable: &|_| true,
             deferred: None,
         };
-        let model = Qwen25Vl::load(&loader, &case.config).unwrap();
+        let model = QwenVl::load(&loader, &case.config).unwrap();
         let cx = Cx::inference(&device, dtype);
         let plain = Engine::new(&model, &cx).unwrap();
         let packing = Engine::new(&model, &cx).unwrap().with_packed_trained_weights();
@@ -203,7 +203,7 @@ fn log_probs_equal_a_packed_forward_pass() {
         axis.extend((0..got[0].ids.len()).map(|i| (first + i) as i64 + case.tokens.rope_delta));
     }
     let device = Device::cpu(1);
-    let model = Qwen25Vl::open(&device, &case.files, &case.config, DType::F32).unwrap();
+    let model = QwenVl::open(&device, &case.files, &case.config, DType::F32).unwrap();
     let cx = Cx::inference(&device, DType::F32);
     let batch = reel_model::batch::Batch::new(&device, &case.config, &[whole.sequence()], "whole").unwrap();
     let hidden =
@@ -224,7 +224,7 @@ fn refuses_invalid_parameters_and_stops_when_interrupted() {
     let device = Device::cpu(1);
     let none = case.run(&device, vec![case.request(SamplingParams::default(), 0, 1)]);
     assert!(none[0].ids.is_empty() && none[0].finish_reason == FinishReason::Length);
-    let model = Qwen25Vl::open(&device, &case.files, &case.config, DType::F32).unwrap();
+    let model = QwenVl::open(&device, &case.files, &case.config, DType::F32).unwrap();
     let cx = Cx::inference(&device, DType::F32);
     let engine = Engine::new(&model, &cx).unwrap();
     for bad in [

@@ -13,7 +13,7 @@ use reel_input::ModelInput;
 use reel_input::encode::ModelFolder;
 use reel_input::grammar::{AnswerWithoutCalls, ToolCallGrammar};
 use reel_model::checkpoint::Checkpoint;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_runtime::Cx;
 use serde_json::{Value, json};
 
@@ -45,7 +45,7 @@ fn with_grammar(spec: &GrammarSpec, sampling: SamplingParams) -> GenerationReque
 /// Generates the completions of all requests together on device `cpu`.
 fn complete(requests: Vec<GenerationRequest>) -> Vec<Completion> {
     let device = Device::cpu(1);
-    let model = Qwen25Vl::open(&device, &Checkpoint::open(&path()).unwrap(), &FOLDER.config, DType::F32).unwrap();
+    let model = QwenVl::open(&device, &Checkpoint::open(&path()).unwrap(), &FOLDER.config, DType::F32).unwrap();
     let engine = Engine::new(&model, &Cx::inference(&device, DType::F32)).unwrap();
     engine.generate(requests, |_| {}).unwrap().0
 }

@@ -13,7 +13,7 @@ use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::features::FeatureCache;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_runtime::Cx;
 use reel_support::error::Kind;
 
@@ -27,7 +27,7 @@ use support::{
 const BLOCK_BYTES: u64 = 2 * 2 * 64 * 128 * 4;
 
 /// A function that opens the test model on a device.
-type Model = fn(&Device, DType) -> Qwen25Vl;
+type Model = fn(&Device, DType) -> QwenVl;
 
 /// Adds all requests to one batch, `per_step` at a time. Returns their completions and the engine's counters.
 fn together(engine: &Engine, kv_bytes: u64, per_step: usize) -> (Vec<Completion>, EngineStats) {
@@ -144,7 +144,7 @@ fn replaced_weights_continue_running_requests() {
     let device = Device::cpu(1);
     let (old, new) = (random_model(&device, 1), random_model(&device, 2));
     let cx = Cx::inference(&device, DType::F32);
-    let engine_of = |model: &Qwen25Vl| Engine::new(model, &cx).unwrap().max_slots(4);
+    let engine_of = |model: &QwenVl| Engine::new(model, &cx).unwrap().max_slots(4);
     let request = |i: u32, ids: &[u32], tokens: usize| {
         let prompt: Vec<u32> = (0..80).map(|t| (t * 7 + i * 31) % 250).chain(ids.iter().copied()).collect();
         GenerationRequest { max_new_tokens: tokens, ..GenerationRequest::new(text_prompt(prompt)) }
@@ -185,7 +185,7 @@ fn replaced_weights_continue_running_requests() {
 }
 
 /// The golden model with changed signs of its weights.
-fn changed_model(device: &Device, dtype: DType) -> Qwen25Vl {
+fn changed_model(device: &Device, dtype: DType) -> QwenVl {
     let copy = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(model_folder()).unwrap() {
         let entry = entry.unwrap();
@@ -197,7 +197,7 @@ fn changed_model(device: &Device, dtype: DType) -> Qwen25Vl {
         std::fs::write(copy.path().join(entry.file_name()), bytes).unwrap();
     }
     let config = ModelConfig::open(copy.path()).unwrap();
-    Qwen25Vl::open(device, &Checkpoint::open(copy.path()).unwrap(), &config, dtype).unwrap()
+    QwenVl::open(device, &Checkpoint::open(copy.path()).unwrap(), &config, dtype).unwrap()
 }
 
 /// On the simulator, as on a GPU, decode steps are captured graphs that hold addresses of the old weights; they must

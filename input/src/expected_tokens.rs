@@ -5,12 +5,10 @@ use crate::media::profile::{MediaOverrides, SelectionRule};
 use crate::MediaOptions;
 use crate::family::Family;
 use crate::messages::{ContentPart, Conversation, ImagePart, MessageContent, VideoPart, VideoSource};
+use crate::video_marks::TEXT_TOKENS_PER_FRAME_PAIR;
 
 /// Bytes of UTF-8 text per token, about the mean of English text.
 const BYTES_PER_TOKEN: usize = 4;
-/// Tokens of the time and the marks of a frame pair in Qwen3-VL: `<`, three or more of the time, ` seconds`, `>`, and
-/// the two marks.
-const TIME_TOKENS: u64 = 8;
 
 /// Estimates the number of tokens of a conversation for a model of `family`. A text counts as one token per 4 bytes. An
 /// image or a video is assumed to be as large as `options` and the keys of its message part allow. If the part states
@@ -52,7 +50,7 @@ fn video_tokens(video: &VideoPart, options: &MediaOptions, family: Family) -> u6
     let pairs = expected_frames(video, &limits, options).map(|frames| frames.div_ceil(2));
     let of_times = match family {
         Family::Qwen25Vl => 0,
-        Family::Qwen3Vl => TIME_TOKENS * pairs.unwrap_or(total / frame.max(1)),
+        Family::Qwen3Vl => TEXT_TOKENS_PER_FRAME_PAIR as u64 * pairs.unwrap_or(total / frame.max(1)),
     };
     pairs.map_or(total, |pairs| (pairs * frame).min(total)) + of_times
 }

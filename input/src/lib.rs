@@ -19,6 +19,7 @@ pub mod grammar_fields;
 pub mod interpolation;
 pub mod media;
 pub mod media_frames;
+pub mod media_loading;
 pub mod messages;
 pub mod model_input;
 pub mod mrope;
@@ -36,8 +37,9 @@ pub mod tools;
 pub mod video_marks;
 pub mod window;
 
-pub use encode::{MediaOptions, ModelFolder, SecondPerGrid, encode};
+pub use encode::{ModelFolder, encode};
 pub use media_frames::MediaFrames;
+pub use media_loading::{MediaOptions, SecondPerGrid};
 pub use messages::Conversation;
 pub use model_input::{ModelInput, Sequence};
 pub use reel_support::error::{self, Result};

@@ -34,6 +34,10 @@ impl VideoMarks {
     }
 }
 
+/// Text tokens of a frame pair from 10 s on: `<`, two digits, the point and one more, ` seconds`, `>`, and the two marks.
+/// Before, there is one less.
+pub const TEXT_TOKENS_PER_FRAME_PAIR: usize = 9;
+
 /// The token that stands for a vision token of a video.
 pub const VIDEO_PAD: &str = "<|video_pad|>";
 const START: &str = "<|vision_start|>";

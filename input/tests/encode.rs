@@ -114,7 +114,7 @@ fn video_in_memory_equals_video_file(case: &Path) {
     let bundle = ModelFolder::open(&case.join("model")).unwrap();
     let video = |source: MediaSource| {
         let source = VideoSource::File(source);
-        let part = VideoPart { source, overrides: Default::default(), location: "p".to_string() };
+        let part = VideoPart { source, overrides: Default::default(), frame_times: None, location: "p".to_string() };
         encode(&bundle, &Conversation::from_user_message(vec![ContentPart::Video(part)], "?"), &MediaOptions::default())
     };
     let path = case.join("media/clip.mp4");

@@ -12,7 +12,7 @@ use reel_input::{Sequence, TokenId};
 use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::init::{InitOptions, Preset, init_model_folder};
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 
 /// The grid of a video of 16 frames of 224 x 420 pixels.
 const VIDEO: GridThw = [8, 16, 30];
@@ -77,7 +77,7 @@ fn weights(criterion: &mut Criterion, location: &Path, config: &ModelConfig) {
     group.bench_function("load a model from mapped files", |b| {
         b.iter(|| {
             let files = Checkpoint::open(black_box(location)).expect("weights");
-            Qwen25Vl::open(&device, &files, config, DType::F32).expect("a model")
+            QwenVl::open(&device, &files, config, DType::F32).expect("a model")
         });
     });
     group.finish();

@@ -1,7 +1,7 @@
 //! Packs sequences with their images and videos into one batch on a device.
 //!
 //! In: [`Sequence`]s in host memory (token ids, M-RoPE positions, decoded frames or pixel values). Out: a [`Batch`],
-//! the input of [`Qwen25Vl::forward`](crate::qwen2_5_vl::Qwen25Vl::forward). Sequences of 3 and 2 tokens become one row
+//! the input of [`QwenVl::forward`](crate::qwen_vl::QwenVl::forward). Sequences of 3 and 2 tokens become one row
 //! of 5 tokens with `cu_seqlens` `[0, 3, 5]`, without padding. Images and videos keep processor order here;
 //! [`crate::vision`] reorders their patches.
 

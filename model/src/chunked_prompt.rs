@@ -1,8 +1,8 @@
 //! A prompt that is computed in chunks: the forward pass over a range of its tokens, with the keys and values of
 //! earlier tokens in the KV cache.
 //!
-//! [`PromptTokens`] is the checked prompt in host memory. [`Qwen25Vl::forward_chunks`] computes ranges of several
-//! prompts at once. The vision tokens of a prompt are computed once, by [`Qwen25Vl::prompt_vision_tokens`], for all of
+//! [`PromptTokens`] is the checked prompt in host memory. [`QwenVl::forward_chunks`] computes ranges of several
+//! prompts at once. The vision tokens of a prompt are computed once, by [`QwenVl::prompt_vision_tokens`], for all of
 //! its chunks.
 
 use reel_input::Sequence;
@@ -12,7 +12,7 @@ use reel_runtime::{Cx, Tensor};
 
 use crate::batch::{Batch, MediaHash, VisionInput, append_vision_indices, checked_token_id, images_and_videos};
 use crate::error::{Error, Result};
-use crate::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use crate::qwen_vl::{ForwardOptions, QwenVl};
 use crate::text::KvCache;
 use crate::vision::VisionTokens;
 
@@ -69,7 +69,7 @@ impl PromptTokens {
     }
 }
 
-/// A range of the tokens of one sequence, for [`Qwen25Vl::forward_chunks`].
+/// A range of the tokens of one sequence, for [`QwenVl::forward_chunks`].
 #[derive(Clone, Debug)]
 pub struct PromptChunk<'a> {
     /// Token ids `[s]`.
@@ -84,7 +84,7 @@ pub struct PromptChunk<'a> {
     pub pages: SequencePages<'a>,
 }
 
-impl Qwen25Vl {
+impl QwenVl {
     /// Computes the vision tokens of a prompt's images and videos, or takes them from the feature cache. `None` if the
     /// prompt has none.
     pub fn prompt_vision_tokens(&self, cx: &Cx, prompt: &Sequence) -> Result<Option<VisionTokens>> {

@@ -2,7 +2,7 @@
 //! video, even if several requests or training steps use the video.
 //!
 //! Entries are kept in host memory, so the device memory of a step does not depend on earlier steps. The least
-//! recently used entry is evicted first. [`Qwen25Vl::vision_tokens`](crate::qwen2_5_vl::Qwen25Vl::vision_tokens)
+//! recently used entry is evicted first. [`QwenVl::vision_tokens`](crate::qwen_vl::QwenVl::vision_tokens)
 //! reads and fills the cache.
 
 use std::collections::HashMap;

@@ -2,7 +2,7 @@
 //! into batches, and runs the model. Also SigLIP, the reward model of the semantic reward. Model folders are read as
 //! the hub publishes them, without conversion.
 //!
-//! Read [`batch`] for packing, and [`qwen2_5_vl`] for the forward pass.
+//! Read [`batch`] for packing, and [`qwen_vl`] for the forward pass.
 
 pub mod batch;
 pub mod checkpoint;
@@ -14,7 +14,7 @@ mod linear;
 pub mod linear_weight;
 pub mod lora;
 pub mod quantization;
-pub mod qwen2_5_vl;
+pub mod qwen_vl;
 mod residual;
 pub mod save;
 pub mod siglip;

@@ -10,7 +10,7 @@ use reel_kernels::int8::quantize_row;
 use reel_model::batch::Batch;
 use reel_model::checkpoint::{Checkpoint, expected_tensors};
 use reel_model::quantization::Quantization;
-use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use reel_model::qwen_vl::{ForwardOptions, QwenVl};
 use reel_model::text::KvCache;
 use reel_model::weights::{WeightLoader, WeightSource, widen_to_f32};
 use reel_runtime::ops::{KvPages, PackedWeight, SequencePages};
@@ -77,7 +77,7 @@ fn relative(got: &[f32], want: &[f32]) -> f64 {
 
 /// Logits `[S, V]` of a forward pass over packed sequences.
 fn packed(case: &Case, device: &Device, dtype: DType, quantization: Quantization) -> Vec<f32> {
-    let model = Qwen25Vl::open_quantized(device, &case.files, &case.config, dtype, quantization, None).unwrap();
+    let model = QwenVl::open_quantized(device, &case.files, &case.config, dtype, quantization, None).unwrap();
     let cx = Cx::inference(device, dtype);
     let batch = Batch::new(device, &case.config, &[case.sequence()], "case").unwrap();
     let hidden = model.forward(&cx, &batch, ForwardOptions::default()).unwrap();
@@ -124,8 +124,7 @@ fn bits_do_not_depend_on_threads_batch_or_cache() {
             let device = Device::cpu(3);
             assert_eq!(want, packed(&device), "{}: 3 threads", case.name);
             let vocab = case.config.text.vocab_size;
-            let model =
-                Qwen25Vl::open_quantized(&device, &case.files, &case.config, dtype, quantization, None).unwrap();
+            let model = QwenVl::open_quantized(&device, &case.files, &case.config, dtype, quantization, None).unwrap();
             let kept = if stored == StoredDType::Bf16 { DType::BF16 } else { DType::F32 };
             let is_packed = copied && (kept, dtype) != (DType::F32, DType::BF16) && PackedWeight::is_faster_on(&device);
             assert_eq!(model.text.lm_head().is_err(), is_packed || quantization == Quantization::Int8);
@@ -184,7 +183,7 @@ fn hidden_states_of_some_rows_have_the_bits_of_all_rows() {
         let case = Case::open(&folder);
         for dtype in [DType::F32, DType::BF16] {
             let (device, s) = (Device::cpu(2), case.tokens.len());
-            let model = Qwen25Vl::open(&device, &case.files, &case.config, dtype).unwrap();
+            let model = QwenVl::open(&device, &case.files, &case.config, dtype).unwrap();
             let cx = Cx::inference(&device, dtype);
             let batch = Batch::new(&device, &case.config, &[case.sequence()], "case").unwrap();
             let cache = KvCache::new(&device, &case.config.text, dtype, s.div_ceil(KvPages::BLOCK_TOKENS)).unwrap();
@@ -281,7 +280,7 @@ fn weights_that_int8_cannot_store_are_refused_by_name() {
             }
         });
         let open = |quantization| {
-            Qwen25Vl::open_quantized(&Device::cpu(1), &files, &case.config, DType::F32, quantization, None)
+            QwenVl::open_quantized(&Device::cpu(1), &files, &case.config, DType::F32, quantization, None)
         };
         let e = open(Quantization::Int8).unwrap_err().to_string();
         assert!(e.contains(tensor) && e.contains("row 2 has a NaN or an infinity") && !e.contains('\n'), "{e}");
@@ -294,7 +293,7 @@ fn weights_that_int8_cannot_store_are_refused_by_name() {
 fn a_quantised_head_is_refused_where_training_needs_it() {
     let case = Case::open(&cases()[0]);
     let open = |quantization| {
-        Qwen25Vl::open_quantized(&Device::cpu(1), &case.files, &case.config, DType::F32, quantization, None).unwrap()
+        QwenVl::open_quantized(&Device::cpu(1), &case.files, &case.config, DType::F32, quantization, None).unwrap()
     };
     assert!(open(Quantization::None).text.lm_head().is_ok());
     let e = open(Quantization::Int8).text.lm_head().unwrap_err().to_string();
@@ -316,7 +315,7 @@ fn int8_takes_half_the_memory_of_bf16() {
             trainable: &|_| false,
             deferred: None,
         };
-        let _model = Qwen25Vl::load(&from, &case.config).unwrap();
+        let _model = QwenVl::load(&from, &case.config).unwrap();
         device.memory().current
     };
     let quantised = expected_tensors(&case.config).into_iter().filter(|(name, _)| is_quantised(name));

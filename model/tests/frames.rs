@@ -11,7 +11,7 @@ use reel_input::{MediaFrames, ModelInput};
 use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::quantization::Quantization;
-use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use reel_model::qwen_vl::{ForwardOptions, QwenVl};
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::{Cx, Grads, Tensor, ops};
 
@@ -85,7 +85,7 @@ fn pass(dtype: DType, all: &[&ModelInput]) -> (Vec<f32>, Vec<f32>) {
         trainable: &trainable,
         deferred: None,
     };
-    let model = Qwen25Vl::load(&from, &config).unwrap();
+    let model = QwenVl::load(&from, &config).unwrap();
     let cx = Cx::training(&device, dtype);
     let sequences: Vec<_> = all.iter().map(|t| t.sequence()).collect();
     let batch = Batch::new(&device, &config, &sequences, "test").unwrap();

@@ -25,7 +25,7 @@ use reel_engine::{
 use reel_input::request::RequestSettings;
 use reel_input::{ModelInput, TokenId};
 use reel_model::lora::{Adapter, AdapterSource};
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_runtime::Cx;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
@@ -72,7 +72,7 @@ pub(crate) struct GenerationJob {
 
 /// Loads weights onto a device, for activations of a dtype. The closure runs on the engine's thread, so that no step
 /// of the engine is captured or launched at the same time. The files have already been checked as far as possible.
-pub(crate) type LoadWeights = Box<dyn FnOnce(&Device, DType) -> Result<Qwen25Vl> + Send>;
+pub(crate) type LoadWeights = Box<dyn FnOnce(&Device, DType) -> Result<QwenVl> + Send>;
 
 /// Opens an adapter, on the engine's thread.
 pub(crate) type OpenAdapter = Box<dyn FnOnce() -> Result<Adapter> + Send>;
@@ -178,7 +178,7 @@ const STACK_BYTES: usize = 8 << 20;
 /// The thread cannot be created; the device is out of memory; the thread has panicked.
 pub(crate) fn start(
     model: Arc<ServedModel>,
-    weights: Qwen25Vl,
+    weights: QwenVl,
     limits: ServerLimits,
     gauges: Arc<EngineGauges>,
 ) -> Result<(EngineQueue, JoinHandle<Result<()>>), ServeError> {
@@ -210,7 +210,7 @@ struct Channels {
 
 fn run(
     model: &ServedModel,
-    weights: Qwen25Vl,
+    weights: QwenVl,
     limits: ServerLimits,
     gauges: &EngineGauges,
     channels: Channels,

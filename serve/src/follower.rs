@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use reel_engine::{Engine, GrammarCompiler};
 use reel_model::lora::Adapter;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_runtime::Cx;
 use reel_support::diagnostic::Diagnostic;
 use tokio::sync::{mpsc, oneshot};
@@ -20,12 +20,7 @@ use crate::step_message::{NewRequest, StepChange, StepMessage};
 ///
 /// # Errors
 /// The device is out of memory; a device error; another rank has failed.
-pub fn follow_rank_0(
-    model: ServedModel,
-    weights: Qwen25Vl,
-    divided: &DividedModel,
-    limits: ServerLimits,
-) -> Result<()> {
+pub fn follow_rank_0(model: ServedModel, weights: QwenVl, divided: &DividedModel, limits: ServerLimits) -> Result<()> {
     let model = Arc::new(model);
     let cx = Cx::inference(&model.device, model.dtype);
     let engine = Engine::new(&weights, &cx)?.max_slots(limits.batch);

@@ -10,7 +10,7 @@ use reel_input::tokenizer::Tokenizer;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::lora::{Adapter, AdapterSource, is_adapter_folder};
 use reel_model::quantization::Quantization;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_model::tensor_parallel::TensorParallel;
 
 use crate::error::{Error, Result};
@@ -80,9 +80,9 @@ impl CheckedWeightFiles {
     ///
     /// # Errors
     /// The device is out of memory.
-    pub(crate) fn load(&self, device: &Device, dtype: DType) -> Result<Qwen25Vl> {
+    pub(crate) fn load(&self, device: &Device, dtype: DType) -> Result<QwenVl> {
         let parallel = self.parallel.as_ref();
-        let base = Qwen25Vl::open_quantized(device, &self.files, &self.config, dtype, self.quantization, parallel)?;
+        let base = QwenVl::open_quantized(device, &self.files, &self.config, dtype, self.quantization, parallel)?;
         match &self.adapter {
             Some(adapter) => base.with_adapter(device, dtype, AdapterSource::Files(adapter), false),
             None => Ok(base),

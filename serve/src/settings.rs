@@ -8,10 +8,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use reel_device::{DType, Device};
-use reel_input::encode::{MediaOptions, ModelFolder};
+use reel_input::encode::ModelFolder;
+use reel_input::media_loading::MediaOptions;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::quantization::Quantization;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 
 use crate::divided_model::DividedModel;
 use crate::error::{Error, Result};
@@ -53,7 +54,7 @@ impl ServedModel {
     /// The folder is not a model folder.
     pub fn open_on_cpu(folder: &Path) -> Result<(ServedModel, ServedWeights)> {
         let (device, bundle, dtype) = (Device::cpu(1), ModelFolder::open(folder)?, DType::F32);
-        let weights = Qwen25Vl::open(&device, &Checkpoint::open(folder)?, &bundle.config, dtype)?;
+        let weights = QwenVl::open(&device, &Checkpoint::open(folder)?, &bundle.config, dtype)?;
         let (name, quantization) = (folder_name(folder), Quantization::None);
         let weights = ServedWeights { weights, name: name.clone() };
         Ok((
@@ -76,7 +77,7 @@ impl ServedModel {
 #[derive(Debug)]
 pub struct ServedWeights {
     /// The weights, on the model's device.
-    pub weights: Qwen25Vl,
+    pub weights: QwenVl,
     /// The name of the folder that the weights were loaded from. Clients see this name.
     pub name: String,
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use reel_input::encode::MediaOptions;
+use reel_input::media_loading::MediaOptions;
 use reel_model::init::{InitOptions, Preset, init_model_folder};
 use serde_json::Value;
 use tempfile::TempDir;

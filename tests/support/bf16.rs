@@ -14,7 +14,7 @@ use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
 use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use reel_model::qwen_vl::{ForwardOptions, QwenVl};
 use reel_runtime::Cx;
 
 use super::tensors::relative_distance;
@@ -25,7 +25,7 @@ const ROUNDING: f64 = 1.0 / 512.0;
 /// Computes the logits `[tokens, vocab]` of all tokens of an input.
 pub fn logits(device: &Device, model: &Path, tokens: &ModelInput, dtype: DType) -> Vec<f64> {
     let config = ModelConfig::open(model).expect("a configuration");
-    let model = Qwen25Vl::open(device, &Checkpoint::open(model).expect("weights"), &config, dtype).expect("a model");
+    let model = QwenVl::open(device, &Checkpoint::open(model).expect("weights"), &config, dtype).expect("a model");
     let cx = Cx::inference(device, dtype);
     let batch = Batch::new(device, &config, &[tokens.sequence()], "case").expect("a batch");
     let hidden = model.forward(&cx, &batch, ForwardOptions::default()).expect("a forward pass");
@@ -75,7 +75,7 @@ pub fn check_decoding(name: &str, device: &Device, cpu: &Device, model: &Path, p
 fn decode(device: &Device, model: &Path, prompt: &ModelInput, max_new_tokens: usize) -> Completion {
     let config = ModelConfig::open(model).expect("a configuration");
     let files = Checkpoint::open(model).expect("weights");
-    let model = Qwen25Vl::open(device, &files, &config, DType::BF16).expect("a model");
+    let model = QwenVl::open(device, &files, &config, DType::BF16).expect("a model");
     let engine = Engine::new(&model, &Cx::inference(device, DType::BF16)).expect("an engine");
     let request = GenerationRequest { max_new_tokens, ..GenerationRequest::new(prompt.clone()) };
     engine.generate(vec![request], |_| {}).expect("a completion").0.remove(0)

@@ -89,7 +89,12 @@ fn serve(
     let mut reader = BufReader::new(stream.try_clone()?);
     while let Some(request) = read_request(&mut reader)? {
         if request.has_method_and_path("GET", "/v1/models") {
-            send(&mut stream, 200, "", &json!({"data": [{"id": "scripted"}]}).to_string())?;
+            send(
+                &mut stream,
+                200,
+                "",
+                &json!({"data": [{"id": "scripted"}, {"id": "of vllm", "owned_by": "vllm"}]}).to_string(),
+            )?;
             continue;
         }
         assert!(request.has_method_and_path("POST", "/v1/chat/completions"), "{}", request.head);

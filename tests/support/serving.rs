@@ -13,7 +13,7 @@ use reel_tools::showcase::clips::{CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, Clip, ClipSe
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::support::{reel, tiny_model};
+use super::support::{reel, tiny_model_of, tiny_preset};
 
 /// Path of the chat endpoint.
 pub const CHAT_PATH: &str = "/v1/chat/completions";
@@ -39,8 +39,13 @@ pub struct Reply {
 impl Server {
     /// Starts a server with these options.
     pub fn start(args: &[&str]) -> Server {
+        Server::start_preset(&tiny_preset(), args)
+    }
+
+    /// Starts a server with a model of this preset and these options.
+    pub fn start_preset(preset: &str, args: &[&str]) -> Server {
         let folder = TempDir::new().unwrap();
-        let model = tiny_model(folder.path());
+        let model = tiny_model_of(folder.path(), preset);
         let mut command = reel();
         command.arg("serve").arg("--model").arg(model).args(["--device", "cpu", "--port", "0"]).args(args);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use reel_device::{DType, Device};
 use reel_input::MediaOptions;
 use reel_model::init::{InitOptions, Preset, init_model_folder};
-use reel_model::qwen2_5_vl::ForwardOptions;
+use reel_model::qwen_vl::ForwardOptions;
 use reel_runtime::optim::ParameterState;
 use reel_runtime::{Cx, Tensor, ops};
 use reel_samples::feed::SampleSource;

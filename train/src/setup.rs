@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use reel_device::{DType, Device};
 use reel_input::MediaOptions;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_support::ranks::Ranks;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -231,7 +231,7 @@ pub struct BenchmarkScore {
 #[derive(Clone, Copy, Debug)]
 pub struct EvaluatedPolicy<'a> {
     /// The model, with its adapter if one is trained.
-    pub model: &'a Qwen25Vl,
+    pub model: &'a QwenVl,
     /// The device on which the weights are.
     pub device: &'a Device,
     /// Dtype of weights and activations.

@@ -15,7 +15,7 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::init::{InitOptions, Preset, init_model_folder};
 use reel_model::lora::{self, Adapter, AdapterFolder, AdapterSource, LinearLayer, LoraSpec};
 use reel_model::quantization::Quantization;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_model::save::{ConfigAndTokenizerFiles, TensorSpec};
 
 /// A model folder with bf16 weights, because the skinny GEMM kernels of decode steps need bf16.
@@ -23,16 +23,16 @@ pub fn model_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model/image_hd128_bf16/model")
 }
 
-pub fn model(device: &Device, dtype: DType) -> Qwen25Vl {
+pub fn model(device: &Device, dtype: DType) -> QwenVl {
     let (folder, config) = (model_folder(), ModelConfig::open(&model_folder()).unwrap());
-    Qwen25Vl::open(device, &Checkpoint::open(&folder).unwrap(), &config, dtype).unwrap()
+    QwenVl::open(device, &Checkpoint::open(&folder).unwrap(), &config, dtype).unwrap()
 }
 
 /// Returns the model of [`model`] with int8 weights.
-pub fn int8_model(device: &Device, dtype: DType) -> Qwen25Vl {
+pub fn int8_model(device: &Device, dtype: DType) -> QwenVl {
     let (folder, config) = (model_folder(), ModelConfig::open(&model_folder()).unwrap());
     let files = Checkpoint::open(&folder).unwrap();
-    Qwen25Vl::open_quantized(device, &files, &config, dtype, Quantization::Int8, None).unwrap()
+    QwenVl::open_quantized(device, &files, &config, dtype, Quantization::Int8, None).unwrap()
 }
 
 /// A LoRA adapter with nonzero matrices.
@@ -45,7 +45,7 @@ pub struct TestAdapter {
 }
 
 /// Returns the model with a random adapter, which is written to a folder and read back.
-pub fn with_adapter(base: &Qwen25Vl, device: &Device, dtype: DType, adapter: &TestAdapter) -> Qwen25Vl {
+pub fn with_adapter(base: &QwenVl, device: &Device, dtype: DType, adapter: &TestAdapter) -> QwenVl {
     let TestAdapter { rank, targets, seed } = *adapter;
     let targets = targets.iter().map(|target| target.to_string()).collect();
     let spec = LoraSpec { r: rank, alpha: 2.0, targets, vision: true };
@@ -160,7 +160,7 @@ pub fn text_prompt(ids: Vec<u32>) -> ModelInput {
 }
 
 /// The prompt of the golden case with an image.
-pub fn image_prompt(model: &Qwen25Vl) -> Arc<ModelInput> {
+pub fn image_prompt(model: &QwenVl) -> Arc<ModelInput> {
     let file = model_folder().parent().map(|case| case.join("inputs.safetensors")).unwrap();
     Arc::new(ModelInput::read(Path::new(&file), &model.config).unwrap())
 }
@@ -178,10 +178,10 @@ pub fn run_until_idle(batch: &mut ContinuousBatch) -> Vec<Completion> {
 }
 
 /// Returns a model of a preset size with random weights.
-pub fn random_model(device: &Device, seed: u64) -> Qwen25Vl {
+pub fn random_model(device: &Device, seed: u64) -> QwenVl {
     let folder = tempfile::tempdir().unwrap();
     let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed };
     init_model_folder(&options, folder.path()).unwrap();
     let config = ModelConfig::open(folder.path()).unwrap();
-    Qwen25Vl::open(device, &Checkpoint::open(folder.path()).unwrap(), &config, DType::F32).unwrap()
+    QwenVl::open(device, &Checkpoint::open(folder.path()).unwrap(), &config, DType::F32).unwrap()
 }

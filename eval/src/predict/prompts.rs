@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use reel_input::encode::LoadedMedia;
+use reel_input::media_loading::LoadedMedia;
 use reel_input::{ModelFolder, ModelInput};
 use reel_samples::Result;
 use reel_samples::conversations::RowConversations;

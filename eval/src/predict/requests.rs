@@ -9,11 +9,12 @@ use base64::engine::general_purpose::STANDARD;
 use clap::ValueEnum;
 use reel_device::{RangeName, range};
 use reel_input::Conversation;
-use reel_input::encode::{LoadedMedia, load_media_with};
+use reel_input::config::Family;
 use reel_input::media::frames::FrameBuf;
 use reel_input::media::patches::ImageProcessorSettings;
 use reel_input::media::strip::{encode_jpeg, encode_png};
-use reel_input::messages::{ContentPart, Message, MessageContent};
+use reel_input::media_loading::{LoadedMedia, load_media_with};
+use reel_input::messages::{ContentPart, FRAME_TIMES_KEY, Message, MessageContent};
 use reel_samples::conversations::RowConversations;
 use reel_samples::feed::SampleSource;
 use reel_samples::rows::PromptContent;
@@ -35,7 +36,7 @@ pub enum RequestVideoFormat {
     /// read. It has no times, so the server assumes a frame rate.
     Vllm,
     /// Qwen's `{"type": "video", "video": [FRAME, …], "fps": …}` with PNG frames, which `reel serve` reads: the same
-    /// pixels and times as without a server.
+    /// pixels and times as without a server. For Qwen3-VL the times are `frame_times`.
     Reel,
 }
 
@@ -43,21 +44,22 @@ pub enum RequestVideoFormat {
 #[derive(Debug)]
 pub struct ChatRequests {
     rows: Arc<RowConversations>,
+    family: Family,
     video_form: RequestVideoFormat,
     max_tokens: u32,
     params: Map<String, Value>,
 }
 
 impl ChatRequests {
-    /// Makes requests of rows, with at most `max_tokens` tokens in an answer. `params` are fields of every request;
-    /// each request also has the `seed` of its row.
+    /// Makes requests of rows for a server's model of `family`, with at most `max_tokens` tokens in an answer. `params`
+    /// are fields of every request; each request also has the `seed` of its row.
     pub fn new(
         rows: Arc<RowConversations>,
-        video_form: RequestVideoFormat,
+        (family, video_form): (Family, RequestVideoFormat),
         max_tokens: u32,
         params: Map<String, Value>,
     ) -> Self {
-        Self { rows, video_form, max_tokens, params }
+        Self { rows, family, video_form, max_tokens, params }
     }
 
     /// The rows.
@@ -67,13 +69,18 @@ impl ChatRequests {
 
     fn messages(&self, conversation: &Conversation, media: LoadedMedia, location: &str) -> Result<Vec<Value>> {
         let failed = |e: Error| to_row_error(location, e);
-        let seconds = media.second_per_grid_ts.iter().map(|&seconds| f64::from(seconds));
         let frame_pair = media.frames.processor.temporal_patch_size as f64;
-        let rates: Vec<f64> = seconds.map(|seconds| frame_pair / seconds).collect();
+        let times: Vec<(&'static str, Value)> = match self.family {
+            Family::Qwen25Vl => {
+                let rate = |&seconds: &f32| ("fps", json!(frame_pair / f64::from(seconds)));
+                media.second_per_grid_ts.iter().map(rate).collect()
+            }
+            Family::Qwen3Vl => media.frames.video_times.iter().map(|times| (FRAME_TIMES_KEY, json!(times))).collect(),
+        };
         let mut media = MediaInOrder {
             images: media.frames.images.into_iter(),
             videos: media.frames.videos.into_iter(),
-            rates: rates.into_iter(),
+            times: times.into_iter(),
             form: self.video_form,
         };
         conversation.messages.iter().map(|message| media.message(message).map_err(failed)).collect()
@@ -98,10 +105,11 @@ impl SampleSource for ChatRequests {
             ));
         };
         let conversation = self.rows.parse_conversation(row, messages)?;
-        // Frames are resized within the limits of Qwen2.5-VL's processor. The server's model may have other limits.
+        // Frames are resized within the limits of the published processor. The server's model may have other limits.
         let has_media = conversation.media_parts().next().is_some();
         let _range = has_media.then(|| range(RangeName::Phase("media decoding")));
-        let media = load_media_with(ImageProcessorSettings::default(), &conversation, self.rows.media_options())
+        let processor = ImageProcessorSettings::of_published(self.family);
+        let media = load_media_with(processor, &conversation, self.rows.media_options())
             .map_err(|e| to_row_error(&location, e))?;
         let messages = self.messages(&conversation, media, &location)?;
         let mut params = self.params.clone();
@@ -122,8 +130,8 @@ impl SampleSource for ChatRequests {
 struct MediaInOrder {
     images: IntoIter<FrameBuf>,
     videos: IntoIter<FrameBuf>,
-    /// Frames per second of each video.
-    rates: IntoIter<f64>,
+    /// The key and value that give the times of each video's frames: a rate, or the times.
+    times: IntoIter<(&'static str, Value)>,
     form: RequestVideoFormat,
 }
 
@@ -142,8 +150,8 @@ impl MediaInOrder {
                             }
                         }
                         ContentPart::Video(_) => {
-                            if let Some((frames, fps)) = self.videos.next().zip(self.rates.next()) {
-                                written.extend(self.video(&frames, fps)?);
+                            if let Some((frames, times)) = self.videos.next().zip(self.times.next()) {
+                                written.extend(self.video(&frames, times)?);
                             }
                         }
                     }
@@ -168,7 +176,7 @@ impl MediaInOrder {
         }
     }
 
-    fn video(&self, frames: &FrameBuf, fps: f64) -> Result<Vec<Value>> {
+    fn video(&self, frames: &FrameBuf, (key, times): (&str, Value)) -> Result<Vec<Value>> {
         match self.form {
             RequestVideoFormat::Images => jpeg_parts(frames),
             RequestVideoFormat::Vllm => {
@@ -178,7 +186,7 @@ impl MediaInOrder {
             RequestVideoFormat::Reel => {
                 let uri = |png: String| format!("data:image/png;base64,{png}");
                 let uris: Vec<String> = png_frames(frames)?.into_iter().map(uri).collect();
-                Ok(vec![json!({"type": "video", "video": uris, "fps": fps})])
+                Ok(vec![json!({"type": "video", "video": uris, key: times})])
             }
         }
     }

@@ -9,7 +9,7 @@ use reel_engine::{Engine, SamplingParams};
 use reel_input::config::ModelConfig;
 use reel_input::{MediaOptions, ModelFolder};
 use reel_model::checkpoint::Checkpoint;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_runtime::Cx;
 use reel_samples::conversations::RowConversations;
 use reel_samples::dataset::Dataset;
@@ -24,14 +24,14 @@ use crate::error::{Kind, Result};
 struct Fixture {
     folder: PathBuf,
     bundle: Arc<ModelFolder>,
-    model: Qwen25Vl,
+    model: QwenVl,
     device: Device,
 }
 
 static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model/text_multiturn/model");
     let (device, config) = (Device::cpu(1), ModelConfig::open(&folder).unwrap());
-    let model = Qwen25Vl::open(&device, &Checkpoint::open(&folder).unwrap(), &config, DType::F32).unwrap();
+    let model = QwenVl::open(&device, &Checkpoint::open(&folder).unwrap(), &config, DType::F32).unwrap();
     Fixture { bundle: Arc::new(ModelFolder::open(&folder).unwrap()), folder, model, device }
 });
 

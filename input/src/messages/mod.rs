@@ -18,12 +18,12 @@ use crate::media::profile::MediaOverrides;
 use reel_support::diagnostic::input;
 use serde_json::{Map, Value, json};
 
-use self::part_keys::{IMAGE_SOURCES, VIDEO_SOURCES, media_value_and_overrides};
+use self::part_keys::{IMAGE_SOURCES, VIDEO_SOURCES, media_value_and_overrides, read_frame_times};
 use self::row_keys::refuse_media_keys;
 use self::tool_messages::read_tool_calls;
 
 pub use self::media_source::{MediaSource, media_type_of_base64};
-pub use self::part_keys::{IMAGE_KEYS, VIDEO_KEYS};
+pub use self::part_keys::{FRAME_TIMES_KEY, IMAGE_KEYS, VIDEO_KEYS};
 pub(crate) use self::tool_messages::{insert_text_arguments, is_function_name, mark_text_arguments};
 
 /// A list of chat messages.
@@ -89,6 +89,9 @@ pub struct VideoPart {
     pub source: VideoSource,
     /// The limits that the keys of this content part set, such as `fps` or `max_pixels`.
     pub overrides: MediaOverrides,
+    /// The times of the listed frames in seconds (`frame_times`), for the prompt of Qwen3-VL; `None` if they follow
+    /// from a rate.
+    pub frame_times: Option<Vec<f64>>,
     /// The location for error messages: indices of the message and of this part.
     pub location: String,
 }
@@ -322,7 +325,9 @@ fn read_part(location: &str, part: &Value, root: &Path) -> Result<ContentPart> {
         PartKind::Video => {
             let (address, limits) = media_value_and_overrides(location, map, VIDEO_SOURCES)?;
             let source = video_source(location, address, root)?;
-            Ok(ContentPart::Video(VideoPart { source, overrides: limits, location: location.to_string() }))
+            let frame_times = read_frame_times(location, map)?;
+            let location = location.to_string();
+            Ok(ContentPart::Video(VideoPart { source, overrides: limits, frame_times, location }))
         }
     }
 }

@@ -33,6 +33,9 @@ pub(crate) const IMAGE_SOURCES: [&str; 4] = ["image", "image_url", "url", "path"
 /// The keys under which a video part may have its file.
 pub(crate) const VIDEO_SOURCES: [&str; 4] = ["video", "video_url", "url", "path"];
 
+/// The key for the times of listed frames. It is this program's own: qwen-vl-utils has only rates.
+pub const FRAME_TIMES_KEY: &str = "frame_times";
+
 /// The path, address or list under one of `keys` ([`IMAGE_SOURCES`] or [`VIDEO_SOURCES`]), and the limits of the part.
 /// The value may also be an object `{"url": …}`, with the limits beside `url`. OpenAI's `detail` is accepted there and
 /// ignored, because `max_pixels` sets the size.
@@ -104,7 +107,7 @@ pub(crate) fn refuse_unknown_part_keys(location: &str, messages: &Value, text_ke
                 PartKind::Text if text_keys == UnknownTextKeys::Accepted => continue,
                 PartKind::Text => (&["text", "annotations"], &[]),
                 PartKind::Image => (&["image", "image_url", "url", "path", "detail"], &IMAGE_KEYS),
-                PartKind::Video => (&VIDEO_SOURCES, &VIDEO_KEYS),
+                PartKind::Video => (&["video", "video_url", "url", "path", FRAME_TIMES_KEY], &VIDEO_KEYS),
             };
             // `uuid` is the key of an image or video in vLLM's media cache. This program ignores it.
             let is_known = |key: &str| ["type", "uuid"].contains(&key) || own.contains(&key) || limits.contains(&key);
@@ -114,6 +117,20 @@ pub(crate) fn refuse_unknown_part_keys(location: &str, messages: &Value, text_ke
         }
     }
     Ok(())
+}
+
+/// Reads the times of listed frames in seconds: ascending numbers from 0. `None` without the key, or if it is null.
+pub(crate) fn read_frame_times(location: &str, map: &Map<String, Value>) -> Result<Option<Vec<f64>>> {
+    let Some(value) = map.get(FRAME_TIMES_KEY).filter(|value| !value.is_null()) else { return Ok(None) };
+    let times = value.as_array().and_then(|times| times.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>());
+    match times.filter(|times| times.is_sorted() && times.iter().all(|time| *time >= 0.0 && time.is_finite())) {
+        Some(times) => Ok(Some(times)),
+        None => Err(Error::input(
+            format!("{location}: {FRAME_TIMES_KEY}"),
+            "is not a list of ascending times from 0",
+            "give the time of each listed frame in seconds",
+        )),
+    }
 }
 
 /// Reads the keys of qwen-vl-utils in a content part. A key whose value is null counts as absent.

@@ -28,7 +28,7 @@ use crate::checkpoint::{TensorNaming, expected_tensors};
 use crate::error::Result;
 use crate::init::weights::fnv1a_hash;
 use crate::linear::Linear;
-use crate::qwen2_5_vl::Qwen25Vl;
+use crate::qwen_vl::QwenVl;
 use crate::tensor_parallel::RowShare;
 use crate::weights::{PaddedWidth, stored_and_padded_shapes};
 
@@ -240,7 +240,7 @@ fn uniform(seed: u64, name: &str, n: usize, bound: f32) -> Vec<f32> {
     draws.take(n).map(|bits| unit(bits) * bound).collect()
 }
 
-impl Qwen25Vl {
+impl QwenVl {
     /// Returns the model with an adapter, which replaces any other adapter. If `trained`, the adapter's matrices are
     /// parameters named `LAYER.lora_A.weight` and `LAYER.lora_B.weight`.
     ///
@@ -252,7 +252,7 @@ impl Qwen25Vl {
         dtype: DType,
         source: AdapterSource,
         trained: bool,
-    ) -> Result<Qwen25Vl> {
+    ) -> Result<QwenVl> {
         let changed_tower = self.vision.linear_layers_mut().any(|linear| linear.adapter.is_some());
         for linear in self.linear_layers_mut() {
             let name = linear.name.clone();
@@ -271,7 +271,7 @@ impl Qwen25Vl {
     }
 
     /// Returns the model without an adapter. Copies no weights.
-    pub fn without_adapter(&self) -> Qwen25Vl {
+    pub fn without_adapter(&self) -> QwenVl {
         let mut base = self.clone();
         let changed_tower = base.vision.linear_layers_mut().any(|linear| linear.adapter.take().is_some());
         base.linear_layers_mut().for_each(|linear| linear.adapter = None);
@@ -286,7 +286,7 @@ impl Qwen25Vl {
     }
 
     /// Returns the model with the adapter of another model of the same architecture. Copies no weights.
-    pub fn with_adapter_of(&self, other: &Qwen25Vl) -> Qwen25Vl {
+    pub fn with_adapter_of(&self, other: &QwenVl) -> QwenVl {
         let (mut model, mut other) = (self.without_adapter(), other.clone());
         for (linear, from) in model.linear_layers_mut().zip(other.linear_layers_mut()) {
             linear.adapter = from.adapter.take();

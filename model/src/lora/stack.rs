@@ -1,6 +1,6 @@
 //! Uses several LoRA adapters in one decode step: each row of the batch can have a different adapter.
 //!
-//! The prefill of a prompt uses a model with only this prompt's adapter ([`Qwen25Vl::with_adapter`]). For decode steps,
+//! The prefill of a prompt uses a model with only this prompt's adapter ([`QwenVl::with_adapter`]). For decode steps,
 //! the A matrices of all adapters of a layer are copied into one tensor, the B matrices into another, and a kernel
 //! picks the matrices for each row ([`reel_kernels::lora_rows`]).
 
@@ -10,18 +10,18 @@ use reel_runtime::ops::{Lora, LoraStack};
 
 use crate::error::Result;
 use crate::linear::Linear;
-use crate::qwen2_5_vl::Qwen25Vl;
+use crate::qwen_vl::QwenVl;
 
 /// The common rank of stacked adapters is a multiple of this, so that the kernel can load 16 bytes at a time.
 const RANK_STEP: usize = 8;
 
-impl Qwen25Vl {
+impl QwenVl {
     /// Returns the model for decode steps whose rows have different adapters: a row with adapter number i uses the
     /// decoder adapters of the model `adapted[i]`. The models must have this model's base weights.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn with_row_adapters(&self, device: &Device, dtype: DType, adapted: &[&Qwen25Vl]) -> Result<Qwen25Vl> {
+    pub fn with_row_adapters(&self, device: &Device, dtype: DType, adapted: &[&QwenVl]) -> Result<QwenVl> {
         let mut model = self.without_adapter();
         let mut layers: Vec<_> = adapted.iter().map(|model| model.text.linear_layers()).collect();
         for linear in model.text.linear_layers_mut() {

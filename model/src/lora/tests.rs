@@ -12,7 +12,7 @@ use super::*;
 use crate::batch::Batch;
 use crate::checkpoint::Checkpoint;
 use crate::quantization::Quantization;
-use crate::qwen2_5_vl::ForwardOptions;
+use crate::qwen_vl::ForwardOptions;
 use crate::save::{ConfigAndTokenizerFiles, TensorSpec, write_tensor_file_and_finish};
 use crate::testing::qwen3_config;
 use crate::weights::widen_to_f32;
@@ -33,11 +33,11 @@ pub(super) fn spec(targets: &[&str], vision: bool) -> LoraSpec {
     LoraSpec { r: 3, alpha: 5.0, targets: targets.iter().map(|t| t.to_string()).collect(), vision }
 }
 
-pub(super) fn open(device: &Device, folder: &Path) -> Qwen25Vl {
-    Qwen25Vl::open(device, &Checkpoint::open(folder).unwrap(), &config(), DType::F32).unwrap()
+pub(super) fn open(device: &Device, folder: &Path) -> QwenVl {
+    QwenVl::open(device, &Checkpoint::open(folder).unwrap(), &config(), DType::F32).unwrap()
 }
 
-fn with_peft(device: &Device, name: &str, trained: bool) -> Qwen25Vl {
+fn with_peft(device: &Device, name: &str, trained: bool) -> QwenVl {
     let adapter = Adapter::open(&golden("lora").join(name)).unwrap();
     adapter.check(&config()).unwrap();
     open(device, &base()).with_adapter(device, DType::F32, AdapterSource::Files(&adapter), trained).unwrap()
@@ -49,7 +49,7 @@ pub(super) fn batch(device: &Device) -> (Batch, Vec<i32>) {
     (Batch::new(device, &config(), &[tokens.sequence()], "inputs").unwrap(), next)
 }
 
-pub(super) fn logits(device: &Device, model: &Qwen25Vl) -> Vec<f32> {
+pub(super) fn logits(device: &Device, model: &QwenVl) -> Vec<f32> {
     let cx = Cx::inference(device, DType::F32);
     let hidden = model.forward(&cx, &batch(device).0, ForwardOptions::default()).unwrap();
     model.logits(&cx, &hidden).unwrap().to_f32().unwrap()
@@ -85,7 +85,7 @@ fn logits_with_peft_adapters_equal_peft() {
 fn adapters_work_with_an_int8_base() {
     let device = Device::cpu(2);
     let files = Checkpoint::open(&base()).unwrap();
-    let int8 = || Qwen25Vl::open_quantized(&device, &files, &config(), DType::F32, Quantization::Int8, None).unwrap();
+    let int8 = || QwenVl::open_quantized(&device, &files, &config(), DType::F32, Quantization::Int8, None).unwrap();
     let rounding = off(&logits(&device, &int8()), &expected("base"));
     assert!((1e-4..0.05).contains(&rounding), "{rounding:.2e}");
     for name in PEFTS {

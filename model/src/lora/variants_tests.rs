@@ -58,15 +58,15 @@ fn write_adapter(folder: &Path, config: &Value, tensors: &[(&str, Vec<usize>)]) 
     .unwrap();
 }
 
-fn adapted(device: &Device, folder: &Path) -> Qwen25Vl {
+fn adapted(device: &Device, folder: &Path) -> QwenVl {
     let adapter = Adapter::open(folder).unwrap();
     adapter.check(&config()).unwrap();
     let (files, config) = adapter.replace_tensors(Checkpoint::open(&base()).unwrap(), &config()).unwrap();
-    let model = Qwen25Vl::open(device, &files, &config, DType::F32).unwrap();
+    let model = QwenVl::open(device, &files, &config, DType::F32).unwrap();
     model.with_adapter(device, DType::F32, AdapterSource::Files(&adapter), false).unwrap()
 }
 
-fn merged(device: &Device, adapter: &Path, out: &Path) -> Qwen25Vl {
+fn merged(device: &Device, adapter: &Path, out: &Path) -> QwenVl {
     merge_adapter(&base(), adapter, out, &[], None, device).unwrap();
     open(device, out)
 }

@@ -6,7 +6,7 @@ use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
-use reel_input::encode::MediaOptions;
+use reel_input::media_loading::MediaOptions;
 use reel_input::tools::ToolChoice;
 use serde_json::Value;
 

@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use reel_device::{RangeName, range};
 use reel_input::chat::PromptEnd;
-use reel_input::encode::{
-    LoadedMedia, MediaOptions, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media,
-};
+use reel_input::encode::{PromptOrigin, encode_prompt, load_media, refuse_pads_without_media};
 use reel_input::media::worker::{DecodeControl, DecodeWorker};
+use reel_input::media_loading::{LoadedMedia, MediaOptions};
 use reel_input::messages::{ContentPart, Conversation, MediaSource, TEXT_PART_TYPES, VideoSource};
 use reel_input::prompt_fields::PromptFields;
 use reel_input::{ModelInput, TokenId};

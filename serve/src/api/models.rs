@@ -28,6 +28,7 @@ pub(crate) fn adapter_of(shared: &ServerState, model: &str) -> Result<Option<Ada
 fn entry(shared: &ServerState, name: &str, root: &str, created: u64) -> Value {
     json!({
         "id": name, "object": "model", "created": created, "owned_by": "reel", "root": root,
+        "model_type": shared.model.folder.config.family(),
         "max_model_len": shared.model.folder.config.text.max_position_embeddings,
     })
 }

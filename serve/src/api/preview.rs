@@ -18,9 +18,9 @@ use axum::extract::State;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reel_input::ModelInput;
-use reel_input::encode::MediaOptions;
 use reel_input::media::frames::FrameBuf;
 use reel_input::media::strip::{evenly_spaced, frame_thumbnail};
+use reel_input::media_loading::MediaOptions;
 use reel_input::prompt_media::{PromptMedium, media_in_prompt_order};
 use serde_json::{Value, json};
 

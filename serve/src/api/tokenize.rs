@@ -6,7 +6,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use reel_input::chat::PromptEnd;
-use reel_input::encode::MediaOptions;
+use reel_input::media_loading::MediaOptions;
 use reel_input::prompt_fields::PromptFields;
 use reel_input::{ModelInput, TokenId};
 use serde::Serialize;

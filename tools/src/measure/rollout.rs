@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_input::{ModelInput, TokenId};
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_runtime::Cx;
 
 use crate::error::{Error, Result};
@@ -28,7 +28,7 @@ pub struct RolloutShape {
 ///
 /// # Errors
 /// The engine fails, or a completion ends before its last token.
-pub fn time_rollout(model: &Qwen25Vl, cx: &Cx, shape: RolloutShape) -> Result<f64> {
+pub fn time_rollout(model: &QwenVl, cx: &Cx, shape: RolloutShape) -> Result<f64> {
     let (ids, at): (Vec<TokenId>, Vec<i64>) = (0..shape.context as u32).map(|i| ((i * 37) % 97, i64::from(i))).unzip();
     let prompt = ModelInput { input_ids: ids, position_ids: [at.clone(), at.clone(), at], ..ModelInput::default() };
     let engine = Engine::new(model, cx)?;

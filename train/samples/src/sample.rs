@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Kind, MediaFailure, Result, RowFailureKind, SkipCause};
 use crate::rewards::Recipe;
-use reel_input::encode::{LoadedMedia, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media};
+use reel_input::encode::{PromptOrigin, encode_prompt, load_media, refuse_pads_without_media};
+use reel_input::media_loading::LoadedMedia;
 use reel_input::tokenizer::Tokenizer;
 use reel_input::{Conversation, MediaOptions, ModelFolder, ModelInput, Sequence};
 use reel_support::ranges::{RangeName, range};

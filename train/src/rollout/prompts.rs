@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use reel_input::config::ModelConfig;
-use reel_input::encode::LoadedMedia;
 use reel_input::expected_tokens::expected_tokens;
+use reel_input::media_loading::LoadedMedia;
 use reel_input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid, TokenId};
 use reel_samples::dataset::{DataFile, Dataset};
 use reel_samples::feed::SampleSource;

@@ -11,7 +11,7 @@
 
 use reel_device::{DType, Device, MemoryCategory, RangeName, range};
 use reel_model::batch::Batch;
-use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use reel_model::qwen_vl::{ForwardOptions, QwenVl};
 use reel_runtime::{BackwardEvent, Checkpointing, Cx, Grads, Tensor, ops};
 
 use crate::error::{Error, Kind, Result};
@@ -50,7 +50,7 @@ pub struct CheckpointingPolicy {
 struct MemoryPlan {
     /// Bytes that the run may allocate.
     limit: u64,
-    model: Qwen25Vl,
+    model: QwenVl,
     dtype: DType,
     grads: Grads,
     /// With several ranks, the largest number of bytes of finished gradients and gathered weights; finished gradients
@@ -73,7 +73,7 @@ impl CheckpointingPolicy {
         dtype: DType,
         free: Option<u64>,
         finished_bytes: Option<u64>,
-        on_dry_device: impl FnOnce(&Device) -> Result<Qwen25Vl>,
+        on_dry_device: impl FnOnce(&Device) -> Result<QwenVl>,
     ) -> Result<Self> {
         let memory = match (setting, free) {
             (GradientCheckpointing::Auto, Some(free)) => Some(MemoryPlan {

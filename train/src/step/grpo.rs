@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use reel_device::{DType, Device, MemoryCategory, RangeName, range};
 use reel_model::flops::ForwardFlops;
-use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use reel_model::qwen_vl::{ForwardOptions, QwenVl};
 use reel_runtime::{Cx, Tensor, ops};
 
 use super::packing::PackedGroups;
@@ -22,7 +22,7 @@ use crate::step::trainer::{StepResult, StepTotals, Trainer};
 pub fn step(
     t: &mut Trainer,
     options: &GrpoOptions,
-    reference: Option<&Qwen25Vl>,
+    reference: Option<&QwenVl>,
     set: &mut RolloutSet,
     n: u64,
 ) -> Result<StepResult> {
@@ -112,7 +112,7 @@ fn forward_and_backward(
 fn own_reference_log_probs(
     t: &Trainer,
     options: &GrpoOptions,
-    reference: &Qwen25Vl,
+    reference: &QwenVl,
     groups: &[Rollout],
 ) -> Result<Vec<Vec<f32>>> {
     let micro_batches = groups.chunks(options.groups_per_micro_batch()).enumerate();
@@ -124,7 +124,7 @@ fn own_reference_log_probs(
 pub fn reference_log_probs<'a>(
     t: &Trainer,
     options: &GrpoOptions,
-    reference: &Qwen25Vl,
+    reference: &QwenVl,
     micro_batches: impl Iterator<Item = &'a [Rollout]>,
 ) -> Result<Vec<Vec<f32>>> {
     let _phase = t.device.profiler().phase("reference");
@@ -139,13 +139,7 @@ pub fn reference_log_probs<'a>(
 }
 
 /// Computes the log-probability of each of the L learned tokens, `log softmax(logits / temperature)`: f32 `[L]`.
-fn log_probs(
-    cx: &Cx,
-    model: &Qwen25Vl,
-    hidden: &Tensor,
-    packed: &PackedGroups,
-    options: &GrpoOptions,
-) -> Result<Tensor> {
+fn log_probs(cx: &Cx, model: &QwenVl, hidden: &Tensor, packed: &PackedGroups, options: &GrpoOptions) -> Result<Tensor> {
     let inverse = 1.0 / options.temperature as f32;
     let of_head = |head: &_| ops::linear_log_prob(cx, hidden, head, &packed.targets, inverse);
     model.text.with_lm_head(cx, of_head)
@@ -155,7 +149,7 @@ fn log_probs(
 /// distribution from which the token was drawn: two tensors, f32 `[L]` each.
 fn log_probs_with_entropy(
     cx: &Cx,
-    model: &Qwen25Vl,
+    model: &QwenVl,
     hidden: &Tensor,
     packed: &PackedGroups,
     options: &GrpoOptions,

@@ -3,7 +3,7 @@
 
 use reel_device::{Device, RangeName, range};
 use reel_model::flops::ForwardFlops;
-use reel_model::qwen2_5_vl::ForwardOptions;
+use reel_model::qwen_vl::ForwardOptions;
 use reel_runtime::ops;
 use reel_samples::sample::Sample;
 

@@ -12,7 +12,7 @@ use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::lora::{Adapter, AdapterSource, LoraSpec};
 use reel_model::quantization::Quantization;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_model::weights::{DeferredWeights, WeightLoader, WeightSource};
 use reel_runtime::optim::{AdamW, clip_factor};
 use reel_runtime::{BackwardEvent, Checkpointing, Cx, GatheredWeights, Grads, Tensor};
@@ -37,7 +37,7 @@ pub struct Trainer {
     /// Dtype of weights and activations.
     pub dtype: DType,
     /// The model with the weights that are trained.
-    pub model: Qwen25Vl,
+    pub model: QwenVl,
     /// AdamW moments and, for bf16 weights, the low 16 bits of the master weights.
     pub optimizer: AdamW,
     /// Gradients of the current step.
@@ -404,8 +404,8 @@ fn load_model(
     config: &ModelConfig,
     adapter: Option<&Adapter>,
     hyperparameters: &Hyperparameters,
-) -> Result<Qwen25Vl> {
-    let model = Qwen25Vl::load(from, config)?;
+) -> Result<QwenVl> {
+    let model = QwenVl::load(from, config)?;
     let Some(spec) = &hyperparameters.lora else { return Ok(model) };
     let layers = spec.target_layers(config).map_err(|unknown| {
         let what = format!("{} is not a linear layer of this model", unknown.target);

@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use reel_model::qwen2_5_vl::ForwardOptions;
+use reel_model::qwen_vl::ForwardOptions;
 use reel_runtime::{Checkpointing, Cx, GatheredWeights, ops};
 use reel_samples::sample::Sample;
 

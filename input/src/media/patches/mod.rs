@@ -159,40 +159,41 @@ pub fn resize_image(
 }
 
 /// Resizes the images of a video that is given as a list of image files; returns u8 `[T, H, W, 3]` with T even: an odd
-/// list repeats its last image. Each image is resized to its own size within `limits`. Then all images are resized to
+/// list repeats its last image. Each image is resized to its own size within `limits`, if there are any. Then all images are resized to
 /// one size that follows from the first image: in Qwen2.5-VL the size that the image processor computes, in Qwen3-VL
-/// the size of a video frame within `frame_limits`. With the profile `qwen3-processor` there is no first resize.
+/// the size of a video frame within `frame_limits`.
 ///
 /// # Errors
 /// The list is empty, an image cannot be resized to these limits, or memory runs out. In Qwen3-VL all images must have
 /// the same size after the first resize, as in qwen-vl-utils.
 pub fn resize_image_list(
     images: &[RgbImage],
-    limits: &ImagePixelLimits,
+    limits: Option<&ImagePixelLimits>,
     frame_limits: &VideoPixelLimits,
     processor: &ImageProcessorSettings,
     name: &str,
 ) -> Result<FrameBuf> {
     with_file_name(name, || {
         let first = |image: &RgbImage| {
-            let size = match limits.by_processor {
-                true => (image.height, image.width),
-                false => limits.resized_height_and_width(image.height, image.width)?,
+            let size = match limits {
+                None => (image.height, image.width),
+                Some(limits) => limits.resized_height_and_width(image.height, image.width)?,
             };
             pillow_bicubic(image.view()?, size)
         };
         let frame_size = |size| match processor.family {
             Family::Qwen25Vl => processor_size(size, processor),
             Family::Qwen3Vl => {
-                let frames = if limits.by_processor { images.len() } else { images.len().next_multiple_of(2) };
+                let frames = if frame_limits.by_processor { images.len() } else { images.len().next_multiple_of(2) };
                 let target = frame_limits.resized_height_and_width(frames, size.0, size.1)?;
                 refuse_side_of_zero(size, target).map(|()| target)
             }
         };
-        let second = |frame: FrameView<'_>, size| match processor.family == Family::Qwen3Vl && !limits.by_processor {
-            true => torch_bicubic(frame, size),
-            false => pillow_bicubic(frame, size),
-        };
+        let second =
+            |frame: FrameView<'_>, size| match processor.family == Family::Qwen3Vl && !frame_limits.by_processor {
+                true => torch_bicubic(frame, size),
+                false => pillow_bicubic(frame, size),
+            };
         let mut sizes = None;
         let mut data = Vec::new();
         for (i, image) in images.iter().enumerate() {

@@ -84,7 +84,7 @@ fn video_frames_and_patches_equal_golden_bits() {
 fn list_of_qwen2_5(images: &[RgbImage], limits: &ImagePixelLimits, name: &str) -> Result<FrameBuf> {
     let frame_limits =
         VideoPixelLimits::new(MediaProfile::Qwen.for_family(Family::Qwen25Vl), &MediaOverrides::default());
-    resize_image_list(images, limits, &frame_limits, &ImageProcessorSettings::default(), name)
+    resize_image_list(images, Some(limits), &frame_limits, &ImageProcessorSettings::default(), name)
 }
 
 #[test]

@@ -141,6 +141,14 @@ struct Running<'r> {
     stop: &'r AtomicBool,
 }
 
+impl<'r> Running<'r> {
+    /// A request without a body, which costs nothing.
+    fn without_body(stop: &'r AtomicBool) -> Self {
+        let (body, size, begun) = (String::new(), PromptSize::default(), Instant::now());
+        Self { body, size, max_tokens: 0, begun, attempts: 0, cost: 0.0, stop }
+    }
+}
+
 impl ChatClient {
     /// Creates a client with these options. Sends nothing yet.
     ///
@@ -193,9 +201,20 @@ impl ChatClient {
         if let Some(name) = &*model {
             return Ok(name.clone());
         }
-        let name = self.first_model(stop)?;
-        *model = Some(name.clone());
-        Ok(name)
+        let models = self.list_models(self.options.max_attempts, stop)?;
+        let Some(name) = models.pointer("/data/0/id").and_then(Value::as_str) else {
+            let (what, help) = ("lists no model (GET /models)", "give the model's name");
+            return Err(self.failure(&Running::without_body(stop), FailureKind::Unusable, what, help));
+        };
+        *model = Some(name.to_string());
+        Ok(name.to_string())
+    }
+
+    /// The entry of the model `name` in the server's list of models; null if the server has no list, or no such entry.
+    pub fn model_entry(&self, name: &str, stop: &AtomicBool) -> Value {
+        let models = self.list_models(1, stop).unwrap_or_default();
+        let mut entries = models["data"].as_array().into_iter().flatten();
+        entries.find(|entry| entry["id"] == name).cloned().unwrap_or_default()
     }
 
     /// The largest cost in dollars that one attempt of a request can have.
@@ -381,18 +400,10 @@ impl ChatClient {
         }
     }
 
-    /// Gets the server's list of models, and returns the name of the first one.
-    fn first_model(&self, stop: &AtomicBool) -> Result<String, ChatFailure> {
+    /// Gets the server's list of models.
+    fn list_models(&self, max_attempts: u32, stop: &AtomicBool) -> Result<Value, ChatFailure> {
         let address = format!("{}/models", self.options.url.trim_end_matches('/'));
-        let running = Running {
-            body: String::new(),
-            size: PromptSize::default(),
-            max_tokens: 0,
-            begun: Instant::now(),
-            attempts: 0,
-            cost: 0.0,
-            stop,
-        };
+        let running = Running::without_body(stop);
         let unusable = |what: &str, help: &str| self.failure(&running, FailureKind::Unusable, what, help);
         for attempt in 1.. {
             let address = address.clone();
@@ -403,15 +414,9 @@ impl ChatClient {
                 }
                 read_reply(request.call())
             });
-            let is_last = attempt >= self.options.max_attempts;
+            let is_last = attempt >= max_attempts;
             match result {
-                Ok(Reply { status: 200, body, .. }) => {
-                    let models: Value = serde_json::from_str(&body).unwrap_or_default();
-                    let name = models.pointer("/data/0/id").and_then(Value::as_str);
-                    return name
-                        .map(String::from)
-                        .ok_or_else(|| unusable("lists no model (GET /models)", "give the model's name"));
-                }
+                Ok(Reply { status: 200, body, .. }) => return Ok(serde_json::from_str(&body).unwrap_or_default()),
                 Ok(reply) if is_last || !is_retryable(reply.status) => match judge(reply) {
                     Attempt::Retry { what, help, .. } | Attempt::Fail { what, help, .. } => {
                         return Err(unusable(&format!("{what} (GET /models)"), help));

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use reel_engine::{GrammarCompiler, GrammarSpec};
-use reel_input::encode::{MediaOptions, ModelFolder};
+use reel_input::encode::ModelFolder;
 use reel_input::media::worker::DecodeWorker;
+use reel_input::media_loading::MediaOptions;
 use reel_model::init::{init_model_folder, init_without_weights};
 use reel_serve::{ConnectionLimits, QueuedRequest, RequestReader, ServeOptions, ServedModel, ServedWeights};
 use reel_support::worker::{WorkerProgram, set_worker_program};

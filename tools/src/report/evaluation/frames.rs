@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use reel_input::encode::load_media_with;
 use reel_input::fetch::MediaAccess;
 use reel_input::media::frames::FrameBuf;
 use reel_input::media::patches::ImageProcessorSettings;
 use reel_input::media::profile::{MediaOverrides, MediaProfile};
 use reel_input::media::strip::jpeg_strip;
 use reel_input::media::worker::DecodeWorker;
+use reel_input::media_loading::load_media_with;
 use reel_input::{Conversation, MediaOptions};
 use serde_json::{Value, json};
 

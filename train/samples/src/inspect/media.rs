@@ -5,9 +5,9 @@ use std::io::Write;
 use std::path::Path;
 
 use reel_input::config::Family;
-use reel_input::encode::MediaOptions;
 use reel_input::fetch::decode_data_uri;
 use reel_input::frame_folder::{check_frame_sizes_equal, frames_in_folder};
+use reel_input::media_loading::MediaOptions;
 use reel_input::messages::{ContentPart, MediaSource, VideoPart, VideoSource};
 use reel_support::diagnostic::{Diagnostic, display_path};
 use serde::Serialize;

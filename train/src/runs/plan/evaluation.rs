@@ -9,7 +9,7 @@ use crate::options::RunOptions;
 use reel_device::{DType, Device};
 use reel_engine::{Engine, GenerationRequest};
 use reel_input::ModelInput;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_runtime::Cx;
 use reel_runtime::ops::KvPages;
 
@@ -22,7 +22,7 @@ use super::{Plan, keep_highest_peak};
 pub(super) fn add_evaluation_memory(
     mut plan: Plan,
     options: &RunOptions,
-    model: &Qwen25Vl,
+    model: &QwenVl,
     prompt: Option<&ModelInput>,
     device: &Device,
     dtype: DType,

@@ -20,7 +20,7 @@ use reel_engine::Engine;
 use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::StoredDType;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_model::weights::WeightSource as Weights;
 use reel_runtime::Cx;
 use reel_samples::feed::{DataPosition, MicroBatchFeed, MicroBatchOptions, StepRowCursor};
@@ -104,7 +104,7 @@ pub fn plan_run_on_data(
 struct PlanCostCounter<'a> {
     options: &'a GrpoOptions,
     trainer: Trainer,
-    reference: Option<Qwen25Vl>,
+    reference: Option<QwenVl>,
     /// Samples completions; `None` with `--rollouts`, because the completions then come from a file.
     sampler: Option<CompletionSampler<'a>>,
     siglip: Option<SiglipScorer>,

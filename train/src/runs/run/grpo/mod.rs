@@ -28,7 +28,7 @@ use reel_device::{RangeName, range};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::features::FeatureCache;
 use reel_model::quantization::Quantization;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_model::text::TextDecoder;
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_samples::feed::{FeedRanks, MicroBatchFeed, MicroBatchOptions, RankAssignment, StepRowCursor};
@@ -61,7 +61,7 @@ pub(crate) struct GrpoLoop<'a> {
     feed: MicroBatchFeed<PromptSource>,
     stop: &'a AtomicBool,
     /// The reference model of the KL term, with the weights from which the run started; `None` with `--beta 0`.
-    reference: Option<Qwen25Vl>,
+    reference: Option<QwenVl>,
     /// Samples completions; `None` if the completions are given, as with `--rollouts` and in a replay.
     worker: Option<RolloutWorker<'a>>,
     /// The present rollout set. `--num-iterations` steps train on it, then the next step replaces it.
@@ -192,14 +192,14 @@ impl GrpoLoop<'_> {
 }
 
 /// Loads the reference model with the weights from which the run started.
-fn first_weights(model: &Path, trainer: &Trainer) -> Result<Qwen25Vl> {
+fn first_weights(model: &Path, trainer: &Trainer) -> Result<QwenVl> {
     let files = Checkpoint::open(model)?;
     reference_model(trainer, WeightSource::Files(&files))
 }
 
 /// Makes the reference model of the KL term from `weights`, the weights from which the run started. With LoRA, the
 /// reference model is the policy without its adapter.
-pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Result<Qwen25Vl> {
+pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Result<QwenVl> {
     let (policy, config) = (&trainer.model, &trainer.model.config);
     let loader = WeightLoader {
         device: &trainer.device,
@@ -213,8 +213,8 @@ pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Resul
     let mut reference = match (trainer.hyperparameters.lora.is_some(), policy.trains_vision()) {
         (true, _) => policy.without_adapter(),
         // If the vision tower is frozen, policy and reference share the vision tower and its feature cache.
-        (false, false) => Qwen25Vl { text: TextDecoder::load(&loader, config, None)?, ..policy.clone() },
-        (false, true) => Qwen25Vl::load(&loader, config)?,
+        (false, false) => QwenVl { text: TextDecoder::load(&loader, config, None)?, ..policy.clone() },
+        (false, true) => QwenVl::load(&loader, config)?,
     };
     reference.features.get_or_insert_with(features);
     Ok(reference)

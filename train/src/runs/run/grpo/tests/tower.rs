@@ -1,7 +1,7 @@
 //! Tests the vision feature cache: a frozen vision tower encodes each video once.
 
 use reel_input::ModelInput;
-use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::qwen_vl::QwenVl;
 use reel_runtime::Cx;
 
 use super::*;
@@ -56,7 +56,7 @@ fn cached_features_have_the_bits_of_one_pass() {
     let (device, files) = (Device::cpu(2), Checkpoint::open(&folder).unwrap());
     let config = reel_input::config::ModelConfig::open(&folder).unwrap();
     for dtype in [DType::F32, DType::BF16] {
-        let mut model = Qwen25Vl::open(&device, &files, &config, dtype).unwrap();
+        let mut model = QwenVl::open(&device, &files, &config, dtype).unwrap();
         let cx = Cx::inference(&device, dtype);
         // The four sequences are: the prompt with the video, the text prompt, the prompt with the video again, and
         // the prompt with the image.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::step::trainer::MicroBatchInput;
 use reel_device::SimOptions;
-use reel_model::qwen2_5_vl::ForwardOptions;
+use reel_model::qwen_vl::ForwardOptions;
 use reel_runtime::{Cx, ops};
 use reel_samples::feed::SampleSource;
 use reel_samples::sample::Sample;

@@ -1,4 +1,4 @@
-//! The whole model: [`Qwen25Vl::forward`] computes hidden states from a [`Batch`] in training, scoring and
+//! The whole model: [`QwenVl::forward`] computes hidden states from a [`Batch`] in training, scoring and
 //! generation.
 //!
 //! ```text
@@ -29,7 +29,7 @@ use crate::weights::{WeightLoader, WeightSource};
 
 /// The model with its weights on a device.
 #[derive(Clone, Debug)]
-pub struct Qwen25Vl {
+pub struct QwenVl {
     /// The config: sizes of the vision tower and of the decoder, and ids of special tokens.
     pub config: ModelConfig,
     /// The vision tower.
@@ -40,10 +40,10 @@ pub struct Qwen25Vl {
     pub features: Option<Arc<FeatureCache>>,
 }
 
-/// Options of [`Qwen25Vl::forward`].
+/// Options of [`QwenVl::forward`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ForwardOptions<'a> {
-    /// The vision tokens of the batch, if the caller has already computed them with [`Qwen25Vl::vision_tokens`].
+    /// The vision tokens of the batch, if the caller has already computed them with [`QwenVl::vision_tokens`].
     pub vision: Option<&'a VisionTokens>,
     /// The KV cache. The keys and values of the batch are added to it, and tokens attend to the cached keys of their
     /// sequence. Without a cache, tokens attend only within the batch.
@@ -54,13 +54,13 @@ pub struct ForwardOptions<'a> {
     pub rows: Option<&'a Tensor>,
 }
 
-impl Qwen25Vl {
+impl QwenVl {
     /// Loads all weights.
     ///
     /// # Errors
     /// A tensor is missing or has another shape; out of memory.
-    pub fn load(from: &WeightLoader, config: &ModelConfig) -> Result<Qwen25Vl> {
-        Ok(Qwen25Vl {
+    pub fn load(from: &WeightLoader, config: &ModelConfig) -> Result<QwenVl> {
+        Ok(QwenVl {
             vision: VisionTower::load(from, &config.vision)?,
             text: TextDecoder::load(from, config, None)?,
             config: config.clone(),
@@ -72,16 +72,16 @@ impl Qwen25Vl {
     /// read in place, without a copy.
     ///
     /// # Errors
-    /// The errors of [`Qwen25Vl::load`]; weights that do not match the config.
-    pub fn open(device: &Device, files: &Checkpoint, config: &ModelConfig, dtype: DType) -> Result<Qwen25Vl> {
-        Qwen25Vl::open_quantized(device, files, config, dtype, Quantization::None, None)
+    /// The errors of [`QwenVl::load`]; weights that do not match the config.
+    pub fn open(device: &Device, files: &Checkpoint, config: &ModelConfig, dtype: DType) -> Result<QwenVl> {
+        QwenVl::open_quantized(device, files, config, dtype, Quantization::None, None)
     }
 
-    /// Like [`Qwen25Vl::open`], but quantises the weights of the decoder's linear layers and of the output layer. With
+    /// Like [`QwenVl::open`], but quantises the weights of the decoder's linear layers and of the output layer. With
     /// `parallel`, loads only this rank's part of the decoder.
     ///
     /// # Errors
-    /// The errors of [`Qwen25Vl::open`]; a NaN or an infinity in a weight that would be quantised.
+    /// The errors of [`QwenVl::open`]; a NaN or an infinity in a weight that would be quantised.
     pub fn open_quantized(
         device: &Device,
         files: &Checkpoint,
@@ -89,12 +89,12 @@ impl Qwen25Vl {
         dtype: DType,
         quantization: Quantization,
         parallel: Option<&TensorParallel>,
-    ) -> Result<Qwen25Vl> {
+    ) -> Result<QwenVl> {
         files.check(config)?;
         let source = WeightSource::Files(files);
         let from =
             WeightLoader { device, source, dtype, quantization, may_pad: true, trainable: &|_| false, deferred: None };
-        Ok(Qwen25Vl {
+        Ok(QwenVl {
             vision: VisionTower::load(&from, &config.vision)?,
             text: TextDecoder::load(&from, config, parallel)?,
             config: config.clone(),
@@ -106,16 +106,16 @@ impl Qwen25Vl {
     /// of files that store the weights in dtype `stored`.
     ///
     /// # Errors
-    /// The errors of [`Qwen25Vl::load`].
+    /// The errors of [`QwenVl::load`].
     pub fn uninitialised(
         device: &Device,
         stored: StoredDType,
         config: &ModelConfig,
         dtype: DType,
         quantization: Quantization,
-    ) -> Result<Qwen25Vl> {
+    ) -> Result<QwenVl> {
         let source = WeightSource::Uninitialised(stored);
-        Qwen25Vl::load(
+        QwenVl::load(
             &WeightLoader { device, source, dtype, quantization, may_pad: true, trainable: &|_| false, deferred: None },
             config,
         )
@@ -142,8 +142,8 @@ impl Qwen25Vl {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn with_packed_copies(&self, cx: &Cx) -> Result<Qwen25Vl> {
-        Ok(Qwen25Vl { text: self.text.with_packed_copies(cx)?, ..self.clone() })
+    pub fn with_packed_copies(&self, cx: &Cx) -> Result<QwenVl> {
+        Ok(QwenVl { text: self.text.with_packed_copies(cx)?, ..self.clone() })
     }
 
     /// Computes hidden states after the last norm, `[S, H]`, or `[R, H]` with [`ForwardOptions::rows`].
