@@ -406,10 +406,10 @@ fn gpu_results_in_bf16_agree_with_the_cpu() {
         bf16::check_logits(&case, &device, &cpu, &model, &tokens);
     }
     check_steps_in_bf16(&device, &cpu);
-    // Two layers of the published widths, whose products have many tiles and whose attention many blocks of keys.
-    for preset in [Preset::B3, Preset::B7] {
+    // Three layers of the published widths, whose products have many tiles and whose attention many blocks of keys.
+    for preset in [Preset::B3, Preset::B7, Preset::Qwen3B2, Preset::Qwen3B8] {
         let folder = tempfile::tempdir().expect("a folder");
-        let options = InitOptions { preset, layers: Some(2), vocab: Some(4096), dtype: None, seed: 0 };
+        let options = InitOptions { preset, layers: Some(3), vocab: Some(4096), dtype: None, seed: 0 };
         init_model_folder(&options, folder.path()).expect("a model");
         let tokens = |count: u32| ModelInput::from_text_tokens((0..count).map(|i| i * 7 % 4000).collect());
         bf16::check_logits(preset.name(), &device, &cpu, folder.path(), &tokens(1100));

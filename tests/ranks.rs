@@ -32,7 +32,11 @@ fn any_number_of_processes_gives_the_bits_of_one() {
         ("lora", &["--lora-r", "4", "--lora-target-modules", "all-linear"], &["2"]),
         ("packing", &["--packing", "--max-length", "60"], &["2"]),
         // The last step has fewer micro-batches than the others; a row that cannot be used is skipped.
-        ("media", &["--data", "media.jsonl", "--num-train-epochs", "1", "--max-pixels", "12288"], &["3"]),
+        (
+            "media",
+            &["--data", "media.jsonl", "--num-train-epochs", "1", "--max-pixels", "12288", "--min-pixels", "4096"],
+            &["3"],
+        ),
     ];
     for (name, options, sizes) in runs {
         let options = [&["--max-steps", "2"], options].concat();

@@ -116,6 +116,8 @@ fn any_number_of_processes_gives_the_bits_of_one() {
         "2",
         "--max-pixels",
         "12288",
+        "--min-pixels",
+        "4096",
     ];
     let divided = ["--zero-stage", "3", "--max-steps", "2", "--save-steps", "2"];
     let adapter = ["--lora-r", "4", "--dtype", "bf16"];

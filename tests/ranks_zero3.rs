@@ -41,7 +41,8 @@ fn any_number_of_processes_gives_the_bits_of_one() {
     .concat();
     fs::write(w.path().join("media.jsonl"), text + &more).expect("written");
     let lora = ["--lora-r", "4", "--lora-target-modules", "all-linear", "--gradient-checkpointing", "full"];
-    let with_media = ["--data", "media.jsonl", "--num-train-epochs", "1", "--max-pixels", "12288"];
+    let with_media =
+        ["--data", "media.jsonl", "--num-train-epochs", "1", "--max-pixels", "12288", "--min-pixels", "4096"];
     let merger = [&["--freeze-vision", "--freeze-merger", "false"][..], &with_media].concat();
     let tower = [&["--freeze-llm", "--freeze-merger"][..], &with_media].concat();
     let runs: [(&str, &[&str], &[&str]); 8] = [

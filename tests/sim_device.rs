@@ -96,7 +96,7 @@ fn step(device: &str, dtype: &str) -> (Value, Vec<f64>) {
     let fixed = ["sft", "--model", &m, "--data", &d, "--media-root", &root, "--out", &o, "--no-shuffle", "--quiet"];
     let step = ["--learning-rate", "0.0005", "--max-steps", "1", "--weight-decay", "0.1", "--max-grad-norm", "0.5"];
     // The run has one row with a small image, because a step on the simulator is slow.
-    let small = ["--gradient-accumulation-steps", "1", "--max-pixels", "12288"];
+    let small = ["--gradient-accumulation-steps", "1", "--max-pixels", "12288", "--min-pixels", "4096"];
     run([&fixed[..], &step[..], &small[..], &["--device", device, "--dtype", dtype]].concat()).ok();
     let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
     let (before, after) =
