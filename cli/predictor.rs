@@ -134,12 +134,8 @@ impl<'c> Predictor<'c> {
         media: &MediaOptions,
     ) -> Result<Map<String, Value>> {
         check_fits_model(media, &self.bundle.config)?;
-        let mut options = sampling_options(sampling, media, self.common);
+        let mut options = sampling_options(sampling, media, self.bundle.config.family(), self.common);
         options.insert("dtype".into(), json!(model::activation_dtype(self.common).name()));
-        // Recorded only where it is not the default, so files of earlier versions stay comparable.
-        if self.bundle.config.family() != Family::default() {
-            options.insert("family".into(), json!(self.bundle.config.family()));
-        }
         if let Some(format) = self.quantize.name() {
             options.insert("quantize".into(), json!(format));
         }
@@ -234,10 +230,12 @@ impl<'c> Predictor<'c> {
     }
 }
 
-/// Returns the sampling parameters, the seed, and the frame and pixel limits of a run, by name.
+/// Returns the sampling parameters, the seed, the family of the model, and the frame and pixel limits of a run, by
+/// name.
 pub fn sampling_options(
     sampling: &SamplingSettings,
     media: &MediaOptions,
+    family: Family,
     common: &CommonOptions,
 ) -> Map<String, Value> {
     let params = &sampling.params;
@@ -254,6 +252,10 @@ pub fn sampling_options(
     });
     let limits = json!(media.overrides.or_fallback(media.trained));
     let mut all = options.as_object_mut().map(std::mem::take).unwrap_or_default();
+    // Recorded only where it is not the default, so files of earlier versions stay comparable.
+    if family != Family::default() {
+        all.insert("family".into(), json!(family));
+    }
     if let Some(marks) = media.video_marks.filter(|marks| *marks != VideoMarks::default()) {
         all.insert("video_marks".into(), json!(marks));
     }

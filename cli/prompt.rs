@@ -231,9 +231,9 @@ impl MessageFlags {
     }
 }
 
-/// Returns the options for loading images and videos. Frame and pixel limits that no option sets are those of the run
-/// that wrote the model or adapter in `trained_folder`, if there is such a run. With `says_so`, a line on stderr
-/// names that run.
+/// Returns the options for loading images and videos. The form of prompts that no option sets is that of the run that
+/// wrote the model or adapter in `trained_folder`, if there is such a run; so are frame and pixel limits, unless the
+/// options name a profile. With `says_so`, a line on stderr names that run.
 pub fn media_options(
     media: &MediaFlags,
     worker: &WorkerFlags,
@@ -242,9 +242,9 @@ pub fn media_options(
     says_so: bool,
     common: &CommonOptions,
 ) -> Result<MediaOptions> {
-    // If the command line names a profile, no settings of the training run are used.
-    let trained =
-        trained_folder.and_then(TrainingMediaSettings::read_from_run_folder).filter(|_| media.profile.is_none());
+    let run = trained_folder.and_then(TrainingMediaSettings::read_from_run_folder);
+    let defaults = media.with_prompt_form_or(run.as_ref().map_or(media, |run| &run.flags), MediaOptions::default());
+    let trained = run.filter(|_| media.profile.is_none());
     if let Some(trained) = trained.as_ref().filter(|_| says_so) {
         let file = trained.file.display().to_string();
         reel_support::diagnostic::note!(
@@ -254,7 +254,6 @@ pub fn media_options(
     }
     let of_profile = trained.as_ref().map_or(media, |trained| &trained.flags);
     let profile = of_profile.profile(MediaProfile::Qwen)?;
-    let defaults = media.with_prompt_form_or(of_profile, MediaOptions::default());
     Ok(MediaOptions {
         profile,
         overrides: media.limit_overrides(profile)?,

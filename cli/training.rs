@@ -175,6 +175,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             dtype,
             access: &self.access,
             worker: &self.worker,
+            media: &self.media,
             common: &self.common,
         };
         let evaluator = TrainingRunEvaluator::new(&self.options, evaluation)?;

@@ -56,6 +56,8 @@ pub struct EvaluationSetup<'a> {
     pub model: &'a Path,
     pub device: &'a Device,
     pub dtype: DType,
+    /// The run's own media options, of which evaluations share the form of prompts.
+    pub media: &'a MediaFlags,
     pub access: &'a MediaAccessFlags,
     pub worker: &'a WorkerFlags,
     pub common: &'a CommonOptions,
@@ -90,18 +92,20 @@ impl TrainingRunEvaluator {
             let what = format!("is {}, which is not a folder", folder.display());
             return Err(usage_error("--media-root", what, "give the folder of the benchmarks' videos"));
         }
+        let bundle = Arc::new(ModelFolder::open(setup.model)?);
         let loaded = protocol.load_benchmarks(tasks, common.quiet || common.json)?;
         let prepare = |benchmark: Benchmark| {
             let media_root = benchmark.loaded.media_root.clone();
             let media = media_options(&protocol.media, worker, None, access.media_access(&media_root), false, common)?;
-            let mut compared = sampling_options(&sampling, &media, common);
+            let media = setup.media.with_prompt_form_or(setup.media, media);
+            let mut compared = sampling_options(&sampling, &media, bundle.config.family(), common);
             compared.insert("dtype".into(), json!(setup.dtype.name()));
             let questions = protocol.questions(&benchmark, media, compared, common.seed(), None)?;
             Ok((benchmark.task, questions, media_root))
         };
         Ok(Self {
             benchmarks: loaded.into_iter().map(prepare).collect::<Result<_>>()?,
-            bundle: Arc::new(ModelFolder::open(setup.model)?),
+            bundle,
             batch_size: checked_batch_size(own.eval_batch_size, device)?,
             sampling,
             out: options.out.clone(),

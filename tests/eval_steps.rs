@@ -14,14 +14,20 @@ use std::time::Duration;
 
 use own_task::CUSTOM_TASK_TOML;
 use serde_json::{Value, json};
-use support::{check_page, file_names_in, golden, metrics_without_times, run_in, send_signal, tiny_model};
+use support::{
+    check_page, file_names_in, golden, metrics_without_times, run_in, send_signal, tiny_model_of, tiny_preset,
+};
 
 /// Creates a folder with a tiny model, rows for both commands, and a benchmark of four rows, the second of which has
 /// a video.
 fn folder() -> tempfile::TempDir {
+    folder_with_model(&tiny_preset())
+}
+
+fn folder_with_model(preset: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
-    tiny_model(at);
+    tiny_model_of(at, preset);
     let write = |name: &str, rows: &mut dyn Iterator<Item = Value>| {
         let text: Vec<String> = rows.map(|row| row.to_string()).collect();
         fs::create_dir_all(at.join(name).parent().expect("a folder")).expect("a folder");
@@ -106,6 +112,19 @@ fn assert_equals_reel_eval(at: &Path, out: &str, step: u64, more: &str) {
         "{}",
         compared.stderr
     );
+}
+
+/// A model of which prompts have another form in training is evaluated with prompts of this form, in training and by
+/// `reel eval`.
+#[test]
+fn prompts_of_evaluations_have_the_form_of_those_in_training() {
+    let folder = folder_with_model("qwen3-tiny");
+    let at = folder.path();
+    run_in(at, words(&[SFT, EVAL, "--max-steps 2 --video-marks outer --add-vision-id --out a"])).ok();
+    assert_equals_reel_eval(at, "a", 2, "");
+    let options = &read(&at.join("alone-a-2/mine.json"))["protocol"]["options"];
+    assert_eq!((&options["video_marks"], &options["add_vision_id"]), (&json!("outer"), &json!(true)));
+    assert_eq!(options["family"], "qwen3_vl");
 }
 
 #[test]

@@ -9,7 +9,6 @@ use reel_eval::predict::{
     SamplingSettings,
 };
 use reel_input::MediaOptions;
-use reel_input::config::Family;
 use reel_input::fetch::MediaAccess;
 use reel_support::client::ChatClient;
 use serde_json::{Map, Value, json};
@@ -110,10 +109,7 @@ impl<'c> AnswerSource<'c> {
                     return Err(usage_error(name, what, "leave it out, or give it to the server"));
                 }
                 media.check_fits(server.served.family).map_err(media_error_to_usage_error)?;
-                let mut options = sampling_options(sampling, media, server.common);
-                if server.served.family != Family::default() {
-                    options.insert("family".into(), json!(server.served.family));
-                }
+                let mut options = sampling_options(sampling, media, server.served.family, server.common);
                 options.insert("endpoint_video".into(), json!(server.options.endpoint_video));
                 let fields = server.options.server.request_fields();
                 if !fields.is_empty() {

@@ -90,7 +90,6 @@ impl MediaOptions {
             }
         }
         let rules = self.profile.for_family(family);
-        self.overrides.refuse_limits_of_other_family(family)?;
         self.overrides.validate(rules)?;
         self.trained.validate(rules)
     }
