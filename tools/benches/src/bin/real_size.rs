@@ -423,7 +423,7 @@ fn record(arguments: &Arguments, rows: &[Row], seconds: f64) -> Value {
         ),
         "date": said("date", &["+%F"]),
         "commit": said("git", &["rev-parse", "--short", "HEAD"]),
-        "command": "./x real-size",
+        "command": format!("./x real-size --preset {}", arguments.preset()),
         "preset": arguments.preset(),
         "seconds": seconds.round(),
         "commands": rows.iter().map(|row| json!({
