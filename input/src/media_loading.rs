@@ -403,6 +403,33 @@ mod tests {
     }
 
     #[test]
+    fn times_that_no_frame_has_are_refused() {
+        let refused = |family: Family, part: serde_json::Value| {
+            let messages = serde_json::json!([{"role": "user", "content": [part]}]);
+            let loaded = Conversation::from_json("m", &messages, Path::new("")).and_then(|conversation| {
+                let processor = ImageProcessorSettings::of_published(family);
+                load_media_with(processor, &conversation, &MediaOptions::default())
+            });
+            loaded.unwrap_err().to_string()
+        };
+        let list = |times: serde_json::Value| serde_json::json!({"type": "video", "video": ["0.png", "1.png"], "frame_times": times});
+        let file = serde_json::json!({"type": "video", "video": "v.mp4", "frame_times": [0, 1]});
+        let mut with_rate = list([0, 1].into());
+        with_rate["sample_fps"] = 2.into();
+        for (family, part, want) in [
+            (Family::Qwen3Vl, list([0].into()), "has not one time for each frame"),
+            (Family::Qwen3Vl, list([1, 0].into()), "is not a list of ascending times"),
+            (Family::Qwen3Vl, list("0, 1".into()), "is not a list of ascending times"),
+            (Family::Qwen3Vl, file, "the video is a file"),
+            (Family::Qwen3Vl, with_rate, "is given beside a rate"),
+            (Family::Qwen25Vl, list([0, 1].into()), "is read for Qwen3-VL only"),
+        ] {
+            let error = refused(family, part);
+            assert!(error.starts_with("m: message 0, part 0: frame_times: ") && error.contains(want), "{error}");
+        }
+    }
+
+    #[test]
     fn a_list_of_frames_is_taken_whole() {
         let folder = tempfile::tempdir().unwrap();
         for name in ["0.png", "1.png", "2.png"] {
