@@ -345,13 +345,8 @@ impl MediaOverrides {
     /// The error names the limit.
     pub fn refuse_limits_of_other_family(&self, family: Family) -> Result<()> {
         let (own, other) = (family.token_pixels(), Family::Qwen25Vl.token_pixels());
-        let given = [
-            ("min_pixels", self.min_pixels),
-            ("max_pixels", self.max_pixels),
-            ("total_pixels", self.total_pixels),
-            ("image_min_pixels", self.image_min_pixels),
-            ("image_max_pixels", self.image_max_pixels),
-        ];
+        let given =
+            [("min_pixels", self.min_pixels), ("max_pixels", self.max_pixels), ("total_pixels", self.total_pixels)];
         let of_other = |n: u64| family == Family::Qwen3Vl && n.is_multiple_of(other) && !n.is_multiple_of(own);
         match given.into_iter().find_map(|(name, limit)| Some((name, limit.filter(|n| of_other(*n))?))) {
             Some((name, n)) => {

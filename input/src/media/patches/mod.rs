@@ -159,9 +159,9 @@ pub fn resize_image(
 }
 
 /// Resizes the images of a video that is given as a list of image files; returns u8 `[T, H, W, 3]` with T even: an odd
-/// list repeats its last image. Each image is resized to its own size within `limits`, if there are any. Then all images are resized to
-/// one size that follows from the first image: in Qwen2.5-VL the size that the image processor computes, in Qwen3-VL
-/// the size of a video frame within `frame_limits`.
+/// list repeats its last image. Each image is resized to its own size within `limits`, if there are any. Then all images
+/// are resized to one size that follows from the first image: in Qwen2.5-VL the size that the image processor computes,
+/// in Qwen3-VL the size of a video frame within `frame_limits`.
 ///
 /// # Errors
 /// The list is empty, an image cannot be resized to these limits, or memory runs out. In Qwen3-VL all images must have
