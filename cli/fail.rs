@@ -99,7 +99,7 @@ fn print_error_and_exit_code(result: anyhow::Result<()>, verbose: bool) -> u8 {
         }
     }
     let wrong_options = e.is::<UsageError>()
-        || e.is::<reel_sim::front::UsageError>()
+        || e.is::<reel_sim::kernel_check::InputError>()
         || e.downcast_ref::<Error>().is_some_and(Error::is_usage_error);
     crate::interrupt::signal_exit_code().unwrap_or(if wrong_options { USAGE_ERROR_EXIT_CODE } else { FAILURE })
 }

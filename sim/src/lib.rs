@@ -14,6 +14,8 @@ pub mod finding;
 #[cfg(feature = "cli")]
 pub mod front;
 pub mod headers;
+#[cfg(feature = "cli")]
+pub mod kernel_check;
 pub mod layout;
 pub mod matrix;
 pub mod memory;

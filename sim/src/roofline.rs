@@ -94,6 +94,12 @@ impl Roofline {
         Roofline { gpu, multiprocessors, bounds }
     }
 
+    /// Returns the share of the least time in which the tensor cores compute: 1 if they are the bound.
+    pub fn tensor_occupancy(&self) -> f64 {
+        let tensor = self.bounds.iter().find(|b| b.name == "tensor").map_or(0.0, |b| b.seconds);
+        if tensor > 0.0 { tensor / self.largest_bound().seconds } else { 0.0 }
+    }
+
     /// Returns the largest bound, which limits the launch.
     pub fn largest_bound(&self) -> RooflineBound {
         let first = self.bounds[0];

@@ -66,6 +66,14 @@ impl<'a> GridContext<'a> {
         }
     }
 
+    /// Returns the coordinates of a thread's block, and of the thread in it; `None` if `agent` is not a thread of this
+    /// grid.
+    pub fn coordinates(&self, agent: Agent) -> Option<([u32; 3], [u32; 3])> {
+        let block = agent.block().checked_sub(self.first_block).filter(|_| agent != Agent::HOST)?;
+        let thread = coordinates_of_index(agent.thread_index()?, self.launch.block);
+        Some((coordinates_of_index(block, self.launch.grid), thread))
+    }
+
     /// Returns the source line that findings show for an instruction.
     pub fn source_line(&self, pc: u32) -> u32 {
         line_and_inlining_chain(self.program, self.kernel, pc).0

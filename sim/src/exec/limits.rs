@@ -1,6 +1,8 @@
 //! Limits of a run: a kernel that does not end, or that needs too much memory, is stopped with a message.
 
 use crate::program::op::Op;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// Limits of one run.
@@ -12,6 +14,8 @@ pub struct RunLimits {
     pub idle_steps: u64,
     /// The time at which the run stops without a finding.
     pub deadline: Option<Instant>,
+    /// Set by another thread to stop the run as if it had reached the deadline.
+    pub cancelled: Option<Arc<AtomicBool>>,
     /// Bytes of simulated memory: buffers, variables of the module, stacks and registers of the running blocks.
     pub memory_bytes: u64,
 }
@@ -19,7 +23,7 @@ pub struct RunLimits {
 impl Default for RunLimits {
     /// The default limits: no limit of steps or time, 64 GiB of memory.
     fn default() -> RunLimits {
-        RunLimits { idle_steps: u64::MAX, deadline: None, memory_bytes: 64 << 30 }
+        RunLimits { idle_steps: u64::MAX, deadline: None, cancelled: None, memory_bytes: 64 << 30 }
     }
 }
 
@@ -50,7 +54,7 @@ pub const STACK_BYTES_PER_CALL: u32 = 64;
 pub enum StopCause {
     /// The run made no progress for [`RunLimits::idle_steps`] steps; the run has a finding that says so.
     NoProgress,
-    /// The run reached [`RunLimits::deadline`].
+    /// The run reached [`RunLimits::deadline`], or was cancelled.
     Time,
     /// The run exceeded [`RunLimits::memory_bytes`].
     Memory,

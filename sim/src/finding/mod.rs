@@ -77,6 +77,42 @@ impl FindingKind {
             FindingKind::Unsupported => "unsupported",
         }
     }
+
+    /// Returns what to do about a defect of this kind, as one sentence without a full stop.
+    pub fn help(self) -> &'static str {
+        match self {
+            FindingKind::OutOfBounds => "test the index against the size before the access, or make the buffer larger",
+            FindingKind::Misaligned => "use an address that is a multiple of the access's size",
+            FindingKind::Uninitialized => "write the bytes before they are read",
+            FindingKind::Race => {
+                "separate the two accesses by a barrier of all threads that make them; between blocks, by a release \
+                 and an acquire, or make both atomic"
+            }
+            FindingKind::AsyncNotWaited => {
+                "let the issuing thread wait for the operation (its group or its mbarrier), and then synchronise the \
+                 other threads by a barrier"
+            }
+            FindingKind::AsyncProxy => {
+                "put fence.proxy.async between the ordinary access and the asynchronous one: after the write and \
+                 before the barrier"
+            }
+            FindingKind::Wgmma => {
+                "execute wgmma.fence before the first product and wgmma.wait_group before its registers are used, in \
+                 all warps of the warpgroup"
+            }
+            FindingKind::Mbarrier => {
+                "initialise the mbarrier once, before all uses, with the arrivals of a phase, and expect the bytes \
+                 that its copies deliver"
+            }
+            FindingKind::Barrier => "let all threads that the barrier counts reach it",
+            FindingKind::Deadlock => "make the arrivals or the stores that the listed warps wait for reachable",
+            FindingKind::Setmaxnreg => {
+                "change the register count in all warps of a warpgroup, within the block's total"
+            }
+            FindingKind::Trap => "correct what the kernel tests before it traps",
+            FindingKind::Unsupported => "compile for an architecture whose instructions are simulated",
+        }
+    }
 }
 
 /// A defect of a kernel.
@@ -88,6 +124,10 @@ pub struct Finding {
     pub message: String,
     /// Line in the main CUDA file, or in the PTX text if the PTX has no line information.
     pub line: u32,
+    /// The source position of the instruction.
+    pub position: SourcePosition,
+    /// The other instruction that the defect is about, and who executed it; `None` if there is only one.
+    pub other: Option<OtherEnd>,
     /// Block of the first occurrence.
     pub block: [u32; 3],
     /// Coordinates of the thread of the first occurrence in its block.
@@ -109,6 +149,42 @@ pub struct FindingSite {
     pub block: [u32; 3],
     /// Coordinates of the thread in its block.
     pub thread: [u32; 3],
+}
+
+/// The position of an instruction in source files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourcePosition {
+    /// The path of the CUDA or Python file as the PTX records it; `None` if only the line of the PTX text is known.
+    pub file: Option<String>,
+    /// Line in `file` from 1, or in the PTX text; 0 if unknown.
+    pub line: u32,
+    /// Line in the PTX text from 1; 0 if unknown.
+    pub ptx_line: u32,
+}
+
+/// The other instruction of a finding, as it is reported.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OtherEnd {
+    /// The source position of the instruction.
+    pub position: SourcePosition,
+    /// Coordinates of the block and of the thread that executed the instruction; `None` if unknown.
+    pub thread: Option<([u32; 3], [u32; 3])>,
+}
+
+/// The other instruction of a defect.
+#[derive(Clone, Copy, Debug)]
+pub struct OtherInstruction {
+    /// Index of the instruction in the kernel.
+    pub pc: u32,
+    /// Coordinates of the block and of the thread that executed the instruction; `None` if unknown.
+    pub thread: Option<([u32; 3], [u32; 3])>,
+}
+
+impl From<u32> for OtherInstruction {
+    /// An instruction whose thread is unknown.
+    fn from(pc: u32) -> OtherInstruction {
+        OtherInstruction { pc, thread: None }
+    }
 }
 
 /// The properties that occurrences of one defect share: the kind, and the lines of the two instructions in ascending
@@ -155,10 +231,11 @@ impl Findings {
         kernel: &Kernel,
         kind: FindingKind,
         site: FindingSite,
-        other: Option<u32>,
+        other: Option<OtherInstruction>,
         memory: Option<(&'static str, u64)>,
         message: impl FnOnce() -> String,
     ) {
+        let (of_other, other) = (other, other.map(|other| other.pc));
         let pair = (kind, site.pc, other);
         if self.count_repeated_finding(kind, site.pc, other) {
             return;
@@ -182,6 +259,8 @@ impl Findings {
             kind,
             message,
             line,
+            position: source_position(program, kernel, site.pc),
+            other: of_other.map(|o| OtherEnd { position: source_position(program, kernel, o.pc), thread: o.thread }),
             block: site.block,
             thread: site.thread,
             space,
@@ -339,19 +418,36 @@ pub struct SourceLine {
 /// Returns the source line of an instruction: the innermost inlined line in the main CUDA file, otherwise the
 /// innermost line, otherwise the line of the PTX text.
 pub fn source_line(program: &Program, kernel: &Kernel, pc: u32) -> SourceLine {
-    let (code, i) = kernel.function_and_instruction_index(pc);
-    let Some(&(ptx_line, place)) = code.lines.get(i) else { return SourceLine { file: None, line: 0, cuda: false } };
-    let Some(place) = place.map(|p| program.source_location(p)) else {
-        return SourceLine { file: None, line: ptx_line, cuda: false };
-    };
     let main = main_file(program, &kernel.name);
-    match inlining_chain(place).find(|p| Some(p.file) == main && p.line > 0) {
-        Some(p) => SourceLine { file: None, line: p.line, cuda: true },
-        None if place.line > 0 => {
-            SourceLine { file: Some(file_name(program, place.file).into()), line: place.line, cuda: true }
+    match nearest_location(program, kernel, pc, main) {
+        (_, Some(p)) => {
+            let file = (Some(p.file) != main).then(|| file_name(program, p.file).into());
+            SourceLine { file, line: p.line, cuda: true }
         }
-        None => SourceLine { file: None, line: ptx_line, cuda: false },
+        (ptx_line, None) => SourceLine { file: None, line: ptx_line, cuda: false },
     }
+}
+
+/// Returns the position of the line that [`source_line`] selects, with the path of its file.
+pub fn source_position(program: &Program, kernel: &Kernel, pc: u32) -> SourcePosition {
+    let (ptx_line, location) = nearest_location(program, kernel, pc, main_file(program, &kernel.name));
+    let file = location.and_then(|p| file_path(program, p.file)).map(str::to_string);
+    SourcePosition { file, line: location.map_or(ptx_line, |p| p.line), ptx_line }
+}
+
+/// Returns an instruction's line of the PTX text, and its location in the source: the innermost inlined one in the file
+/// `main`, otherwise the innermost; `None` without line information.
+fn nearest_location<'p>(
+    program: &'p Program,
+    kernel: &Kernel,
+    pc: u32,
+    main: Option<u32>,
+) -> (u32, Option<&'p SourceLocation>) {
+    let (code, i) = kernel.function_and_instruction_index(pc);
+    let Some(&(ptx_line, location)) = code.lines.get(i) else { return (0, None) };
+    let Some(location) = location.map(|p| program.source_location(p)) else { return (ptx_line, None) };
+    let in_main = inlining_chain(location).find(|p| Some(p.file) == main && p.line > 0);
+    (ptx_line, in_main.or((location.line > 0).then_some(location)))
 }
 
 /// Returns the line that a finding names for an instruction, and the chain of inlined calls and other files as text.
@@ -382,6 +478,35 @@ pub fn line_and_inlining_chain(program: &Program, kernel: &Kernel, pc: u32) -> (
     (origin.line, chain)
 }
 
+/// A call that is inlined at an instruction, or the line of the instruction itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InlinedCall {
+    /// The function that contains the line; empty for the kernel or if unknown.
+    pub function: String,
+    /// The path of the file as the PTX records it; `None` for a line of the PTX text.
+    pub file: Option<String>,
+    /// The line, from 1.
+    pub line: u32,
+}
+
+/// Returns the lines of an instruction from the kernel's own line inwards: each further line is in a function that is
+/// inlined at the line before it. Without line information it is the line of the PTX text.
+pub fn inlined_calls(program: &Program, kernel: &Kernel, pc: u32) -> Vec<InlinedCall> {
+    let (code, i) = kernel.function_and_instruction_index(pc);
+    let Some(&(ptx_line, location)) = code.lines.get(i) else { return Vec::new() };
+    let Some(location) = location.map(|p| program.source_location(p)) else {
+        return vec![InlinedCall { function: String::new(), file: None, line: ptx_line }];
+    };
+    let call = |p: &SourceLocation| InlinedCall {
+        function: p.inlined_at.as_ref().map(|(_, function)| function.clone()).unwrap_or_default(),
+        file: file_path(program, p.file).map(str::to_string),
+        line: p.line,
+    };
+    let mut calls: Vec<InlinedCall> = inlining_chain(location).map(call).collect();
+    calls.reverse();
+    calls
+}
+
 /// Iterates over a source location and the locations at which it was inlined, innermost first.
 fn inlining_chain(place: &SourceLocation) -> impl Iterator<Item = &SourceLocation> {
     std::iter::successors(Some(place), |p| p.inlined_at.as_ref().map(|(outer, _)| outer.as_ref()))
@@ -389,8 +514,7 @@ fn inlining_chain(place: &SourceLocation) -> impl Iterator<Item = &SourceLocatio
 
 /// Returns the path of a kernel's main CUDA file as the PTX records it; `None` without line information.
 pub fn main_file_name<'p>(program: &'p Program, kernel: &str) -> Option<&'p str> {
-    let main = main_file(program, kernel)?;
-    program.module.files.iter().find(|f| f.0 == main).map(|f| f.1.as_str())
+    file_path(program, main_file(program, kernel)?)
 }
 
 /// Returns the index of the CUDA file that was compiled; PTX does not record it. It is the file of the kernel's own
@@ -414,7 +538,12 @@ fn own_file(program: &Program, kernel: &Function) -> Option<u32> {
     })
 }
 
+/// Returns the path of a file as the PTX records it.
+fn file_path(program: &Program, file: u32) -> Option<&str> {
+    program.module.files.iter().find(|f| f.0 == file).map(|f| f.1.as_str())
+}
+
 fn file_name(program: &Program, file: u32) -> &str {
-    let name = program.module.files.iter().find(|f| f.0 == file).map_or("?", |f| f.1.as_str());
+    let name = file_path(program, file).unwrap_or("?");
     name.rsplit('/').next().unwrap_or(name)
 }

@@ -1,96 +1,8 @@
 //! Parses the kernel arguments of `--arg`.
 
-use std::path::PathBuf;
-
+use crate::kernel_check::argument::{BufferFill, BufferIndex, BufferSpec, KernelArgument, TensorMapArgument};
 use crate::tensor_map::{DataType, Swizzle};
 use crate::value::ElementType;
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum KernelArgument {
-    /// A number: its type and bytes.
-    Scalar(ElementType, Vec<u8>),
-    Buffer(BufferSpec),
-    /// An array of numbers as a struct field: the element type, and the bytes of all elements.
-    Array(ElementType, Vec<u8>),
-    /// Raw bytes: a struct passed by value, or padding between struct fields.
-    Bytes(Vec<u8>),
-    /// A struct passed by value, given as its fields; the layout is that of C.
-    Struct(Vec<KernelArgument>),
-    /// A tensor map (TMA descriptor). If the kernel's parameter is a pointer, the map is put into memory and its
-    /// address passed.
-    TensorMap(TensorMapArgument),
-}
-
-/// A buffer to allocate.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BufferSpec {
-    pub dtype: ElementType,
-    pub count: usize,
-    pub fill: BufferFill,
-}
-
-/// The initial contents of a buffer.
-#[derive(Clone, Debug, PartialEq)]
-pub enum BufferFill {
-    Zeros,
-    /// Uninitialised memory. A kernel that reads it causes a finding.
-    Uninitialized,
-    /// Consecutive integers: 0, 1, 2, …
-    Arange,
-    /// Normally distributed numbers.
-    Random,
-    /// The same value in all elements, given as the bytes of one element.
-    Constant(Vec<u8>),
-    /// The elements of a tensor in a safetensors file: the path of the file and the name of the tensor.
-    Stored(PathBuf, String),
-}
-
-impl KernelArgument {
-    /// Returns true if this argument is a tensor map over the buffer of argument number `argument`, or a struct that
-    /// contains such a tensor map.
-    pub fn has_tensor_map_of(&self, argument: usize) -> bool {
-        match self {
-            KernelArgument::TensorMap(map) => map.buffer.argument == argument,
-            KernelArgument::Struct(fields) => fields.iter().any(|field| field.has_tensor_map_of(argument)),
-            _ => false,
-        }
-    }
-}
-
-impl KernelArgument {
-    /// Returns the total bytes of the buffers in this argument.
-    pub fn buffer_bytes(&self) -> u64 {
-        match self {
-            KernelArgument::Buffer(spec) => spec.count as u64 * spec.dtype.bytes() as u64,
-            KernelArgument::Struct(fields) => fields.iter().map(KernelArgument::buffer_bytes).sum(),
-            _ => 0,
-        }
-    }
-}
-
-/// The location of a tensor map's buffer among the kernel arguments.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct BufferIndex {
-    /// Index of the argument, from 0.
-    pub argument: usize,
-    /// If the argument is a struct: the index of the field that holds the buffer.
-    pub field: Option<usize>,
-}
-
-/// A tensor map (TMA descriptor), as described by `tmap:…` on the command line.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TensorMapArgument {
-    pub buffer: BufferIndex,
-    pub data_type: DataType,
-    /// Extents of the tensor in elements, innermost first.
-    pub dims: Vec<u64>,
-    /// Strides of the tensor in bytes, for dimension 1 and up; the elements of dimension 0 are contiguous.
-    pub strides: Vec<u64>,
-    /// Extents in elements of the box that one copy moves, innermost first.
-    pub box_dims: Vec<u32>,
-    /// The swizzle mode of the box in shared memory.
-    pub swizzle: Swizzle,
-}
 
 /// Maximum size of a buffer in bytes: 64 GiB.
 const MAX_BUFFER_BYTES: usize = 1 << 36;
@@ -260,30 +172,13 @@ fn map(text: &str) -> Result<TensorMapArgument, String> {
     };
     Ok(TensorMapArgument {
         buffer: BufferIndex { argument: index(number)?, field: field.map(index).transpose()? },
-        data_type: data_type(dtype)
+        offset: 0,
+        data_type: DataType::from_name(dtype)
             .ok_or_else(|| format!("a tensor map cannot hold {dtype:?}; use u8, bf16, f32, …"))?,
         dims: list(dims)?,
         strides: list(strides)?,
         box_dims: list(box_dims)?,
         swizzle,
-    })
-}
-
-/// Returns the tensor map's code for an element type. Types that tensor maps do not have (i8, i16, e4m3) become
-/// unsigned integers of equal width.
-fn data_type(name: &str) -> Option<DataType> {
-    Some(match ElementType::from_name(name) {
-        Some(ElementType::U8 | ElementType::I8 | ElementType::E4m3) => DataType::U8,
-        Some(ElementType::U16 | ElementType::I16) => DataType::U16,
-        Some(ElementType::U32) => DataType::U32,
-        Some(ElementType::I32) => DataType::I32,
-        Some(ElementType::U64) => DataType::U64,
-        Some(ElementType::I64) => DataType::I64,
-        Some(ElementType::F16) => DataType::F16,
-        Some(ElementType::Bf16) => DataType::Bf16,
-        Some(ElementType::F32) => DataType::F32,
-        Some(ElementType::F64) => DataType::F64,
-        None => return (name == "tf32").then_some(DataType::Tf32),
     })
 }
 

@@ -1,35 +1,32 @@
 //! The commands `run` and `mutants` of the program reel-sim: parse the options, call the simulator and print.
 //!
-//! `run.rs` has the options and the order of the work: compile or read the file (`compiler.rs`), select the kernel
-//! (`entry.rs`), allocate the arguments (`args.rs`, `bind.rs`), check, print (`show.rs`, `page.rs`). Another program
-//! can have the same commands: it adds [`SimCommand`] to its parser and calls [`SimCommand::run`]. An error is one
-//! line; a [`UsageError`] means a wrong command line, for which reel-sim exits with code 2, else with 1.
+//! `run.rs` has the options and the order of the work, which [`crate::kernel_check`] does: prepare the launch, check it;
+//! then it prints (`show.rs`, `page.rs`). Another program can have the same commands: it adds [`SimCommand`] to its parser
+//! and calls [`SimCommand::run`]. An error is one line; for a [`FindingsError`] the programs exit with code 1, for any
+//! other error, which means that the kernel could not be checked, with code 2.
 
 mod args;
-mod bind;
-mod case;
-mod causes;
 mod compiler;
-mod entry;
-mod error;
 mod limits;
 mod mutants;
 mod output;
 mod page;
-mod parameters;
 mod printable;
+mod program;
 mod quote;
-mod remarks;
 mod roofline_chart;
 mod run;
 mod show;
 
+use std::path::Path;
+
+use crate::kernel_check::{KernelReport, PreparedLaunch};
 use anyhow::Result;
 use clap::{Command, Subcommand};
 
-pub use error::UsageError;
 pub use printable::escape_controls;
-pub use run::RUN_EXAMPLE;
+pub use program::run_program;
+pub use run::{FindingsError, RUN_EXAMPLE};
 
 /// The commands of the simulator.
 #[derive(Subcommand, Debug)]
@@ -62,11 +59,18 @@ pub struct CommonSettings {
     pub verbose: bool,
 }
 
+/// Returns a report as the command `run` prints it.
+pub fn report_text(report: &KernelReport) -> String {
+    let PreparedLaunch { source, program, kernel, ptx, .. } = report.prepared;
+    let quotes = quote::SourceQuotes::new(program, &kernel.name, Path::new(&source.name()), ptx);
+    report.report.printed.clone() + &show::RunDisplay { report, quotes }.text(false, false)
+}
+
 impl SimCommand {
     /// Runs the command and prints its result.
     ///
     /// # Errors
-    /// The kernel has findings or cannot be run; the command line is wrong (a [`UsageError`]).
+    /// The kernel has findings (a [`FindingsError`]), or cannot be checked.
     pub fn run(&self, settings: &CommonSettings) -> Result<()> {
         match self {
             SimCommand::Run(c) => c.run(settings),

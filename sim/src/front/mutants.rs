@@ -1,18 +1,15 @@
 //! The command `mutants`: tests whether each barrier, fence and wait of a kernel is needed, and whether the simulator
 //! detects a missing one.
 
-use std::path::Path;
-
-use crate::exec::ExecOptions;
+use crate::exec::{ExecOptions, StopCause};
 use crate::finding::{SourceLine, source_line};
+use crate::kernel_check::{PreparedLaunch, failed};
 use crate::mutate::{self, Mutant, MutantResult};
 use anyhow::Result;
 use clap::Args;
 use serde_json::json;
 
 use super::CommonSettings;
-use super::case::PreparedLaunch;
-use super::error::failed;
 use super::output;
 use super::quote::SourceQuotes;
 use super::run::SimRunArgs;
@@ -38,10 +35,10 @@ const MAX_IDLE_INSTRUCTIONS: u64 = 2_000_000;
 impl SimMutantsArgs {
     /// Runs every mutant whose changed instruction the unchanged kernel executes.
     pub fn run(&self, settings: &CommonSettings) -> Result<()> {
-        let case = self.run.prepare_launch(settings)?;
-        let location = self.run.displayed_path();
-        let whole = case.check_kernel(&case.program, case.options.clone())?;
-        self.run.error_if_stopped_early(&whole)?;
+        let case = self.run.check(settings)?.prepare()?;
+        let location = case.source.name();
+        let whole = case.check()?.report;
+        case.error_if_stopped_early(&whole)?;
         if let Some(first) = whole.findings.iter().flatten().next() {
             let what =
                 format!("the unchanged kernel already has a finding: {} at line {}", first.kind.name(), first.line);
@@ -53,8 +50,11 @@ impl SimMutantsArgs {
         let mutants = mutate::reached_mutants(&case.program, &case.kernel, executed);
         let options = ExecOptions { patience: MAX_IDLE_INSTRUCTIONS, until_finding: true, ..case.options.clone() };
         let verdicts = mutate::run_mutants::<anyhow::Error>(&case.program, &mutants, |program| {
-            let report = case.check_kernel(program, options.clone())?;
-            self.run.error_if_stopped_early(&report)?;
+            let report = case.check_program(program, options.clone())?;
+            // A mutant that loops without end has a finding.
+            if report.stopped.as_ref().is_some_and(|stop| stop.cause != StopCause::NoProgress) {
+                case.error_if_stopped_early(&report)?;
+            }
             Ok(report.findings.iter().flatten().next().map(|f| f.kind))
         })?;
         let survivors = verdicts.iter().filter(|v| v.killed_by.is_none()).count();
@@ -62,7 +62,7 @@ impl SimMutantsArgs {
             let rows: Vec<_> = verdicts.iter().map(|v| row(v, &line_of(&case, &v.mutant))).collect();
             return output::print_json(&json!({"mutants": verdicts.len(), "survivors": survivors, "verdicts": rows}));
         }
-        let quotes = SourceQuotes::new(&case.program, &case.kernel.name, Path::new(&location), &case.ptx);
+        let quotes = SourceQuotes::new(&case.program, &case.kernel.name, self.run.file(), &case.ptx);
         for v in &verdicts {
             let outcome = v.killed_by.map_or("SURVIVED".to_string(), |kind| format!("killed by {}", kind.name()));
             let (place, text) = quotes.location_and_text(&line_of(&case, &v.mutant));

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::finding::Finding;
+use crate::kernel_check::{demangle_symbols, demangled_signature};
 use crate::report::{CountReport, LineCounts};
 
-use super::entry::{demangle_symbols, demangled_signature};
 use super::printable::escape_html;
 use super::roofline_chart::roofline_chart;
 use super::show::{RunDisplay, readable_message};
@@ -21,16 +21,17 @@ const STYLE: &str = include_str!("page.css");
 
 /// Returns the page of a checked kernel.
 pub fn run_page_html(run: &RunDisplay) -> String {
-    let name = demangled_signature(&run.kernel.name);
-    let title = escape_html(&format!("{name}: {}", run.verdict()));
-    let ([gx, gy, gz], [bx, by, bz]) = (run.launch.grid, run.launch.block);
+    let prepared = run.report.prepared;
+    let name = demangled_signature(&prepared.kernel.name);
+    let title = escape_html(&format!("{name}: {}", run.report.verdict()));
+    let ([gx, gy, gz], [bx, by, bz]) = (prepared.launch.grid, prepared.launch.block);
     let launch = format!(
         "<p>{}: grid ({gx},{gy},{gz}), block ({bx},{by},{bz}), {} bytes of dynamic shared memory. The simulator \
          counted instructions and bytes; it measures no times.</p>",
-        escape_html(run.file),
-        run.launch.dynamic_shared
+        escape_html(&prepared.source.name()),
+        prepared.launch.dynamic_shared
     );
-    let counts = run.counts();
+    let counts = run.report.counts();
     let (findings, roofline, source) =
         (findings_html(run), roofline_html(run, &name, &counts), source_html(run, &counts));
     format!(
@@ -44,10 +45,10 @@ pub fn run_page_html(run: &RunDisplay) -> String {
 
 fn findings_html(run: &RunDisplay) -> String {
     let mut out = String::from("<h2>Findings</h2>\n");
-    if run.findings().next().is_none() {
+    if run.report.findings().next().is_none() {
         out += "<p>No findings.</p>\n";
     }
-    for f in run.findings() {
+    for f in run.report.findings() {
         let [[bx, by, bz], [tx, ty, tz]] = [f.block, f.thread];
         let _ = write!(
             out,
@@ -60,9 +61,9 @@ fn findings_html(run: &RunDisplay) -> String {
             escape_html(&readable_message(f))
         );
     }
-    if !run.report.notes.is_empty() {
+    if !run.report.report.notes.is_empty() {
         out += "<h2>Notes</h2><ul>";
-        run.report.notes.iter().for_each(|note| {
+        run.report.report.notes.iter().for_each(|note| {
             let _ = write!(out, "<li>{}</li>", escape_html(&demangle_symbols(note)));
         });
         out += "</ul>\n";
@@ -73,7 +74,7 @@ fn findings_html(run: &RunDisplay) -> String {
 /// Returns a table with the kernel's least time by each bound on each GPU, and a chart with the kernel on the roofline
 /// of the H100.
 fn roofline_html(run: &RunDisplay, name: &str, counts: &CountReport) -> String {
-    let rooflines = run.rooflines();
+    let rooflines = run.report.rooflines();
     let names = rooflines.first().map(|r| r.bounds.map(|b| format!("{}, µs", b.name))).unwrap_or_default();
     let row = |cells: Vec<String>| format!("<tr><td class=\"text\">{}</td></tr>\n", cells.join("</td><td>"));
     let columns = ["GPU".to_string()].into_iter().chain(names).chain(["at least, µs", "bound"].map(String::from));
@@ -103,7 +104,7 @@ fn source_html(run: &RunDisplay, counts: &CountReport) -> String {
     let here = |l: &&LineCounts| l.origin.file.is_none() && l.origin.cuda == run.quotes.cuda;
     let counted: BTreeMap<u32, &LineCounts> = counts.lines.iter().filter(here).map(|l| (l.origin.line, l)).collect();
     let mut findings: BTreeMap<u32, Vec<&Finding>> = BTreeMap::new();
-    run.findings().for_each(|f| findings.entry(f.line).or_default().push(f));
+    run.report.findings().for_each(|f| findings.entry(f.line).or_default().push(f));
     let most = counted.values().map(|l| l.counted.count.warps).max().unwrap_or(1).max(1);
     out += "<div class=\"scroll\"><table class=\"source\"><tr><th>line</th><th>warp instructions</th>\
             <th class=\"more\"></th><th class=\"more\">global bytes</th><th class=\"more\">sectors</th>\

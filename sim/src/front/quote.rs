@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::finding::{self, SourceLine};
+use crate::kernel_check::read_file;
 use crate::program::Program;
-
-use super::output;
 
 /// A source file and its lines.
 #[derive(Debug)]
@@ -33,7 +32,7 @@ impl SourceQuotes {
         // The path in the line information may be relative to the folder in which the compiler ran. That is probably
         // the folder of the PTX.
         let beside = given.parent().unwrap_or(Path::new("")).join(main);
-        let read = |path: PathBuf| output::read_file(&path).ok();
+        let read = |path: PathBuf| read_file(&path).ok();
         let found = [PathBuf::from(main), beside].into_iter().find_map(read);
         of(main.to_string(), true, &found.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default())
     }

@@ -1,26 +1,20 @@
 //! The command `run`: checks a kernel of a PTX or CUDA file on the simulator.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::check::CheckReport;
-use crate::compile;
-use crate::exec::{ExecOptions, GpuSpec, LaunchConfig};
-use crate::program::op::Op;
-use crate::program::{Kernel, Program, ProgramError};
+use crate::kernel_check::argument::NamedArgument;
+use crate::kernel_check::{
+    ARCHITECTURES, ARCHITECTURES_HELP, InputError, KernelCheck, Source, Wording, failed, first_clause, group_by_cause,
+    sarif, speedscope, write_file,
+};
 use anyhow::Result;
 use clap::Args;
 
-use super::args::{self, KernelArgument};
-use super::bind::bind_arguments;
-use super::case::PreparedLaunch;
-use super::causes::group_by_cause;
-use super::compiler::{CompilerOptions, PtxSource};
-use super::error::{UsageError, failed, usage_error};
+use super::compiler::CompilerOptions;
 use super::limits::LimitOptions;
-use super::parameters::{is_from_triton, kernel_parameters};
 use super::printable::escape_controls;
 use super::quote::SourceQuotes;
-use super::{CommonSettings, entry, output, page, show};
+use super::{CommonSettings, args, output, page, show};
 
 /// The example in the help text, which needs no compiler.
 pub const RUN_EXAMPLE: &str = "\
@@ -101,6 +95,12 @@ pub struct SimRunArgs {
     /// Write the buffers after the first run to this file, as arg0, arg1, …
     #[arg(long, value_name = "F.safetensors")]
     out: Option<PathBuf>,
+    /// Write the findings as SARIF 2.1.0; files below the current folder are named relative to it
+    #[arg(long, value_name = "F.sarif")]
+    sarif: Option<PathBuf>,
+    /// Write the counts as a flame graph for speedscope
+    #[arg(long, value_name = "F.json")]
+    speedscope: Option<PathBuf>,
     /// Write a page with the annotated source, the findings and the kernel on the roofline
     #[arg(long, value_name = "F.html")]
     html: Option<PathBuf>,
@@ -122,153 +122,91 @@ fn dims(text: &str) -> Result<Dimensions, String> {
 
 /// Parses `--arch`: an architecture that the simulator models.
 fn architecture(text: &str) -> Result<String, String> {
-    match text {
-        "sm_80" | "sm_90" | "sm_90a" | "sm_100" | "sm_100a" => Ok(text.to_string()),
-        _ => Err("the simulator models sm_80 (A100), sm_90a (H100, H200) and parts of sm_100a; use one of them".into()),
-    }
+    if ARCHITECTURES.contains(&text) { Ok(text.to_string()) } else { Err(ARCHITECTURES_HELP.into()) }
 }
 
 impl SimRunArgs {
     /// Runs the kernel and prints the report; findings make the command fail.
     pub fn run(&self, settings: &CommonSettings) -> Result<()> {
-        let case = self.prepare_launch(settings)?;
-        let report = case.check_kernel(&case.program, case.options.clone())?;
+        let prepared = self.check(settings)?.prepare()?;
+        let checked = prepared.check()?;
+        let report = &checked.report;
         if let Some(out) = &self.out {
-            case.bound.write_buffers(out, &report.memory)?;
+            prepared.write_buffers(out, report)?;
         }
-        let location = self.displayed_path();
-        let quotes = SourceQuotes::new(&case.program, &case.kernel.name, &self.file, &case.ptx);
-        let shown = show::RunDisplay {
-            file: &location,
-            program: &case.program,
-            kernel: &case.kernel,
-            launch: &case.launch,
-            report: &report,
-            count_only: self.count_only,
-            quotes,
-        };
+        let quotes = SourceQuotes::new(&prepared.program, &prepared.kernel.name, &self.file, &prepared.ptx);
+        let shown = show::RunDisplay { report: &checked, quotes };
         if let Some(html) = &self.html {
-            output::write_file(html, page::run_page_html(&shown).as_bytes())?;
+            write_file(html, page::run_page_html(&shown).as_bytes())?;
+        }
+        if let Some(to) = &self.sarif {
+            let here = std::env::current_dir().map_err(|e| failed(".", e, "run in a folder that exists"))?;
+            write_file(to, sarif(&[checked.json()], &here).to_string().as_bytes())?;
+        }
+        if let Some(to) = &self.speedscope {
+            write_file(to, speedscope(&checked).to_string().as_bytes())?;
         }
         // If the reader of stdout, such as `head`, closes it early, the outcome of the check stays the same.
         let printed = if settings.json {
             let _ = std::io::Write::write_all(&mut std::io::stderr(), escape_controls(&report.printed).as_bytes());
-            output::print_json(&shown.json())
+            output::print_json(&checked.json())
         } else {
             output::print_text(&report.printed)
                 .and_then(|()| output::print_text(&shown.text(settings.quiet, settings.verbose)))
         };
-        self.error_if_stopped_early(&report)?;
-        let causes = group_by_cause(shown.findings());
+        prepared.error_if_stopped_early(report)?;
+        let location = prepared.source.name();
+        if let Some(f) = checked.unsupported() {
+            let help = "what the run did after it is not reliable; compile for another architecture";
+            return Err(failed(format!("{location}:{}", f.line), first_clause(f), help));
+        }
+        let causes = group_by_cause(checked.findings());
         let Some(first) = causes.first().map(|cause| cause.finding) else { return printed };
         let more = match causes.len() - 1 {
             0 => String::new(),
             n => format!(", and {n} more"),
         };
-        let what = format!("{} at line {}{more}", first.kind.name(), first.line);
-        Err(failed(&location, what, "see the list of findings"))
+        let (kind, line) = (first.kind.name(), first.line);
+        Err(FindingsError(format!("{location}: {kind} at line {line}{more}; see the list of findings")).into())
     }
 
-    /// Fails if a limit of time or memory has stopped the check.
-    pub fn error_if_stopped_early(&self, report: &CheckReport) -> Result<()> {
-        let error = |stop| self.limits.error_of_stop(&self.displayed_path(), stop);
-        report.stopped.as_ref().and_then(error).map_or(Ok(()), Err)
-    }
-
-    /// Returns the file's path as the user gave it, for messages.
-    pub fn displayed_path(&self) -> String {
-        self.file.display().to_string()
-    }
-
-    /// Compiles the file, allocates the arguments and describes the launch.
-    pub fn prepare_launch(&self, settings: &CommonSettings) -> Result<PreparedLaunch> {
-        let arguments = self.arguments()?;
-        let PtxSource { ptx, cuda_source } = self.compiler.read_or_compile(&self.file, self.arch.as_deref())?;
-        let location = self.displayed_path();
-        let refused = |e: ProgramError| {
-            let help = match &e {
-                ProgramError::Target { needed, .. } => format!("compile it for {needed}"),
-                _ => "give complete PTX, as nvcc or NVRTC writes it".to_string(),
-            };
-            failed(&location, e, help)
+    /// Returns the check that the options describe.
+    pub fn check(&self, settings: &CommonSettings) -> Result<KernelCheck> {
+        let argument = |(n, text): (usize, &String)| {
+            let argument = args::parse_kernel_argument(text).map_err(|e| InputError(format!("--arg {text}: {e}")))?;
+            let (name, location) = (format!("arg{n}"), format!("--arg {text}"));
+            Ok(NamedArgument { name, location, text: Some(text.clone()), argument })
         };
-        let program = Program::parse(&ptx).map_err(refused)?;
-        let symbol = entry::select_kernel_symbol(self.entry.as_deref(), &program.kernel_names(), &location)?;
-        let kernel = program.kernel(symbol).map_err(refused)?;
-        let options = ExecOptions {
-            gpu: self.gpu(&program)?,
-            seed: settings.seed,
-            count_only: self.count_only,
-            strict_proxy: self.strict_proxy,
-            cuda_source,
-            registers: registers(&ptx, &kernel, &self.compiler.register_options()),
-            patience: PATIENCE,
-            limits: self.limits.limits_from_now(),
-            ..ExecOptions::default()
-        };
-        let parameters = kernel_parameters(&program, &kernel);
-        let from_triton = is_from_triton(&program);
-        let bound =
-            bind_arguments(&kernel, from_triton, &parameters, &arguments, settings.seed, self.limits.memory_bytes())?;
-        let launch = LaunchConfig {
+        Ok(KernelCheck {
+            entry: self.entry.clone(),
             grid: self.grid.0,
             block: self.block.0,
-            cluster: self.cluster.map_or([1; 3], |d| d.0),
-            dynamic_shared: self.smem,
-            params: bound.params.clone(),
-        };
-        let interleavings = if self.count_only { 1 } else { self.interleavings };
-        Ok(PreparedLaunch {
-            file: location,
-            ptx,
-            program,
-            kernel,
-            bound,
-            launch,
-            options,
-            interleavings,
+            cluster: self.cluster.map(|d| d.0),
+            shared: self.smem,
+            arch: self.arch.clone(),
+            arguments: self.args.iter().enumerate().map(argument).collect::<Result<_>>()?,
+            interleavings: self.interleavings,
+            count_only: self.count_only,
+            strict_proxy: self.strict_proxy,
             threads: settings.threads,
+            seed: settings.seed,
+            compiler: self.compiler.settings(),
+            limits: self.limits.limits(),
+            wording: Wording::CommandLine,
+            source: Source::File(self.file.clone()),
         })
     }
 
-    fn arguments(&self) -> Result<Vec<(String, KernelArgument)>> {
-        let one = |text: &String| {
-            let parsed = args::parse_kernel_argument(text).map_err(|e| UsageError(format!("--arg {text}: {e}")))?;
-            Ok((text.clone(), parsed))
-        };
-        self.args.iter().map(one).collect()
-    }
-
-    /// Returns the GPU model whose limits apply to the launch: the GPU of `--arch`, else of the PTX's target.
-    fn gpu(&self, program: &Program) -> Result<GpuSpec> {
-        let target = number(&program.module.target).unwrap_or(80);
-        let Some(arch) = &self.arch else { return Ok(GpuSpec::for_sm(target)) };
-        let sm = number(arch).unwrap_or(target);
-        if sm < target {
-            let what = format!("GPUs of {arch} cannot run PTX for {}", program.module.target);
-            return Err(usage_error("--arch", what, format!("use --arch {} or none", program.module.target)));
-        }
-        Ok(GpuSpec::for_sm(sm))
+    /// Returns the file that the user named.
+    pub fn file(&self) -> &Path {
+        &self.file
     }
 }
 
-/// Number of warp instructions without a memory change after which a run counts as a deadlock. It is lower than the
-/// simulator's default, so that a kernel that polls for ever ends within seconds.
-const PATIENCE: u64 = 10_000_000;
-
-/// Returns the registers per thread that ptxas assigns with these options. The rules of `setmaxnreg` depend on them.
-/// Returns `None` if the kernel has no `setmaxnreg` or ptxas is not installed.
-fn registers(ptx: &str, kernel: &Kernel, options: &[String]) -> Option<u32> {
-    let uses_setmaxnreg =
-        kernel.functions.iter().flat_map(|code| &code.instrs).any(|i| matches!(i.op, Op::SetMaxNReg { .. }));
-    if uses_setmaxnreg { compile::registers_of_kernel(ptx, &kernel.name, options) } else { None }
-}
-
-/// Returns the number in an architecture name: 90 for `sm_90a`.
-fn number(arch: &str) -> Option<u32> {
-    let digits = arch.strip_prefix("sm_")?.trim_end_matches(|c: char| c.is_ascii_lowercase());
-    digits.parse().ok().filter(|n| (50..=200).contains(n))
-}
+/// The error of a kernel that has findings, for which the programs exit with code 1.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct FindingsError(String);
 
 #[cfg(test)]
 mod tests {
@@ -280,6 +218,6 @@ mod tests {
         assert_eq!(dims("4,2").unwrap().0, [4, 2, 1]);
         assert_eq!(dims("4,2,3").unwrap().0, [4, 2, 3]);
         assert!(dims("4,2,3,1").is_err() && dims("x").is_err() && dims("").is_err() && dims("-1").is_err());
-        assert_eq!(["sm_80", "sm_90a", "sm_9", "80", "sm_"].map(number), [Some(80), Some(90), None, None, None]);
+        assert!(architecture("sm_90a").is_ok() && architecture("sm_9").is_err());
     }
 }

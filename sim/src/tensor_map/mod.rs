@@ -14,6 +14,8 @@ pub use boxes::{BoxCopy, ContiguousBoxPart};
 pub use encoding::{ENCODED_MAP_BYTES, EncodedMap, MapField, is_tensor_map, replace_field};
 pub use reduce::{ReduceType, Reduction};
 
+use crate::value::ElementType;
+
 /// Maximum number of dimensions of a tensor map.
 pub const MAX_RANK: usize = 5;
 
@@ -94,6 +96,24 @@ impl DataType {
     /// Returns the type with this value of `CUtensorMapDataType`.
     pub fn from_driver_value(value: u32) -> Option<Self> {
         Self::ALL.get(value as usize).copied()
+    }
+
+    /// Returns the type for elements of the type `name` of [`ElementType`], or `tf32`. Types that tensor maps do not have
+    /// (i8, i16, e4m3) become unsigned integers of equal width. `None` for other names.
+    pub fn from_name(name: &str) -> Option<DataType> {
+        Some(match ElementType::from_name(name) {
+            Some(ElementType::U8 | ElementType::I8 | ElementType::E4m3) => DataType::U8,
+            Some(ElementType::U16 | ElementType::I16) => DataType::U16,
+            Some(ElementType::U32) => DataType::U32,
+            Some(ElementType::I32) => DataType::I32,
+            Some(ElementType::U64) => DataType::U64,
+            Some(ElementType::I64) => DataType::I64,
+            Some(ElementType::F16) => DataType::F16,
+            Some(ElementType::Bf16) => DataType::Bf16,
+            Some(ElementType::F32) => DataType::F32,
+            Some(ElementType::F64) => DataType::F64,
+            None => return (name == "tf32").then_some(DataType::Tf32),
+        })
     }
 
     /// Returns the bytes that an element takes.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 fn limited(threads: u32, body: &str) -> Case {
     let mut case = Case::new("sm_80", threads, body);
     case.options.patience = 100_000;
-    case.options.limits = RunLimits { idle_steps: 400_000, deadline: None, memory_bytes: 64 << 20 };
+    case.options.limits = RunLimits { idle_steps: 400_000, memory_bytes: 64 << 20, ..RunLimits::default() };
     case
 }
 

@@ -84,7 +84,7 @@ pub fn check_mbarrier_use(
         // The finding names the use itself as the other instruction. `Findings::into_list` drops findings with this
         // mark if another finding says that a use at this line is not ordered after the initialisation.
         let (site, memory) = (cx.finding_site(lane), Some(("shared", address as u64)));
-        cx.grid.reporter.report_with_details(FindingKind::Mbarrier, site, Some(cx.pc), memory, || {
+        cx.grid.reporter.report_with_details(FindingKind::Mbarrier, site, Some(cx.pc.into()), memory, || {
             format!("an mbarrier at {address:#x} is {verb} before mbarrier.init or after mbarrier.inval")
         });
         return false;

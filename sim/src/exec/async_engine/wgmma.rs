@@ -94,7 +94,7 @@ impl AsyncEngine {
         let (other, differs, complete) = (product.pc, product.descriptors != descriptors, product.issued == ALL_WARPS);
         if other != pc {
             let (line, site) = (cx.grid.context.source_line(other), cx.finding_site(lane));
-            cx.grid.reporter.report_with_details(FindingKind::Wgmma, site, Some(other), None, || {
+            cx.grid.reporter.report_with_details(FindingKind::Wgmma, site, Some(other.into()), None, || {
                 format!(
                     "a warp executes this wgmma while other warps of its warpgroup execute the wgmma at line {line}"
                 )

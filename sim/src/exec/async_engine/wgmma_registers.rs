@@ -52,7 +52,7 @@ pub(super) fn check_registers_at_issue(cx: &mut InstructionContext, w: &Wgmma) {
         let other_shape = || shape(w) != shape(other) && w.d.iter().any(|s| other.d.contains(s));
         if w.a.iter().any(|s| other.d.contains(s)) || unfenced && other_shape() {
             let line = context.source_line(issued.pc);
-            reporter.report_with_details(FindingKind::Wgmma, site, Some(issued.pc), None, || {
+            reporter.report_with_details(FindingKind::Wgmma, site, Some(issued.pc.into()), None, || {
                 format!(
                     "wgmma uses accumulators of the wgmma at line {line}, which has another shape and has not been waited for"
                 )
@@ -94,7 +94,7 @@ pub fn access_wgmma_registers(
     if let Some(Hazard { pc: other, role: register, verb }) = hazard {
         let site = grid.finding_site(warp.slot, warp.index, mask.trailing_zeros(), pc);
         let line = context.source_line(other);
-        grid.reporter.report_with_details(FindingKind::Wgmma, site, Some(other), None, || {
+        grid.reporter.report_with_details(FindingKind::Wgmma, site, Some(other.into()), None, || {
             format!(
                 "{register} of the wgmma at line {line} is {verb} before a wgmma.wait_group has waited for that wgmma"
             )

@@ -155,7 +155,7 @@ impl MemorySystem {
             let other = conflict.earlier.1;
             let (site, line) = (cx.finding_site(lane), cx.grid.context.source_line(other));
             let memory = Some(("shared", at.address as u64));
-            cx.grid.reporter.report_with_details(FindingKind::Mbarrier, site, Some(other), memory, || {
+            cx.grid.reporter.report_with_details(FindingKind::Mbarrier, site, Some(other.into()), memory, || {
                 format!(
                     "the use of an mbarrier is not ordered after the access to its bytes at line {line}, for example its initialisation"
                 )

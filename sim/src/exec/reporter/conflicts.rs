@@ -2,7 +2,7 @@
 
 use super::Reporter;
 use crate::exec::grid_context::coordinates_of_index;
-use crate::finding::{FindingKind, FindingSite, line_and_inlining_chain};
+use crate::finding::{FindingKind, FindingSite, OtherInstruction, line_and_inlining_chain};
 use crate::order::{AccessKind, Agent, AsyncOpKind, AsyncOperationTable, Conflict, ConflictKind, EarlierAccess};
 use crate::program::op::Op;
 
@@ -57,8 +57,9 @@ impl Reporter<'_> {
             return;
         }
         let access = access_name(m.access);
+        let other = other.map(|pc| OtherInstruction { pc, thread: context.coordinates(c.earlier.0) });
         let thread = || context.thread_name(c.earlier.0);
-        let line = other.map_or(0, |pc| context.source_line(pc));
+        let line = other.map_or(0, |other| context.source_line(other.pc));
         self.report_with_details(kind, site, other, memory, || match c.kind {
             ConflictKind::Uninitialized => {
                 format!("{access} of {space} memory at {address:#x} that no thread has written")

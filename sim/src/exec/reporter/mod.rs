@@ -6,7 +6,7 @@ use super::grid_context::GridContext;
 use super::launch::{SimLaunch, SimOutcome};
 use super::limits::EarlyStop;
 use crate::counters::{Counters, InstructionCounts};
-use crate::finding::{FindingKind, FindingSite, Findings};
+use crate::finding::{FindingKind, FindingSite, Findings, OtherInstruction};
 use std::collections::BTreeSet;
 
 /// Bytes of `printf` output that a run keeps.
@@ -64,7 +64,7 @@ impl<'a> Reporter<'a> {
         &mut self,
         kind: FindingKind,
         site: FindingSite,
-        other: Option<u32>,
+        other: Option<OtherInstruction>,
         memory: Option<(&'static str, u64)>,
         message: impl FnOnce() -> String,
     ) {

@@ -7,6 +7,7 @@ use crate::exec::limits::{EarlyStop, RunLimits, StopCause};
 use crate::exec::state::warp::Warp;
 use crate::finding::{FindingKind, FindingSite, source_line};
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// Number of times that the counters are scanned for progress before the limit of steps is reached.
@@ -63,7 +64,8 @@ impl LimitWatch {
         self.turns += 1;
         if self.turns >= TURNS_PER_CHECK {
             self.turns = 0;
-            if self.limits.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            let cancelled = self.limits.cancelled.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed));
+            if cancelled || self.limits.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return stop(grid, StopCause::Time);
             }
             if stack_bytes(grid) > self.limits.memory_bytes {

@@ -46,7 +46,7 @@ pub fn execute_block_barrier(cx: &mut InstructionContext, b: &Barrier) -> NextAc
         barrier.pc = pc;
         barrier.reduces = reduces;
     } else if barrier.reduces != reduces {
-        reporter.report_with_details(FindingKind::Barrier, site, Some(barrier.pc), None, || {
+        reporter.report_with_details(FindingKind::Barrier, site, Some(barrier.pc.into()), None, || {
             let name = |reduces| if reduces { "a reduction (bar.red)" } else { "bar.sync or bar.arrive" };
             let (here, there) = (name(reduces), name(!reduces));
             format!("barrier {id}: this thread executes {here} while other threads execute {there} at the same barrier")
@@ -54,7 +54,7 @@ pub fn execute_block_barrier(cx: &mut InstructionContext, b: &Barrier) -> NextAc
     } else if barrier.expected != count {
         let name = |n: Option<u32>| n.map_or("all threads".to_string(), |n| format!("{n} threads"));
         let (here, there) = (name(count), name(barrier.expected));
-        reporter.report_with_details(FindingKind::Barrier, site, Some(barrier.pc), None, || {
+        reporter.report_with_details(FindingKind::Barrier, site, Some(barrier.pc.into()), None, || {
             format!(
                 "barrier {id}: this thread's barrier instruction waits for {here}, that of other threads for {there}"
             )

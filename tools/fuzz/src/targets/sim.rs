@@ -40,7 +40,7 @@ pub fn ptx_run(_: PathBuf) -> Result<Runner> {
         params.resize(kernel.param_bytes as usize, 0);
         let (grid, dynamic_shared) = ([random.u32(1..3), 1, 1], 1024 * u32::from(kernel.uses_dynamic_shared));
         let launch = LaunchConfig { grid, block: [64, 1, 1], cluster: [1; 3], dynamic_shared, params };
-        let limits = RunLimits { idle_steps: 500_000, deadline: None, memory_bytes: 256 << 20 };
+        let limits = RunLimits { idle_steps: 500_000, memory_bytes: 256 << 20, ..RunLimits::default() };
         let options = ExecOptions { seed: random.u64(..), patience: 200_000, limits, ..ExecOptions::default() };
         let plan = CheckPlan { interleavings: 2, threads: 1, options, buffers: Vec::new() };
         let report = checked(check_kernel(&program, &kernel, &launch, &memory, &plan))?;

@@ -6,9 +6,9 @@ use crate::ptx::ast::Type;
 use crate::value::ElementType;
 use anyhow::Result;
 
-use super::args::KernelArgument;
+use super::argument::{KernelArgument, NamedArgument};
 use super::entry;
-use super::error::usage_error;
+use super::error::failed;
 
 /// The class of arguments that a parameter accepts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -101,11 +101,51 @@ fn is_float(dtype: ElementType) -> bool {
 }
 
 impl KernelParameter {
-    /// Checks that an argument matches the parameter's class. `text` is the argument as the user wrote it.
+    /// Checks that an argument matches the parameter's class, and gives a number without a type the parameter's type.
     ///
     /// # Errors
-    /// The argument is of another class, such as an f32 for an integer or a buffer for a number.
-    pub fn check_kind(&self, text: &str, argument: &KernelArgument) -> Result<()> {
+    /// The argument is of another class, such as an f32 for an integer or a buffer for a number, or an integer is
+    /// outside of the parameter's range.
+    pub fn typed(&self, given: &NamedArgument) -> Result<KernelArgument> {
+        let typed = match given.argument {
+            KernelArgument::Integer(value) => self.integer(value as f64, Some(value), given)?,
+            KernelArgument::Float(value) => self.integer(value, None, given)?,
+            ref other => other.clone(),
+        };
+        self.check_kind(given, &typed)?;
+        Ok(typed)
+    }
+
+    /// Gives a number the parameter's type. `value` is the number as a float, `integer` the number if it is an integer.
+    fn integer(&self, value: f64, integer: Option<i128>, given: &NamedArgument) -> Result<KernelArgument> {
+        let float = match (self.class, integer, self.bytes) {
+            (ParameterClass::Float(dtype), ..) => Some(dtype),
+            (ParameterClass::Other, None, 2) => Some(ElementType::F16),
+            (_, None, 4) => Some(ElementType::F32),
+            (_, None, _) => Some(ElementType::F64),
+            _ => None,
+        };
+        let mut bytes = Vec::new();
+        if let Some(dtype) = float {
+            dtype.append_rounded(value, &mut bytes);
+            return Ok(KernelArgument::Scalar(dtype, bytes));
+        }
+        let dtype = match self.bytes {
+            1 => ElementType::I8,
+            2 => ElementType::I16,
+            4 => ElementType::I32,
+            _ => ElementType::I64,
+        };
+        let (value, bits) = (integer.unwrap_or_default(), 8 * dtype.bytes() as u32);
+        if value < -(1i128 << (bits - 1)) || value >= 1i128 << bits {
+            let what = format!("{value} does not fit into {}", self.describe());
+            return Err(failed(&given.location, what, format!("give an integer of {bits} bits")));
+        }
+        bytes.extend(&value.to_le_bytes()[..dtype.bytes()]);
+        Ok(KernelArgument::Scalar(dtype, bytes))
+    }
+
+    fn check_kind(&self, named: &NamedArgument, argument: &KernelArgument) -> Result<()> {
         use ParameterClass::{Float, Integer, IntegerOrPointer, Pointer};
         let given = match (argument, self.class) {
             (KernelArgument::Scalar(dtype, _), Integer | IntegerOrPointer | Pointer) if is_float(*dtype) => {
@@ -115,24 +155,33 @@ impl KernelParameter {
                 true => "is a floating-point number of another type",
                 false => "is an integer",
             },
-            (KernelArgument::Buffer(_), Integer | Float(_)) => "is a pointer",
+            (KernelArgument::Buffer(_) | KernelArgument::Pointer(..), Integer | Float(_)) => "is a pointer",
             _ => return Ok(()),
         };
-        Err(usage_error(&format!("--arg {text}"), format!("{given}, but {}", self.describe()), self.help(text)))
+        Err(failed(&named.location, format!("{given}, but {}", self.describe()), self.help(named)))
     }
 
     /// Makes the error for an argument that has `given` bytes instead of the parameter's number of bytes.
-    pub fn wrong_size_error(&self, text: &str, given: usize) -> anyhow::Error {
+    pub fn wrong_size_error(&self, named: &NamedArgument, given: usize) -> anyhow::Error {
         let what = format!("has {given} bytes, but {} has {}", self.describe(), self.bytes);
-        usage_error(&format!("--arg {text}"), what, self.help(text))
+        failed(&named.location, what, self.help(named))
     }
 
     fn describe(&self) -> String {
         format!("parameter {} ({}: {}) of kernel {}", self.index, self.name, self.types, self.kernel)
     }
 
-    /// Returns advice on what to write for the parameter. The number in `text` is kept if it fits the type.
-    fn help(&self, text: &str) -> String {
+    /// Returns advice on what to give for the parameter. A number on the command line is kept if it fits the type.
+    fn help(&self, named: &NamedArgument) -> String {
+        let Some(text) = &named.text else {
+            return match self.class {
+                ParameterClass::Integer => format!("give an integer of {} bits", 8 * self.bytes),
+                ParameterClass::Float(dtype) => format!("give a number of type {}", dtype.name()),
+                ParameterClass::Pointer => "give an array".to_string(),
+                ParameterClass::IntegerOrPointer => "give an array for a pointer, an integer for a number".to_string(),
+                ParameterClass::Other => format!("give an argument of {} bytes", self.bytes),
+            };
+        };
         let value = text.split_once(':').map_or("", |(_, value)| value);
         let bits = 8 * self.bytes;
         let integers = || {

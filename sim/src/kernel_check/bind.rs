@@ -1,20 +1,23 @@
 //! Allocates the buffers that the arguments describe, and lays out the parameter bytes of a launch.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::check::NamedBuffer;
 use crate::memory::SimMemory;
-use crate::program::Kernel;
+use crate::program::{Kernel, Program};
 use crate::tensor_map::TensorMap;
 use crate::value::ElementType;
 use anyhow::Result;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
-use super::args::{BufferFill, BufferIndex, BufferSpec, KernelArgument, TensorMapArgument};
-use super::error::{failed, usage_error};
-use super::output;
-use super::parameters::KernelParameter;
+use super::KernelCheck;
+use super::argument::{BufferFill, BufferIndex, BufferSpec, KernelArgument, NamedArgument, TensorMapArgument};
+use super::error::failed;
+use super::file;
+use super::parameters::{is_from_triton, kernel_parameters};
+use super::wording::Wording;
 
 /// The buffers and parameters of a launch.
 #[derive(Debug, Default)]
@@ -25,74 +28,86 @@ pub struct BoundArguments {
     pub params: Vec<u8>,
     /// The buffers with their names: `arg0`, or `arg0.1` for a field of a struct.
     pub buffers: Vec<NamedBuffer>,
+    /// The addresses of the buffers.
+    addresses: BTreeMap<BufferIndex, u64>,
 }
 
 /// Alignment of a tensor map in bytes; other struct fields need at most this alignment.
 const MAP_ALIGN: usize = 64;
 
 /// Allocates the buffers of all arguments, then lays out the kernel's parameters. There may be more arguments than
-/// parameters: a kernel may take only the tensor map of a buffer and not the buffer's pointer; such buffers must be the
-/// last arguments. All buffers together may have at most `max_bytes` bytes. `from_triton` tells whether Triton made the
-/// kernel.
-pub fn bind_arguments(
-    kernel: &Kernel,
-    from_triton: bool,
-    parameters: &[KernelParameter],
-    arguments: &[(String, KernelArgument)],
-    seed: u64,
-    max_bytes: u64,
-) -> Result<BoundArguments> {
-    let (given, taken) = (arguments.len(), kernel.params.len());
+/// parameters: a kernel may take only the tensor map of a buffer and not the buffer's pointer; such buffers, and those
+/// into which several arguments point, must be the last arguments. All buffers together may have at most the bytes of
+/// the limits.
+pub fn bind_arguments(program: &Program, kernel: &Kernel, check: &KernelCheck) -> Result<BoundArguments> {
+    let KernelCheck { arguments, seed, wording, limits, .. } = check;
+    let parameters = kernel_parameters(program, kernel);
+    let taken = kernel.params.len();
     let beyond = arguments.iter().enumerate().skip(taken);
-    let mapped = |n: usize| arguments.iter().any(|(_, argument)| argument.has_tensor_map_of(n));
-    if given < taken || !beyond.clone().all(|(n, (_, a))| matches!(a, KernelArgument::Buffer(_)) && mapped(n)) {
+    let is_used = |n: usize| arguments.iter().any(|other| other.argument.refers_to(n));
+    // A program passes the buffers, into which its arguments point, after the arguments.
+    let is_apart = |(n, a): &(usize, &NamedArgument)| matches!(a.argument, KernelArgument::Buffer(_)) && is_used(*n);
+    let apart = match wording {
+        Wording::CommandLine => 0,
+        Wording::Program => arguments.iter().enumerate().rev().take_while(is_apart).count(),
+    };
+    let given = arguments.len() - apart;
+    if given < taken || !beyond.clone().all(|(n, a)| matches!(a.argument, KernelArgument::Buffer(_)) && is_used(n)) {
         let sizes: Vec<String> = kernel.params.iter().map(|p| p.1.to_string()).collect();
         let what = format!(
             "got {given} arguments, but kernel {} has {taken} parameters (sizes in bytes: {})",
             kernel.name,
             sizes.join(", ")
         );
-        let of_triton = match given < taken && from_triton {
+        let of_triton = match given < taken && is_from_triton(program) {
             true => {
                 "the last two pointers of a Triton kernel are its global and its profile scratch buffer, such as \
                      --arg buf:u8:4096:zeros (global_scratch_size in Triton's metadata has the bytes per block)"
             }
             false => "more arguments must be buffers of tensor maps",
         };
-        return Err(usage_error("--arg", what, format!("give one --arg per parameter, in order; {of_triton}")));
+        let help = match wording {
+            Wording::CommandLine => format!("give one --arg per parameter, in order; {of_triton}"),
+            Wording::Program => "give one argument per parameter, in order".to_string(),
+        };
+        return Err(failed(wording.option("arg"), what, help));
     }
-    for ((text, argument), parameter) in arguments.iter().zip(parameters) {
-        parameter.check_kind(text, argument)?;
-    }
-    let bytes: u64 = arguments.iter().map(|(_, argument)| argument.buffer_bytes()).sum();
+    let typed = arguments.iter().zip(&parameters).map(|(argument, parameter)| parameter.typed(argument));
+    let typed = typed.collect::<Result<Vec<KernelArgument>>>()?;
+    let bytes: u64 = arguments.iter().map(|a| a.argument.buffer_bytes()).sum();
+    let max_bytes = limits.memory_bytes;
     if bytes > max_bytes {
         let what = format!("the buffers have {bytes} bytes, but the limit is {} MiB", max_bytes >> 20);
-        return Err(usage_error("--arg", what, "use smaller buffers, or raise --max-memory"));
+        let help = format!("use smaller buffers, or raise {}", wording.option("max-memory"));
+        return Err(failed(wording.option("arg"), what, help));
     }
-    let mut bound =
-        BoundArguments { memory: SimMemory::new(), params: vec![0; kernel.param_bytes as usize], buffers: Vec::new() };
-    for (n, (_, argument)) in arguments.iter().enumerate() {
+    let params = vec![0; kernel.param_bytes as usize];
+    let mut bound = BoundArguments { params, ..BoundArguments::default() };
+    for (n, NamedArgument { name, argument, .. }) in arguments.iter().enumerate() {
         match argument {
-            KernelArgument::Buffer(spec) => bound.add_buffer(format!("arg{n}"), spec, seed)?,
+            KernelArgument::Buffer(spec) => {
+                bound.add_buffer(BufferIndex { argument: n, field: None }, name.clone(), spec, *seed)?
+            }
             KernelArgument::Struct(fields) => {
                 for (m, field) in fields.iter().enumerate() {
                     if let KernelArgument::Buffer(spec) = field {
-                        bound.add_buffer(format!("arg{n}.{m}"), spec, seed)?;
+                        let index = BufferIndex { argument: n, field: Some(m) };
+                        bound.add_buffer(index, format!("{name}.{m}"), spec, *seed)?;
                     }
                 }
             }
             _ => {}
         }
     }
-    let places = kernel.params.iter().zip(parameters);
-    for (n, ((text, argument), (&(offset, size), parameter))) in arguments.iter().zip(places).enumerate() {
-        let location = format!("--arg {text}");
-        let mut bytes = bound.bytes_of(&location, &format!("arg{n}"), argument)?;
+    let places = typed.iter().zip(arguments).zip(kernel.params.iter().zip(&parameters));
+    for (n, ((argument, given), (&(offset, size), parameter))) in places.enumerate() {
+        let index = BufferIndex { argument: n, field: None };
+        let mut bytes = bound.bytes_of(&given.location, index, argument)?;
         if let (KernelArgument::TensorMap(_), 8) = (argument, size) {
             bytes = bound.memory.alloc(bytes).to_le_bytes().to_vec();
         }
         if bytes.len() != size as usize {
-            return Err(parameter.wrong_size_error(text, bytes.len()));
+            return Err(parameter.wrong_size_error(given, bytes.len()));
         }
         bound.params[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
     }
@@ -100,7 +115,7 @@ pub fn bind_arguments(
 }
 
 impl BoundArguments {
-    fn add_buffer(&mut self, name: String, spec: &BufferSpec, seed: u64) -> Result<()> {
+    fn add_buffer(&mut self, index: BufferIndex, name: String, spec: &BufferSpec, seed: u64) -> Result<()> {
         let n = self.buffers.len() as u64;
         let bytes = spec.count * spec.dtype.bytes();
         let address = match &spec.fill {
@@ -113,27 +128,31 @@ impl BoundArguments {
                 .memory
                 .alloc(spec.dtype.normal_bytes(spec.count, seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(n))),
             BufferFill::Stored(file, tensor) => self.memory.alloc(stored(file, tensor, spec)?),
+            BufferFill::Bytes(content) => self.memory.alloc(content.to_vec()),
         };
+        self.addresses.insert(index, address);
         self.buffers.push(NamedBuffer { address, name, dtype: spec.dtype });
         Ok(())
     }
 
-    fn address(&self, name: &str) -> Option<u64> {
-        self.buffers.iter().find(|b| b.name == name).map(|b| b.address)
-    }
-
     /// Returns the parameter bytes of an argument or struct field: its value, or the address of its buffer.
-    fn bytes_of(&self, location: &str, name: &str, argument: &KernelArgument) -> Result<Vec<u8>> {
+    fn bytes_of(&self, location: &str, index: BufferIndex, argument: &KernelArgument) -> Result<Vec<u8>> {
         Ok(match argument {
             KernelArgument::Scalar(_, bytes) | KernelArgument::Array(_, bytes) | KernelArgument::Bytes(bytes) => {
                 bytes.clone()
             }
-            KernelArgument::Buffer(_) => self.address(name).unwrap_or_default().to_le_bytes().to_vec(),
+            KernelArgument::Buffer(_) => self.addresses[&index].to_le_bytes().to_vec(),
+            KernelArgument::Pointer(buffer, offset) => {
+                (self.address(location, *buffer)? + offset).to_le_bytes().to_vec()
+            }
+            KernelArgument::Integer(_) | KernelArgument::Float(_) => {
+                return Err(failed(location, "a number in a struct has no type", "give a number of a known type"));
+            }
             KernelArgument::TensorMap(map) => self.encode(location, map)?,
             KernelArgument::Struct(fields) => {
                 let (mut bytes, mut largest) = (Vec::new(), 1);
                 for (m, field) in fields.iter().enumerate() {
-                    let of = self.bytes_of(location, &format!("{name}.{m}"), field)?;
+                    let of = self.bytes_of(location, BufferIndex { field: Some(m), ..index }, field)?;
                     let align = match field {
                         KernelArgument::TensorMap(_) => MAP_ALIGN,
                         KernelArgument::Array(dtype, _) => dtype.bytes(),
@@ -150,32 +169,41 @@ impl BoundArguments {
         })
     }
 
-    fn encode(&self, location: &str, map: &TensorMapArgument) -> Result<Vec<u8>> {
-        let BufferIndex { argument: n, field } = map.buffer;
-        let name = field.map_or_else(|| format!("arg{n}"), |m| format!("arg{n}.{m}"));
-        let Some(address) = self.address(&name) else {
-            let named: Vec<&str> = self.buffers.iter().map(|b| b.name.trim_start_matches("arg")).collect();
-            let help = match named.is_empty() {
-                true => "pass the buffer as its own --arg".to_string(),
-                false => format!("the buffers are {}", named.join(", ")),
-            };
-            return Err(usage_error(
-                location,
-                format!("argument {} is not a buffer", name.trim_start_matches("arg")),
-                help,
-            ));
+    /// Returns the address of a buffer to which an argument refers.
+    fn address(&self, location: &str, buffer: BufferIndex) -> Result<u64> {
+        let number = |BufferIndex { argument: n, field }: BufferIndex| match field {
+            Some(m) => format!("{n}.{m}"),
+            None => n.to_string(),
         };
-        let map = TensorMap::tiled(map.data_type, address, &map.dims, &map.strides, &map.box_dims, map.swizzle);
-        let blob = map.and_then(|m| m.encode());
-        Ok(blob
-            .map_err(|e| {
-                usage_error(
-                    location,
-                    e,
-                    "correct the tensor map; the CUDA driver (cuTensorMapEncodeTiled) would reject it too",
-                )
-            })?
-            .to_vec())
+        self.addresses.get(&buffer).copied().ok_or_else(|| {
+            let known: Vec<String> = self.addresses.keys().copied().map(number).collect();
+            let help = match known.is_empty() {
+                true => "pass the buffer as its own argument".to_string(),
+                false => format!("the buffers are {}", known.join(", ")),
+            };
+            failed(location, format!("argument {} is not a buffer", number(buffer)), help)
+        })
+    }
+
+    fn encode(&self, location: &str, of: &TensorMapArgument) -> Result<Vec<u8>> {
+        let start = self.address(location, of.buffer)?;
+        let refused = |e| {
+            failed(location, e, "correct the tensor map; the CUDA driver (cuTensorMapEncodeTiled) would reject it too")
+        };
+        let address = start + of.offset;
+        let map = TensorMap::tiled(of.data_type, address, &of.dims, &of.strides, &of.box_dims, of.swizzle);
+        let map = map.map_err(refused)?;
+        let blob = map.encode().map_err(refused)?;
+        // The last byte of the tensor must be in the buffer.
+        let rows = of.dims.iter().skip(1).zip(&of.strides).map(|(dim, stride)| (dim - 1).saturating_mul(*stride));
+        let row = of.dims[0].saturating_mul(u64::from(of.data_type.bytes()));
+        let needed = rows.fold(of.offset + row, u64::saturating_add);
+        let has = self.memory.buffer_bytes(start).map_or(0, <[u8]>::len) as u64;
+        if needed > has {
+            let what = format!("the tensor map covers {needed} bytes, but its buffer has {has}");
+            return Err(failed(location, what, "make the buffer larger, or correct the dimensions and strides"));
+        }
+        Ok(blob.to_vec())
     }
 
     /// Writes the contents that the buffers have in `memory` to a safetensors file.
@@ -188,7 +216,7 @@ impl BoundArguments {
         let views = self.buffers.iter().map(view).collect::<Result<Vec<_>, _>>()?;
         // Readers of PyTorch ask for this entry.
         let metadata = [("format".to_string(), "pt".to_string())].into();
-        output::write_file(to, &safetensors::serialize(views, Some(metadata))?)
+        file::write_file(to, &safetensors::serialize(views, Some(metadata))?)
     }
 }
 
@@ -213,11 +241,11 @@ fn stored_dtype(dtype: ElementType) -> Dtype {
 
 /// Reads a tensor of a safetensors file as the contents of a buffer. The tensor's type may differ from the buffer's
 /// type, but must have the same width.
-fn stored(file: &Path, tensor: &str, spec: &BufferSpec) -> Result<Vec<u8>> {
-    let bytes = output::read_file(file)?;
+fn stored(path: &Path, tensor: &str, spec: &BufferSpec) -> Result<Vec<u8>> {
+    let bytes = file::read_file(path)?;
     let all = SafeTensors::deserialize(&bytes)
-        .map_err(|e| failed(file.display(), format!("is not a safetensors file ({e})"), "copy or write it again"))?;
-    let location = format!("{}#{tensor}", file.display());
+        .map_err(|e| failed(path.display(), format!("is not a safetensors file ({e})"), "copy or write it again"))?;
+    let location = format!("{}#{tensor}", path.display());
     let Ok(view) = all.tensor(tensor) else {
         let names = all.names();
         let some = names.iter().take(8).copied().collect::<Vec<_>>().join(", ");

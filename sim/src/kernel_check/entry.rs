@@ -3,25 +3,32 @@
 use anyhow::Result;
 use cpp_demangle::Symbol;
 
-use super::error::{UsageError, failed, usage_error};
+use super::error::{InputError, failed};
+use super::wording::Wording;
 
 /// Returns the symbol of the kernel that `wanted` names (see `find`); if `wanted` is `None`, the only kernel of the
 /// file.
-pub fn select_kernel_symbol<'a>(wanted: Option<&str>, symbols: &[&'a str], file: &str) -> Result<&'a str> {
+pub fn select_kernel_symbol<'a>(
+    wanted: Option<&str>,
+    symbols: &[&'a str],
+    file: &str,
+    wording: Wording,
+) -> Result<&'a str> {
+    let option = wording.option("entry");
     if symbols.is_empty() {
         return Err(failed(file, "has no kernel", "give a file with a __global__ function (.entry in PTX)"));
     }
     let Some(wanted) = wanted else {
         return match symbols {
             [only] => Ok(only),
-            _ => Err(usage_error(
-                "--entry",
+            _ => Err(failed(
+                &option,
                 format!("{file} has {} kernels", symbols.len()),
                 format!("name one of {}", short_list(symbols)),
             )),
         };
     };
-    find(symbols, wanted).map_err(|e| UsageError(format!("--entry {e}")).into())
+    find(symbols, wanted).map_err(|e| InputError(format!("{option} {e}")).into())
 }
 
 /// Returns the only symbol that `wanted` selects. `wanted` is the symbol itself, or a C++ name:
@@ -193,11 +200,16 @@ mod tests {
         assert!(e.contains("no such kernel") && e.contains("add(float*, float*, int)"), "{e}");
         assert!(find(&["_Z3addPf", "_Z3addPd"], "ad").unwrap_err().contains("use one of add(float*), add(double*)"));
         for wanted in [None, Some("k")] {
-            let e = select_kernel_symbol(wanted, &[], "f.cu").unwrap_err().to_string();
+            let e = select_kernel_symbol(wanted, &[], "f.cu", Wording::CommandLine).unwrap_err().to_string();
             assert!(e.starts_with("f.cu: has no kernel; "), "{e}");
         }
-        assert!(select_kernel_symbol(None, &symbols, "f.cu").unwrap_err().to_string().contains("4 kernels"));
-        assert_eq!(select_kernel_symbol(None, &symbols[..1], "f.cu").unwrap(), "scale");
+        assert!(
+            select_kernel_symbol(None, &symbols, "f.cu", Wording::CommandLine)
+                .unwrap_err()
+                .to_string()
+                .contains("4 kernels")
+        );
+        assert_eq!(select_kernel_symbol(None, &symbols[..1], "f.cu", Wording::CommandLine).unwrap(), "scale");
     }
 
     #[test]

@@ -22,6 +22,7 @@ const MAX_REMARKS: usize = 3;
 pub struct Remark {
     /// `bank-conflicts`, `uncoalesced` or `idle-lanes`.
     pub kind: &'static str,
+    /// The line.
     pub line: SourceLine,
     /// A sentence about what is wasted.
     pub message: String,

@@ -9,7 +9,9 @@ use crate::finding::{Finding, FindingKind};
 /// A finding, and other findings that it may have caused.
 #[derive(Debug)]
 pub struct FindingGroup<'a> {
+    /// The finding that comes first.
     pub finding: &'a Finding,
+    /// Findings that may follow from it.
     pub may_follow: Vec<&'a Finding>,
 }
 
@@ -59,10 +61,13 @@ pub fn first_clause(finding: &Finding) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::finding::SourcePosition;
 
     fn finding(kind: FindingKind, line: u32, message: &str) -> Finding {
         let (block, thread) = ([0; 3], [0; 3]);
-        Finding { kind, message: message.into(), line, block, thread, space: None, address: None, count: 1 }
+        let position = SourcePosition { file: None, line, ptx_line: line };
+        let (space, address, other) = (None, None, None);
+        Finding { kind, message: message.into(), line, position, other, block, thread, space, address, count: 1 }
     }
 
     fn lines(findings: &[Finding]) -> Vec<(u32, Vec<u32>)> {
