@@ -7,6 +7,7 @@
 mod data_flow;
 mod decode;
 mod demanded_bits;
+mod guarded_stores;
 mod kernel;
 pub mod op;
 mod operands;

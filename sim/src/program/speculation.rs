@@ -156,7 +156,7 @@ fn selecting_predicate(i: &Instruction, value: RegisterIndex) -> Option<UsePredi
 
 /// Whether an instruction has no effect besides the write of its destination. Strong loads synchronise, so they are not
 /// pure.
-fn is_pure(i: &Instruction) -> bool {
+pub(super) fn is_pure(i: &Instruction) -> bool {
     let mut words = i.opcode.split('.');
     let base = words.next().unwrap_or("");
     let strong = ["volatile", "relaxed", "acquire", "mmio"];
@@ -166,7 +166,7 @@ fn is_pure(i: &Instruction) -> bool {
 }
 
 /// Returns the registers that an instruction reads, once for each operand, and those that it writes.
-fn accesses(i: &Instruction) -> (Vec<RegisterIndex>, Vec<RegisterIndex>) {
+pub(super) fn accesses(i: &Instruction) -> (Vec<RegisterIndex>, Vec<RegisterIndex>) {
     let (mut reads, mut writes) = (Vec::new(), Vec::new());
     reads.extend(i.guard.map(|guard| guard.0));
     let written = destination_count(i);

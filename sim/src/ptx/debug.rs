@@ -17,7 +17,11 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses `.loc 1 20 3`, optionally with `, function_name symbol, inlined_at 1 33 5`.
+    ///
+    /// For the lines of an `asm` statement's text LLVM counts lines of the source on from the statement's own line, which
+    /// are other statements. So the location before the text holds for all of it.
     pub(super) fn parse_location_directive(&mut self) -> Result<()> {
+        let in_inline_asm = self.cursor.in_inline_asm;
         let triple = self.triple()?;
         let (mut name, mut at) = (None, None);
         while self.cursor.eat(b',') {
@@ -28,6 +32,9 @@ impl<'a> Parser<'a> {
             }
         }
         let inlined = at.map(|at| (name.unwrap_or(("", 0)), at));
+        if in_inline_asm && self.line_info.current_location_index().is_some() {
+            return Ok(());
+        }
         self.line_info.enter_location(&mut self.module.source_locations, triple, inlined);
         Ok(())
     }

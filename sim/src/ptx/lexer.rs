@@ -25,11 +25,13 @@ pub(super) struct Cursor<'a> {
     pub line: u32,
     /// The line of a `/*` that has no `*/`, if there is one.
     pub open_comment: Option<u32>,
+    /// Whether the position is in the text of an `asm` statement, which LLVM puts between two comments.
+    pub in_inline_asm: bool,
 }
 
 impl<'a> Cursor<'a> {
     pub fn new(text: &'a str) -> Self {
-        Cursor { text, position: 0, line: 1, open_comment: None }
+        Cursor { text, position: 0, line: 1, open_comment: None, in_inline_asm: false }
     }
 
     /// Returns the byte that is `ahead` bytes after the position, or 0 past the end of the text.
@@ -63,7 +65,13 @@ impl<'a> Cursor<'a> {
 
     fn skip_to_end_of_line(&mut self) {
         let rest = &self.text.as_bytes()[self.position..];
-        self.position += rest.iter().position(|&b| b == b'\n').unwrap_or(rest.len());
+        let length = rest.iter().position(|&b| b == b'\n').unwrap_or(rest.len());
+        match rest[..length].trim_ascii_end() {
+            b"// begin inline asm" => self.in_inline_asm = true,
+            b"// end inline asm" => self.in_inline_asm = false,
+            _ => {}
+        }
+        self.position += length;
     }
 
     fn skip_block_comment(&mut self) {

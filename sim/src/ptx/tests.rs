@@ -402,6 +402,14 @@ fn source_locations_have_the_inlining_chain() {
 }
 
 #[test]
+fn the_lines_of_an_asm_statement_are_its_own() {
+    let body = ".loc 1 29 5\n// begin inline asm\n.loc 1 29 5\nret;\n.loc 1 30 5\nret;\n// end inline asm\nret; .loc 1 31 5\nret;";
+    let module = module(&format!(".entry k() {{ {body} }}"));
+    let lines = module.functions[0].body.iter().map(|i| module.source_locations[i.location.unwrap() as usize].line);
+    assert_eq!(lines.collect::<Vec<_>>(), [29, 29, 29, 31]);
+}
+
+#[test]
 fn inlining_into_itself_ends() {
     let mut body = String::new();
     for step in 0..1000 {

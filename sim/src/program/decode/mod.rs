@@ -32,6 +32,7 @@ pub(super) fn decode_function(
     unknown: &mut Vec<String>,
 ) -> Result<FunctionCode, ProgramError> {
     let (function, used_where) = super::speculation::move_speculative_loads_to_use(&program.module.functions[index]);
+    let (function, used_where) = super::guarded_stores::evaluate_guards_early(function, used_where);
     let function = &*function;
     let reconvergence = crate::ptx::cfg::reconvergence_points(function);
     let mut decoder = Decoder {
