@@ -187,7 +187,7 @@ class Arguments:
 
     def _pointer(self, address, name):
         for number, buffer in enumerate(self.buffers):
-            if buffer.start <= address <= buffer.stop:
+            if buffer.start <= address < buffer.stop or address == buffer.start == buffer.stop:
                 return {"buffer": number, "offset": address - buffer.start}
         raise InputError(f"{name}: address {address:#x} is in no array of the launch; pass the array as well")
 

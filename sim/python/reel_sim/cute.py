@@ -7,6 +7,7 @@ of this module.
 
 import contextlib
 import ctypes
+import inspect
 import os
 import re
 import struct
@@ -51,7 +52,7 @@ def check(fn, *args, sim=None, options="") -> Report:
             if not compiled.__ptx__:
                 raise InputError(f"fn: the compiler kept no PTX for {recorder.settings.arch}; see its messages")
             runtime.ptx = compiled.__ptx__
-            compiled(*[value for value in converted if not _is_constant(value)])
+            compiled(*[value for value, constant in zip(converted, _constants(fn, converted)) if not constant])
             if runtime.error is not None:
                 raise runtime.error
     if not recorder.reports:
@@ -59,9 +60,11 @@ def check(fn, *args, sim=None, options="") -> Report:
     return recorder.report
 
 
-def _is_constant(value):
-    # Constants are compiled in: the call of a compiled function leaves them out.
-    return isinstance(value, (str, type, tuple, list, dict)) or callable(value)
+def _constants(fn, args):
+    """Returns for each argument whether it is compiled in (`cutlass.Constexpr`): the call leaves it out then."""
+    parameters = list(inspect.signature(fn).parameters.values())
+    named = ["Constexpr" in str(parameter.annotation) for parameter in parameters[: len(args)]]
+    return named + [False] * (len(args) - len(named))
 
 
 def _memory(value, name):

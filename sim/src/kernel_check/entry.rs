@@ -88,23 +88,25 @@ const MAX_LISTED_CHARACTERS: usize = 100;
 
 /// Lists kernels by their C++ names: at most six, each shortened in its middle if it is long.
 fn short_list(symbols: &[&str]) -> String {
-    let shorten = |name: String| {
-        let characters: Vec<char> = name.chars().collect();
-        if characters.len() <= MAX_LISTED_CHARACTERS {
-            return name;
-        }
-        let half = MAX_LISTED_CHARACTERS / 2;
-        let (start, end) = (&characters[..half], &characters[characters.len() - half..]);
-        format!("{}…{}", start.iter().collect::<String>(), end.iter().collect::<String>())
-    };
-    let mut listed: Vec<String> = symbols.iter().take(MAX_LISTED).map(|s| shorten(demangled_signature(s))).collect();
+    let mut listed: Vec<String> = symbols.iter().take(MAX_LISTED).map(|s| shorten(&demangled_signature(s))).collect();
     if symbols.len() > MAX_LISTED {
         listed.push(format!("… ({} in all)", symbols.len()));
     }
     listed.join(", ")
 }
 
-/// Replaces the mangled C++ symbols in a message by their names.
+/// Shortens a name in its middle if it is long.
+fn shorten(name: &str) -> String {
+    let characters: Vec<char> = name.chars().collect();
+    if characters.len() <= MAX_LISTED_CHARACTERS {
+        return name.to_string();
+    }
+    let half = MAX_LISTED_CHARACTERS / 2;
+    let (start, end) = (&characters[..half], &characters[characters.len() - half..]);
+    format!("{}…{}", start.iter().collect::<String>(), end.iter().collect::<String>())
+}
+
+/// Replaces the mangled C++ symbols in a message by their names, each shortened in its middle if it is long.
 pub fn demangle_symbols(message: &str) -> String {
     let is_symbol = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '$';
     let mut out = String::new();
@@ -114,7 +116,7 @@ pub fn demangle_symbols(message: &str) -> String {
         let end = rest[start..].find(|c| !is_symbol(c)).map_or(rest.len(), |length| start + length);
         out += &rest[..start];
         let symbol = &rest[start..end];
-        out += &if before.is_some_and(is_symbol) { symbol.to_string() } else { demangled_signature(symbol) };
+        out += &if before.is_some_and(is_symbol) { symbol.to_string() } else { shorten(&demangled_signature(symbol)) };
         rest = &rest[end..];
     }
     out + rest

@@ -4,6 +4,10 @@ use super::ast::ParseError;
 
 pub(super) type Result<T> = std::result::Result<T, ParseError>;
 
+/// The newest major version of PTX whose syntax is known; of CUDA 13. Its minor versions add instructions only, and an
+/// instruction that the simulator lacks is named when it is executed.
+const NEWEST_MAJOR_VERSION: u32 = 9;
+
 /// The value of a literal or constant expression.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Literal {
@@ -272,7 +276,11 @@ impl<'a> Cursor<'a> {
         self.skip_space();
         let text = self.take_while_from(0, |b| b.is_ascii_digit() || b == b'.');
         let parsed = text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
-        parsed.ok_or_else(|| self.expected_error("a version such as 9.0"))
+        let version: (u32, u32) = parsed.ok_or_else(|| self.expected_error("a version such as 9.0"))?;
+        match version.0 > NEWEST_MAJOR_VERSION {
+            true => Err(self.error(format!("PTX {text} is not known; the newest known is {NEWEST_MAJOR_VERSION}.x"))),
+            false => Ok(version),
+        }
     }
 
     /// Parses a literal; the cursor must be at a digit (PTX ISA, section 4.5).

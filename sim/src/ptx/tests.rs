@@ -402,6 +402,15 @@ fn source_locations_have_the_inlining_chain() {
 }
 
 #[test]
+fn a_later_major_version_is_refused() {
+    for (version, known) in [("9.9", true), ("10.0", false), ("99.1", false)] {
+        let parsed = parse(&format!(".version {version}\n.target sm_80\n.address_size 64\n.entry k() {{ ret; }}"));
+        let message = parsed.err().map(|e| e.what);
+        assert_eq!(message.is_none(), known, "{message:?}");
+    }
+}
+
+#[test]
 fn the_lines_of_an_asm_statement_are_its_own() {
     let body = ".loc 1 29 5\n// begin inline asm\n.loc 1 29 5\nret;\n.loc 1 30 5\nret;\n// end inline asm\nret; .loc 1 31 5\nret;";
     let module = module(&format!(".entry k() {{ {body} }}"));
