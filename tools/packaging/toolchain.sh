@@ -5,8 +5,9 @@ GLIBC=2.28
 WHEEL_PLATFORM=manylinux_2_28_x86_64
 
 # Programs for the build, as Python wheels: zig has the symbol lists of every glibc version, cargo-zigbuild makes it the
-# linker and the C compiler of a Rust build, meson and ninja build dav1d.
-BUILD_WHEELS=('ziglang==0.17.1' 'cargo-zigbuild==0.24.1' 'meson==1.12.1' 'ninja==1.13.2')
+# linker and the C compiler of a Rust build, maturin makes
+# Python wheels, meson and ninja build dav1d.
+BUILD_WHEELS=('ziglang==0.17.1' 'cargo-zigbuild==0.24.1' 'maturin==1.16.0' 'meson==1.12.1' 'ninja==1.13.2')
 
 # Installs the wheels once into $XDG_CACHE_HOME/reel/dist-tools, and puts their programs and the wrappers `zig-cc` and
 # `zig-c++`, which compile for the old glibc, on the path.

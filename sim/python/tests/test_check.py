@@ -103,7 +103,7 @@ def test_what_cannot_be_checked_is_one_line():
     sm_100 = RIGHT.replace("sm_80", "sm_100a").replace("8.0", "8.6")
     for source, options, message in [
         (RIGHT.replace("8.0", "99.0"), {}, "99.0"),
-        (big, {"args": [x]}, "frobnicate"),
+        (big, {"entry": "k", "args": [x]}, "frobnicate"),
         (RIGHT, {"grid": 3_000_000}, "grid: .* can be simulated; give fewer blocks"),
         (RIGHT, {"block": 2048}, "block: .* 1 to 1024 threads"),
         (RIGHT, {"shared": 1 << 30}, "shared: .* bytes of static and dynamic shared memory"),

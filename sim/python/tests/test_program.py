@@ -1,5 +1,7 @@
 """The program reel-sim of the package, and its exit codes."""
 
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -39,3 +41,15 @@ def test_an_unknown_instruction_is_named_with_its_line(tmp_path):
     text = HEAD + ".visible .entry k() {\n.reg .b32 %r;\nfrobnicate.b32 %r;\nret; }"
     done = run(tmp_path, text)
     assert "k.ptx:6: " in done.stderr and "frobnicate.b32" in done.stderr
+
+
+def test_the_examples_of_the_readme_run(tmp_path):
+    # pip makes this program.
+    program = tmp_path / "reel-sim"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m reel_sim.program "$@"\n')
+    program.chmod(0o755)
+    here = pathlib.Path(__file__).parent
+    words = [sys.executable, str(here / "readme.py"), str(here.parent / "README.md")]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
