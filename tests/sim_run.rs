@@ -73,7 +73,7 @@ fn correct_kernel_has_results_counts_and_no_findings() {
     let args = "--grid 3 --block 128 --arg buf:f32:300:arange --arg buf:f32:300:random --arg f32:-2.5 --arg u32:300";
     let got = sim(dir.path(), &format!("k.ptx --entry saxpy {args} --json --out r.safetensors")).json();
     let keys: Vec<&String> = got.as_object().unwrap().keys().collect();
-    assert_eq!(keys, ["ok", "findings", "remarks", "notes", "counters", "interleavings"]);
+    assert_eq!(keys, ["ok", "source", "kernel", "findings", "remarks", "notes", "counters", "interleavings"]);
     // Only one warp has idle lanes: it computes the last 12 elements, so 20 of its lanes are idle. No remark is made,
     // because most warps are full.
     assert_eq!(got["remarks"], serde_json::json!([]));

@@ -51,7 +51,7 @@ fn no_circle_runs_through_several_parts_of_a_folder() {
 }
 
 /// The most folders of the repository, and the most crates.
-const MOST_FOLDERS_AND_CRATES: (usize, usize) = (13, 16);
+const MOST_FOLDERS_AND_CRATES: (usize, usize) = (13, 17);
 
 #[test]
 fn the_repository_has_few_folders_and_crates() {

@@ -10,7 +10,6 @@ use anyhow::Result;
 use super::bind::BoundArguments;
 use super::error::failed;
 use super::limits::Limits;
-use super::report::KernelReport;
 use super::source::Source;
 use super::wording::Wording;
 
@@ -42,19 +41,11 @@ pub struct PreparedLaunch {
 }
 
 impl PreparedLaunch {
-    /// Runs the kernel once per interleaving and returns its report, also if a limit has stopped a run.
+    /// Checks `program`, which is the kernel's program or a mutant of it, once per interleaving. The report covers the
+    /// runs up to the first that a limit has stopped.
     ///
     /// # Errors
     /// An [`InputError`](super::InputError) if the launch is outside of the limits of the kernel, the GPU or the check.
-    pub fn check(&self) -> Result<KernelReport<'_>> {
-        let report = self.check_program(&self.program, self.options.clone())?;
-        Ok(KernelReport { prepared: self, report })
-    }
-
-    /// Checks `program`, which is the kernel's program or a mutant of it.
-    ///
-    /// # Errors
-    /// As for [`PreparedLaunch::check`].
     pub fn check_program(&self, program: &Program, options: ExecOptions) -> Result<CheckReport> {
         let plan = CheckPlan {
             interleavings: self.interleavings,

@@ -5,6 +5,7 @@ use crate::exec::GpuSpec;
 use crate::finding::{Finding, FindingKind, SourceLine, SourcePosition};
 use crate::report::{CountReport, CounterTotals, LineCounts};
 use crate::roofline::{ESTIMATED_GPUS, NumberOrigin, Roofline};
+use anyhow::Result;
 use serde_json::{Map, Value, json};
 
 use super::causes::group_by_cause;
@@ -21,8 +22,16 @@ pub struct KernelReport<'a> {
     pub report: CheckReport,
 }
 
-/// The note in the report of a check that only counted.
-const NOT_CHECKED: &str = "races, missing waits and reads of unwritten bytes were not looked for (only counted)";
+impl PreparedLaunch {
+    /// Runs the kernel once per interleaving and returns its report, also if a limit has stopped a run.
+    ///
+    /// # Errors
+    /// As for [`PreparedLaunch::check_program`].
+    pub fn check(&self) -> Result<KernelReport<'_>> {
+        let report = self.check_program(&self.program, self.options.clone())?;
+        Ok(KernelReport { prepared: self, report })
+    }
+}
 
 impl KernelReport<'_> {
     /// Returns the findings of all runs.
@@ -63,7 +72,11 @@ impl KernelReport<'_> {
     /// Returns the notes of the report, and a note on what a run that only counted did not check.
     pub fn notes(&self) -> impl Iterator<Item = String> {
         let of_report = self.report.notes.iter().map(|note| demangle_symbols(note));
-        of_report.chain(self.count_only().then(|| NOT_CHECKED.to_string()))
+        let not_checked = || {
+            let option = self.prepared.wording.option("count-only");
+            format!("races, missing waits and reads of unwritten bytes were not looked for ({option})")
+        };
+        of_report.chain(self.count_only().then(not_checked))
     }
 
     /// Returns the contents of the buffer of this name after the first run; `None` if no buffer has the name.
