@@ -68,6 +68,8 @@ pub struct GridState<'a> {
     pub reporter: Reporter<'a>,
     /// True while the primary grid of a dependent launch runs, so that `griddepcontrol.wait` has to wait.
     pub primary_runs: bool,
+    /// The next cluster to start, in issue order.
+    pub next_cluster: u32,
 }
 
 impl<'a> GridState<'a> {
@@ -80,6 +82,7 @@ impl<'a> GridState<'a> {
             progress: ProgressCounters::default(),
             reporter: Reporter::new(context),
             primary_runs: false,
+            next_cluster: 0,
         }
     }
 

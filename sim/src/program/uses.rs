@@ -88,6 +88,8 @@ pub(super) fn destination_count(i: &Instruction) -> usize {
         "st" | "red" | "stmatrix" | "bra" | "brx" | "barrier" | "membar" | "fence" | "cp" | "wgmma" | "prefetch"
         | "prefetchu" | "exit" | "ret" | "trap" | "nanosleep" | "griddepcontrol" | "setmaxnreg" | "tensormap"
         | "discard" | "applypriority" | "stackrestore" => 0,
+        "tcgen05" => usize::from(i.opcode.starts_with("tcgen05.ld")),
+        "clusterlaunchcontrol" => usize::from(i.opcode.contains(".query_cancel")),
         "wmma" => usize::from(!i.opcode.starts_with("wmma.store")),
         "bar" => usize::from(i.opcode.contains(".red")),
         "call" => usize::from(matches!(i.operands.first(), Some(Operand::List(_)))),

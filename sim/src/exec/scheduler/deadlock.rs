@@ -231,6 +231,7 @@ fn describe_wait(block: &Block, warp: &Warp, state: FragmentState) -> String {
         }
         FragmentState::Spin { .. } => "spins in a loop that only other threads' writes can end".into(),
         FragmentState::Registers => "waits for registers (setmaxnreg.inc)".into(),
+        FragmentState::TensorMemory => "waits for free columns of tensor memory (tcgen05.alloc)".into(),
         FragmentState::Wgmma => "waits for a wgmma that not all four warps of its warpgroup execute".into(),
         FragmentState::GridDependency => "waits for the primary grid (griddepcontrol.wait)".into(),
     }

@@ -104,7 +104,9 @@ impl Scheduler {
         let Some(block) = grid.blocks.get_mut(block_slot) else { return };
         let (pool_grew, wgmma_issued) = (std::mem::take(&mut block.pool_grew), std::mem::take(&mut block.wgmma_issued));
         if pool_grew {
-            self.wake_in_block(grid, block_slot, |state| *state == FragmentState::Registers);
+            self.wake_in_block(grid, block_slot, |state| {
+                matches!(state, FragmentState::Registers | FragmentState::TensorMemory)
+            });
         }
         if wgmma_issued {
             self.wake_in_block(grid, block_slot, |state| *state == FragmentState::Wgmma);
