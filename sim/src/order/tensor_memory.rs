@@ -8,14 +8,14 @@
 //! mma            mma, same thread    always: the tensor core executes a thread's products in order
 //! mma            mma, other thread   commit or fence::before_thread_sync; synchronisation; fence::after_thread_sync
 //! mma            anything else       commit; wait for the mbarrier (synchronisation); fence::after_thread_sync
-//! ld, st         same warp           wait::ld, wait::st
-//! ld, st         other warp          wait::ld, wait::st; synchronisation; fence::after_thread_sync
+//! ld, st         same warp           wait::ld, wait::st, or an instruction that reads a register of the ld
+//! ld, st         other warp          the same; synchronisation; fence::after_thread_sync
 //! ```
 //!
 //! All accesses cover whole groups of 16 lanes, so a cell stands for 16 lanes of one column. Source: PTX ISA, "Memory
-//! Consistency Model for 5th generation of TensorCore operations". The PTX ISA also asks for
-//! `fence::before_thread_sync` after `wait::ld` and `wait::st`; here the wait alone suffices, because it completes the
-//! access.
+//! Consistency Model for 5th generation of TensorCore operations". In two points the rules here are weaker, because the
+//! hardware orders more and the kernels of CUTLASS rely on it: `wait::ld` and `wait::st` need no
+//! `fence::before_thread_sync` after them, and a load is complete once an instruction reads one of its registers.
 
 use super::{Agent, AsyncOpId, AsyncOperationTable, MemorySpace, OwnerKey, VectorClock, WarpVectorClocks};
 use crate::matrix::tcgen05::{COLUMNS, GROUP_LANES, LANES, MmaShape, Region};
@@ -48,7 +48,7 @@ pub struct TensorAccess {
     pub pc: u32,
     /// The asynchronous operation whose completion includes the access; `None` for loads and stores.
     pub op: Option<AsyncOpId>,
-    /// For loads and stores, the epoch of the warp at its `wait::ld` or `wait::st`; for products, the epoch of the
+    /// For loads and stores, the epoch of the warp when they were known to be complete; for products, the epoch of the
     /// thread at its next `commit` or `fence::before_thread_sync`. `None` before that.
     pub released: Option<u32>,
 }

@@ -3,6 +3,7 @@
 use super::common::*;
 use reel_sim::exec::LaunchConfig;
 use reel_sim::memory::SimMemory;
+use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
 
 const FILE: &str = "tcgen05";
 
@@ -126,4 +127,69 @@ fn loads_and_stores_of_every_shape() {
         }
     };
     assert_no_finding(FILE, "shapes_0", &setup(le_bytes(&words), 7 * 1024 + 128 * 16), &check);
+}
+
+const K: usize = 64 * 5;
+
+/// Sets up D = A·Bᵀ (m×n) for `blocks` blocks.
+fn gemm_setup(m: usize, n: usize, pair: bool, blocks: u32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
+    move |memory| {
+        let a = memory.alloc(bf16_bytes((0..m * K).map(multiple_of_quarter)));
+        let b = memory.alloc(bf16_bytes((0..n * K).map(|i| multiple_of_quarter(i + 5))));
+        let d = memory.alloc_uninitialized(4 * m * n);
+        let operand = |address, rows: usize, of_box| {
+            let (dims, strides) = ([K as u64, rows as u64], [2 * K as u64]);
+            let map = TensorMap::tiled(DataType::Bf16, address, &dims, &strides, &[64, of_box], Swizzle::B128);
+            map.and_then(|m| m.encode()).expect("a good map")
+        };
+        let params = Params::default()
+            .append_aligned(128, &operand(a, m, 128))
+            .append_aligned(128, &operand(b, n, if pair { 64 } else { 128 }))
+            .append_u64(d)
+            .append_i32(m as i32)
+            .append_i32(n as i32)
+            .append_i32(K as i32);
+        LaunchConfig {
+            grid: [blocks, 1, 1],
+            block: [256, 1, 1],
+            cluster: [if pair { 2 } else { 1 }, 1, 1],
+            dynamic_shared: 3 * 2 * 128 * 128 + 256,
+            params: params.0,
+        }
+    }
+}
+
+fn check_gemm(m: usize, n: usize) -> impl Fn(&SimMemory) {
+    let [a, b] =
+        [(m, 0), (n, 5)].map(|(rows, from)| (0..rows * K).map(|i| multiple_of_quarter(i + from)).collect::<Vec<_>>());
+    let want = product(&a, &b, K);
+    move |memory| {
+        let got = buffer_floats(memory, 2);
+        let wrong = got.iter().zip(&want).position(|(got, want)| got != want);
+        assert_eq!(wrong.map(|at| (at / n, at % n, got[at], want[at])), None, "row, column, result, expected");
+    }
+}
+
+#[test]
+fn persistent_gemm_in_one_block() {
+    assert_no_finding("tcgen05_gemm", "gemm_0", &gemm_setup(128, 384, false, 1), &check_gemm(128, 384));
+}
+
+#[test]
+fn persistent_gemm_in_a_pair_of_blocks() {
+    assert_no_finding("tcgen05_gemm", "pair_0", &gemm_setup(256, 384, true, 2), &check_gemm(256, 384));
+}
+
+#[test]
+fn gemm_with_cluster_launch_control() {
+    assert_no_finding("tcgen05_gemm", "control_0", &gemm_setup(256, 384, false, 6), &check_gemm(256, 384));
+    assert_no_finding("tcgen05_gemm", "control_pair_0", &gemm_setup(256, 384, true, 6), &check_gemm(256, 384));
+}
+
+#[test]
+fn reports_planted_bugs_in_a_gemm() {
+    let setup = gemm_setup(128, 384, false, 1);
+    (1..=11).for_each(|variant| assert_planted_bug_is_reported("tcgen05_gemm", "gemm", variant, &setup));
+    assert_planted_bug_is_reported("tcgen05_gemm", "gemm", 12, &gemm_setup(256, 384, true, 2));
+    assert_planted_bug_is_reported("tcgen05_gemm", "gemm", 14, &gemm_setup(128, 384, false, 3));
 }

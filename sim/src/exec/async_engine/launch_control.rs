@@ -16,6 +16,7 @@ use crate::finding::FindingKind;
 use crate::layout;
 use crate::order::{AccessStrength, AsyncOpKind};
 use crate::program::op::{AddressWindow, LaunchControl};
+use crate::regs::{Registers, Slot};
 
 /// Bytes of a response.
 const RESPONSE_BYTES: u32 = 16;
@@ -43,7 +44,7 @@ impl AsyncEngine {
             }
             LaunchControl::IsCanceled { dst, response } => {
                 let regs = cx.regs();
-                let valid = regs.get(response + 3);
+                let words = response_words(regs, *response);
                 let undefined = regs.undefined[*response as usize] & cx.mask;
                 if undefined != 0 {
                     cx.report_undefined(undefined.trailing_zeros(), || {
@@ -51,11 +52,11 @@ impl AsyncEngine {
                     });
                 }
                 let mask = cx.mask;
-                set_predicate(cx.regs_mut(), *dst, lanes_where(mask, |l| valid[l] & 1 != 0), mask);
+                set_predicate(cx.regs_mut(), *dst, lanes_where(mask, |l| words[l][3] & 1 != 0), mask);
             }
             LaunchControl::FirstBlock { dst, response } => {
-                let words: [[u32; 32]; 4] = std::array::from_fn(|word| cx.regs().get(response + word as u32));
-                let refused = lanes_where(cx.mask, |l| words[3][l] & 1 == 0);
+                let words = response_words(cx.regs(), *response);
+                let refused = lanes_where(cx.mask, |l| words[l][3] & 1 == 0);
                 if refused != 0 {
                     cx.report(FindingKind::LaunchControl, refused.trailing_zeros(), || {
                         "clusterlaunchcontrol.query_cancel.get_first_ctaid of a response that cancelled no cluster: \
@@ -64,8 +65,8 @@ impl AsyncEngine {
                     });
                 }
                 for &(register, dimension) in dst {
-                    let value = if dimension < 3 { words[dimension as usize] } else { [0; 32] };
-                    cx.set_register(register, &value);
+                    let value = |words: [u32; 4]| if dimension < 3 { words[dimension as usize] } else { 0 };
+                    cx.set_register(register, &words.map(value));
                 }
             }
         }
@@ -116,6 +117,12 @@ impl AsyncEngine {
         cx.fragment.backward_branches = 0;
         Some(())
     }
+}
+
+/// Returns the four words of a 128-bit register in each lane.
+fn response_words(regs: &Registers, slot: Slot) -> [[u32; 4]; 32] {
+    let lanes: &[[u32; 4]] = bytemuck::cast_slice(&regs.rows[slot as usize..slot as usize + 4]);
+    lanes.try_into().expect("four register rows have 32 lanes of 128 bits")
 }
 
 /// Takes the next cluster off the grid, as if it had been started; returns the coordinates of its first block.

@@ -3,6 +3,7 @@
 use crate::finding::FindingSite;
 use crate::matrix::tcgen05::{COLUMNS, LANES};
 use crate::order::{AsyncOpId, TensorAccessId, TensorCells};
+use crate::regs::Slot;
 use std::ops::Range;
 
 /// Number of columns that one allocation consists of at least; every allocation is a multiple of it.
@@ -78,12 +79,26 @@ impl TensorMemory {
 /// The tensor-core instructions of a warp that are not known to be complete.
 #[derive(Clone, Debug, Default)]
 pub struct WarpTensor {
-    /// Loads from tensor memory that no `tcgen05.wait::ld` has waited for.
-    pub loads: Vec<TensorAccessId>,
+    /// Loads from tensor memory that are not known to be complete.
+    pub loads: Vec<PendingLoad>,
+    /// Whether the warp has executed a load.
+    pub has_loaded: bool,
     /// Stores to tensor memory that no `tcgen05.wait::st` has waited for.
     pub stores: Vec<TensorAccessId>,
     /// The products of each lane that has issued any.
     pub products: Vec<LaneProducts>,
+}
+
+/// A load from tensor memory for which the warp has not waited, neither by `tcgen05.wait::ld` nor by reading one of its
+/// registers.
+#[derive(Clone, Debug)]
+pub struct PendingLoad {
+    /// The access.
+    pub id: TensorAccessId,
+    /// Index of the call frame of its registers.
+    pub frame: u32,
+    /// First row of each of its registers.
+    pub registers: Box<[Slot]>,
 }
 
 /// The products that one thread has issued.
@@ -100,6 +115,13 @@ pub struct LaneProducts {
 }
 
 impl WarpTensor {
+    /// Removes and returns the loads whose registers an instruction reads: it waits until they are complete.
+    pub fn loads_into(&mut self, frame: u32, reads: &[Slot]) -> impl Iterator<Item = TensorAccessId> {
+        let is_read =
+            move |load: &mut PendingLoad| load.frame == frame && reads.iter().any(|slot| load.registers.contains(slot));
+        self.loads.extract_if(.., is_read).map(|load| load.id)
+    }
+
     /// Returns the products of a lane.
     pub fn products_of(&mut self, lane: u32) -> &mut LaneProducts {
         let at = self.products.iter().position(|products| products.lane == lane).unwrap_or_else(|| {

@@ -1,6 +1,6 @@
 //! `tcgen05.alloc` and `tcgen05.dealloc`.
 
-use super::check_group;
+use super::{blocks_of_group, check_group};
 use crate::exec::async_engine::AsyncEngine;
 use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::grid::GridState;
@@ -26,6 +26,7 @@ impl AsyncEngine {
         let lane = cx.first_lane();
         let columns = cx.regs().get(columns)[lane as usize];
         check_group(cx, group);
+        blocks_of_group(cx, group);
         let site = cx.finding_site(lane);
         let tensor = cx.block_mut().tensor.get_or_insert_default();
         let (relinquished, last) = (tensor.relinquished, tensor.last_columns);
@@ -86,7 +87,7 @@ impl AsyncEngine {
         tensor.allocations.remove(at);
         let agent = cx.warp.order.agent(0);
         let access = TensorAccess { kind: TensorAccessKind::Free, agent, pc: cx.pc, op: None, released: Some(0) };
-        let id = self.tensor.accesses.add(access);
+        let id = cx.grid.tensor_accesses.add(access);
         let slot = cx.warp.slot;
         self.check_tensor_access(cx, memory, (id, lane), slot, &(0xff, range.clone()), (false, true));
         let block = cx.block_mut();

@@ -1,7 +1,7 @@
 //! Issues `tcgen05.mma` and `tcgen05.commit`: checks the operands and queues the product or the arrival.
 
 use super::pipe::{PipeItem, ProductOperand, QueuedProduct};
-use super::{check_group, issuing_lane};
+use super::{blocks_of_group, check_group, issuing_lane};
 use crate::exec::async_engine::AsyncEngine;
 use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::memory_system::MemorySystem;
@@ -26,7 +26,8 @@ impl AsyncEngine {
         let lane = issuing_lane(cx, "tcgen05.mma");
         let l = lane as usize;
         cx.fragment.backward_branches = 0;
-        let Some(slots) = check_group(cx, m.group) else { return NextAction::Next };
+        check_group(cx, m.group);
+        let Some(slots) = blocks_of_group(cx, m.group) else { return NextAction::Next };
         let regs = cx.regs();
         let of_a = match &m.a {
             TensorOperand::Shared(slot) => regs.undefined[*slot as usize],
@@ -79,7 +80,7 @@ impl AsyncEngine {
             op: Some(op),
             released: None,
         };
-        let id = self.tensor.accesses.add(access);
+        let id = cx.grid.tensor_accesses.add(access);
         cx.warp.tensor.products_of(lane).unpublished.push(id);
         let mut is_allocated = true;
         for &slot in &slots {
@@ -159,8 +160,8 @@ impl AsyncEngine {
         self.publish_products(cx, 1 << lane);
         let products = cx.warp.tensor.products_of(lane);
         products.committed = products.open.take().or(products.committed);
-        let (op, site) = (products.committed, cx.finding_site(lane));
-        self.queue_in_pipe(cx, memory, lane, PipeItem::Arrive { op, mbarriers, site });
+        let (op, site, clock) = (products.committed, cx.finding_site(lane), cx.warp.order.clock(lane).clone());
+        self.queue_in_pipe(cx, memory, lane, PipeItem::Arrive { op, mbarriers, clock, site });
         NextAction::Next
     }
 }

@@ -20,7 +20,6 @@ use super::engine::AsyncEngine;
 use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::memory_system::MemorySystem;
 use crate::finding::FindingKind;
-use crate::order::TensorAccesses;
 use crate::program::op::{Op, Tcgen05};
 use pipe::TensorPipe;
 
@@ -29,8 +28,6 @@ pub use allocation::report_leaked_tensor_memory;
 /// The state that `tcgen05` instructions share.
 #[derive(Debug, Default)]
 pub struct TensorCore {
-    /// All accesses to tensor memory.
-    accesses: TensorAccesses,
     /// The queues of products and arrivals that have not been executed, one per thread; none is empty.
     pub(super) pipes: Vec<TensorPipe>,
     /// Whether the kernel has `tcgen05.fence` instructions; `None` until the first instruction that needs to know.
@@ -67,9 +64,12 @@ impl AsyncEngine {
             Tcgen05::Transfer(t) => self.tensor_transfer(cx, memory, t),
             Tcgen05::Wait { stores } => {
                 let epoch = cx.warp.order.epoch();
-                let state = &mut cx.warp.tensor;
-                let waited = std::mem::take(if *stores { &mut state.stores } else { &mut state.loads });
-                waited.into_iter().for_each(|id| self.tensor.accesses.release(id, epoch));
+                let (state, accesses) = (&mut cx.warp.tensor, &mut cx.grid.tensor_accesses);
+                if *stores {
+                    state.stores.drain(..).for_each(|id| accesses.release(id, epoch));
+                } else {
+                    state.loads.drain(..).for_each(|load| accesses.release(load.id, epoch));
+                }
                 NextAction::Next
             }
         }
@@ -80,7 +80,7 @@ impl AsyncEngine {
     fn publish_products(&mut self, cx: &mut InstructionContext, lanes: u32) {
         let epoch = cx.warp.order.epoch();
         for products in cx.warp.tensor.products.iter_mut().filter(|products| lanes >> products.lane & 1 != 0) {
-            products.unpublished.drain(..).for_each(|id| self.tensor.accesses.release(id, epoch));
+            products.unpublished.drain(..).for_each(|id| cx.grid.tensor_accesses.release(id, epoch));
         }
     }
 
@@ -93,9 +93,8 @@ impl AsyncEngine {
     }
 }
 
-/// Checks that all `tcgen05` instructions of a block have the same `.cta_group`, and that a pair of blocks exists.
-/// Returns the slots of the blocks of the group, or `None` if there is no such pair.
-fn check_group(cx: &mut InstructionContext, group: u32) -> Option<Vec<u32>> {
+/// Checks that all `tcgen05` instructions of a block have the same `.cta_group`.
+fn check_group(cx: &mut InstructionContext, group: u32) {
     let (lane, pc) = (cx.first_lane(), cx.pc);
     let (first, other) = *cx.block_mut().tensor.get_or_insert_default().group.get_or_insert((group, pc));
     if first != group {
@@ -106,16 +105,23 @@ fn check_group(cx: &mut InstructionContext, group: u32) -> Option<Vec<u32>> {
             )
         });
     }
+}
+
+/// Returns the slots of the blocks of an instruction's `.cta_group`, by rank. Reports a group that does not exist.
+fn blocks_of_group(cx: &mut InstructionContext, group: u32) -> Option<Vec<u32>> {
     if group == 1 {
         return Some(vec![cx.warp.slot]);
     }
-    let block = cx.block();
-    let pair: Vec<u32> = block.cluster.chunks_exact(2).nth(block.rank as usize / 2)?.to_vec();
-    if pair.iter().any(|&slot| cx.grid.blocks.get(slot).is_none_or(|block| block.ended)) {
-        cx.report(FindingKind::Tcgen05, lane, || "the other block of the cta_group::2 pair has exited".into());
-        return None;
-    }
-    Some(pair)
+    let (block, lane) = (cx.block(), cx.first_lane());
+    let pair = block.cluster.chunks_exact(2).nth(block.rank as usize / 2).map(<[u32]>::to_vec);
+    let is_active = |slot: &u32| cx.grid.blocks.get(*slot).is_some_and(|block| !block.ended);
+    let reason = match &pair {
+        None => "the block has no partner: the cluster needs an even number of blocks",
+        Some(pair) if !pair.iter().all(is_active) => "the other block of the pair has exited",
+        _ => return pair,
+    };
+    cx.report(FindingKind::Tcgen05, lane, || format!("cta_group::2, but {reason}"));
+    None
 }
 
 /// Returns the lane that executes an instruction that one thread must issue. Reports further lanes.

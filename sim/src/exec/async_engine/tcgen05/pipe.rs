@@ -10,7 +10,7 @@ use crate::finding::{FindingKind, FindingSite};
 use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::matrix::tcgen05::MmaShape;
 use crate::matrix::wgmma::SharedOperand;
-use crate::order::AsyncOpId;
+use crate::order::{AsyncOpId, VectorClock};
 use std::collections::VecDeque;
 
 /// The products and arrivals of one thread that have not been executed.
@@ -31,6 +31,8 @@ pub(super) enum PipeItem {
         /// The operation of the products before the commit; `None` if there are none.
         op: Option<AsyncOpId>,
         mbarriers: Vec<MbarrierLocation>,
+        /// What the thread knew: its products are ordered after it, and so is the arrival.
+        clock: VectorClock,
         /// The commit.
         site: FindingSite,
     },
@@ -94,12 +96,18 @@ impl AsyncEngine {
         while let Some(item) = self.tensor.pipes[at].items.pop_front() {
             match item {
                 PipeItem::Product(product) => execute_product(grid, &product),
-                PipeItem::Arrive { op, mbarriers, site } => {
+                PipeItem::Arrive { op, mbarriers, clock, site } => {
+                    let own_slot = self.tensor.pipes[at].thread.0;
                     for at in mbarriers {
                         if let (Some(op), Some(o)) = (op, grid.blocks.mbarrier(at)) {
                             memory.ops.mark_observed(op, o.agent, o.phase + 1);
                         }
-                        self.count_arrivals(grid, at, 1, ArrivalClocks::default(), site);
+                        let clock = Some(clock.clone());
+                        let clocks = match at.slot == own_slot {
+                            true => ArrivalClocks { own_block: clock, other_blocks: None },
+                            false => ArrivalClocks { own_block: None, other_blocks: clock },
+                        };
+                        self.count_arrivals(grid, at, 1, clocks, site);
                     }
                     break;
                 }

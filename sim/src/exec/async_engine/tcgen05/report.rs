@@ -19,8 +19,9 @@ impl AsyncEngine {
         region: &Region,
         (reads, writes): (bool, bool),
     ) -> bool {
-        let access = *self.tensor.accesses.get(id);
-        let Some(block) = cx.grid.blocks.get_mut(slot) else { return false };
+        let access = *cx.grid.tensor_accesses.get(id);
+        let grid = &mut *cx.grid;
+        let Some(block) = grid.blocks.get_mut(slot) else { return false };
         let tensor = block.tensor.get_or_insert_default();
         if access.kind != TensorAccessKind::Free && !tensor.are_allocated(&region.1) {
             let (first, end) = (region.1.start, region.1.end);
@@ -30,13 +31,13 @@ impl AsyncEngine {
             });
             return false;
         }
-        if cx.grid.context.options.count_only {
+        if grid.context.options.count_only {
             return true;
         }
         let mut found = Vec::new();
         let lanes = if matches!(access.kind, TensorAccessKind::Product(_)) { 1 << lane } else { cx.mask };
         let new =
-            NewTensorAccess { id, accesses: &self.tensor.accesses, ops: &memory.ops, warp: &cx.warp.order, lanes };
+            NewTensorAccess { id, accesses: &grid.tensor_accesses, ops: &memory.ops, warp: &cx.warp.order, lanes };
         let unwritten = tensor.cells.access(region, (reads, writes), &new, &mut found);
         if let Some(column) = unwritten
             && matches!(access.kind, TensorAccessKind::Product(_))
@@ -60,7 +61,7 @@ impl AsyncEngine {
         old: TensorAccessId,
         order: TensorOrder,
     ) {
-        let old = *self.tensor.accesses.get(old);
+        let old = *cx.grid.tensor_accesses.get(old);
         let strict = cx.grid.reporter.is_strict_about_proxies();
         match order {
             TensorOrder::OtherProduct if !strict => {

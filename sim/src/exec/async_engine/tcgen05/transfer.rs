@@ -6,6 +6,7 @@ use crate::exec::memory_system::MemorySystem;
 use crate::exec::operands::{
     lane_addresses, lanes_where, lanes_with_undefined_address, lanes_with_undefined_register, mark_undefined_lanes,
 };
+use crate::exec::state::tensor_memory::PendingLoad;
 use crate::finding::FindingKind;
 use crate::matrix::tcgen05::{COLUMNS, GROUP_LANES};
 use crate::order::{TensorAccess, TensorAccessKind};
@@ -35,9 +36,15 @@ impl AsyncEngine {
         let (first_lane, first_column) = (first_lane(cx, t, address), address & 0xffff);
         let kind = if t.store { TensorAccessKind::Store } else { TensorAccessKind::Load };
         let access = TensorAccess { kind, agent: cx.warp.order.agent(0), pc: cx.pc, op: None, released: None };
-        let id = self.tensor.accesses.add(access);
+        let id = cx.grid.tensor_accesses.add(access);
         let state = &mut cx.warp.tensor;
-        if t.store { &mut state.stores } else { &mut state.loads }.push(id);
+        if t.store {
+            state.stores.push(id);
+        } else {
+            let (frame, registers) = (cx.fragment.frame, t.registers.clone().into());
+            state.loads.push(PendingLoad { id, frame, registers });
+            state.has_loaded = true;
+        }
         let groups = ((1u16 << (t.shape.lanes() / GROUP_LANES as u32)) - 1) << (first_lane as usize / GROUP_LANES);
         for columns in t.shape.columns().into_iter().filter(|columns| !columns.is_empty()) {
             let region = (groups as u8, first_column + columns.start..first_column + columns.end);
