@@ -193,3 +193,61 @@ fn reports_planted_bugs_in_a_gemm() {
     assert_planted_bug_is_reported("tcgen05_gemm", "gemm", 12, &gemm_setup(256, 384, true, 2));
     assert_planted_bug_is_reported("tcgen05_gemm", "gemm", 14, &gemm_setup(128, 384, false, 3));
 }
+
+/// Number of keys of the attention: five steps of 64.
+const KEYS: usize = 320;
+const HEAD: usize = 64;
+/// The factor of the scores: 1/8, the inverse square root of the head size, for powers of 2.
+const FACTOR: f32 = 0.125 * std::f32::consts::LOG2_E;
+
+/// The queries (`of` = 0), keys (1) or values (2).
+fn attention_input(of: usize, rows: usize) -> Vec<f32> {
+    (0..rows * HEAD).map(|i| multiple_of_quarter(i * 3 + of * 11)).collect()
+}
+
+fn attention_setup(memory: &mut SimMemory) -> LaunchConfig {
+    let mut params = Params::default();
+    for (of, rows, of_box) in [(0, 256, 128), (1, KEYS, 64), (2, KEYS, 64)] {
+        let address = memory.alloc(bf16_bytes(attention_input(of, rows).into_iter()));
+        let (dims, strides) = ([HEAD as u64, rows as u64], [2 * HEAD as u64]);
+        let map = TensorMap::tiled(DataType::Bf16, address, &dims, &strides, &[64, of_box], Swizzle::B128);
+        params = params.append_aligned(128, &map.and_then(|m| m.encode()).expect("a good map"));
+    }
+    let out = memory.alloc_uninitialized(4 * 256 * HEAD);
+    let params = params.append_u64(out).append_i32(KEYS as i32).append_aligned(4, &FACTOR.to_le_bytes());
+    LaunchConfig {
+        grid: [1, 1, 1],
+        block: [448, 1, 1],
+        cluster: [1, 1, 1],
+        dynamic_shared: 2 * 128 * 128 + 4 * 64 * 128 + 1024 + 256,
+        params: params.0,
+    }
+}
+
+#[test]
+fn attention_in_tensor_memory() {
+    let [q, k, v] = [(0, 256), (1, KEYS), (2, KEYS)].map(|(of, rows)| attention_input(of, rows));
+    let mut want = Vec::new();
+    for scores in product(&q, &k, HEAD).chunks_exact(KEYS) {
+        let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weights: Vec<f64> = scores.iter().map(|s| f64::from((s - largest) * FACTOR).exp2()).collect();
+        let total: f64 = weights.iter().sum();
+        let mean = |d: usize| weights.iter().zip(v.chunks_exact(HEAD)).map(|(w, v)| w * f64::from(v[d])).sum::<f64>() / total;
+        want.extend((0..HEAD).map(mean));
+    }
+    // The weights are rounded to bf16, which has a relative error of 2^-9, and the values are at most 2.
+    let check = |memory: &SimMemory| {
+        for (at, (got, want)) in buffer_floats(memory, 3).into_iter().zip(&want).enumerate() {
+            let error = (f64::from(got) - want).abs();
+            assert!(error <= 1.0 / 128.0, "query {}, element {}: {got}, expected {want}", at / HEAD, at % HEAD);
+        }
+    };
+    assert_no_finding("tcgen05_attention", "attention_0", &attention_setup, &check);
+}
+
+#[test]
+fn reports_planted_bugs_in_an_attention() {
+    (1..=12).for_each(|variant| {
+        assert_planted_bug_is_reported("tcgen05_attention", "attention", variant, &attention_setup)
+    });
+}

@@ -6,6 +6,11 @@
         name<bug>(in, out, n);                                                                                              \
     }
 
+#define VARIANT(name, bug)                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(128, 1) name##_##bug(const u32* in, u32* out, int n) {                     \
+        name(bug, in, out, n);                                                                                              \
+    }
+
 // Copies words into shared memory, swizzled as a tile with rows of 128 bytes.
 DEVICE void fill(u32* to, const u32* from, int words) {
     #pragma unroll 1
@@ -17,7 +22,8 @@ DEVICE void fill(u32* to, const u32* from, int words) {
 }
 
 // D[128][64] = A[128][64]·B[64][64]ᵀ in bf16, in four steps along k.
-template <int BUG> DEVICE void basic(const u32* in, u32* out, int n) {
+// All variants share this function, so that the PTX is short.
+__device__ __noinline__ void basic(int bug, const u32* in, u32* out, int n) {
     __shared__ alignas(1024) u32 a[128 * 32];
     __shared__ alignas(1024) u32 b[64 * 32];
     __shared__ u64 done;
@@ -28,62 +34,62 @@ template <int BUG> DEVICE void basic(const u32* in, u32* out, int n) {
         fence_init();
     }
     if (warp == 1) {
-        if (BUG == 12) tensor_relinquish();
-        tensor_alloc(smem(&address), BUG == 14 ? 48 : 64); // basic 5: tcgen05, 12: tcgen05, 14: tcgen05
-        if (BUG != 12) tensor_relinquish();
+        if (bug == 12) tensor_relinquish();
+        tensor_alloc(smem(&address), bug == 14 ? 48 : 64); // basic 5: tcgen05, 12: tcgen05, 14: tcgen05
+        if (bug != 12) tensor_relinquish();
     }
     fill(a, in, 128 * 32);
     fill(b, in + 128 * 32, 64 * 32);
-    if (BUG != 1) fence_async_shared();
+    if (bug != 1) fence_async_shared();
     __syncthreads();
     u32 tensor = address;
-    constexpr u32 descriptor = instruction_descriptor(128, BUG == 15 ? 72 : 64, 1, 1, 1);
+    u32 descriptor = instruction_descriptor(128, bug == 15 ? 72 : 64, 1, 1, 1);
     if (warp == 0) {
         tensor_fence_after();
-        if (BUG == 13 || elect()) {
+        if (bug == 13 || elect()) {
             u64 da = matrix_descriptor(smem(a), 16, 1024, 2), db = matrix_descriptor(smem(b), 16, 1024, 2);
-            if (BUG == 16) da &= ~(1ull << 46);
-            for (int k = 0; k < 4; k++) product_f16(tensor, da + 2 * k, db + 2 * k, descriptor, k > 0 || BUG == 9); // basic 1: async-proxy, 9: uninitialized, 13: tcgen05, 15: tcgen05, 16: tcgen05
+            if (bug == 16) da &= ~(1ull << 46);
+            for (int k = 0; k < 4; k++) product_f16(tensor, da + 2 * k, db + 2 * k, descriptor, k > 0 || bug == 9); // basic 1: async-proxy, 9: uninitialized, 13: tcgen05, 15: tcgen05, 16: tcgen05
         }
         __syncwarp();
-        if (BUG != 2 && BUG != 10 && elect()) tensor_commit(smem(&done));
+        if (bug != 2 && bug != 10 && elect()) tensor_commit(smem(&done));
     }
-    if (BUG == 10 && warp == 1 && elect()) tensor_commit(smem(&done));
-    if (BUG == 8) a[threadIdx.x] = 0; // basic 8: async-not-waited
-    if (BUG != 3) mbar_wait(smem(&done), 0); // basic 2: deadlock
-    if (BUG != 4) tensor_fence_after();
+    if (bug == 10 && warp == 1 && elect()) tensor_commit(smem(&done));
+    if (bug == 8) a[threadIdx.x] = 0; // basic 8: async-not-waited
+    if (bug != 3) mbar_wait(smem(&done), 0); // basic 2: deadlock
+    if (bug != 4) tensor_fence_after();
     u32 r[16];
     #pragma unroll 1
     for (int c = 0; c < 64; c += 16) {
-        u32 at = tensor + (BUG == 7 ? c + 16 : c) + ((BUG == 6 ? 32 : 32 * warp) << 16);
+        u32 at = tensor + (bug == 7 ? c + 16 : c) + ((bug == 6 ? 32 : 32 * warp) << 16);
         tensor_load_16(r, at); // basic 3: tcgen05, 4: tcgen05, 6: tcgen05, 7: out-of-bounds, 10: tcgen05
         tensor_wait_load();
         for (int i = 0; i < 16; i++) out[threadIdx.x * 64 + c + i] = r[i];
     }
-    if (BUG != 11) __syncthreads();
-    if (BUG != 5 && warp == 1) tensor_dealloc(tensor, 64); // basic 11: tcgen05
+    if (bug != 11) __syncthreads();
+    if (bug != 5 && warp == 1) tensor_dealloc(tensor, 64); // basic 11: tcgen05
 }
-KERNEL(basic, 0)
-KERNEL(basic, 1)
-KERNEL(basic, 2)
-KERNEL(basic, 3)
-KERNEL(basic, 4)
-KERNEL(basic, 5)
-KERNEL(basic, 6)
-KERNEL(basic, 7)
-KERNEL(basic, 8)
-KERNEL(basic, 9)
-KERNEL(basic, 10)
-KERNEL(basic, 11)
-KERNEL(basic, 12)
-KERNEL(basic, 13)
-KERNEL(basic, 14)
-KERNEL(basic, 15)
-KERNEL(basic, 16)
+VARIANT(basic, 0)
+VARIANT(basic, 1)
+VARIANT(basic, 2)
+VARIANT(basic, 3)
+VARIANT(basic, 4)
+VARIANT(basic, 5)
+VARIANT(basic, 6)
+VARIANT(basic, 7)
+VARIANT(basic, 8)
+VARIANT(basic, 9)
+VARIANT(basic, 10)
+VARIANT(basic, 11)
+VARIANT(basic, 12)
+VARIANT(basic, 13)
+VARIANT(basic, 14)
+VARIANT(basic, 15)
+VARIANT(basic, 16)
 
 // D[128][16] = A[128][16]·B[16][16]ᵀ twice, with A stored to tensor memory by all warps; the second product overwrites D
 // while the first result is read.
-template <int BUG> DEVICE void stored(const u32* in, u32* out, int n) {
+__device__ __noinline__ void stored(int bug, const u32* in, u32* out, int n) {
     __shared__ alignas(128) u32 b[16 * 8];
     __shared__ u64 done, free;
     __shared__ u32 address;
@@ -106,16 +112,16 @@ template <int BUG> DEVICE void stored(const u32* in, u32* out, int n) {
     for (int i = 0; i < 8; i++) r[i] = in[threadIdx.x * 8 + i];
     for (int i = 8; i < 16; i++) r[i] = 0;
     tensor_store_16(mine + 16, r);
-    if (BUG != 1) tensor_wait_store();
+    if (bug != 1) tensor_wait_store();
     tensor_fence_before();
-    if (BUG != 2) __syncthreads();
+    if (bug != 2) __syncthreads();
     u64 db = matrix_descriptor(smem(b), 128, 256, 0);
     constexpr u32 descriptor = instruction_descriptor(128, 16, 1, 1, 1);
     #pragma unroll 1
     for (int step = 0; step < 2; step++) {
         if (threadIdx.x == 0) {
-            if (step == 1 && BUG != 5) mbar_wait(smem(&free), 0);
-            if (BUG != 3) tensor_fence_after();
+            if (step == 1 && bug != 5) mbar_wait(smem(&free), 0);
+            if (bug != 3) tensor_fence_after();
             product_f16_from_tensor(tensor, tensor + 16, db, descriptor, 0); // stored 1: tcgen05, 2: tcgen05, 3: tcgen05, 4: tcgen05, 5: tcgen05
             tensor_commit(smem(&done));
         }
@@ -123,21 +129,21 @@ template <int BUG> DEVICE void stored(const u32* in, u32* out, int n) {
         mbar_wait(smem(&done), step);
         tensor_fence_after();
         tensor_load_16(r, mine);
-        if (BUG != 4) tensor_wait_load();
+        if (bug != 4) tensor_wait_load();
         tensor_fence_before();
         if (step == 0) mbar_arrive(smem(&free));
         for (int i = 0; i < 16; i++) out[(step * 128 + threadIdx.x) * 16 + i] = r[i];
     }
-    if (BUG == 4) tensor_wait_load();
+    if (bug == 4) tensor_wait_load();
     __syncthreads();
     if (warp == 0) tensor_dealloc(tensor, 32);
 }
-KERNEL(stored, 0)
-KERNEL(stored, 1)
-KERNEL(stored, 2)
-KERNEL(stored, 3)
-KERNEL(stored, 4)
-KERNEL(stored, 5)
+VARIANT(stored, 0)
+VARIANT(stored, 1)
+VARIANT(stored, 2)
+VARIANT(stored, 3)
+VARIANT(stored, 4)
+VARIANT(stored, 5)
 
 // One product of A[M][32 bytes] and B[N][32 bytes] of any kind, whose words are written as tensor memory holds them:
 // column by column for each of the 128 lanes. KIND: 0 bf16, 1 f16 with f16 sums, 2 tf32, 3 e4m3 · e5m2, 4 s8 · u8,

@@ -16,7 +16,7 @@ struct Shared {
 };
 
 // The tiles of a block, or of a pair: every (grid size)-th one, or those that cluster launch control gives.
-template <int GROUP, bool CONTROL, int BUG> struct Tiles {
+template <int GROUP, bool CONTROL> struct Tiles {
     Shared& s;
     int tile, count, step;
     DEVICE Tiles(Shared& s, int count) : s(s), tile(blockIdx.x / GROUP), count(count), step(0) {}
@@ -39,8 +39,9 @@ template <int GROUP, bool CONTROL, int BUG> struct Tiles {
     }
 };
 
-template <int GROUP, bool CONTROL, int BUG>
-DEVICE void gemm(const TensorMap& ma, const TensorMap& mb, float* out, int m, int n, int k) {
+// All variants share this function, so that the PTX is short.
+template <int GROUP, bool CONTROL>
+__device__ __noinline__ void gemm(int bug, const TensorMap& ma, const TensorMap& mb, float* out, int m, int n, int k) {
     extern __shared__ __align__(1024) unsigned char dynamic[];
     Shared& s = *(Shared*)dynamic;
     int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
@@ -68,7 +69,7 @@ DEVICE void gemm(const TensorMap& ma, const TensorMap& mb, float* out, int m, in
     else __syncthreads();
     u32 tensor = s.address;
     int columns = n / N, steps = k / 64, count = m / (128 * GROUP) * columns;
-    Tiles<GROUP, CONTROL, BUG> tiles(s, count);
+    Tiles<GROUP, CONTROL> tiles(s, count);
     if (warp == 0) {
         if (elect()) {
             int i = 0;
@@ -77,14 +78,14 @@ DEVICE void gemm(const TensorMap& ma, const TensorMap& mb, float* out, int m, in
                 for (int step = 0; step < steps; step++, i++) {
                     int stage = i % STAGES;
                     u32 full = smem(&s.full[stage]);
-                    if (BUG != 1) mbar_wait_cluster(smem(&s.empty[stage]), (i / STAGES & 1) ^ 1); // gemm 2: deadlock, 12: deadlock
+                    if (bug != 1) mbar_wait_cluster(smem(&s.empty[stage]), (i / STAGES & 1) ^ 1); // gemm 2: deadlock, 12: deadlock
                     if (GROUP == 2) {
                         if (rank == 0) mbar_expect(full, 2 * (128 + N / 2) * 128);
                         else mbar_arrive_remote(full, 0);
                         tensor_load_2d_pair(smem(s.a[stage]), &ma, 64 * step, row, full);
                         tensor_load_2d_pair(smem(s.b[stage]), &mb, 64 * step, column, full);
                     } else {
-                        mbar_expect(full, (128 + N) * 128 + (BUG == 8 ? 16 : 0));
+                        mbar_expect(full, (128 + N) * 128 + (bug == 8 ? 16 : 0));
                         tensor_load_2d_cta(smem(s.a[stage]), &ma, 64 * step, row, full); // gemm 1: async-not-waited
                         tensor_load_2d_cta(smem(s.b[stage]), &mb, 64 * step, column, full); // gemm 1: async-not-waited
                     }
@@ -97,16 +98,16 @@ DEVICE void gemm(const TensorMap& ma, const TensorMap& mb, float* out, int m, in
             int i = 0;
             do {
                 int buffer = tiles.step % 2;
-                if (BUG != 5) mbar_wait_cluster(smem(&s.sums_empty[buffer]), (tiles.step / 2 & 1) ^ 1);
-                if (BUG != 9) tensor_fence_after();
+                if (bug != 5) mbar_wait_cluster(smem(&s.sums_empty[buffer]), (tiles.step / 2 & 1) ^ 1);
+                if (bug != 9) tensor_fence_after();
                 for (int step = 0; step < steps; step++, i++) {
                     int stage = i % STAGES;
-                    if (BUG != 7) mbar_wait_cluster(smem(&s.full[stage]), i / STAGES & 1); // gemm 8: mbarrier, 12: mbarrier
-                    if (BUG != 9) tensor_fence_after();
+                    if (bug != 7) mbar_wait_cluster(smem(&s.full[stage]), i / STAGES & 1); // gemm 8: mbarrier, 12: mbarrier
+                    if (bug != 9) tensor_fence_after();
                     u64 a = matrix_descriptor(smem(s.a[stage]), 16, 1024, 2), b = matrix_descriptor(smem(s.b[stage]), 16, 1024, 2);
                     for (int j = 0; j < 4; j++) product_f16<GROUP>(tensor + N * buffer, a + 2 * j, b + 2 * j, descriptor, step + j > 0); // gemm 3: tcgen05, 5: tcgen05, 6: tcgen05, 7: async-not-waited, 9: tcgen05, 13: tcgen05
-                    if (BUG == 2) continue;
-                    if (GROUP == 2 && BUG != 12) tensor_commit_multicast(smem(&s.empty[stage]), 3);
+                    if (bug == 2) continue;
+                    if (GROUP == 2 && bug != 12) tensor_commit_multicast(smem(&s.empty[stage]), 3);
                     else tensor_commit<GROUP>(smem(&s.empty[stage]));
                 }
                 if (GROUP == 2) tensor_commit_multicast(smem(&s.sums_full[buffer]), 3);
@@ -117,7 +118,7 @@ DEVICE void gemm(const TensorMap& ma, const TensorMap& mb, float* out, int m, in
         if (elect()) {
             bool valid = true;
             for (int step = 0; valid; step++) {
-                if (step > 0 && BUG != 14) mbar_wait_cluster(smem(&s.next_empty), (step - 1) & 1);
+                if (step > 0 && bug != 14) mbar_wait_cluster(smem(&s.next_empty), (step - 1) & 1);
                 if (GROUP == 2) {
                     mbar_expect(smem(&s.next_full), 16);
                     u32 other = mapa(smem(&s.next_full), 1);
@@ -134,10 +135,10 @@ DEVICE void gemm(const TensorMap& ma, const TensorMap& mb, float* out, int m, in
         int lane = threadIdx.x % 32;
         do {
             int buffer = tiles.step % 2;
-            if (BUG != 3) mbar_wait_cluster(smem(&s.sums_full[buffer]), tiles.step / 2 & 1);
-            if (BUG != 4) tensor_fence_after();
+            if (bug != 3) mbar_wait_cluster(smem(&s.sums_full[buffer]), tiles.step / 2 & 1);
+            if (bug != 4) tensor_fence_after();
             u32 empty = smem(&s.sums_empty[buffer]);
-            if (BUG == 6) mbar_arrive(empty);
+            if (bug == 6) mbar_arrive(empty);
             int row = tiles.tile / columns * 128 * GROUP + 128 * rank + 32 * (warp - 4) + lane;
             float* to = out + (size_t)row * n + tiles.tile % columns * N;
             u32 r[16];
@@ -148,7 +149,7 @@ DEVICE void gemm(const TensorMap& ma, const TensorMap& mb, float* out, int m, in
                 for (int i = 0; i < 16; i += 4) *(uint4*)(to + c + i) = make_uint4(r[i], r[i + 1], r[i + 2], r[i + 3]);
             }
             tensor_fence_before();
-            if (BUG != 6) {
+            if (bug != 6) {
                 if (GROUP == 2) mbar_arrive_remote(empty, 0);
                 else mbar_arrive(empty);
             }
@@ -156,14 +157,14 @@ DEVICE void gemm(const TensorMap& ma, const TensorMap& mb, float* out, int m, in
     }
     __syncwarp(); // gemm 2: deadlock, 12: deadlock
     if (GROUP == 2) cluster_sync();
-    else if (BUG != 10) __syncthreads();
-    if (warp == 2 && BUG != 11) tensor_dealloc<GROUP>(tensor, 256); // gemm 10: tcgen05
+    else if (bug != 10) __syncthreads();
+    if (warp == 2 && bug != 11) tensor_dealloc<GROUP>(tensor, 256); // gemm 10: tcgen05
 }
 
 #define GEMM(name, bug, group, control, attributes)                                                                         \
     extern "C" __global__ void attributes __launch_bounds__(256, 1)                                                         \
         name##_##bug(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, float* d, int m, int n, int k) { \
-        gemm<group, control, bug>(a, b, d, m, n, k);                                                                        \
+        gemm<group, control>(bug, a, b, d, m, n, k);                                                                        \
     }
 #define PAIR __cluster_dims__(2, 1, 1)
 GEMM(gemm, 0, 1, false, )
