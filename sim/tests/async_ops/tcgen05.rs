@@ -232,7 +232,8 @@ fn attention_in_tensor_memory() {
         let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let weights: Vec<f64> = scores.iter().map(|s| f64::from((s - largest) * FACTOR).exp2()).collect();
         let total: f64 = weights.iter().sum();
-        let mean = |d: usize| weights.iter().zip(v.chunks_exact(HEAD)).map(|(w, v)| w * f64::from(v[d])).sum::<f64>() / total;
+        let mean =
+            |d: usize| weights.iter().zip(v.chunks_exact(HEAD)).map(|(w, v)| w * f64::from(v[d])).sum::<f64>() / total;
         want.extend((0..HEAD).map(mean));
     }
     // The weights are rounded to bf16, which has a relative error of 2^-9, and the values are at most 2.

@@ -56,17 +56,12 @@ impl AsyncEngine {
             }
             LaunchControl::FirstBlock { dst, response } => {
                 let words = response_words(cx.regs(), *response);
+                // The coordinates are undefined if no cluster was cancelled.
                 let refused = lanes_where(cx.mask, |l| words[l][3] & 1 == 0);
-                if refused != 0 {
-                    cx.report(FindingKind::LaunchControl, refused.trailing_zeros(), || {
-                        "clusterlaunchcontrol.query_cancel.get_first_ctaid of a response that cancelled no cluster: \
-                         ask is_canceled first"
-                            .into()
-                    });
-                }
                 for &(register, dimension) in dst {
                     let value = |words: [u32; 4]| if dimension < 3 { words[dimension as usize] } else { 0 };
                     cx.set_register(register, &words.map(value));
+                    cx.regs_mut().mark_undefined(register, refused);
                 }
             }
         }

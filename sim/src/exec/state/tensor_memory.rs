@@ -20,6 +20,10 @@ pub struct TensorMemory {
     pub allocations: Vec<TensorAllocation>,
     /// Number of columns of the last allocation.
     pub last_columns: Option<u32>,
+    /// Number of allocations so far.
+    pub allocation_count: u32,
+    /// The first column of the last allocation, while its `tcgen05.alloc` waits for the other block of the pair.
+    pub unconfirmed: Option<u32>,
     /// Index in the kernel of the first `tcgen05.relinquish_alloc_permit`, if the block has executed one.
     pub relinquished: Option<u32>,
     /// The number of blocks in `.cta_group` and the index in the kernel of the block's first instruction with it.
@@ -42,6 +46,8 @@ impl Default for TensorMemory {
             cells: TensorCells::default(),
             allocations: Vec::new(),
             last_columns: None,
+            allocation_count: 0,
+            unconfirmed: None,
             relinquished: None,
             group: None,
         }
@@ -64,6 +70,8 @@ impl TensorMemory {
         let first = (0..COLUMNS as u32).step_by(ALLOCATION_UNIT as usize).find(is_free)?;
         self.allocations.push(TensorAllocation { columns: first..first + columns, site });
         self.last_columns = Some(columns);
+        self.allocation_count += 1;
+        self.unconfirmed = Some(first);
         Some(first)
     }
 

@@ -26,7 +26,6 @@ impl AsyncEngine {
         let lane = cx.first_lane();
         let columns = cx.regs().get(columns)[lane as usize];
         check_group(cx, group);
-        blocks_of_group(cx, group);
         let site = cx.finding_site(lane);
         let tensor = cx.block_mut().tensor.get_or_insert_default();
         let (relinquished, last) = (tensor.relinquished, tensor.last_columns);
@@ -36,24 +35,22 @@ impl AsyncEngine {
             });
             return NextAction::Next;
         }
-        let Some(first) = tensor.allocate(columns, site) else {
+        if tensor.unconfirmed.is_none() && tensor.allocate(columns, site).is_some() {
+            cx.block_mut().pool_grew = true;
+            cx.grid.count_memory_or_barrier_change();
+            report_permit(cx, columns, relinquished, last);
+        }
+        // The blocks of a pair allocate together: the first one waits for the other.
+        let pair = blocks_of_group(cx, group).unwrap_or_default();
+        let count = |slot: &u32| cx.grid.blocks.get(*slot).and_then(|b| Some(b.tensor.as_ref()?.allocation_count));
+        let count_here = count(&cx.warp.slot);
+        let is_complete = pair.iter().all(|slot| count(slot) >= count_here);
+        let unconfirmed = &mut cx.block_mut().tensor.get_or_insert_default().unconfirmed;
+        let Some(first) = unconfirmed.take_if(|_| is_complete) else {
             cx.fragment.gathered = true;
             cx.fragment.state = FragmentState::TensorMemory;
             return NextAction::Stop;
         };
-        if let Some(pc) = relinquished {
-            let line = cx.grid.context.source_line(pc);
-            cx.report(FindingKind::Tcgen05, lane, || {
-                format!("tcgen05.alloc after the block gave up its permit to allocate at line {line}")
-            });
-        }
-        if let Some(last) = last.filter(|last| *last < columns) {
-            cx.report(FindingKind::Tcgen05, lane, || {
-                format!(
-                    "tcgen05.alloc of {columns} columns after one of {last}: later allocations of a block must not be larger"
-                )
-            });
-        }
         let (mask, data) = (cx.mask, store.regs[0].expect("alloc stores a register"));
         cx.set_register(data, &[first; 32]);
         cx.mask = 1 << lane;
@@ -95,6 +92,25 @@ impl AsyncEngine {
         block.pool_grew = true;
         cx.grid.count_memory_or_barrier_change();
         NextAction::Next
+    }
+}
+
+/// Reports an allocation after the block gave up its permit at the instruction `relinquished`, or of more columns than
+/// the allocation before it.
+fn report_permit(cx: &mut InstructionContext, columns: u32, relinquished: Option<u32>, last: Option<u32>) {
+    let lane = cx.first_lane();
+    if let Some(pc) = relinquished {
+        let line = cx.grid.context.source_line(pc);
+        cx.report(FindingKind::Tcgen05, lane, || {
+            format!("tcgen05.alloc after the block gave up its permit to allocate at line {line}")
+        });
+    }
+    if let Some(last) = last.filter(|last| *last < columns) {
+        cx.report(FindingKind::Tcgen05, lane, || {
+            format!(
+                "tcgen05.alloc of {columns} columns after one of {last}: later allocations of a block must not be larger"
+            )
+        });
     }
 }
 
