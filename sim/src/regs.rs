@@ -94,7 +94,8 @@ impl Registers {
         !self.defined_halves.is_empty()
     }
 
-    /// Returns the lanes in which the low half (`half` 0) or the high half (1) of a 32-bit register is undefined.
+    /// Returns the lanes in which the low half (`half` 0) or the high half (1) of a 32-bit or 64-bit register is
+    /// undefined.
     pub fn undefined_half(&self, slot: Slot, half: usize) -> u32 {
         let undefined = self.undefined[slot as usize];
         if undefined == 0 || self.defined_halves.is_empty() {

@@ -54,7 +54,13 @@ pub fn mark_undefined_lanes(r: &mut Registers, slot: Slot, mask: u32, undefined:
 /// Computes `dst = f(src0, src1)`, which packs two halves into a register. `halves` are the indices of the sources of
 /// the low and of the high half. Each half of a result lane is undefined where its source is undefined.
 #[inline(always)]
-pub fn pack_halves(r: &mut Registers, s: &OperandSlots, mask: u32, halves: [usize; 2], f: impl Fn(u32, u32) -> u32) {
+pub fn pack_halves<D: LaneValue>(
+    r: &mut Registers,
+    s: &OperandSlots,
+    mask: u32,
+    halves: [usize; 2],
+    f: impl Fn(u32, u32) -> D,
+) {
     let undefined = halves.map(|half| r.undefined[s.src[half] as usize]);
     map_lanes_binary(r, s, mask, f);
     if (undefined[0] ^ undefined[1]) & mask != 0 {

@@ -282,14 +282,15 @@ impl Op {
                 if len == 0 { 0 } else { kept }
             }),
             Op::Pack32 => pack_halves(r, s, mask, [0, 1], |low, high| low & 0xffff | high << 16),
-            Op::Pack64 => map_lanes_binary(r, s, mask, |low: u32, high: u32| low as u64 | (high as u64) << 32),
+            Op::Pack64 => pack_halves(r, s, mask, [0, 1], |low, high| low as u64 | (high as u64) << 32),
             Op::Unpack32 => {
                 let halves = [0, 1].map(|half| r.undefined_half(s.src[0], half));
                 unpack::<u32>(r, s, mask, halves, |a| a & 0xffff, |a| a >> 16)
             }
             Op::OutOfLine(ref rare) => rare.run(r, s, mask),
             Op::Unpack64 => {
-                unpack::<u64>(r, s, mask, [r.undefined[s.src[0] as usize]; 2], |a| a as u32, |a| (a >> 32) as u32)
+                let halves = [0, 1].map(|half| r.undefined_half(s.src[0], half));
+                unpack::<u64>(r, s, mask, halves, |a| a as u32, |a| (a >> 32) as u32)
             }
         }
     }

@@ -8,6 +8,7 @@ use super::state::block::BlockTable;
 use super::state::location::{LaneGroup, MemoryLocation};
 use super::state::warp::Warp;
 use crate::finding::{FindingKind, FindingSite};
+use crate::order::TensorAccesses;
 use crate::regs::UnwrittenSource;
 
 /// Counters by which the scheduler decides whether the grid makes progress or only waits.
@@ -68,6 +69,10 @@ pub struct GridState<'a> {
     pub reporter: Reporter<'a>,
     /// True while the primary grid of a dependent launch runs, so that `griddepcontrol.wait` has to wait.
     pub primary_runs: bool,
+    /// The accesses of `tcgen05` instructions to tensor memory.
+    pub tensor_accesses: TensorAccesses,
+    /// The next cluster to start, in issue order.
+    pub next_cluster: u32,
 }
 
 impl<'a> GridState<'a> {
@@ -80,6 +85,8 @@ impl<'a> GridState<'a> {
             progress: ProgressCounters::default(),
             reporter: Reporter::new(context),
             primary_runs: false,
+            tensor_accesses: TensorAccesses::default(),
+            next_cluster: 0,
         }
     }
 

@@ -27,6 +27,8 @@ pub enum FindingKind {
     AsyncProxy,
     /// A register hazard of wgmma, a wgmma that some warps do not execute, or an invalid descriptor.
     Wgmma,
+    /// Wrong use of the tensor core and tensor memory of sm_100: order, allocation, lanes, descriptors.
+    Tcgen05,
     /// Wrong use of an mbarrier.
     Mbarrier,
     /// A barrier in divergent code, or with a wrong thread count.
@@ -35,6 +37,8 @@ pub enum FindingKind {
     Deadlock,
     /// Wrong use of `setmaxnreg`.
     Setmaxnreg,
+    /// Wrong use of `clusterlaunchcontrol`.
+    LaunchControl,
     /// A `trap` instruction or a failed assertion.
     Trap,
     /// The kernel executed an instruction that the simulator does not know.
@@ -43,7 +47,7 @@ pub enum FindingKind {
 
 impl FindingKind {
     /// All kinds of defects.
-    pub const ALL: [FindingKind; 13] = [
+    pub const ALL: [FindingKind; 15] = [
         FindingKind::OutOfBounds,
         FindingKind::Misaligned,
         FindingKind::Uninitialized,
@@ -51,10 +55,12 @@ impl FindingKind {
         FindingKind::AsyncNotWaited,
         FindingKind::AsyncProxy,
         FindingKind::Wgmma,
+        FindingKind::Tcgen05,
         FindingKind::Mbarrier,
         FindingKind::Barrier,
         FindingKind::Deadlock,
         FindingKind::Setmaxnreg,
+        FindingKind::LaunchControl,
         FindingKind::Trap,
         FindingKind::Unsupported,
     ];
@@ -69,10 +75,12 @@ impl FindingKind {
             FindingKind::AsyncNotWaited => "async-not-waited",
             FindingKind::AsyncProxy => "async-proxy",
             FindingKind::Wgmma => "wgmma",
+            FindingKind::Tcgen05 => "tcgen05",
             FindingKind::Mbarrier => "mbarrier",
             FindingKind::Barrier => "barrier",
             FindingKind::Deadlock => "deadlock",
             FindingKind::Setmaxnreg => "setmaxnreg",
+            FindingKind::LaunchControl => "launch-control",
             FindingKind::Trap => "trap",
             FindingKind::Unsupported => "unsupported",
         }
@@ -289,7 +297,11 @@ impl Findings {
     ) -> Option<Gap> {
         match kind {
             FindingKind::Race if space != Some("shared") => return None,
-            FindingKind::Race | FindingKind::AsyncProxy | FindingKind::AsyncNotWaited | FindingKind::Wgmma => {}
+            FindingKind::Race
+            | FindingKind::AsyncProxy
+            | FindingKind::AsyncNotWaited
+            | FindingKind::Wgmma
+            | FindingKind::Tcgen05 => {}
             _ => return None,
         }
         if self.segments.as_ref().is_none_or(|of| of.0 != kernel.name) {
@@ -299,7 +311,11 @@ impl Findings {
         let [here, there] = pcs.map(|pc| segments.get(pc as usize).copied());
         // A missing wait counts as one defect of the asynchronous operation, whichever instruction accesses the bytes.
         // So both ends of the gap get the segment of the operation's instruction.
-        let here = if matches!(kind, FindingKind::AsyncNotWaited | FindingKind::Wgmma) { there } else { here };
+        let here = if matches!(kind, FindingKind::AsyncNotWaited | FindingKind::Wgmma | FindingKind::Tcgen05) {
+            there
+        } else {
+            here
+        };
         Some(Gap { kind, space, kernel: kernel.name.clone(), segments: [here?, there?], lines })
     }
 

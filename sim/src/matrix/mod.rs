@@ -8,6 +8,7 @@ mod fragments;
 pub mod ldmatrix;
 pub mod mma;
 mod simd;
+pub mod tcgen05;
 pub mod wgmma;
 pub mod wmma;
 

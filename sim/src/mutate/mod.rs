@@ -134,6 +134,7 @@ fn changes(i: &Instruction) -> Vec<Mutation> {
         "bar" | "barrier" | "fence" | "membar" => true,
         "mbarrier" => has("arrive") || has("arrive_drop") || has("try_wait") || has("test_wait"),
         "wgmma" => has("fence") || has("commit_group") || has("wait_group"),
+        "tcgen05" => ["fence::", "wait::", "commit"].iter().any(|name| parts[1].starts_with(name)),
         "cp" => has("commit_group") || has("wait_group") || has("wait_all") || has("mbarrier"),
         "griddepcontrol" => has("wait"),
         _ => false,

@@ -32,6 +32,7 @@ mod matrix_rows;
 mod ops;
 mod shadow;
 mod sync;
+mod tensor_memory;
 #[cfg(test)]
 mod tests;
 mod transition_cache;
@@ -43,6 +44,9 @@ pub use conflict::{AccessKind, Conflict, ConflictKind, EarlierAccess, RaceCheckC
 pub use ops::{AsyncOpId, AsyncOpKind, AsyncOperationTable};
 pub use shadow::ShadowMemory;
 pub use sync::{MemorySemantics, ReleasedClocksByLocation};
+pub use tensor_memory::{
+    NewTensorAccess, TensorAccess, TensorAccessId, TensorAccessKind, TensorAccesses, TensorCells, TensorOrder,
+};
 pub use warp::{BarrierFenceState, MemoryFence, WarpVectorClocks};
 pub use wgmma_operand::OperandWriters;
 

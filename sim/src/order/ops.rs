@@ -44,6 +44,9 @@ pub enum AsyncOpKind {
     StAsync,
     /// Reads of `wgmma.mma_async` operands from shared memory: through the async proxy.
     Wgmma,
+    /// `tcgen05.mma`: reads of its operands from shared memory through the async proxy. One operation stands for a
+    /// thread's products between two commits.
+    Tcgen05,
 }
 
 impl AsyncOpKind {
@@ -78,6 +81,8 @@ struct Op {
     lanes: u32,
     first: Option<Observation>,
     more: Vec<Observation>,
+    /// A later operation whose completion implies that this one is complete.
+    next: Option<AsyncOpId>,
 }
 
 /// The asynchronous operations of a launch.
@@ -98,13 +103,18 @@ impl AsyncOperationTable {
     pub fn start(&mut self, kind: AsyncOpKind, warp: &WarpVectorClocks, lanes: u32, pc: u32) -> AsyncOpId {
         let id = AsyncOpId(self.all.len() as u32);
         let (first, more) = (None, Vec::new());
-        self.all.push(Op { kind, issuer: warp.key(), pc, lanes, first, more });
+        self.all.push(Op { kind, issuer: warp.key(), pc, lanes, first, more, next: None });
         id
     }
 
     /// Adds lanes that take part in the asynchronous operation.
     pub fn add_lanes(&mut self, op: AsyncOpId, lanes: u32) {
         self.all[op.0 as usize].lanes |= lanes;
+    }
+
+    /// Records that the completion of `next` implies that `op` is complete, because they are executed in order.
+    pub fn set_next_in_order(&mut self, op: AsyncOpId, next: AsyncOpId) {
+        self.all[op.0 as usize].next = Some(next);
     }
 
     /// Returns the asynchronous operation's kind.
@@ -205,8 +215,20 @@ impl AsyncOperationTable {
     }
 
     fn known(&self, key: OwnerKey, seen: impl Fn(OwnerKey, u32) -> u32) -> u32 {
-        let op = &self.all[AsyncOpId::from_key(key).0 as usize];
-        op.first.iter().chain(&op.more).fold(0, |known, end| {
+        let mut op = &self.all[AsyncOpId::from_key(key).0 as usize];
+        let mut known = op.known(&seen);
+        while let Some(next) = op.next.filter(|_| known == 0) {
+            op = &self.all[next.0 as usize];
+            known = op.known(&seen);
+        }
+        known
+    }
+}
+
+impl Op {
+    #[inline(always)]
+    fn known(&self, seen: &impl Fn(OwnerKey, u32) -> u32) -> u32 {
+        self.first.iter().chain(&self.more).fold(0, |known, end| {
             let lanes = seen(end.key, end.epoch);
             let ended = match end.by {
                 None => lanes & end.lanes,
@@ -218,9 +240,7 @@ impl AsyncOperationTable {
             known | ended
         })
     }
-}
 
-impl Op {
     fn add(&mut self, end: Observation) {
         match &mut self.first {
             None => self.first = Some(end),

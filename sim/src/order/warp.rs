@@ -93,6 +93,8 @@ pub struct WarpVectorClocks {
     has_fenced_inits: bool,
     fences: Vec<Fence>,
     pending: Vec<Pending>,
+    /// The clocks at the last `tcgen05.fence::after_thread_sync` of the lanes that have executed one.
+    tensor_fences: Vec<Part>,
 }
 
 impl WarpVectorClocks {
@@ -114,6 +116,7 @@ impl WarpVectorClocks {
             has_fenced_inits: false,
             fences,
             pending,
+            tensor_fences: Vec::new(),
         }
     }
 
@@ -332,6 +335,21 @@ impl WarpVectorClocks {
         }
         self.change(lanes, |mine| mine.fence_proxy(shared, global));
         self.epoch += 1;
+    }
+
+    /// Executes `tcgen05.fence::after_thread_sync` of `lanes`: what they know now is ordered before their later accesses
+    /// to tensor memory.
+    pub fn fence_tensor_memory(&mut self, lanes: u32) {
+        let lanes = self.widen_to_all_lanes(lanes);
+        self.tensor_fences.iter_mut().for_each(|part| part.mask &= !lanes);
+        self.tensor_fences.retain(|part| part.mask != 0);
+        let fenced = self.parts.iter().filter(|part| part.mask & lanes != 0);
+        self.tensor_fences.extend(fenced.map(|part| Part { mask: part.mask & lanes, clock: part.clock.clone() }));
+    }
+
+    /// Iterates over the groups of lanes that have executed `tcgen05.fence::after_thread_sync`, with their clocks then.
+    pub(super) fn tensor_fences(&self) -> impl Iterator<Item = (u32, &VectorClock)> {
+        self.tensor_fences.iter().map(|part| (part.mask, &part.clock))
     }
 
     /// Executes `fence.mbarrier_init` of `lanes`: their mbarrier initialisations become visible to the threads that a

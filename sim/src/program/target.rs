@@ -45,8 +45,9 @@ impl Target {
                 _ => None,
             });
             let mut needs = of_instruction.into_iter().chain(special);
-            // Of the instructions of sm_90a, later architectures lack only `wgmma`.
-            let removed = self.architecture > 90 && i.opcode.starts_with("wgmma.");
+            // Of the instructions of sm_90a, later architectures lack only `wgmma`. sm_120 lacks `tcgen05`.
+            let removed = self.architecture > 90 && i.opcode.starts_with("wgmma.")
+                || self.architecture >= 120 && i.opcode.starts_with("tcgen05.");
             if let Some((what, needed)) = needs.find(|(_, needed)| removed || !self.includes(*needed)) {
                 return Err(ProgramError::Target { line: i.line, what, needed, target: self });
             }
@@ -86,10 +87,13 @@ fn needed_by_instruction(i: &Instruction) -> Option<Target> {
     let when = |condition: bool, target: Target| condition.then_some(target);
     match parts[0] {
         "wgmma" | "setmaxnreg" => Some(SM_90A),
+        "tcgen05" => Some(SM_100A),
+        "clusterlaunchcontrol" => Some(if any(&["multicast::cluster::all"]) { SM_100A } else { SM_100 }),
         "tensormap" => Some(if any(&["replace"]) { SM_90A } else { SM_90 }),
         "mapa" | "getctarank" | "elect" | "griddepcontrol" | "multimem" | "stmatrix" => Some(SM_90),
         "cp" if any(&["tile::scatter4"]) => Some(SM_100A),
         "cp" if any(&["tile::gather4"]) => Some(SM_100),
+        "cp" if any(&["cta_group::1", "cta_group::2"]) => Some(SM_100A),
         "cp" => Some(if any(&["bulk"]) { SM_90 } else { SM_80 }),
         "mbarrier" => {
             let transactions = any(&["try_wait", "expect_tx", "complete_tx"]);

@@ -1,13 +1,14 @@
 //! Finds which registers of wgmma instructions (accumulators, and matrix A if it is in registers) each instruction
 //! reads or writes. wgmma accesses them asynchronously, so other instructions must not access them before
-//! `wgmma.wait_group`.
+//! `wgmma.wait_group`. Finds in the same way which instructions read the registers of `tcgen05.ld`. No target has both
+//! kinds of instructions.
 
-use super::op::{DecodedInstruction, Op};
+use super::op::{DecodedInstruction, Op, Tcgen05};
 use crate::ptx::ast::{AddressBase, Function, Instruction, Operand, Type};
 use crate::regs::Slot;
 use std::collections::HashSet;
 
-/// The wgmma registers that one instruction reads and writes; empty for most instructions.
+/// The registers of wgmma or `tcgen05.ld` that one instruction reads and writes; empty for most instructions.
 #[derive(Clone, Debug, Default)]
 pub struct WgmmaRegisterUse {
     /// First row of each register that the instruction reads.
@@ -19,14 +20,14 @@ pub struct WgmmaRegisterUse {
 }
 
 impl WgmmaRegisterUse {
-    /// Returns true if the instruction accesses no wgmma register.
+    /// Returns true if the instruction accesses none of these registers.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
         self.reads.is_empty() && self.writes.is_empty()
     }
 }
 
-/// Returns the wgmma register use of each instruction; empty for a function without wgmma.
+/// Returns the register use of each instruction; empty for a function without wgmma and `tcgen05.ld`.
 pub(super) fn wgmma_register_uses(
     function: &Function,
     instrs: &[DecodedInstruction],
@@ -34,8 +35,16 @@ pub(super) fn wgmma_register_uses(
 ) -> Vec<WgmmaRegisterUse> {
     let mut watched: HashSet<Slot> = HashSet::new();
     for instr in instrs {
-        if let Op::Wgmma(w) = &instr.op {
-            watched.extend(w.d.iter().chain(&w.a));
+        match &instr.op {
+            Op::Wgmma(w) => watched.extend(w.d.iter().chain(&w.a)),
+            Op::Tcgen05(op) => {
+                if let Tcgen05::Transfer(t) = &**op
+                    && !t.store
+                {
+                    watched.extend(&t.registers);
+                }
+            }
+            _ => {}
         }
     }
     if watched.is_empty() {
@@ -88,6 +97,8 @@ pub(super) fn destination_count(i: &Instruction) -> usize {
         "st" | "red" | "stmatrix" | "bra" | "brx" | "barrier" | "membar" | "fence" | "cp" | "wgmma" | "prefetch"
         | "prefetchu" | "exit" | "ret" | "trap" | "nanosleep" | "griddepcontrol" | "setmaxnreg" | "tensormap"
         | "discard" | "applypriority" | "stackrestore" => 0,
+        "tcgen05" => usize::from(i.opcode.starts_with("tcgen05.ld")),
+        "clusterlaunchcontrol" => usize::from(i.opcode.contains(".query_cancel")),
         "wmma" => usize::from(!i.opcode.starts_with("wmma.store")),
         "bar" => usize::from(i.opcode.contains(".red")),
         "call" => usize::from(matches!(i.operands.first(), Some(Operand::List(_)))),

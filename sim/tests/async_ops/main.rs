@@ -9,5 +9,6 @@ mod gemm;
 mod mbarriers;
 mod mma;
 mod ranks;
+mod tcgen05;
 mod tensors;
 mod wgmmas;

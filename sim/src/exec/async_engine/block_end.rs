@@ -4,6 +4,7 @@ use super::bulk::complete_warp_bulk_stores;
 use super::cp_async::complete_warp_copies;
 use super::engine::AsyncEngine;
 use super::mbarrier::report_excess_bytes;
+use super::tcgen05::report_leaked_tensor_memory;
 use super::wgmma::report_missing_warps;
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
@@ -27,6 +28,8 @@ impl AsyncEngine {
             report_unfinished(grid, memory, block_slot, &self.in_flight[index]);
             self.complete_operation_at(grid, memory, index);
         }
+        self.complete_pipes_of_block(grid, memory, block_slot);
+        report_leaked_tensor_memory(grid, block_slot);
         report_missing_warps(grid, block_slot);
         report_excess_bytes(grid, block_slot);
     }

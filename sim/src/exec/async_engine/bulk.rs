@@ -13,6 +13,7 @@ use crate::exec::state::copies::{
 use crate::exec::state::location::MemoryLocation;
 use crate::exec::state::warp::Warp;
 use crate::finding::FindingKind;
+use crate::layout;
 use crate::order::{AccessStrength, AsyncOpId, AsyncOpKind};
 use crate::program::op::{AddressOperand, AddressWindow, BulkCopy, BulkCopyKind, BulkReduction};
 use crate::tensor_map::Reduction;
@@ -36,9 +37,17 @@ pub(super) struct BulkRequest {
     pub ranks: Vec<Option<u32>>,
     /// Whether an earlier lane issues an equal store (same bytes, same destination) with this instruction.
     pub repeats_store: bool,
+    /// For a multicast with `.cta_group::2`, the parity of the rank of the mbarrier's block.
+    pub pair_parity: Option<u32>,
 }
 
 impl BulkRequest {
+    /// Returns the cluster ranks of the blocks whose mbarriers the copy signals, in the form of [`Self::ranks`].
+    pub fn mbarrier_ranks(&self) -> Vec<Option<u32>> {
+        let of_pair = |rank: u32| self.pair_parity.map_or(rank, |parity| rank & !1 | parity);
+        self.ranks.iter().map(|rank| rank.map(of_pair)).collect()
+    }
+
     /// Whether both requests copy the same bytes to the same destination.
     fn is_same_copy(&self, other: &BulkRequest) -> bool {
         let operands = |r: &BulkRequest| (r.to, r.from, r.size);
@@ -87,6 +96,9 @@ impl AsyncEngine {
                 mbarrier: mbarriers.map(|m| m[l]),
                 ranks: multicast_ranks(multicast.map(|m| m[l] as u16)),
                 repeats_store: false,
+                pair_parity: mbarriers
+                    .filter(|_| b.pair_signal)
+                    .map(|m| layout::split_shared_address(m[l] as u32, u32::MAX).rank.unwrap_or_default() & 1),
             };
             request.repeats_store = is_store && stores.iter().any(|store| store.is_same_copy(&request));
             if request.repeats_store {
@@ -125,7 +137,7 @@ impl AsyncEngine {
         }
         let (lane, bytes) = (r.lane, r.size as u64);
         let source = memory.locate_bytes(cx, lane, b.src_window, r.from, bytes)?;
-        let mbarriers = self.mbarriers_of_copy(cx, memory, lane, r.mbarrier, &r.ranks)?;
+        let mbarriers = self.mbarriers_of_copy(cx, memory, lane, r.mbarrier, &r.mbarrier_ranks())?;
         let (kind, strength) = match b.reduce {
             Some(_) => (AsyncOpKind::Reduce, AccessStrength::Gpu),
             None => (AsyncOpKind::BulkCopy, AccessStrength::Weak),
@@ -161,7 +173,7 @@ impl AsyncEngine {
         let Some(address) = r.mbarrier else { return };
         let blocks = cx.block().cluster.len().max(1) as u32;
         let mut signalled = Vec::new();
-        for rank in r.ranks.iter().filter(|rank| rank.is_none_or(|rank| rank < blocks)) {
+        for rank in r.mbarrier_ranks().iter().filter(|rank| rank.is_none_or(|rank| rank < blocks)) {
             let address = shared_address_in_block(address, *rank);
             let at = locate_mbarrier(cx, r.lane, AddressWindow::SharedCluster, address);
             signalled.extend(at.filter(|&at| cx.grid.blocks.mbarrier(at).is_some()).map(|at| (at, bytes)));

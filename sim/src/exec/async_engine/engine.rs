@@ -2,6 +2,7 @@
 
 use super::descriptor_rank::LeadingOffsets;
 use super::effects::apply_copy_effect;
+use super::tcgen05::TensorCore;
 use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::grid::GridState;
 use crate::exec::launch::CompletionTiming;
@@ -31,6 +32,8 @@ pub struct AsyncEngine {
     pub(super) sums: Vec<Lanes>,
     /// Scratch space of `cp.async`: lanes grouped by destination, lanes grouped by source.
     pub(super) copy_groups: (Vec<LaneGroup>, Vec<LaneGroup>),
+    /// The state of `tcgen05` instructions.
+    pub(super) tensor: TensorCore,
     /// Scratch space of tensor copies. `runs`: byte ranges in shared memory (offset, length). `box_rows`: the rows of
     /// a box in global memory (address, length).
     pub(super) runs: Vec<(u64, u64)>,
@@ -40,7 +43,7 @@ pub struct AsyncEngine {
 impl AsyncEngine {
     /// Whether no operation is in flight.
     pub fn is_idle(&self) -> bool {
-        self.in_flight.is_empty()
+        self.in_flight.is_empty() && self.tensor.pipes.is_empty()
     }
 
     /// Returns the mbarriers that have completed a phase since the last call.
@@ -94,7 +97,7 @@ impl AsyncEngine {
     /// Completes an operation in flight because no warp can run: the oldest, or with some seeds a random one. Returns
     /// false if no operation was in flight.
     pub fn complete_one_operation(&mut self, grid: &mut GridState, memory: &mut MemorySystem) -> bool {
-        if self.in_flight.is_empty() {
+        if self.is_idle() {
             return false;
         }
         if grid.context.options.seed & 8 != 0 {
@@ -105,18 +108,25 @@ impl AsyncEngine {
 
     /// Completes a random operation in flight; returns false if no operation was in flight.
     pub fn complete_random_operation(&mut self, grid: &mut GridState, memory: &mut MemorySystem) -> bool {
-        let pick = grid.rng.draw_below(self.in_flight.len() as u32) as usize;
+        let pick = grid.rng.draw_below((self.in_flight.len() + self.tensor.pipes.len()) as u32) as usize;
         self.complete_operation_at(grid, memory, pick)
     }
 
+    /// Completes operation number `index` of those in flight, or executes a pipe of `tcgen05`; the pipes come after the
+    /// operations. Returns false if there is none.
     pub(super) fn complete_operation_at(
         &mut self,
         grid: &mut GridState,
         memory: &mut MemorySystem,
         index: usize,
     ) -> bool {
-        let Some(operation) = self.in_flight.remove(index) else { return false };
-        self.complete_operation(grid, memory, operation);
+        match self.in_flight.remove(index) {
+            Some(operation) => self.complete_operation(grid, memory, operation),
+            None => match index.checked_sub(self.in_flight.len()).filter(|at| *at < self.tensor.pipes.len()) {
+                Some(pipe) => self.advance_pipe(grid, memory, pipe),
+                None => return false,
+            },
+        }
         true
     }
 

@@ -1,4 +1,5 @@
-//! The asynchronous engine: `cp.async`, bulk and tensor copies, `st.async`, mbarriers, and wgmma products.
+//! The asynchronous engine: `cp.async`, bulk and tensor copies, `st.async`, mbarriers, and products of wgmma and
+//! tcgen05.
 //!
 //! Steps of an asynchronous copy:
 //!
@@ -28,8 +29,10 @@ mod cp_async;
 mod descriptor_rank;
 mod effects;
 mod engine;
+mod launch_control;
 mod mbarrier;
 mod mbarrier_access;
+mod tcgen05;
 mod tensor;
 mod tensor_map_update;
 mod wgmma;

@@ -54,7 +54,7 @@ impl AsyncEngine {
         map: TensorMap,
     ) -> Option<()> {
         let lane = r.lane;
-        let mbarriers = self.mbarriers_of_copy(cx, memory, lane, r.mbarrier, &r.ranks)?;
+        let mbarriers = self.mbarriers_of_copy(cx, memory, lane, r.mbarrier, &r.mbarrier_ranks())?;
         let op = memory.ops.start(AsyncOpKind::TensorCopy, &cx.warp.order, 1 << lane, cx.pc);
         let mut boxes = Vec::with_capacity(r.ranks.len());
         let mut bytes = 0;

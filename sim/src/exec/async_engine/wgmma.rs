@@ -139,17 +139,26 @@ impl AsyncEngine {
     ) -> Result<(Option<SharedOperand>, SharedOperand), DescriptorError> {
         let a = descriptors.0.map(|bits| w.op.operand_a(bits)).transpose()?;
         let b = w.op.operand_b(descriptors.1)?;
-        let (start, end) = (layout::FIRST_SHARED_ADDRESS, layout::FIRST_SHARED_ADDRESS + shared_bytes as u32);
         for operand in a.iter().chain(Some(&b)) {
-            if self.operand_runs.contains_key(operand) {
-                continue;
-            }
-            operand.check_within_shared_memory(start, end)?;
+            self.remember_runs(shared_bytes, operand)?;
+        }
+        Ok((a, b))
+    }
+
+    /// Checks that an operand lies in a block's shared memory of `shared_bytes` bytes, and remembers its byte ranges.
+    pub(super) fn remember_runs(
+        &mut self,
+        shared_bytes: usize,
+        operand: &SharedOperand,
+    ) -> Result<(), DescriptorError> {
+        if !self.operand_runs.contains_key(operand) {
+            let start = layout::FIRST_SHARED_ADDRESS;
+            operand.check_within_shared_memory(start, start + shared_bytes as u32)?;
             let mut runs = Vec::new();
             operand.for_each_contiguous_part(|at, n| runs.push(((at - start) as u64, n as u64)));
             self.operand_runs.insert(*operand, runs);
         }
-        Ok((a, b))
+        Ok(())
     }
 
     /// Checks that synchronisation orders the writes of a product's operands before this warp's `wgmma.mma_async`.

@@ -61,7 +61,8 @@ pub(super) fn check_registers_at_issue(cx: &mut InstructionContext, w: &Wgmma) {
     }
 }
 
-/// Records that an ordinary instruction accesses registers that some wgmma of the kernel uses, and reports hazards.
+/// Records that an ordinary instruction accesses registers that some wgmma or `tcgen05.ld` of the kernel uses, and
+/// reports hazards of wgmma.
 #[cold]
 #[inline(never)]
 pub fn access_wgmma_registers(
@@ -73,6 +74,11 @@ pub fn access_wgmma_registers(
     pc: u32,
 ) {
     let context = grid.context;
+    if warp.tensor.has_loaded {
+        let (epoch, accesses) = (warp.order.epoch(), &mut grid.tensor_accesses);
+        warp.tensor.loads_into(frame, &watch.reads).for_each(|id| accesses.release(id, epoch));
+        return;
+    }
     let state = &mut warp.wgmma;
     let mut hazard = None;
     if watch.copies && !watch.writes.is_empty() {

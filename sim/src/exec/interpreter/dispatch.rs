@@ -88,6 +88,8 @@ impl Interpreter<'_> {
             Op::WgmmaFence => wgmma_fence(cx),
             Op::WgmmaCommit => wgmma_commit(cx),
             Op::WgmmaWait { groups } => engine.wgmma_wait(cx, memory, *groups),
+            Op::Tcgen05(op) => engine.tcgen05(cx, memory, op),
+            Op::LaunchControl(op) => engine.launch_control(cx, memory, op),
             Op::SetMaxNReg { count, increase } => special::set_max_registers(cx, *count, *increase),
             Op::GridDepWait if cx.grid.primary_runs => {
                 cx.fragment.state = FragmentState::GridDependency;

@@ -61,6 +61,7 @@ impl Interpreter<'_> {
         let opcode = &code.opcodes[fragment.pc as usize];
         let kind = match opcode.split('.').next() {
             Some("wgmma") => FindingKind::Wgmma,
+            Some("tcgen05") => FindingKind::Tcgen05,
             Some("setmaxnreg") => FindingKind::Setmaxnreg,
             _ => FindingKind::Barrier,
         };

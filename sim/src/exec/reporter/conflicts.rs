@@ -217,5 +217,6 @@ fn operation_name(kind: AsyncOpKind) -> &'static str {
         AsyncOpKind::Reduce => "bulk reduction",
         AsyncOpKind::StAsync => "asynchronous store",
         AsyncOpKind::Wgmma => "wgmma",
+        AsyncOpKind::Tcgen05 => "tcgen05.mma",
     }
 }

@@ -18,11 +18,11 @@ impl Scheduler {
     pub(super) fn start_cluster(&mut self, grid: &mut GridState) -> bool {
         let context = grid.context;
         let counts: [u32; 3] = [0, 1, 2].map(|i| context.launch.grid[i] / context.cluster[i]);
-        if self.next_cluster as u64 >= counts.iter().map(|&n| n as u64).product() {
+        if grid.next_cluster as u64 >= counts.iter().map(|&n| n as u64).product() {
             return false;
         }
-        let cluster = coordinates_of_index(self.next_cluster, counts);
-        self.next_cluster += 1;
+        let cluster = coordinates_of_index(grid.next_cluster, counts);
+        grid.next_cluster += 1;
         let size = context.cluster_blocks();
         let slots: Vec<u32> = (0..size).map(|_| self.reserve_slot(&mut grid.blocks)).collect();
         for (rank, &slot) in (0..).zip(&slots) {
@@ -94,6 +94,8 @@ fn new_block(context: &GridContext, blocks: &mut BlockTable, at: [u32; 3], rank:
         pool_grew: false,
         wgmma_issued: false,
         undefined_words: BTreeMap::new(),
+        tensor: None,
+        cancel_failed: false,
     };
     let max_registers = residency::registers_per_thread_at_start(kernel, context.options);
     if max_registers.is_none() {
@@ -132,6 +134,7 @@ fn new_warp(
         local_top: 0,
         copies: Default::default(),
         wgmma: Default::default(),
+        tensor: Default::default(),
         unwritten_loads: Vec::new(),
         max_registers,
         setmaxnreg: Vec::new(),

@@ -231,6 +231,9 @@ fn describe_wait(block: &Block, warp: &Warp, state: FragmentState) -> String {
         }
         FragmentState::Spin { .. } => "spins in a loop that only other threads' writes can end".into(),
         FragmentState::Registers => "waits for registers (setmaxnreg.inc)".into(),
+        FragmentState::TensorMemory => {
+            "waits in tcgen05.alloc for free columns of tensor memory, or for the other block of its pair".into()
+        }
         FragmentState::Wgmma => "waits for a wgmma that not all four warps of its warpgroup execute".into(),
         FragmentState::GridDependency => "waits for the primary grid (griddepcontrol.wait)".into(),
     }

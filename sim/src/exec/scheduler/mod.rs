@@ -55,8 +55,6 @@ pub struct Scheduler {
     runnable: Vec<(u32, u32)>,
     /// For each slot and each warp of its block, whether the warp is in `runnable`. An empty list marks a free slot.
     queued: Vec<Vec<bool>>,
-    /// The next cluster to start, in issue order.
-    next_cluster: u32,
     /// Blocks that the GPU can hold at once.
     resident_limit: u32,
     /// Number of blocks that the scheduler keeps running at once; small, so that their warps interleave closely.
@@ -115,7 +113,6 @@ impl Scheduler {
         Scheduler {
             runnable: Vec::new(),
             queued: Vec::new(),
-            next_cluster: 0,
             resident_limit: residency::resident_blocks(context.kernel, context.launch, context.options),
             live_target: window.max(context.cluster_blocks()),
             live_blocks: 0,

@@ -99,12 +99,16 @@ impl Scheduler {
     }
 
     /// Wakes warp fragments that wait for registers or for a wgmma product. Does so if a warp of their block has freed
-    /// registers or issued the product in this turn.
+    /// registers or issued the product in this turn. Also wakes warps of the cluster that wait for tensor memory.
     pub(super) fn wake_waiters_for_registers_and_wgmma(&mut self, grid: &mut GridState, block_slot: u32) {
         let Some(block) = grid.blocks.get_mut(block_slot) else { return };
         let (pool_grew, wgmma_issued) = (std::mem::take(&mut block.pool_grew), std::mem::take(&mut block.wgmma_issued));
         if pool_grew {
-            self.wake_in_block(grid, block_slot, |state| *state == FragmentState::Registers);
+            for slot in grid.blocks[block_slot].cluster.clone() {
+                self.wake_in_block(grid, slot, |state| {
+                    matches!(state, FragmentState::Registers | FragmentState::TensorMemory)
+                });
+            }
         }
         if wgmma_issued {
             self.wake_in_block(grid, block_slot, |state| *state == FragmentState::Wgmma);

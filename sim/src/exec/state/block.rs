@@ -2,6 +2,7 @@
 
 use super::barrier::{BlockBarrier, ClusterBarrier};
 use super::mbarrier::{MbarrierLocation, MbarrierObject};
+use super::tensor_memory::TensorMemory;
 use super::warp::Warp;
 use super::wgmma::Warpgroup;
 use crate::order::ShadowMemory;
@@ -49,7 +50,8 @@ pub struct Block {
     pub cluster_barrier: ClusterBarrier,
     /// Whether all threads have exited. The block stays resident until all blocks of its cluster have ended.
     pub ended: bool,
-    /// Whether the register pool grew in this turn; after the turn, warps that wait for registers are woken.
+    /// Whether the register pool grew or tensor memory was freed in this turn; after the turn, warps that wait for
+    /// either are woken.
     pub pool_grew: bool,
     /// Whether, in this turn, the last of the four warps of a warpgroup issued a wgmma product; after the turn, warps
     /// that wait for the product are woken.
@@ -58,6 +60,10 @@ pub struct Block {
     /// shared memory: the load of this unwritten memory. An entry counts only while shadow memory has unwritten bytes
     /// in the word.
     pub undefined_words: BTreeMap<u64, UnwrittenSource>,
+    /// Tensor memory; `None` until the block executes a `tcgen05` instruction.
+    pub tensor: Option<Box<TensorMemory>>,
+    /// Whether a `clusterlaunchcontrol.try_cancel` of the block found no cluster to cancel.
+    pub cancel_failed: bool,
 }
 
 impl Block {

@@ -6,5 +6,6 @@ pub mod block;
 pub mod copies;
 pub mod location;
 pub mod mbarrier;
+pub mod tensor_memory;
 pub mod warp;
 pub mod wgmma;

@@ -16,6 +16,7 @@
 //! ```
 
 use super::copies::WarpCopies;
+use super::tensor_memory::WarpTensor;
 use super::wgmma::WarpWgmma;
 use crate::order::WarpVectorClocks;
 use crate::program::FunctionCode;
@@ -68,6 +69,8 @@ pub enum FragmentState {
     Spin { progress: u64 },
     /// Waits at `setmaxnreg.inc` for registers in the block's pool.
     Registers,
+    /// Waits at `tcgen05.alloc` for free columns of tensor memory.
+    TensorMemory,
     /// Waits at `wgmma.wait_group` for a product that other warps of the warpgroup have not issued.
     Wgmma,
     /// Waits at `griddepcontrol.wait` for the end of the primary grid.
@@ -154,6 +157,8 @@ pub struct Warp {
     pub copies: WarpCopies,
     /// wgmma products of the warp and the registers that they use.
     pub wgmma: WarpWgmma,
+    /// `tcgen05` instructions of the warp that are not known to be complete.
+    pub tensor: WarpTensor,
     /// Number of registers per thread: the number at the start of the kernel, or as `setmaxnreg` set it. `None` while
     /// it is unknown.
     pub max_registers: Option<u32>,

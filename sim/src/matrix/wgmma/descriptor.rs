@@ -1,4 +1,4 @@
-//! Shared-memory descriptors of wgmma: the addresses of an operand's 16-byte units.
+//! Shared-memory descriptors of wgmma and tcgen05: the addresses of an operand's 16-byte units.
 //!
 //! One instruction reads 32 bytes of elements along k, which are two units of a K-major row. Let S be the bytes of a
 //! swizzle row (its span), W = S / 16 the units in it, and s, L, D the descriptor's start, leading and stride byte
@@ -22,20 +22,32 @@ use crate::tensor_map::Swizzle;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DescriptorError {
     /// Bits that belong to no field are set.
-    #[error("wgmma descriptor {bits:#018x}: bits outside of its fields are set")]
+    #[error("matrix descriptor {bits:#018x}: bits outside of its fields are set")]
     Reserved {
         /// The 64 bits of the descriptor.
         bits: u64,
     },
+    /// The descriptor of a `tcgen05` instruction lacks its constant bits.
+    #[error("matrix descriptor {bits:#018x}: bits 46 to 48 must be 0b001 for tcgen05")]
+    Version {
+        /// The 64 bits of the descriptor.
+        bits: u64,
+    },
+    /// The descriptor of a `tcgen05` instruction has a layout that does not exist or is not supported.
+    #[error("matrix descriptor: layout {layout} (bits 61 to 63) is not simulated (0, 2, 4 and 6 are)")]
+    Layout {
+        /// The layout field.
+        layout: u32,
+    },
     /// The base offset is not 0, which the simulator does not support.
-    #[error("wgmma descriptor: base offset {base_offset} is not simulated (align the tile to its swizzle pattern)")]
+    #[error("matrix descriptor: base offset {base_offset} is not simulated (align the tile to its swizzle pattern)")]
     BaseOffset {
         /// The base offset field.
         base_offset: u32,
     },
     /// The base offset is 0, but the tile does not begin where the swizzle pattern begins.
     #[error(
-        "wgmma descriptor: start {start:#x} is in row {row} of the {span}-byte swizzle's pattern; with base offset 0 the \
+        "matrix descriptor: start {start:#x} is in row {row} of the {span}-byte swizzle's pattern; with base offset 0 the \
          tile must begin at a multiple of {pattern} bytes"
     )]
     Pattern {
@@ -50,7 +62,7 @@ pub enum DescriptorError {
     },
     /// The instruction reads past the end of the swizzle pattern's row in which it starts.
     #[error(
-        "wgmma descriptor: the instruction reads {bytes} bytes from {start:#x} on, but this row of the {span}-byte swizzle pattern has \
+        "matrix descriptor: the instruction reads {bytes} bytes from {start:#x} on, but this row of the {span}-byte swizzle pattern has \
          only {left} bytes left"
     )]
     Row {
@@ -64,7 +76,7 @@ pub enum DescriptorError {
         bytes: u32,
     },
     /// The instruction reads outside of shared memory.
-    #[error("wgmma descriptor: reads {bytes} bytes at shared address {address:#x}, outside of {first:#x}..{end:#x}")]
+    #[error("matrix descriptor: reads {bytes} bytes at shared address {address:#x}, outside of {first:#x}..{end:#x}")]
     Range {
         /// Address of the read.
         address: u32,
@@ -114,6 +126,23 @@ impl Descriptor {
         Ok(Self { start: field(0), leading: field(16), stride: field(32), swizzle })
     }
 
+    /// Decodes the 64 bits of a descriptor of `tcgen05`: bits 46 to 48 are 0b001, the layout is at 61, and bit 52 says
+    /// that the leading dimension is an address, which the simulator does not support.
+    pub fn decode_tcgen05(bits: u64) -> Result<Self, DescriptorError> {
+        let swizzle = match bits >> 61 {
+            0 => Swizzle::None,
+            2 => Swizzle::B128,
+            4 => Swizzle::B64,
+            6 => Swizzle::B32,
+            _ => return Err(DescriptorError::Layout { layout: (bits >> 61) as u32 }),
+        };
+        if bits >> 46 & 7 != 1 {
+            return Err(DescriptorError::Version { bits });
+        }
+        let fields = Self::decode(bits & !(7 << 46 | 7 << 61))?;
+        Ok(Self { swizzle, ..fields })
+    }
+
     /// Encodes the descriptor in 64 bits.
     pub fn encode(&self) -> u64 {
         let field = |value: u32| (value as u64 & 0x3_ffff) >> 4;
@@ -136,14 +165,23 @@ pub struct SharedOperand {
     descriptor: Descriptor,
     /// True if the 16-bit elements are contiguous along m or n (transposed), false if along k.
     mn_major: bool,
-    /// Number of A's rows (64) or of B's columns (N).
+    /// Number of A's rows or of B's columns.
     extent: u32,
 }
 
 impl SharedOperand {
     /// Creates the operand from its descriptor. `extent` is 64 for A, N (a multiple of 8) for B.
     pub fn new(bits: u64, mn_major: bool, extent: u32) -> Result<Self, DescriptorError> {
-        let descriptor = Descriptor::decode(bits)?;
+        Self::of_descriptor(Descriptor::decode(bits)?, mn_major, extent)
+    }
+
+    /// Creates an operand of `tcgen05.mma` from its descriptor. `extent` is the number of A's rows or of B's columns in
+    /// the block.
+    pub fn of_tcgen05(bits: u64, mn_major: bool, extent: u32) -> Result<Self, DescriptorError> {
+        Self::of_descriptor(Descriptor::decode_tcgen05(bits)?, mn_major, extent)
+    }
+
+    fn of_descriptor(descriptor: Descriptor, mn_major: bool, extent: u32) -> Result<Self, DescriptorError> {
         let start = descriptor.start;
         if let Some(span) = descriptor.swizzle.span_bytes() {
             let bytes = if mn_major { (2 * extent).min(span) } else { 32 };

@@ -32,6 +32,7 @@ pub(super) fn decode_bulk_copy(d: &mut Decoder, instruction: &Instruction, parts
             coords,
             mbarrier: None,
             multicast: None,
+            pair_signal: false,
             reduce: None,
         })));
     }
@@ -99,6 +100,7 @@ pub(super) fn decode_bulk_copy(d: &mut Decoder, instruction: &Instruction, parts
         coords,
         mbarrier,
         multicast,
+        pair_signal: has("cta_group::2"),
         reduce,
     })))
 }

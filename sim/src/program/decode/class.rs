@@ -27,15 +27,20 @@ pub(super) fn instruction_class(opcode: &str, op: &Op) -> InstructionClass {
         | Op::BulkCopy(_)
         | Op::BulkCommit
         | Op::BulkWait { .. }
+        | Op::LaunchControl(_)
         | Op::StAsync { .. } => InstructionClass::Async,
         Op::LdStMatrix(_) => InstructionClass::Shared,
         Op::WmmaTransfer(t) => match t.transfers.first().map(|t| t.window) {
             Some(AddressWindow::Shared) => InstructionClass::Shared,
             _ => InstructionClass::Global,
         },
-        Op::Mma(_) | Op::Wmma(_) | Op::Wgmma(_) | Op::WgmmaFence | Op::WgmmaCommit | Op::WgmmaWait { .. } => {
-            InstructionClass::Matrix
-        }
+        Op::Mma(_)
+        | Op::Wmma(_)
+        | Op::Wgmma(_)
+        | Op::WgmmaFence
+        | Op::WgmmaCommit
+        | Op::WgmmaWait { .. }
+        | Op::Tcgen05(_) => InstructionClass::Matrix,
         _ => InstructionClass::Other,
     }
 }

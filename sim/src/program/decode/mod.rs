@@ -9,6 +9,7 @@ mod copies;
 mod matrix;
 mod memory;
 mod sync;
+mod tcgen05;
 mod warp;
 mod wmma;
 
@@ -178,6 +179,8 @@ impl Decoder<'_> {
             "mma" => self.decode_mma(instruction),
             "wmma" => self.decode_wmma(instruction, &parts),
             "wgmma" => self.decode_wgmma(instruction, &parts),
+            "tcgen05" => self.decode_tcgen05(instruction, &parts),
+            "clusterlaunchcontrol" => self.decode_launch_control(instruction, &parts),
             "setmaxnreg" => match &instruction.operands[..] {
                 [Operand::Integer(count)] => Ok(Op::SetMaxNReg { count: *count as u32, increase: has("inc") }),
                 _ => Err(self.o.error("a count is needed")),

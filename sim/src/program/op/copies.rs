@@ -44,6 +44,9 @@ pub struct BulkCopy {
     pub mbarrier: Option<AddressOperand>,
     /// Mask of the cluster's blocks that receive a multicast.
     pub multicast: Option<Slot>,
+    /// Whether the mbarrier may lie in the other block of the destination's pair (`.cta_group::2`): a multicast then
+    /// signals, for each destination, the block of its pair that has the parity of the mbarrier's block.
+    pub pair_signal: bool,
     /// The reduction, if the copy combines its source with the destination.
     pub reduce: Option<BulkReduction>,
 }

@@ -10,6 +10,7 @@ mod copies;
 mod matrix;
 mod memory;
 mod sync;
+mod tcgen05;
 mod warp;
 
 pub use class::InstructionClass;
@@ -18,6 +19,7 @@ pub use copies::{BulkCopy, BulkCopyKind, BulkReduction, CpAsync};
 pub use matrix::{LdStMatrix, Mma, Wgmma, Wmma, WmmaTransfer};
 pub use memory::{AddressOperand, AddressWindow, Atomic, AtomicOp, AtomicType, LoadStore, NamedParam};
 pub use sync::{Barrier, BarrierKind, Fence, Mbarrier, MbarrierOperationKind};
+pub use tcgen05::{LaunchControl, Tcgen05, TensorMma, TensorOperand, TensorTransfer};
 pub use warp::{ReduxNumber, ShuffleMode, VoteMode, WarpOp, WarpOpKind};
 
 use crate::alu::{AluOp, OperandSlots};
@@ -163,6 +165,8 @@ pub enum Op {
     WgmmaWait {
         groups: u32,
     },
+    Tcgen05(Box<Tcgen05>),
+    LaunchControl(Box<LaunchControl>),
     SetMaxNReg {
         count: u32,
         increase: bool,
@@ -188,6 +192,9 @@ pub enum Op {
 impl Op {
     /// Returns true if lanes may have to wait at the instruction, or must execute it together.
     pub fn may_wait(&self) -> bool {
+        if let Op::Tcgen05(op) = self {
+            return !matches!(**op, Tcgen05::Mma(_) | Tcgen05::Commit { .. } | Tcgen05::Fence { .. });
+        }
         matches!(
             self,
             Op::Warp(_)
