@@ -16,8 +16,12 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Parses `.loc 1 20 3`, optionally with `, function_name symbol, inlined_at 1 33 5`.
+    /// Parses `.loc 1 20 3`, optionally with `, function_name symbol, inlined_at 1 33 5`. Of the locations in one inline
+    /// assembly only the first counts: LLVM adds 1 to the source line for each further line of assembly.
     pub(super) fn parse_location_directive(&mut self) -> Result<()> {
+        let asm = self.cursor.inline_asm;
+        let repeats = asm.is_some() && asm == self.line_info.latest_inline_asm;
+        self.line_info.latest_inline_asm = asm;
         let triple = self.triple()?;
         let (mut name, mut at) = (None, None);
         while self.cursor.eat(b',') {
@@ -26,6 +30,9 @@ impl<'a> Parser<'a> {
                 "inlined_at" => at = Some(self.triple()?),
                 other => return Err(self.cursor.error(format!("`.loc` has no attribute `{other}`"))),
             }
+        }
+        if repeats {
+            return Ok(());
         }
         let inlined = at.map(|at| (name.unwrap_or(("", 0)), at));
         self.line_info.enter_location(&mut self.module.source_locations, triple, inlined);

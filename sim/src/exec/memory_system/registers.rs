@@ -138,7 +138,9 @@ pub fn store_registers(data: &mut [u8], group: &LaneGroup, t: &LoadStore, regs: 
 }
 
 /// Returns the lanes whose store changes no byte: the stored values equal the bytes in `data`, or the values that
-/// earlier lanes of the same instruction stored there. `order` lists the lanes in the order in which they store.
+/// earlier lanes of the same instruction stored there. The results of butterfly shuffles count as equal within one
+/// instruction: they may differ by rounding, and the CUDA programming guide promises that one of the lanes stores
+/// last. `order` lists the lanes in the order in which they store.
 pub fn lanes_with_unchanged_bytes(
     data: &[u8],
     group: &LaneGroup,
@@ -155,8 +157,10 @@ pub fn lanes_with_unchanged_bytes(
             let from = group.offsets[lane as usize] as usize + width * n;
             let value = lane_value(regs, *slot, t.register_rows, lane as usize).to_le_bytes();
             for (at, new) in (from..).zip(&value[..width]) {
-                same &= *stored.get(&at).unwrap_or(&data[at]) == *new;
-                stored.insert(at, *new);
+                same &= match stored.insert(at, *new) {
+                    Some(by_earlier_lane) => by_earlier_lane == *new || t.butterfly,
+                    None => data[at] == *new,
+                };
             }
         }
         unchanged |= u32::from(same) << lane;

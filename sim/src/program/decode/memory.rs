@@ -66,6 +66,7 @@ impl Decoder<'_> {
             used_bytes: if kept_bytes.is_some() { 0 } else { declared_bytes & self.flow.used_bytes[self.index] },
             kept_bytes: kept_bytes.unwrap_or(0),
             cas_read: self.flow.cas_reads[self.index],
+            butterfly: self.flow.butterfly_stores[self.index],
             used_where: self
                 .used_where
                 .get(&self.index)

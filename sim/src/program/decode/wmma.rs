@@ -96,6 +96,7 @@ impl Decoder<'_> {
             used_bytes: u32::MAX,
             kept_bytes: 0,
             cas_read: false,
+            butterfly: false,
             used_where: None,
         };
         let transfers = if packed {

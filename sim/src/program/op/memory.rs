@@ -59,6 +59,9 @@ pub struct LoadStore {
     pub kept_bytes: u32,
     /// True for a plain load of the first expected value of a compare-and-swap on the same word.
     pub cas_read: bool,
+    /// True for a store of a value that floating-point arithmetic made from the results of butterfly shuffles. The
+    /// lanes of a warp that store to one address may then have values that differ by rounding.
+    pub butterfly: bool,
     /// For a load that the compiler has moved ahead of a branch: the index of the predicate that decides whether a
     /// thread uses the value, and whether it is negated (true: the value is used where the predicate is false).
     pub used_where: Option<(u32, bool)>,
