@@ -62,6 +62,16 @@ fn triton_kernels_have_the_expected_findings() {
     check("triton");
 }
 
+#[test]
+fn tilelang_kernels_have_the_expected_findings() {
+    check("tilelang");
+}
+
+#[test]
+fn cute_dsl_kernels_have_the_expected_findings() {
+    check("cute");
+}
+
 fn f32s(buffer: &TensorView) -> Vec<f32> {
     let bytes = buffer.data();
     match buffer.dtype() {
@@ -125,4 +135,25 @@ fn triton_kernels_compute_what_they_should() {
     compare("triton/matmul_warp_specialized", 2, 2e-3, |arg| {
         product(&arg(0), &arg(1), (256, 128, 192), |p, j| j * 192 + p)
     });
+}
+
+#[test]
+fn tilelang_kernels_compute_what_they_should() {
+    compare("tilelang/vector_add", 2, 0.0, |arg| arg(0).iter().zip(arg(1)).map(|(x, y)| x + y).collect());
+    compare("tilelang/transpose", 1, 0.0, |arg| (0..96 * 64).map(|i| arg(0)[i % 64 * 96 + i / 64]).collect());
+    compare("tilelang/gemm_256_threads.sm_80", 2, 2e-3, |arg| {
+        product(&arg(0), &arg(1), (128, 64, 192), |p, j| p * 64 + j)
+    });
+    compare("tilelang/gemm_256_threads.sm_90a", 2, 2e-3, |arg| {
+        product(&arg(3), &arg(4), (128, 64, 192), |p, j| p * 64 + j)
+    });
+}
+
+#[test]
+fn cute_dsl_kernels_compute_what_they_should() {
+    compare("cute/tiled_scale", 1, 0.0, |arg| arg(0).iter().map(|x| 2.0 * x).collect());
+    compare("cute/tma_scale", 3, 0.0, |arg| arg(2).iter().map(|x| 2.0 * x).collect());
+    compare("cute/transpose", 1, 0.0, |arg| (0..96 * 64).map(|i| arg(0)[i % 64 * 96 + i / 64]).collect());
+    compare("cute/gemm_mma", 2, 1e-4, |arg| product(&arg(0), &arg(1), (64, 32, 160), |p, j| j * 160 + p));
+    compare("cute/gemm_wgmma", 2, 1e-4, |arg| product(&arg(4), &arg(5), (128, 32, 384), |p, j| j * 384 + p));
 }
