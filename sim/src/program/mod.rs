@@ -12,6 +12,7 @@ pub mod op;
 mod operands;
 mod rows;
 mod speculation;
+mod stored_loads;
 mod symbols;
 mod target;
 pub mod uses;

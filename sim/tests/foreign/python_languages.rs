@@ -75,3 +75,36 @@ fn setmaxnreg_to_the_same_count_needs_no_barrier() {
     assert_eq!(case(40).finding_kinds(), [""; 0]);
     assert_eq!(case(32).finding_kinds(), ["setmaxnreg"]);
 }
+
+/// Threads 32 to 63 load the elements of threads 0 to 31, which change them in place, as in Triton if a tile has fewer
+/// elements than the block has threads.
+#[test]
+fn threads_that_do_not_store_may_load_before_or_after_the_store() {
+    let case = Case::new(
+        "sm_80",
+        64,
+        ".reg .b32 %r<9>; .reg .b64 %d<3>; .reg .pred %p<2>; .shared .align 4 .b8 s[256];
+        ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; and.b32 %r1, %r0, 31; mul.wide.u32 %d1, %r1, 4; add.u64 %d1, %d0, %d1;
+        ld.global.f32 %r2, [%d1]; add.f32 %r3, %r2, 0f3F800000; mov.u32 %r5, s; shl.b32 %r6, %r0, 2; add.u32 %r5, %r5, %r6;
+        // another use
+        and.b32 %r4, %r0, 32; setp.eq.b32 %p0, %r4, 0;
+        @%p0 st.global.f32 [%d1], %r3; ret;",
+    );
+    assert_eq!(case.finding_kinds(), [""; 0]);
+    assert_eq!(case.replace("// another use", "st.shared.f32 [%r5], %r3;").finding_kinds(), ["race"]);
+    assert_eq!(case.replace("setp.eq.b32 %p0, %r4, 0", "setp.ge.u32 %p0, %r0, 0").finding_kinds(), ["race"]);
+}
+
+/// A compiler packs a value with an undefined half, and uses only the other half of the sum.
+#[test]
+fn halves_of_a_packed_sum_are_undefined_by_themselves() {
+    let case = Case::new(
+        "sm_90",
+        32,
+        ".reg .b32 %r<9>; .reg .b16 %h<9>; .reg .b64 %d<3>; ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x;
+        mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1; ld.global.b32 %r1, [%d1]; mov.b32 {_, %h1}, %r1;
+        mov.b32 %r2, {%h1, %h2}; add.f16x2 %r3, %r1, %r2; mov.b32 {%h3, %h4}, %r3; st.global.b16 [%d1], %h3; ret;",
+    );
+    assert_eq!(case.finding_kinds(), [""; 0]);
+    assert_eq!(case.replace("[%d1], %h3", "[%d1], %h4").finding_kinds(), ["uninitialized"]);
+}

@@ -67,10 +67,10 @@ impl Decoder<'_> {
             kept_bytes: kept_bytes.unwrap_or(0),
             cas_read: self.flow.cas_reads[self.index],
             butterfly: self.flow.butterfly_stores[self.index],
-            used_where: self
-                .used_where
-                .get(&self.index)
-                .map(|&(predicate, negated)| (self.o.first_row_or_predicate_index(predicate), negated)),
+            used_where: self.used_where.get(&self.index).map_or(Box::default(), |predicates| {
+                let index = |&(predicate, negated)| (self.o.first_row_or_predicate_index(predicate), negated);
+                predicates.iter().map(index).collect()
+            }),
         };
         Ok(if store { Op::Store(Box::new(transfer)) } else { Op::Load(Box::new(transfer)) })
     }

@@ -97,7 +97,7 @@ impl Decoder<'_> {
             kept_bytes: 0,
             cas_read: false,
             butterfly: false,
-            used_where: None,
+            used_where: Box::default(),
         };
         let transfers = if packed {
             regs[..fragment.distinct_register_count()].iter().map(|&slot| transfer(slot)).collect()
