@@ -6,7 +6,7 @@
 use super::OperandSlots;
 use super::f32_math::{self, f16_to_f32, f32_to_bf16, f32_to_f16};
 use super::float::{FloatArithmetic, add_f32, fma_f32, is_tiny_after_rounding, sub_f32};
-use super::lanes::map_lanes_ternary;
+use super::lanes::{map_lanes_ternary, mark_undefined_lanes};
 use super::scalar::{ScalarFlags, scalar_functions};
 use super::soft_float::{BF16, F16, FloatFormat, add_round_to_odd, encode_float};
 use crate::regs::Registers;
@@ -29,6 +29,25 @@ impl HalfOp {
             s.src[2] = s.src[1];
         }
         let s = &s;
+        if self.pair && r.has_defined_halves() {
+            return self.run_with_undefined_halves(r, s, mask);
+        }
+        self.run_lanes(r, s, mask);
+    }
+
+    /// Executes an instruction on packed pairs. Each half of the result is undefined where this half of a source is.
+    #[cold]
+    fn run_with_undefined_halves(self, r: &mut Registers, s: &OperandSlots, mask: u32) {
+        let undefined =
+            [0, 1].map(|half| s.src[..3].iter().fold(0, |lanes, &slot| lanes | r.undefined_half(slot, half)));
+        self.run_lanes(r, s, mask);
+        mark_undefined_lanes(r, s.dst[0], mask, undefined[0] | undefined[1]);
+        if (undefined[0] ^ undefined[1]) & mask != 0 {
+            r.set_undefined_halves(s.dst[0], mask, undefined);
+        }
+    }
+
+    fn run_lanes(self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         run_with_widest_simd(
             #[inline(always)]
             || match (self.op, self.bf16) {

@@ -118,6 +118,13 @@ impl FindingKind {
                 "change the register count in all warps of a warpgroup, within the block's total"
             }
             FindingKind::Trap => "correct what the kernel tests before it traps",
+            FindingKind::Tcgen05 => {
+                "wait for the operation that uses the tensor memory (tcgen05.commit and its mbarrier, tcgen05.wait) and put \
+                 tcgen05.fence::after_thread_sync after it"
+            }
+            FindingKind::LaunchControl => {
+                "wait for the answer of try_cancel before it is read, and before the next request"
+            }
             FindingKind::Unsupported => "compile for an architecture whose instructions are simulated",
         }
     }

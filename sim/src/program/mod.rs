@@ -7,12 +7,12 @@
 mod data_flow;
 mod decode;
 mod demanded_bits;
-mod guarded_stores;
 mod kernel;
 pub mod op;
 mod operands;
 mod rows;
 mod speculation;
+mod stored_loads;
 mod symbols;
 mod target;
 pub mod uses;

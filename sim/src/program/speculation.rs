@@ -34,7 +34,9 @@ const PURE: [&str; 39] = [
 
 /// Moves each speculative load of a function to the instruction that selects the load's value. Returns the new
 /// function and, by the new index of the load, the predicate that tells where the value is used.
-pub(super) fn move_speculative_loads_to_use(function: &Function) -> (Cow<'_, Function>, HashMap<usize, UsePredicate>) {
+pub(super) fn move_speculative_loads_to_use(
+    function: &Function,
+) -> (Cow<'_, Function>, HashMap<usize, Vec<UsePredicate>>) {
     let (mut result, mut used_where) = (Cow::Borrowed(function), HashMap::new());
     let is_candidate = |i: &Instruction| {
         let variable = matches!(i.operands[..], [Operand::Register(_), Operand::Address(AddressBase::Symbol(_), _)]);
@@ -57,7 +59,7 @@ pub(super) fn move_speculative_loads_to_use(function: &Function) -> (Cow<'_, Fun
             // The reordering may also move loads that were moved before; their indices are updated.
             let new_index = |n: usize| order.iter().position(|&old| old == n).map_or(n, |position| at + position);
             used_where = used_where.into_iter().map(|(n, used)| (new_index(n), used)).collect();
-            used_where.insert(at + kept.len(), used);
+            used_where.insert(at + kept.len(), vec![used]);
             // If instructions moved ahead of the load, the first of them is now at index `at`. Otherwise the load is
             // still at `at` and is skipped.
             at += usize::from(kept.is_empty());
@@ -69,14 +71,14 @@ pub(super) fn move_speculative_loads_to_use(function: &Function) -> (Cow<'_, Fun
 }
 
 /// How often the registers of a function are read and written, and which instructions are branch targets.
-struct Registers {
+pub(super) struct Registers {
     reads: HashMap<RegisterIndex, u32>,
-    writes: HashMap<RegisterIndex, u32>,
-    targets: HashSet<usize>,
+    pub writes: HashMap<RegisterIndex, u32>,
+    pub targets: HashSet<usize>,
 }
 
 impl Registers {
-    fn new(function: &Function) -> Registers {
+    pub fn new(function: &Function) -> Registers {
         let mut all = Registers { reads: HashMap::new(), writes: HashMap::new(), targets: HashSet::new() };
         for i in &function.body {
             let (reads, writes) = accesses(i);
@@ -208,7 +210,7 @@ mod tests {
         let module = crate::ptx::parse(&text).unwrap();
         let (function, used) = move_speculative_loads_to_use(&module.functions[0]);
         let opcodes = function.body.iter().map(|i| i.opcode.split('.').next().unwrap().into()).collect();
-        let mut used: Vec<_> = used.into_iter().collect();
+        let mut used: Vec<_> = used.into_iter().map(|(n, guards)| (n, guards[0])).collect();
         used.sort_unstable();
         (opcodes, used)
     }

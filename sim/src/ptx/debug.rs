@@ -16,12 +16,12 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Parses `.loc 1 20 3`, optionally with `, function_name symbol, inlined_at 1 33 5`.
-    ///
-    /// For the lines of an `asm` statement's text LLVM counts lines of the source on from the statement's own line, which
-    /// are other statements. So the location before the text holds for all of it.
+    /// Parses `.loc 1 20 3`, optionally with `, function_name symbol, inlined_at 1 33 5`. Of the locations in one inline
+    /// assembly only the first counts: LLVM adds 1 to the source line for each further line of assembly.
     pub(super) fn parse_location_directive(&mut self) -> Result<()> {
-        let in_inline_asm = self.cursor.in_inline_asm;
+        let asm = self.cursor.inline_asm;
+        let repeats = asm.is_some() && asm == self.line_info.latest_inline_asm;
+        self.line_info.latest_inline_asm = asm;
         let triple = self.triple()?;
         let (mut name, mut at) = (None, None);
         while self.cursor.eat(b',') {
@@ -31,10 +31,10 @@ impl<'a> Parser<'a> {
                 other => return Err(self.cursor.error(format!("`.loc` has no attribute `{other}`"))),
             }
         }
-        let inlined = at.map(|at| (name.unwrap_or(("", 0)), at));
-        if in_inline_asm && self.line_info.current_location_index().is_some() {
+        if repeats {
             return Ok(());
         }
+        let inlined = at.map(|at| (name.unwrap_or(("", 0)), at));
         self.line_info.enter_location(&mut self.module.source_locations, triple, inlined);
         Ok(())
     }

@@ -29,13 +29,13 @@ pub(super) struct Cursor<'a> {
     pub line: u32,
     /// The line of a `/*` that has no `*/`, if there is one.
     pub open_comment: Option<u32>,
-    /// Whether the position is in the text of an `asm` statement, which LLVM puts between two comments.
-    pub in_inline_asm: bool,
+    /// The line of the comment `// begin inline asm` if its `// end inline asm` has not come yet.
+    pub inline_asm: Option<u32>,
 }
 
 impl<'a> Cursor<'a> {
     pub fn new(text: &'a str) -> Self {
-        Cursor { text, position: 0, line: 1, open_comment: None, in_inline_asm: false }
+        Cursor { text, position: 0, line: 1, open_comment: None, inline_asm: None }
     }
 
     /// Returns the byte that is `ahead` bytes after the position, or 0 past the end of the text.
@@ -69,13 +69,12 @@ impl<'a> Cursor<'a> {
 
     fn skip_to_end_of_line(&mut self) {
         let rest = &self.text.as_bytes()[self.position..];
-        let length = rest.iter().position(|&b| b == b'\n').unwrap_or(rest.len());
-        match rest[..length].trim_ascii_end() {
-            b"// begin inline asm" => self.in_inline_asm = true,
-            b"// end inline asm" => self.in_inline_asm = false,
-            _ => {}
+        if rest.starts_with(b"// begin inline asm") {
+            self.inline_asm = Some(self.line);
+        } else if rest.starts_with(b"// end inline asm") {
+            self.inline_asm = None;
         }
-        self.position += length;
+        self.position += rest.iter().position(|&b| b == b'\n').unwrap_or(rest.len());
     }
 
     fn skip_block_comment(&mut self) {

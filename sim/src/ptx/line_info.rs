@@ -32,6 +32,8 @@ pub(super) struct LineInfo<'a> {
     /// For each file, line and column: the index of the latest location of the current function at this place.
     /// `inlined_at` refers to it.
     latest: HashMap<FileLineColumn, u32>,
+    /// The PTX line on which the inline assembly of the latest `.loc` begins; `None` if it is in no inline assembly.
+    pub latest_inline_asm: Option<u32>,
     pub strings: Vec<u8>,
     pub labels: HashMap<&'a str, usize>,
 }

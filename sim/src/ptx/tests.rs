@@ -382,6 +382,17 @@ fn random(seed: u64) -> impl FnMut(u64) -> u64 {
 }
 
 #[test]
+fn only_the_first_source_location_of_an_inline_assembly_counts() {
+    let module = module(
+        ".entry k() { .loc 1 5 9\n// begin inline asm\n.loc 1 6 9\nret; .loc 1 7 9\nret;\n// end inline asm\n\
+         // begin inline asm\n.loc 1 8 9\nret; .loc 1 9 9\nret;\n// end inline asm\n.loc 1 9 9\nret; }",
+    );
+    let lines: Vec<u32> =
+        module.functions[0].body.iter().map(|i| module.source_locations[i.location.unwrap() as usize].line).collect();
+    assert_eq!(lines, [6, 6, 8, 8, 9]);
+}
+
+#[test]
 fn source_locations_have_the_inlining_chain() {
     let module = module(
         ".entry k() { ret; .loc 1 30 5\nret; .loc 2 10 1, function_name $L__info_string0, inlined_at 1 30 5\nret;\n\
@@ -408,14 +419,6 @@ fn a_later_major_version_is_refused() {
         let message = parsed.err().map(|e| e.what);
         assert_eq!(message.is_none(), known, "{message:?}");
     }
-}
-
-#[test]
-fn the_lines_of_an_asm_statement_are_its_own() {
-    let body = ".loc 1 29 5\n// begin inline asm\n.loc 1 29 5\nret;\n.loc 1 30 5\nret;\n// end inline asm\nret; .loc 1 31 5\nret;";
-    let module = module(&format!(".entry k() {{ {body} }}"));
-    let lines = module.functions[0].body.iter().map(|i| module.source_locations[i.location.unwrap() as usize].line);
-    assert_eq!(lines.collect::<Vec<_>>(), [29, 29, 29, 31]);
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod operands;
 mod partial_tiles;
 mod patterns;
 mod polling;
+mod python_languages;
 mod refused;
 mod registers;
 mod same_value;

@@ -209,10 +209,10 @@ impl AsyncEngine {
                 continue;
             }
             if parity && operands[l] > 1 {
-                let value = operands[l];
-                cx.report(FindingKind::Mbarrier, lane, || {
-                    format!("an mbarrier wait on parity {value}: a parity is 0 or 1")
-                });
+                cx.grid.reporter.add_note(
+                    cx.pc,
+                    "an mbarrier wait on a parity above 1; the PTX ISA allows 0 and 1, ptxas's code uses the lowest bit",
+                );
             }
             let Some(object) = cx.grid.blocks.mbarrier(at) else { continue };
             let phase = object.phase;

@@ -93,6 +93,10 @@ pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool
         });
         return NextAction::Next;
     }
+    // Triton ends the work of a warpgroup with two equal `setmaxnreg` in a row. The second one changes nothing.
+    if cx.warp.max_registers == Some(count) {
+        return NextAction::Next;
+    }
     report_unsynchronised_setmaxnreg(cx);
     // A warp whose register count is unknown counts as holding no registers. A wait is then reported only if it could
     // not end with any register count.

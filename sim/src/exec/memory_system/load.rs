@@ -87,8 +87,13 @@ impl MemorySystem {
 
 /// Returns the lanes of a group that use the value which they load.
 fn used_lanes<'g>(regs: &Registers, group: &'g LaneGroup, t: &LoadStore) -> Cow<'g, LaneGroup> {
-    let Some((predicate, negated)) = t.used_where else { return Cow::Borrowed(group) };
-    let used = regs.predicates[predicate as usize] ^ 0u32.wrapping_sub(u32::from(negated));
+    if t.used_where.is_empty() {
+        return Cow::Borrowed(group);
+    }
+    let used = t.used_where.iter().fold(0, |used, &(predicate, negated)| {
+        let value = regs.predicates[predicate as usize] ^ 0u32.wrapping_sub(u32::from(negated));
+        used | value | regs.undefined_predicates[predicate as usize]
+    });
     Cow::Owned(LaneGroup {
         lanes: group.lanes & used,
         consecutive: group.consecutive && used == u32::MAX,

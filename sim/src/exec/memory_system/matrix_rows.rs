@@ -68,7 +68,13 @@ impl MemorySystem {
             let (pc, access) = (cx.pc, AccessKind::Write);
             let same_value = |memory: &Self, cx: &InstructionContext| {
                 let data = memory.location_bytes(&cx.grid.blocks, group.location);
-                lanes_where(group.lanes, |lane| data[group.offsets[lane] as usize..][..16] == bytes[lane])
+                // The bytes that the row overwrites: those of an earlier row of this instruction, or those in memory.
+                let earlier = |lane: usize| {
+                    let same_place = |l: &usize| group.lanes >> l & 1 != 0 && group.offsets[*l] == group.offsets[lane];
+                    let in_memory = &data[group.offsets[lane] as usize..][..16];
+                    (0..lane).rfind(same_place).map_or(in_memory, |row| &bytes[row][..])
+                };
+                lanes_where(group.lanes, |lane| earlier(lane) == bytes[lane])
             };
             self.check_shadow(cx, group.location, access, Some(&same_value), |shadow, warp, order, found| {
                 let strength = AccessStrength::Weak;

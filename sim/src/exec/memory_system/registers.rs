@@ -139,6 +139,10 @@ pub fn store_registers(data: &mut [u8], group: &LaneGroup, t: &LoadStore, regs: 
 
 /// Returns the lanes whose store changes no byte: the stored values equal the bytes in `data`, or the values that
 /// earlier lanes of the same instruction stored there. `order` lists the lanes in the order in which they store.
+///
+/// The results of butterfly shuffles at one address count as equal if the lanes of one instruction store them: they may
+/// differ by rounding, and the CUDA programming guide promises that one of the lanes stores last. They count as equal to
+/// the bytes in `data`, too, if one of the lanes stores these bytes, as when another warp has computed the same sum.
 pub fn lanes_with_unchanged_bytes(
     data: &[u8],
     group: &LaneGroup,
@@ -148,18 +152,28 @@ pub fn lanes_with_unchanged_bytes(
 ) -> u32 {
     let width = t.width as usize;
     let mut stored: HashMap<usize, u8> = HashMap::new();
-    let mut unchanged = 0;
+    let (mut unchanged, mut repeated) = (0, 0);
     for lane in order {
-        let mut same = true;
+        let (mut same, mut repeats) = (true, true);
         for (n, slot) in t.regs.iter().flatten().enumerate() {
             let from = group.offsets[lane as usize] as usize + width * n;
             let value = lane_value(regs, *slot, t.register_rows, lane as usize).to_le_bytes();
             for (at, new) in (from..).zip(&value[..width]) {
-                same &= *stored.get(&at).unwrap_or(&data[at]) == *new;
-                stored.insert(at, *new);
+                repeats &= data[at] == *new;
+                same &= match stored.insert(at, *new) {
+                    Some(by_earlier_lane) => by_earlier_lane == *new || t.butterfly,
+                    None => data[at] == *new,
+                };
             }
         }
         unchanged |= u32::from(same) << lane;
+        repeated |= u32::from(repeats) << lane;
+    }
+    if t.butterfly {
+        let at = |lane: u32| group.offsets[lane as usize];
+        let is_repeated = |lane: u32| lanes_in_mask(repeated).any(|other| at(other) == at(lane));
+        unchanged |=
+            lanes_in_mask(group.lanes).filter(|&lane| is_repeated(lane)).fold(0, |lanes, lane| lanes | 1 << lane);
     }
     unchanged
 }

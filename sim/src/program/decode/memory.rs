@@ -66,10 +66,11 @@ impl Decoder<'_> {
             used_bytes: if kept_bytes.is_some() { 0 } else { declared_bytes & self.flow.used_bytes[self.index] },
             kept_bytes: kept_bytes.unwrap_or(0),
             cas_read: self.flow.cas_reads[self.index],
-            used_where: self
-                .used_where
-                .get(&self.index)
-                .map(|&(predicate, negated)| (self.o.first_row_or_predicate_index(predicate), negated)),
+            butterfly: self.flow.butterfly_stores[self.index],
+            used_where: self.used_where.get(&self.index).map_or(Box::default(), |predicates| {
+                let index = |&(predicate, negated)| (self.o.first_row_or_predicate_index(predicate), negated);
+                predicates.iter().map(index).collect()
+            }),
         };
         Ok(if store { Op::Store(Box::new(transfer)) } else { Op::Load(Box::new(transfer)) })
     }

@@ -32,8 +32,9 @@ pub(super) fn decode_function(
     layout: &SymbolAddresses,
     unknown: &mut Vec<String>,
 ) -> Result<FunctionCode, ProgramError> {
-    let (function, used_where) = super::speculation::move_speculative_loads_to_use(&program.module.functions[index]);
-    let (function, used_where) = super::guarded_stores::evaluate_guards_early(function, used_where);
+    let (function, mut used_where) =
+        super::speculation::move_speculative_loads_to_use(&program.module.functions[index]);
+    let function = super::stored_loads::find_loads_for_guarded_stores(function, &mut used_where);
     let function = &*function;
     let reconvergence = crate::ptx::cfg::reconvergence_points(function);
     let mut decoder = Decoder {
@@ -105,7 +106,7 @@ pub(super) struct Decoder<'a> {
     flow: DataFlow,
     /// For each load whose value only some threads use, by the load's index: the predicate that tells which threads use
     /// the value.
-    used_where: HashMap<usize, UsePredicate>,
+    used_where: HashMap<usize, Vec<UsePredicate>>,
     /// Index in the function of the instruction that is being decoded.
     index: usize,
 }

@@ -30,7 +30,8 @@ impl Decoder<'_> {
                     used_bytes: u32::MAX,
                     kept_bytes: 0,
                     cas_read: false,
-                    used_where: None,
+                    butterfly: false,
+                    used_where: Box::default(),
                 };
                 Tcgen05::Alloc { group, columns: self.o.source_slot(nth(o, 1)?, Type::B32)?, store: Box::new(store) }
             }

@@ -96,7 +96,8 @@ impl Decoder<'_> {
             used_bytes: u32::MAX,
             kept_bytes: 0,
             cas_read: false,
-            used_where: None,
+            butterfly: false,
+            used_where: Box::default(),
         };
         let transfers = if packed {
             regs[..fragment.distinct_register_count()].iter().map(|&slot| transfer(slot)).collect()

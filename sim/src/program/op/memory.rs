@@ -59,9 +59,13 @@ pub struct LoadStore {
     pub kept_bytes: u32,
     /// True for a plain load of the first expected value of a compare-and-swap on the same word.
     pub cas_read: bool,
-    /// For a load that the compiler has moved ahead of a branch: the index of the predicate that decides whether a
-    /// thread uses the value, and whether it is negated (true: the value is used where the predicate is false).
-    pub used_where: Option<(u32, bool)>,
+    /// True for a store of a value that floating-point arithmetic made from the results of butterfly shuffles. The
+    /// lanes of a warp that store to one address may then have values that differ by rounding.
+    pub butterfly: bool,
+    /// For a load whose value not all threads use: the indices of the predicates that decide whether a thread uses the
+    /// value, and whether they are negated (true: the value is used where the predicate is false). A thread uses the
+    /// value if one of them says so; if there are none, every thread does.
+    pub used_where: Box<[(u32, bool)]>,
 }
 
 /// The arithmetic operation of an atomic instruction, or of an asynchronous copy that reduces.

@@ -85,7 +85,7 @@ impl AsyncEngine {
         let site = cx.finding_site(lane);
         let line = cx.grid.context.source_line(old.pc);
         let (new, other) = (instruction_name(new), instruction_name(old.kind));
-        cx.grid.reporter.report_with_details(FindingKind::Tcgen05, site, Some(old.pc), None, || {
+        cx.grid.reporter.report_with_details(FindingKind::Tcgen05, site, Some(old.pc.into()), None, || {
             let missing = match (order, old.kind) {
                 (TensorOrder::NotFenced, _) => {
                     "tcgen05.fence::after_thread_sync is missing after the synchronisation between them"
