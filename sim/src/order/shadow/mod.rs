@@ -63,6 +63,9 @@ impl ShadowMemory {
 
     /// Marks the bytes `range` as initialised.
     pub fn mark_initialized(&mut self, range: Range<u64>) {
+        if self.are_chunks_initialized(&range) {
+            return;
+        }
         for_each_byte_mask(range, |at, bits| {
             self.init[(at >> LOG2_CHUNK_BYTES) as usize].mark_bytes_initialized(at & (CHUNK_BYTES - 1), bits)
         });
@@ -77,11 +80,21 @@ impl ShadowMemory {
 
     /// Returns true if every byte of `range` is initialised.
     pub fn is_initialized(&self, range: Range<u64>) -> bool {
+        if self.are_chunks_initialized(&range) {
+            return true;
+        }
         let mut all = true;
         for_each_byte_mask(range, |at, bits| {
             all &= self.init[(at >> LOG2_CHUNK_BYTES) as usize].are_bytes_initialized(at & (CHUNK_BYTES - 1), bits)
         });
         all
+    }
+
+    /// Returns true if all chunks that contain bytes of `range` are initialised as a whole.
+    fn are_chunks_initialized(&self, range: &Range<u64>) -> bool {
+        let chunks =
+            self.init.get((range.start >> LOG2_CHUNK_BYTES) as usize..range.end.div_ceil(CHUNK_BYTES) as usize);
+        chunks.is_some_and(|chunks| chunks.iter().all(|chunk| matches!(chunk, InitializedBytes::All)))
     }
 
     /// Checks and records an access of `bytes` bytes (1, 2, 4, 8 or 16) by each lane in `lanes`, at its offset in
