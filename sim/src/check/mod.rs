@@ -5,8 +5,8 @@
 //! differ between runs.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::counters::Counters;
 use crate::exec::{self, CompletionTiming, EarlyStop, ExecOptions, LaunchConfig, LaunchError, SimLaunch, SimOutcome};
@@ -115,6 +115,7 @@ pub fn check_interleavings<E: Send>(
     run: impl Fn(&mut SimMemory, &ExecOptions) -> Result<Vec<SimOutcome>, E> + Sync,
 ) -> Result<CheckReport, E> {
     let runs = plan.interleavings.max(1) as usize;
+    let products = plan.options.products.clone().or_else(|| (runs > 1).then(Arc::default));
     let bases: Vec<u64> = memory.iter().map(|a| a.base).collect();
     // Run numbers: `next` is the next run to start, `last` the first run that a limit has stopped.
     let (next, last) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
@@ -127,7 +128,8 @@ pub fn check_interleavings<E: Send>(
             }
             let mut own = memory.clone();
             plan.buffers.iter().for_each(|buffer| own.name_buffer(buffer.address, &buffer.name));
-            let outcome = run(&mut own, &options_of(plan, i));
+            let options = ExecOptions { products: products.clone(), ..options_of(plan, i) };
+            let outcome = run(&mut own, &options);
             if outcome.as_ref().is_ok_and(|launches| launches.iter().any(|launch| launch.stopped.is_some())) {
                 last.fetch_min(i, Ordering::Relaxed);
             }

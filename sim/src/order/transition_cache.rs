@@ -6,8 +6,10 @@ use super::access_lists::AccessLists;
 use super::caches_disabled;
 use super::cell::ShadowCell;
 
-/// Number of cached shadow cell changes.
-const SIZE: usize = 8;
+/// Log2 of the number of cached shadow cell changes. A tile that wgmma reads has a different last reader for each 32
+/// bytes of k, once per warpgroup.
+const LOG2_SIZE: u32 = 5;
+const SIZE: usize = 1 << LOG2_SIZE;
 
 /// Contents of shadow cells before and after an access, valid for one instruction and for lanes with equal vector
 /// clocks.
@@ -40,7 +42,8 @@ impl AsyncCellChangeCache {
 
     #[inline(always)]
     fn slot(cell: &ShadowCell) -> usize {
-        (cell.writer >> 5 ^ cell.reader ^ cell.older) as usize % SIZE
+        let states = cell.writer >> 5 ^ cell.reader ^ cell.older.rotate_left(16);
+        (states.wrapping_mul(0x9e37_79b1) >> (32 - LOG2_SIZE)) as usize
     }
 
     /// Like [`AccessCheck::check_cell`] for a lane of an asynchronous operation that reads, but uses cached results.
