@@ -231,6 +231,9 @@ impl<E> Runs<E> {
 /// Describes how buffer number `n`, at address `base`, differs between two runs; `None` if it does not.
 fn difference(base: u64, n: usize, first: &SimMemory, other: &SimMemory, plan: &CheckPlan) -> Option<String> {
     let (a, b) = (first.buffer_bytes(base)?, other.buffer_bytes(base)?);
+    if a == b {
+        return None;
+    }
     let at = a.iter().zip(b).position(|(a, b)| a != b)?;
     let known = plan.buffers.iter().find(|b| b.address == base);
     let name = known.map_or_else(|| format!("buffer {n}"), |b| b.name.clone());
