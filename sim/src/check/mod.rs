@@ -15,6 +15,10 @@ use crate::memory::SimMemory;
 use crate::program::{Kernel, Program};
 use crate::value::ElementType;
 
+mod estimate;
+
+pub use estimate::{CheckEstimate, estimate_check};
+
 /// The name and element type of a buffer, for messages.
 #[derive(Clone, Debug)]
 pub struct NamedBuffer {

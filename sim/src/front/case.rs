@@ -1,7 +1,9 @@
 //! A kernel with its launch and arguments, ready to be checked.
 
-use crate::check::{self, CheckPlan, CheckReport};
-use crate::exec::{ExecOptions, LaunchConfig, LaunchError};
+use std::time::Duration;
+
+use crate::check::{self, CheckEstimate, CheckPlan, CheckReport};
+use crate::exec::{ExecOptions, LaunchConfig, LaunchError, SimLaunch};
 use crate::program::{Kernel, Program};
 use anyhow::Result;
 
@@ -30,14 +32,29 @@ impl PreparedLaunch {
     /// Runs the kernel once per interleaving and returns the findings and counts. `program` is the case's program or a
     /// mutant of it.
     pub fn check_kernel(&self, program: &Program, options: ExecOptions) -> Result<CheckReport> {
-        let plan = CheckPlan {
+        let kernel = program.kernel(&self.kernel.name)?;
+        let plan = CheckPlan { options, ..self.plan() };
+        check::check_kernel(program, &kernel, &self.launch, &self.bound.memory, &plan).map_err(|e| self.refused(e))
+    }
+
+    /// Estimates the time of [`Self::check_kernel`]. The measurement takes about `time` at most.
+    pub fn estimate(&self, time: Duration) -> Result<CheckEstimate> {
+        let launch = SimLaunch { program: &self.program, kernel: &self.kernel, launch: &self.launch };
+        check::estimate_check(launch, &self.bound.memory, &self.plan(), time).map_err(|e| self.refused(e))
+    }
+
+    fn plan(&self) -> CheckPlan {
+        CheckPlan {
             interleavings: self.interleavings,
             threads: self.threads,
-            options,
+            options: self.options.clone(),
             buffers: self.bound.buffers.clone(),
-        };
-        let kernel = program.kernel(&self.kernel.name)?;
-        check::check_kernel(program, &kernel, &self.launch, &self.bound.memory, &plan).map_err(|e| match e {
+        }
+    }
+
+    /// Returns the message for a launch that is refused.
+    fn refused(&self, e: LaunchError) -> anyhow::Error {
+        match e {
             LaunchError::Invalid { what, problem } => {
                 usage_error(&format!("--{what}"), problem, "the CUDA driver would reject this launch too")
             }
@@ -49,6 +66,6 @@ impl PreparedLaunch {
                 let what = format!("{what} take {bytes} bytes, but the limit is {} MiB", limit >> 20);
                 failed(&self.file, what, "reduce their size, or raise --max-memory")
             }
-        })
+        }
     }
 }

@@ -47,7 +47,7 @@ impl LimitOptions {
     /// Returns the error for a run that one of these limits has stopped; `None` if a finding of the run already
     /// reports the stop.
     pub fn error_of_stop(&self, file: &str, stop: &EarlyStop) -> Option<anyhow::Error> {
-        let EarlyStop { cause, line, place } = stop;
+        let EarlyStop { cause, line, place, .. } = stop;
         let (what, help) = match cause {
             StopCause::NoProgress => return None,
             StopCause::Time => {

@@ -12,6 +12,7 @@ mod causes;
 mod compiler;
 mod entry;
 mod error;
+mod estimate;
 mod limits;
 mod mutants;
 mod output;

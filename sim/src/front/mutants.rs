@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::CommonSettings;
 use super::case::PreparedLaunch;
-use super::error::failed;
+use super::error::{failed, usage_error};
 use super::output;
 use super::quote::SourceQuotes;
 use super::run::SimRunArgs;
@@ -38,6 +38,9 @@ const MAX_IDLE_INSTRUCTIONS: u64 = 2_000_000;
 impl SimMutantsArgs {
     /// Runs every mutant whose changed instruction the unchanged kernel executes.
     pub fn run(&self, settings: &CommonSettings) -> Result<()> {
+        if self.run.estimate {
+            return Err(usage_error("--estimate", "estimates one run, not its mutants", "use it with the command run"));
+        }
         let case = self.run.prepare_launch(settings)?;
         let location = self.run.displayed_path();
         let whole = case.check_kernel(&case.program, case.options.clone())?;

@@ -1,6 +1,7 @@
 //! The command `run`: checks a kernel of a PTX or CUDA file on the simulator.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use crate::check::CheckReport;
 use crate::compile;
@@ -20,7 +21,7 @@ use super::limits::LimitOptions;
 use super::parameters::{is_from_triton, kernel_parameters};
 use super::printable::escape_controls;
 use super::quote::SourceQuotes;
-use super::{CommonSettings, entry, output, page, show};
+use super::{CommonSettings, entry, estimate, output, page, show};
 
 /// The example in the help text, which needs no compiler.
 pub const RUN_EXAMPLE: &str = "\
@@ -94,6 +95,9 @@ pub struct SimRunArgs {
     /// between, and a copy that completes on an mbarrier that was initialised without a fence
     #[arg(long)]
     strict_proxy: bool,
+    /// Print how long the run will take on this machine with these options, and do not run it; takes up to 2 s
+    #[arg(long, conflicts_with_all = ["out", "html"])]
+    pub(super) estimate: bool,
     #[command(flatten)]
     compiler: CompilerOptions,
     #[command(flatten)]
@@ -131,7 +135,11 @@ fn architecture(text: &str) -> Result<String, String> {
 impl SimRunArgs {
     /// Runs the kernel and prints the report; findings make the command fail.
     pub fn run(&self, settings: &CommonSettings) -> Result<()> {
+        let start = Instant::now();
         let case = self.prepare_launch(settings)?;
+        if self.estimate {
+            return estimate::print_estimate(&case, settings, start.elapsed());
+        }
         let report = case.check_kernel(&case.program, case.options.clone())?;
         if let Some(out) = &self.out {
             case.bound.write_buffers(out, &report.memory)?;

@@ -102,6 +102,22 @@ impl AsyncCellChangeCache {
         known
     }
 
+    /// Like [`Self::replace_by_cached_result`], for accesses whose result does not depend on the lane of the shadow
+    /// cell's writer.
+    #[inline(always)]
+    pub(super) fn replace_by_cached_result_of_any_writer_lane(&self, cell: &mut ShadowCell) -> bool {
+        let at = AsyncCellChangeCache::slot(cell);
+        let known = self.is(at, &AsyncCellChangeCache::any_lane(cell));
+        if known {
+            *cell = ShadowCell { writer: cell.writer, ..self.after[at] };
+        }
+        known
+    }
+
+    pub(super) fn insert_change_of_any_writer_lane(&mut self, old: &ShadowCell, new: &ShadowCell) {
+        self.put(AsyncCellChangeCache::slot(old), AsyncCellChangeCache::any_lane(old), new);
+    }
+
     pub(super) fn insert_change(&mut self, old: &ShadowCell, new: &ShadowCell) {
         self.put(AsyncCellChangeCache::slot(old), bytemuck::cast(*old), new);
     }

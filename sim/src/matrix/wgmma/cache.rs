@@ -162,3 +162,50 @@ fn hash(registers: &[Lanes]) -> u64 {
     }
     parts.iter().fold(registers.len() as u64, |all, part| (all.rotate_left(29) ^ part).wrapping_mul(FACTOR))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_random::Random;
+
+    #[test]
+    fn sums_have_the_values_of_the_products_one_after_the_other() {
+        let op = WgmmaOp::decode("wgmma.mma_async.sync.aligned.m64n24k16.f32.bf16.bf16", false, &[1, 1, 0, 0]).unwrap();
+        let mut random = Random(7);
+        let mut lanes = |count: usize| -> Vec<Lanes> {
+            // Numbers between 1 and 2, so that every bit of an operand counts.
+            (0..count).map(|_| std::array::from_fn(|_| random.next() & 0x7f_007f | 0x3f80_3f80)).collect()
+        };
+        let (a, b, mut d) = (lanes(16), lanes(6), lanes(4 * op.d_registers_per_lane()));
+        let (cache, mut tiles) = (ProductCache::default(), WgmmaTiles::default());
+        let mut sums = Vec::new();
+        let mut addend = Addend::Content(cache.content(&d).unwrap());
+        for step in 0..3u32 {
+            let mut b = b.clone();
+            b[5][31] ^= step;
+            tiles.set(&op, &a, &b);
+            let sum = cache.add(&op, &tiles, addend).unwrap();
+            assert_eq!(cache.add(&op, &tiles, addend), Some(sum));
+            for (warp, d) in d.chunks_exact_mut(op.d_registers_per_lane()).enumerate() {
+                op.multiply_add(&tiles, warp, true, d);
+            }
+            sums.push((sum, d.clone()));
+            addend = Addend::Sum(sum);
+        }
+        // The last sum is computed from the beginning, the second again with the first one's values.
+        for at in [2, 0, 1, 1] {
+            assert_eq!(cache.values(sums[at].0)[..], sums[at].1[..], "{at}");
+        }
+        assert_ne!(cache.add(&op, &tiles, Addend::Zero), Some(sums[2].0));
+        assert_ne!(cache.content(&a), cache.content(&b));
+    }
+
+    #[test]
+    fn a_full_cache_takes_no_more() {
+        let cache = ProductCache::default();
+        let known = cache.content(&[[1; 32]]).unwrap();
+        cache.tables().bytes = MAX_BYTES - size_of::<Lanes>() + 1;
+        assert_eq!(cache.content(&[[2; 32]]), None);
+        assert_eq!(cache.content(&[[1; 32]]), Some(known));
+    }
+}

@@ -1,0 +1,83 @@
+//! `--estimate`: tells how long a run will take, before it is started.
+
+use std::time::Duration;
+
+use crate::check::CheckEstimate;
+use anyhow::Result;
+use serde_json::json;
+
+use super::CommonSettings;
+use super::case::PreparedLaunch;
+use super::output;
+
+/// The time that an estimate takes at most.
+const TIME: Duration = Duration::from_secs(2);
+
+/// Prints the estimated time of the run of `case`. `preparation` is the time that reading and compiling the file took,
+/// which the run needs, too.
+pub fn print_estimate(case: &PreparedLaunch, settings: &CommonSettings, preparation: Duration) -> Result<()> {
+    let estimate = case.estimate(TIME)?;
+    let seconds = estimate.seconds.map(|seconds| seconds + preparation.as_secs_f64());
+    if settings.json {
+        let CheckEstimate { measured_interleavings, measured_part, measured_seconds, counted, .. } = estimate;
+        return output::print_json(&json!({ "estimate": {
+            "seconds": seconds, "interleavings": case.interleavings, "threads": settings.threads,
+            "measured_interleavings": measured_interleavings, "measured_part": measured_part,
+            "measured_seconds": measured_seconds, "counted": counted,
+        } }));
+    }
+    output::print_line(text(case, &estimate, seconds))
+}
+
+/// Describes an estimate in one line.
+fn text(case: &PreparedLaunch, e: &CheckEstimate, seconds: Option<f64>) -> String {
+    let PreparedLaunch { file, kernel, interleavings, threads, .. } = case;
+    let check = format!("{interleavings} interleavings on {threads} threads");
+    let Some(seconds) = seconds else {
+        return format!(
+            "{file}: {}: no estimate for {check}: no block ended within {:.1} s, because the blocks are long or wait \
+             for each other",
+            kernel.name, e.measured_seconds
+        );
+    };
+    let instructions = if e.counted { ", counted without checks" } else { "" };
+    format!(
+        "{file}: {}: about {} for {check} (measured: {} of them for {:.1} s, at least {:.0} % of their instructions{instructions})",
+        kernel.name,
+        duration(seconds),
+        e.measured_interleavings,
+        e.measured_seconds,
+        100.0 * e.measured_part,
+    )
+}
+
+/// Formats a duration with about two digits.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        ..0.095 => format!("{:.0} ms", (1e3 * seconds).max(1.0)),
+        ..9.5 => format!("{seconds:.1} s"),
+        ..119.5 => format!("{seconds:.0} s"),
+        ..5400.0 => format!("{:.0} minutes", seconds / 60.0),
+        _ => format!("{:.1} hours", seconds / 3600.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::duration;
+
+    #[test]
+    fn durations_have_about_two_digits() {
+        for (seconds, text) in [
+            (0.0001, "1 ms"),
+            (0.0123, "12 ms"),
+            (0.098, "0.1 s"),
+            (9.44, "9.4 s"),
+            (62.0, "62 s"),
+            (150.0, "2 minutes"),
+            (7200.0, "2.0 hours"),
+        ] {
+            assert_eq!(duration(seconds), text);
+        }
+    }
+}
