@@ -40,44 +40,12 @@ fn text(case: &PreparedLaunch, e: &CheckEstimate, seconds: Option<f64>) -> Strin
             kernel.name, e.measured_seconds
         );
     };
-    let instructions = if e.counted { ", counted without checks" } else { "" };
+    let counted = if e.counted { ", counted without checks" } else { "" };
     format!(
-        "{file}: {}: about {} for {check} (measured: {} of them for {:.1} s, at least {:.0} % of their instructions{instructions})",
+        "{file}: {}: about {seconds:.2} s for {check} (measured: {} of them for {:.1} s, at least {:.0} % of their instructions{counted})",
         kernel.name,
-        duration(seconds),
         e.measured_interleavings,
         e.measured_seconds,
         100.0 * e.measured_part,
     )
-}
-
-/// Formats a duration with about two digits.
-fn duration(seconds: f64) -> String {
-    match seconds {
-        ..0.095 => format!("{:.0} ms", (1e3 * seconds).max(1.0)),
-        ..9.5 => format!("{seconds:.1} s"),
-        ..119.5 => format!("{seconds:.0} s"),
-        ..5400.0 => format!("{:.0} minutes", seconds / 60.0),
-        _ => format!("{:.1} hours", seconds / 3600.0),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::duration;
-
-    #[test]
-    fn durations_have_about_two_digits() {
-        for (seconds, text) in [
-            (0.0001, "1 ms"),
-            (0.0123, "12 ms"),
-            (0.098, "0.1 s"),
-            (9.44, "9.4 s"),
-            (62.0, "62 s"),
-            (150.0, "2 minutes"),
-            (7200.0, "2.0 hours"),
-        ] {
-            assert_eq!(duration(seconds), text);
-        }
-    }
 }

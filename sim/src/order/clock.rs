@@ -129,15 +129,8 @@ impl BlockClock {
 
     /// Returns true if no epoch of `other` is above the epoch of the same agent in this vector clock.
     fn covers(&self, other: &BlockClock) -> bool {
-        // Without exceptions all warps are compared at once.
-        let covers_warps = if self.uneven | other.uneven == 0 {
-            (0..LANES).fold(true, |all, warp| {
-                all & (self.epoch[warp] >= other.epoch[warp]) & (other.mask[warp] & !self.mask[warp] == 0)
-            })
-        } else {
-            (0..LANES).all(|warp| self.covers_warp(other, warp))
-        };
-        covers_warps && other.virtuals.iter().all(|&(index, epoch)| self.virtual_epoch(index) >= epoch)
+        (0..LANES).all(|warp| self.covers_warp(other, warp))
+            && other.virtuals.iter().all(|&(index, epoch)| self.virtual_epoch(index) >= epoch)
     }
 
     #[inline(always)]

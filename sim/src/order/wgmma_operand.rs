@@ -40,61 +40,59 @@ impl ShadowMemory {
         let mut check = AccessCheck::new(self.space, warp, warp.clock(lane), cx, key, stamp, pc);
         let mut latest = usize::MAX;
         let (mut unwritten, mut clean_list, mut cache) = (None, 0, AsyncCellChangeCache::new());
-        let chunk_of = |offset: u64| offset >> LOG2_CHUNK_BYTES;
-        let last_chunk = |run: &(u64, u64)| chunk_of(run.0 + run.1 - 1);
-        // Runs in one chunk are checked together. A run in several chunks is checked alone.
-        for group in runs.chunk_by(|a, b| last_chunk(a) == chunk_of(b.0) && chunk_of(a.0) == last_chunk(b)) {
-            let (first, last) = (chunk_of(group[0].0), last_chunk(&group[group.len() - 1]));
-            for index in first..=last {
-                let clip = |&(from, bytes): &(u64, u64)| {
-                    (from.max(index << LOG2_CHUNK_BYTES), (from + bytes).min((index + 1) << LOG2_CHUNK_BYTES))
-                };
-                if !matches!(self.init[index as usize], InitializedBytes::All) && unwritten.is_none() {
-                    let missing = |run: &&(u64, u64)| !self.is_initialized(run.0..run.0 + run.1);
-                    unwritten = group.iter().find(missing).map(|run| run.0);
-                }
-                let bits = group.iter().map(clip).fold(0, |bits, (start, end)| bits | start | end);
-                let slot = &mut self.chunks[index as usize];
-                let chunk = chunk_without_row_cells(slot, &mut self.spare, bits.trailing_zeros());
-                for (start, end) in group.iter().map(clip) {
-                    let first = ((start & (CHUNK_BYTES - 1)) >> chunk.shift) as usize;
-                    let count = ((end - start) >> chunk.shift) as usize;
-                    for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
-                        let known = match writers.0.get(latest) {
-                            Some((e, _)) => {
-                                let same = (e.key, e.stamp, e.pc) == (cell.writer >> 5, cell.write, cell.write_pc);
-                                same && e.mask >> (cell.writer & 31) & 1 != 0
-                            }
-                            None => false,
-                        };
-                        let offset = start + ((step as u64) << chunk.shift);
-                        if !known && cell.writer != NO_AGENT {
-                            latest = writers.add(cell.last_write_record(), offset);
+        for &(from, bytes) in runs {
+            let whole = matches!(self.init[(from >> LOG2_CHUNK_BYTES) as usize], InitializedBytes::All)
+                && (from ^ (from + bytes - 1)) >> LOG2_CHUNK_BYTES == 0;
+            if !whole && unwritten.is_none() && !self.is_initialized(from..from + bytes) {
+                unwritten = Some(from);
+            }
+            let (mut start, last) = (from, from + bytes);
+            while start < last {
+                let end = last.min((start | (CHUNK_BYTES - 1)) + 1);
+                let finest = (start | end).trailing_zeros();
+                let chunk = chunk_without_row_cells(
+                    &mut self.chunks[(start >> LOG2_CHUNK_BYTES) as usize],
+                    &mut self.spare,
+                    finest,
+                );
+                let first = ((start & (CHUNK_BYTES - 1)) >> chunk.shift) as usize;
+                let count = ((end - start) >> chunk.shift) as usize;
+                for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
+                    let known = match writers.0.get(latest) {
+                        Some((e, _)) => {
+                            let same = (e.key, e.stamp, e.pc) == (cell.writer >> 5, cell.write, cell.write_pc);
+                            same && e.mask >> (cell.writer & 31) & 1 != 0
                         }
-                        if cache.replace_by_cached_result_of_any_writer_lane(cell) {
-                            continue;
-                        }
-                        let old = *cell;
-                        if cell.older != clean_list {
-                            if self.lists.has_write(cell.older) {
-                                let found = check.find_list_conflict(cell.older, lane, offset, false, &self.lists);
-                                check.fault = check.fault.or(found);
-                            } else {
-                                clean_list = cell.older;
-                            }
-                        }
-                        if cell.reader != key {
-                            if cell.reader != NO_AGENT {
-                                check.move_readers_to_older_list(cell, offset, lane, &mut self.lists);
-                                clean_list = if self.lists.has_write(cell.older) { clean_list } else { cell.older };
-                            }
-                            (cell.reader, cell.read, cell.readers, cell.read_pc) = (key, stamp, 1 << lane, pc);
-                        }
-                        if !self.lists.has_write(old.older) && !AccessCheck::are_readers_rotated_in_lists(&old) {
-                            cache.insert_change_of_any_writer_lane(&old, cell);
+                        None => false,
+                    };
+                    let offset = start + ((step as u64) << chunk.shift);
+                    if !known && cell.writer != NO_AGENT {
+                        latest = writers.add(cell.last_write_record(), offset);
+                    }
+                    if cache.replace_by_cached_result_of_any_writer_lane(cell) {
+                        continue;
+                    }
+                    let old = *cell;
+                    if cell.older != clean_list {
+                        if self.lists.has_write(cell.older) {
+                            let found = check.find_list_conflict(cell.older, lane, offset, false, &self.lists);
+                            check.fault = check.fault.or(found);
+                        } else {
+                            clean_list = cell.older;
                         }
                     }
+                    if cell.reader != key {
+                        if cell.reader != NO_AGENT {
+                            check.move_readers_to_older_list(cell, offset, lane, &mut self.lists);
+                            clean_list = if self.lists.has_write(cell.older) { clean_list } else { cell.older };
+                        }
+                        (cell.reader, cell.read, cell.readers, cell.read_pc) = (key, stamp, 1 << lane, pc);
+                    }
+                    if !self.lists.has_write(old.older) && !AccessCheck::are_readers_rotated_in_lists(&old) {
+                        cache.insert_change_of_any_writer_lane(&old, cell);
+                    }
                 }
+                start = end;
             }
         }
         out.extend(unwritten.map(|offset| ConflictWithoutLane::uninitialized(offset).with_lane(lane)));

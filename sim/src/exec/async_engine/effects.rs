@@ -6,7 +6,6 @@ use crate::exec::state::block::BlockTable;
 use crate::exec::state::copies::{CopyEffect, CpAsyncCopy, TensorBoxLoad};
 use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::memory::{Allocation, SimMemory};
-use crate::tensor_map::ContiguousBoxPart;
 
 /// Moves the bytes of an asynchronous operation to their destination.
 pub fn apply_copy_effect(grid: &mut GridState, memory: &mut MemorySystem, effect: &CopyEffect) {
@@ -76,20 +75,14 @@ fn move_box(buffers: &SimMemory, load: &TensorBoxLoad, shared: &mut [u8]) {
     let fill = load.map.out_of_bounds_fill_bytes();
     let is_converted = load.map.data_type.is_converted();
     let mut buffer: Option<&Allocation> = None;
-    let mut find_source = |row: ContiguousBoxPart| {
-        let address = row.global?;
-        if buffer.is_none_or(|b| address.wrapping_sub(b.base) >= b.data.len() as u64) {
-            buffer = buffers.buffer_index(address).map(|index| buffers.buffer(index));
-        }
-        let from = (address - buffer?.base) as usize;
-        buffer?.data.get(from..from + row.bytes as usize)
-    };
-    // Reads a byte of each row first, so that the cache misses overlap.
-    let mut seen = 0;
-    copy.for_each_row(|row| seen ^= find_source(row).map_or(0, |bytes| bytes[0] ^ bytes[bytes.len() / 2]));
-    std::hint::black_box(seen);
     copy.for_each_row(|row| {
-        let source = find_source(row);
+        let source = row.global.and_then(|address| {
+            if buffer.is_none_or(|b| address.wrapping_sub(b.base) >= b.data.len() as u64) {
+                buffer = buffers.buffer_index(address).map(|index| buffers.buffer(index));
+            }
+            let from = (address - buffer?.base) as usize;
+            buffer?.data.get(from..from + row.bytes as usize)
+        });
         // Fast path for rows of whole units of 16 bytes: a copy of constant length compiles to one move instead of a
         // call.
         if let Some((units, [])) = source.map(<[u8]>::as_chunks::<16>)

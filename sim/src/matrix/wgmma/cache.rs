@@ -18,6 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Maximum bytes of the operands and sums in one cache. A full cache takes no more.
 const MAX_BYTES: usize = 256 << 20;
+/// Bytes that a sum takes in the tables, besides its operands and values.
+const SUM_BYTES: usize = 3 * size_of::<Product>();
 
 /// Registers with equal contents: an operand of a product, or accumulators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,6 +80,9 @@ impl ProductCache {
         if let Some(&sum) = tables.sum_by_product.get(&product) {
             return Some(sum);
         }
+        if !tables.takes(SUM_BYTES) {
+            return None;
+        }
         let sum = SumId(tables.sums.len() as u32);
         tables.sums.push((product, None));
         tables.sum_by_product.insert(product, sum);
@@ -114,7 +119,7 @@ impl ProductCache {
         }
         let values: Arc<[Lanes]> = d.into();
         let mut tables = self.tables();
-        if tables.has_room_for(&values) {
+        if tables.takes(size_of_val(&values[..])) {
             tables.sums[sum.0 as usize].1 = Some(values.clone());
         }
         values
@@ -131,7 +136,7 @@ impl Tables {
             let known: &[u8] = bytemuck::cast_slice(&self.contents[id.0 as usize]);
             return (known == bytemuck::cast_slice::<_, u8>(registers)).then_some(id);
         }
-        if !self.has_room_for(registers) {
+        if !self.takes(size_of_val(registers)) {
             return None;
         }
         let id = ContentId(self.contents.len() as u32);
@@ -140,12 +145,11 @@ impl Tables {
         Some(id)
     }
 
-    /// Counts the bytes of further registers. Returns false if the cache has no room for them.
-    fn has_room_for(&mut self, registers: &[Lanes]) -> bool {
-        let bytes = self.bytes + size_of_val(registers);
-        let fits = bytes <= MAX_BYTES;
+    /// Counts further bytes. Returns false if the cache has no room for them.
+    fn takes(&mut self, bytes: usize) -> bool {
+        let fits = self.bytes + bytes <= MAX_BYTES;
         if fits {
-            self.bytes = bytes;
+            self.bytes += bytes;
         }
         fits
     }
