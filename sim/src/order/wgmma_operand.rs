@@ -7,7 +7,7 @@
 use super::access_check::{AccessCheck, ConflictWithoutLane};
 use super::access_lists::AccessRecord;
 use super::cell::{CHUNK_BYTES, InitializedBytes, LOG2_CHUNK_BYTES, chunk_without_row_cells};
-use super::transition_cache::AsyncCellChangeCache;
+use super::transition_cache::TileChangeCache;
 use super::{
     AccessStamp, AccessStrength, AsyncOpId, AsyncOpKind, AsyncOperationTable, Conflict, FIRST_OP_KEY, NO_AGENT,
     RaceCheckContext, ShadowMemory, WarpVectorClocks,
@@ -39,7 +39,7 @@ impl ShadowMemory {
         let key = op.key();
         let mut check = AccessCheck::new(self.space, warp, warp.clock(lane), cx, key, stamp, pc);
         let mut latest = usize::MAX;
-        let (mut unwritten, mut clean_list, mut cache) = (None, 0, AsyncCellChangeCache::new());
+        let (mut unwritten, mut clean_list, mut cache) = (None, 0, TileChangeCache::new());
         for &(from, bytes) in runs {
             let whole = matches!(self.init[(from >> LOG2_CHUNK_BYTES) as usize], InitializedBytes::All)
                 && (from ^ (from + bytes - 1)) >> LOG2_CHUNK_BYTES == 0;

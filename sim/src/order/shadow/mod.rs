@@ -19,7 +19,7 @@ use super::cell::{
 };
 use super::conflict::{AccessKind, Conflict, RaceCheckContext};
 use super::lane_cache::ShadowCellChangeCache;
-use super::transition_cache::AsyncCellChangeCache;
+use super::transition_cache::{TileChangeCache, WarpCopyChangeCache};
 use super::{AccessStamp, AccessStrength, AsyncOpId, LANES, MemorySpace, OwnerKey, WarpVectorClocks};
 use std::ops::Range;
 
@@ -177,7 +177,7 @@ impl ShadowMemory {
             }
             if access == AccessKind::Read {
                 self.prefetch_lanes(part, offsets);
-                let mut cache = AsyncCellChangeCache::new();
+                let mut cache = WarpCopyChangeCache::new();
                 self.check_lanes::<true, false>(&lanes, part, &mut check, out, |check, cell, offset, lane, lists| {
                     cache.check_read(check, cell, offset, lane, lists);
                 });
@@ -370,7 +370,7 @@ impl ShadowMemory {
             let (alike, rest) = left.split_at(count);
             left = rest;
             let mut check = AccessCheck::new(self.space, warp, warp.clock(lane), cx, op.key(), stamp, pc);
-            let mut cache = AsyncCellChangeCache::new();
+            let mut cache = TileChangeCache::new();
             for (n, &(start, bytes)) in alike.iter().enumerate() {
                 if n % RANGES_PER_PREFETCH == 0 {
                     self.prefetch_ranges(&alike[n..alike.len().min(n + RANGES_PER_PREFETCH)]);
@@ -392,7 +392,7 @@ impl ShadowMemory {
         &mut self,
         range: Range<u64>,
         check: &mut AccessCheck,
-        cache: &mut AsyncCellChangeCache,
+        cache: &mut TileChangeCache,
         lane: u32,
     ) {
         let mut start = range.start;
