@@ -19,8 +19,9 @@ use crate::memory::SimMemory;
 /// Number of interleavings that are measured at most. They differ in the length of the warps' turns and in the timing
 /// of asynchronous operations, which both repeat soon.
 const MAX_MEASURED: u32 = 4;
-/// The first interleaving gets this part of the time, and the counting run this part of what is left.
+/// The first interleaving gets this part of the time, and the counting run `COUNTING_PART` of what is left.
 const FIRST_PART: f64 = 0.4;
+const COUNTING_PART: f64 = 0.7;
 
 /// An estimate of the time of a check, and how it was derived.
 #[derive(Clone, Debug)]
@@ -28,6 +29,9 @@ pub struct CheckEstimate {
     /// Seconds of the whole check; `None` if no block ended in the measured time, so that it is not known how much of
     /// the work that was.
     pub seconds: Option<f64>,
+    /// If `seconds` is not known, seconds that the check takes at least: each interleaving takes longer than the measured
+    /// part of the first one.
+    pub at_least: f64,
     /// Interleavings that were run, for their whole length or a part of it.
     pub measured_interleavings: u32,
     /// The smallest part of its instructions that one of these interleavings executed, from 0 to 1; 0 if unknown.
@@ -60,11 +64,14 @@ pub fn estimate_check(
     };
     let mut estimate = CheckEstimate {
         seconds: None,
+        at_least: 0.0,
         measured_interleavings: 0,
         measured_part: 1.0,
         measured_seconds: 0.0,
         counted: false,
     };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = plan.threads.clamp(1, cores) as u32;
     let (mut seconds, mut instructions) = (Vec::new(), None);
     for i in 0..runs.min(MAX_MEASURED) {
         if i > 0 && start.elapsed() >= time {
@@ -76,13 +83,13 @@ pub fn estimate_check(
         let executed = outcome.counters.total().warps as f64;
         let mut part = executed_part(&outcome);
         if part.is_none() && instructions.is_none() && !plan.options.count_only {
-            let (counted, _) = run(ExecOptions { count_only: true, ..options_of(plan, 0) }, FIRST_PART)?;
+            let (counted, _) = run(ExecOptions { count_only: true, ..options_of(plan, 0) }, COUNTING_PART)?;
             instructions = executed_part(&counted).map(|part| counted.counters.total().warps as f64 / part);
             estimate.counted = true;
         }
         part = part.or_else(|| instructions.map(|all| (executed / all).min(1.0)));
         let Some(part) = part.filter(|part| *part > 0.0) else {
-            estimate.measured_part = 0.0;
+            (estimate.measured_part, estimate.at_least) = (0.0, took * f64::from(runs.div_ceil(threads)));
             break;
         };
         estimate.measured_part = estimate.measured_part.min(part);
@@ -97,8 +104,6 @@ pub fn estimate_check(
     }
     if let Some((first, others)) = seconds.split_first() {
         let mean = if others.is_empty() { *first } else { others.iter().sum::<f64>() / others.len() as f64 };
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = plan.threads.clamp(1, cores) as u32;
         estimate.seconds = Some((first - mean).max(0.0) + mean * f64::from(runs.div_ceil(threads)));
     }
     estimate.measured_seconds = start.elapsed().as_secs_f64();

@@ -21,7 +21,7 @@ pub fn print_estimate(case: &PreparedLaunch, settings: &CommonSettings, preparat
     if settings.json {
         let CheckEstimate { measured_interleavings, measured_part, measured_seconds, counted, .. } = estimate;
         return output::print_json(&json!({ "estimate": {
-            "seconds": seconds, "interleavings": case.interleavings, "threads": settings.threads,
+            "seconds": seconds, "at_least": seconds.is_none().then_some(estimate.at_least), "interleavings": case.interleavings, "threads": settings.threads,
             "measured_interleavings": measured_interleavings, "measured_part": measured_part,
             "measured_seconds": measured_seconds, "counted": counted,
         } }));
@@ -35,9 +35,9 @@ fn text(case: &PreparedLaunch, e: &CheckEstimate, seconds: Option<f64>) -> Strin
     let check = format!("{interleavings} interleavings on {threads} threads");
     let Some(seconds) = seconds else {
         return format!(
-            "{file}: {}: no estimate for {check}: no block ended within {:.1} s, because the blocks are long or wait \
-             for each other",
-            kernel.name, e.measured_seconds
+            "{file}: {}: no estimate for {check}, but at least {:.1} s: no block ended within {:.1} s, because the \
+             blocks are long or wait for each other",
+            kernel.name, e.at_least, e.measured_seconds
         );
     };
     let counted = if e.counted { ", counted without checks" } else { "" };
