@@ -5,8 +5,8 @@
 //! differ between runs.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::counters::Counters;
 use crate::exec::{self, CompletionTiming, EarlyStop, ExecOptions, LaunchConfig, LaunchError, SimLaunch, SimOutcome};
@@ -14,6 +14,10 @@ use crate::finding::{Finding, Findings};
 use crate::memory::SimMemory;
 use crate::program::{Kernel, Program};
 use crate::value::ElementType;
+
+mod estimate;
+
+pub use estimate::{CheckEstimate, estimate_check};
 
 /// The name and element type of a buffer, for messages.
 #[derive(Clone, Debug)]
@@ -115,6 +119,7 @@ pub fn check_interleavings<E: Send>(
     run: impl Fn(&mut SimMemory, &ExecOptions) -> Result<Vec<SimOutcome>, E> + Sync,
 ) -> Result<CheckReport, E> {
     let runs = plan.interleavings.max(1) as usize;
+    let products = plan.options.products.clone().or_else(|| (runs > 1).then(Arc::default));
     let bases: Vec<u64> = memory.iter().map(|a| a.base).collect();
     // Run numbers: `next` is the next run to start, `last` the first run that a limit has stopped.
     let (next, last) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
@@ -127,7 +132,8 @@ pub fn check_interleavings<E: Send>(
             }
             let mut own = memory.clone();
             plan.buffers.iter().for_each(|buffer| own.name_buffer(buffer.address, &buffer.name));
-            let outcome = run(&mut own, &options_of(plan, i));
+            let options = ExecOptions { products: products.clone(), ..options_of(plan, i) };
+            let outcome = run(&mut own, &options);
             if outcome.as_ref().is_ok_and(|launches| launches.iter().any(|launch| launch.stopped.is_some())) {
                 last.fetch_min(i, Ordering::Relaxed);
             }
@@ -229,6 +235,9 @@ impl<E> Runs<E> {
 /// Describes how buffer number `n`, at address `base`, differs between two runs; `None` if it does not.
 fn difference(base: u64, n: usize, first: &SimMemory, other: &SimMemory, plan: &CheckPlan) -> Option<String> {
     let (a, b) = (first.buffer_bytes(base)?, other.buffer_bytes(base)?);
+    if a == b {
+        return None;
+    }
     let at = a.iter().zip(b).position(|(a, b)| a != b)?;
     let known = plan.buffers.iter().find(|b| b.address == base);
     let name = known.map_or_else(|| format!("buffer {n}"), |b| b.name.clone());

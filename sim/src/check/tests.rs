@@ -1,5 +1,6 @@
 use super::*;
 use crate::finding::FindingKind;
+use std::time::Duration;
 
 const HEAD: &str = ".version 9.0\n.target sm_80\n.address_size 64\n";
 
@@ -160,4 +161,63 @@ fn findings_name_the_buffers_of_the_plan() {
     let named = vec![NamedBuffer { address: x, name: "arg0".into(), dtype: ElementType::F32 }];
     assert!(message(named).contains("past the end of arg0, which has 64 bytes"));
     assert!(message(Vec::new()).contains("past the end of buffer 1, which has 64 bytes"));
+}
+
+/// A kernel whose warps execute about three instructions `rounds` times.
+const LOOP: &str = "
+.visible .entry loop(.param .u32 rounds) {
+    .reg .b32 %r<3>; .reg .pred %p<2>;
+    ld.param.u32 %r1, [rounds];
+    mov.u32 %r2, 0;
+again:
+    add.u32 %r2, %r2, 1;
+    setp.lt.u32 %p1, %r2, %r1;
+    @%p1 bra again;
+    ret;
+}";
+
+/// Estimates the check of [`LOOP`] from so many instructions of the first interleaving as run in 64 turns of warps:
+/// between 20,000 and 50,000.
+fn estimate_from_64_turns(blocks: u32, rounds: u32, seed: u64) -> CheckEstimate {
+    let program = program(LOOP);
+    let kernel = program.kernel("loop").unwrap();
+    let launch = LaunchConfig { params: rounds.to_le_bytes().to_vec(), ..launch(blocks, 32, &[]) };
+    let launch = SimLaunch { program: &program, kernel: &kernel, launch: &launch };
+    estimate_check(launch, &SimMemory::new(), &plan(8, 1, 4 * seed), Duration::ZERO).unwrap()
+}
+
+#[test]
+fn an_estimate_scales_the_measured_part() {
+    let e = estimate_from_64_turns(1000, 1000, 0);
+    let executed = 1000.0 * 3000.0 * e.measured_part;
+    assert!((20_000.0..50_000.0).contains(&executed) && !e.counted, "{e:?}");
+    let whole = e.measured_seconds / e.measured_part;
+    assert!(e.seconds.is_some_and(|seconds| (4.0..8.1).contains(&(seconds / whole))), "eight interleavings: {e:?}");
+}
+
+#[test]
+fn an_estimate_counts_instructions_if_no_block_ended() {
+    // The seed determines how many blocks run at the same time. Several blocks have not ended after 64 turns, but the
+    // first block of a counting run has.
+    let estimates: Vec<CheckEstimate> = (0..8).map(|seed| estimate_from_64_turns(6, 6000, seed)).collect();
+    assert!(estimates.iter().any(|e| e.counted) && estimates.iter().any(|e| !e.counted), "{estimates:?}");
+    for e in estimates {
+        let executed = 6.0 * 18_000.0 * e.measured_part;
+        assert!(e.seconds.is_some() && (20_000.0..50_000.0).contains(&executed), "{e:?}");
+    }
+    let e = estimate_from_64_turns(1, 10_000_000, 0);
+    assert!(e.counted && e.seconds.is_none() && e.measured_part == 0.0, "no block ends: {e:?}");
+}
+
+#[test]
+fn an_estimate_of_a_short_kernel_runs_whole_interleavings() {
+    let program = program(DOUBLE);
+    let kernel = program.kernel("double").unwrap();
+    let mut memory = SimMemory::new();
+    let x = memory.alloc(vec![0; 256]);
+    let launch = launch(1, 64, &[x]);
+    let launch = SimLaunch { program: &program, kernel: &kernel, launch: &launch };
+    let e = estimate_check(launch, &memory, &plan(2, 1, 1), Duration::from_secs(100)).unwrap();
+    assert_eq!((e.measured_interleavings, e.measured_part, e.counted), (2, 1.0, false));
+    assert!(e.seconds.is_some_and(|seconds| seconds <= e.measured_seconds), "{e:?}");
 }

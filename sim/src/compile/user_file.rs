@@ -92,6 +92,8 @@ pub fn registers_of_kernel(ptx: &str, symbol: &str, options: &[String]) -> Optio
         .arg("-v")
         .args(options)
         .arg(format!("-arch={}", target.trim()))
+        // Other kernels of a module can take ptxas longer than the simulation of this one.
+        .arg(format!("--entry={symbol}"))
         .arg("-o")
         .arg(scratch.path().join("out.cubin"))
         .arg(&file);

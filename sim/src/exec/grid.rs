@@ -9,6 +9,7 @@ use super::state::location::{LaneGroup, MemoryLocation};
 use super::state::warp::Warp;
 use crate::finding::{FindingKind, FindingSite};
 use crate::order::TensorAccesses;
+use crate::program::uses::WgmmaRegisterUse;
 use crate::regs::UnwrittenSource;
 
 /// Counters by which the scheduler decides whether the grid makes progress or only waits.
@@ -88,6 +89,13 @@ impl<'a> GridState<'a> {
             tensor_accesses: TensorAccesses::default(),
             next_cluster: 0,
         }
+    }
+
+    /// Returns whether a wgmma register that an instruction of `warp` accesses lacks the value of a deferred sum.
+    #[inline]
+    pub fn has_deferred_sum(&self, warp: &Warp, access: &WgmmaRegisterUse) -> bool {
+        let group = self.blocks[warp.slot].warpgroups.get(warp.index as usize / 4);
+        group.is_some_and(|group| group.defers_any_of(&access.reads) || group.defers_any_of(&access.writes))
     }
 
     /// Returns the location for a finding: the thread of `lane` of a warp, and the instruction `pc`.

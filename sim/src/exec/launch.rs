@@ -5,8 +5,10 @@ use super::gpu::GpuSpec;
 use super::limits::{EarlyStop, MAX_LOCAL_BYTES, RunLimits};
 use crate::counters::Counters;
 use crate::finding::Findings;
+use crate::matrix::wgmma::ProductCache;
 use crate::memory::SimMemory;
 use crate::program::{Kernel, Program};
+use std::sync::Arc;
 
 /// When asynchronous operations (bulk copies, `cp.async`, wgmma) take effect, within the limits that PTX sets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,6 +75,9 @@ pub struct ExecOptions {
     pub until_finding: bool,
     /// Limits of steps, time and memory.
     pub limits: RunLimits,
+    /// Sums of wgmma products that runs with equal operands share; `None`: each run computes its own. Results do not
+    /// depend on it.
+    pub products: Option<Arc<ProductCache>>,
 }
 
 impl Default for ExecOptions {
@@ -88,6 +93,7 @@ impl Default for ExecOptions {
             patience: 50_000_000,
             until_finding: false,
             limits: RunLimits::default(),
+            products: None,
         }
     }
 }

@@ -61,7 +61,7 @@ pub enum StopCause {
 }
 
 /// A run that ended before the kernel did.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EarlyStop {
     /// The limit that was reached.
     pub cause: StopCause,
@@ -69,4 +69,7 @@ pub struct EarlyStop {
     pub line: u32,
     /// The block and thread that the run was executing, as text for a message.
     pub place: String,
+    /// The part of the grid's instructions that was executed, from 0 to 1, if the blocks that have not ended execute as
+    /// many as those that have. `None` if no block has ended.
+    pub executed_part: Option<f64>,
 }

@@ -7,6 +7,7 @@
 
 mod args;
 mod compiler;
+mod estimate;
 mod limits;
 mod mutants;
 mod output;

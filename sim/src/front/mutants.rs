@@ -35,6 +35,9 @@ const MAX_IDLE_INSTRUCTIONS: u64 = 2_000_000;
 impl SimMutantsArgs {
     /// Runs every mutant whose changed instruction the unchanged kernel executes.
     pub fn run(&self, settings: &CommonSettings) -> Result<()> {
+        if self.run.estimate {
+            return Err(failed("--estimate", "estimates one run, not its mutants", "use it with the command run"));
+        }
         let case = self.run.check(settings)?.prepare()?;
         let location = case.source.name();
         let whole = case.check()?.report;

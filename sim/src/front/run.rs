@@ -1,6 +1,7 @@
 //! The command `run`: checks a kernel of a PTX or CUDA file on the simulator.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use crate::kernel_check::argument::NamedArgument;
 use crate::kernel_check::{
@@ -14,7 +15,7 @@ use super::compiler::CompilerOptions;
 use super::limits::LimitOptions;
 use super::printable::escape_controls;
 use super::quote::SourceQuotes;
-use super::{CommonSettings, args, output, page, show};
+use super::{CommonSettings, args, estimate, output, page, show};
 
 /// The example in the help text, which needs no compiler.
 pub const RUN_EXAMPLE: &str = "\
@@ -88,6 +89,9 @@ pub struct SimRunArgs {
     /// between, and a copy that completes on an mbarrier that was initialised without a fence
     #[arg(long)]
     strict_proxy: bool,
+    /// Print how long the run will take on this machine with these options, and do not run it; takes up to 2 s
+    #[arg(long, conflicts_with_all = ["out", "html", "sarif", "speedscope"])]
+    pub(super) estimate: bool,
     #[command(flatten)]
     compiler: CompilerOptions,
     #[command(flatten)]
@@ -128,7 +132,11 @@ fn architecture(text: &str) -> Result<String, String> {
 impl SimRunArgs {
     /// Runs the kernel and prints the report; findings make the command fail.
     pub fn run(&self, settings: &CommonSettings) -> Result<()> {
+        let start = Instant::now();
         let prepared = self.check(settings)?.prepare()?;
+        if self.estimate {
+            return estimate::print_estimate(&prepared, settings, start.elapsed());
+        }
         let checked = prepared.check()?;
         let report = &checked.report;
         if let Some(out) = &self.out {

@@ -39,7 +39,7 @@ impl Limits {
 
     /// Returns the error for a run that one of these limits has stopped. Its message says where the warps are.
     pub fn error_of_stop(&self, file: &str, stop: &EarlyStop, wording: Wording) -> anyhow::Error {
-        let EarlyStop { cause, line, place } = stop;
+        let EarlyStop { cause, line, place, .. } = stop;
         let (what, help) = match cause {
             StopCause::NoProgress => (
                 format!("the run was stopped after {} instructions without progress in {place}", self.instructions),

@@ -1,9 +1,10 @@
 //! A kernel with its launch and arguments, ready to be checked.
 
 use std::path::Path;
+use std::time::Duration;
 
-use crate::check::{self, CheckPlan, CheckReport};
-use crate::exec::{ExecOptions, LaunchConfig, LaunchError};
+use crate::check::{self, CheckEstimate, CheckPlan, CheckReport};
+use crate::exec::{ExecOptions, LaunchConfig, LaunchError, SimLaunch};
 use crate::program::{Kernel, Program};
 use anyhow::Result;
 
@@ -47,14 +48,32 @@ impl PreparedLaunch {
     /// # Errors
     /// An [`InputError`](super::InputError) if the launch is outside of the limits of the kernel, the GPU or the check.
     pub fn check_program(&self, program: &Program, options: ExecOptions) -> Result<CheckReport> {
-        let plan = CheckPlan {
+        let kernel = program.kernel(&self.kernel.name)?;
+        let plan = CheckPlan { options, ..self.plan() };
+        check::check_kernel(program, &kernel, &self.launch, &self.bound.memory, &plan).map_err(|e| self.refused(e))
+    }
+
+    /// Estimates the time of a check. The measurement takes about `time` at most.
+    ///
+    /// # Errors
+    /// As for [`PreparedLaunch::check_program`].
+    pub fn estimate(&self, time: Duration) -> Result<CheckEstimate> {
+        let launch = SimLaunch { program: &self.program, kernel: &self.kernel, launch: &self.launch };
+        check::estimate_check(launch, &self.bound.memory, &self.plan(), time).map_err(|e| self.refused(e))
+    }
+
+    fn plan(&self) -> CheckPlan {
+        CheckPlan {
             interleavings: self.interleavings,
             threads: self.threads,
-            options,
+            options: self.options.clone(),
             buffers: self.bound.buffers.clone(),
-        };
-        let kernel = program.kernel(&self.kernel.name)?;
-        check::check_kernel(program, &kernel, &self.launch, &self.bound.memory, &plan).map_err(|e| match e {
+        }
+    }
+
+    /// Returns the error for a launch that is refused.
+    fn refused(&self, e: LaunchError) -> anyhow::Error {
+        match e {
             LaunchError::Invalid { what, problem } => {
                 failed(self.wording.option(what), problem, "the CUDA driver would reject this launch too")
             }
@@ -67,7 +86,7 @@ impl PreparedLaunch {
                 let help = format!("reduce their size, or raise {}", self.wording.option("max-memory"));
                 failed(self.source.name(), what, help)
             }
-        })
+        }
     }
 
     /// Writes the contents that the buffers have after a check to a safetensors file.

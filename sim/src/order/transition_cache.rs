@@ -6,18 +6,21 @@ use super::access_lists::AccessLists;
 use super::caches_disabled;
 use super::cell::ShadowCell;
 
-/// Number of cached shadow cell changes.
-const SIZE: usize = 8;
-
 /// Contents of shadow cells before and after an access, valid for one instruction and for lanes with equal vector
-/// clocks.
-pub(super) struct AsyncCellChangeCache {
+/// clocks. `SIZE` is a power of two.
+pub(super) struct AsyncCellChangeCache<const SIZE: usize> {
     before: [[u64; 4]; SIZE],
     after: [ShadowCell; SIZE],
 }
 
-impl AsyncCellChangeCache {
-    pub(super) fn new() -> AsyncCellChangeCache {
+/// A cache for the bytes of a tile. In a tile that wgmma reads, each 32 bytes of k have a different last reader, once
+/// per warpgroup.
+pub(super) type TileChangeCache = AsyncCellChangeCache<32>;
+/// A cache for the bytes that one instruction of a warp copies.
+pub(super) type WarpCopyChangeCache = AsyncCellChangeCache<8>;
+
+impl<const SIZE: usize> AsyncCellChangeCache<SIZE> {
+    pub(super) fn new() -> Self {
         // No real shadow cell has all bits set, with or without its writer's lane, so these entries match no cell.
         AsyncCellChangeCache { before: [[u64::MAX; 4]; SIZE], after: [ShadowCell::NEVER_ACCESSED; SIZE] }
     }
@@ -40,7 +43,8 @@ impl AsyncCellChangeCache {
 
     #[inline(always)]
     fn slot(cell: &ShadowCell) -> usize {
-        (cell.writer >> 5 ^ cell.reader ^ cell.older) as usize % SIZE
+        let states = cell.writer >> 5 ^ cell.reader ^ cell.older.rotate_left(16);
+        (states.wrapping_mul(0x9e37_79b1) >> (32 - SIZE.trailing_zeros())) as usize
     }
 
     /// Like [`AccessCheck::check_cell`] for a lane of an asynchronous operation that reads, but uses cached results.
@@ -53,8 +57,8 @@ impl AsyncCellChangeCache {
         lane: u32,
         lists: &mut AccessLists,
     ) {
-        let (at, writer) = (AsyncCellChangeCache::slot(cell), cell.writer);
-        let before = AsyncCellChangeCache::any_lane(cell);
+        let (at, writer) = (Self::slot(cell), cell.writer);
+        let before = Self::any_lane(cell);
         if self.is(at, &before) {
             *cell = ShadowCell { writer, readers: 1 << lane, ..self.after[at] };
             return;
@@ -91,7 +95,7 @@ impl AsyncCellChangeCache {
     /// returns true; otherwise returns false.
     #[inline(always)]
     pub(super) fn replace_by_cached_result(&self, cell: &mut ShadowCell) -> bool {
-        let at = AsyncCellChangeCache::slot(cell);
+        let at = Self::slot(cell);
         let known = self.is(at, &bytemuck::cast(*cell));
         if known {
             *cell = self.after[at];
@@ -99,8 +103,24 @@ impl AsyncCellChangeCache {
         known
     }
 
+    /// Like [`Self::replace_by_cached_result`], for accesses whose result does not depend on the lane of the shadow
+    /// cell's writer.
+    #[inline(always)]
+    pub(super) fn replace_by_cached_result_of_any_writer_lane(&self, cell: &mut ShadowCell) -> bool {
+        let at = Self::slot(cell);
+        let known = self.is(at, &Self::any_lane(cell));
+        if known {
+            *cell = ShadowCell { writer: cell.writer, ..self.after[at] };
+        }
+        known
+    }
+
+    pub(super) fn insert_change_of_any_writer_lane(&mut self, old: &ShadowCell, new: &ShadowCell) {
+        self.put(Self::slot(old), Self::any_lane(old), new);
+    }
+
     pub(super) fn insert_change(&mut self, old: &ShadowCell, new: &ShadowCell) {
-        self.put(AsyncCellChangeCache::slot(old), bytemuck::cast(*old), new);
+        self.put(Self::slot(old), bytemuck::cast(*old), new);
     }
 
     #[inline(always)]

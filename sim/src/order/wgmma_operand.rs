@@ -7,7 +7,7 @@
 use super::access_check::{AccessCheck, ConflictWithoutLane};
 use super::access_lists::AccessRecord;
 use super::cell::{CHUNK_BYTES, InitializedBytes, LOG2_CHUNK_BYTES, chunk_without_row_cells};
-use super::transition_cache::AsyncCellChangeCache;
+use super::transition_cache::TileChangeCache;
 use super::{
     AccessStamp, AccessStrength, AsyncOpId, AsyncOpKind, AsyncOperationTable, Conflict, FIRST_OP_KEY, NO_AGENT,
     RaceCheckContext, ShadowMemory, WarpVectorClocks,
@@ -39,7 +39,7 @@ impl ShadowMemory {
         let key = op.key();
         let mut check = AccessCheck::new(self.space, warp, warp.clock(lane), cx, key, stamp, pc);
         let mut latest = usize::MAX;
-        let (mut unwritten, mut clean_list, mut cache) = (None, 0, AsyncCellChangeCache::new());
+        let (mut unwritten, mut clean_list, mut cache) = (None, 0, TileChangeCache::new());
         for &(from, bytes) in runs {
             let whole = matches!(self.init[(from >> LOG2_CHUNK_BYTES) as usize], InitializedBytes::All)
                 && (from ^ (from + bytes - 1)) >> LOG2_CHUNK_BYTES == 0;
@@ -58,11 +58,6 @@ impl ShadowMemory {
                 let first = ((start & (CHUNK_BYTES - 1)) >> chunk.shift) as usize;
                 let count = ((end - start) >> chunk.shift) as usize;
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
-                    // A cached result means that the writer of this shadow cell is already in `writers`.
-                    if cache.replace_by_cached_result(cell) {
-                        continue;
-                    }
-                    let old = *cell;
                     let known = match writers.0.get(latest) {
                         Some((e, _)) => {
                             let same = (e.key, e.stamp, e.pc) == (cell.writer >> 5, cell.write, cell.write_pc);
@@ -74,6 +69,10 @@ impl ShadowMemory {
                     if !known && cell.writer != NO_AGENT {
                         latest = writers.add(cell.last_write_record(), offset);
                     }
+                    if cache.replace_by_cached_result_of_any_writer_lane(cell) {
+                        continue;
+                    }
+                    let old = *cell;
                     if cell.older != clean_list {
                         if self.lists.has_write(cell.older) {
                             let found = check.find_list_conflict(cell.older, lane, offset, false, &self.lists);
@@ -90,7 +89,7 @@ impl ShadowMemory {
                         (cell.reader, cell.read, cell.readers, cell.read_pc) = (key, stamp, 1 << lane, pc);
                     }
                     if !self.lists.has_write(old.older) && !AccessCheck::are_readers_rotated_in_lists(&old) {
-                        cache.insert_change(&old, cell);
+                        cache.insert_change_of_any_writer_lane(&old, cell);
                     }
                 }
                 start = end;

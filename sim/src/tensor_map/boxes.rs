@@ -133,20 +133,24 @@ impl BoxCopy<'_> {
     /// The swizzle is applied to the shared addresses.
     #[inline(always)]
     pub fn for_each_contiguous_part(&self, mut each: impl FnMut(ContiguousBoxPart)) {
+        self.for_each_row(|row| self.for_each_contiguous_part_of_row(row, &mut each));
+    }
+
+    /// Calls `each` with every contiguous part of a row that comes from [`Self::for_each_row`].
+    #[inline(always)]
+    pub fn for_each_contiguous_part_of_row(&self, row: ContiguousBoxPart, mut each: impl FnMut(ContiguousBoxPart)) {
         let swizzle = self.map.swizzle;
-        self.for_each_row(|row| {
-            if swizzle == Swizzle::None {
-                return each(row);
-            }
-            let mut done = 0;
-            while done < row.bytes {
-                let shared = row.shared + done;
-                let bytes = (16 - shared % 16).min(row.bytes - done);
-                let global = row.global.map(|address| address.wrapping_add(done as u64));
-                each(ContiguousBoxPart { global, shared: swizzle.swizzled_address(shared), bytes });
-                done += bytes;
-            }
-        });
+        if swizzle == Swizzle::None {
+            return each(row);
+        }
+        let mut done = 0;
+        while done < row.bytes {
+            let shared = row.shared + done;
+            let bytes = (16 - shared % 16).min(row.bytes - done);
+            let global = row.global.map(|address| address.wrapping_add(done as u64));
+            each(ContiguousBoxPart { global, shared: swizzle.swizzled_address(shared), bytes });
+            done += bytes;
+        }
     }
 
     /// Returns all parts that [`Self::for_each_contiguous_part`] passes to `each`.

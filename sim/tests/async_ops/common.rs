@@ -1,11 +1,13 @@
 //! Runs the kernels of `corpus_async` under many interleavings.
 
 use reel_sim::exec::{self, CompletionTiming, ExecOptions, LaunchConfig, SimOutcome};
-use reel_sim::finding::FindingKind;
+use reel_sim::finding::{Finding, FindingKind};
 use reel_sim::layout::HEAP_BASE;
+use reel_sim::matrix::wgmma::ProductCache;
 use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Number of scheduler seeds, and so of interleavings, with which each kernel runs per completion timing.
 const SEEDS: u64 = 8;
@@ -93,15 +95,38 @@ pub fn run_once(program: &Program, kernel: &str, options: &ExecOptions, setup: L
     (outcome, memory)
 }
 
+/// Runs the kernel as [`run_once`] does, and once more with the sums of wgmma products in `products`; checks that both
+/// runs have the same findings, notes and buffers.
+fn run_with_shared_products(
+    program: &Program,
+    kernel: &str,
+    options: ExecOptions,
+    products: &Arc<ProductCache>,
+    setup: LaunchSetup,
+) -> (Vec<Finding>, SimMemory) {
+    let run = |options: &ExecOptions| {
+        let (outcome, memory) = run_once(program, kernel, options, setup);
+        let buffers: Vec<Vec<u8>> =
+            memory.iter().map(|buffer| memory.buffer_bytes(buffer.base).expect("the buffer exists").to_vec()).collect();
+        let list = outcome.findings.into_list();
+        let text = format!("{list:?} {:?}", outcome.notes);
+        ((text, buffers), list, memory)
+    };
+    let (own, ..) = run(&options);
+    let (shared, list, memory) = run(&ExecOptions { products: Some(products.clone()), ..options });
+    assert_eq!(shared.0, own.0, "{kernel}");
+    assert!(shared.1 == own.1, "{kernel}: the buffers differ with shared products");
+    (list, memory)
+}
+
 /// Runs the kernel with each seed and completion timing; checks that it has no finding, and calls `check` with the
 /// memory after each run.
 pub fn assert_no_finding(file: &str, kernel: &str, setup: LaunchSetup, check: &dyn Fn(&SimMemory)) {
-    let program = load_program(file);
+    let (program, products) = (load_program(file), Arc::default());
     for completion in MOMENTS {
         for seed in 0..SEEDS {
             let options = ExecOptions { seed, completion, ..early_deadlock_options() };
-            let (outcome, memory) = run_once(&program, kernel, &options, setup);
-            let list = outcome.findings.into_list();
+            let (list, memory) = run_with_shared_products(&program, kernel, options, &products, setup);
             assert!(list.is_empty(), "{kernel} with {completion:?}, seed {seed}: {list:#?}");
             check(&memory);
         }
@@ -113,15 +138,14 @@ pub fn assert_no_finding(file: &str, kernel: &str, setup: LaunchSetup, check: &d
 pub fn assert_planted_bug_is_reported(file: &str, name: &str, variant: u32, setup: LaunchSetup) {
     let expected = expected_lines_and_kinds(file, name, variant);
     assert!(!expected.is_empty(), "{file}.cu marks no line for {name} {variant}");
-    let program = load_program(file);
+    let (program, products) = (load_program(file), Arc::default());
     let kernel = format!("{name}_{variant}");
     let mut found = BTreeSet::new();
     let mut messages = Vec::new();
     for completion in MOMENTS {
         for seed in 0..SEEDS {
             let options = ExecOptions { seed, completion, ..early_deadlock_options() };
-            let (outcome, _) = run_once(&program, &kernel, &options, setup);
-            for f in outcome.findings.into_list() {
+            for f in run_with_shared_products(&program, &kernel, options, &products, setup).0 {
                 if found.insert((f.line, f.kind.name())) {
                     messages.push(format!("{} line {}: {}", f.kind.name(), f.line, f.message));
                 }

@@ -75,30 +75,44 @@ fn move_box(buffers: &SimMemory, load: &TensorBoxLoad, shared: &mut [u8]) {
     let fill = load.map.out_of_bounds_fill_bytes();
     let is_converted = load.map.data_type.is_converted();
     let mut buffer: Option<&Allocation> = None;
-    copy.for_each_contiguous_part(|run| {
-        let (at, bytes) = ((run.shared - FIRST_SHARED_ADDRESS) as usize, run.bytes as usize);
-        let Some(target) = shared.get_mut(at..at + bytes) else { return };
-        match run.global {
-            None => target.iter_mut().enumerate().for_each(|(i, byte)| *byte = fill[i % 16]),
-            Some(address) => {
-                if buffer.is_none_or(|b| address.wrapping_sub(b.base) >= b.data.len() as u64) {
-                    buffer = buffers.buffer_index(address).map(|index| buffers.buffer(index));
-                }
-                let Some(source) = buffer else { return };
-                let from = (address - source.base) as usize;
-                let Some(source) = source.data.get(from..from + bytes) else { return };
-                // Fast path for 16 bytes: a copy of constant length compiles to one move instead of a call.
-                match (<&mut [u8; 16]>::try_from(&mut *target), <&[u8; 16]>::try_from(source)) {
-                    (Ok(target), Ok(source)) => *target = *source,
-                    _ => target.copy_from_slice(source),
-                }
-                if is_converted {
-                    for element in target.chunks_exact_mut(4) {
-                        let bits = u32::from_le_bytes([element[0], element[1], element[2], element[3]]);
-                        element.copy_from_slice(&load.map.data_type.converted_bits(bits).to_le_bytes());
-                    }
+    copy.for_each_row(|row| {
+        let source = row.global.and_then(|address| {
+            if buffer.is_none_or(|b| address.wrapping_sub(b.base) >= b.data.len() as u64) {
+                buffer = buffers.buffer_index(address).map(|index| buffers.buffer(index));
+            }
+            let from = (address - buffer?.base) as usize;
+            buffer?.data.get(from..from + row.bytes as usize)
+        });
+        // Fast path for rows of whole units of 16 bytes: a copy of constant length compiles to one move instead of a
+        // call.
+        if let Some((units, [])) = source.map(<[u8]>::as_chunks::<16>)
+            && row.shared.is_multiple_of(16)
+            && !is_converted
+        {
+            for (unit, bytes) in units.iter().enumerate() {
+                let at = load.map.swizzle.swizzled_address(row.shared + 16 * unit as u32) - FIRST_SHARED_ADDRESS;
+                if let Some(target) = shared.get_mut(at as usize..).and_then(<[u8]>::first_chunk_mut) {
+                    *target = *bytes;
                 }
             }
+            return;
         }
+        let mut done = 0;
+        copy.for_each_contiguous_part_of_row(row, |run| {
+            let (at, bytes) = ((run.shared - FIRST_SHARED_ADDRESS) as usize, run.bytes as usize);
+            let Some(target) = shared.get_mut(at..at + bytes) else { return };
+            match (run.global, source) {
+                (None, _) => target.iter_mut().enumerate().for_each(|(i, byte)| *byte = fill[i % 16]),
+                (Some(_), Some(source)) => target.copy_from_slice(&source[done..done + bytes]),
+                (Some(_), None) => {}
+            }
+            done += bytes;
+            if run.global.is_some() && is_converted {
+                for element in target.chunks_exact_mut(4) {
+                    let bits = u32::from_le_bytes([element[0], element[1], element[2], element[3]]);
+                    element.copy_from_slice(&load.map.data_type.converted_bits(bits).to_le_bytes());
+                }
+            }
+        });
     });
 }

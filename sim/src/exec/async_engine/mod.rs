@@ -37,6 +37,7 @@ mod tensor;
 mod tensor_map_update;
 mod wgmma;
 mod wgmma_compute;
+mod wgmma_deferred;
 mod wgmma_registers;
 
 pub use bulk::{AsyncStore, commit_bulk_group, wait_for_bulk_groups};
@@ -44,4 +45,5 @@ pub use cp_async::cp_async_commit;
 pub use engine::AsyncEngine;
 pub use tensor_map_update::{TensorMapReplace, tensormap_cp_fenceproxy, tensormap_replace};
 pub use wgmma::{report_missing_warps, wgmma_commit, wgmma_fence};
+pub use wgmma_deferred::write_deferred_sums;
 pub use wgmma_registers::access_wgmma_registers;

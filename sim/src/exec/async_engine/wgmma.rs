@@ -10,6 +10,7 @@
 //! PTX ISA, "Asynchronous warpgroup level matrix instructions".
 
 use super::engine::{AsyncEngine, completes_at_issue};
+use super::wgmma_deferred::write_deferred_sums;
 use super::wgmma_registers::check_registers_at_issue;
 use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::grid::GridState;
@@ -43,6 +44,7 @@ impl AsyncEngine {
             cx.grid.reporter.counts(pc).matrix_flops += w.op.flops();
         }
         check_registers_at_issue(cx, w);
+        write_deferred_sums(cx.grid, cx.warp, &w.a);
         let first = lane as usize;
         let regs = cx.regs();
         let differs = |values: &[u64; 32]| (0..32).any(|l| mask >> l & 1 != 0 && values[l] != values[first]);

@@ -1,6 +1,7 @@
 //! Computes wgmma products: reads the operands once and writes the accumulators of all four warps.
 
 use super::engine::AsyncEngine;
+use super::wgmma_deferred::{warp_of_group, wgmma_at, write_deferred_sums};
 use super::wgmma_registers::product_instruction;
 use crate::exec::grid::GridState;
 use crate::exec::state::warp::Warp;
@@ -41,22 +42,25 @@ impl AsyncEngine {
         a: Option<SharedOperand>,
         b: SharedOperand,
     ) {
+        let context = grid.context;
+        if let Some(cache) = &context.options.products
+            && !context.options.count_only
+        {
+            if self.defer_product(grid, warp, number, (a, b), cache) {
+                return;
+            }
+            let deferred = &grid.blocks[warp.slot].warpgroups[(warp.index / 4) as usize].deferred;
+            for sum in deferred.clone() {
+                write_deferred_sums(grid, warp, &wgmma_at(grid, sum.index).d);
+            }
+        }
         let mut tiles = self.tiles.take().unwrap_or_default();
         let mut sums = std::mem::take(&mut self.sums);
         let mut read = false;
-        let context = grid.context;
         let block = &mut grid.blocks[warp.slot];
         let shared = &block.shared;
         for quarter in 0..4u32 {
-            let index = warp.index & !3 | quarter;
-            let member = if index == warp.index {
-                &mut *warp
-            } else {
-                match &mut block.warps[index as usize] {
-                    Some(other) => &mut **other,
-                    None => continue,
-                }
-            };
+            let Some(member) = warp_of_group(&mut block.warps, warp, quarter) else { continue };
             let Some(at) = number.checked_sub(member.wgmma.waited) else { continue };
             let Some(issued) = member.wgmma.issued.get(at as usize) else { continue };
             let w = product_instruction(&context, issued);

@@ -1,7 +1,7 @@
 //! The turn of a warp: picks its fragments and executes their instructions.
 
 use super::matrix::MatrixUnit;
-use crate::exec::async_engine::{AsyncEngine, access_wgmma_registers};
+use crate::exec::async_engine::{AsyncEngine, access_wgmma_registers, write_deferred_sums};
 use crate::exec::context::NextAction;
 use crate::exec::grid::GridState;
 use crate::exec::limits::additional_steps;
@@ -117,6 +117,12 @@ impl<'a> Interpreter<'a> {
                 if let Some(watch) = code.wgmma_uses.get(pc as usize)
                     && !watch.is_empty()
                 {
+                    if frame_index == 0 && self.grid.has_deferred_sum(warp, watch) {
+                        warp.frames[0] = Some(frame);
+                        write_deferred_sums(&mut self.grid, warp, &watch.reads);
+                        write_deferred_sums(&mut self.grid, warp, &watch.writes);
+                        frame = warp.frames[0].take().expect("it was put back above");
+                    }
                     access_wgmma_registers(&mut self.grid, warp, frame_index as u32, watch, mask, kernel_pc);
                 }
                 match &instr.op {

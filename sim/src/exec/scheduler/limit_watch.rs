@@ -118,15 +118,39 @@ fn stack_bytes(grid: &GridState) -> u64 {
     warps.map(|warp| warp.stack_bytes()).sum()
 }
 
-/// Records why the run stops; returns true.
+/// Records why the run stops. Returns false if it does not stop, because all blocks have ended.
 fn stop(grid: &mut GridState, cause: StopCause) -> bool {
-    if let Some((site, lanes)) = busiest_site(grid) {
-        let line = grid.context.source_line(site.pc);
-        let ([bx, by, bz], [x, y, z]) = (site.block, site.thread);
-        let place = format!("block ({bx},{by},{bz}) thread ({x},{y},{z}) and {} more threads of its warp", lanes - 1);
-        grid.reporter.stopped = Some(EarlyStop { cause, line, place });
-    }
+    let (line, place) = match busiest_site(grid) {
+        Some((site, lanes)) => {
+            let ([bx, by, bz], [x, y, z]) = (site.block, site.thread);
+            let place =
+                format!("block ({bx},{by},{bz}) thread ({x},{y},{z}) and {} more threads of its warp", lanes - 1);
+            (grid.context.source_line(site.pc), place)
+        }
+        None if grid.reporter.counters.blocks == block_count(grid) => return false,
+        None => (grid.context.source_line(0), "between two blocks".to_string()),
+    };
+    let executed_part = executed_part(grid);
+    grid.reporter.stopped = Some(EarlyStop { cause, line, place, executed_part });
     true
+}
+
+/// Estimates the part of the grid's instructions that was executed; `None` if no block has ended.
+fn executed_part(grid: &GridState) -> Option<f64> {
+    let running = grid.blocks.iter().filter(|block| block.live > 0);
+    let (count, instructions) = running.fold((0, 0), |(count, instructions), block| {
+        (count + 1, instructions + block.warps.iter().flatten().map(|warp| warp.clock).sum::<u64>())
+    });
+    let ended = grid.reporter.counters.blocks - count;
+    let executed = grid.progress.executed;
+    let by_ended = executed.saturating_sub(instructions) as f64;
+    (by_ended > 0.0 && ended > 0)
+        .then(|| (executed as f64 * ended as f64 / (by_ended * block_count(grid) as f64)).min(1.0))
+}
+
+/// Returns the number of blocks of the grid.
+fn block_count(grid: &GridState) -> u64 {
+    grid.context.launch.grid.iter().map(|&n| u64::from(n)).product()
 }
 
 /// Finds the warp that has executed the most instructions. Returns the instruction at which most of its lanes are, and

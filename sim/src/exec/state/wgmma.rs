@@ -1,8 +1,9 @@
 //! wgmma products that have been issued and not waited for: the state per warpgroup and the state per warp.
 
 use crate::matrix::Lanes;
-use crate::matrix::wgmma::SharedOperand;
+use crate::matrix::wgmma::{SharedOperand, SumId};
 use crate::order::{AsyncOpId, OperandWriters};
+use crate::regs::Slot;
 use std::collections::VecDeque;
 
 /// Mask of the four warps of a warpgroup.
@@ -16,6 +17,41 @@ pub struct Warpgroup {
     pub first: u64,
     /// The products, oldest first.
     pub products: VecDeque<WarpgroupProduct>,
+    /// Sums that the accumulators should hold, but that have not been written to them. No two use the same register.
+    pub deferred: Vec<DeferredSum>,
+    /// For each row of the register file, whether it is an accumulator of a sum in `deferred`; grows as needed.
+    deferred_rows: Vec<bool>,
+}
+
+impl Warpgroup {
+    /// Returns whether one of the registers is an accumulator of a deferred sum.
+    #[inline]
+    pub fn defers_any_of(&self, registers: &[Slot]) -> bool {
+        !self.deferred.is_empty() && registers.iter().any(|&s| self.deferred_rows.get(s as usize) == Some(&true))
+    }
+
+    /// Adds a deferred sum with the accumulators `d`.
+    pub fn defer(&mut self, sum: DeferredSum, d: &[Slot]) {
+        self.deferred.push(sum);
+        let rows = d.iter().max().map_or(0, |&last| last as usize + 1);
+        self.deferred_rows.resize(rows.max(self.deferred_rows.len()), false);
+        d.iter().for_each(|&s| self.deferred_rows[s as usize] = true);
+    }
+
+    /// Removes the deferred sum number `at`, whose accumulators are `d`.
+    pub fn remove_deferred(&mut self, at: usize, d: &[Slot]) -> DeferredSum {
+        d.iter().for_each(|&s| self.deferred_rows[s as usize] = false);
+        self.deferred.swap_remove(at)
+    }
+}
+
+/// A sum of products whose values are written to the accumulators only when an instruction accesses them.
+#[derive(Clone, Copy, Debug)]
+pub struct DeferredSum {
+    /// Index in the kernel's first function of a wgmma whose accumulators hold the sum.
+    pub index: u32,
+    /// The sum in the products that the runs share.
+    pub sum: SumId,
 }
 
 /// One wgmma product of a warpgroup.

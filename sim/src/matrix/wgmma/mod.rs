@@ -9,10 +9,12 @@
 //! formed in ascending k with one rounding to f32 per step, f16 accumulators are rounded once per instruction, and
 //! integers are exact. Source: PTX ISA, "Asynchronous warpgroup level matrix instructions", register fragments.
 
+mod cache;
 mod descriptor;
 #[cfg(test)]
 mod tests;
 
+pub use cache::{Addend, ProductCache, SumId};
 pub use descriptor::{Descriptor, DescriptorError, SharedOperand};
 
 use super::Lanes;
@@ -176,6 +178,9 @@ pub struct WgmmaTiles {
     /// A's registers of each warp in the layout of `mma`: register r holds eight rows, from row 8(r & 1) of the warp
     /// on, and 16 bytes of each row along k, from byte 16(r >> 1) on.
     a: [[Lanes; 4]; D_ROWS / 16],
+    /// B as it is in memory, in registers of eight columns and 16 bytes along k: for each group of eight columns, the
+    /// first half of k, then the second.
+    b_registers: Vec<Lanes>,
     /// B as f32, in groups of eight columns.
     b: Vec<Group>,
 }
@@ -185,7 +190,11 @@ type Group = [[[f32; 4]; MAX_K]; 2];
 
 impl Default for WgmmaTiles {
     fn default() -> Self {
-        Self { a: [[[0; 32]; 4]; D_ROWS / 16], b: vec![[[[0.0; 4]; MAX_K]; 2]; MAX_N / 8] }
+        Self {
+            a: [[[0; 32]; 4]; D_ROWS / 16],
+            b_registers: vec![[0; 32]; MAX_N / 4],
+            b: vec![[[[0.0; 4]; MAX_K]; 2]; MAX_N / 8],
+        }
     }
 }
 
@@ -200,9 +209,32 @@ impl WgmmaTiles {
         self.a[warp].copy_from_slice(registers);
     }
 
-    /// Reads B from shared memory; `fetch` returns the 16 bytes at a shared address.
+    /// Reads B from shared memory and converts it for the product; `fetch` returns the 16 bytes at a shared address.
     pub fn read_b(&mut self, op: &WgmmaOp, operand: &SharedOperand, fetch: impl Fn(u32) -> [u8; 16]) {
-        run_vector_kernel(ReadB { element: op.b, b: &mut self.b, operand, fetch });
+        self.read_b_registers(operand, fetch);
+        self.convert_b(op);
+    }
+
+    /// Reads B from shared memory, but does not convert it; `fetch` returns the 16 bytes at a shared address.
+    pub fn read_b_registers(&mut self, operand: &SharedOperand, fetch: impl Fn(u32) -> [u8; 16]) {
+        run_vector_kernel(ReadB { registers: &mut self.b_registers, operand, fetch });
+    }
+
+    fn convert_b(&mut self, op: &WgmmaOp) {
+        let registers = &self.b_registers[..op.n as usize / 4];
+        run_vector_kernel(ConvertB { element: op.b, registers, b: &mut self.b });
+    }
+
+    /// Returns B as it was read.
+    fn b_registers(&self, op: &WgmmaOp) -> &[Lanes] {
+        &self.b_registers[..op.n as usize / 4]
+    }
+
+    /// Sets both operands from registers that other tiles have read.
+    fn set(&mut self, op: &WgmmaOp, a: &[Lanes], b: &[Lanes]) {
+        self.a.as_flattened_mut().copy_from_slice(a);
+        self.b_registers[..b.len()].copy_from_slice(b);
+        self.convert_b(op);
     }
 }
 
@@ -244,33 +276,50 @@ impl<F: Fn(u32) -> [u8; 16]> VectorKernel for ReadA<'_, F> {
     }
 }
 
-/// The arguments of [`WgmmaTiles::read_b`], as a [`VectorKernel`].
+/// The arguments of [`WgmmaTiles::read_b_registers`], as a [`VectorKernel`].
 struct ReadB<'a, F> {
-    element: ElementFormat,
-    b: &'a mut [Group],
+    registers: &'a mut [Lanes],
     operand: &'a SharedOperand,
     fetch: F,
 }
 
-impl<F: Fn(u32) -> [u8; 16]> ReadB<'_, F> {
+impl<F: Fn(u32) -> [u8; 16]> VectorKernel for ReadB<'_, F> {
     #[inline(always)]
-    fn units<V: LaneVector, const E: usize>(self, v: V) {
-        let Self { element, b, operand, fetch } = self;
-        for (group, [even, odd]) in b[..operand.m_or_n_extent() as usize / 8].iter_mut().enumerate() {
-            for unit in 0..2 {
-                let words = if operand.is_mn_major() {
+    fn run<V: LaneVector>(self, v: V) {
+        let Self { registers, operand, fetch } = self;
+        let groups = operand.m_or_n_extent() as usize / 8;
+        for (group, halves) in registers.as_chunks_mut::<2>().0[..groups].iter_mut().enumerate() {
+            for (unit, register) in (0..2).zip(halves) {
+                *register = if operand.is_mn_major() {
                     v.transposed(&matrix(operand, 8 * unit, group as u32, &fetch))
                 } else {
                     matrix(operand, 8 * group as u32, unit, &fetch)
                 };
-                let range = 4 * E * unit as usize..4 * E * (unit as usize + 1);
-                register_to_b_rows::<V, E>(v, element, &words, [&mut even[range.clone()], &mut odd[range]]);
             }
         }
     }
 }
 
-impl<F: Fn(u32) -> [u8; 16]> VectorKernel for ReadB<'_, F> {
+/// The arguments of `WgmmaTiles::convert_b`, as a [`VectorKernel`].
+struct ConvertB<'a> {
+    element: ElementFormat,
+    registers: &'a [Lanes],
+    b: &'a mut [Group],
+}
+
+impl ConvertB<'_> {
+    #[inline(always)]
+    fn units<V: LaneVector, const E: usize>(self, v: V) {
+        for (halves, [even, odd]) in self.registers.as_chunks::<2>().0.iter().zip(self.b) {
+            for (unit, register) in halves.iter().enumerate() {
+                let range = 4 * E * unit..4 * E * (unit + 1);
+                register_to_b_rows::<V, E>(v, self.element, register, [&mut even[range.clone()], &mut odd[range]]);
+            }
+        }
+    }
+}
+
+impl VectorKernel for ConvertB<'_> {
     #[inline(always)]
     fn run<V: LaneVector>(self, v: V) {
         match self.element.bits() {

@@ -167,7 +167,13 @@ impl AccessCheck<'_> {
             return None;
         }
         let mut wholly_known = true;
+        let strong = self.proxy == Proxy::Generic && self.stamp.strength() != AccessStrength::Weak;
         for old in lists.accesses(list).filter(|old| writes || old.write) {
+            // Morally strong accesses do not conflict, whether ordered or not.
+            if strong && self.overlaps_completely(old) && self.are_strong_at_common_scope(old) {
+                wholly_known = false;
+                continue;
+            }
             let known = self.find_ordered_lanes(old.key, old.stamp).known;
             wholly_known &= known == u32::MAX;
             if known == u32::MAX && !(self.proxy != Proxy::Generic && old.write) {

@@ -19,7 +19,7 @@ use super::cell::{
 };
 use super::conflict::{AccessKind, Conflict, RaceCheckContext};
 use super::lane_cache::ShadowCellChangeCache;
-use super::transition_cache::AsyncCellChangeCache;
+use super::transition_cache::{TileChangeCache, WarpCopyChangeCache};
 use super::{AccessStamp, AccessStrength, AsyncOpId, LANES, MemorySpace, OwnerKey, WarpVectorClocks};
 use std::ops::Range;
 
@@ -63,6 +63,9 @@ impl ShadowMemory {
 
     /// Marks the bytes `range` as initialised.
     pub fn mark_initialized(&mut self, range: Range<u64>) {
+        if self.are_chunks_initialized(&range) {
+            return;
+        }
         for_each_byte_mask(range, |at, bits| {
             self.init[(at >> LOG2_CHUNK_BYTES) as usize].mark_bytes_initialized(at & (CHUNK_BYTES - 1), bits)
         });
@@ -77,11 +80,21 @@ impl ShadowMemory {
 
     /// Returns true if every byte of `range` is initialised.
     pub fn is_initialized(&self, range: Range<u64>) -> bool {
+        if self.are_chunks_initialized(&range) {
+            return true;
+        }
         let mut all = true;
         for_each_byte_mask(range, |at, bits| {
             all &= self.init[(at >> LOG2_CHUNK_BYTES) as usize].are_bytes_initialized(at & (CHUNK_BYTES - 1), bits)
         });
         all
+    }
+
+    /// Returns true if all chunks that contain bytes of `range` are initialised as a whole.
+    fn are_chunks_initialized(&self, range: &Range<u64>) -> bool {
+        let chunks =
+            self.init.get((range.start >> LOG2_CHUNK_BYTES) as usize..range.end.div_ceil(CHUNK_BYTES) as usize);
+        chunks.is_some_and(|chunks| chunks.iter().all(|chunk| matches!(chunk, InitializedBytes::All)))
     }
 
     /// Checks and records an access of `bytes` bytes (1, 2, 4, 8 or 16) by each lane in `lanes`, at its offset in
@@ -164,7 +177,7 @@ impl ShadowMemory {
             }
             if access == AccessKind::Read {
                 self.prefetch_lanes(part, offsets);
-                let mut cache = AsyncCellChangeCache::new();
+                let mut cache = WarpCopyChangeCache::new();
                 self.check_lanes::<true, false>(&lanes, part, &mut check, out, |check, cell, offset, lane, lists| {
                     cache.check_read(check, cell, offset, lane, lists);
                 });
@@ -357,7 +370,7 @@ impl ShadowMemory {
             let (alike, rest) = left.split_at(count);
             left = rest;
             let mut check = AccessCheck::new(self.space, warp, warp.clock(lane), cx, op.key(), stamp, pc);
-            let mut cache = AsyncCellChangeCache::new();
+            let mut cache = TileChangeCache::new();
             for (n, &(start, bytes)) in alike.iter().enumerate() {
                 if n % RANGES_PER_PREFETCH == 0 {
                     self.prefetch_ranges(&alike[n..alike.len().min(n + RANGES_PER_PREFETCH)]);
@@ -379,7 +392,7 @@ impl ShadowMemory {
         &mut self,
         range: Range<u64>,
         check: &mut AccessCheck,
-        cache: &mut AsyncCellChangeCache,
+        cache: &mut TileChangeCache,
         lane: u32,
     ) {
         let mut start = range.start;
