@@ -1,13 +1,13 @@
 //! Estimates how long a check takes, from its first interleavings.
 //!
 //! ```text
-//! for the first interleavings, until the time is up:
-//!     run the interleaving for a part of the time          seconds of a whole interleaving
-//!                                                            = seconds of the run / its part of all instructions
+//! rounds of one interleaving per thread, until the time is up:
+//!     run the interleavings for a part of the time        seconds of a whole round
+//!                                                           = seconds of a run / its part of all instructions
 //!     part of all instructions = executed / (instructions per ended block * blocks of the grid)
-//! the first interleaving ended no block:  count the instructions of the grid without checks
-//!                                         (`count_only`), which ends its first block sooner
-//! the check = first interleaving + the others, which share its matrix products, on the check's threads
+//! an interleaving ended no block:  count the instructions of the grid without checks (`count_only`), which ends its
+//!                                  first block sooner
+//! the check = the first round + the others, which share its matrix products
 //! ```
 
 use std::time::{Duration, Instant};
@@ -16,10 +16,10 @@ use super::{CheckPlan, options_of};
 use crate::exec::{self, ExecOptions, LaunchError, RunLimits, SimLaunch, SimOutcome, StopCause};
 use crate::memory::SimMemory;
 
-/// Number of interleavings that are measured at most. They differ in the length of the warps' turns and in the timing
-/// of asynchronous operations, which both repeat soon.
+/// Number of interleavings that are measured, if time allows, but at least two rounds. They differ in the length of the
+/// warps' turns and in the timing of asynchronous operations, which both repeat soon.
 const MAX_MEASURED: u32 = 4;
-/// The first interleaving gets this part of the time, and the counting run `COUNTING_PART` of what is left.
+/// The first round gets this part of the time, and the counting run `COUNTING_PART` of what is left.
 const FIRST_PART: f64 = 0.4;
 const COUNTING_PART: f64 = 0.7;
 
@@ -70,41 +70,56 @@ pub fn estimate_check(
         measured_seconds: 0.0,
         counted: false,
     };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = plan.threads.clamp(1, cores) as u32;
+    let threads = plan.threads.clamp(1, runs as usize) as u32;
+    let rounds = MAX_MEASURED.div_ceil(threads).max(2).min(runs.div_ceil(threads));
     let (mut seconds, mut instructions) = (Vec::new(), None);
-    for i in 0..runs.min(MAX_MEASURED) {
-        if i > 0 && start.elapsed() >= time {
+    'measure: for round in 0..rounds {
+        if round > 0 && start.elapsed() >= time {
             break;
         }
-        let options = ExecOptions { products: products.clone(), ..options_of(plan, i as usize) };
-        let (outcome, took) = run(options, if i == 0 { FIRST_PART } else { 1.0 / f64::from(MAX_MEASURED - i) })?;
-        estimate.measured_interleavings += 1;
-        let executed = outcome.counters.total().warps as f64;
-        let mut part = executed_part(&outcome);
-        if part.is_none() && instructions.is_none() && !plan.options.count_only {
-            let (counted, _) = run(ExecOptions { count_only: true, ..options_of(plan, 0) }, COUNTING_PART)?;
-            instructions = executed_part(&counted).map(|part| counted.counters.total().warps as f64 / part);
-            estimate.counted = true;
+        let part = if round == 0 { FIRST_PART } else { 1.0 / f64::from(rounds - round) };
+        let numbers = round * threads..runs.min((round + 1) * threads);
+        // As many interleavings run at the same time as in the check, so that they slow each other down as much.
+        let outcomes: Vec<_> = std::thread::scope(|scope| {
+            let spawn = |i: u32| {
+                let options = ExecOptions { products: products.clone(), ..options_of(plan, i as usize) };
+                let run = &run;
+                scope.spawn(move || run(options, part))
+            };
+            let spawned: Vec<_> = numbers.map(spawn).collect();
+            spawned.into_iter().map(|run| run.join().expect("a run does not panic")).collect()
+        });
+        let (count, mut sum) = (outcomes.len() as f64, 0.0);
+        for outcome in outcomes {
+            let (outcome, took) = outcome?;
+            estimate.measured_interleavings += 1;
+            let mut part = executed_part(&outcome);
+            if part.is_none() && instructions.is_none() && !plan.options.count_only {
+                let (counted, _) = run(ExecOptions { count_only: true, ..options_of(plan, 0) }, COUNTING_PART)?;
+                instructions = executed_part(&counted).map(|part| counted.counters.total().warps as f64 / part);
+                estimate.counted = true;
+            }
+            let executed = outcome.counters.total().warps as f64;
+            part = part.or_else(|| instructions.map(|all| (executed / all).min(1.0)));
+            let Some(part) = part.filter(|part| *part > 0.0) else {
+                (estimate.measured_part, estimate.at_least) = (0.0, took * f64::from(runs.div_ceil(threads)));
+                break 'measure;
+            };
+            estimate.measured_part = estimate.measured_part.min(part);
+            sum += took / part;
+            // A run that a limit stops, other than the time, ends the check.
+            if outcome.stopped.is_some_and(|stop| stop.cause != StopCause::Time) {
+                runs = runs.min((round + 1) * threads);
+            }
         }
-        part = part.or_else(|| instructions.map(|all| (executed / all).min(1.0)));
-        let Some(part) = part.filter(|part| *part > 0.0) else {
-            (estimate.measured_part, estimate.at_least) = (0.0, took * f64::from(runs.div_ceil(threads)));
-            break;
-        };
-        estimate.measured_part = estimate.measured_part.min(part);
-        seconds.push(took / part);
-        // A run that a limit stops, other than the time, ends the check.
-        if outcome.stopped.is_some_and(|stop| stop.cause != StopCause::Time) {
-            runs = i + 1;
-        }
-        if i + 1 == runs {
+        seconds.push(sum / count);
+        if (round + 1) * threads >= runs {
             break;
         }
     }
     if let Some((first, others)) = seconds.split_first() {
         let mean = if others.is_empty() { *first } else { others.iter().sum::<f64>() / others.len() as f64 };
-        estimate.seconds = Some((first - mean).max(0.0) + mean * f64::from(runs.div_ceil(threads)));
+        estimate.seconds = Some(first + mean * f64::from(runs.div_ceil(threads) - 1));
     }
     estimate.measured_seconds = start.elapsed().as_secs_f64();
     Ok(estimate)
