@@ -91,7 +91,8 @@ pub struct SimRunArgs {
     #[arg(long)]
     count_only: bool,
     /// Also report a generic read whose bytes an ordered asynchronous copy then overwrites, without a proxy fence in
-    /// between, and a copy that completes on an mbarrier that was initialised without a fence
+    /// between, a copy that completes on an mbarrier that was initialised without a fence, and orders of tensor memory
+    /// that the hardware has but the PTX ISA does not promise
     #[arg(long)]
     strict_proxy: bool,
     #[command(flatten)]
