@@ -110,12 +110,12 @@ impl Roofline {
 /// Returns the throughput of a matrix instruction relative to bf16 and f16. Source: the dense rates in the data
 /// sheets.
 fn tensor_rate(opcode: &str) -> f64 {
-    let has = |ty: &str| opcode.split('.').any(|part| part == ty);
+    let has = |ty: &str| opcode.split('.').any(|part| part.strip_prefix("kind::").unwrap_or(part) == ty);
     if has("f64") {
         1.0 / 16.0
     } else if has("tf32") {
         0.5
-    } else if ["s8", "u8", "e4m3", "e5m2"].into_iter().any(has) {
+    } else if ["s8", "u8", "e4m3", "e5m2", "i8", "f8f6f4"].into_iter().any(has) {
         2.0
     } else if has("s4") || has("u4") {
         4.0
@@ -195,5 +195,6 @@ mod tests {
         assert_eq!(tensor_rate("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"), 1.0);
         assert_eq!(tensor_rate("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"), 0.5);
         assert_eq!(tensor_rate("wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3"), 2.0);
+        assert_eq!(tensor_rate("tcgen05.mma.cta_group::1.kind::tf32"), 0.5);
     }
 }

@@ -25,9 +25,8 @@ fn install(to: &Path) {
             fs::copy(&path, package.join(path.file_name().unwrap())).unwrap();
         }
     }
-    // The module lies beside the folder of this test program.
-    let program = env::current_exe().unwrap();
-    let module = program.parent().unwrap().with_file_name("lib_native.so");
+    // The module lies beside this test program.
+    let module = env::current_exe().unwrap().with_file_name("lib_native.so");
     fs::copy(&module, package.join("_native.abi3.so")).unwrap_or_else(|e| panic!("{}: {e}", module.display()));
     fs::write(info.join("METADATA"), "Metadata-Version: 2.1\nName: reel-sim\nVersion: 0.1.0\n").unwrap();
     fs::write(info.join("entry_points.txt"), "[pytest11]\nreel_sim = reel_sim.pytest_plugin\n").unwrap();

@@ -59,9 +59,11 @@ pub struct ExecOptions {
     pub completion: CompletionTiming,
     /// Only counts instructions and memory traffic: no race checks, no matrix products.
     pub count_only: bool,
-    /// Whether a missing fence is a finding instead of a note in two cases. First, no proxy fence lies between a read
+    /// Whether a missing fence is a finding instead of a note in these cases. First, no proxy fence lies between a read
     /// through the generic proxy and an asynchronous copy that overwrites the bytes. Second, no fence follows the
-    /// initialisation of the mbarrier on which a copy completes.
+    /// initialisation of the mbarrier on which a copy completes. Third, `tcgen05.fence::after_thread_sync` is missing
+    /// in a kernel without any `tcgen05.fence`, or products of one thread that use the same tensor memory have
+    /// different shapes.
     pub strict_proxy: bool,
     /// Whether the module was compiled from CUDA source. The CUDA programming guide then applies in addition to PTX,
     /// where its rules are stricter.

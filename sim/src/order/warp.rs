@@ -337,14 +337,25 @@ impl WarpVectorClocks {
         self.epoch += 1;
     }
 
-    /// Executes `tcgen05.fence::after_thread_sync` of `lanes`: what they know now is ordered before their later accesses
-    /// to tensor memory.
-    pub fn fence_tensor_memory(&mut self, lanes: u32) {
+    /// Executes `tcgen05.fence::before_thread_sync` of `lanes`: a later relaxed arrival at an mbarrier passes on their
+    /// accesses to tensor memory (and to shared memory, which the simulator does not tell apart here).
+    pub fn fence_tensor_memory_before_sync(&mut self, lanes: u32) {
+        let (scope, covers) = (AccessStrength::Cluster, FenceCoverage::Shared);
+        self.fence(lanes, MemoryFence { scope, acquires: false, releases: true, covers });
+    }
+
+    /// Executes `tcgen05.fence::after_thread_sync` of `lanes`: what they know now, also by relaxed waits, is ordered
+    /// before their later accesses to tensor memory.
+    pub fn fence_tensor_memory_after_sync(&mut self, lanes: u32) {
         let lanes = self.widen_to_all_lanes(lanes);
         self.tensor_fences.iter_mut().for_each(|part| part.mask &= !lanes);
         self.tensor_fences.retain(|part| part.mask != 0);
-        let fenced = self.parts.iter().filter(|part| part.mask & lanes != 0);
-        self.tensor_fences.extend(fenced.map(|part| Part { mask: part.mask & lanes, clock: part.clock.clone() }));
+        for part in self.parts.iter().filter(|part| part.mask & lanes != 0) {
+            let (mask, mut clock) = (part.mask & lanes, part.clock.clone());
+            let observed = self.pending.iter().filter(|pending| pending.mask & mask != 0);
+            observed.for_each(|pending| clock.join(&pending.clock));
+            self.tensor_fences.push(Part { mask, clock });
+        }
     }
 
     /// Iterates over the groups of lanes that have executed `tcgen05.fence::after_thread_sync`, with their clocks then.

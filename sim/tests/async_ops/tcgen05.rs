@@ -37,7 +37,9 @@ fn products_of_a_matrix_in_tensor_memory_and_their_hazards() {
     let want = [once.clone(), once].concat();
     let setup = setup(bf16_bytes(values.into_iter()), 2 * 128 * 16);
     assert_no_finding(FILE, "stored_0", &setup, &|memory| assert_eq!(buffer_floats(memory, 1), want));
-    (1..=5).for_each(|variant| assert_planted_bug_is_reported(FILE, "stored", variant, &setup));
+    // Variant 6 is also correct: its arrivals and waits are relaxed, and the fences of tcgen05 order the accesses.
+    assert_no_finding(FILE, "stored_6", &setup, &|memory| assert_eq!(buffer_floats(memory, 1), want));
+    [1, 2, 3, 4, 5, 7].map(|variant| assert_planted_bug_is_reported(FILE, "stored", variant, &setup));
 }
 
 /// The words of the matrices of the kernel `kinds`: 128 rows of A and 32 rows of B with 8 words each. An element with

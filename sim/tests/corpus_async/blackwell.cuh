@@ -37,6 +37,16 @@ DEVICE void tensor_store_16(u32 at, const u32 (&r)[16]) {
                    "r"(r[9]), "r"(r[10]), "r"(r[11]), "r"(r[12]), "r"(r[13]), "r"(r[14]), "r"(r[15]), "r"(at) : "memory");
 }
 
+// The relaxed arrivals and waits of the PTX ISA's patterns, which the fences of tcgen05 make sufficient.
+DEVICE void mbar_arrive_relaxed(u32 bar) {
+    asm volatile("mbarrier.arrive.relaxed.cluster.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+DEVICE void mbar_wait_relaxed(u32 bar, u32 parity) {
+    u32 done = 0;
+    while (!done)
+        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}" : "=r"(done) : "r"(bar), "r"(parity) : "memory");
+}
+
 // Products
 DEVICE bool elect() {
     u32 elected;

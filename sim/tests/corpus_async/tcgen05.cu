@@ -91,12 +91,13 @@ VARIANT(basic, 16)
 // while the first result is read.
 __device__ __noinline__ void stored(int bug, const u32* in, u32* out, int n) {
     __shared__ alignas(128) u32 b[16 * 8];
-    __shared__ u64 done, free;
+    __shared__ u64 done, free, ready;
     __shared__ u32 address;
     int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
     if (threadIdx.x == 0) {
         mbar_init(smem(&done), 1);
         mbar_init(smem(&free), 128);
+        mbar_init(smem(&ready), 128);
         fence_init();
     }
     if (warp == 0) tensor_alloc(smem(&address), 32);
@@ -113,8 +114,13 @@ __device__ __noinline__ void stored(int bug, const u32* in, u32* out, int n) {
     for (int i = 8; i < 16; i++) r[i] = 0;
     tensor_store_16(mine + 16, r);
     if (bug != 1) tensor_wait_store();
-    tensor_fence_before();
-    if (bug != 2) __syncthreads();
+    if (bug != 7) tensor_fence_before();
+    if (bug >= 6) {
+        mbar_arrive_relaxed(smem(&ready));
+        if (threadIdx.x == 0) mbar_wait_relaxed(smem(&ready), 0);
+    } else if (bug != 2) {
+        __syncthreads();
+    }
     u64 db = matrix_descriptor(smem(b), 128, 256, 0);
     constexpr u32 descriptor = instruction_descriptor(128, 16, 1, 1, 1);
     #pragma unroll 1
@@ -122,11 +128,12 @@ __device__ __noinline__ void stored(int bug, const u32* in, u32* out, int n) {
         if (threadIdx.x == 0) {
             if (step == 1 && bug != 5) mbar_wait(smem(&free), 0);
             if (bug != 3) tensor_fence_after();
-            product_f16_from_tensor(tensor, tensor + 16, db, descriptor, 0); // stored 1: tcgen05, 2: tcgen05, 3: tcgen05, 4: tcgen05, 5: tcgen05
+            product_f16_from_tensor(tensor, tensor + 16, db, descriptor, 0); // stored 1: tcgen05, 2: tcgen05, 3: tcgen05, 4: tcgen05, 5: tcgen05, 7: tcgen05
             tensor_commit(smem(&done));
         }
         __syncwarp();
-        mbar_wait(smem(&done), step);
+        if (bug >= 6) mbar_wait_relaxed(smem(&done), step);
+        else mbar_wait(smem(&done), step);
         tensor_fence_after();
         tensor_load_16(r, mine);
         if (bug != 4) tensor_wait_load();
@@ -144,6 +151,8 @@ VARIANT(stored, 2)
 VARIANT(stored, 3)
 VARIANT(stored, 4)
 VARIANT(stored, 5)
+VARIANT(stored, 6)
+VARIANT(stored, 7)
 
 // One product of A[M][32 bytes] and B[N][32 bytes] of any kind, whose words are written as tensor memory holds them:
 // column by column for each of the 128 lanes. KIND: 0 bf16, 1 f16 with f16 sums, 2 tf32, 3 e4m3 · e5m2, 4 s8 · u8,

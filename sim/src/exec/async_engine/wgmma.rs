@@ -23,7 +23,7 @@ use crate::finding::FindingKind;
 use crate::layout;
 use crate::matrix::wgmma::{DescriptorError, SharedOperand};
 use crate::order::{AccessKind, AsyncOpKind, OperandWriters};
-use crate::program::op::Wgmma;
+use crate::program::op::{Op, Wgmma};
 
 impl AsyncEngine {
     /// Executes `wgmma.mma_async` in one warp; once all four warps of the warpgroup have executed it, the product can
@@ -280,8 +280,16 @@ pub fn report_missing_warps(grid: &mut GridState, block_slot: u32) {
     }
     for (group, four) in lists.chunks(4).enumerate() {
         let longest = four.iter().max_by_key(|l| l.len()).expect("a chunk is not empty");
-        if let Some(other) = four.iter().find(|l| *l != longest) {
-            let at = longest.iter().zip(other).position(|(a, b)| a != b).unwrap_or(other.len());
+        // The warps may execute different instructions, but these must set the same numbers of registers.
+        let set = |pc: &u32| {
+            let (code, index) = grid.context.kernel.function_and_instruction_index(*pc);
+            match code.instrs.get(index).map(|i| &i.op) {
+                Some(Op::SetMaxNReg { count, increase }) => Some((*count, *increase)),
+                _ => None,
+            }
+        };
+        if let Some(other) = four.iter().find(|l| !l.iter().map(set).eq(longest.iter().map(set))) {
+            let at = longest.iter().zip(other).position(|(a, b)| set(a) != set(b)).unwrap_or(other.len());
             let site = grid.finding_site(block_slot, 4 * group as u32, 0, longest[at]);
             grid.reporter.report(FindingKind::Setmaxnreg, site, || {
                 "setmaxnreg is not executed by all four warps of the warpgroup".into()

@@ -159,8 +159,9 @@ impl Tables {
 fn hash(registers: &[Lanes]) -> u64 {
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut parts: [u64; 8] = std::array::from_fn(|part| part as u64 + 1);
-    for words in bytemuck::cast_slice::<Lanes, [u64; 8]>(registers) {
-        for (part, word) in parts.iter_mut().zip(words) {
+    for words in bytemuck::cast_slice::<Lanes, [[u32; 2]; 8]>(registers) {
+        for (part, [low, high]) in parts.iter_mut().zip(words) {
+            let word = u64::from(*low) | u64::from(*high) << 32;
             *part = (part.rotate_left(29) ^ word).wrapping_mul(FACTOR);
         }
     }

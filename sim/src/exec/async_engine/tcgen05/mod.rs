@@ -45,9 +45,10 @@ impl AsyncEngine {
             Tcgen05::Fence { after } => {
                 let mask = cx.mask;
                 if *after {
-                    cx.warp.order.fence_tensor_memory(mask);
+                    cx.warp.order.fence_tensor_memory_after_sync(mask);
                 } else {
                     self.publish_products(cx, mask);
+                    cx.warp.order.fence_tensor_memory_before_sync(mask);
                 }
                 NextAction::Next
             }

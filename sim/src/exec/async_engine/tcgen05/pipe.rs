@@ -97,16 +97,12 @@ impl AsyncEngine {
             match item {
                 PipeItem::Product(product) => execute_product(grid, &product),
                 PipeItem::Arrive { op, mbarriers, clock, site } => {
-                    let own_slot = self.tensor.pipes[at].thread.0;
                     for at in mbarriers {
                         if let (Some(op), Some(o)) = (op, grid.blocks.mbarrier(at)) {
                             memory.ops.mark_observed(op, o.agent, o.phase + 1);
                         }
-                        let clock = Some(clock.clone());
-                        let clocks = match at.slot == own_slot {
-                            true => ArrivalClocks { own_block: clock, other_blocks: None },
-                            false => ArrivalClocks { own_block: None, other_blocks: clock },
-                        };
+                        // The completion is known to every thread that waits, as that of a copy is: no scope limits it.
+                        let clocks = ArrivalClocks { own_block: Some(clock.clone()), other_blocks: None };
                         self.count_arrivals(grid, at, 1, clocks, site);
                     }
                     break;

@@ -72,11 +72,11 @@ fn first_lane(cx: &mut InstructionContext, t: &TensorTransfer, address: u32) -> 
         });
     }
     let half = if t.shape.lanes() == 16 { half & 16 } else { 0 };
-    if named / 32 == 0 && quarter != 0 {
+    if named / 32 == 0 && quarter != 0 || named >= 128 && named / 32 % 4 == quarter {
         cx.grid.reporter.add_note(
             cx.pc,
-            "the address in tensor memory names a lane below 32 in a warp that accesses other lanes; the hardware \
-             ignores these bits and takes the warp's own lanes",
+            "the address in tensor memory names a lane below 32 in a warp that accesses other lanes, or a lane above \
+             127; the hardware ignores these bits and takes the warp's own lanes",
         );
     } else if named / 32 != quarter {
         let warp = cx.warp.index;
