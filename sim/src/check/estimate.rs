@@ -29,8 +29,8 @@ pub struct CheckEstimate {
     /// Seconds of the whole check; `None` if no block ended in the measured time, so that it is not known how much of
     /// the work that was.
     pub seconds: Option<f64>,
-    /// If `seconds` is not known, seconds that the check takes at least: each interleaving takes longer than the measured
-    /// part of the first one.
+    /// If `seconds` is not known, seconds that the check takes at least: each interleaving takes longer than the
+    /// measured part of the first one.
     pub at_least: f64,
     /// Interleavings that were run, for their whole length or a part of it.
     pub measured_interleavings: u32,

@@ -21,7 +21,8 @@ pub fn print_estimate(case: &PreparedLaunch, settings: &CommonSettings, preparat
     if settings.json {
         let CheckEstimate { measured_interleavings, measured_part, measured_seconds, counted, .. } = estimate;
         return output::print_json(&json!({ "estimate": {
-            "seconds": seconds, "at_least": seconds.is_none().then_some(estimate.at_least), "interleavings": case.interleavings, "threads": settings.threads,
+            "seconds": seconds, "at_least": seconds.is_none().then_some(estimate.at_least),
+            "interleavings": case.interleavings, "threads": settings.threads,
             "measured_interleavings": measured_interleavings, "measured_part": measured_part,
             "measured_seconds": measured_seconds, "counted": counted,
         } }));
@@ -43,7 +44,8 @@ fn text(case: &PreparedLaunch, e: &CheckEstimate, seconds: Option<f64>) -> Strin
     };
     let counted = if e.counted { ", counted without checks" } else { "" };
     format!(
-        "{file}: {}: about {seconds:.2} s for {check} (measured: {} of them for {:.1} s, at least {:.0} % of their instructions{counted})",
+        "{file}: {}: about {seconds:.2} s for {check} (measured: {} of them for {:.1} s, at least {:.0} % of their \
+         instructions{counted})",
         kernel.name,
         e.measured_interleavings,
         e.measured_seconds,
