@@ -14,8 +14,9 @@
 //!
 //! All accesses cover whole groups of 16 lanes, so a cell stands for 16 lanes of one column. Source: PTX ISA, "Memory
 //! Consistency Model for 5th generation of TensorCore operations". In two points the rules here are weaker, because the
-//! hardware orders more and the kernels of CUTLASS rely on it: `wait::ld` and `wait::st` need no
-//! `fence::before_thread_sync` after them, and a load is complete once an instruction reads one of its registers.
+//! hardware orders more and the kernels of CUTLASS rely on it: without `fence::before_thread_sync` after `wait::ld` and
+//! `wait::st`, accesses are [`TensorOrder::NotPublished`], which is a note, and a load is complete once an instruction
+//! reads one of its registers.
 
 use super::{Agent, AsyncOpId, AsyncOperationTable, MemorySpace, OwnerKey, VectorClock, WarpVectorClocks};
 use crate::matrix::tcgen05::{COLUMNS, GROUP_LANES, LANES, MmaShape, Region};
@@ -51,6 +52,8 @@ pub struct TensorAccess {
     /// For loads and stores, the epoch of the warp when they were known to be complete; for products, the epoch of the
     /// thread at its next `commit` or `fence::before_thread_sync`. `None` before that.
     pub released: Option<u32>,
+    /// For loads and stores, the epoch of the warp at the `fence::before_thread_sync` after their completion.
+    pub fenced: Option<u32>,
 }
 
 /// How an access is ordered after an earlier one.
@@ -61,6 +64,9 @@ pub enum TensorOrder {
     /// It is ordered on the hardware, but the PTX ISA promises the order of two products of a thread only if they have
     /// the same accumulator and shape.
     OtherProduct,
+    /// It is ordered on the hardware, but the PTX ISA asks for `fence::before_thread_sync` between the completion of the
+    /// earlier access and the synchronisation.
+    NotPublished,
     /// Only `fence::after_thread_sync` is missing.
     NotFenced,
     /// The earlier access is not known to be complete.
@@ -81,6 +87,11 @@ impl TensorAccesses {
     /// Returns an access.
     pub fn get(&self, id: TensorAccessId) -> &TensorAccess {
         &self.0[id.0 as usize]
+    }
+
+    /// Records that `fence::before_thread_sync` follows a complete load or store in epoch `epoch` of its warp.
+    pub fn fence(&mut self, id: TensorAccessId, epoch: u32) {
+        self.0[id.0 as usize].fenced.get_or_insert(epoch);
     }
 
     /// Records that a load or store is complete, or that a product is published, from epoch `epoch` of its warp on.
@@ -201,21 +212,28 @@ impl NewTensorAccess<'_> {
             }
             _ => {}
         }
-        let is_known = |clock: &VectorClock| {
-            let published = old.released.is_some_and(|epoch| {
+        let includes = |clock: &VectorClock, epoch: Option<u32>| {
+            epoch.is_some_and(|epoch| {
                 let lanes = clock.lanes_ordered_in_space(MemorySpace::Shared, old.agent.0 >> 5, epoch);
                 if is_product(old) { lanes >> (old.agent.0 & 31) & 1 != 0 } else { lanes != 0 }
-            });
+            })
+        };
+        let is_known = |clock: &VectorClock| {
+            let published = includes(clock, old.released);
             match old.op {
                 None => published,
                 Some(op) => published && is_product(new) || self.is_complete(op.key(), clock),
             }
         };
         let known = |lanes: u32, clock| lanes & self.lanes != 0 && is_known(clock);
-        if self.warp.tensor_fences().any(|(lanes, clock)| known(lanes, clock)) {
-            TensorOrder::Ordered
+        let fences = || self.warp.tensor_fences().filter(|(lanes, clock)| known(*lanes, clock));
+        if fences().next().is_some() {
+            // `dealloc` is executed in order and needs no fences.
+            let needs_fence = matches!(old.kind, TensorAccessKind::Load | TensorAccessKind::Store)
+                && new.kind != TensorAccessKind::Free;
+            let is_fenced = !needs_fence || fences().any(|(_, clock)| includes(clock, old.fenced));
+            if is_fenced { TensorOrder::Ordered } else { TensorOrder::NotPublished }
         } else if self.warp.lane_groups_with_clocks().any(|(lanes, clock)| known(lanes, clock)) {
-            // `dealloc` is executed in order and needs no fence.
             if new.kind == TensorAccessKind::Free { TensorOrder::Ordered } else { TensorOrder::NotFenced }
         } else {
             TensorOrder::NotComplete

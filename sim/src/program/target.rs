@@ -322,8 +322,14 @@ mod tests {
         sm_100 max.f32 %r0, %r1, %r2, %r3;
         sm_100 ld.global.v8.b32 {%r0,%r1,%r2,%r3,%r4,%r5,%r6,%r7}, [%d0];
         sm_100 st.global.v4.b64 [%d0], {%d1,%d2,%d3,%d4};
+        sm_100 clusterlaunchcontrol.try_cancel.async.mbarrier::complete_tx::bytes.b128 [s], [s];
+        sm_100 clusterlaunchcontrol.query_cancel.is_canceled.pred.b128 %p, %q0;
         sm_100 cp.async.bulk.tensor.2d.tile::gather4.shared::cta.global.mbarrier::complete_tx::bytes [s], [%d0, {%r0,%r1,%r2,%r3,%r4}], [s];
         sm_100a cp.async.bulk.tensor.2d.tile::scatter4.global.shared::cta.bulk_group [%d0, {%r0,%r1,%r2,%r3,%r4}], [s];
+        sm_100a clusterlaunchcontrol.try_cancel.async.mbarrier::complete_tx::bytes.multicast::cluster::all.b128 [s], [s];
+        sm_100a cp.async.bulk.tensor.1d.cta_group::1.shared::cluster.global.mbarrier::complete_tx::bytes [s], [%d0, {%r0}], [s];
+        sm_100a tcgen05.wait::ld.sync.aligned;
+        sm_100a tcgen05.commit.cta_group::1.mbarrier::arrive::one.b64 [%d0];
         sm_100a redux.sync.min.abs.NaN.f32 %r0, %r1, -1;
         sm_100a cvt.rn.bf16x2.e4m3x2 %r0, %h0;
         sm_100a cvt.rn.satfinite.e5m2x2.bf16x2 %h0, %r0;

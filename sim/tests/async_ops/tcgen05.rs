@@ -1,7 +1,7 @@
 //! Tests of kernels with `tcgen05`: products of every kind, tensor memory, and their hazards.
 
 use super::common::*;
-use reel_sim::exec::LaunchConfig;
+use reel_sim::exec::{ExecOptions, LaunchConfig};
 use reel_sim::memory::SimMemory;
 use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
 
@@ -39,7 +39,22 @@ fn products_of_a_matrix_in_tensor_memory_and_their_hazards() {
     assert_no_finding(FILE, "stored_0", &setup, &|memory| assert_eq!(buffer_floats(memory, 1), want));
     // Variant 6 is also correct: its arrivals and waits are relaxed, and the fences of tcgen05 order the accesses.
     assert_no_finding(FILE, "stored_6", &setup, &|memory| assert_eq!(buffer_floats(memory, 1), want));
-    [1, 2, 3, 4, 5, 7].map(|variant| assert_planted_bug_is_reported(FILE, "stored", variant, &setup));
+    [1, 2, 3, 4, 5, 7].into_iter().for_each(|variant| assert_planted_bug_is_reported(FILE, "stored", variant, &setup));
+}
+
+/// Without `fence::before_thread_sync` after `wait::ld`, the order is a note, and with `strict_proxy` a finding.
+#[test]
+fn orders_that_only_the_hardware_promises_are_notes_or_findings() {
+    let setup = setup(bf16_bytes((0..(128 + 16) * 16).map(multiple_of_quarter)), 2 * 128 * 16);
+    let program = load_program(FILE);
+    let run = |strict_proxy| {
+        run_once(&program, "stored_8", &ExecOptions { strict_proxy, ..early_deadlock_options() }, &setup).0
+    };
+    let outcome = run(false);
+    assert!(outcome.findings.into_list().is_empty());
+    assert!(outcome.notes.iter().any(|note| note.contains("fence::before_thread_sync")), "{:?}", outcome.notes);
+    let found: Vec<_> = run(true).findings.into_list().iter().map(|f| (f.line, f.kind.name())).collect();
+    assert_eq!(found, Vec::from_iter(expected_lines_and_kinds(FILE, "stored", 8)));
 }
 
 /// The words of the matrices of the kernel `kinds`: 128 rows of A and 32 rows of B with 8 words each. An element with

@@ -115,7 +115,7 @@ __device__ __noinline__ void stored(int bug, const u32* in, u32* out, int n) {
     tensor_store_16(mine + 16, r);
     if (bug != 1) tensor_wait_store();
     if (bug != 7) tensor_fence_before();
-    if (bug >= 6) {
+    if (bug == 6 || bug == 7) {
         mbar_arrive_relaxed(smem(&ready));
         if (threadIdx.x == 0) mbar_wait_relaxed(smem(&ready), 0);
     } else if (bug != 2) {
@@ -128,16 +128,16 @@ __device__ __noinline__ void stored(int bug, const u32* in, u32* out, int n) {
         if (threadIdx.x == 0) {
             if (step == 1 && bug != 5) mbar_wait(smem(&free), 0);
             if (bug != 3) tensor_fence_after();
-            product_f16_from_tensor(tensor, tensor + 16, db, descriptor, 0); // stored 1: tcgen05, 2: tcgen05, 3: tcgen05, 4: tcgen05, 5: tcgen05, 7: tcgen05
+            product_f16_from_tensor(tensor, tensor + 16, db, descriptor, 0); // stored 1: tcgen05, 2: tcgen05, 3: tcgen05, 4: tcgen05, 5: tcgen05, 7: tcgen05, 8: tcgen05
             tensor_commit(smem(&done));
         }
         __syncwarp();
-        if (bug >= 6) mbar_wait_relaxed(smem(&done), step);
+        if (bug == 6 || bug == 7) mbar_wait_relaxed(smem(&done), step);
         else mbar_wait(smem(&done), step);
         tensor_fence_after();
         tensor_load_16(r, mine);
         if (bug != 4) tensor_wait_load();
-        tensor_fence_before();
+        if (bug != 8) tensor_fence_before();
         if (step == 0) mbar_arrive(smem(&free));
         for (int i = 0; i < 16; i++) out[(step * 128 + threadIdx.x) * 16 + i] = r[i];
     }
@@ -153,6 +153,7 @@ VARIANT(stored, 4)
 VARIANT(stored, 5)
 VARIANT(stored, 6)
 VARIANT(stored, 7)
+VARIANT(stored, 8)
 
 // One product of A[M][32 bytes] and B[N][32 bytes] of any kind, whose words are written as tensor memory holds them:
 // column by column for each of the 128 lanes. KIND: 0 bf16, 1 f16 with f16 sums, 2 tf32, 3 e4m3 · e5m2, 4 s8 · u8,

@@ -2,6 +2,7 @@
 //! `src/alu/tests/blackwell.rs`.
 
 use super::harness::{Case, bytes_of_words};
+use reel_sim::finding::{Finding, FindingKind};
 
 /// Runs one warp of a kernel for sm_100a on a buffer of 1 KiB, whose address is `%d0`; `%r0` is the lane, `%d1` the
 /// address of the lane's word.
@@ -67,6 +68,39 @@ fn reductions_of_f32_over_a_warp() {
                 assert_eq!(got[20..32], [7; 12]);
             }
         }
+    }
+}
+
+/// Forms of `tcgen05` that the simulator does not support are findings that name them.
+#[test]
+fn unsupported_forms_are_named() {
+    for instruction in [
+        "tcgen05.cp.cta_group::1.128x256b [%r1], %d2;",
+        "tcgen05.shift.cta_group::1.down [%r1];",
+        "tcgen05.mma.ws.cta_group::1.kind::f16 [%r1], %d2, %d2, %r1, %p1;",
+        "tcgen05.mma.sp.cta_group::1.kind::f16 [%r1], %d2, %d2, [%r1], %r1, %p1;",
+        "tcgen05.mma.cta_group::1.kind::mxf4.block_scale.block32 [%r1], %d2, %d2, %r1, [%r1], [%r1], %p1;",
+        "tcgen05.mma.cta_group::1.kind::mxf8f6f4.block_scale [%r1], %d2, %d2, %r1, [%r1], [%r1], %p1;",
+        "tcgen05.ld.red.sync.aligned.32x32b.x2.min.u32 {%r2, %r3}, %r4, [%r1];",
+        "cp.async.bulk.tensor.3d.shared::cta.global.im2col::w.mbarrier::complete_tx::bytes [%r1], [%d0, {%r1, %r1, %r1}], [%r1], {%h0, %h0};",
+    ] {
+        let body = format!(".reg .b16 %h<1>; mov.u32 %r1, 0; mov.u64 %d2, 0; setp.eq.u32 %p1, %r1, 0; {instruction}");
+        let findings = case(vec![0; 256], &body).run().findings.concat();
+        let opcode = instruction.split(' ').next().unwrap();
+        let named = |f: &Finding| f.kind == FindingKind::Unsupported && f.message.contains(opcode);
+        assert!(findings.iter().any(named), "{instruction}: {findings:#?}");
+    }
+}
+
+#[test]
+fn a_group_of_two_blocks_needs_a_cluster_and_memory_must_be_freed() {
+    for (group, message) in
+        [(2, "the cluster needs an even number of blocks"), (1, "32 columns of tensor memory are not freed")]
+    {
+        let body = format!(".shared .b32 s; tcgen05.alloc.cta_group::{group}.sync.aligned.shared::cta.b32 [s], 32;");
+        let findings = case(vec![0; 256], &body).run().findings.concat();
+        let is_expected = |f: &Finding| f.kind == FindingKind::Tcgen05 && f.message.contains(message);
+        assert!(!findings.is_empty() && findings.iter().all(is_expected), "{findings:#?}");
     }
 }
 

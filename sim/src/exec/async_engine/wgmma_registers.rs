@@ -76,7 +76,8 @@ pub fn access_wgmma_registers(
     let context = grid.context;
     if warp.tensor.has_loaded {
         let (epoch, accesses) = (warp.order.epoch(), &mut grid.tensor_accesses);
-        warp.tensor.loads_into(frame, &watch.reads).for_each(|id| accesses.release(id, epoch));
+        let loads = warp.tensor.loads_into(frame, &watch.reads);
+        warp.tensor.complete(accesses, &loads, epoch);
         return;
     }
     let state = &mut warp.wgmma;

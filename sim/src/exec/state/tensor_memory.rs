@@ -2,12 +2,16 @@
 
 use crate::finding::FindingSite;
 use crate::matrix::tcgen05::{COLUMNS, LANES};
-use crate::order::{AsyncOpId, TensorAccessId, TensorCells};
+use crate::order::{AsyncOpId, TensorAccessId, TensorAccesses, TensorCells};
 use crate::regs::Slot;
 use std::ops::Range;
 
 /// Number of columns that one allocation consists of at least; every allocation is a multiple of it.
 pub const ALLOCATION_UNIT: u32 = 32;
+
+/// Number of complete accesses of a warp for which a `tcgen05.fence::before_thread_sync` may still come. A kernel that
+/// never executes this fence would collect all of its accesses.
+const MAX_UNFENCED: usize = 1024;
 
 /// The tensor memory of a block: 128 lanes of 512 columns of 32 bits.
 #[derive(Debug)]
@@ -89,6 +93,8 @@ impl TensorMemory {
 pub struct WarpTensor {
     /// Loads from tensor memory that are not known to be complete.
     pub loads: Vec<PendingLoad>,
+    /// Complete loads and stores that no `tcgen05.fence::before_thread_sync` follows, at most [`MAX_UNFENCED`].
+    unfenced: Vec<TensorAccessId>,
     /// Whether the warp has executed a load.
     pub has_loaded: bool,
     /// Stores to tensor memory that no `tcgen05.wait::st` has waited for.
@@ -123,11 +129,25 @@ pub struct LaneProducts {
 }
 
 impl WarpTensor {
+    /// Records that loads or stores are complete.
+    pub fn complete(&mut self, accesses: &mut TensorAccesses, done: &[TensorAccessId], epoch: u32) {
+        done.iter().for_each(|id| accesses.release(*id, epoch));
+        if self.unfenced.len() + done.len() > MAX_UNFENCED {
+            self.unfenced.clear();
+        }
+        self.unfenced.extend_from_slice(done);
+    }
+
+    /// Executes `tcgen05.fence::before_thread_sync`.
+    pub fn fence(&mut self, accesses: &mut TensorAccesses, epoch: u32) {
+        self.unfenced.drain(..).for_each(|id| accesses.fence(id, epoch));
+    }
+
     /// Removes and returns the loads whose registers an instruction reads: it waits until they are complete.
-    pub fn loads_into(&mut self, frame: u32, reads: &[Slot]) -> impl Iterator<Item = TensorAccessId> {
+    pub fn loads_into(&mut self, frame: u32, reads: &[Slot]) -> Vec<TensorAccessId> {
         let is_read =
-            move |load: &mut PendingLoad| load.frame == frame && reads.iter().any(|slot| load.registers.contains(slot));
-        self.loads.extract_if(.., is_read).map(|load| load.id)
+            |load: &mut PendingLoad| load.frame == frame && reads.iter().any(|slot| load.registers.contains(slot));
+        self.loads.extract_if(.., is_read).map(|load| load.id).collect()
     }
 
     /// Returns the products of a lane.

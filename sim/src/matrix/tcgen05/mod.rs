@@ -197,7 +197,7 @@ impl MmaShape {
 
     /// Returns the mask of the groups of 16 lanes that hold a block's rows; `lane` is the lane of the address.
     fn lane_groups(&self, lane: u32) -> u8 {
-        if self.rows() == 64 && self.blocks == 1 { 0b0101_0101 << ((lane / 16) & 1) } else { 0xff }
+        if self.rows() == 64 && self.blocks == 1 { 0b0101_0101 << (lane / 16 % 2) } else { 0xff }
     }
 
     /// Returns the part of tensor memory of each block that holds D at address `address`.

@@ -83,7 +83,8 @@ impl AsyncEngine {
         };
         tensor.allocations.remove(at);
         let agent = cx.warp.order.agent(0);
-        let access = TensorAccess { kind: TensorAccessKind::Free, agent, pc: cx.pc, op: None, released: Some(0) };
+        let access =
+            TensorAccess { kind: TensorAccessKind::Free, agent, pc: cx.pc, op: None, released: Some(0), fenced: None };
         let id = cx.grid.tensor_accesses.add(access);
         let slot = cx.warp.slot;
         self.check_tensor_access(cx, memory, (id, lane), slot, &(0xff, range.clone()), (false, true));

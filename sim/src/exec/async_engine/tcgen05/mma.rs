@@ -79,6 +79,7 @@ impl AsyncEngine {
             pc: cx.pc,
             op: Some(op),
             released: None,
+            fenced: None,
         };
         let id = cx.grid.tensor_accesses.add(access);
         cx.warp.tensor.products_of(lane).unpublished.push(id);

@@ -20,6 +20,7 @@ use super::engine::AsyncEngine;
 use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::memory_system::MemorySystem;
 use crate::finding::FindingKind;
+use crate::order::TensorAccessId;
 use crate::program::op::{Op, Tcgen05};
 use pipe::TensorPipe;
 
@@ -48,6 +49,8 @@ impl AsyncEngine {
                     cx.warp.order.fence_tensor_memory_after_sync(mask);
                 } else {
                     self.publish_products(cx, mask);
+                    let epoch = cx.warp.order.epoch();
+                    cx.warp.tensor.fence(&mut cx.grid.tensor_accesses, epoch);
                     cx.warp.order.fence_tensor_memory_before_sync(mask);
                 }
                 NextAction::Next
@@ -66,11 +69,11 @@ impl AsyncEngine {
             Tcgen05::Wait { stores } => {
                 let epoch = cx.warp.order.epoch();
                 let (state, accesses) = (&mut cx.warp.tensor, &mut cx.grid.tensor_accesses);
-                if *stores {
-                    state.stores.drain(..).for_each(|id| accesses.release(id, epoch));
-                } else {
-                    state.loads.drain(..).for_each(|load| accesses.release(load.id, epoch));
-                }
+                let done: Vec<TensorAccessId> = match *stores {
+                    true => state.stores.drain(..).collect(),
+                    false => state.loads.drain(..).map(|load| load.id).collect(),
+                };
+                state.complete(accesses, &done, epoch);
                 NextAction::Next
             }
         }

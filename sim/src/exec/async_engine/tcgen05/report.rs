@@ -72,6 +72,17 @@ impl AsyncEngine {
                 );
                 return;
             }
+            TensorOrder::NotPublished if !strict => {
+                // Kernels without any fence of this kind have the note about the other fence.
+                if self.kernel_has_tensor_fences(cx) {
+                    cx.grid.reporter.add_note(
+                        old.pc,
+                        "the PTX ISA asks for tcgen05.fence::before_thread_sync between the tcgen05.wait after this \
+                         instruction and the synchronisation with the next use of the tensor memory",
+                    );
+                }
+                return;
+            }
             TensorOrder::NotFenced if !strict && !self.kernel_has_tensor_fences(cx) => {
                 cx.grid.reporter.add_note(
                     cx.pc,
@@ -87,6 +98,9 @@ impl AsyncEngine {
         let (new, other) = (instruction_name(new), instruction_name(old.kind));
         cx.grid.reporter.report_with_details(FindingKind::Tcgen05, site, Some(old.pc.into()), None, || {
             let missing = match (order, old.kind) {
+                (TensorOrder::NotPublished, _) => {
+                    "tcgen05.fence::before_thread_sync is missing before the synchronisation between them"
+                }
                 (TensorOrder::NotFenced, _) => {
                     "tcgen05.fence::after_thread_sync is missing after the synchronisation between them"
                 }

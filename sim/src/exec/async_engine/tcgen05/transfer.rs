@@ -35,7 +35,8 @@ impl AsyncEngine {
         }
         let (first_lane, first_column) = (first_lane(cx, t, address), address & 0xffff);
         let kind = if t.store { TensorAccessKind::Store } else { TensorAccessKind::Load };
-        let access = TensorAccess { kind, agent: cx.warp.order.agent(0), pc: cx.pc, op: None, released: None };
+        let access =
+            TensorAccess { kind, agent: cx.warp.order.agent(0), pc: cx.pc, op: None, released: None, fenced: None };
         let id = cx.grid.tensor_accesses.add(access);
         let state = &mut cx.warp.tensor;
         if t.store {
