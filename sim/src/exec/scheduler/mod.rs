@@ -279,6 +279,9 @@ impl Scheduler {
             if self.let_try_waits_return_false(grid) {
                 return true;
             }
+            if self.end_late_waits(grid) {
+                return true;
+            }
             report_deadlock(grid);
             self.stuck = true;
         }

@@ -14,12 +14,6 @@ MISSING_FENCE = {"sm_90a": r"async-proxy: desc_a_1 \+ \(\(ki_1"}
 NO_WARPS = {tilelang.PassConfigKey.TL_DISABLE_WARP_SPECIALIZED: True}
 
 
-# All warps of the producer warpgroup wait for every phase by its parity, but one lane issues the copies: a warp that falls
-# behind by two phases waits forever.
-def late_warp(mbarrier):
-    return {"sm_90a": rf"deadlock: \+ {mbarrier}\)\]\.wait\("}
-
-
 @launch
 def vector_add(n=1000, block=256):
     @T.prim_func
@@ -56,7 +50,7 @@ def gemm(m, n, k, bm, bn, bk, stages, dtype="float16", out="float16", threads=12
 
 
 # On sm_90a: TMA, wgmma and warp specialisation; on sm_80: cp.async and mma.
-launch(name="gemm_f16", finding=late_warp(3))(lambda: gemm(128, 64, 256, 64, 32, 32, 3))
+launch(name="gemm_f16")(lambda: gemm(128, 64, 256, 64, 32, 32, 3))
 launch(name="gemm_bf16_transposed")(lambda: gemm(64, 64, 320, 64, 64, 64, 2, "bfloat16", "float32", transposed=True))
 launch(name="gemm_f8", archs=["sm_90a"])(lambda: gemm(64, 64, 320, 64, 64, 64, 2, "float8_e4m3fn", "float32", transposed=True))
 launch(name="gemm_256_threads")(lambda: gemm(128, 64, 192, 128, 64, 32, 3, threads=256))
@@ -108,7 +102,7 @@ def gemm_persistent(m=128, n=64, k=128, blocks=2):
     return main
 
 
-@launch(finding=late_warp(6))
+@launch
 def gemm_int4(m=16, n=64, k=128):
     bn, bk = 32, 32
 
@@ -283,7 +277,7 @@ def attention(length, dim, bm, bn, causal, stages=2):
     return main
 
 
-launch(name="attention_causal", archs=["sm_90a"], finding=late_warp(6))(lambda: attention(192, 32, 64, 32, True))
+launch(name="attention_causal", archs=["sm_90a"])(lambda: attention(192, 32, 64, 32, True))
 launch(name="attention")(lambda: attention(128, 64, 64, 32, False, 3))
 
 
