@@ -72,6 +72,36 @@ fn cute_dsl_kernels_have_the_expected_findings() {
     check("cute");
 }
 
+/// Kernels without redundant synchronisation: a run finds each removal and each change of one of them.
+#[test]
+fn removed_synchronisation_is_found() {
+    let kernels = [
+        "triton/transpose.sm_90a",
+        "triton/quantize_rows.sm_90a",
+        "triton/layer_norm.sm_90a",
+        "triton/rms_norm_add.sm_90a",
+        "triton/scan_rows.sm_90a",
+        "triton/argmax_rows.sm_90a",
+        "triton/sum_by_last_block.sm_90a",
+        "tilelang/transpose.sm_90a",
+        "tilelang/cumulative_sum.sm_90a",
+        "tilelang/histogram.sm_90a",
+        "cute/transpose",
+        "cute/row_sum",
+        "cute/sum_by_last_block",
+        "cute/gemm_mma",
+    ];
+    for name in kernels {
+        let cases = cases(name.split('/').next().unwrap());
+        let case = cases.iter().find(|case| case.file == format!("{name}.ptx")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_reel-sim"));
+        command.arg("mutants").arg(folder().join(&case.file)).args(&case.options).arg("--json");
+        let report: serde_json::Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+        assert!(report["mutants"].as_u64() > Some(0), "{name}: {report}");
+        assert_eq!(report["survivors"], 0, "{name}: {report}");
+    }
+}
+
 fn f32s(buffer: &TensorView) -> Vec<f32> {
     let bytes = buffer.data();
     match buffer.dtype() {

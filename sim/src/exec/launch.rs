@@ -63,7 +63,7 @@ pub struct ExecOptions {
     /// through the generic proxy and an asynchronous copy that overwrites the bytes. Second, no fence follows the
     /// initialisation of the mbarrier on which a copy completes. Third, `tcgen05.fence::after_thread_sync` is missing
     /// in a kernel without any `tcgen05.fence`, or products of one thread that use the same tensor memory have
-    /// different shapes.
+    /// different shapes. A warp that comes two phases too late to a wait for an mbarrier is a deadlock then, too.
     pub strict_proxy: bool,
     /// Whether the module was compiled from CUDA source. The CUDA programming guide then applies in addition to PTX,
     /// where its rules are stricter.

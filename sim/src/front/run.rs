@@ -86,8 +86,8 @@ pub struct SimRunArgs {
     #[arg(long)]
     count_only: bool,
     /// Also report a generic read whose bytes an ordered asynchronous copy then overwrites, without a proxy fence in
-    /// between, a copy that completes on an mbarrier that was initialised without a fence, and orders of tensor memory
-    /// that the hardware has but the PTX ISA does not promise
+    /// between, a copy that completes on an mbarrier that was initialised without a fence, orders of tensor memory that
+    /// the hardware has but the PTX ISA does not promise, and a warp that comes two phases too late to an mbarrier
     #[arg(long)]
     strict_proxy: bool,
     /// Print how long the run will take on this machine with these options, and do not run it; takes up to 2 s

@@ -34,7 +34,7 @@ pub(super) fn analyse(function: &Function) -> DataFlow {
         copies: copies(function, &moves),
         cas_reads: cas_reads(function, &moves),
         kept_bytes: bit_field_updates(function),
-        butterfly_stores: butterfly_stores(function),
+        butterfly_stores: super::butterfly::butterfly_stores(function),
         used_bytes: demanded_bits::used_bytes(function),
     }
 }
@@ -49,46 +49,6 @@ fn register_move(function: &Function, i: &Instruction) -> Option<Move> {
         }
         _ => None,
     }
-}
-
-/// Finds the stores of values that floating-point arithmetic made from the results of `shfl.bfly`: sums over the lanes
-/// of a warp, for example. Every lane has such a sum, but the sums may differ by rounding, because a compiler may fuse
-/// the first addition with a product, `fma(a, b, shuffled)`, so that the lanes round different products.
-fn butterfly_stores(function: &Function) -> Vec<bool> {
-    let is_shuffle = |i: &Instruction| i.opcode.starts_with("shfl.") && i.opcode.contains(".bfly.");
-    if !function.body.iter().any(is_shuffle) {
-        return vec![false; function.body.len()];
-    }
-    let is_float = |i: &Instruction| {
-        ["f16", "f16x2", "bf16", "bf16x2", "f32", "f64"].iter().any(|ty| i.opcode.rsplit('.').next() == Some(ty))
-    };
-    let passes = |i: &Instruction| ["mov.", "selp.", "cvt."].iter().any(|base| i.opcode.starts_with(base));
-    let (mut shuffled, mut sums) = (HashSet::<u32>::new(), HashSet::<u32>::new());
-    loop {
-        let before = shuffled.len() + sums.len();
-        for i in &function.body {
-            let written = destination_count(i);
-            let (mut reads, mut writes, mut addresses) = (Vec::new(), Vec::new(), Vec::new());
-            i.operands[..written].iter().for_each(|o| collect_registers(function, o, &mut writes, &mut addresses));
-            i.operands[written..].iter().for_each(|o| collect_registers(function, o, &mut reads, &mut addresses));
-            if is_shuffle(i) {
-                shuffled.extend(writes.first());
-            } else if passes(i) && reads.iter().any(|r| sums.contains(r))
-                || is_float(i) && !is_load(i) && reads.iter().any(|r| shuffled.contains(r) || sums.contains(r))
-            {
-                sums.extend(writes);
-            }
-        }
-        if shuffled.len() + sums.len() == before {
-            break;
-        }
-    }
-    let stores_sum = |i: &Instruction| {
-        let mut stored = Vec::new();
-        i.operands.iter().skip(1).for_each(|o| collect_registers(function, o, &mut stored, &mut Vec::new()));
-        is_store(i) && stored.iter().any(|r| sums.contains(r))
-    };
-    function.body.iter().map(stores_sum).collect()
 }
 
 fn copies(function: &Function, moves: &[Move]) -> Vec<bool> {
@@ -420,19 +380,6 @@ mod tests {
             "ld.local.u32 %r0, [%d0];",
         ] {
             assert!(!flow(computed).copies.contains(&true), "{computed}");
-        }
-    }
-
-    #[test]
-    fn stores_of_butterfly_sums_are_recognised() {
-        let stored = |sum: &str| {
-            let shuffle = "shfl.sync.bfly.b32 %r1, %r0, 16, 31, -1;";
-            flow(&format!("{shuffle} {sum} st.shared.b32 [%r7], %r2;")).butterfly_stores[2..].contains(&true)
-        };
-        assert!(stored("add.f32 %r2, %r0, %r1;"));
-        assert!(stored("fma.rn.f32 %r3, %r4, %r5, %r1; mov.b32 %r2, %r3;"));
-        for other in ["mov.b32 %r2, %r1;", "add.s32 %r2, %r0, %r1;", "add.f32 %r2, %r0, %r4; add.f32 %r3, %r0, %r1;"] {
-            assert!(!stored(other), "{other}");
         }
     }
 

@@ -4,6 +4,7 @@
 //! [`Program::parse`] reads PTX text, [`Program::kernel`] decodes one kernel. [`op`] defines the decoded
 //! instructions, `decode` produces them.
 
+mod butterfly;
 mod data_flow;
 mod decode;
 mod demanded_bits;

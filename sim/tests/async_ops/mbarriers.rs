@@ -117,7 +117,8 @@ fn a_copy_on_an_mbarrier_that_was_initialised_without_a_fence() {
     }
 }
 
-/// Warp 1 waits for the first phase of an mbarrier, whose first two phases are over: it waits for the third phase.
+/// Warp 1 waits for the first phase of an mbarrier, whose first two phases are over: by its parity it waits for the third
+/// phase. That is a note if the warp has waited for all phases in order, else a deadlock.
 #[test]
 fn a_wait_for_a_phase_that_is_over_is_named() {
     let text = ".version 8.0\n.target sm_90a\n.address_size 64\n.visible .entry k() {
@@ -136,7 +137,13 @@ fn a_wait_for_a_phase_that_is_over_is_named() {
     };
     let waits = "in phase 2, 1 of 1 arrivals and 0 bytes are missing";
     let over = " (phase 0, which has the same parity, is over)";
-    assert!(message(text).contains(&format!("{waits}{over}")), "{}", message(text));
+    assert_eq!(message(text), "");
+    // The waits with the parities 1, 0 and 1 are for the phases before phase 0, phase 0 and phase 1; the last wait is
+    // for phase 2.
+    let wait =
+        |n: u32| format!("W{n}: mbarrier.try_wait.parity.shared::cta.b64 %p2, [bar], {}; @!%p2 bra W{n};", n % 2);
+    let in_order = text.replace("WAIT:", &format!("{} {} {} WAIT:", wait(1), wait(2), wait(3)));
+    assert!(message(&in_order).contains(&format!("{waits}{over}")), "{}", message(&in_order));
     // A wait for the state that the second arrival returned is over, and a third phase that is named by its state is
     // the one that the warp waits for.
     let third = "mbarrier.arrive.noComplete.shared::cta.b64 %d1, [bar], 1;";

@@ -219,8 +219,20 @@ impl AsyncEngine {
             // Whether the phase that the wait names has completed. A state token holds the number of the phase in
             // which `mbarrier.arrive` returned it. A parity names the current or the previous phase.
             let over = if parity { phase as u64 & 1 != operands[l] & 1 } else { phase != operands[l] as u32 };
-            if over {
+            let mbarrier = (at.slot, at.address);
+            let late = parity && !over && std::mem::take(&mut cx.warp.passes_late_wait);
+            if over || late {
                 done |= same;
+                if late {
+                    cx.grid.reporter.add_note(
+                        cx.pc,
+                        "a warp waits for a phase of an mbarrier by its parity after this phase and the next one were over; \
+                         if a warp pauses for so long on a GPU, it waits forever",
+                    );
+                }
+                if parity {
+                    cx.warp.count_phase(mbarrier, operands[l] as u32 & 1, phase);
+                }
                 if phase > 0 {
                     let (agent, released) = (object.agent, object.released.clone());
                     acquire_phase(cx, m, same, (agent, phase), released);

@@ -11,7 +11,7 @@ use crate::exec::state::warp::{FragmentState, NO_RECONVERGENCE_POINT, Warp, Warp
 use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::order::{MemorySpace, ShadowMemory, VectorClock, WarpVectorClocks};
 use crate::regs::Registers;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 impl Scheduler {
     /// Starts the blocks of the next cluster; returns false if none is left.
@@ -138,6 +138,8 @@ fn new_warp(
         unwritten_loads: Vec::new(),
         max_registers,
         setmaxnreg: Vec::new(),
+        next_phases: HashMap::new(),
+        passes_late_wait: false,
         clock: 0,
         yielded: false,
         idle_turns: 0,

@@ -276,6 +276,9 @@ impl Scheduler {
             if self.let_try_waits_return_false(grid) {
                 return true;
             }
+            if !grid.context.options.strict_proxy && self.end_late_waits(grid) {
+                return true;
+            }
             report_deadlock(grid);
             self.stuck = true;
         }

@@ -55,6 +55,30 @@ impl Scheduler {
         any
     }
 
+    /// Ends the waits by parity that are late: the phase that the warp should have seen next is over, and so is the one
+    /// after it. Returns whether there were any. On a GPU such a warp waits forever, but only if it pauses for the time
+    /// of two phases; the warps of a block run side by side there.
+    pub(super) fn end_late_waits(&mut self, grid: &mut GridState) -> bool {
+        let mut any = false;
+        for slot in 0..grid.blocks.slot_count() {
+            any |= self.wake_warps(grid, slot, |warp| {
+                let is_late = |state: &FragmentState| match *state {
+                    FragmentState::Mbarrier { slot, address, phase, by_parity } => {
+                        by_parity && warp.is_late((slot, address), phase)
+                    }
+                    _ => false,
+                };
+                let Some(index) = warp.fragments.iter().position(|fragment| is_late(&fragment.state)) else {
+                    return false;
+                };
+                warp.fragments[index].state = FragmentState::Ready;
+                warp.passes_late_wait = true;
+                true
+            });
+        }
+        any
+    }
+
     /// Wakes loops that wait for a memory change, if memory has changed since their last iteration. Returns whether any
     /// loop was woken.
     pub(super) fn wake_spinning_loops(&mut self, grid: &mut GridState) -> bool {

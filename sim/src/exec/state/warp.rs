@@ -164,6 +164,12 @@ pub struct Warp {
     pub max_registers: Option<u32>,
     /// The `setmaxnreg` instructions that the warp has executed, in order.
     pub setmaxnreg: Vec<ExecutedSetmaxnreg>,
+    /// For each mbarrier (block slot and address) that the warp has waited for by parity: the phase that it waits for
+    /// next if it waits for all phases in order.
+    pub next_phases: HashMap<(u32, u32), i64>,
+    /// Whether the warp's next wait for a phase ends at once, because the phase is over although the parity names a
+    /// later one.
+    pub passes_late_wait: bool,
     /// For each lane, the last load of shared memory that nothing has written: the origin of undefined registers. Empty
     /// if no lane has executed such a load.
     pub unwritten_loads: Vec<Option<UnwrittenSource>>,
@@ -178,6 +184,25 @@ pub struct Warp {
 }
 
 impl Warp {
+    /// Returns whether a wait by parity, which waits for phase `phase` of an mbarrier now, is late: the phase that the
+    /// warp should wait for next has the same parity, and is over.
+    pub fn is_late(&self, mbarrier: (u32, u32), phase: u32) -> bool {
+        let (next, phase) = (self.next_phase(mbarrier, phase & 1), phase as i64);
+        (phase - next) % 2 == 0 && next + 2 <= phase
+    }
+
+    /// Records that a wait for `parity` has ended while `phase` was the current phase of the mbarrier.
+    pub fn count_phase(&mut self, mbarrier: (u32, u32), parity: u32, phase: u32) {
+        let next = self.next_phase(mbarrier, parity);
+        let in_order = next & 1 == parity as i64;
+        self.next_phases.insert(mbarrier, if in_order { next + 1 } else { phase as i64 });
+    }
+
+    /// Returns the phase that the warp should wait for next. A first wait with parity 1 is for the phase before phase 0.
+    fn next_phase(&self, mbarrier: (u32, u32), parity: u32) -> i64 {
+        self.next_phases.get(&mbarrier).copied().unwrap_or(-(parity as i64))
+    }
+
     /// Returns whether any warp fragment can run.
     pub fn is_ready(&self) -> bool {
         self.fragments.iter().any(|f| f.state == FragmentState::Ready)

@@ -49,7 +49,12 @@ def tiled_scale_host(x: cute.Tensor, y: cute.Tensor):
     layout, values = cute.make_ordered_layout((4, 32), order=(1, 0)), cute.make_ordered_layout((4, 4), order=(1, 0))
     tiler, _ = cute.make_layout_tv(layout, values)
     tiles = [cute.zipped_divide(tensor, tiler) for tensor in (x, y)]
-    tiled_scale_kernel(tiles[0], tiles[1], layout, values).launch(grid=[cute.size(tiles[0], mode=[1]), 1, 1], block=[128, 1, 1])
+    tiled_scale_kernel(
+    tiles[0], tiles[1], layout, values).launch(
+        grid=[
+            cute.size(
+                tiles[0], mode=[1]), 1, 1], block=[
+                    128, 1, 1])
 
 
 @launch
@@ -211,9 +216,11 @@ def tma_scale_kernel(load: cute.CopyAtom, x: cute.Tensor, store: cute.CopyAtom, 
     shared = memory.allocate_tensor(F32, cute.make_layout((32, 32), stride=(32, 1)), 128)
     bar = memory.allocate_array(cutlass.Int64, 1)
     to_shared, from_global = cpasync.tma_partition(
-        load, 0, cute.make_layout(1), cute.group_modes(shared, 0, 2), cute.group_modes(cute.local_tile(x, (32, 32), (bx, by)), 0, 2))
+        load, 0, cute.make_layout(1), cute.group_modes(shared, 0, 2),
+        cute.group_modes(cute.local_tile(x, (32, 32), (bx, by)), 0, 2))
     from_shared, to_global = cpasync.tma_partition(
-        store, 0, cute.make_layout(1), cute.group_modes(shared, 0, 2), cute.group_modes(cute.local_tile(y, (32, 32), (bx, by)), 0, 2))
+        store, 0, cute.make_layout(1), cute.group_modes(shared, 0, 2),
+        cute.group_modes(cute.local_tile(y, (32, 32), (bx, by)), 0, 2))
     if t == 0:
         cute.arch.mbarrier_init(bar, 1)
     cute.arch.mbarrier_init_fence()
@@ -254,9 +261,11 @@ def wrong_tma_scale_kernel(load: cute.CopyAtom, x: cute.Tensor, store: cute.Copy
     shared = memory.allocate_tensor(F32, cute.make_layout((32, 32), stride=(32, 1)), 128)
     bar = memory.allocate_array(cutlass.Int64, 1)
     to_shared, from_global = cpasync.tma_partition(
-        load, 0, cute.make_layout(1), cute.group_modes(shared, 0, 2), cute.group_modes(cute.local_tile(x, (32, 32), (0, 0)), 0, 2))
+        load, 0, cute.make_layout(1), cute.group_modes(shared, 0, 2),
+        cute.group_modes(cute.local_tile(x, (32, 32), (0, 0)), 0, 2))
     from_shared, to_global = cpasync.tma_partition(
-        store, 0, cute.make_layout(1), cute.group_modes(shared, 0, 2), cute.group_modes(cute.local_tile(y, (32, 32), (0, 0)), 0, 2))
+        store, 0, cute.make_layout(1), cute.group_modes(shared, 0, 2),
+        cute.group_modes(cute.local_tile(y, (32, 32), (0, 0)), 0, 2))
     if t == 0:
         cute.arch.mbarrier_init(bar, 1)
     cute.arch.mbarrier_init_fence()
@@ -296,15 +305,19 @@ def tma_pipeline_kernel(load: cute.CopyAtom, x: cute.Tensor, y: cute.Tensor):
     shared = memory.allocate_tensor(F32, cute.make_layout((32, 32, 2), stride=(32, 1, 1024)), 128)
     bars = memory.allocate_array(cutlass.Int64, 4)
     pipe = pipeline.PipelineTmaAsync.create(
-        barrier_storage=bars, num_stages=2, tx_count=4096, producer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread),
-        consumer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread, 4), cta_layout_vmnk=cute.make_layout((1, 1, 1, 1)))
+        barrier_storage=bars, num_stages=2, tx_count=4096,
+        producer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread),
+        consumer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread, 4),
+        cta_layout_vmnk=cute.make_layout((1, 1, 1, 1)))
     to_shared, from_global = cpasync.tma_partition(
-        load, 0, cute.make_layout(1), cute.group_modes(shared, 0, 2), cute.group_modes(cute.local_tile(x, (32, 32), (0, None)), 0, 2))
+        load, 0, cute.make_layout(1), cute.group_modes(shared, 0, 2),
+        cute.group_modes(cute.local_tile(x, (32, 32), (0, None)), 0, 2))
     if warp_index == 4:
         state = pipeline.make_pipeline_state(pipeline.PipelineUserType.Producer, 2)
         for step in cutlass.range(8):
             pipe.producer_acquire(state)
-            cute.copy(load, from_global[(None, step)], to_shared[(None, state.index)], tma_bar_ptr=pipe.producer_get_barrier(state))
+            cute.copy(load, from_global[(None, step)], to_shared[(None, state.index)],
+                      tma_bar_ptr=pipe.producer_get_barrier(state))
             pipe.producer_commit(state)
             state.advance()
         pipe.producer_tail(state)
@@ -324,7 +337,10 @@ def tma_pipeline_kernel(load: cute.CopyAtom, x: cute.Tensor, y: cute.Tensor):
 @cute.jit
 def tma_pipeline_host(x: cute.Tensor, y: cute.Tensor):
     tile = cute.make_layout((32, 32, 2), stride=(32, 1, 1024))
-    load, x_map = cpasync.make_tiled_tma_atom(cpasync.CopyBulkTensorTileG2SOp(), x, cute.select(tile, mode=[0, 1]), (32, 32))
+    load, x_map = cpasync.make_tiled_tma_atom(
+    cpasync.CopyBulkTensorTileG2SOp(), x, cute.select(
+        tile, mode=[
+            0, 1]), (32, 32))
     tma_pipeline_kernel(load, x_map, y).launch(grid=[1, 1, 1], block=[160, 1, 1])
 
 
@@ -421,8 +437,8 @@ def sum_by_last_block_host(x: cute.Tensor, partial: cute.Tensor, count: cute.Ten
 
 @launch
 def sum_by_last_block():
-    return run(sum_by_last_block_host, array("float32", 128), array("float32", 4, "uninit"), array("int32", 1, "zeros"),
-               array("float32", 1, "uninit"))
+    return run(sum_by_last_block_host, array("float32", 128), array("float32", 4, "uninit"),
+               array("int32", 1, "zeros"), array("float32", 1, "uninit"))
 
 
 @cute.kernel
@@ -444,8 +460,8 @@ def wrong_sum_by_last_block_host(x: cute.Tensor, partial: cute.Tensor, count: cu
 
 @launch
 def wrong_sum_by_last_block():
-    return run(wrong_sum_by_last_block_host, array("float32", 128), array("float32", 4, "uninit"), array("int32", 1, "zeros"),
-               array("float32", 1, "uninit"))
+    return run(wrong_sum_by_last_block_host, array("float32", 128), array("float32", 4, "uninit"),
+               array("int32", 1, "zeros"), array("float32", 1, "uninit"))
 
 
 @cute.kernel
@@ -480,7 +496,8 @@ def gemm_mma_host(a: cute.Tensor, b: cute.Tensor, c: cute.Tensor):
 
 @launch
 def gemm_mma():
-    return run(gemm_mma_host, array("float16", (64, 160)), array("float16", (32, 160)), array("float32", (64, 32), "uninit"))
+    return run(gemm_mma_host, array("float16", (64, 160)), array(
+        "float16", (32, 160)), array("float32", (64, 32), "uninit"))
 
 
 @cute.kernel
@@ -494,8 +511,10 @@ def gemm_wgmma_kernel(load_a: cute.CopyAtom, a: cute.Tensor, load_b: cute.CopyAt
     sa = memory.allocate_tensor(F16, layout_a.outer, 1024, swizzle=layout_a.inner)
     sb = memory.allocate_tensor(F16, layout_b.outer, 1024, swizzle=layout_b.inner)
     pipe = pipeline.PipelineTmaAsync.create(
-        barrier_storage=bars, num_stages=2, tx_count=(64 + 32) * 64 * 2, producer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread),
-        consumer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread, 4), cta_layout_vmnk=cute.make_layout((1, 1, 1, 1)))
+        barrier_storage=bars, num_stages=2, tx_count=(64 + 32) * 64 * 2,
+        producer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread),
+        consumer_group=pipeline.CooperativeGroup(pipeline.Agent.Thread, 4),
+        cta_layout_vmnk=cute.make_layout((1, 1, 1, 1)))
     ta, ga = cpasync.tma_partition(load_a, 0, cute.make_layout(1), cute.group_modes(sa, 0, 2),
                                    cute.group_modes(cute.local_tile(a, (64, 64), (bx, None)), 0, 2))
     tb, gb = cpasync.tma_partition(load_b, 0, cute.make_layout(1), cute.group_modes(sb, 0, 2),
@@ -517,8 +536,10 @@ def gemm_wgmma_kernel(load_a: cute.CopyAtom, a: cute.Tensor, load_b: cute.CopyAt
     for step in cutlass.range(steps):
         if warp_index == 0 and step + 1 < steps:
             pipe.producer_acquire(write)
-            cute.copy(load_a, ga[(None, step + 1)], ta[(None, write.index)], tma_bar_ptr=pipe.producer_get_barrier(write))
-            cute.copy(load_b, gb[(None, step + 1)], tb[(None, write.index)], tma_bar_ptr=pipe.producer_get_barrier(write))
+            cute.copy(load_a, ga[(None, step + 1)], ta[(None, write.index)],
+                      tma_bar_ptr=pipe.producer_get_barrier(write))
+            cute.copy(load_b, gb[(None, step + 1)], tb[(None, write.index)],
+                      tma_bar_ptr=pipe.producer_get_barrier(write))
             pipe.producer_commit(write)
         write.advance()
         pipe.consumer_wait(read)
@@ -539,11 +560,20 @@ def gemm_wgmma_host(a: cute.Tensor, b: cute.Tensor, c: cute.Tensor):
     mma = hopper.make_trivial_tiled_mma(F16, F16, k_major, k_major, F32, (1, 1, 1), (64, 32))
     layout_a = hopper.make_smem_layout_a(row_major, (64, 32, 64), F16, 2)
     layout_b = hopper.make_smem_layout_b(row_major, (64, 32, 64), F16, 2)
-    load_a, a_map = cpasync.make_tiled_tma_atom(cpasync.CopyBulkTensorTileG2SOp(), a, cute.slice_(layout_a, (None, None, 0)), (64, 64))
-    load_b, b_map = cpasync.make_tiled_tma_atom(cpasync.CopyBulkTensorTileG2SOp(), b, cute.slice_(layout_b, (None, None, 0)), (32, 64))
-    gemm_wgmma_kernel(load_a, a_map, load_b, b_map, c, mma, layout_a, layout_b).launch(grid=[2, 1, 1], block=[128, 1, 1])
+    load_a, a_map = cpasync.make_tiled_tma_atom(
+    cpasync.CopyBulkTensorTileG2SOp(), a, cute.slice_(
+        layout_a, (None, None, 0)), (64, 64))
+    load_b, b_map = cpasync.make_tiled_tma_atom(
+    cpasync.CopyBulkTensorTileG2SOp(), b, cute.slice_(
+        layout_b, (None, None, 0)), (32, 64))
+    gemm_wgmma_kernel(
+    load_a, a_map, load_b, b_map, c, mma, layout_a, layout_b).launch(
+        grid=[
+            2, 1, 1], block=[
+                128, 1, 1])
 
 
 @launch
 def gemm_wgmma():
-    return run(gemm_wgmma_host, array("float16", (128, 384)), array("float16", (32, 384)), array("float32", (128, 32), "uninit"))
+    return run(gemm_wgmma_host, array("float16", (128, 384)), array(
+        "float16", (32, 384)), array("float32", (128, 32), "uninit"))

@@ -1,7 +1,7 @@
 """Compiles each launch of kernels.py to PTX for sm_90a, without a GPU, and writes cases.txt.
 
-Needs nvidia-cutlass-dsl 4.8.1 and NumPy. CuTe DSL compiles the host function to machine code, which calls nine functions
-of the CUDA runtime. Functions of this module that only record stand in for them.
+Needs nvidia-cutlass-dsl 4.8.1 and NumPy. CuTe DSL compiles the host function to machine code, which calls nine
+functions of the CUDA runtime. Functions of this module that only record stand in for them.
 """
 
 import ctypes
@@ -57,7 +57,8 @@ def _cudaLaunchKernelEx(config, _kernel, arguments):
         if attribute[0] == 4:
             cluster = struct.unpack_from("<3I", attribute, 8)
     record = (sizes[:3], sizes[3:], shared, cluster, arguments)
-    record += ([ctypes.string_at(at, size) for at, size in zip((pointer * 64).from_address(arguments), parameter_sizes())],)
+    record += ([ctypes.string_at(at, size)
+               for at, size in zip((pointer * 64).from_address(arguments), parameter_sizes())],)
     return 0
 
 
@@ -158,9 +159,13 @@ def run(function, *buffers):
     global ptx
     tensors = [from_dlpack(array, assumed_align=16) for array, _ in buffers]
     # Tensors in global memory; `from_dlpack` gives those of NumPy generic addresses.
-    declared = [make_fake_compact_tensor(NUMBERS[str(array.dtype)], array.shape, stride_order=tuple(range(array.ndim))[::-1],
+    order = lambda array: tuple(range(array.ndim))[::-1]
+    declared = [make_fake_compact_tensor(NUMBERS[str(array.dtype)], array.shape, stride_order=order(array),
                                          assumed_align=16) for array, _ in buffers]
-    compiled = cute.compile(function, *declared, options=f"--gpu-arch {ARCH} --keep-ptx --generate-line-info --dump-dir /tmp")
+    compiled = cute.compile(
+    function,
+    *declared,
+     options=f"--gpu-arch {ARCH} --keep-ptx --generate-line-info --dump-dir /tmp")
     ptx = compiled.__ptx__
     compiled(*tensors)
     return buffers

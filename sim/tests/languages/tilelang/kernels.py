@@ -1,7 +1,7 @@
 """TileLang kernels in the style of what people write, with one small launch each. make.py compiles them to PTX.
 
-The kernels of public issues, and each kernel with `finding`, are wrong: `finding` is the kind, and a regular expression for
-the line of the generated CUDA that a run must name. `version` is the TileLang version that compiles a kernel wrongly.
+The kernels of public issues, and each kernel with `finding`, are wrong: `finding` is the kind, and a regular expression
+for the line of the generated CUDA that a run must name. `version` is the TileLang version that compiles a kernel so.
 """
 
 import tilelang
@@ -12,12 +12,6 @@ PLAIN = {tilelang.PassConfigKey.TL_DISABLE_TMA_LOWER: True, tilelang.PassConfigK
 # The loop has fence.proxy.async between the copies by threads and wgmma; the steps after the loop don't.
 MISSING_FENCE = {"sm_90a": r"async-proxy: desc_a_1 \+ \(\(ki_1"}
 NO_WARPS = {tilelang.PassConfigKey.TL_DISABLE_WARP_SPECIALIZED: True}
-
-
-# All warps of the producer warpgroup wait for every phase by its parity, but one lane issues the copies: a warp that falls
-# behind by two phases waits forever.
-def late_warp(mbarrier):
-    return {"sm_90a": rf"deadlock: \+ {mbarrier}\)\]\.wait\("}
 
 
 @launch
@@ -56,9 +50,22 @@ def gemm(m, n, k, bm, bn, bk, stages, dtype="float16", out="float16", threads=12
 
 
 # On sm_90a: TMA, wgmma and warp specialisation; on sm_80: cp.async and mma.
-launch(name="gemm_f16", finding=late_warp(3))(lambda: gemm(128, 64, 256, 64, 32, 32, 3))
+launch(name="gemm_f16")(lambda: gemm(128, 64, 256, 64, 32, 32, 3))
 launch(name="gemm_bf16_transposed")(lambda: gemm(64, 64, 320, 64, 64, 64, 2, "bfloat16", "float32", transposed=True))
-launch(name="gemm_f8", archs=["sm_90a"])(lambda: gemm(64, 64, 320, 64, 64, 64, 2, "float8_e4m3fn", "float32", transposed=True))
+launch(
+    name="gemm_f8",
+    archs=["sm_90a"])(
+        lambda: gemm(
+            64,
+            64,
+            320,
+            64,
+            64,
+            64,
+            2,
+            "float8_e4m3fn",
+            "float32",
+             transposed=True))
 launch(name="gemm_256_threads")(lambda: gemm(128, 64, 192, 128, 64, 32, 3, threads=256))
 launch(name="gemm_plain_hopper", archs=["sm_90a"], finding=MISSING_FENCE, pass_configs=PLAIN)(
     lambda: gemm(64, 64, 192, 64, 64, 32, 3))
@@ -108,7 +115,7 @@ def gemm_persistent(m=128, n=64, k=128, blocks=2):
     return main
 
 
-@launch(finding=late_warp(6))
+@launch
 def gemm_int4(m=16, n=64, k=128):
     bn, bk = 32, 32
 
@@ -124,7 +131,8 @@ def gemm_int4(m=16, n=64, k=128):
                 T.copy(a[0, step * bk], a_shared)
                 T.copy(packed[bx * bn, step * bk // 2], packed_shared)
                 for i, j in T.Parallel(bn, bk):
-                    b_shared[i, j] = T.cast((packed_shared[i, j // 2] >> T.cast(j % 2 * 4, "uint8")) & T.uint8(15), "float16")
+                    b_shared[i, j] = T.cast((packed_shared[i, j // 2] >> T.cast(j %
+                                            2 * 4, "uint8")) & T.uint8(15), "float16")
                 T.gemm(a_shared, b_shared, acc, transpose_B=True)
             T.copy(acc, c[0, bx * bn])
 
@@ -147,7 +155,8 @@ def gemv(n=64, k=512):
                     i = step * tk * vec + t * vec + v
                     acc[0] += T.cast(a[i], "float32") * T.cast(b[bx * bn + tn, i], "float32")
             total = T.alloc_local((1,), "float32")
-            with T.attr(T.comm_reducer(lambda x, y: x + y, [T.Cast("float32", 0)]), "reduce_scope", T.reinterpret(T.uint64(0), dtype="handle")):
+            with T.attr(T.comm_reducer(lambda x, y: x + y, [T.Cast("float32", 0)]), "reduce_scope",
+                        T.reinterpret(T.uint64(0), dtype="handle")):
                 T.evaluate(T.tvm_thread_allreduce(T.uint32(1), acc[0], True, total[0], t, dtype="handle"))
             c[bx * bn + tn] = total[0]
 
@@ -235,7 +244,8 @@ def cumulative_sum(m=4, n=256):
 
 def attention(length, dim, bm, bn, causal, stages=2):
     @T.prim_func
-    def main(q: T.Tensor((length, dim), "float16"), k: T.Tensor((length, dim), "float16"), v: T.Tensor((length, dim), "float16"),
+    def main(q: T.Tensor((length, dim), "float16"), k: T.Tensor((length, dim), "float16"),
+             v: T.Tensor((length, dim), "float16"),
              out: T.Tensor((length, dim), "float16")):
         with T.Kernel(T.ceildiv(length, bm), threads=128) as bx:
             q_shared = T.alloc_shared((bm, dim), "float16")
@@ -283,14 +293,15 @@ def attention(length, dim, bm, bn, causal, stages=2):
     return main
 
 
-launch(name="attention_causal", archs=["sm_90a"], finding=late_warp(6))(lambda: attention(192, 32, 64, 32, True))
+launch(name="attention_causal", archs=["sm_90a"])(lambda: attention(192, 32, 64, 32, True))
 launch(name="attention")(lambda: attention(128, 64, 64, 32, False, 3))
 
 
 @launch
 def linear_attention(length=128, dim=32, chunk=32):
     @T.prim_func
-    def main(q: T.Tensor((length, dim), "float16"), k: T.Tensor((length, dim), "float16"), v: T.Tensor((length, dim), "float16"),
+    def main(q: T.Tensor((length, dim), "float16"), k: T.Tensor((length, dim), "float16"),
+             v: T.Tensor((length, dim), "float16"),
              out: T.Tensor((length, dim), "float32")):
         with T.Kernel(1, threads=128):
             q_shared = T.alloc_shared((chunk, dim), "float16")
@@ -380,12 +391,14 @@ def copy_by_mbarrier(n=512):
                 if t < 128:
                     T.mbarrier_wait_parity(empty, (step + 1) % 2)
                     for i in T.serial(32):
-                        tile[(i * 128 + t) // 64, (i * 128 + t) % 64] = x[step * 64 + (i * 128 + t) // 64, (i * 128 + t) % 64]
+                        tile[(i * 128 + t) // 64, (i * 128 + t) %
+                             64] = x[step * 64 + (i * 128 + t) // 64, (i * 128 + t) % 64]
                     T.mbarrier_arrive(full)
                 else:
                     T.mbarrier_wait_parity(full, step % 2)
                     for i in T.serial(32):
-                        y[step * 64 + (i * 128 + t - 128) // 64, (i * 128 + t) % 64] = tile[63 - (i * 128 + t - 128) // 64, (i * 128 + t) % 64]
+                        y[step * 64 + (i * 128 + t - 128) // 64, (i * 128 + t) %
+                          64] = tile[63 - (i * 128 + t - 128) // 64, (i * 128 + t) % 64]
                     T.mbarrier_arrive(empty)
 
     return main
@@ -415,7 +428,9 @@ def exchange_in_part_of_a_block(active):
 
 OLD = {"version": "0.1.11", "archs": ["sm_90a"]}
 launch(name="issue_2556_right", **OLD)(lambda: exchange_in_part_of_a_block(32))
-launch(name="issue_2556_wrong", finding={"sm_90a": r"race: acc\[0\] = \(acc\[0\] \+"}, **OLD)(lambda: exchange_in_part_of_a_block(48))
+launch(name="issue_2556_wrong",
+       finding={"sm_90a": r"race: acc\[0\] = \(acc\[0\] \+"},
+       **OLD)(lambda: exchange_in_part_of_a_block(48))
 
 
 def exchange_under_a_mask(masked):
@@ -438,7 +453,8 @@ def exchange_under_a_mask(masked):
 
 
 launch(name="issue_2612_right", archs=["sm_90a"], fills={0: "fill=1"})(lambda: exchange_under_a_mask(False))
-launch(name="issue_2612_wrong", archs=["sm_90a"], fills={0: "fill=1"}, finding={"sm_90a": r"race: \[\(\(int\)threadIdx\.x\)\] = \(\(float\)"})(
+launch(name="issue_2612_wrong", archs=["sm_90a"], fills={0: "fill=1"},
+       finding={"sm_90a": r"race: \[\(\(int\)threadIdx\.x\)\] = \(\(float\)"})(
     lambda: exchange_under_a_mask(True))
 
 
@@ -461,7 +477,9 @@ def pipeline_of(steps):
 
 
 launch(name="issue_2566_right", **OLD)(lambda: pipeline_of(2))
-launch(name="issue_2566_wrong", finding={"sm_90a": r"deadlock: mbarrier\[0\]\.wait\(0\)"}, **OLD)(lambda: pipeline_of(1))
+launch(name="issue_2566_wrong",
+       finding={"sm_90a": r"deadlock: mbarrier\[0\]\.wait\(0\)"},
+       **OLD)(lambda: pipeline_of(1))
 
 
 def fill_after_copy(start):
@@ -480,7 +498,8 @@ def fill_after_copy(start):
 
 
 launch(name="issue_2698_right", archs=["sm_90a"])(lambda: fill_after_copy(0))
-launch(name="issue_2698_wrong", archs=["sm_90a"], finding={"sm_90a": r"race: \+ 10\)\] = 0x1\.cp\+2f"})(lambda: fill_after_copy(10))
+launch(name="issue_2698_wrong", archs=["sm_90a"], finding={
+       "sm_90a": r"race: \+ 10\)\] = 0x1\.cp\+2f"})(lambda: fill_after_copy(10))
 
 
 def exchange_in_else(threads):
@@ -502,4 +521,6 @@ def exchange_in_else(threads):
     return main
 
 
-launch(name="issue_3042_wrong", finding={"sm_90a": r"race: = \(\(float\)\(\(int\)threadIdx\.x\)\)"}, **OLD)(lambda: exchange_in_else(33))
+launch(name="issue_3042_wrong",
+       finding={"sm_90a": r"race: = \(\(float\)\(\(int\)threadIdx\.x\)\)"},
+       **OLD)(lambda: exchange_in_else(33))

@@ -1,7 +1,7 @@
 """Compiles each kernel of kernels.py to PTX, without a GPU, and writes the lines of cases.txt.
 
-Needs TileLang 0.1.15 (and 0.1.11 for the kernels that name it: run this script with each), torch, and CUDA 13 headers at
-CUDA_HOME. TileLang's NVRTC backend generates CUDA source and a Python function that launches the kernels by
+Needs TileLang 0.1.15 (and 0.1.11 for the kernels that name it: run this script with each), torch, and CUDA 13 headers
+at CUDA_HOME. TileLang's NVRTC backend generates CUDA source and a Python function that launches the kernels by
 `cuda.bindings.driver`. A module that only records stands in for that driver, and the source is compiled to PTX.
 """
 
@@ -26,8 +26,11 @@ launches = []
 record = None
 
 
-def launch(function=None, *, name=None, archs=("sm_80", "sm_90a"), finding={}, version="0.1.15", pass_configs=None, fills=None):
-    """Registers a kernel. `finding` has the kind of the finding and a pattern of its line, by architecture; `fills` has the fills of buffers that are not random, by the index of the argument."""
+def launch(function=None, *, name=None, archs=("sm_80", "sm_90a"),
+           finding={}, version="0.1.15", pass_configs=None, fills=None):
+    """Registers a kernel. `finding` has the kind of the finding and a pattern of its line, by architecture; `fills` has
+    the fills of buffers that are not random, by the index of the argument.
+    """
     if function is None:
         return lambda function: launch(function, name=name, archs=archs, finding=finding, version=version,
                                        pass_configs=pass_configs, fills=fills)
@@ -46,7 +49,19 @@ class LaunchConfig:
 def record_launch(config, kernel, arguments, _extra):
     global record
     values, kinds = arguments
-    record = (config, kernel, values if isinstance(values, tuple) else (values,), kinds if isinstance(kinds, tuple) else (kinds,))
+    record = (
+    config,
+    kernel,
+    values if isinstance(
+        values,
+        tuple) else (
+            values,
+            ),
+            kinds if isinstance(
+                kinds,
+                tuple) else (
+                    kinds,
+                    ))
     return (0,)
 
 
@@ -57,7 +72,8 @@ driver.cuLibraryGetKernel = lambda _library, name: (0, name.decode())
 driver.CUlaunchConfig = LaunchConfig
 driver.CUresult = types.SimpleNamespace(CUDA_SUCCESS=0)
 driver.CUfunction_attribute = types.SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
-driver.__getattr__ = lambda name: (lambda *_: (0,)) if name.startswith("cu") and name[2].isupper() else (lambda value=None: value)
+driver.__getattr__ = lambda name: (
+    lambda *_: (0,)) if name.startswith("cu") and name[2].isupper() else (lambda value=None: value)
 
 generator = importlib.import_module("tilelang.jit.adapter.nvrtc.libgen")
 adapter = importlib.import_module("tilelang.jit.adapter.nvrtc.adapter")
@@ -69,8 +85,15 @@ def compile_library(self, timeout=None):
     root, headers = Path(tilelang.__file__).parent, Path(os.environ["CUDA_HOME"]) / "include"
     folders = [root / "src", root / "3rdparty/cutlass/include", headers, headers / "cccl"]
     options = [f"-I{folder}" for folder in folders] + ["-D__CUDACC_VER_MAJOR__=13", "-lineinfo"]
-    arch = int(re.search(r"sm_(\d+)", self.target.attrs["arch"] if "arch" in self.target.attrs else self.target.arch)[1])
-    self.ptx = bytes(compile_cuda(self.lib_code, target_format="ptx", arch=arch, options=options, verbose=True)).decode()
+    arch = int(re.search(r"sm_(\d+)", self.target.attrs["arch"]
+               if "arch" in self.target.attrs else self.target.arch)[1])
+    self.ptx = bytes(
+    compile_cuda(
+        self.lib_code,
+        target_format="ptx",
+        arch=arch,
+        options=options,
+         verbose=True)).decode()
     self.libpath = "kernel.cubin"
 
 
@@ -131,7 +154,9 @@ def main():
         if version != tilelang.__version__.split("+")[0]:
             continue
         for arch in archs:
-            kernel = tilelang.compile(function(), execution_backend="nvrtc", target={"kind": "cuda", "arch": arch}, pass_configs=pass_configs)
+            kernel = tilelang.compile(
+    function(), execution_backend="nvrtc", target={
+        "kind": "cuda", "arch": arch}, pass_configs=pass_configs)
             tensors = [torch.empty(tuple(int(size) for size in p.shape), dtype=p.torch_dtype()) for p in kernel.params]
             kernel(*tensors)
             config, entry, _, _ = record

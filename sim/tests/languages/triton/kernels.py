@@ -5,7 +5,7 @@ A kernel under "Wrong kernels" has one defect; the comment `# finding: KIND` is 
 
 import triton
 import triton.language as tl
-from make import Buffer, Descriptor, launch
+from make import Buffer, Descriptor, bf16, f16, f32, i8, i32, i64, launch, u8
 
 # Elementwise
 
@@ -21,7 +21,7 @@ def vector_add(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
 def _():
     n = 1000
     vector_add[lambda meta: (triton.cdiv(n, meta["BLOCK"]),)](
-        Buffer("float32", n), Buffer("float32", n), Buffer("float32", n, "uninit"), n, BLOCK=256)
+        f32(n), f32(n), f32(n, "uninit"), n, BLOCK=256)
 
 
 @triton.jit
@@ -35,7 +35,7 @@ def dropout(x_ptr, out_ptr, n, p, seed, BLOCK: tl.constexpr):
 
 @launch
 def _():
-    dropout[(4,)](Buffer("float32", 500), Buffer("float32", 500, "uninit"), 500, 0.5, 42, BLOCK=128)
+    dropout[(4,)](f32(500), f32(500, "uninit"), 500, 0.5, 42, BLOCK=128)
 
 
 @triton.jit
@@ -51,7 +51,8 @@ def swiglu(gate_ptr, up_ptr, out_ptr, stride, n_cols, BLOCK: tl.constexpr):
 
 @launch
 def _():
-    swiglu[(3,)](Buffer("bfloat16", 600), Buffer("bfloat16", 600), Buffer("bfloat16", 600, "zeros"), 200, 200, BLOCK=256)
+    swiglu[(3,)](bf16(600), bf16(600),
+                 bf16(600, "zeros"), 200, 200, BLOCK=256)
 
 
 @triton.jit
@@ -72,8 +73,8 @@ def rope(q_ptr, cos_ptr, sin_ptr, stride_token, stride_head, HEADS: tl.constexpr
 @launch
 def _():
     tokens, heads, dim = 5, 4, 64
-    rope[(tokens,)](Buffer("float16", (tokens, heads, dim)), Buffer("float32", (tokens, dim // 2)),
-                    Buffer("float32", (tokens, dim // 2)), heads * dim, dim, HEADS=heads, HALF=dim // 2)
+    rope[(tokens,)](f16((tokens, heads, dim)), f32((tokens, dim // 2)),
+                    f32((tokens, dim // 2)), heads * dim, dim, HEADS=heads, HALF=dim // 2)
 
 
 @triton.jit
@@ -87,7 +88,7 @@ def embedding(ids_ptr, table_ptr, out_ptr, dim, BLOCK: tl.constexpr):
 
 @launch
 def _():
-    embedding[(6, 2)](Buffer("int32", 6, "arange"), Buffer("float16", (8, 100)), Buffer("float16", (6, 100), "uninit"),
+    embedding[(6, 2)](i32(6, "arange"), f16((8, 100)), f16((6, 100), "uninit"),
                       100, BLOCK=64)
 
 
@@ -103,8 +104,8 @@ def embedding_backward(ids_ptr, grad_ptr, table_grad_ptr, dim, BLOCK: tl.constex
 
 @launch
 def _():
-    embedding_backward[(6,)](Buffer("int32", 6, "fill=1"), Buffer("float32", (6, 100)),
-                             Buffer("float32", (2, 100), "zeros"), 100, BLOCK=128)
+    embedding_backward[(6,)](i32(6, "fill=1"), f32((6, 100)),
+                             f32((2, 100), "zeros"), 100, BLOCK=128)
 
 
 @triton.jit
@@ -117,7 +118,7 @@ def transpose(x_ptr, out_ptr, rows, cols, BLOCK: tl.constexpr):
 
 @launch
 def _():
-    transpose[(2, 3)](Buffer("float32", (48, 80)), Buffer("float32", (80, 48), "uninit"), 48, 80, BLOCK=32)
+    transpose[(2, 3)](f32((48, 80)), f32((80, 48), "uninit"), 48, 80, BLOCK=32)
 
 
 @triton.jit
@@ -132,7 +133,7 @@ def quantize_rows(x_ptr, q_ptr, scale_ptr, n_cols, BLOCK: tl.constexpr):
 
 @launch
 def _():
-    quantize_rows[(4,)](Buffer("float16", (4, 300)), Buffer("int8", (4, 300), "uninit"), Buffer("float32", 4, "uninit"),
+    quantize_rows[(4,)](f16((4, 300)), i8((4, 300), "uninit"), f32(4, "uninit"),
                         300, BLOCK=512)
 
 
@@ -152,7 +153,7 @@ def softmax(out_ptr, in_ptr, in_stride, out_stride, n_rows, n_cols, BLOCK: tl.co
 
 @launch
 def _():
-    softmax[(2,)](Buffer("float32", (11, 200), "uninit"), Buffer("float32", (11, 200)), 200, 200, 11, 200, BLOCK=256,
+    softmax[(2,)](f32((11, 200), "uninit"), f32((11, 200)), 200, 200, 11, 200, BLOCK=256,
                   STAGES=4)
 
 
@@ -186,8 +187,8 @@ def layer_norm(x_ptr, y_ptr, w_ptr, b_ptr, mean_ptr, rstd_ptr, stride, n, eps, B
 
 @launch
 def _():
-    layer_norm[(3,)](Buffer("float16", (3, 300)), Buffer("float16", (3, 300), "uninit"), Buffer("float16", 300),
-                     Buffer("float16", 300), Buffer("float32", 3, "uninit"), Buffer("float32", 3, "uninit"), 300, 300,
+    layer_norm[(3,)](f16((3, 300)), f16((3, 300), "uninit"), f16(300),
+                     f16(300), f32(3, "uninit"), f32(3, "uninit"), 300, 300,
                      1e-5, BLOCK=128)
 
 
@@ -230,9 +231,13 @@ def layer_norm_backward_dx(dx_ptr, dy_ptr, dw_ptr, db_ptr, x_ptr, w_ptr, mean_pt
 def _():
     rows, n = 6, 100
     layer_norm_backward_dx[(rows,)](
-        Buffer("float32", (rows, n), "uninit"), Buffer("float32", (rows, n)), Buffer("float32", (2, n), "uninit"),
-        Buffer("float32", (2, n), "uninit"), Buffer("float32", (rows, n)), Buffer("float32", n), Buffer("float32", rows),
-        Buffer("float32", rows, "fill=1"), Buffer("int32", 4, "zeros"), n, GROUP=2, BLOCK=128)
+        f32((rows, n), "uninit"), f32((rows, n)), f32((2, n), "uninit"),
+        Buffer(
+    "float32", (2, n), "uninit"), Buffer(
+        "float32", (rows, n)), Buffer(
+            "float32", n), Buffer(
+                "float32", rows),
+        f32(rows, "fill=1"), i32(4, "zeros"), n, GROUP=2, BLOCK=128)
 
 
 @triton.jit
@@ -252,8 +257,8 @@ def layer_norm_backward_dw(dw_ptr, db_ptr, final_dw_ptr, final_db_ptr, m, n, BM:
 
 @launch
 def _():
-    layer_norm_backward_dw[(4,)](Buffer("float32", (40, 100)), Buffer("float32", (40, 100)),
-                                 Buffer("float32", 100, "uninit"), Buffer("float32", 100, "uninit"), 40, 100, BM=16, BN=32)
+    layer_norm_backward_dw[(4,)](f32((40, 100)), f32((40, 100)),
+                                 f32(100, "uninit"), f32(100, "uninit"), 40, 100, BM=16, BN=32)
 
 
 @triton.jit
@@ -271,8 +276,8 @@ def rms_norm_add(x_ptr, residual_ptr, w_ptr, y_ptr, n, eps, BLOCK: tl.constexpr)
 
 @launch
 def _():
-    rms_norm_add[(4,)](Buffer("bfloat16", (4, 500)), Buffer("bfloat16", (4, 500)), Buffer("bfloat16", 500),
-                       Buffer("bfloat16", (4, 500), "uninit"), 500, 1e-6, BLOCK=512, num_warps=8)
+    rms_norm_add[(4,)](bf16((4, 500)), bf16((4, 500)), bf16(500),
+                       bf16((4, 500), "uninit"), 500, 1e-6, BLOCK=512, num_warps=8)
 
 
 @triton.jit
@@ -301,7 +306,7 @@ def cross_entropy(logits_ptr, labels_ptr, loss_ptr, stride, n, BLOCK: tl.constex
 
 @launch
 def _():
-    cross_entropy[(3,)](Buffer("float16", (3, 600)), Buffer("int64", 3, "arange"), Buffer("float32", 3, "uninit"), 600, 600,
+    cross_entropy[(3,)](f16((3, 600)), i64(3, "arange"), f32(3, "uninit"), 600, 600,
                         BLOCK=256)
 
 
@@ -329,7 +334,7 @@ def batch_norm_stats(x_ptr, mean_ptr, var_ptr, rows, cols, BR: tl.constexpr, BC:
 
 @launch
 def _():
-    batch_norm_stats[(2,)](Buffer("float32", (50, 30)), Buffer("float32", 30, "uninit"), Buffer("float32", 30, "uninit"), 50,
+    batch_norm_stats[(2,)](f32((50, 30)), f32(30, "uninit"), f32(30, "uninit"), 50,
                            30, BR=64, BC=16)
 
 
@@ -360,7 +365,7 @@ def linear(a, x, b, y):
 
 @launch
 def _():
-    scan_rows[(2,)](Buffer("float32", (2, 700)), Buffer("float32", (2, 700), "uninit"), Buffer("float32", (2, 700), "uninit"),
+    scan_rows[(2,)](f32((2, 700)), f32((2, 700), "uninit"), f32((2, 700), "uninit"),
                     700, BLOCK=512)
 
 
@@ -376,7 +381,7 @@ def argmax_rows(x_ptr, value_ptr, index_ptr, n, BLOCK: tl.constexpr):
 
 @launch
 def _():
-    argmax_rows[(3,)](Buffer("float32", (3, 700)), Buffer("float32", 3, "uninit"), Buffer("int32", 3, "uninit"), 700,
+    argmax_rows[(3,)](f32((3, 700)), f32(3, "uninit"), i32(3, "uninit"), 700,
                       BLOCK=1024)
 
 
@@ -391,7 +396,7 @@ def sort_rows(x_ptr, out_ptr, top_ptr, BLOCK: tl.constexpr, K: tl.constexpr):
 
 @launch
 def _():
-    sort_rows[(2,)](Buffer("float32", (2, 256)), Buffer("float32", (2, 256), "uninit"), Buffer("float32", (2, 8), "uninit"),
+    sort_rows[(2,)](f32((2, 256)), f32((2, 256), "uninit"), f32((2, 8), "uninit"),
                     BLOCK=256, K=8)
 
 
@@ -405,7 +410,7 @@ def histogram(x_ptr, counts_ptr, n, BINS: tl.constexpr, BLOCK: tl.constexpr):
 
 @launch
 def _():
-    histogram[(3,)](Buffer("int32", 600, "fill=5"), Buffer("int32", 64, "zeros"), 600, BINS=64, BLOCK=256)
+    histogram[(3,)](i32(600, "fill=5"), i32(64, "zeros"), 600, BINS=64, BLOCK=256)
 
 
 @triton.jit
@@ -416,7 +421,7 @@ def gather_rows(x_ptr, index_ptr, out_ptr, ROWS: tl.constexpr, COLS: tl.constexp
 
 @launch
 def _():
-    gather_rows[(1,)](Buffer("float32", (32, 32)), Buffer("int32", (32, 32), "arange"), Buffer("float32", (32, 32), "uninit"),
+    gather_rows[(1,)](f32((32, 32)), i32((32, 32), "arange"), f32((32, 32), "uninit"),
                       ROWS=32, COLS=32)
 
 
@@ -432,7 +437,7 @@ def segment_sum(x_ptr, segment_ptr, out_ptr, n, dim, BLOCK: tl.constexpr, DIM: t
 
 @launch
 def _():
-    segment_sum[(3,)](Buffer("float32", (45, 20)), Buffer("int32", 45, "arange"), Buffer("float32", (12, 20), "zeros"), 45,
+    segment_sum[(3,)](f32((45, 20)), i32(45, "arange"), f32((12, 20), "zeros"), 45,
                       20, BLOCK=16, DIM=32)
 
 
@@ -448,8 +453,8 @@ def sum_by_last_block(x_ptr, partial_ptr, count_ptr, out_ptr, n, BLOCK: tl.const
 
 @launch
 def _():
-    sum_by_last_block[(8,)](Buffer("float32", 1000), Buffer("float32", 8, "uninit"), Buffer("int32", 1, "zeros"),
-                            Buffer("float32", 1, "uninit"), 1000, BLOCK=128, BLOCKS=8)
+    sum_by_last_block[(8,)](f32(1000), f32(8, "uninit"), i32(1, "zeros"),
+                            f32(1, "uninit"), 1000, BLOCK=128, BLOCKS=8)
 
 
 @triton.jit
@@ -471,8 +476,8 @@ def scan_with_look_back(x_ptr, out_ptr, total_ptr, flag_ptr, BLOCK: tl.constexpr
 
 @launch
 def _():
-    scan_with_look_back[(5,)](Buffer("float32", 640), Buffer("float32", 640, "uninit"), Buffer("float32", 5, "uninit"),
-                              Buffer("int32", 5, "zeros"), BLOCK=128)
+    scan_with_look_back[(5,)](f32(640), f32(640, "uninit"), f32(5, "uninit"),
+                              i32(5, "zeros"), BLOCK=128)
 
 
 # Matrix products
@@ -515,7 +520,8 @@ def matmul(a_ptr, b_ptr, c_ptr, m, n, k, sam, sak, sbk, sbn, scm, scn, BM: tl.co
 def launch_matmul(dtype, out, m, n, k, bm, bn, bk, act=False, column_major=False, **options):
     b = (1, k) if column_major else (n, 1)
     tiles = triton.cdiv(m, bm) * triton.cdiv(n, bn)
-    matmul[(tiles,)](Buffer(dtype, (m, k)), Buffer(dtype, (k, n)), Buffer(out, (m, n), "uninit"), m, n, k, k, 1, *b, n, 1,
+    c = Buffer(out, (m, n), "uninit")
+    matmul[(tiles,)](Buffer(dtype, (m, k)), Buffer(dtype, (k, n)), c, m, n, k, k, 1, *b, n, 1,
                      BM=bm, BN=bn, BK=bk, GROUP=2, ACT=act, **options)
 
 
@@ -546,13 +552,14 @@ def matmul_int8(a_ptr, b_ptr, c_ptr, scale, n, k, BM: tl.constexpr, BN: tl.const
     acc = tl.zeros((BM, BN), dtype=tl.int32)
     for i in range(0, k, BK):
         ks = i + tl.arange(0, BK)
-        acc += tl.dot(tl.load(a_ptr + rows[:, None] * k + ks[None, :]), tl.load(b_ptr + cols[None, :] * k + ks[:, None]))
+        acc += tl.dot(tl.load(a_ptr + rows[:, None] * k + ks[None, :]),
+                      tl.load(b_ptr + cols[None, :] * k + ks[:, None]))
     tl.store(c_ptr + rows[:, None] * n + cols[None, :], acc.to(tl.float32) * scale)
 
 
 @launch
 def _():
-    matmul_int8[(1, 2)](Buffer("int8", (32, 256)), Buffer("int8", (64, 256)), Buffer("float32", (32, 64), "uninit"), 0.01, 64,
+    matmul_int8[(1, 2)](i8((32, 256)), i8((64, 256)), f32((32, 64), "uninit"), 0.01, 64,
                         256, BM=32, BN=32, BK=64, num_stages=2)
 
 
@@ -575,12 +582,13 @@ def matmul_int4(a_ptr, packed_ptr, scale_ptr, c_ptr, n, k, BM: tl.constexpr, BN:
 
 @launch
 def _():
-    matmul_int4[(2,)](Buffer("float16", (16, 160)), Buffer("uint8", (80, 64), "arange"), Buffer("float16", (5, 64)),
-                      Buffer("float32", (16, 64), "uninit"), 64, 160, BM=16, BN=32, BK=32, num_stages=2)
+    matmul_int4[(2,)](f16((16, 160)), u8((80, 64), "arange"), f16((5, 64)),
+                      f32((16, 64), "uninit"), 64, 160, BM=16, BN=32, BK=32, num_stages=2)
 
 
 @triton.jit
-def matmul_split_k(a_ptr, b_ptr, c_ptr, m, n, k, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr):
+def matmul_split_k(a_ptr, b_ptr, c_ptr, m, n, k, BM: tl.constexpr,
+                   BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr):
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     cols = tl.arange(0, BN)
     part = tl.program_id(1)
@@ -596,7 +604,7 @@ def matmul_split_k(a_ptr, b_ptr, c_ptr, m, n, k, BM: tl.constexpr, BN: tl.conste
 
 @launch
 def _():
-    matmul_split_k[(2, 3)](Buffer("float16", (40, 400)), Buffer("float16", (400, 32)), Buffer("float32", (40, 32), "zeros"),
+    matmul_split_k[(2, 3)](f16((40, 400)), f16((400, 32)), f32((40, 32), "zeros"),
                            40, 32, 400, BM=32, BN=32, BK=32, SPLIT=3, num_stages=3)
 
 
@@ -611,7 +619,8 @@ def matmul_stream_k(a_ptr, b_ptr, c_ptr, lock_ptr, n, k, BM: tl.constexpr, BN: t
     steps = k // BK // PARTS
     for i in range(part * steps, (part + 1) * steps):
         ks = i * BK + tl.arange(0, BK)
-        acc = tl.dot(tl.load(a_ptr + rows[:, None] * k + ks[None, :]), tl.load(b_ptr + ks[:, None] * n + cols[None, :]), acc)
+        acc = tl.dot(tl.load(a_ptr + rows[:, None] * k + ks[None, :]),
+                     tl.load(b_ptr + ks[:, None] * n + cols[None, :]), acc)
     c_ptrs = c_ptr + rows[:, None] * n + cols[None, :]
     lock_ptr += tl.program_id(1)
     if part > 0:
@@ -625,8 +634,8 @@ def matmul_stream_k(a_ptr, b_ptr, c_ptr, lock_ptr, n, k, BM: tl.constexpr, BN: t
 
 @launch
 def _():
-    matmul_stream_k[(3, 2)](Buffer("float16", (64, 288)), Buffer("float16", (288, 32)), Buffer("float32", (64, 32), "uninit"),
-                            Buffer("int32", 2, "zeros"), 32, 288, BM=32, BN=32, BK=32, PARTS=3, num_stages=2)
+    matmul_stream_k[(3, 2)](f16((64, 288)), f16((288, 32)), f32((64, 32), "uninit"),
+                            i32(2, "zeros"), 32, 288, BM=32, BN=32, BK=32, PARTS=3, num_stages=2)
 
 
 @triton.jit
@@ -648,7 +657,7 @@ def matmul_persistent(a_ptr, b_ptr, c_ptr, m, n, k, BM: tl.constexpr, BN: tl.con
 
 @launch
 def _():
-    matmul_persistent[(2,)](Buffer("float16", (192, 160)), Buffer("float16", (160, 64)), Buffer("float16", (192, 64), "uninit"),
+    matmul_persistent[(2,)](f16((192, 160)), f16((160, 64)), f16((192, 64), "uninit"),
                             192, 64, 160, BM=64, BN=32, BK=32, BLOCKS=2, num_stages=3)
 
 
@@ -668,7 +677,7 @@ def batched_matmul(a_ptr, b_ptr, c_ptr, n, k, B: tl.constexpr, M: tl.constexpr, 
 
 @launch
 def _():
-    batched_matmul[(2,)](Buffer("float16", (4, 16, 96)), Buffer("float16", (4, 96, 32)), Buffer("float32", (4, 16, 32), "uninit"),
+    batched_matmul[(2,)](f16((4, 16, 96)), f16((4, 96, 32)), f32((4, 16, 32), "uninit"),
                          32, 96, B=4, M=16, BN=16, BK=32, num_stages=2)
 
 
@@ -682,14 +691,15 @@ def matmul_block_sparse(a_ptr, b_ptr, c_ptr, start_ptr, block_ptr, n, k, BM: tl.
     acc = tl.zeros((BM, BN), dtype=tl.float32)
     for i in range(tl.load(start_ptr + tile) * 5, tl.load(start_ptr + tile + 1) * 5):
         ks = tl.load(block_ptr + i) * BK + tl.arange(0, BK)
-        acc = tl.dot(tl.load(a_ptr + rows[:, None] * k + ks[None, :]), tl.load(b_ptr + ks[:, None] * n + cols[None, :]), acc)
+        acc = tl.dot(tl.load(a_ptr + rows[:, None] * k + ks[None, :]),
+                     tl.load(b_ptr + ks[:, None] * n + cols[None, :]), acc)
     tl.store(c_ptr + rows[:, None] * n + cols[None, :], acc)
 
 
 @launch
 def _():
-    matmul_block_sparse[(2,)](Buffer("float16", (64, 320)), Buffer("float16", (320, 32)), Buffer("float32", (64, 32), "uninit"),
-                              Buffer("int32", 3, "arange"), Buffer("int32", 10, "arange"), 32, 320, BM=32, BN=32, BK=32,
+    matmul_block_sparse[(2,)](f16((64, 320)), f16((320, 32)), f32((64, 32), "uninit"),
+                              i32(3, "arange"), i32(10, "arange"), 32, 320, BM=32, BN=32, BK=32,
                               num_stages=2)
 
 
@@ -713,7 +723,7 @@ def conv2d(x_ptr, w_ptr, y_ptr, height, width, C: tl.constexpr, OUT: tl.constexp
 
 @launch
 def _():
-    conv2d[(2,)](Buffer("float16", (9, 7, 32)), Buffer("float16", (9, 32, 32)), Buffer("float32", (63, 32), "uninit"), 9, 7,
+    conv2d[(2,)](f16((9, 7, 32)), f16((9, 32, 32)), f32((63, 32), "uninit"), 9, 7,
                  C=32, OUT=32, BLOCK=32, num_stages=3)
 
 
@@ -735,7 +745,7 @@ def matmul_descriptors(a_ptr, b_ptr, c_ptr, m, n, k, BM: tl.constexpr, BN: tl.co
 
 @launch
 def _():
-    matmul_descriptors[(2, 2)](Buffer("float16", (96, 320)), Buffer("float16", (64, 320)), Buffer("float16", (96, 64), "uninit"),
+    matmul_descriptors[(2, 2)](f16((96, 320)), f16((64, 320)), f16((96, 64), "uninit"),
                                96, 64, 320, BM=64, BN=32, BK=64, num_stages=3)
 
 
@@ -750,8 +760,8 @@ def matmul_host_descriptors(a_desc, b_desc, c_desc, k, BM: tl.constexpr, BN: tl.
 
 
 def descriptors(m, n, k, bm, bn, bk):
-    return (Descriptor(Buffer("float16", (m, k)), (bm, bk)), Descriptor(Buffer("float16", (n, k)), (bn, bk)),
-            Descriptor(Buffer("float16", (m, n), "uninit"), (bm, bn)))
+    return (Descriptor(f16((m, k)), (bm, bk)), Descriptor(f16((n, k)), (bn, bk)),
+            Descriptor(f16((m, n), "uninit"), (bm, bn)))
 
 
 @launch
@@ -760,7 +770,8 @@ def _():
 
 
 @triton.jit
-def matmul_persistent_descriptors(a_desc, b_desc, c_desc, m, n, k, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+def matmul_persistent_descriptors(a_desc, b_desc, c_desc, m, n, k, BM: tl.constexpr,
+                                  BN: tl.constexpr, BK: tl.constexpr):
     tiles_n = tl.cdiv(n, BN)
     for tile in tl.range(tl.program_id(0), tl.cdiv(m, BM) * tiles_n, tl.num_programs(0), flatten=True):
         row = tile // tiles_n * BM
@@ -773,7 +784,8 @@ def matmul_persistent_descriptors(a_desc, b_desc, c_desc, m, n, k, BM: tl.conste
 
 @launch
 def _():
-    matmul_persistent_descriptors[(2,)](*descriptors(192, 64, 192, 64, 32, 32), 192, 64, 192, BM=64, BN=32, BK=32, num_stages=3)
+    matmul_persistent_descriptors[(2,)](*descriptors(192, 64, 192, 64, 32, 32),
+                                        192, 64, 192, BM=64, BN=32, BK=32, num_stages=3)
 
 
 @triton.jit
@@ -793,7 +805,7 @@ def matmul_warp_specialized(a_ptr, b_ptr, c_ptr, m, n, k, BM: tl.constexpr, BN: 
 
 @launch(capability=90)
 def _():
-    matmul_warp_specialized[(2,)](Buffer("float16", (256, 192)), Buffer("float16", (128, 192)), Buffer("float16", (256, 128), "uninit"),
+    matmul_warp_specialized[(2,)](f16((256, 192)), f16((128, 192)), f16((256, 128), "uninit"),
                                   256, 128, 192, BM=128, BN=64, BK=32, num_stages=3)
 
 
@@ -808,9 +820,9 @@ def copy_by_descriptor(x_desc, out_desc, sum_desc, BLOCK: tl.constexpr):
 
 @launch(capability=90)
 def _():
-    copy_by_descriptor[(3,)](Descriptor(Buffer("float32", (90, 32)), (32, 32)),
-                             Descriptor(Buffer("float32", (90, 32), "uninit"), (32, 32)),
-                             Descriptor(Buffer("float32", (32, 32), "zeros"), (32, 32)), BLOCK=32)
+    copy_by_descriptor[(3,)](Descriptor(f32((90, 32)), (32, 32)),
+                             Descriptor(f32((90, 32), "uninit"), (32, 32)),
+                             Descriptor(f32((32, 32), "zeros"), (32, 32)), BLOCK=32)
 
 
 @triton.jit
@@ -822,8 +834,8 @@ def gather_by_descriptor(x_desc, index_ptr, out_ptr, ROWS: tl.constexpr, COLS: t
 
 @launch
 def _():
-    gather_by_descriptor[(2,)](Descriptor(Buffer("bfloat16", (64, 64)), (32, 64)), Buffer("int32", 64, "arange"),
-                               Buffer("bfloat16", (64, 64), "uninit"), ROWS=32, COLS=64)
+    gather_by_descriptor[(2,)](Descriptor(bf16((64, 64)), (32, 64)), i32(64, "arange"),
+                               bf16((64, 64), "uninit"), ROWS=32, COLS=64)
 
 
 # Attention
@@ -857,14 +869,17 @@ def attention(q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, length, scale, BM: tl.const
         acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
         m = new
     tl.store(lse_ptr + tl.program_id(1) * length + rows, m + tl.math.log2(total), mask=rows < length)
-    tl.store(out_ptr + base + rows[:, None] * D + d[None, :], (acc / total[:, None]).to(tl.float16), mask=rows[:, None] < length)
+    tl.store(out_ptr + base + rows[:, None] * D + d[None, :],
+             (acc / total[:, None]).to(tl.float16), mask=rows[:, None] < length)
 
 
 @launch
 def _():
     heads, length, dim = 1, 150, 32
-    attention[(3, heads)](*[Buffer("float16", (heads, length, dim)) for _ in range(3)],
-                          Buffer("float16", (heads, length, dim), "uninit"), Buffer("float32", (heads, length), "uninit"), length,
+    attention[(3, heads)](*[f16((heads, length, dim)) for _ in range(3)],
+                          Buffer(
+    "float16", (heads, length, dim), "uninit"), Buffer(
+        "float32", (heads, length), "uninit"), length,
                           0.17, BM=64, BN=32, D=dim, CAUSAL=True, num_stages=3)
 
 
@@ -898,10 +913,10 @@ def attention_backward(q_ptr, k_ptr, v_ptr, do_ptr, dq_ptr, dk_ptr, dv_ptr, lse_
 @launch
 def _():
     length, dim = 96, 32
-    half = [Buffer("float16", (length, dim)) for _ in range(4)]
-    attention_backward[(3,)](*half, Buffer("float32", (length, dim), "zeros"), Buffer("float32", (length, dim), "uninit"),
-                             Buffer("float32", (length, dim), "uninit"), Buffer("float32", length, "fill=4"),
-                             Buffer("float32", length), length, 0.17, BM=32, BN=32, D=dim, num_stages=2)
+    half = [f16((length, dim)) for _ in range(4)]
+    attention_backward[(3,)](*half, f32((length, dim), "zeros"), f32((length, dim), "uninit"),
+                             f32((length, dim), "uninit"), f32(length, "fill=4"),
+                             f32(length), length, 0.17, BM=32, BN=32, D=dim, num_stages=2)
 
 
 @triton.jit
@@ -934,9 +949,9 @@ def decode_part(q_ptr, k_ptr, v_ptr, acc_ptr, lse_ptr, pages_ptr, length, scale,
 
 @launch
 def _():
-    decode_part[(3,)](Buffer("float16", (16, 32)), Buffer("float16", (6, 32, 32)), Buffer("float16", (6, 32, 32)),
-                      Buffer("float32", (3, 16, 32), "uninit"), Buffer("float32", (3, 16), "uninit"),
-                      Buffer("int32", 6, "arange"), 180, 0.17, PARTS=3, BN=32, D=32, GROUP=16)
+    decode_part[(3,)](f16((16, 32)), f16((6, 32, 32)), f16((6, 32, 32)),
+                      f32((3, 16, 32), "uninit"), f32((3, 16), "uninit"),
+                      i32(6, "arange"), 180, 0.17, PARTS=3, BN=32, D=32, GROUP=16)
 
 
 @triton.jit
@@ -952,7 +967,7 @@ def decode_merge(acc_ptr, lse_ptr, out_ptr, PARTS: tl.constexpr, D: tl.constexpr
 
 @launch
 def _():
-    decode_merge[(16,)](Buffer("float32", (4, 16, 32)), Buffer("float32", (4, 16)), Buffer("float32", (16, 32), "uninit"),
+    decode_merge[(16,)](f32((4, 16, 32)), f32((4, 16)), f32((16, 32), "uninit"),
                         PARTS=4, D=32, GROUP=16)
 
 
@@ -975,7 +990,7 @@ def linear_attention(q_ptr, k_ptr, v_ptr, out_ptr, length, C: tl.constexpr, D: t
 
 @launch
 def _():
-    linear_attention[(1,)](*[Buffer("bfloat16", (160, 32)) for _ in range(3)], Buffer("float32", (160, 32), "uninit"), 160, C=32,
+    linear_attention[(1,)](*[bf16((160, 32)) for _ in range(3)], f32((160, 32), "uninit"), 160, C=32,
                            D=32, num_stages=2)
 
 
@@ -991,7 +1006,7 @@ def wrong_sum_without_atomic(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
 
 @launch
 def _():
-    wrong_sum_without_atomic[(4,)](Buffer("float32", 512), Buffer("float32", 128, "zeros"), 512, BLOCK=128)
+    wrong_sum_without_atomic[(4,)](f32(512), f32(128, "zeros"), 512, BLOCK=128)
 
 
 @triton.jit
@@ -1003,7 +1018,7 @@ def wrong_mask(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
 
 @launch
 def _():
-    wrong_mask[(2,)](Buffer("float32", 200), Buffer("float32", 200, "uninit"), 200, BLOCK=128)
+    wrong_mask[(2,)](f32(200), f32(200, "uninit"), 200, BLOCK=128)
 
 
 @triton.jit
@@ -1017,8 +1032,8 @@ def wrong_relaxed_arrival(x_ptr, partial_ptr, count_ptr, out_ptr, BLOCK: tl.cons
 
 @launch
 def _():
-    wrong_relaxed_arrival[(4,)](Buffer("float32", 512), Buffer("float32", 4, "uninit"), Buffer("int32", 1, "zeros"),
-                                Buffer("float32", 1, "uninit"), BLOCK=128, BLOCKS=4)
+    wrong_relaxed_arrival[(4,)](f32(512), f32(4, "uninit"), i32(1, "zeros"),
+                                f32(1, "uninit"), BLOCK=128, BLOCKS=4)
 
 
 @triton.jit
@@ -1035,7 +1050,8 @@ def wrong_lock_released_early(x_ptr, sum_ptr, lock_ptr, BLOCK: tl.constexpr):
 
 @launch
 def _():
-    wrong_lock_released_early[(4,)](Buffer("float32", 512), Buffer("float32", 128, "zeros"), Buffer("int32", 1, "zeros"), BLOCK=128)
+    wrong_lock_released_early[(4,)](f32(512), Buffer(
+        "float32", 128, "zeros"), i32(1, "zeros"), BLOCK=128)
 
 
 @triton.jit
@@ -1053,7 +1069,7 @@ def wrong_flag(x_ptr, out_ptr, flag_ptr, BLOCK: tl.constexpr):
 
 @launch
 def _():
-    wrong_flag[(2,)](Buffer("float32", 128), Buffer("float32", 256, "uninit"), Buffer("int32", 1, "zeros"), BLOCK=128)
+    wrong_flag[(2,)](f32(128), f32(256, "uninit"), i32(1, "zeros"), BLOCK=128)
 
 
 @triton.jit
@@ -1066,7 +1082,7 @@ def wrong_assertion(ids_ptr, table_ptr, out_ptr, rows, BLOCK: tl.constexpr):
 
 @launch
 def _():
-    wrong_assertion[(1,)](Buffer("int32", 128, "arange"), Buffer("float32", 128), Buffer("float32", 128, "uninit"), 100, BLOCK=128,
+    wrong_assertion[(1,)](i32(128, "arange"), f32(128), f32(128, "uninit"), 100, BLOCK=128,
                           debug=True)
 
 
@@ -1080,7 +1096,7 @@ def wrong_unwritten_workspace(x_ptr, workspace_ptr, out_ptr, n, BLOCK: tl.conste
 
 @launch
 def _():
-    wrong_unwritten_workspace[(1,)](Buffer("float32", 100), Buffer("float32", 128, "uninit"), Buffer("float32", 1, "uninit"), 100,
+    wrong_unwritten_workspace[(1,)](f32(100), f32(128, "uninit"), f32(1, "uninit"), 100,
                                     BLOCK=128)
 
 
@@ -1095,21 +1111,23 @@ def wrong_in_place_transpose(x_ptr, N: tl.constexpr, BLOCK: tl.constexpr):
 
 @launch
 def _():
-    wrong_in_place_transpose[(2, 2)](Buffer("float32", (64, 64)), N=64, BLOCK=32)
+    wrong_in_place_transpose[(2, 2)](f32((64, 64)), N=64, BLOCK=32)
 
 
 @triton.jit
-def wrong_split_k_stores(a_ptr, b_ptr, c_ptr, n, k, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr):
+def wrong_split_k_stores(a_ptr, b_ptr, c_ptr, n, k, BM: tl.constexpr,
+                         BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr):
     rows = tl.arange(0, BM)
     cols = tl.arange(0, BN)
     acc = tl.zeros((BM, BN), dtype=tl.float32)
     for i in range(tl.program_id(0), k // BK, SPLIT):
         ks = i * BK + tl.arange(0, BK)
-        acc = tl.dot(tl.load(a_ptr + rows[:, None] * k + ks[None, :]), tl.load(b_ptr + ks[:, None] * n + cols[None, :]), acc)
+        acc = tl.dot(tl.load(a_ptr + rows[:, None] * k + ks[None, :]),
+                     tl.load(b_ptr + ks[:, None] * n + cols[None, :]), acc)
     tl.store(c_ptr + rows[:, None] * n + cols[None, :], acc)  # finding: race
 
 
 @launch
 def _():
-    wrong_split_k_stores[(2,)](Buffer("float16", (32, 256)), Buffer("float16", (256, 32)), Buffer("float32", (32, 32), "uninit"), 32,
+    wrong_split_k_stores[(2,)](f16((32, 256)), f16((256, 32)), f32((32, 32), "uninit"), 32,
                                256, BM=32, BN=32, BK=32, SPLIT=2)

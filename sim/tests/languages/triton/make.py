@@ -9,6 +9,7 @@ import inspect
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
@@ -45,6 +46,10 @@ class Buffer:
 
     def ptr_range(self):
         return 0
+
+
+f32, f16, bf16 = (partial(Buffer, dtype) for dtype in ("float32", "float16", "bfloat16"))
+i8, u8, i32, i64 = (partial(Buffer, dtype) for dtype in ("int8", "uint8", "int32", "int64"))
 
 
 def Descriptor(buffer, block_shape):
@@ -90,8 +95,8 @@ class Launcher:
             numbers = lambda values: ",".join(str(v) for v in values)
             strides = [stride * fields["elem_size"] for stride in value.strides[:-1]]
             swizzle = ["none", "32", "64", "128"][fields["swizzle"]]
-            text = ":".join(["tmap", f"BUFFER", MAP_TYPES[fields["elem_type"]], numbers(value.shape[::-1]), numbers(strides[::-1]),
-                             numbers(fields["block_size"][::-1]), swizzle])
+            sizes = [numbers(values[::-1]) for values in (value.shape, strides, fields["block_size"])]
+            text = ":".join(["tmap", "BUFFER", MAP_TYPES[fields["elem_type"]], *sizes, swizzle])
             text = text.replace("BUFFER", "BUFFER" + " " * len(buffers_of_maps))
             buffers_of_maps.append((text, value.base.spec))
             return [text, *shape]
@@ -164,7 +169,8 @@ def main():
             ptx = []
             triton.knobs.runtime.jit_post_compile_hook = lambda **keys: None
             compiled = triton.compiler.CompiledKernel.__init__
-            triton.compiler.CompiledKernel.__init__ = lambda self, *args: (compiled(self, *args), ptx.append(self.asm["ptx"]))[0]
+            triton.compiler.CompiledKernel.__init__ = lambda self, * \
+                args: (compiled(self, *args), ptx.append(self.asm["ptx"]))[0]
             function()
             triton.compiler.CompiledKernel.__init__ = compiled
             metadata, grid, parameters = Launcher.record
@@ -172,7 +178,8 @@ def main():
             file = f"{name or metadata.name}.{arch}.ptx"
             (FOLDER / file).write_text(stripped(ptx[-1]))
             finding = expected_finding(getattr(kernels, metadata.name).fn)
-            words = [f"1 {finding}" if finding else "0", f"triton/{file}", "--arch", arch, "--grid", ",".join(map(str, grid))]
+            words = [f"1 {finding}" if finding else "0", f"triton/{file}",
+                     "--arch", arch, "--grid", ",".join(map(str, grid))]
             words += ["--block", str(32 * metadata.num_warps)]
             words += ["--smem", str(metadata.shared)] if metadata.shared else []
             cases.append(" ".join(words + [f"--arg {parameter.replace(' ', '')}" for parameter in parameters]))
