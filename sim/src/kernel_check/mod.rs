@@ -17,7 +17,8 @@
 //! let source = Source::Text { name: "shift".into(), text: text.into() };
 //! let output = NamedArgument::bytes("x", vec![0; 4]);
 //! let check = KernelCheck { block: [2, 1, 1], arguments: vec![output], ..KernelCheck::new(source) };
-//! let report = check.prepare()?.check()?;
+//! let prepared = check.prepare()?;
+//! let report = prepared.check()?;
 //! let race = report.findings().next().expect("a race");
 //! assert_eq!((race.kind.name(), race.position.ptx_line), ("race", 4));
 //! assert!(report.buffer("x").is_some());
