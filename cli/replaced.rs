@@ -18,7 +18,7 @@ use reel_support::diagnostic::input;
 use crate::fail::{failed, usage_error};
 
 /// Names of options for a file to write.
-const OUTPUT_FILES: [&str; 4] = ["out", "output", "html", "trace"];
+const OUTPUT_FILES: [&str; 6] = ["out", "output", "html", "trace", "sarif", "speedscope"];
 
 /// Commands whose `--out` is a folder.
 const WRITES_FOLDER: [&str; 7] = ["curate", "demo", "grpo", "init", "man", "merge", "sft"];

@@ -19,7 +19,7 @@
 //! reads one of its registers.
 
 use super::{Agent, AsyncOpId, AsyncOperationTable, MemorySpace, OwnerKey, VectorClock, WarpVectorClocks};
-use crate::matrix::tcgen05::{COLUMNS, GROUP_LANES, LANES, MmaShape, Region};
+use crate::matrix::tcgen05::shape::{COLUMNS, GROUP_LANES, LANES, MmaShape, Region};
 
 /// What an access to tensor memory does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,22 +15,16 @@
 //! Source: PTX ISA, "TensorCore 5th Generation Family Instructions": instruction descriptor, data path layout
 //! organization, shape of the matrices.
 
+pub mod shape;
 #[cfg(test)]
 mod tests;
 mod transfer;
 
+pub use shape::{COLUMNS, GROUP_LANES, LANES, MmaShape, Region};
 pub use transfer::TransferShape;
 
 use super::format::{AccumulatorFormat, ElementFormat, f16_bits_to_f32, f32_to_f16_bits, unpack_to_f32};
 use super::wgmma::{DescriptorError, SharedOperand};
-use std::ops::Range;
-
-/// Number of lanes of tensor memory.
-pub const LANES: usize = 128;
-/// Number of columns of tensor memory.
-pub const COLUMNS: usize = 512;
-/// Number of lanes in a group: all accesses cover whole groups of lanes.
-pub const GROUP_LANES: usize = 16;
 
 /// The kind of a `tcgen05.mma` (`.kind`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,34 +72,6 @@ pub enum MmaError {
         what: &'static str,
     },
 }
-
-/// A product D = ±A·B + D of one or two blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct MmaShape {
-    /// Number of blocks that compute the product: 1 or 2.
-    pub blocks: u32,
-    /// Rows of A and D, of all blocks.
-    pub m: u32,
-    /// Columns of B and D, of all blocks.
-    pub n: u32,
-    /// Format of A's elements.
-    pub a: ElementFormat,
-    /// Format of B's elements.
-    pub b: ElementFormat,
-    /// Format of D's elements.
-    pub accumulator: AccumulatorFormat,
-    /// Whether s32 sums clamp instead of wrapping.
-    pub saturate: bool,
-    /// Whether exactly one of A and B is negated.
-    pub negate: bool,
-    /// Whether A in shared memory is M-major.
-    pub transpose_a: bool,
-    /// Whether B is N-major.
-    pub transpose_b: bool,
-}
-
-/// Lanes and columns of tensor memory: a mask of the eight groups of 16 lanes, and the columns in each of them.
-pub type Region = (u8, Range<u32>);
 
 impl MmaShape {
     /// Decodes an instruction descriptor.
