@@ -2,7 +2,7 @@
 
 use super::descriptor_rank::LeadingOffsets;
 use super::effects::apply_copy_effect;
-use super::tcgen05::TensorCore;
+use super::tcgen05::queue::TensorCore;
 use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::grid::GridState;
 use crate::exec::launch::CompletionTiming;

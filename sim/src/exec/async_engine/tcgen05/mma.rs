@@ -1,6 +1,6 @@
 //! Issues `tcgen05.mma` and `tcgen05.commit`: checks the operands and queues the product or the arrival.
 
-use super::pipe::{PipeItem, ProductOperand, QueuedProduct};
+use super::queue::{PipeItem, ProductOperand, QueuedProduct};
 use super::{blocks_of_group, check_group, issuing_lane};
 use crate::exec::async_engine::AsyncEngine;
 use crate::exec::context::{InstructionContext, NextAction};

@@ -13,6 +13,7 @@
 mod allocation;
 mod mma;
 mod pipe;
+pub(super) mod queue;
 mod report;
 mod transfer;
 
@@ -22,18 +23,8 @@ use crate::exec::memory_system::MemorySystem;
 use crate::finding::FindingKind;
 use crate::order::TensorAccessId;
 use crate::program::op::{Op, Tcgen05};
-use pipe::TensorPipe;
 
 pub use allocation::report_leaked_tensor_memory;
-
-/// The state that `tcgen05` instructions share.
-#[derive(Debug, Default)]
-pub struct TensorCore {
-    /// The queues of products and arrivals that have not been executed, one per thread; none is empty.
-    pub(super) pipes: Vec<TensorPipe>,
-    /// Whether the kernel has `tcgen05.fence` instructions; `None` until the first instruction that needs to know.
-    has_fences: Option<bool>,
-}
 
 impl AsyncEngine {
     /// Executes a `tcgen05` instruction.

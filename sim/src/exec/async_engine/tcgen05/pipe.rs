@@ -1,67 +1,15 @@
 //! The pipe of a thread: products and the arrivals of `tcgen05.commit`, which are executed in order.
 
+use super::queue::{PipeItem, ProductOperand, QueuedProduct, TensorPipe};
 use crate::exec::async_engine::AsyncEngine;
 use crate::exec::async_engine::engine::completes_at_issue;
 use crate::exec::context::InstructionContext;
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
-use crate::exec::state::mbarrier::{ArrivalClocks, MbarrierLocation};
-use crate::finding::{FindingKind, FindingSite};
+use crate::exec::state::mbarrier::ArrivalClocks;
+use crate::finding::FindingKind;
 use crate::layout::FIRST_SHARED_ADDRESS;
-use crate::matrix::tcgen05::MmaShape;
-use crate::matrix::wgmma::SharedOperand;
-use crate::order::{AsyncOpId, VectorClock};
 use std::collections::VecDeque;
-
-/// The products and arrivals of one thread that have not been executed.
-#[derive(Debug)]
-pub struct TensorPipe {
-    /// Slot of the thread's block, its warp and its lane.
-    thread: (u32, u32, u32),
-    items: VecDeque<PipeItem>,
-}
-
-/// An entry of a pipe.
-#[derive(Debug)]
-pub(super) enum PipeItem {
-    /// A product.
-    Product(Box<QueuedProduct>),
-    /// An arrival at mbarriers, which observes the completion of the operation `op` and of those before it.
-    Arrive {
-        /// The operation of the products before the commit; `None` if there are none.
-        op: Option<AsyncOpId>,
-        mbarriers: Vec<MbarrierLocation>,
-        /// What the thread knew: its products are ordered after it, and so is the arrival.
-        clock: VectorClock,
-        /// The commit.
-        site: FindingSite,
-    },
-}
-
-/// A product that was issued.
-#[derive(Debug)]
-pub(super) struct QueuedProduct {
-    pub shape: MmaShape,
-    /// Slots of the blocks that compute the product, by rank.
-    pub slots: Vec<u32>,
-    pub a: ProductOperand,
-    pub b: SharedOperand,
-    /// Address of D in tensor memory.
-    pub d: u32,
-    /// The factor of the old D; `None` if it is not added.
-    pub scale_d: Option<f32>,
-    /// Masks of lanes that are not written: empty, or four words per block.
-    pub disabled_lanes: Vec<u32>,
-}
-
-/// Operand A of a product.
-#[derive(Debug)]
-pub(super) enum ProductOperand {
-    /// In shared memory.
-    Shared(SharedOperand),
-    /// In tensor memory, at this address.
-    Tensor(u32),
-}
 
 impl AsyncEngine {
     /// Adds an item to the pipe of `lane`, or executes the pipe at once, as the run's completion timing says.
