@@ -92,8 +92,8 @@ check_crates() {
     local folder=$1 file
     say "packing the crates"
     rm -rf "$folder"
-    cargo package --workspace --exclude reel-benches --exclude reel-fuzz --locked --no-verify --allow-dirty --quiet \
-        --target-dir "$folder" 2>"$folder.log" || die "dist: cargo package failed: $(grep -m 1 '^error' "$folder.log")"
+    cargo package --workspace --exclude reel-benches --exclude reel-fuzz --exclude reel-python --locked --no-verify \
+        --allow-dirty --quiet --target-dir "$folder" 2>"$folder.log" || die "dist: cargo package failed: $(grep -m 1 '^error' "$folder.log")"
     for file in "$folder"/package/*.crate; do
         [ "$(stat -c %s "$file")" -le 10000000 ] ||
             die "dist: $file is larger than 10 MB; leave files out in its Cargo.toml"
