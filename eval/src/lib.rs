@@ -15,7 +15,6 @@ mod compare;
 mod extraction;
 mod interval;
 mod load;
-mod option_letter;
 pub mod predict;
 mod prediction;
 mod row;

@@ -4,8 +4,8 @@
 //! Scores follow the evaluation scripts of VideoRFT and Video-R1 ([`Extraction::Tags`]).
 
 use reel_samples::rewards::{
-    ProblemType, check_solution, extract_answer, free_form_accuracy, multiple_choice_accuracy, numerical_accuracy,
-    ocr_accuracy, parse_json_object, parse_number, string_field,
+    ProblemType, accuracy_reward, check_solution, extract_answer, mean_relative_accuracy, parse_json_object,
+    string_field,
 };
 use reel_support::diagnostic::Diagnostic;
 use serde_json::Value;
@@ -106,7 +106,8 @@ impl Prediction {
 
     /// Whether the score may be between 0 and 1, as in problems whose answer can be partly right.
     pub fn has_partial_score(&self) -> bool {
-        matches!(self.problem_type, Some(ProblemType::Regression | ProblemType::Ocr | ProblemType::FreeForm))
+        use ProblemType::{Boolean, Math, MultipleChoice, Numerical};
+        self.problem_type.is_some_and(|kind| !matches!(kind, MultipleChoice | Numerical | Boolean | Math))
     }
 
     /// Returns the answer in the output, in the form that is compared with the solution.
@@ -114,35 +115,20 @@ impl Prediction {
         extraction.answer(&self.output, self.problem_type, &self.options)
     }
 
-    /// Returns the score from 0 to 1. OCR and free-form problems, which do not occur in the built-in benchmarks, score
-    /// as in training ([`reel_samples::rewards::accuracy_reward`]). An unknown kind of problem and a row with an
-    /// `error` score 0.
+    /// Returns the score from 0 to 1: mean relative accuracy for regression problems, for others as in training
+    /// ([`accuracy_reward`]). An unknown kind of problem and a row with an `error` score 0.
     pub fn score(&self, extraction: Extraction) -> f32 {
         if self.error.is_some() {
             return 0.0;
         }
-        let (answer, truth) = (self.answer(extraction), extract_answer(&self.solution));
+        let answer = self.answer(extraction);
         match self.problem_type {
-            Some(ProblemType::MultipleChoice) => multiple_choice_accuracy(answer, truth) as f32,
-            Some(ProblemType::Numerical) => numerical_accuracy(answer, truth) as f32,
-            Some(ProblemType::Regression) => mean_relative_accuracy(answer, truth),
-            Some(ProblemType::Ocr) => ocr_accuracy(answer, truth) as f32,
-            Some(ProblemType::FreeForm) => free_form_accuracy(answer, truth) as f32,
-            None => 0.0,
+            Some(ProblemType::Regression) => {
+                mean_relative_accuracy(answer, extract_answer(&self.solution)).unwrap_or(0.0)
+            }
+            kind => accuracy_reward(kind, &format!("<answer>{answer}</answer>"), &self.solution),
         }
     }
-}
-
-/// Mean relative accuracy (J. Yang et al., "Thinking in Space", 2024): the fraction of the thresholds 0.5, 0.55, …,
-/// 0.95 with `|answer - truth| / (|truth| + 1e-8) < 1 - threshold`, in f32 as in the evaluation scripts; 0 if the
-/// answer or the truth is not a number.
-fn mean_relative_accuracy(answer: &str, truth: &str) -> f32 {
-    let (Some(answer), Some(truth)) = (parse_number(answer), parse_number(truth)) else { return 0.0 };
-    let (answer, truth) = (answer as f32, truth as f32);
-    let error = (answer - truth).abs() / (truth.abs() + 1e-8);
-    // The evaluation scripts use torch.arange, which computes in f64 and rounds each threshold to f32.
-    let thresholds = (0..10).map(|i| (0.5 + 0.05 * f64::from(i)) as f32);
-    thresholds.filter(|threshold| error < 1.0 - threshold).count() as f32 / 10.0
 }
 
 #[cfg(test)]

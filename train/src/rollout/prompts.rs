@@ -13,6 +13,7 @@ use reel_samples::feed::SampleSource;
 use reel_samples::media_files::{ReadMediaFiles, local_files};
 use reel_samples::order::mixture::Mixture;
 use reel_samples::reward_columns::prepare_reward_columns;
+use reel_samples::rewards::AnswerRules;
 use reel_samples::rows::PromptContent;
 use reel_samples::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
 use reel_samples::source::DataSource;
@@ -89,6 +90,8 @@ pub struct PromptSource {
     parity: Recipe,
     /// Whether the options specify a reward command or a reward URL.
     custom_reward: bool,
+    /// The rules that score answers, which may need columns of a row.
+    answers: AnswerRules,
     /// The `--rollouts` file. If it is given, the run goes through the lines of this file instead of the data rows.
     given: Option<RolloutFile>,
     lengths: Mutex<ExpectedLengths>,
@@ -106,7 +109,7 @@ impl PromptSource {
             Some(path) => Some(RolloutFile::open(path, options, data.len(), &bundle.config)?),
             None => None,
         };
-        let second_per_grid = if options.parity == Recipe::Paper { SecondPerGrid::True } else { SecondPerGrid::One };
+        let second_per_grid = if options.parity.follows_papers() { SecondPerGrid::True } else { SecondPerGrid::One };
         Ok(Self {
             data,
             bundle,
@@ -115,6 +118,7 @@ impl PromptSource {
             files: ReadMediaFiles::default(),
             parity: options.parity,
             custom_reward: options.has_custom_reward(),
+            answers: options.answer_rules(),
             given,
             lengths: Mutex::new(ExpectedLengths::default()),
         })
@@ -152,7 +156,8 @@ impl PromptSource {
         let (content, mut columns) =
             self.data.add_location_to_error(row, self.data.row(row)?.prompt_and_columns(self.parity))?;
         if self.given.is_none() {
-            self.data.add_location_to_error(row, prepare_reward_columns(&mut columns, self.custom_reward))?;
+            let checked = prepare_reward_columns(&mut columns, self.custom_reward, self.answers);
+            self.data.add_location_to_error(row, checked)?;
         }
         Ok((content, columns))
     }

@@ -13,7 +13,7 @@ use reel_runtime::{Cx, Tensor, ops};
 use super::packing::PackedGroups;
 use crate::Result;
 use crate::metrics::GrpoMetrics;
-use crate::options::{GrpoOptions, ImportanceSamplingLevel, LossType, Recipe};
+use crate::options::{GrpoOptions, ImportanceSamplingLevel, LossType};
 use crate::rollout::group::{Rollout, RolloutSet};
 use crate::step::trainer::{StepResult, StepTotals, Trainer};
 
@@ -190,7 +190,7 @@ fn grpo_inputs(
         beta: options.beta as f32,
         // The code of VideoRFT and of Video-R1 limits the log ratio between reference and policy to ±10 in the KL
         // term. TRL's code has no limit.
-        kl_limit: if options.parity == Recipe::Paper { f32::INFINITY } else { 10.0 },
+        kl_limit: if options.parity.follows_papers() { f32::INFINITY } else { 10.0 },
     })
 }
 

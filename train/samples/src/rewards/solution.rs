@@ -4,7 +4,10 @@
 use reel_support::diagnostic::Diagnostic;
 
 use crate::rewards::ProblemType;
+use crate::rewards::accuracy::score_answer;
 use crate::rewards::answer::extract_answer;
+use crate::rewards::malformed::Malformed;
+use crate::rewards::problem::{AnswerRules, ProblemFields};
 use crate::rewards::python_number::parse_number;
 
 /// Checks that the solution of a problem has an answer that can be compared with a completion's answer, by the
@@ -13,7 +16,8 @@ use crate::rewards::python_number::parse_number;
 /// # Errors
 /// The kind of problem is unknown (`None`); the solution has no text in `<answer>` tags; the problem asks for a number
 /// and the solution is not a number, or is NaN; the solution is infinite and the problem is scored by its relative
-/// error. The diagnostic's location is the name of the wrong field.
+/// error; the problem asks for times, boxes, points, or yes or no, and the solution has none. The diagnostic's location
+/// is the name of the wrong field.
 pub fn check_solution(kind: Option<ProblemType>, solution: &str) -> Result<(), Diagnostic> {
     let Some(kind) = kind else {
         let known = ProblemType::ALL.map(ProblemType::name).join(", ");
@@ -24,18 +28,39 @@ pub fn check_solution(kind: Option<ProblemType>, solution: &str) -> Result<(), D
     if truth.is_empty() {
         return Err(Diagnostic::new("solution", "has no answer in <answer> tags", "write <answer>…</answer>"));
     }
-    if !matches!(kind, ProblemType::Numerical | ProblemType::Regression) {
-        return Ok(());
-    }
-    let fault = match parse_number(truth) {
-        None => "is not a number",
-        Some(number) if number.is_nan() => "is NaN",
-        Some(number) if number.is_infinite() && kind == ProblemType::Regression => "is infinite",
-        Some(_) => return Ok(()),
+    let fault = match (kind, parse_number(truth)) {
+        (ProblemType::Numerical | ProblemType::Regression, None) => Some("is not a number"),
+        (ProblemType::Numerical | ProblemType::Regression, Some(number)) if number.is_nan() => Some("is NaN"),
+        (ProblemType::Regression, Some(number)) if number.is_infinite() => Some("is infinite"),
+        _ => unusable_truth(kind, truth),
     };
+    let Some(fault) = fault else { return Ok(()) };
     let shown: String = truth.chars().take(40).collect();
     let what = format!("`{shown}` {fault}, but the problem_type is {}", kind.name());
-    Err(Diagnostic::new("solution", what, "write a number in the <answer> tags, or change the problem_type"))
+    let help = match kind {
+        ProblemType::Numerical | ProblemType::Regression => "write a number in the <answer> tags",
+        _ => "write the truth in a form that answers may have",
+    };
+    Err(Diagnostic::new("solution", what, format!("{help}, or change the problem_type")))
+}
+
+/// What is wrong with a truth that no answer can match: an answer of the same text would be malformed.
+fn unusable_truth(kind: ProblemType, truth: &str) -> Option<&'static str> {
+    let fields = ProblemFields::default();
+    let tagged = format!("<answer>{truth}</answer>");
+    match score_answer(Some(kind), &tagged, &tagged, &fields, AnswerRules::default()).err()? {
+        Malformed::NoAnswer => Some("is empty"),
+        Malformed::NoTime => Some("has no time"),
+        Malformed::ReversedTime => Some("ends before it starts"),
+        Malformed::NoBox => Some("has not one box"),
+        Malformed::NoFrames => Some("has no boxes by frame"),
+        Malformed::NoPoints => Some("has not three positive and three negative points"),
+        Malformed::NoBoolean => Some("is neither yes nor no"),
+        Malformed::NoOption => Some("is no option"),
+        Malformed::NoNumber => Some("is not a number"),
+        // Several segments are a truth of the default rule.
+        Malformed::SeveralTimes => None,
+    }
 }
 
 #[cfg(test)]
