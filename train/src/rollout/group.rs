@@ -30,7 +30,8 @@ pub struct CompletionTokens {
     /// `<|im_end|>`; 0 if `--mask-truncated-completions` excludes the completion.
     #[serde(rename = "counted")]
     pub learned_len: usize,
-    /// Log-probability of each token under the weights that sampled it; empty for completions of a `--rollouts` file.
+    /// Log-probability of each token under the weights that sampled it; empty for completions of a
+    /// `--rollouts` file and offline answers.
     pub log_probs: Vec<f32>,
 }
 

@@ -22,6 +22,7 @@ use serde_json::{Map, Value};
 
 use super::expected_lengths::ExpectedLengths;
 use super::given::{RolloutFile, RolloutLine};
+use super::offline::offline_texts;
 use crate::error::{Error, Result};
 use crate::options::{GrpoOptions, Recipe};
 use crate::setup::DataSetup;
@@ -92,6 +93,8 @@ pub struct PromptSource {
     custom_reward: bool,
     /// The rules that score answers, which may need columns of a row.
     answers: AnswerRules,
+    /// The number of completions of a group, and the maximum tokens of one.
+    completion_limits: (usize, usize),
     /// The `--rollouts` file. If it is given, the run goes through the lines of this file instead of the data rows.
     given: Option<RolloutFile>,
     lengths: Mutex<ExpectedLengths>,
@@ -119,6 +122,7 @@ impl PromptSource {
             parity: options.parity,
             custom_reward: options.has_custom_reward(),
             answers: options.answer_rules(),
+            completion_limits: (options.num_generations, options.max_completion_length),
             given,
             lengths: Mutex::new(ExpectedLengths::default()),
         })
@@ -127,6 +131,11 @@ impl PromptSource {
     /// The tokens that end a completion.
     pub fn end_tokens(&self) -> EndTokens {
         EndTokens { turn: self.bundle.tokenizer.token_to_id("<|im_end|>"), stop: self.bundle.stop_token_ids().to_vec() }
+    }
+
+    /// The number of completions of a group, and the maximum tokens of one.
+    pub fn completion_limits(&self) -> (usize, usize) {
+        self.completion_limits
     }
 
     /// The config of the model.
@@ -157,6 +166,7 @@ impl PromptSource {
             self.data.add_location_to_error(row, self.data.row(row)?.prompt_and_columns(self.parity))?;
         if self.given.is_none() {
             let checked = prepare_reward_columns(&mut columns, self.custom_reward, self.answers);
+            let checked = checked.and_then(|()| offline_texts(&columns).map(drop));
             self.data.add_location_to_error(row, checked)?;
         }
         Ok((content, columns))
@@ -238,7 +248,12 @@ impl PromptSource {
                 tokenize_text_with_media(&self.bundle, text, LoadedMedia::default(), &location)?
             }
         };
-        Ok(Prompt { row, location, tokens: Arc::new(tokens), content: content.into_json(), columns, given: None })
+        let (tokens, content) = (Arc::new(tokens), content.into_json());
+        let prompt = Prompt { row, location, tokens, content, columns, given: None };
+        if self.given.is_none() {
+            self.data.add_location_to_error(row, self.offline_completions(&prompt).map(drop))?;
+        }
+        Ok(prompt)
     }
 }
 

@@ -222,17 +222,22 @@ impl<'a> RolloutWorker<'a> {
             return Ok(Vec::new());
         }
         let sampled = self.sampler.sample_completions(&inputs, n, round, || {})?;
-        let texts = |prompt: &ModelInput, all: &[Completion]| {
-            all.iter().map(|c| self.prompts.decode_completion(prompt, &c.ids)).collect()
-        };
+        let text = |prompt: &ModelInput, ids: &[u32]| self.prompts.decode_completion(prompt, ids);
         let (ends, mask) = (self.prompts.end_tokens(), self.options.mask_truncated_completions);
         let tokens = |c: Completion| CompletionTokens::new(c.ids, c.log_probs, &ends, mask);
-        let rollouts = own().zip(sampled).map(|((_, prompt), (completions, shuffled))| Rollout {
-            prompt: prompt.clone(),
-            texts: texts(&prompt.tokens, &completions),
-            shuffled_texts: texts(&prompt.tokens, &shuffled),
-            completions: completions.into_iter().map(tokens).collect(),
-            scores: Scores::default(),
+        let rollouts = own().zip(sampled).map(|((_, prompt), (completions, shuffled))| {
+            let mut completions: Vec<CompletionTokens> = completions.into_iter().map(tokens).collect();
+            // The answers were checked when the row was read.
+            let offline = self.prompts.offline_completions(prompt).unwrap_or_default();
+            completions.truncate(completions.len().saturating_sub(offline.len()));
+            completions.extend(offline.into_iter().map(|ids| CompletionTokens::new(ids, Vec::new(), &ends, mask)));
+            Rollout {
+                prompt: prompt.clone(),
+                texts: completions.iter().map(|c| text(&prompt.tokens, &c.ids)).collect(),
+                shuffled_texts: shuffled.iter().map(|c| text(&prompt.tokens, &c.ids)).collect(),
+                completions,
+                scores: Scores::default(),
+            }
         });
         Ok(rollouts.collect())
     }

@@ -6,7 +6,6 @@ use reel_support::diagnostic::Diagnostic;
 use crate::rewards::ProblemType;
 use crate::rewards::accuracy::score_answer;
 use crate::rewards::answer::extract_answer;
-use crate::rewards::malformed::Malformed;
 use crate::rewards::problem::{AnswerRules, ProblemFields};
 use crate::rewards::python_number::parse_number;
 
@@ -28,39 +27,24 @@ pub fn check_solution(kind: Option<ProblemType>, solution: &str) -> Result<(), D
     if truth.is_empty() {
         return Err(Diagnostic::new("solution", "has no answer in <answer> tags", "write <answer>…</answer>"));
     }
-    let fault = match (kind, parse_number(truth)) {
-        (ProblemType::Numerical | ProblemType::Regression, None) => Some("is not a number"),
-        (ProblemType::Numerical | ProblemType::Regression, Some(number)) if number.is_nan() => Some("is NaN"),
-        (ProblemType::Regression, Some(number)) if number.is_infinite() => Some("is infinite"),
-        _ => unusable_truth(kind, truth),
+    let is_number = matches!(kind, ProblemType::Numerical | ProblemType::Regression);
+    let fault = match parse_number(truth).filter(|_| is_number) {
+        None if is_number => "is not a number".to_string(),
+        Some(number) if number.is_nan() => "is NaN".into(),
+        Some(number) if number.is_infinite() && kind == ProblemType::Regression => "is infinite".into(),
+        Some(_) => return Ok(()),
+        None => {
+            // A truth that would be malformed as an answer cannot be matched.
+            let (fields, rules) = (ProblemFields::default(), AnswerRules::default());
+            let Err(reason) = score_answer(Some(kind), solution, solution, &fields, rules) else { return Ok(()) };
+            format!("cannot be read ({})", reason.name())
+        }
     };
-    let Some(fault) = fault else { return Ok(()) };
     let shown: String = truth.chars().take(40).collect();
     let what = format!("`{shown}` {fault}, but the problem_type is {}", kind.name());
-    let help = match kind {
-        ProblemType::Numerical | ProblemType::Regression => "write a number in the <answer> tags",
-        _ => "write the truth in a form that answers may have",
-    };
-    Err(Diagnostic::new("solution", what, format!("{help}, or change the problem_type")))
-}
-
-/// What is wrong with a truth that no answer can match: an answer of the same text would be malformed.
-fn unusable_truth(kind: ProblemType, truth: &str) -> Option<&'static str> {
-    let fields = ProblemFields::default();
-    let tagged = format!("<answer>{truth}</answer>");
-    match score_answer(Some(kind), &tagged, &tagged, &fields, AnswerRules::default()).err()? {
-        Malformed::NoAnswer => Some("is empty"),
-        Malformed::NoTime => Some("has no time"),
-        Malformed::ReversedTime => Some("ends before it starts"),
-        Malformed::NoBox => Some("has not one box"),
-        Malformed::NoFrames => Some("has no boxes by frame"),
-        Malformed::NoPoints => Some("has not three positive and three negative points"),
-        Malformed::NoBoolean => Some("is neither yes nor no"),
-        Malformed::NoOption => Some("is no option"),
-        Malformed::NoNumber => Some("is not a number"),
-        // Several segments are a truth of the default rule.
-        Malformed::SeveralTimes => None,
-    }
+    let form = if is_number { "a number" } else { "the truth as answers have it" };
+    let help = format!("write {form} in the <answer> tags, or change the problem_type");
+    Err(Diagnostic::new("solution", what, help))
 }
 
 #[cfg(test)]
