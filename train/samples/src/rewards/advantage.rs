@@ -178,7 +178,6 @@ mod tests {
         rules.of_step(&groups, &mut EmaMoments::default())
     }
 
-    /// The expected numbers were computed with numpy from the formulas of the papers.
     #[test]
     fn leave_one_out_subtracts_the_mean_of_the_others() {
         let scores = Scores { reward: vec![1.0, 0.0, 0.25, f32::NAN], ..Scores::default() };
@@ -192,6 +191,27 @@ mod tests {
         assert!(got.iter().zip(want).all(|(got, want)| (got - want).abs() < 1e-6), "{got:?}");
         let scaled = AdvantageRules { scale: ScaleRewards::Group, ..rules };
         assert!(scaled.validate().unwrap_err().to_string().starts_with("--advantage-estimator: is rloo"));
+    }
+
+    /// The expected numbers were computed in f64 from TRL's formula, with a deviation of divisor n - 1.
+    #[test]
+    fn each_reward_is_normalized_before_the_sum() {
+        let group = |accuracy: [f32; 3], format: [f32; 3], f: [f32; 3]| Scores {
+            accuracy: accuracy.into(),
+            format: format.into(),
+            custom: vec![("f".into(), f.into())],
+            reward: vec![1.0; 3],
+            ..Scores::default()
+        };
+        let groups = [
+            group([1.0, 0.0, 0.5], [1.0, 0.0, 1.0], [2.0, f32::NAN, 1.0]),
+            group([0.2, 0.2, 0.8], [0.0, 1.0, 1.0], [3.0, 1.0, 5.0]),
+        ];
+        let weights = RewardWeights::parse("format=0.25,f=0.5", &["f".to_string()]).unwrap();
+        let aggregation = RewardAggregation::NormalizeThenSum;
+        let got = step(&groups, &AdvantageRules { aggregation, weights, ..AdvantageRules::default() }).concat();
+        let want = [1.12868, -0.971023, -0.157657, -0.652518, -0.703041, 1.355559];
+        assert!(got.iter().zip(want).all(|(got, want)| (got - want).abs() < 1e-5), "{got:?}");
     }
 
     #[test]
