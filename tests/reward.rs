@@ -267,6 +267,43 @@ fn one_malformed_line_refuses_the_file() {
 }
 
 #[test]
+fn options_add_rewards_and_select_advantages() {
+    let workspace = Workspace::new();
+    let answer = |time: &str| format!("<think></think><answer>{time}</answer>");
+    let row = |step: u64| {
+        json!({"problem_type": "temporal grounding", "solution": "<answer>[0, 8]</answer>", "step": step,
+            "lengths": [10, 95], "completions": [answer("{\"time\": [0, 8]}"), answer("in the middle")]})
+    };
+    let rows = [row(7), row(3)].map(|row| row.to_string()).join("\n");
+    let options = ["--structure-reward", "--overlong-cache=10", "--max-completion-length=100", "--scale-rewards=ema"];
+    workspace.reward(&rows, &options).ok();
+    for got in workspace.output() {
+        assert_eq!((&got["structure"], &got["overlong"]), (&json!([0.5, 0.0]), &json!([0.0, -0.5])), "{got}");
+        assert_eq!((&got["reward"], &got["malformed"]), (&json!([2.5, 0.5]), &json!([null, "no_time"])), "{got}");
+        assert!(near(&got["advantage"], &json!([1.0, -1.0])), "{got}");
+    }
+    workspace.reward(&rows, &["--advantage-estimator=rloo", "--scale-rewards=none"]).ok();
+    assert_eq!(workspace.output()[0]["advantage"], json!([1.0, -1.0]));
+    workspace.reward(&rows, &["--multi-objective-aggregation=normalize_then_sum"]).ok();
+    let got = &workspace.output()[0]["advantage"];
+    assert!((got[0].as_f64().expect("a number") - 0.866).abs() < 1e-3, "{got}");
+    for (options, code, words) in [
+        (&["--ema-decay=1.5", "--scale-rewards=ema"][..], 2, &["--ema-decay: is 1.5; "][..]),
+        (&["--ema-guard=3"], 2, &["--ema-guard: is for --scale-rewards ema, which is not given; "]),
+        (&["--overlong-cache=200", "--max-completion-length=100"], 2, &["--overlong-cache: is 200, more than "]),
+        (&["--advantage-estimator=rloo"], 2, &["--advantage-estimator: is rloo, "]),
+        (
+            &["--multi-objective-aggregation=normalize_then_sum", "--scale-rewards=none"],
+            2,
+            &["--multi-objective-aggregation: is normalize_then_sum, but --scale-rewards"],
+        ),
+        (&["--temporal-iou=time-r1"], 1, &["in.jsonl:1: duration: is missing, "]),
+    ] {
+        workspace.reward(&rows, options).assert_refused(code, words);
+    }
+}
+
+#[test]
 fn very_long_answers_are_scored_quickly() {
     let words = "word ".repeat(200_000);
     let solution = format!("<answer>{}</answer>", "other ".repeat(50));
@@ -276,6 +313,18 @@ fn very_long_answers_are_scored_quickly() {
             json!({"problem_type": kind, "solution": solution, "completion": format!("<answer>{words}</answer>")});
         workspace.reward(row.to_string(), &[]).ok();
         assert_eq!(workspace.output()[0]["accuracy"], 0.0);
+    }
+    let (times, boxes) = ("1 to 2 and 1 ".repeat(50_000), "[1, 2, 3, {\"a\": 4 ".repeat(30_000));
+    for (kind, truth) in
+        [("temporal grounding", "[900, 901]"), ("spatial grounding", "[1, 2, 3, 4]"), ("math", "7"), ("boolean", "no")]
+    {
+        for text in [&words, &times, &boxes] {
+            let (solution, completion) = (format!("<answer>{truth}</answer>"), format!("<answer>{text}</answer>"));
+            let row = json!({"problem_type": kind, "solution": solution, "completion": completion});
+            let workspace = Workspace::new();
+            workspace.reward(row.to_string(), &[]).ok();
+            assert_eq!(workspace.output()[0]["accuracy"], 0.0, "{kind}");
+        }
     }
 }
 
