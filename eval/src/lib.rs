@@ -15,6 +15,7 @@ mod compare;
 mod extraction;
 mod interval;
 mod load;
+mod metrics;
 mod option_letter;
 pub mod predict;
 mod prediction;
@@ -25,8 +26,11 @@ mod task;
 pub use compare::{Comparison, ScoreDifference, compare_runs};
 pub use extraction::Extraction;
 pub use load::{DataFile, LoadedBenchmark, load_benchmark};
-pub use prediction::Prediction;
+pub use metrics::MetricScore;
+pub use prediction::{GroupMember, Prediction};
 pub use reel_support::error::{self, Result};
 pub use row::{BenchmarkRow, VideoClip};
-pub use score::{BenchmarkReport, CategoryScore, HeadlineScore, can_be_predictions_of, score_benchmark};
+pub use score::{
+    BenchmarkReport, CategoryScore, HeadlineScore, can_be_predictions_of, overall_score, score_benchmark,
+};
 pub use task::{Headline, OWN_ROWS, PublishedScore, Task};
