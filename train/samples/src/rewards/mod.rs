@@ -16,6 +16,7 @@ mod answer;
 mod built_in;
 mod custom;
 mod format;
+pub mod grounding;
 mod group;
 mod length;
 mod problem_type;

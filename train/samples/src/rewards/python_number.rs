@@ -18,7 +18,7 @@ pub fn parse_number(text: &str) -> Option<f64> {
 /// Python's `float(text)`: accepts signs, exponents, `inf`, `nan`, underscores between digits, digits of any script
 /// and surrounding white space. Numbers that are too large become infinite. Returns `None` where Python raises
 /// ValueError.
-fn parse_python_float(text: &str) -> Option<f64> {
+pub(crate) fn parse_python_float(text: &str) -> Option<f64> {
     let ascii: String =
         if text.is_ascii() { text.to_string() } else { text.chars().map(to_ascii).collect::<Option<_>>()? };
     // The characters are the white space of C's isspace. `to_ascii` has already replaced all other white space by
