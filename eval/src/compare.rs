@@ -132,11 +132,7 @@ impl RowPair<'_> {
     }
 }
 
-fn pairs<'a>(
-    task: &Task,
-    [a, b]: [&'a [Prediction]; 2],
-    extraction: Extraction,
-) -> Result<Vec<RowPair<'a>>> {
+fn pairs<'a>(task: &Task, [a, b]: [&'a [Prediction]; 2], extraction: Extraction) -> Result<Vec<RowPair<'a>>> {
     // Numbers the rows of each name. The n-th row of a name in one run is paired with the n-th row of this name in
     // the other run.
     fn named(rows: &[Prediction]) -> impl Iterator<Item = ((&str, usize), &Prediction)> {

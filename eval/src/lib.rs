@@ -21,6 +21,7 @@ pub mod predict;
 mod prediction;
 mod row;
 mod score;
+mod subtitles;
 mod task;
 
 pub use compare::{Comparison, ScoreDifference, compare_runs};
@@ -30,7 +31,6 @@ pub use metrics::MetricScore;
 pub use prediction::{GroupMember, Prediction};
 pub use reel_support::error::{self, Result};
 pub use row::{BenchmarkRow, VideoClip};
-pub use score::{
-    BenchmarkReport, CategoryScore, HeadlineScore, can_be_predictions_of, overall_score, score_benchmark,
-};
-pub use task::{Headline, OWN_ROWS, PublishedScore, Task};
+pub use score::{BenchmarkReport, CategoryScore, HeadlineScore, can_be_predictions_of, overall_score, score_benchmark};
+pub use subtitles::read_subtitles;
+pub use task::{Headline, OWN_ROWS, PublishedScore, Suite, Task};

@@ -459,7 +459,8 @@ fn csv_as_json_lines(path: &Path) -> Result<String> {
     let mut lines = String::from("\n");
     for record in reader.records() {
         let record = record.map_err(wrong)?;
-        let row: Map<String, Value> = names.iter().map(String::from).zip(record.iter().map(|text| json!(text))).collect();
+        let row: Map<String, Value> =
+            names.iter().map(String::from).zip(record.iter().map(|text| json!(text))).collect();
         lines.push_str(&format!("{}\n", Value::Object(row)));
     }
     Ok(lines)

@@ -86,10 +86,8 @@ fn means(values: &[MetricValue<'_>]) -> BTreeMap<String, MetricScore> {
     indices.extend(values.iter().map(|value| (&value.metric[..], 0)));
     indices.values_mut().enumerate().for_each(|(index, entry)| *entry = index);
     let row = |value: &'_ MetricValue<'_>| indices[&value.metric[..]];
-    let rows: Vec<ScoredRow<'_>> = values
-        .iter()
-        .map(|value| ScoredRow { cluster: value.video, group: row(value), score: value.value })
-        .collect();
+    let rows: Vec<ScoredRow<'_>> =
+        values.iter().map(|value| ScoredRow { cluster: value.video, group: row(value), score: value.value }).collect();
     let intervals = bootstrap_intervals(&rows, indices.len(), |totals| totals.iter().map(|t| t.mean()).collect());
     let mean = |(name, &index): (&&str, &usize)| {
         let own: Vec<f64> = rows.iter().filter(|row| row.group == index).map(|row| row.score).collect();
@@ -251,7 +249,9 @@ fn add_chain_means(scores: &mut BTreeMap<String, MetricScore>) {
         let chains = [1, 2].map(|chain| means.get(&format!("{of}_{chain}")).copied().flatten());
         means.insert(both.into(), chains.into_iter().sum::<Option<f64>>().map(|sum| sum / 2.0));
     }
-    scores.extend(means.into_iter().map(|(name, mean)| {
-        (name, MetricScore { score: mean.filter(|mean| mean.is_finite()), n: 0, ci95: None })
-    }));
+    scores.extend(
+        means
+            .into_iter()
+            .map(|(name, mean)| (name, MetricScore { score: mean.filter(|mean| mean.is_finite()), n: 0, ci95: None })),
+    );
 }

@@ -91,15 +91,17 @@ impl Prediction {
             let (name, part, kind) = (scalar("group")?, scalar("part")?, scalar("group_type")?);
             Ok(GroupMember { name, part, kind, structure: scalar("group_structure")?, level: scalar("level")? })
         });
-        let evidence = given("evidence")
-            .map(|value| segments(value).ok_or_else(|| wrong("evidence", "is not a list of starts and ends in seconds")));
-        let is_judged = |score: &f64| (0.0..=3.0).contains(score);
-        let judge = given("judge").map(|value| {
-            value.as_f64().filter(is_judged).ok_or_else(|| wrong("judge", "is not a number from 0 to 3"))
+        let evidence = given("evidence").map(|value| {
+            segments(value).ok_or_else(|| wrong("evidence", "is not a list of starts and ends in seconds"))
         });
+        let is_judged = |score: &f64| (0.0..=3.0).contains(score);
+        let judge = given("judge")
+            .map(|value| value.as_f64().filter(is_judged).ok_or_else(|| wrong("judge", "is not a number from 0 to 3")));
         let categories = match given("categories") {
             None => given("category").map(|_| text("category")).transpose()?.into_iter().collect(),
-            Some(value) => Vec::<String>::deserialize(value).map_err(|_| wrong("categories", "is not a list of texts"))?,
+            Some(value) => {
+                Vec::<String>::deserialize(value).map_err(|_| wrong("categories", "is not a list of texts"))?
+            }
         };
         Ok(Self {
             problem_type: ProblemType::parse(&text("problem_type")?).ok(),
@@ -260,7 +262,10 @@ mod tests {
         let row =
             json!({"problem_type": "multiple choice", "solution": "", "output": "", "error": "v.mp4: is missing"});
         let row = Prediction::from_json_line(&row.to_string()).unwrap();
-        assert_eq!((row.score(&Task::of_own_rows(), Extraction::Tags), row.error.as_deref()), (0.0, Some("v.mp4: is missing")));
+        assert_eq!(
+            (row.score(&Task::of_own_rows(), Extraction::Tags), row.error.as_deref()),
+            (0.0, Some("v.mp4: is missing"))
+        );
     }
 
     #[test]

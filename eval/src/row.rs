@@ -2,16 +2,14 @@
 //! are converted to this type.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use reel_samples::rewards::{ProblemType, Recipe, check_solution, extract_answer};
 use reel_support::diagnostic::Diagnostic;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::task::{
-    AnswerForm, AnswerOptions, Layout, RowRules, Task, Template, column, option_error, text_of_scalar,
-};
+use crate::task::{AnswerForm, AnswerOptions, Layout, RowRules, Task, Template, column, option_error, text_of_scalar};
 
 /// A question of a benchmark with its answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +36,10 @@ pub struct BenchmarkRow {
     pub video: Option<VideoClip>,
     /// Images (paths or data URIs) of the question. The prompt shows them after the video.
     pub images: Vec<String>,
+    /// The file with the video's subtitles, if there is one.
+    pub subtitle_file: Option<PathBuf>,
+    /// The text of the subtitles, which the prompt has before the question. `None`: the prompt has no subtitles.
+    pub subtitles: Option<String>,
 }
 
 /// A video or a part of it.
@@ -147,6 +149,8 @@ impl BenchmarkRow {
             scored: scored(&rules, columns),
             video,
             images: images.collect::<Result<_, _>>()?,
+            subtitle_file: subtitle_file(&rules, columns, media_root)?,
+            subtitles: None,
         })))
     }
 
@@ -195,6 +199,10 @@ impl BenchmarkRow {
         let images = self.images.iter().map(|image| json!({"type": "image", "image": image}));
         let options = (self.kind == ProblemType::MultipleChoice).then_some(&self.options[..]);
         let text = task.question_text(&self.question, options, self.kind.name(), recipe);
+        let text = match &self.subtitles {
+            Some(subtitles) => format!("This video's subtitles are listed below:\n{subtitles}\n{text}"),
+            None => text,
+        };
         let content: Vec<Value> = video.chain(images).chain([json!({"type": "text", "text": text})]).collect();
         let system = task.prompt.system.iter().map(|text| json!({"role": "system", "content": text}));
         system.chain([json!({"role": "user", "content": content})]).collect()
@@ -300,6 +308,21 @@ fn first_text(texts: &Option<Vec<Template>>, columns: &Map<String, Value>) -> Re
     texts.iter().flatten().find(has_columns).map_or(Ok(None), |text| text.fill(columns))
 }
 
+/// Returns the first file of the rule `subtitles` that exists.
+fn subtitle_file(
+    rules: &RowRules,
+    columns: &Map<String, Value>,
+    media_root: &Path,
+) -> Result<Option<PathBuf>, Diagnostic> {
+    for template in rules.subtitles.iter().flatten() {
+        let path = template.fill(columns)?.map(|path| media_root.join(path));
+        if let Some(path) = path.filter(|path| path.is_file()) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
 /// Returns the categories of a row: all that `categories` gives, else the one that `category` gives. No category occurs
 /// twice.
 fn categories(rules: &RowRules, columns: &Map<String, Value>) -> Result<Vec<String>, Diagnostic> {
@@ -328,7 +351,8 @@ fn scored(rules: &RowRules, columns: &Map<String, Value>) -> Map<String, Value> 
 /// several segments), or `{"boxes": {"TIMESTAMP": [X1, Y1, X2, Y2]}}`.
 fn grounding_answer(columns: &Map<String, Value>, rules: &RowRules, form: AnswerForm) -> Result<String, Diagnostic> {
     let name = source("answer", &rules.answer);
-    let wrong = |what: &str| Diagnostic::new(&name, what, "correct the row, or leave such rows out with --skip-bad-rows");
+    let wrong =
+        |what: &str| Diagnostic::new(&name, what, "correct the row, or leave such rows out with --skip-bad-rows");
     let template = rules.answer.as_ref().ok_or_else(|| wrong("is missing"))?;
     let value = match template.column_value(columns) {
         Some(value @ (Value::Array(_) | Value::Object(_))) => value.clone(),

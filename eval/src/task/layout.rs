@@ -143,6 +143,8 @@ pub struct RowRules {
     pub fps: Option<Template>,
     /// Columns with images (a path or a data URI), which are shown after the video.
     pub images: Option<Vec<String>>,
+    /// Paths of the video's subtitles relative to the media folder; the first file that exists is taken.
+    pub subtitles: Option<Vec<Template>>,
     /// If set, the row is left out of the benchmark's score for this reason.
     pub leave_out: Option<String>,
 }
@@ -217,6 +219,7 @@ impl RowRules {
             end,
             fps,
             images,
+            subtitles,
             leave_out,
         } = &mut self;
         replace(id, &more.id);
@@ -239,6 +242,7 @@ impl RowRules {
         replace(end, &more.end);
         replace(fps, &more.fps);
         replace(images, &more.images);
+        replace(subtitles, &more.subtitles);
         replace(leave_out, &more.leave_out);
         self
     }
@@ -268,10 +272,13 @@ impl Layout {
         for rules in std::iter::once(&self.row).chain(self.case.iter().map(|case| &case.row)) {
             all.extend(rules.images.iter().flatten().map(|name| one("images", name.as_str())));
             all.extend(rules.scored.iter().flatten().map(|(_, name)| one("scored", name.as_str())));
-            all.extend(rules.categories.iter().flatten().map(|template| OptionalColumns {
-                rule: "categories",
-                alternatives: vec![columns(template)],
-            }));
+            all.extend(
+                rules
+                    .categories
+                    .iter()
+                    .flatten()
+                    .map(|template| OptionalColumns { rule: "categories", alternatives: vec![columns(template)] }),
+            );
             let templates =
                 [("start", &rules.start), ("end", &rules.end), ("fps", &rules.fps), ("group", &rules.group)];
             for (rule, template) in templates {

@@ -15,6 +15,7 @@
 mod layout;
 mod options;
 mod reference;
+mod suite;
 mod template;
 
 use std::path::Path;
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 pub use layout::{AnswerForm, Layout, LookupColumn, OptionalColumns, RowRules, text_of_scalar};
 pub use options::{AnswerOptions, option_error};
 pub use reference::{FoundAnswer, ReferenceProtocol};
+pub use suite::Suite;
 pub use template::{Template, column};
 
 use self::options::text_without_letter;

@@ -163,7 +163,9 @@ impl AnswerRules {
     fn segment(&self, rule: &FindRule, text: &str) -> Option<String> {
         let matches = rule.pattern.captures_iter(text);
         let times: Vec<String> = matches
-            .flat_map(|found| found.iter().skip(1).flatten().map(|group| group.as_str().to_string()).collect::<Vec<_>>())
+            .flat_map(|found| {
+                found.iter().skip(1).flatten().map(|group| group.as_str().to_string()).collect::<Vec<_>>()
+            })
             .take(2)
             .collect();
         let [start, end] = &times[..] else { return None };

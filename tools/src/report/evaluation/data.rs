@@ -165,8 +165,8 @@ fn answer_data(benchmark: &BenchmarkAnswers, answer: &AnsweredRow) -> Value {
 }
 
 /// A score with at most three digits after the point.
-fn rounded(score: f32) -> Value {
-    match (f64::from(score) * 1000.0).round() {
+fn rounded(score: f64) -> Value {
+    match (score * 1000.0).round() {
         0.0 => json!(0),
         1000.0 => json!(1),
         other => json!(other / 1000.0),
