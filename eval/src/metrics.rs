@@ -255,3 +255,110 @@ fn add_chain_means(scores: &mut BTreeMap<String, MetricScore>) {
             .map(|(name, mean)| (name, MetricScore { score: mean.filter(|mean| mean.is_finite()), n: 0, ci95: None })),
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn row(output: &str, evidence: &[[u32; 2]]) -> Prediction {
+        let row = json!({"problem_type": "multiple choice", "solution": "<answer>A</answer>", "output": output,
+            "evidence": evidence});
+        Prediction::from_json_line(&row.to_string()).unwrap()
+    }
+
+    fn scores(name: &str, rows: &[Prediction]) -> BTreeMap<String, f64> {
+        let task = Task::from_names(name).unwrap().remove(0);
+        let scores = metric_scores(&task, rows, Extraction::Tags).unwrap();
+        scores.into_iter().map(|(name, metric)| (name, metric.score.unwrap())).collect()
+    }
+
+    #[test]
+    fn spans_without_length_are_inside_or_not() {
+        let of = |glue: &str| {
+            scores("nextgqa", &[row(&format!("<answer>A</answer><glue>{glue}</glue>"), &[[2, 6], [8, 9]])])
+        };
+        assert_eq!((of("[(3.0, 3.0)]")["miop"], of("[(3.0, 3.0)]")["miou"]), (1.0, 0.0));
+        assert_eq!((of("[(7, 7)]")["miop"], of("[(5, 3)]")["miop"], of("soon")["miou"]), (0.0, 0.0, 0.0));
+        assert_eq!((of("[(2, 6)]")["miou"], of("[(2, 6)]")["miou_union"], of("[(2, 6)]")["acc_gqa"]), (1.0, 0.8, 1.0));
+    }
+
+    #[test]
+    fn two_questions_of_one_step_do_not_end_a_chain() {
+        let score = |right: [u8; 4], structure| chain_score(&right.map(|right| right == 1), structure);
+        for (right, structure, want) in [
+            ([1, 1, 0, 1], "[1, 2, 3, 4]", 4.0 / 16.0),
+            ([1, 0, 1, 1], "[1, 2, 3, 4]", 1.0 / 16.0),
+            ([1, 0, 1, 1], "[1, [2, 3], 4]", 4.0 / 12.0),
+            ([1, 0, 0, 1], "[1, [2, 3], 4]", 1.0 / 12.0),
+            ([0, 0, 1, 1], "[1, [2, 3], 4]", 0.0),
+            ([0, 1, 1, 1], "[[1, 2], 3, 4]", 1.0 / 10.0),
+            ([1, 1, 1, 0], "[[1, 2], 3, 4]", 5.0 / 10.0),
+        ] {
+            assert_eq!(score(right, structure), Some(want), "{right:?} {structure}");
+        }
+        assert_eq!((score([1; 4], "[[1, 2], 3, 4]"), score([1; 4], "[4, 3]")), (Some(1.0), None));
+        assert_eq!((number_at_end("001-3"), number_at_end("a"), number_at_end("12")), (3, 0, 12));
+    }
+
+    proptest! {
+        /// Compares with the count of cells of a grid, on which all times are.
+        #[test]
+        fn ratios_equal_those_of_rasters(
+            spans in prop::collection::vec((0u32..40, 1u32..20), 1..4), start in 0u32..40, length in 1u32..20,
+        ) {
+            let truths: Vec<[u32; 2]> = spans.iter().map(|&(start, length)| [start, start + length]).collect();
+            let output = format!("<answer>B</answer><glue>[({start}, {})]</glue>", start + length);
+            let got = scores("nextgqa", &[row(&output, &truths)]);
+            let cells = |[start, end]: [u32; 2]| (start..end).collect::<std::collections::BTreeSet<u32>>();
+            let own = cells([start, start + length]);
+            let ratio = |a: usize, b: usize| a as f64 / b as f64;
+            let inside = |truth: [u32; 2]| own.intersection(&cells(truth)).count();
+            let iou = truths.iter().map(|&truth| {
+                // The authors divide by the length from the first start to the last end.
+                let hull = (start + length).max(truth[1]) - start.min(truth[0]);
+                ratio(inside(truth), if inside(truth) > 0 { hull as usize } else { 1 })
+            }).fold(0.0, f64::max);
+            let iop = truths.iter().map(|&truth| ratio(inside(truth), own.len())).fold(0.0, f64::max);
+            let union: std::collections::BTreeSet<u32> = truths.iter().flat_map(|&truth| cells(truth)).collect();
+            let of_union = ratio(own.intersection(&union).count(), own.union(&union).count());
+            prop_assert!((got["miou"] - iou).abs() < 1e-12 && (got["miop"] - iop).abs() < 1e-12);
+            prop_assert!((got["miou_union"] - of_union).abs() < 1e-12);
+            prop_assert_eq!(got["acc_gqa"], 0.0);
+        }
+
+        /// A higher threshold is never reached by more rows, and each share is within its interval.
+        #[test]
+        fn shares_fall_with_the_threshold(ends in prop::collection::vec(1u32..60, 1..12)) {
+            let rows: Vec<Prediction> = ends.iter().map(|end| {
+                let row = json!({"problem_type": "temporal grounding", "solution": "<answer>{\"time\": [0, 30]}</answer>",
+                    "output": format!("<answer>0 to {end}</answer>")});
+                Prediction::from_json_line(&row.to_string()).unwrap()
+            }).collect();
+            let task = Task::from_names("charadessta").unwrap().remove(0);
+            let scores = metric_scores(&task, &rows, Extraction::Tags).unwrap();
+            let score = |name: &str| scores[name].score.unwrap();
+            prop_assert!(score("r@0.3") >= score("r@0.5") && score("r@0.5") >= score("r@0.7"));
+            for metric in scores.values() {
+                let ([low, high], score) = (metric.ci95.unwrap(), metric.score.unwrap());
+                prop_assert!(low <= score && score <= high && metric.n == ends.len());
+            }
+            prop_assert!((score("miou") - crate::overall_score(&task, rows.iter(), Extraction::Tags)).abs() < 1e-12);
+        }
+
+        #[test]
+        fn chains_score_in_0_1_and_more_with_more_right_answers(
+            right in prop::array::uniform4(any::<bool>()), index in 0usize..4,
+            structure in prop::sample::select(vec!["[1,2,3,4]", "[1, [2, 3], 4]", "[[1,2],3,4]"]),
+        ) {
+            let score = |right: &[bool]| chain_score(right, structure).unwrap();
+            prop_assert!((0.0..=1.0).contains(&score(&right)));
+            let mut better = right;
+            better[index] = true;
+            // In a step of two questions, a right first answer does not count beside a right second one.
+            prop_assert!(score(&better) >= score(&right), "{:?} {:?}", right, better);
+        }
+    }
+}

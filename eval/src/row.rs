@@ -22,6 +22,8 @@ pub struct BenchmarkRow {
     pub question: String,
     /// The kind of problem.
     pub kind: ProblemType,
+    /// The text after the question that says what form the answer has, if the recipe has none for the kind of problem.
+    pub instruction: Option<String>,
     /// The options of a multiple-choice question as the model sees them: `A. red`.
     pub options: Vec<String>,
     /// The correct answer: the letter of an option, a number, or a text.
@@ -142,6 +144,7 @@ impl BenchmarkRow {
             id: needed("id", &rules.id)?,
             question,
             kind,
+            instruction: rules.instruction.clone(),
             options: options.shown,
             answer,
             categories: categories(&rules, columns)?,
@@ -198,7 +201,7 @@ impl BenchmarkRow {
         let video = self.video.iter().map(VideoClip::content_part);
         let images = self.images.iter().map(|image| json!({"type": "image", "image": image}));
         let options = (self.kind == ProblemType::MultipleChoice).then_some(&self.options[..]);
-        let text = task.question_text(&self.question, options, self.kind.name(), recipe);
+        let text = task.question_text(&self.question, options, (self.kind.name(), self.instruction.as_deref()), recipe);
         let text = match &self.subtitles {
             Some(subtitles) => format!("This video's subtitles are listed below:\n{subtitles}\n{text}"),
             None => text,

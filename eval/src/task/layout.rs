@@ -107,6 +107,8 @@ pub struct RowRules {
     pub question: Option<Template>,
     /// The kind of problem, such as `multiple choice` or `temporal grounding`.
     pub kind: Option<Template>,
+    /// The text after the question that says what form the answer has, if the recipe has none for the kind of problem.
+    pub instruction: Option<String>,
     /// Texts that are removed from the question.
     pub remove: Option<Vec<String>>,
     /// The column with the options: a list of texts, an object whose keys are letters, or a text with one option per
@@ -202,6 +204,7 @@ impl RowRules {
             id,
             question,
             kind,
+            instruction,
             remove,
             options,
             option_columns,
@@ -225,6 +228,7 @@ impl RowRules {
         replace(id, &more.id);
         replace(question, &more.question);
         replace(kind, &more.kind);
+        replace(instruction, &more.instruction);
         replace(remove, &more.remove);
         replace(options, &more.options);
         replace(option_columns, &more.option_columns);

@@ -305,11 +305,17 @@ impl Task {
     }
 
     /// Returns the text of the user's message: question and options in the task's template or, without one, in the
-    /// recipe's template.
-    pub fn question_text(&self, question: &str, options: Option<&[String]>, kind: &str, recipe: Recipe) -> String {
+    /// recipe's template. The recipe's template ends with its instruction for the kind of problem, else with the row's.
+    pub fn question_text(
+        &self,
+        question: &str,
+        options: Option<&[String]>,
+        (kind, instruction): (&str, Option<&str>),
+        recipe: Recipe,
+    ) -> String {
         match &self.prompt.template {
             None => {
-                let instruction = answer_instruction(kind).unwrap_or_default();
+                let instruction = answer_instruction(kind).or(instruction).unwrap_or_default();
                 question_text(question, options, instruction, recipe, QuestionTemplate::Evaluation)
             }
             Some(template) => {
@@ -392,6 +398,7 @@ fn line_of(text: &str, byte: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::reference::AnswerRules;
     use super::*;
 
     /// The page of evaluation has every key of a task file, and every name that is a value.
@@ -401,15 +408,24 @@ mod tests {
         let keys = page.split_once("### All keys of a task file").unwrap().1;
         let layout = |row: &str| format!("name = \"x\"\nfiles = []\ncolumns = []\n{row}");
         // A key or value that does not exist gives an error with all that do.
-        let tables: [Result<(), toml::de::Error>; 10] = [
+        let tables: [Result<(), toml::de::Error>; 19] = [
             toml::from_str::<Task>("zzz = 1").map(drop),
             toml::from_str::<PromptRules>("zzz = 1").map(drop),
             toml::from_str::<ScoreRules>("zzz = 1").map(drop),
             toml::from_str::<ScoreRules>("headline = \"zzz\"").map(drop),
             toml::from_str::<PublishedScore>("zzz = 1").map(drop),
+            toml::from_str::<ScoreRules>("groups = \"zzz\"").map(drop),
+            toml::from_str::<ScoreRules>("metrics = \"zzz\"").map(drop),
+            toml::from_str::<ReferenceProtocol>("zzz = 1").map(drop),
+            toml::from_str::<AnswerRules>("zzz = 1").map(drop),
+            toml::from_str::<AnswerRules>("sentences = { zzz = 1 }").map(drop),
+            toml::from_str::<AnswerRules>("find = [{ zzz = 1 }]").map(drop),
+            toml::from_str::<AnswerRules>("find = [{ pattern = \"a\", take = \"zzz\" }]").map(drop),
+            toml::from_str::<AnswerRules>("otherwise = \"zzz\"").map(drop),
             toml::from_str::<Layout>("zzz = 1").map(drop),
             toml::from_str::<Layout>(&layout("row = { zzz = 1 }")).map(drop),
             toml::from_str::<Layout>(&layout("derive = [{ zzz = 1 }]")).map(drop),
+            toml::from_str::<Layout>(&layout("lookup = [{ zzz = 1 }]")).map(drop),
             toml::from_str::<Layout>(&layout("[blocks]\nzzz = 1")).map(drop),
             toml::from_str::<Layout>(&layout("row = {}\n[[case]]\nzzz = 1")).map(drop),
         ];
@@ -471,11 +487,11 @@ row = { question = "{q}" }
     fn own_templates_replace_the_recipe() {
         let task = Task::parse("t.toml", TASK).unwrap();
         let options = ["A. x".to_string(), "B. y".to_string()];
-        let text = |question| task.question_text(question, Some(&options), "multiple choice", Recipe::Paper);
+        let text = |question| task.question_text(question, Some(&options), ("multiple choice", None), Recipe::Paper);
         assert_eq!(text("Why?"), "Q: Why?\nA. x\nB. y\nAnswer:");
         assert_eq!(text("{options}?"), "Q: {options}?\nA. x\nB. y\nAnswer:");
         let mmvu = Task::from_names("mmvu").unwrap().remove(0);
-        let text = mmvu.question_text("Why?", Some(&options), "multiple choice", Recipe::Paper);
+        let text = mmvu.question_text("Why?", Some(&options), ("multiple choice", None), Recipe::Paper);
         assert!(text.starts_with("Why?\nA. x\nB. y\n\nPlease think") && text.ends_with("</answer> tags."), "{text}");
     }
 

@@ -159,17 +159,13 @@ impl AnswerRules {
         }
     }
 
-    /// Returns the segment that the first two times of a form make, as `START to END`.
+    /// Returns the segment that the first two times of a form make, as `START to END` in seconds.
     fn segment(&self, rule: &FindRule, text: &str) -> Option<String> {
-        let matches = rule.pattern.captures_iter(text);
-        let times: Vec<String> = matches
-            .flat_map(|found| {
-                found.iter().skip(1).flatten().map(|group| group.as_str().to_string()).collect::<Vec<_>>()
-            })
-            .take(2)
-            .collect();
-        let [start, end] = &times[..] else { return None };
-        let is_reversed = self.sort_times && seconds(end) < seconds(start);
+        let matches: Vec<regex::Captures<'_>> = rule.pattern.captures_iter(text).take(2).collect();
+        let times = matches.iter().flat_map(|found| found.iter().skip(1).flatten());
+        let mut times = times.map(|time| seconds(time.as_str()));
+        let (start, end) = (times.next()?, times.next()?);
+        let is_reversed = self.sort_times && end < start;
         Some(if is_reversed { format!("{end} to {start}") } else { format!("{start} to {end}") })
     }
 }
@@ -199,4 +195,85 @@ fn named_option(text: &str, options: &[String]) -> Option<String> {
     let bare = |option: &str| text_without_letter(option).trim_matches(['.', ' ', '\n']).to_lowercase();
     let mut named = options.iter().filter(|option| lower.contains(&bare(option)));
     named.next().filter(|_| named.next().is_none()).and_then(|option| option.chars().next()).map(String::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Task;
+
+    fn find(name: &str, output: &str, options: &[&str]) -> FoundAnswer {
+        let options: Vec<String> = options.iter().map(|option| option.to_string()).collect();
+        let task = Task::from_names(name).unwrap().remove(0);
+        let kind = task.layouts[0].row.kind.as_ref().unwrap().to_string();
+        task.reference.unwrap().answer.find_answer(output, ProblemType::parse(&kind).ok(), &options)
+    }
+
+    /// The answers that the harnesses' own functions find in these texts.
+    #[test]
+    fn answers_are_those_of_the_harness() {
+        for (name, output, want) in [
+            ("longvideobench", "The answer is C.", "C"),
+            // The first capital letter counts, also in a word.
+            ("longvideobench", "Answer: B", "A"),
+            ("lvbench", "(B) a dog", "B"),
+            ("lvbench", "B", "B"),
+            ("lvbench", "Answer: B", "B"),
+            ("lvbench", "The answer is (C), I think.", "C"),
+            ("lvbench", "First (A), then (D) it was so", "D"),
+            ("lvbench", "none of them", ""),
+            ("lvbench", "\"C.\"", "C"),
+            ("motionbench", "<think>A or B</think>the answer is e", "E"),
+            ("motionbench", "it shows near", "E"),
+            ("motionbench", "none", "E"),
+            ("videomathqa", "The answer is B.", "B"),
+            ("videommev2", "**C**", "C"),
+            ("videommev2", "I think so.\nFinal Answer: h", "H"),
+            ("videommev2", "Option: A is wrong. The answer is B", "B"),
+            ("videommev2", "**A** and **B**", ""),
+            ("nextgqa", "x <answer>The answer is (C)</answer><glue>[(1, 2)]</glue>", "C"),
+            ("nextgqa", "C", ""),
+            ("longvideoreason", "<answer>Therefore the final answer is: B</answer>", "B"),
+            ("longvideoreason", " B ", "B"),
+        ] {
+            assert_eq!(find(name, output, &[]), FoundAnswer::Text(want.into()), "{name}: {output}");
+        }
+        assert_eq!(find("longvideobench", "i cannot tell", &[]), FoundAnswer::Chance);
+        let options = ["A. a red car.", "B. a blue car."];
+        assert_eq!(find("videommev2", "It shows a Blue car", &options), FoundAnswer::Text("B".into()));
+        assert_eq!(find("videommev2", "a red car, a blue car", &options), FoundAnswer::Text(String::new()));
+    }
+
+    #[test]
+    fn segments_are_those_of_the_harness() {
+        for (output, charades, timelens) in [
+            ("The event happens in 1.5 - 3 seconds.", "1.5 to 3", "1.5 to 3"),
+            ("It happens from 1.5 to 3.", "1.5 to 3", "1.5 to 3"),
+            ("The event happens in 5.9 - 0.5 seconds.", "0.5 to 5.9", "5.9 to 0.5"),
+            ("starts at 20.0 and\nends at 30.0", "20 to 30", "20 to 30"),
+            ("starts at 20.0 and ends at 30.0", "", "20 to 30"),
+            ("happens in 00:23 - 00:37", "23 to 37", "23 to 37"),
+            // TimeLens' last form cuts the fraction of a number before a unit.
+            ("happens in 7.3s - 25.7s", "7.3 to 25.7", "7 to 25"),
+            ("In 2026, nothing. It happens in 1 - 2", "1 to 2", "1 to 2"),
+            ("I cannot tell.", "", ""),
+        ] {
+            assert_eq!(find("charadessta", output, &[]), FoundAnswer::Text(charades.into()), "{output}");
+            assert_eq!(find("activitynettvg", output, &[]), FoundAnswer::Text(timelens.into()), "{output}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics_and_letters_are_those_of_options(text in "\\PC{0,60}|[A-H .:()\\n*0-9-]{0,40}") {
+            for task in Task::built_in_tasks() {
+                let Some(reference) = &task.reference else { continue };
+                for kind in ProblemType::ALL {
+                    reference.answer.find_answer(&text, Some(kind), &["A. x".into(), "B. y".into()]);
+                }
+            }
+        }
+    }
 }
