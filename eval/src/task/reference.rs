@@ -146,7 +146,7 @@ impl AnswerRules {
             let with: Vec<&str> = sentences.iter().copied().filter(|sentence| rule.with.is_match(sentence)).collect();
             text = if with.is_empty() { sentences.join("\n") } else { with.join("\n") };
         }
-        let asks_for_segment = kind.is_some_and(|kind| kind.name() == "temporal grounding");
+        let asks_for_segment = kind == Some(ProblemType::TemporalGrounding);
         let found = self.find.iter().find_map(|rule| match asks_for_segment {
             true => self.segment(rule, strip_white_space(&text)),
             false => rule.answer(strip_white_space(&text)),
