@@ -196,7 +196,7 @@ impl EvaluationProtocol {
 /// # Errors
 /// A parameter is out of its range; the error names its option.
 pub fn sampling_settings(parity: Recipe, options: SamplingOptions) -> Result<SamplingSettings> {
-    let temperature = Some(if parity == Recipe::Paper { 0.01 } else { 0.1 });
+    let temperature = Some(if parity.follows_papers() { 0.01 } else { 0.1 });
     let default = SamplingOptions { temperature, top_p: Some(0.001), ..SamplingOptions::default() };
     let max_new_tokens = options.max_new_tokens.unwrap_or(1024);
     Ok(SamplingSettings { params: checked_sampling(options.or(default))?, max_new_tokens, n: 1, stop: Vec::new() })

@@ -1,10 +1,10 @@
 //! Finds the answer in the output of a model. Evaluation scripts do this in different ways, which changes the scores.
 
 use clap::ValueEnum;
-use reel_samples::rewards::{ProblemType, extract_answer, parse_number, strip_white_space};
+use reel_samples::rewards::{
+    ProblemType, extract_answer, leading_letter, option_letter, parse_number, strip_white_space,
+};
 use serde::{Deserialize, Serialize};
-
-use crate::option_letter::{leading_letter, option_letter};
 
 /// How the answer is found in an output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]

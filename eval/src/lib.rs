@@ -16,7 +16,6 @@ mod extraction;
 mod interval;
 mod load;
 mod metrics;
-mod option_letter;
 pub mod predict;
 mod prediction;
 mod row;

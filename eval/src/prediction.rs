@@ -5,9 +5,10 @@
 
 use std::borrow::Cow;
 
+use reel_samples::rewards::grounding::{segments_in, temporal_iou};
 use reel_samples::rewards::{
-    ProblemType, check_solution, extract_answer, free_form_accuracy, multiple_choice_accuracy, numerical_accuracy,
-    ocr_accuracy, parse_json_object, parse_number, string_field,
+    ProblemType, accuracy_reward, check_solution, extract_answer, free_form_accuracy, mean_relative_accuracy,
+    multiple_choice_accuracy, numerical_accuracy, ocr_accuracy, parse_json_object, string_field,
 };
 use reel_support::diagnostic::Diagnostic;
 use serde::Deserialize;
@@ -152,7 +153,8 @@ impl Prediction {
 
     /// Whether the score may be between 0 and 1, as in problems whose answer can be partly right.
     pub fn has_partial_score(&self) -> bool {
-        matches!(self.problem_type, Some(ProblemType::Regression | ProblemType::Ocr | ProblemType::FreeForm))
+        use ProblemType::{Boolean, Math, MultipleChoice, Numerical};
+        self.problem_type.is_some_and(|kind| !matches!(kind, MultipleChoice | Numerical | Boolean | Math))
     }
 
     /// Returns the answer in the output, in the form that is compared with the solution. It is "" if the reference
@@ -188,24 +190,17 @@ impl Prediction {
         match self.problem_type {
             Some(ProblemType::MultipleChoice) => multiple_choice_accuracy(answer, truth),
             Some(ProblemType::Numerical) => numerical_accuracy(answer, truth),
-            Some(ProblemType::Regression) => f64::from(mean_relative_accuracy(answer, truth)),
+            Some(ProblemType::Regression) => f64::from(mean_relative_accuracy(answer, truth).unwrap_or(0.0)),
             Some(ProblemType::Ocr) => ocr_accuracy(answer, truth),
             Some(ProblemType::FreeForm) => free_form_accuracy(answer, truth),
-            None => 0.0,
+            // In f64, because thresholds are compared with the IoU.
+            Some(ProblemType::TemporalGrounding) => {
+                let segments = |text| segments_in(text).unwrap_or_default();
+                temporal_iou(&segments(answer), &segments(truth))
+            }
+            kind => f64::from(accuracy_reward(kind, &format!("<answer>{answer}</answer>"), &self.solution)),
         }
     }
-}
-
-/// Mean relative accuracy (J. Yang et al., "Thinking in Space", 2024): the fraction of the thresholds 0.5, 0.55, …,
-/// 0.95 with `|answer - truth| / (|truth| + 1e-8) < 1 - threshold`, in f32 as in the evaluation scripts; 0 if the
-/// answer or the truth is not a number.
-fn mean_relative_accuracy(answer: &str, truth: &str) -> f32 {
-    let (Some(answer), Some(truth)) = (parse_number(answer), parse_number(truth)) else { return 0.0 };
-    let (answer, truth) = (answer as f32, truth as f32);
-    let error = (answer - truth).abs() / (truth.abs() + 1e-8);
-    // The evaluation scripts use torch.arange, which computes in f64 and rounds each threshold to f32.
-    let thresholds = (0..10).map(|i| (0.5 + 0.05 * f64::from(i)) as f32);
-    thresholds.filter(|threshold| error < 1.0 - threshold).count() as f32 / 10.0
 }
 
 #[cfg(test)]

@@ -32,3 +32,5 @@ pub const RUN_STATE_FILE: &str = "training/state.json";
 pub const DIGESTS_FILE: &str = "training/digests.json";
 /// The file in a checkpoint that stores the rollout set (groups of completions) on which further steps train.
 pub const ROLLOUT_SET_FILE: &str = "training/set.json";
+/// The file in a checkpoint that stores the moving moments of the rewards (`--scale-rewards ema`).
+pub const REWARD_MOMENTS_FILE: &str = "training/reward-moments.json";

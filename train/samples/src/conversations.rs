@@ -57,7 +57,7 @@ impl RowConversations {
         let seeds = row_seeds(&data, seed);
         // The training code of VideoRFT and Video-R1 computes M-RoPE positions with one second between frame pairs,
         // regardless of the true time, in its rollouts as well.
-        let true_times = template == QuestionTemplate::Evaluation || recipe == Recipe::Paper;
+        let true_times = template == QuestionTemplate::Evaluation || recipe.follows_papers();
         let second_per_grid = if true_times { SecondPerGrid::True } else { SecondPerGrid::One };
         let media = MediaOptions { second_per_grid, ..media };
         Self { data, media, media_root: media_root.to_path_buf(), recipe, template, seeds }

@@ -1,6 +1,6 @@
 //! Checks the columns of a row that reward functions read.
 
-use crate::rewards::{self as rewards, ProblemType};
+use crate::rewards::{self as rewards, AnswerRules, ProblemFields, ProblemType};
 use reel_support::diagnostic::Diagnostic;
 use serde_json::{Map, Value};
 
@@ -15,7 +15,11 @@ pub fn solution_and_type(columns: &Map<String, Value>) -> (Option<&str>, Option<
 ///
 /// # Errors
 /// A column is missing or wrong ([`check_reward_columns`]).
-pub fn prepare_reward_columns(columns: &mut Map<String, Value>, custom: bool) -> Result<(), Diagnostic> {
+pub fn prepare_reward_columns(
+    columns: &mut Map<String, Value>,
+    custom: bool,
+    rules: AnswerRules,
+) -> Result<(), Diagnostic> {
     // A `solution` that only custom rewards read is passed to them unchanged.
     let is_compared = !custom || columns.get("problem_type").is_some_and(|kind| !kind.is_null());
     if let Some(Value::Number(number)) = columns.get("solution").filter(|_| is_compared) {
@@ -25,7 +29,7 @@ pub fn prepare_reward_columns(columns: &mut Map<String, Value>, custom: bool) ->
     if !custom {
         add_missing_reward_columns(columns)?;
     }
-    check_reward_columns(columns, custom)
+    check_reward_columns(columns, custom, rules)
 }
 
 /// Adds the columns that the accuracy reward reads to a row that has its answer in another form. The `solution` is
@@ -109,7 +113,7 @@ fn inferred_type(solution: &str) -> ProblemType {
 /// Checks that a row has the columns that its rewards need. If `custom` is true, the user gave custom rewards: a row
 /// then needs no solution, and only the custom rewards read a solution without a `problem_type` (as in rows of TRL
 /// and ms-swift).
-fn check_reward_columns(columns: &Map<String, Value>, custom: bool) -> Result<(), Diagnostic> {
+fn check_reward_columns(columns: &Map<String, Value>, custom: bool, rules: AnswerRules) -> Result<(), Diagnostic> {
     if custom && columns.get("problem_type").is_none_or(Value::is_null) {
         return Ok(());
     }
@@ -133,7 +137,11 @@ fn check_reward_columns(columns: &Map<String, Value>, custom: bool) -> Result<()
         }
         // A solution without `<answer>` tags is refused, for example, because every completion without tags would
         // match it.
-        Some(name) => rewards::check_solution(ProblemType::parse(name).ok(), solution),
+        Some(name) => {
+            let kind = ProblemType::parse(name).ok();
+            rewards::check_solution(kind, solution)?;
+            ProblemFields::from_row(columns, kind, rules).map(drop)
+        }
     }
 }
 
@@ -161,7 +169,7 @@ mod tests {
             (json!({"reward_model": {"style": "rule"}, "answer": 2.5}), "<answer>2.5</answer>", "numerical"),
         ] {
             let Value::Object(mut columns) = row.clone() else { panic!("{row}") };
-            let _ = prepare_reward_columns(&mut columns, false);
+            let _ = prepare_reward_columns(&mut columns, false, AnswerRules::default());
             assert_eq!(solution_and_type(&columns), (Some(solution), Some(kind)), "{row}");
         }
         let mut none = Map::new();

@@ -2,7 +2,7 @@
 //! (`tests/golden/rewards/rewards.jsonl`).
 
 use clap::ValueEnum;
-use reel_samples::rewards::{Recipe, RewardRow, RewardRules};
+use reel_samples::rewards::{AnswerRules, Recipe, RewardRow, RewardRules};
 use serde_json::Value;
 
 #[test]
@@ -12,9 +12,10 @@ fn rewards_equal_golden_rows_bit_for_bit() {
     for line in rows.lines() {
         let row: Value = serde_json::from_str(line).unwrap();
         let recipe = Recipe::from_str(row["parity"].as_str().unwrap(), false).unwrap();
-        let given = RewardRow::parse(&row["input"].to_string()).unwrap();
+        let rules = RewardRules { answers: AnswerRules { recipe, ..AnswerRules::default() }, ..RewardRules::default() };
+        let given = RewardRow::parse(&row["input"].to_string(), &rules).unwrap();
         let single = given.is_single;
-        let scores = given.score(&RewardRules { recipe, ..RewardRules::default() }, None).unwrap();
+        let scores = given.score(&rules, None).unwrap();
         let got =
             if single { serde_json::to_value(scores.first_completion_scores()) } else { serde_json::to_value(&scores) }
                 .unwrap();

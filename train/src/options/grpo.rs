@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
-use reel_samples::rewards::{BuiltInReward, RewardWeights, ScaleRewards, find_python_function, function_name};
+use reel_samples::rewards::{
+    AdvantageEstimator, AdvantageRules, AnswerRules, BuiltInReward, EmaRules, OverlongPenalty, RewardAggregation,
+    RewardRules, RewardWeights, ScaleRewards, TemporalIou, find_python_function, function_name,
+};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{BestMetric, RunOptions, TrainingOptions, check, range, run};
@@ -67,9 +70,20 @@ pub struct GrpoOptions {
     /// Whether importance ratios are per token or per sequence
     #[arg(long, value_enum, default_value_t)]
     pub importance_sampling_level: ImportanceSamplingLevel,
-    /// Standard deviation that advantages are divided by: of the group, of the batch, or none
+    /// Standard deviation that advantages are divided by: of the group, of the batch, none, or the moving deviation of
+    /// the problem_type (EMA-GRPO)
     #[arg(long, value_enum, default_value_t)]
     pub scale_rewards: ScaleRewards,
+    /// Baseline of advantages: the mean of the group, or the mean of its other completions (leave-one-out)
+    #[arg(long, value_enum, default_value_t)]
+    pub advantage_estimator: AdvantageEstimator,
+    /// Whether the sum of the rewards is normalized, or each reward in its group and their sum over the step (GDPO)
+    #[arg(long, value_enum, default_value_t)]
+    pub multi_objective_aggregation: RewardAggregation,
+    /// The options of `--scale-rewards ema`.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub ema: EmaRules,
     /// Clipping range: importance ratios are clipped below 1 - epsilon and above 1 + epsilon
     #[arg(long, value_name = "E", default_value_t = 0.2)]
     pub epsilon: f64,
@@ -131,15 +145,25 @@ pub struct GrpoOptions {
     /// exceeded
     #[arg(long, value_name = "S", default_value_t = 300.0)]
     pub reward_timeout: f64,
-    /// Weights of the rewards in the sum: NAME=WEIGHT,… for accuracy, format, temporal, semantic, length, command (of
-    /// several: command_1, command_2, …), functions by their names, and url; or, as in TRL, one number for each
-    /// --reward-command, name in --reward-funcs, and --reward-url [default: 1 each]
+    /// Weights of the rewards in the sum: NAME=WEIGHT,… for accuracy, format, temporal, semantic, length, structure,
+    /// overlong, command (of several: command_1, command_2, …), functions by their names, and url; or, as in TRL, one
+    /// number for each --reward-command, name in --reward-funcs, and --reward-url [default: 1 each]
     #[arg(long, value_name = "NAME=W,…")]
     #[serde(deserialize_with = "numbers_or_text")]
     pub reward_weights: Option<String>,
     /// Length reward of correct answers of 320 to 512 tokens [default: true; false with custom rewards]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub len_control: Option<bool>,
+    /// How segments of time are compared, for temporal grounding; time-r1 needs the column duration
+    #[arg(long, value_enum, default_value_t)]
+    pub temporal_iou: TemporalIou,
+    /// Structure reward (OneThinker): up to 0.5 for an answer in the required format that is JSON with the fields of
+    /// its problem_type
+    #[arg(long)]
+    pub structure_reward: bool,
+    /// Soft overlong penalty (DAPO): down to -1 over the last N tokens before --max-completion-length
+    #[arg(long, value_name = "N")]
+    pub overlong_cache: Option<usize>,
     /// Dynamic sampling (DAPO): replace groups whose rewards are all equal by groups of further rows
     #[arg(long)]
     pub dynamic_sampling: bool,
@@ -237,6 +261,40 @@ impl GrpoOptions {
         Ok(if self.len_control == Some(false) { weights.without_length_reward()? } else { weights })
     }
 
+    /// The rules by which answers are scored.
+    pub fn answer_rules(&self) -> AnswerRules {
+        AnswerRules { recipe: self.parity, temporal_iou: self.temporal_iou }
+    }
+
+    /// The rules by which completions are scored.
+    ///
+    /// # Errors
+    /// A weight or the overlong penalty is invalid.
+    pub fn reward_rules(&self) -> Result<RewardRules> {
+        let overlong = self.overlong_cache.map(|cache| OverlongPenalty::new(cache, self.max_completion_length));
+        Ok(RewardRules {
+            answers: self.answer_rules(),
+            has_structure_reward: self.structure_reward,
+            overlong: overlong.transpose()?,
+            weights: self.reward_weights()?,
+            scale: self.scale_rewards,
+        })
+    }
+
+    /// The rules by which rewards become advantages.
+    ///
+    /// # Errors
+    /// A weight is invalid.
+    pub fn advantage_rules(&self) -> Result<AdvantageRules> {
+        Ok(AdvantageRules {
+            scale: self.scale_rewards,
+            estimator: self.advantage_estimator,
+            aggregation: self.multi_objective_aggregation,
+            ema: self.ema,
+            weights: self.reward_weights()?,
+        })
+    }
+
     /// Whether the user gives a reward command, function or URL.
     pub fn has_custom_reward(&self) -> bool {
         !self.reward_command.is_empty() || self.python_reward_functions().next().is_some() || self.reward_url.is_some()
@@ -285,6 +343,8 @@ impl GrpoOptions {
             BuiltInReward::Temporal => self.temporal,
             BuiltInReward::Semantic => self.siglip.is_some(),
             BuiltInReward::Length => self.len_control == Some(false),
+            BuiltInReward::Structure => self.structure_reward,
+            BuiltInReward::Overlong => self.overlong_cache.is_some(),
         };
         let own = BuiltInReward::ALL.into_iter().filter(is_used);
         let mut names: Vec<String> = own.map(|reward| reward.name().to_string()).collect();
@@ -350,7 +410,8 @@ impl TrainingOptions for GrpoOptions {
         check(self.max_completion_length > 0, "--max-completion-length", "is 0".into(), "give 1 or more")?;
         check(self.max_prompt_length != Some(0), "--max-prompt-length", "is 0".into(), "give 1 or more")?;
         self.validate_functions()?;
-        self.reward_weights()?;
+        self.reward_rules()?;
+        self.advantage_rules()?.validate()?;
         let timeout = self.reward_timeout;
         let names = self.reward_env.as_deref().unwrap_or_default();
         check(
@@ -374,11 +435,15 @@ impl TrainingOptions for GrpoOptions {
             || !self.reward_funcs.is_empty()
             || self.reward_weights.is_some()
             || self.len_control.is_some()
+            || self.temporal_iou != TemporalIou::default()
+            || self.structure_reward
+            || self.overlong_cache.is_some()
+            || self.multi_objective_aggregation != RewardAggregation::default()
             || self.dynamic_sampling;
         check(
             self.rollouts.is_none() || !scores_completions,
             "--rollouts",
-            "already contains the rewards, so --temporal, --siglip, --reward-command, --reward-funcs, --reward-url, --reward-weights, --len-control and --dynamic-sampling have no effect".into(),
+            "already contains the rewards, so --temporal, --siglip, --reward-command, --reward-funcs, --reward-url, --reward-weights, --len-control, --temporal-iou, --structure-reward, --overlong-cache, --multi-objective-aggregation and --dynamic-sampling have no effect".into(),
             "remove --rollouts or these options",
         )?;
         check(

@@ -63,7 +63,7 @@ impl SftOptions {
     /// The rule that selects the learned tokens: `--labels`, or the default of `--parity`.
     pub fn label_rule(&self) -> LabelRule {
         self.labels.unwrap_or(match self.parity {
-            Recipe::Paper => LabelRule::Assistant,
+            Recipe::Paper | Recipe::OneThinker => LabelRule::Assistant,
             Recipe::Videorft | Recipe::VideoR1 => LabelRule::Videorft,
         })
     }

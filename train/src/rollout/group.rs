@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reel_input::{ModelInput, TokenId};
-use reel_samples::rewards::{ScaleRewards, Scores, group_advantages};
+use reel_samples::reward_columns::solution_and_type;
+use reel_samples::rewards::{AdvantageRules, AnswerRules, EmaMoments, ProblemFields, ProblemType, Scores, ema_task};
 use reel_support::diagnostic::input;
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +30,8 @@ pub struct CompletionTokens {
     /// `<|im_end|>`; 0 if `--mask-truncated-completions` excludes the completion.
     #[serde(rename = "counted")]
     pub learned_len: usize,
-    /// Log-probability of each token under the weights that sampled it; empty for completions of a `--rollouts` file.
+    /// Log-probability of each token under the weights that sampled it; empty for completions of a
+    /// `--rollouts` file and offline answers.
     pub log_probs: Vec<f32>,
 }
 
@@ -74,6 +76,15 @@ impl Rollout {
     pub fn with_rewards(prompt: Arc<Prompt>, completions: Vec<CompletionTokens>, reward: Vec<f32>) -> Self {
         let (texts, shuffled_texts) = (Vec::new(), Vec::new());
         Self { prompt, completions, texts, shuffled_texts, scores: Scores { reward, ..Scores::default() } }
+    }
+
+    /// The key of the prompt's kind of problem in the moments of `--scale-rewards ema`. It depends on the row alone,
+    /// because only one process has the media of a prompt.
+    fn ema_task(&self) -> String {
+        let (_, name) = solution_and_type(&self.prompt.columns);
+        let kind = name.and_then(|name| ProblemType::parse(name).ok());
+        let fields = ProblemFields::from_row(&self.prompt.columns, None, AnswerRules::default()).unwrap_or_default();
+        ema_task(kind, fields.is_video)
     }
 }
 
@@ -138,14 +149,13 @@ pub struct RolloutSet {
 }
 
 impl RolloutSet {
-    /// Makes a rollout set of new rollouts and computes the advantages of their completions.
-    pub fn new(mut groups: Vec<Rollout>, scale: ScaleRewards) -> Self {
-        let rewards: Vec<f32> = groups.iter().flat_map(|g| g.scores.reward.iter().copied()).collect();
-        let advantages = group_advantages(&rewards, groups.first().map_or(1, |g| g.scores.reward.len()), scale);
-        let mut rest = &advantages[..];
-        for Rollout { scores, .. } in &mut groups {
-            let (own, others) = rest.split_at(scores.reward.len());
-            (scores.advantage, rest) = (own.to_vec(), others);
+    /// Makes a rollout set of new rollouts and computes the advantages of their completions. `moments` are those of
+    /// `--scale-rewards ema`, which the rewards of the set update.
+    pub fn new(mut groups: Vec<Rollout>, rules: &AdvantageRules, moments: &mut EmaMoments) -> Self {
+        let scores: Vec<_> = groups.iter().map(|group| (&group.scores, group.ema_task())).collect();
+        let advantages = rules.of_step(&scores, moments);
+        for (group, advantage) in groups.iter_mut().zip(advantages) {
+            group.scores.advantage = advantage;
         }
         Self { groups, ..Self::default() }
     }

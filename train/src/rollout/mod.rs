@@ -4,6 +4,7 @@
 mod expected_lengths;
 pub mod given;
 pub mod group;
+mod offline;
 pub mod prompts;
 pub mod records;
 mod reward_log;

@@ -13,6 +13,7 @@ use reel_samples::feed::SampleSource;
 use reel_samples::media_files::{ReadMediaFiles, local_files};
 use reel_samples::order::mixture::Mixture;
 use reel_samples::reward_columns::prepare_reward_columns;
+use reel_samples::rewards::AnswerRules;
 use reel_samples::rows::PromptContent;
 use reel_samples::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
 use reel_samples::source::DataSource;
@@ -21,6 +22,7 @@ use serde_json::{Map, Value};
 
 use super::expected_lengths::ExpectedLengths;
 use super::given::{RolloutFile, RolloutLine};
+use super::offline::offline_texts;
 use crate::error::{Error, Result};
 use crate::options::{GrpoOptions, Recipe};
 use crate::setup::DataSetup;
@@ -89,6 +91,10 @@ pub struct PromptSource {
     parity: Recipe,
     /// Whether the options specify a reward command or a reward URL.
     custom_reward: bool,
+    /// The rules that score answers, which may need columns of a row.
+    answers: AnswerRules,
+    /// The number of completions of a group, and the maximum tokens of one.
+    completion_limits: (usize, usize),
     /// The `--rollouts` file. If it is given, the run goes through the lines of this file instead of the data rows.
     given: Option<RolloutFile>,
     lengths: Mutex<ExpectedLengths>,
@@ -106,7 +112,7 @@ impl PromptSource {
             Some(path) => Some(RolloutFile::open(path, options, data.len(), &bundle.config)?),
             None => None,
         };
-        let second_per_grid = if options.parity == Recipe::Paper { SecondPerGrid::True } else { SecondPerGrid::One };
+        let second_per_grid = if options.parity.follows_papers() { SecondPerGrid::True } else { SecondPerGrid::One };
         Ok(Self {
             data,
             bundle,
@@ -115,6 +121,8 @@ impl PromptSource {
             files: ReadMediaFiles::default(),
             parity: options.parity,
             custom_reward: options.has_custom_reward(),
+            answers: options.answer_rules(),
+            completion_limits: (options.num_generations, options.max_completion_length),
             given,
             lengths: Mutex::new(ExpectedLengths::default()),
         })
@@ -123,6 +131,11 @@ impl PromptSource {
     /// The tokens that end a completion.
     pub fn end_tokens(&self) -> EndTokens {
         EndTokens { turn: self.bundle.tokenizer.token_to_id("<|im_end|>"), stop: self.bundle.stop_token_ids().to_vec() }
+    }
+
+    /// The number of completions of a group, and the maximum tokens of one.
+    pub fn completion_limits(&self) -> (usize, usize) {
+        self.completion_limits
     }
 
     /// The config of the model.
@@ -152,7 +165,9 @@ impl PromptSource {
         let (content, mut columns) =
             self.data.add_location_to_error(row, self.data.row(row)?.prompt_and_columns(self.parity))?;
         if self.given.is_none() {
-            self.data.add_location_to_error(row, prepare_reward_columns(&mut columns, self.custom_reward))?;
+            let checked = prepare_reward_columns(&mut columns, self.custom_reward, self.answers);
+            let checked = checked.and_then(|()| offline_texts(&columns).map(drop));
+            self.data.add_location_to_error(row, checked)?;
         }
         Ok((content, columns))
     }
@@ -233,7 +248,12 @@ impl PromptSource {
                 tokenize_text_with_media(&self.bundle, text, LoadedMedia::default(), &location)?
             }
         };
-        Ok(Prompt { row, location, tokens: Arc::new(tokens), content: content.into_json(), columns, given: None })
+        let (tokens, content) = (Arc::new(tokens), content.into_json());
+        let prompt = Prompt { row, location, tokens, content, columns, given: None };
+        if self.given.is_none() {
+            self.data.add_location_to_error(row, self.offline_completions(&prompt).map(drop))?;
+        }
+        Ok(prompt)
     }
 }
 

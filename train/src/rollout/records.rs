@@ -15,7 +15,7 @@ use reel_support::files::{json, replace_synced, write_synced};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::given::RolloutLine;
+use super::given::{RolloutLine, nan_for_null};
 use super::prompts::{EndTokens, PromptSource};
 use crate::error::{Error, Result};
 use crate::file_names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
@@ -134,6 +134,16 @@ struct Recorded {
     line: RolloutLine,
     used: bool,
     log_probs: Vec<Vec<f32>>,
+    /// The rewards of each function by name, and other lists of the scores.
+    scores: Map<String, Value>,
+}
+
+/// The rewards of each function, from the recorded scores. They are all read as custom ones, which are added in the
+/// same order.
+fn recorded_rewards(scores: Map<String, Value>) -> Vec<(String, Vec<f32>)> {
+    let is_reward = |name: &str| !["reward", "advantage", "malformed"].contains(&name);
+    let named = scores.into_iter().filter(|(name, _)| is_reward(name));
+    named.filter_map(|(name, list)| Some((name, nan_for_null(list).ok()?))).collect()
 }
 
 /// Reads the groups on which a run trained in step `step`.
@@ -157,7 +167,7 @@ pub fn read_recorded_groups(
             let (what, help) = ("is damaged: it is not what the run wrote", "restore the file from a copy");
             return Err(Error::damaged(location, what, help));
         }
-        let Recorded { line: r, used, log_probs } = serde_json::from_value(line).map_err(not_a_record)?;
+        let Recorded { line: r, used, log_probs, scores } = serde_json::from_value(line).map_err(not_a_record)?;
         if r.row >= prompts.data_row_count() || r.completions.len() != r.rewards.len() {
             return Err(damaged(
                 "has an invalid group: its data row does not exist, or its lists differ in length".into(),
@@ -167,7 +177,9 @@ pub fn read_recorded_groups(
         let tokens = |(ids, log_probs)| CompletionTokens::new(ids, log_probs, &ends, mask_truncated);
         if used {
             let completions = r.completions.into_iter().zip(log_probs).map(tokens).collect();
-            groups.push(Rollout::with_rewards(Arc::new(prompts.prompt(r.row)?), completions, r.rewards));
+            let mut group = Rollout::with_rewards(Arc::new(prompts.prompt(r.row)?), completions, r.rewards);
+            group.scores.custom = recorded_rewards(scores);
+            groups.push(group);
         }
     }
     Ok(groups)

@@ -10,12 +10,14 @@ use reel_device::{DType, Device};
 use reel_samples::error_if_stopped;
 use reel_samples::reward_columns::solution_and_type;
 use reel_samples::rewards::{
-    self as rewards, CustomReports, CustomReward, ProblemType, RewardReply, RewardRules, Scores, TrainerState,
+    self as rewards, AnswerRules, CustomReports, CustomReward, ProblemFields, ProblemType, RewardReply, RewardRules,
+    Scores, TrainerState,
 };
 use serde_json::Value;
 
 use super::group::{CompletionTokens, Rollout};
 use crate::error::{Error, Result};
+use crate::rollout::prompts::Prompt;
 use crate::rollout::reward_log::reward_log;
 use crate::rollout::siglip::SiglipScorer;
 use crate::setup::GrpoSetup;
@@ -60,8 +62,7 @@ impl<'a> CompletionScorer<'a> {
         let url = options.reward_url.iter().map(|url| CustomReward::from_url(url, timeout));
         let named = programs.chain(url).zip(options.custom_reward_names());
         let custom = named.map(|(reward, name)| Ok(reward?.with_name(name))).collect::<Result<_>>()?;
-        let rules =
-            RewardRules { recipe: options.parity, weights: options.reward_weights()?, scale: options.scale_rewards };
+        let rules = options.reward_rules()?;
         let siglip = options.siglip.as_deref().map(|dir| SiglipScorer::open(device, dir, dtype)).transpose()?;
         Ok(Self { stop, rules, custom, siglip })
     }
@@ -84,8 +85,10 @@ impl<'a> CompletionScorer<'a> {
             let rewards_of = |own: &CustomScores| own.by_group[i].iter().map(|reply| reply.reward as f32).collect();
             let mut reports = CustomReports::default();
             custom.iter().for_each(|own| reports.add(&own.by_group[i]));
+            let kind = problem_type.and_then(|name| ProblemType::parse(name).ok());
             let group = rewards::ScoringGroup {
-                problem_type: problem_type.and_then(|name| ProblemType::parse(name).ok()),
+                problem_type: kind,
+                fields: problem_fields(&r.prompt, kind, self.rules.answers),
                 solution: solution.filter(|_| problem_type.is_some()).map(String::from),
                 completions: r.texts.clone(),
                 lengths: r.completions.iter().map(|c| c.ids.len()).collect(),
@@ -114,7 +117,7 @@ impl<'a> CompletionScorer<'a> {
         };
         let Some(siglip) = self.siglip.as_mut().filter(|_| !seen.is_empty()) else { return Ok(None) };
         let texts: Vec<&str> = rollout.texts.iter().map(|text| rewards::reasoning_text(text)).collect();
-        let cosines = siglip.similarities_of(&texts, seen, self.rules.recipe.uses_negative_frames(video))?;
+        let cosines = siglip.similarities_of(&texts, seen, self.rules.answers.recipe.uses_negative_frames(video))?;
         Ok(Some(cosines.iter().map(|cosines| rewards::semantic_reward(cosines)).collect()))
     }
 
@@ -162,6 +165,19 @@ impl<'a> CompletionScorer<'a> {
     }
 }
 
+/// What a prompt's row says about its problem. A row without `data_type` has the type of its media. Rows were checked
+/// when they were read, except for those that only custom rewards score.
+fn problem_fields(prompt: &Prompt, kind: Option<ProblemType>, rules: AnswerRules) -> ProblemFields {
+    let fields = ProblemFields::from_row(&prompt.columns, kind, rules).unwrap_or_default();
+    let frames = &prompt.tokens.frames;
+    let of_media = match (frames.videos.is_empty(), frames.images.is_empty()) {
+        (false, _) => Some(true),
+        (true, false) => Some(false),
+        (true, true) => None,
+    };
+    ProblemFields { is_video: fields.is_video.or(of_media), ..fields }
+}
+
 /// Makes the JSON rows that are sent to custom rewards, one for each completion.
 fn custom_reward_rows(rollouts: &[Rollout]) -> Vec<Value> {
     let row = |(r, (completion, text)): (&Rollout, (&CompletionTokens, &String))| {
@@ -180,7 +196,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::rollout::prompts::Prompt;
 
     const STATE: TrainerState = TrainerState { global_step: 0, max_steps: 1, epoch: 0.0 };
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use reel_input::media::strip::PngImage;
 use reel_samples::feed::{MicroBatch, ranks_of_micro_batches};
-use reel_samples::rewards::{CustomReports, Scores};
+use reel_samples::rewards::{CustomReports, Malformed, Scores};
 use reel_support::diagnostic::Diagnostic;
 use reel_support::ranks::{RankError, Ranks};
 use serde::{Deserialize, Serialize};
@@ -234,6 +234,7 @@ struct SentRollout {
     /// The names of the custom rewards.
     custom: Vec<String>,
     reports: CustomReports,
+    malformed: Vec<Option<Malformed>>,
     /// The lists of numbers in the order of [`lists_of`], each number as the bits of an f32.
     numbers: Vec<Vec<u32>>,
 }
@@ -243,14 +244,14 @@ impl SentRollout {
         let numbers = lists_of(&mut rollout).map(|list| to_bits(&std::mem::take(list))).collect();
         let Rollout { prompt, completions, texts, shuffled_texts, scores } = rollout;
         let custom = scores.custom.into_iter().map(|(name, _)| name).collect();
-        let (prompt_tokens, reports) = (prompt.tokens.len(), scores.reports);
-        Self { prompt_tokens, completions, texts, shuffled_texts, custom, reports, numbers }
+        let (prompt_tokens, reports, malformed) = (prompt.tokens.len(), scores.reports, scores.malformed);
+        Self { prompt_tokens, completions, texts, shuffled_texts, custom, reports, malformed, numbers }
     }
 
     fn with_prompt(self, prompt: Arc<Prompt>) -> Rollout {
-        let Self { completions, texts, shuffled_texts, custom, reports, numbers, .. } = self;
+        let Self { completions, texts, shuffled_texts, custom, reports, malformed, numbers, .. } = self;
         let custom = custom.into_iter().map(|name| (name, Vec::new())).collect();
-        let scores = Scores { custom, reports, ..Scores::default() };
+        let scores = Scores { custom, reports, malformed, ..Scores::default() };
         let mut rollout = Rollout { prompt, completions, texts, shuffled_texts, scores };
         lists_of(&mut rollout).zip(&numbers).for_each(|(list, bits)| *list = from_bits(bits));
         rollout
@@ -259,9 +260,21 @@ impl SentRollout {
 
 /// Returns all lists of numbers in a rollout, in a fixed order.
 fn lists_of(rollout: &mut Rollout) -> impl Iterator<Item = &mut Vec<f32>> {
-    let Scores { accuracy, format, temporal, semantic, length, custom, reports: _, reward, advantage } =
-        &mut rollout.scores;
-    let rules = [accuracy, format, temporal, semantic, length, reward, advantage];
+    let Scores {
+        accuracy,
+        format,
+        temporal,
+        semantic,
+        length,
+        structure,
+        overlong,
+        custom,
+        reports: _,
+        malformed: _,
+        reward,
+        advantage,
+    } = &mut rollout.scores;
+    let rules = [accuracy, format, temporal, semantic, length, structure, overlong, reward, advantage];
     let log_probs = rollout.completions.iter_mut().map(|completion| &mut completion.log_probs);
     rules.into_iter().chain(custom.iter_mut().map(|(_, values)| values)).chain(log_probs)
 }
@@ -294,6 +307,9 @@ mod tests {
             temporal: vec![0.3, 0.0],
             semantic: vec![0.7, 0.0],
             length: vec![0.2, 0.0],
+            structure: vec![0.375, 0.0],
+            overlong: vec![0.0, -0.1],
+            malformed: vec![None, Some(Malformed::NoTime)],
             custom: vec![("command".into(), vec![1.5, f32::INFINITY]), ("url".into(), vec![-2.5, 0.1])],
             reports: CustomReports {
                 nan_count: 3,

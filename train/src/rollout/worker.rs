@@ -12,6 +12,7 @@
 //!     stop when there are enough groups
 //! ```
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use reel_engine::{Completion, Engine};
 use reel_input::ModelInput;
 use reel_runtime::Cx;
 use reel_samples::feed::{MicroBatchFeed, StepRowCursor};
-use reel_samples::rewards::{Scores, TrainerState};
+use reel_samples::rewards::{EmaMoments, Malformed, Scores, TrainerState};
 
 use super::prompts::PromptSource;
 use super::records::{self, FrameStripSchedule, RolloutRecorder};
@@ -86,10 +87,11 @@ impl<'a> RolloutWorker<'a> {
     /// Samples the rollouts of step `n` from the next rows; `None` at the end of the data. If custom rewards are slow,
     /// `while_scoring` is called during their computation, with the rollouts of this process, which have no scores yet.
     /// With `--dynamic-sampling`, `while_scoring` is not called, because the rewards decide which rollouts are used.
-    /// Rollouts of other ranks have prompts that are not prepared.
+    /// Rollouts of other ranks have prompts that are not prepared. `moments` are those of `--scale-rewards ema`.
     pub fn next_set(
         &mut self,
         n: u64,
+        moments: &mut EmaMoments,
         feed: &mut MicroBatchFeed<PromptSource>,
         cursor: &mut StepRowCursor,
         mut while_scoring: impl FnMut(&[Rollout]) -> Result<()>,
@@ -155,7 +157,7 @@ impl<'a> RolloutWorker<'a> {
         let encoded =
             self.scorer.frames_encoded().map(|frames| self.spread.sum_over_ranks("frames", frames - encoded_before));
         let metrics = GrpoMetrics {
-            rewards: mean_rewards(&all_scores),
+            rewards: mean_rewards(&all_scores).into_iter().chain(malformed_answers(&all_scores)).collect(),
             nan_rewards: Some(nan_rewards(&all_scores)).filter(|count| *count > 0),
             frames_encoded: encoded.transpose()?,
             dropped_groups: dynamic.then_some(dropped),
@@ -167,7 +169,7 @@ impl<'a> RolloutWorker<'a> {
             metrics,
             while_scoring: took,
             preview: Some(preview),
-            ..RolloutSet::new(kept, self.options.scale_rewards)
+            ..RolloutSet::new(kept, &self.options.advantage_rules()?, moments)
         }))
     }
 
@@ -220,17 +222,22 @@ impl<'a> RolloutWorker<'a> {
             return Ok(Vec::new());
         }
         let sampled = self.sampler.sample_completions(&inputs, n, round, || {})?;
-        let texts = |prompt: &ModelInput, all: &[Completion]| {
-            all.iter().map(|c| self.prompts.decode_completion(prompt, &c.ids)).collect()
-        };
+        let text = |prompt: &ModelInput, ids: &[u32]| self.prompts.decode_completion(prompt, ids);
         let (ends, mask) = (self.prompts.end_tokens(), self.options.mask_truncated_completions);
         let tokens = |c: Completion| CompletionTokens::new(c.ids, c.log_probs, &ends, mask);
-        let rollouts = own().zip(sampled).map(|((_, prompt), (completions, shuffled))| Rollout {
-            prompt: prompt.clone(),
-            texts: texts(&prompt.tokens, &completions),
-            shuffled_texts: texts(&prompt.tokens, &shuffled),
-            completions: completions.into_iter().map(tokens).collect(),
-            scores: Scores::default(),
+        let rollouts = own().zip(sampled).map(|((_, prompt), (completions, shuffled))| {
+            let mut completions: Vec<CompletionTokens> = completions.into_iter().map(tokens).collect();
+            // The answers were checked when the row was read.
+            let offline = self.prompts.offline_completions(prompt).unwrap_or_default();
+            completions.truncate(completions.len().saturating_sub(offline.len()));
+            completions.extend(offline.into_iter().map(|ids| CompletionTokens::new(ids, Vec::new(), &ends, mask)));
+            Rollout {
+                prompt: prompt.clone(),
+                texts: completions.iter().map(|c| text(&prompt.tokens, &c.ids)).collect(),
+                shuffled_texts: shuffled.iter().map(|c| text(&prompt.tokens, &c.ids)).collect(),
+                completions,
+                scores: Scores::default(),
+            }
         });
         Ok(rollouts.collect())
     }
@@ -279,6 +286,15 @@ fn mean_rewards(all: &[Scores]) -> Vec<(String, f64)> {
     let logged = all.iter().flat_map(|scores| &scores.reports.metrics);
     logged.for_each(|(name, value)| add(format!("logged/{name}"), *value, 1));
     sums.into_iter().filter(|(_, _, n)| *n > 0).map(|(key, sum, n)| (key, sum / n as f64)).collect()
+}
+
+/// Returns the key and number of the answers that could not be read, for each reason that occurs.
+fn malformed_answers(all: &[Scores]) -> Vec<(String, f64)> {
+    let mut counts: BTreeMap<Malformed, f64> = BTreeMap::new();
+    for reason in all.iter().flat_map(|scores| &scores.malformed).flatten() {
+        *counts.entry(*reason).or_default() += 1.0;
+    }
+    counts.into_iter().map(|(reason, count)| (format!("malformed/{}", reason.name()), count)).collect()
 }
 
 /// The number of rewards that are NaN instead of a number or none.

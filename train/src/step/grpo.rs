@@ -13,7 +13,7 @@ use reel_runtime::{Cx, Tensor, ops};
 use super::packing::PackedGroups;
 use crate::Result;
 use crate::metrics::GrpoMetrics;
-use crate::options::{GrpoOptions, ImportanceSamplingLevel, LossType, Recipe};
+use crate::options::{GrpoOptions, ImportanceSamplingLevel, LossType};
 use crate::rollout::group::{Rollout, RolloutSet};
 use crate::step::trainer::{StepResult, StepTotals, Trainer};
 
@@ -190,7 +190,7 @@ fn grpo_inputs(
         beta: options.beta as f32,
         // The code of VideoRFT and of Video-R1 limits the log ratio between reference and policy to ±10 in the KL
         // term. TRL's code has no limit.
-        kl_limit: if options.parity == Recipe::Paper { f32::INFINITY } else { 10.0 },
+        kl_limit: if options.parity.follows_papers() { f32::INFINITY } else { 10.0 },
     })
 }
 
@@ -295,13 +295,16 @@ impl MicroBatchStats {
     }
 
     /// Computes the drift: compares the log-probabilities of the learned tokens in training (`now`, all completions
-    /// concatenated) with those recorded when the tokens were sampled.
-    fn set_drift(&mut self, groups: &[Rollout], now: &[f32]) {
-        let sampled = groups.iter().flat_map(|g| &g.completions).filter(|c| !c.log_probs.is_empty());
-        let sampled: Vec<f32> = sampled.flat_map(|c| &c.log_probs[..c.learned_len]).copied().collect();
-        if sampled.len() == now.len() {
-            self.has_drift = 1;
-            self.drift = sampled.iter().zip(now).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    /// concatenated) with those recorded when the tokens were sampled. Offline answers have none.
+    fn set_drift(&mut self, groups: &[Rollout], mut now: &[f32]) {
+        for completion in groups.iter().flat_map(|group| &group.completions) {
+            let Some((own, rest)) = now.split_at_checked(completion.learned_len) else { return };
+            if !completion.log_probs.is_empty() {
+                self.has_drift = 1;
+                self.drift =
+                    completion.log_probs.iter().zip(own).map(|(a, b)| (a - b).abs()).fold(self.drift, f32::max);
+            }
+            now = rest;
         }
     }
 }

@@ -39,16 +39,17 @@ pub fn predictions(_: PathBuf) -> Result<Runner> {
 
 /// The rows that `reel reward` reads. Each completion is also scored as every other kind of problem.
 pub fn rewards(_: PathBuf) -> Result<Runner> {
-    run(|input| {
+    let rules = RewardRules { has_structure_reward: true, ..RewardRules::default() };
+    run(move |input| {
         let text = text_of(input);
         accepted(RewardWeights::parse(&text, &["command".to_string(), "url".to_string()]));
         score_text(&text);
-        let rows: Vec<_> = text.lines().filter_map(|line| accepted(RewardRow::parse(line))).collect();
+        let rows: Vec<_> = text.lines().filter_map(|line| accepted(RewardRow::parse(line, &rules))).collect();
         let count = rows.len();
         for row in rows {
             accepted(row.check_solution());
             row.group.completions.iter().for_each(|completion| score_text(completion));
-            let Some(scores) = accepted(row.score(&RewardRules::default(), None)) else { continue };
+            let Some(scores) = accepted(row.score(&rules, None)) else { continue };
             assert!(scores.reward.iter().chain(&scores.advantage).all(|value| value.is_finite()), "{}", json!(scores));
         }
         (count == text.lines().count()).then_some(())
@@ -60,9 +61,9 @@ fn score_text(text: &str) {
     let start: String = text.chars().take(4_000).collect();
     std::hint::black_box((extract_answer(text), reasoning_text(text), strip_white_space(text), parse_number(text)));
     let tagged = format!("<answer>{start}</answer>");
-    for kind in ["multiple choice", "numerical", "OCR", "free-form", "regression", "math"] {
+    for kind in [None].into_iter().chain(ProblemType::ALL.map(Some)) {
         for [completion, solution] in [[&start[..], &tagged], [&tagged, &tagged], [&tagged, "<answer>4</answer>"]] {
-            let accuracy = accuracy_reward(ProblemType::parse(kind).ok(), completion, solution);
+            let accuracy = accuracy_reward(kind, completion, solution);
             assert!((0.0..=1.0).contains(&accuracy), "the accuracy reward as {kind:?} is {accuracy}");
         }
     }

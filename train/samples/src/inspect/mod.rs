@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use crate::error::{Error, Kind, Result, RowFailureKind};
-use crate::rewards::Recipe;
+use crate::rewards::{AnswerRules, Recipe};
 use clap::ValueEnum;
 use rayon::prelude::*;
 use reel_input::chat::CHAT_TEMPLATE;
@@ -245,7 +245,7 @@ impl DataInspection<'_> {
             },
             TrainingCommand::Grpo => {
                 let (content, mut columns) = data.add_location_to_error(row, parsed.prompt_and_columns(self.recipe))?;
-                data.add_location_to_error(row, prepare_reward_columns(&mut columns, true))?;
+                data.add_location_to_error(row, prepare_reward_columns(&mut columns, true, AnswerRules::default()))?;
                 match content {
                     PromptContent::Chat(messages) => messages,
                     PromptContent::Text(text) => return Ok(RowContent::Text(text)),
@@ -274,7 +274,7 @@ impl DataInspection<'_> {
         let missing = match self.command {
             Some(TrainingCommand::Grpo) => {
                 let mut columns = columns.clone();
-                data.add_location_to_error(row, prepare_reward_columns(&mut columns, false)).err()
+                data.add_location_to_error(row, prepare_reward_columns(&mut columns, false, AnswerRules::default())).err()
             }
             _ => (!has_answer(parsed, columns)).then(|| {
                 let help = "add the answer, use a custom reward (--reward-command or --reward-url), or use the row only with reel generate";

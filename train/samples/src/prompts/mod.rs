@@ -38,7 +38,7 @@ impl ByRepository {
     fn of_recipe(&self, recipe: Recipe) -> &str {
         match recipe {
             Recipe::VideoR1 => &self.video_r1,
-            Recipe::Paper | Recipe::Videorft => &self.videorft,
+            Recipe::Paper | Recipe::Videorft | Recipe::OneThinker => &self.videorft,
         }
     }
 }

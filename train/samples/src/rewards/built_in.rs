@@ -13,11 +13,17 @@ pub enum BuiltInReward {
     Semantic,
     /// Bonus for an answer that is neither short nor long.
     Length,
+    /// Form of an answer that is JSON.
+    Structure,
+    /// Penalty of a completion near the maximum length.
+    Overlong,
 }
 
 impl BuiltInReward {
-    /// All functions, in the order in which Video-R1's code adds them. The last bit of the sum depends on this order.
-    pub const ALL: [Self; 5] = [Self::Accuracy, Self::Temporal, Self::Format, Self::Semantic, Self::Length];
+    /// All functions, first those of Video-R1 in the order in which its code adds them. The last bit of the sum depends
+    /// on this order.
+    pub const ALL: [Self; 7] =
+        [Self::Accuracy, Self::Temporal, Self::Format, Self::Semantic, Self::Length, Self::Structure, Self::Overlong];
 
     /// The name in options and metrics.
     pub fn name(self) -> &'static str {
@@ -27,6 +33,8 @@ impl BuiltInReward {
             Self::Format => "format",
             Self::Semantic => "semantic",
             Self::Length => "length",
+            Self::Structure => "structure",
+            Self::Overlong => "overlong",
         }
     }
 
@@ -35,7 +43,7 @@ impl BuiltInReward {
     pub fn is_listed_by_name(self) -> bool {
         match self {
             Self::Accuracy | Self::Format => true,
-            Self::Temporal | Self::Semantic | Self::Length => false,
+            Self::Temporal | Self::Semantic | Self::Length | Self::Structure | Self::Overlong => false,
         }
     }
 

@@ -3,12 +3,17 @@
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use crate::rewards::accuracy::accuracy_reward;
+use crate::rewards::accuracy::{is_video, score_answer};
 use crate::rewards::advantage::group_advantages;
+use crate::rewards::answer::extract_answer;
 use crate::rewards::format::format_reward;
 use crate::rewards::length::length_reward;
+use crate::rewards::malformed::Malformed;
+use crate::rewards::overlong::OverlongPenalty;
+use crate::rewards::problem::{AnswerRules, ProblemFields};
+use crate::rewards::structure::structure_reward;
 use crate::rewards::temporal::temporal_reward;
-use crate::rewards::{BuiltInReward, CustomReports, ProblemType, Recipe, RewardWeights, ScaleRewards};
+use crate::rewards::{BuiltInReward, CustomReports, ProblemType, RewardWeights, ScaleRewards};
 
 /// Completions of one prompt with all data that the reward functions need.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,6 +23,8 @@ pub struct ScoringGroup {
     /// The correct answer in `<answer>` tags. If `None`, only custom rewards apply, not the built-in ones such as
     /// accuracy and format.
     pub solution: Option<String>,
+    /// What else the row says about the problem.
+    pub fields: ProblemFields,
     /// The texts of the completions.
     pub completions: Vec<String>,
     /// Number of tokens of each completion, including the end token. If empty, there is no length reward.
@@ -38,12 +45,16 @@ pub struct ScoringGroup {
 /// How groups are scored: recipe, weights and scaling.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RewardRules {
-    /// The recipe whose rules apply (`--parity`).
-    pub recipe: Recipe,
+    /// The rules by which answers are scored.
+    pub answers: AnswerRules,
+    /// Whether the structure reward applies to kinds of problem whose answers are JSON (`--structure-reward`).
+    pub has_structure_reward: bool,
+    /// The penalty of long completions (`--overlong-cache`).
+    pub overlong: Option<OverlongPenalty>,
     /// Weight of each reward function.
     pub weights: RewardWeights,
-    /// The standard deviation by which rewards are divided to get advantages. `Batch` needs all groups of a step, so
-    /// scoring a single group uses `Group` instead.
+    /// The standard deviation by which rewards are divided to get advantages. `Batch` and `Ema` need all groups of a
+    /// step, so scoring a single group uses `Group` instead.
     pub scale: ScaleRewards,
 }
 
@@ -62,10 +73,16 @@ pub struct Scores {
     pub semantic: Vec<f32>,
     /// 0.2 for correct answers of 320 to 512 tokens, else 0.
     pub length: Vec<f32>,
+    /// 0 to 0.5 for the form of an answer that is JSON ([`crate::rewards::structure`]).
+    pub structure: Vec<f32>,
+    /// -1 to 0 for the length of a completion ([`OverlongPenalty`]).
+    pub overlong: Vec<f32>,
     /// Custom rewards by name, with one number per completion.
     pub custom: Vec<(String, Vec<f32>)>,
     /// What the custom rewards report besides rewards.
     pub reports: CustomReports,
+    /// Why the answer of a completion could not be read, so that its accuracy is 0; empty if all could.
+    pub malformed: Vec<Option<Malformed>>,
     /// Weighted sum of the rewards that apply; NaN for a completion to which no custom reward and no built-in reward
     /// with a weight applies.
     pub reward: Vec<f32>,
@@ -92,24 +109,37 @@ impl ScoringGroup {
         );
         let mut scores = Scores { custom: self.custom.clone(), reports: self.reports.clone(), ..Scores::default() };
         if let Some(solution) = &self.solution {
-            self.score_answers(solution, rules.recipe, &mut scores);
+            self.score_answers(solution, rules, &mut scores);
+        }
+        if let Some(penalty) = rules.overlong {
+            scores.overlong = self.lengths.iter().map(|&tokens| penalty.of(tokens)).collect();
         }
         scores.reward = scores.weighted_sum(self.completions.len(), &rules.weights);
         if self.completions.len() > 1 {
             let scale = if rules.scale == ScaleRewards::Batch { ScaleRewards::Group } else { rules.scale };
-            scores.advantage = group_advantages(&scores.reward, self.completions.len(), scale);
+            scores.advantage = group_advantages(&[&scores.reward], scale).remove(0);
         }
         scores
     }
 
     /// Computes the rewards that compare the completions with the solution.
-    fn score_answers(&self, solution: &str, recipe: Recipe, scores: &mut Scores) {
-        let accuracy = |completion: &String| accuracy_reward(self.problem_type, completion, solution);
-        scores.accuracy = self.completions.iter().map(accuracy).collect();
+    fn score_answers(&self, solution: &str, rules: &RewardRules, scores: &mut Scores) {
+        let kind = self.problem_type;
+        let score = |completion: &String| score_answer(kind, completion, solution, &self.fields, rules.answers);
+        let answers: Vec<Result<f32, Malformed>> = self.completions.iter().map(score).collect();
+        scores.accuracy = answers.iter().map(|answer| answer.unwrap_or(0.0)).collect();
+        if answers.iter().any(Result::is_err) {
+            scores.malformed = answers.into_iter().map(Result::err).collect();
+        }
         scores.format = self.completions.iter().map(|c| format_reward(c)).collect();
-        if let (Some(min_ratio), Some(shuffled)) = (recipe.temporal_min_ratio(), &self.shuffled) {
-            let shuffled: Vec<f32> = shuffled.iter().map(accuracy).collect();
+        if let (Some(min_ratio), Some(shuffled)) = (rules.answers.recipe.temporal_min_ratio(), &self.shuffled) {
+            let shuffled: Vec<f32> = shuffled.iter().map(|completion| score(completion).unwrap_or(0.0)).collect();
             scores.temporal = temporal_reward(&scores.accuracy, &shuffled, min_ratio);
+        }
+        if let Some(kind) = kind.filter(|_| rules.has_structure_reward) {
+            let is_video = is_video(&self.fields, extract_answer(solution));
+            let structure = |completion: &String| structure_reward(kind, completion, solution, is_video);
+            scores.structure = self.completions.iter().filter_map(structure).collect();
         }
         if let Some(semantic) = &self.semantic {
             let pairs = scores.accuracy.iter().zip(semantic);
@@ -130,6 +160,8 @@ impl Scores {
             BuiltInReward::Format => &self.format,
             BuiltInReward::Semantic => &self.semantic,
             BuiltInReward::Length => &self.length,
+            BuiltInReward::Structure => &self.structure,
+            BuiltInReward::Overlong => &self.overlong,
         }
     }
 
@@ -178,11 +210,14 @@ impl Serialize for Scores {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         self.lists().try_for_each(|(name, values)| map.serialize_entry(name, values))?;
+        if !self.malformed.is_empty() {
+            map.serialize_entry("malformed", &self.malformed)?;
+        }
         map.end()
     }
 }
 
-/// The scores of the first completion. They serialize as an object of numbers.
+/// The scores of the first completion. They serialize as an object of numbers, with the reason of a malformed answer.
 #[derive(Clone, Copy, Debug)]
 pub struct FirstCompletionScores<'a>(&'a Scores);
 
@@ -190,6 +225,9 @@ impl Serialize for FirstCompletionScores<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         self.0.lists().try_for_each(|(name, values)| map.serialize_entry(name, &values[0]))?;
+        if let Some(Some(reason)) = self.0.malformed.first() {
+            map.serialize_entry("malformed", reason)?;
+        }
         map.end()
     }
 }
@@ -197,6 +235,7 @@ impl Serialize for FirstCompletionScores<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rewards::Recipe;
     use proptest::prelude::*;
 
     fn group_of_three() -> ScoringGroup {
@@ -213,7 +252,12 @@ mod tests {
     fn reward_is_the_sum_of_applicable_functions() {
         let group =
             ScoringGroup { shuffled: Some(vec!["".into(); 2]), semantic: Some(vec![0.5; 3]), ..group_of_three() };
-        let with = |recipe| group.score(&RewardRules { recipe, ..RewardRules::default() });
+        let with = |recipe| {
+            group.score(&RewardRules {
+                answers: AnswerRules { recipe, ..AnswerRules::default() },
+                ..RewardRules::default()
+            })
+        };
         let paper = with(Recipe::Paper);
         assert_eq!(paper.semantic, [0.5, 0.0, 0.5]);
         assert_eq!(paper.reward, [1.0 + 0.3 + 1.0 + 0.5 + 0.2, 1.0, 1.0 + 0.3 + 1.0 + 0.5 + 0.2]);
@@ -293,7 +337,7 @@ mod tests {
             let completions = |list: &[&str]| list.iter().map(|a| format!("<think>x</think><answer>{a}</answer>")).collect();
             let plain = ScoringGroup { completions: completions(&answers), lengths: vec![], ..group_of_three() };
             let temporal = ScoringGroup { shuffled: Some(completions(&shuffled)), ..plain.clone() };
-            let score_both = |scale| [&plain, &temporal].map(|g| g.score(&RewardRules { recipe, scale, ..RewardRules::default() }));
+            let score_both = |scale| [&plain, &temporal].map(|g| g.score(&RewardRules { answers: AnswerRules { recipe, ..AnswerRules::default() }, scale, ..RewardRules::default() }));
             let is_scaled_by = |factor: f32, [without, with]: [Scores; 2], tolerance: f32| {
                 without.advantage.iter().zip(&with.advantage).all(|(a, b)| (factor * a - b).abs() < tolerance)
             };

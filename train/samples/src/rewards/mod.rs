@@ -8,17 +8,23 @@
 //! ```
 //! The rules are those of the repositories github.com/QiWang98/VideoRFT (bba6099) and github.com/tulerfeng/Video-R1
 //! (59d65c3). Both are Python: where they use Python's white space, `float`, `round`, rouge_score or NLTK, the
-//! results here are equal, including corner cases. Start at [`ScoringGroup::score`].
+//! results here are equal, including corner cases. Times, boxes, yes or no, and mathematical answers are scored as
+//! `docs/rewards.md` says. Start at [`ScoringGroup::score`].
 
 mod accuracy;
 mod advantage;
 mod answer;
 mod built_in;
 mod custom;
+mod ema;
 mod format;
 pub mod grounding;
 mod group;
 mod length;
+mod malformed;
+mod option_letter;
+mod overlong;
+mod problem;
 mod problem_type;
 mod python_number;
 mod python_text;
@@ -26,19 +32,28 @@ mod recipe;
 mod row;
 mod semantic;
 mod solution;
+mod structure;
 mod temporal;
 mod torch_stats;
 mod weights;
 
-pub use accuracy::{accuracy_reward, free_form_accuracy, multiple_choice_accuracy, numerical_accuracy, ocr_accuracy};
-pub use advantage::{ScaleRewards, group_advantages};
+pub use accuracy::{
+    TemporalIou, accuracy_reward, are_equal_math, free_form_accuracy, mean_relative_accuracy, multiple_choice_accuracy,
+    numerical_accuracy, ocr_accuracy, open_ended_accuracy, parse_boolean, score_answer,
+};
+pub use advantage::{AdvantageEstimator, AdvantageRules, RewardAggregation, ScaleRewards, group_advantages};
 pub use answer::extract_answer;
 pub use built_in::BuiltInReward;
 pub use custom::{
     BASIC_ENVIRONMENT, CustomReports, CustomReward, ProgramLog, RewardReply, TrainerState, find_python_function,
     function_name,
 };
+pub use ema::{EmaMoments, EmaRules, ema_task};
 pub use group::{FirstCompletionScores, RewardRules, Scores, ScoringGroup};
+pub use malformed::Malformed;
+pub use option_letter::{leading_letter, option_letter};
+pub use overlong::OverlongPenalty;
+pub use problem::{AnswerRules, ProblemFields};
 pub use problem_type::ProblemType;
 pub use python_number::parse_number;
 pub use python_text::strip_white_space;

@@ -1,4 +1,5 @@
-//! The kinds of problem in the data sets of VideoRFT and Video-R1.
+//! The kinds of problem in data sets of video reinforcement learning, by the names of VideoRFT, Video-R1, OneThinker
+//! and EasyVideoR1.
 
 use crate::error::{Error, Result};
 
@@ -15,11 +16,41 @@ pub enum ProblemType {
     FreeForm,
     /// The answer is a number, scored by its relative error.
     Regression,
+    /// The answer names one or several segments of time.
+    TemporalGrounding,
+    /// The answer is a box.
+    SpatialGrounding,
+    /// The answer is a segment of time, and a box for each of some frames.
+    SpatialTemporalGrounding,
+    /// The answer is a box for each frame.
+    Tracking,
+    /// The answer is a box with positive and negative points, for a video also a time.
+    Segmentation,
+    /// The answer is yes or no.
+    Boolean,
+    /// The answer is a number, a tuple or an expression, written as LaTeX or plainly.
+    Math,
+    /// The answer is a text; an equal text is right, else it is scored as a sentence.
+    OpenEnded,
 }
 
 impl ProblemType {
     /// All kinds of problem, in the order in which error messages list them.
-    pub const ALL: [Self; 5] = [Self::MultipleChoice, Self::Numerical, Self::Ocr, Self::FreeForm, Self::Regression];
+    pub const ALL: [Self; 13] = [
+        Self::MultipleChoice,
+        Self::Numerical,
+        Self::Ocr,
+        Self::FreeForm,
+        Self::Regression,
+        Self::TemporalGrounding,
+        Self::SpatialGrounding,
+        Self::SpatialTemporalGrounding,
+        Self::Tracking,
+        Self::Segmentation,
+        Self::Boolean,
+        Self::Math,
+        Self::OpenEnded,
+    ];
 
     /// Parses the exact name of a kind.
     ///
@@ -40,7 +71,25 @@ impl ProblemType {
             Self::Ocr => "OCR",
             Self::FreeForm => "free-form",
             Self::Regression => "regression",
+            Self::TemporalGrounding => "temporal grounding",
+            Self::SpatialGrounding => "spatial grounding",
+            Self::SpatialTemporalGrounding => "spatial-temporal grounding",
+            Self::Tracking => "tracking",
+            Self::Segmentation => "segmentation",
+            Self::Boolean => "boolean",
+            Self::Math => "math",
+            Self::OpenEnded => "open-ended",
         }
+    }
+
+    /// Whether answers name boxes.
+    pub fn has_boxes(self) -> bool {
+        matches!(self, Self::SpatialGrounding | Self::SpatialTemporalGrounding | Self::Tracking | Self::Segmentation)
+    }
+
+    /// Whether answers are JSON, to which the structure reward applies.
+    pub fn has_structure(self) -> bool {
+        self == Self::TemporalGrounding || self.has_boxes()
     }
 }
 

@@ -1,10 +1,10 @@
-//! The recipe: which rules apply where the papers and the code of VideoRFT and Video-R1 differ. `docs/parity.md` lists
-//! all rules.
+//! The recipe: which rules apply where the papers and the code of VideoRFT, Video-R1 and OneThinker differ.
+//! `docs/parity.md` lists all rules.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// Which rules apply where the papers and the code of VideoRFT and Video-R1 differ (`--parity`).
+/// Which rules apply where the papers and the code of VideoRFT, Video-R1 and OneThinker differ (`--parity`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Recipe {
@@ -17,6 +17,10 @@ pub enum Recipe {
     #[value(name = "video-r1")]
     #[serde(rename = "video-r1")]
     VideoR1,
+    /// The rules of the papers, and OneThinker's for multiple choice, numerical and regression answers.
+    #[value(name = "one-thinker")]
+    #[serde(rename = "one-thinker")]
+    OneThinker,
 }
 
 impl Recipe {
@@ -25,10 +29,15 @@ impl Recipe {
     /// 1); its code compares the first with 0.8 times the second (ratio 0.8).
     pub fn temporal_min_ratio(self) -> Option<f32> {
         match self {
-            Self::Paper => Some(1.0),
+            Self::Paper | Self::OneThinker => Some(1.0),
             Self::Videorft => None,
             Self::VideoR1 => Some(0.8),
         }
+    }
+
+    /// Whether the rules that concern no answer are those of the papers.
+    pub fn follows_papers(self) -> bool {
+        matches!(self, Self::Paper | Self::OneThinker)
     }
 
     /// Whether SigLIP gets inverted frames, with pixel values `(256 - v) % 256`. VideoRFT's code passes video frames as

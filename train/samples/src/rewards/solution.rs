@@ -4,7 +4,9 @@
 use reel_support::diagnostic::Diagnostic;
 
 use crate::rewards::ProblemType;
+use crate::rewards::accuracy::score_answer;
 use crate::rewards::answer::extract_answer;
+use crate::rewards::problem::{AnswerRules, ProblemFields};
 use crate::rewards::python_number::parse_number;
 
 /// Checks that the solution of a problem has an answer that can be compared with a completion's answer, by the
@@ -13,7 +15,8 @@ use crate::rewards::python_number::parse_number;
 /// # Errors
 /// The kind of problem is unknown (`None`); the solution has no text in `<answer>` tags; the problem asks for a number
 /// and the solution is not a number, or is NaN; the solution is infinite and the problem is scored by its relative
-/// error. The diagnostic's location is the name of the wrong field.
+/// error; the problem asks for times, boxes, points, or yes or no, and the solution has none. The diagnostic's location
+/// is the name of the wrong field.
 pub fn check_solution(kind: Option<ProblemType>, solution: &str) -> Result<(), Diagnostic> {
     let Some(kind) = kind else {
         let known = ProblemType::ALL.map(ProblemType::name).join(", ");
@@ -24,18 +27,24 @@ pub fn check_solution(kind: Option<ProblemType>, solution: &str) -> Result<(), D
     if truth.is_empty() {
         return Err(Diagnostic::new("solution", "has no answer in <answer> tags", "write <answer>…</answer>"));
     }
-    if !matches!(kind, ProblemType::Numerical | ProblemType::Regression) {
-        return Ok(());
-    }
-    let fault = match parse_number(truth) {
-        None => "is not a number",
-        Some(number) if number.is_nan() => "is NaN",
-        Some(number) if number.is_infinite() && kind == ProblemType::Regression => "is infinite",
+    let is_number = matches!(kind, ProblemType::Numerical | ProblemType::Regression);
+    let fault = match parse_number(truth).filter(|_| is_number) {
+        None if is_number => "is not a number".to_string(),
+        Some(number) if number.is_nan() => "is NaN".into(),
+        Some(number) if number.is_infinite() && kind == ProblemType::Regression => "is infinite".into(),
         Some(_) => return Ok(()),
+        None => {
+            // A truth that would be malformed as an answer cannot be matched.
+            let (fields, rules) = (ProblemFields::default(), AnswerRules::default());
+            let Err(reason) = score_answer(Some(kind), solution, solution, &fields, rules) else { return Ok(()) };
+            format!("cannot be read ({})", reason.name())
+        }
     };
     let shown: String = truth.chars().take(40).collect();
     let what = format!("`{shown}` {fault}, but the problem_type is {}", kind.name());
-    Err(Diagnostic::new("solution", what, "write a number in the <answer> tags, or change the problem_type"))
+    let form = if is_number { "a number" } else { "the truth as answers have it" };
+    let help = format!("write {form} in the <answer> tags, or change the problem_type");
+    Err(Diagnostic::new("solution", what, help))
 }
 
 #[cfg(test)]

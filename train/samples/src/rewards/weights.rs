@@ -103,7 +103,7 @@ mod tests {
             ("format=1,format=2", "twice"),
             ("format=1,", "``"),
             ("format=1,2", "`2`"),
-            ("url=1", "semantic, length, command"),
+            ("url=1", "length, structure, overlong, command"),
             ("1,2", "has 2 numbers for 1 custom rewards"),
             ("nan", "`nan`"),
         ] {

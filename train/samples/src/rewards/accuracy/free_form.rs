@@ -5,12 +5,19 @@ use std::collections::HashMap;
 
 use super::MAX_COMPARED_WORDS;
 use super::porter::porter_stem;
+use crate::rewards::python_text::strip_white_space;
 
 /// The mean of the F1 values of ROUGE-1, ROUGE-2 and ROUGE-L. A single word compared with itself scores 2/3, because
 /// one word has no pair of words for ROUGE-2. Only the first [`MAX_COMPARED_WORDS`] words of each text are compared.
 pub fn free_form_accuracy(answer: &str, truth: &str) -> f64 {
     let (answer, truth) = (rouge_words(answer), rouge_words(truth));
     (rouge_n(&answer, &truth, 1) + rouge_n(&answer, &truth, 2) + rouge_l(&answer, &truth)) / 3.0
+}
+
+/// 1 if both texts are equal but for case and surrounding white space, else [`free_form_accuracy`].
+pub fn open_ended_accuracy(answer: &str, truth: &str) -> f64 {
+    let lower = |text: &str| strip_white_space(text).to_lowercase();
+    if lower(answer) == lower(truth) { 1.0 } else { free_form_accuracy(answer, truth) }
 }
 
 /// Splits a text into words as rouge_score does: lower case, separated by anything but ASCII letters and digits,

@@ -10,10 +10,13 @@ pub fn numerical_accuracy(answer: &str, truth: &str) -> f64 {
     if has_separator(answer) != has_separator(truth) {
         return 0.0;
     }
-    match (parse_number(answer), parse_number(truth)) {
-        (Some(answer), Some(truth)) => f64::from(round_to_2_decimals(answer) == round_to_2_decimals(truth)),
-        _ => 0.0,
-    }
+    f64::from(are_equal_when_rounded(answer, truth) == Some(true))
+}
+
+/// Whether both texts are equal numbers after rounding to two decimals, however they are written (OneThinker); `None`
+/// if one is not a number.
+pub fn are_equal_when_rounded(answer: &str, truth: &str) -> Option<bool> {
+    Some(round_to_2_decimals(parse_number(answer)?) == round_to_2_decimals(parse_number(truth)?))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Accuracy of regression answers: 1 minus the relative error.
+//! Accuracy of regression answers: 1 minus the relative error, or the mean relative accuracy.
 
 use crate::rewards::python_number::parse_number;
 
@@ -11,6 +11,17 @@ pub fn regression_accuracy(answer: &str, truth: &str) -> f64 {
     let error = ((answer - truth).abs() + 1e-9) / (truth.abs() + 1e-9);
     let error = if error > 0.0 { error } else { 0.0 };
     1.0 - error.min(1.0)
+}
+
+/// Mean relative accuracy (J. Yang et al., "Thinking in Space", 2024): the fraction of the thresholds 0.5, 0.55, …,
+/// 0.95 with `|answer - truth| / (|truth| + 1e-8) < 1 - threshold`, in f32 as in the evaluation scripts and in
+/// OneThinker's reward; `None` if the answer or the truth is not a number.
+pub fn mean_relative_accuracy(answer: &str, truth: &str) -> Option<f32> {
+    let (answer, truth) = (parse_number(answer)? as f32, parse_number(truth)? as f32);
+    let error = (answer - truth).abs() / (truth.abs() + 1e-8);
+    // The scripts use torch.arange, which computes in f64 and rounds each threshold to f32.
+    let thresholds = (0..10).map(|i| (0.5 + 0.05 * f64::from(i)) as f32);
+    Some(thresholds.filter(|threshold| error < 1.0 - threshold).count() as f32 / 10.0)
 }
 
 #[cfg(test)]

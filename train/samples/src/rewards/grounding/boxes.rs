@@ -32,8 +32,7 @@ fn bracket() -> Regex {
 impl BoundingBox {
     /// Reads a JSON list of four finite numbers, which may be written as texts.
     pub fn from_json(value: &Value) -> Option<Self> {
-        let numbers: Option<Vec<f64>> = value.as_array()?.iter().map(number_of).collect();
-        Some(Self(numbers?.try_into().ok()?))
+        numbers(value).map(Self)
     }
 
     /// Multiplies the x coordinates by `scale[0]` and the y coordinates by `scale[1]`.
@@ -50,14 +49,14 @@ impl BoundingBox {
     }
 }
 
-/// Returns a finite number, which may be written as a text.
-pub(super) fn number_of(value: &Value) -> Option<f64> {
-    let number = match value {
+/// Reads a JSON list of `N` finite numbers, which may be written as texts.
+pub fn numbers<const N: usize>(value: &Value) -> Option<[f64; N]> {
+    let number = |value: &Value| match value {
         Value::Number(number) => number.as_f64(),
-        Value::String(text) => parse_python_float(text),
+        Value::String(text) => parse_python_float(text).filter(|x| x.is_finite()),
         _ => None,
     };
-    number.filter(|x| x.is_finite())
+    value.as_array()?.iter().map(number).collect::<Option<Vec<f64>>>()?.try_into().ok()
 }
 
 /// Returns the value of the first of [`KEYS`] that an object has.

@@ -13,5 +13,5 @@ mod boxes;
 mod times;
 
 pub use answer_json::json_in;
-pub use boxes::{BoundingBox, BoxesByFrame, box_in, box_iou, boxes_by_frame, common_frames_iou, tracking_iou};
+pub use boxes::{BoundingBox, BoxesByFrame, box_in, box_iou, boxes_by_frame, common_frames_iou, numbers, tracking_iou};
 pub use times::{Segment, segments_in, segments_of, temporal_iou};

@@ -80,13 +80,15 @@ fn segments_in_prose(text: &str) -> Option<Vec<Segment>> {
     let (mut segments, mut at, mut last_end) = (Vec::new(), 0, 0);
     while let Some(found) = TIME_RANGE.captures_at(text, at) {
         let (Some(all), Some(start), Some(end)) = (found.get(0), found.get(1), found.get(2)) else { break };
-        let before = text[..start.start()].chars().next_back();
-        // A sign after a letter or digit is a dash. A number that continues another one, as the last one of `3,5`, is
-        // no time, unless a segment ends there.
-        let continues = before.is_some_and(|c| ".,:".contains(c))
-            && last_end + 1 != start.start()
-            && text[..start.start()].trim_end_matches(['.', ',', ':']).ends_with(char::is_numeric);
-        if continues || start.as_str().starts_with(['-', '−', '+']) && before.is_some_and(char::is_alphanumeric) {
+        // A number that continues another one, as the last one of `3,5` or `1.2.3`, is no time, unless a segment ends
+        // there. A sign after a letter or digit is a dash.
+        let before = &text[..start.start()];
+        let separated = before.trim_end_matches(['.', ',', ':']);
+        let follows_segment = last_end + 1 == before.len() && separated.len() == last_end;
+        let continues = separated.ends_with(char::is_numeric)
+            && (separated.len() < before.len() || start.as_str().starts_with('.'))
+            && !follows_segment;
+        if continues || start.as_str().starts_with(['-', '−', '+']) && before.ends_with(char::is_alphanumeric) {
             at = start.start() + text[start.start()..].chars().next().map_or(1, char::len_utf8);
             continue;
         }

@@ -24,6 +24,7 @@ use reel_model::qwen_vl::QwenVl;
 use reel_model::weights::WeightSource as Weights;
 use reel_runtime::Cx;
 use reel_samples::feed::{DataPosition, MicroBatchFeed, MicroBatchOptions, StepRowCursor};
+use reel_samples::rewards::EmaMoments;
 use reel_samples::source::row_order;
 use reel_samples::token_limit::check_token_count;
 
@@ -195,7 +196,7 @@ impl<'a> PlanCostCounter<'a> {
                 prompts.into_iter().map(|prompt| self.group(prompt)).collect()
             }
         };
-        let mut set = RolloutSet::new(groups, self.options.scale_rewards);
+        let mut set = RolloutSet::new(groups, &self.options.advantage_rules()?, &mut EmaMoments::default());
         let device = self.trainer.device.clone();
         for use_ in 1..=self.options.num_iterations.min(MAX_USES) {
             device.profiler().clear();

@@ -17,7 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::Result;
-use crate::file_names::ROLLOUT_SET_FILE;
+use crate::error::Error;
+use crate::file_names::{REWARD_MOMENTS_FILE, ROLLOUT_SET_FILE};
 use crate::options::GrpoOptions;
 use crate::rollout::spread::{GroupAssignment, RoundPrompts};
 use crate::rollout::worker::RolloutWorker;
@@ -32,6 +33,8 @@ use reel_model::qwen_vl::QwenVl;
 use reel_model::text::TextDecoder;
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_samples::feed::{FeedRanks, MicroBatchFeed, MicroBatchOptions, RankAssignment, StepRowCursor};
+use reel_samples::rewards::{EmaMoments, ScaleRewards};
+use reel_support::diagnostic::input;
 use reel_support::ranks::Ranks;
 
 use crate::runs::run::replay::{self, ReplayReport};
@@ -66,6 +69,8 @@ pub(crate) struct GrpoLoop<'a> {
     worker: Option<RolloutWorker<'a>>,
     /// The present rollout set. `--num-iterations` steps train on it, then the next step replaces it.
     set: Option<RolloutSet>,
+    /// The moving moments of `--scale-rewards ema`, which all ranks update with the same rewards.
+    moments: EmaMoments,
 }
 
 impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
@@ -121,6 +126,10 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
             }
             None => None,
         };
+        let moments = match from.filter(|_| setup.options.scale_rewards == ScaleRewards::Ema) {
+            Some(folder) => read_moments(&folder.join(REWARD_MOMENTS_FILE))?,
+            None => EmaMoments::default(),
+        };
         add_feature_cache(trainer);
         let reference = match setup.options.beta > 0.0 {
             true => Some(first_weights(setup.data.model, trainer)?),
@@ -130,7 +139,7 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
             (Some(_), _) | (_, Some(_)) => None,
             (None, None) => Some(RolloutWorker::new(setup, rows.clone(), trainer)?),
         };
-        Ok(Self { worker, options: setup.options, rows, feed, stop: setup.control.stop, reference, set })
+        Ok(Self { worker, options: setup.options, rows, feed, stop: setup.control.stop, reference, set, moments })
     }
 
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>> {
@@ -145,7 +154,16 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
 
     fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
         let unfinished = self.set.as_ref().filter(|set| set.uses < self.options.num_iterations);
-        unfinished.map(|set| Ok((ROLLOUT_SET_FILE, set.to_checkpoint_json()?))).into_iter().collect()
+        let mut files: Vec<(&'static str, Vec<u8>)> = unfinished
+            .map(|set| Ok((ROLLOUT_SET_FILE, set.to_checkpoint_json()?)))
+            .into_iter()
+            .collect::<Result<_>>()?;
+        if self.options.scale_rewards == ScaleRewards::Ema {
+            let json =
+                serde_json::to_vec(&self.moments).map_err(|e| Error::cannot_write(REWARD_MOMENTS_FILE, e.into()))?;
+            files.push((REWARD_MOMENTS_FILE, json));
+        }
+        Ok(files)
     }
 }
 
@@ -158,7 +176,8 @@ impl GrpoLoop<'_> {
             // With dynamic sampling, more usable groups may be recorded than a step needs. The recorded step trained
             // on the first ones.
             groups.truncate(self.options.groups_per_step());
-            return Ok(Some(RolloutSet::new(groups, self.options.scale_rewards)));
+            let rules = self.options.advantage_rules()?;
+            return Ok(Some(RolloutSet::new(groups, &rules, &mut self.moments)));
         }
         let options = self.options;
         let Some(worker) = &mut self.worker else {
@@ -170,13 +189,13 @@ impl GrpoLoop<'_> {
                 return Ok(None);
             }
             let groups = group::rollouts_from_file(options, prompts, &self.rows.end_tokens());
-            let set = RolloutSet::new(groups, options.scale_rewards);
+            let set = RolloutSet::new(groups, &options.advantage_rules()?, &mut self.moments);
             return Ok(Some(RolloutSet { ranks_of_micro_batches, ..set }));
         };
         let mut own_ref_log_probs = None;
         // If each rank keeps only a part of the weights, all weights are gathered for sampling.
         let all_weights = trainer.gather_all_weights()?;
-        let set = worker.next_set(n, &mut self.feed, cursor, |groups| {
+        let set = worker.next_set(n, &mut self.moments, &mut self.feed, cursor, |groups| {
             if let Some(model) = &self.reference {
                 // Frees the gradients' memory for the reference model's activations. The next step would clear the
                 // gradients anyway.
@@ -189,6 +208,15 @@ impl GrpoLoop<'_> {
         drop(all_weights);
         Ok(set.map(|set| RolloutSet { own_ref_log_probs, ..set }))
     }
+}
+
+/// Reads the moments of `--scale-rewards ema` of a checkpoint.
+fn read_moments(path: &Path) -> Result<EmaMoments> {
+    let text = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(path, e))?;
+    serde_json::from_slice(&text).map_err(|e| {
+        let what = format!("is not valid: {e}");
+        Error::failed(path.display().to_string(), what, "resume from another checkpoint")
+    })
 }
 
 /// Loads the reference model with the weights from which the run started.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::error::{Error, Result};
-use crate::options::{Recipe, SftOptions, TruncationStrategy};
+use crate::options::{SftOptions, TruncationStrategy};
 use crate::step::sft::step;
 use crate::step::trainer::{StepResult, Trainer};
 use reel_input::fetch::MediaAccess;
@@ -193,7 +193,7 @@ fn open_samples_of(
             "choose another rule",
         )
     })?;
-    let second_per_grid = if options.parity == Recipe::Paper { SecondPerGrid::True } else { SecondPerGrid::One };
+    let second_per_grid = if options.parity.follows_papers() { SecondPerGrid::True } else { SecondPerGrid::One };
     // The decoder needs no frame cache, because the sample cache already holds the frames.
     let decoder = DecodeWorker { cache: None, ..data.media.decoder.clone() };
     let confined_to = data.media.access.confined_to.as_ref().map(|_| media_root.clone());

@@ -1,5 +1,6 @@
 //! Tests of whole runs: shared prefixes, sampling, resume, the vision feature cache, and invalid input.
 
+mod advantages;
 mod errors;
 mod live;
 mod shared;

@@ -5,6 +5,7 @@ use crate::rollout::{CompletionTokens, Prompt, Rollout};
 use crate::step::packing::PackedGroups;
 use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
+use reel_samples::rewards::EmaMoments;
 
 use super::*;
 use crate::runs::testing::weight_changes;
@@ -44,8 +45,11 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
     let samples = (0..options.groups_per_step())
         .map(|line| reel_samples::feed::SampleSource::sample(&prompts, line).unwrap().into())
         .collect();
-    let mut set =
-        RolloutSet::new(group::rollouts_from_file(options, samples, &prompts.end_tokens()), options.scale_rewards);
+    let mut set = RolloutSet::new(
+        group::rollouts_from_file(options, samples, &prompts.end_tokens()),
+        &options.advantage_rules().unwrap(),
+        &mut EmaMoments::default(),
+    );
     let config = ModelConfig::open(&model).unwrap();
     let hyperparameters = crate::step::hyperparameters::Hyperparameters::new(options, 1);
     let (mut trainer, _files) = Trainer::open(&case.device, &config, &model, DType::F32, hyperparameters).unwrap();

@@ -190,7 +190,7 @@ fn letter_in_brackets(text: &str) -> Option<(&str, &str)> {
 }
 
 /// Whether another letter follows a letter: `, B`, `/B`, `or (B)`. `, B is wrong` is another sentence.
-fn is_list(after: &str) -> bool {
+pub(crate) fn is_list(after: &str) -> bool {
     let marks = |c: char| c.is_whitespace() || "()[]*_`\"'$.".contains(c);
     let rest = after.trim_start_matches(marks);
     let separators = ["or ", "and ", ", or ", ", and ", ",", "/", "&"];
