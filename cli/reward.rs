@@ -30,8 +30,8 @@ Example:
 pub struct RewardArgs {
     /// Completions, one JSON object per line: problem_type, solution, and completion or completions; optional: lengths
     /// (tokens of each), shuffled_completions (answers to shuffled frames), data_type (image or video), frames (image
-    /// files, relative to this file), options, duration (seconds), answer_space (pixel or 0-1000) with width and height,
-    /// and step (rows of one step are one batch)
+    /// files, relative to this file), options, duration (seconds), answer_space (pixel or 0-1000) with width and
+    /// height, and step (rows of one step are one batch)
     #[arg(long, value_name = "R.jsonl")]
     input: PathBuf,
     /// Scores to write, one JSON object per line: accuracy, temporal, format, semantic, length, structure and overlong

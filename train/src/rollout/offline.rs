@@ -4,11 +4,10 @@
 //! The first step on a set of rollouts computes the log-probabilities of all its completions under the current weights.
 //! They are the old log-probabilities of later steps, for offline answers, too: the first ratio is 1.
 
-use reel_input::TokenId;
+use reel_input::{ModelFolder, TokenId};
 use reel_support::diagnostic::Diagnostic;
 use serde_json::{Map, Value};
 
-use super::prompts::{Prompt, PromptSource};
 use crate::error::Result;
 
 /// The column with the texts.
@@ -32,39 +31,41 @@ pub fn offline_texts(columns: &Map<String, Value>) -> Result<Vec<&str>, Diagnost
     Ok(texts.into_iter().filter(|text| !text.trim().is_empty()).collect())
 }
 
-impl PromptSource {
-    /// Returns the tokens of the offline answers of a prompt's row. Each ends with the end-of-turn token. A thought
-    /// that the prompt has begun is left out of them.
-    ///
-    /// # Errors
-    /// The row has as many answers as a group has completions, or more; an answer has more tokens than
-    /// `--max-completion-length`, or tokens that stand for media.
-    pub fn offline_completions(&self, prompt: &Prompt) -> Result<Vec<Vec<TokenId>>, Diagnostic> {
-        let texts = offline_texts(&prompt.columns)?;
-        let (group, max) = self.completion_limits();
-        if texts.len() >= group {
-            let what = format!("has {} answers, but a group has --num-generations {group} completions", texts.len());
-            return Err(Diagnostic::new(COLUMN, what, "give fewer answers, or raise --num-generations"));
-        }
-        let begun = self.bundle().begun_thought(&prompt.tokens.input_ids);
-        let pads = [self.config().tokens.image, self.config().tokens.video];
-        let completion = |text: &str| {
-            let own = text.strip_prefix(begun).unwrap_or(text);
-            let mut ids = self.bundle().tokenizer.encode(own).map_err(|e| e.diagnostic)?;
-            ids.extend(self.end_tokens().turn.filter(|end| ids.last() != Some(end)));
-            if ids.len() > max {
-                let what = format!("has an answer of {} tokens, more than --max-completion-length {max}", ids.len());
-                return Err(Diagnostic::new(COLUMN, what, "shorten it, or raise --max-completion-length"));
-            }
-            match ids.iter().any(|id| pads.contains(id)) {
-                true => {
-                    Err(Diagnostic::new(COLUMN, "has pad tokens of an image or video", "remove them from the answer"))
-                }
-                false => Ok(ids),
-            }
-        };
-        texts.into_iter().map(completion).collect()
+/// Returns the tokens of a row's offline answers. Each ends with the end-of-turn token `end`. The thought that the
+/// prompt has begun is left out of them. `limits` are the number of completions of a group and the maximum tokens of
+/// one.
+///
+/// # Errors
+/// The row has as many answers as a group has completions, or more; an answer is too long, or has tokens that stand for
+/// media.
+pub fn offline_completions(
+    columns: &Map<String, Value>,
+    model: &ModelFolder,
+    prompt: &[TokenId],
+    end: Option<TokenId>,
+    limits: (usize, usize),
+) -> Result<Vec<Vec<TokenId>>, Diagnostic> {
+    let (texts, (group, max)) = (offline_texts(columns)?, limits);
+    if texts.len() >= group {
+        let what = format!("has {} answers, but a group has --num-generations {group} completions", texts.len());
+        return Err(Diagnostic::new(COLUMN, what, "give fewer answers, or raise --num-generations"));
     }
+    let pads = [model.config.tokens.image, model.config.tokens.video];
+    let completion = |text: &str| {
+        let own = text.strip_prefix(model.begun_thought(prompt)).unwrap_or(text);
+        let mut ids = model.tokenizer.encode(own).map_err(|e| e.diagnostic)?;
+        ids.extend(end.filter(|end| ids.last() != Some(end)));
+        if ids.len() > max {
+            let what = format!("has an answer of {} tokens, more than --max-completion-length {max}", ids.len());
+            return Err(Diagnostic::new(COLUMN, what, "shorten it, or raise --max-completion-length"));
+        }
+        if ids.iter().any(|id| pads.contains(id)) {
+            let what = "has pad tokens of an image or video";
+            return Err(Diagnostic::new(COLUMN, what, "remove them from the answer"));
+        }
+        Ok(ids)
+    };
+    texts.into_iter().map(completion).collect()
 }
 
 #[cfg(test)]

@@ -17,12 +17,13 @@ use reel_samples::rewards::AnswerRules;
 use reel_samples::rows::PromptContent;
 use reel_samples::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
 use reel_samples::source::DataSource;
+use reel_support::diagnostic::Diagnostic;
 use reel_support::files::fingerprint::bytes_fingerprint;
 use serde_json::{Map, Value};
 
 use super::expected_lengths::ExpectedLengths;
 use super::given::{RolloutFile, RolloutLine};
-use super::offline::offline_texts;
+use super::offline::{offline_completions, offline_texts};
 use crate::error::{Error, Result};
 use crate::options::{GrpoOptions, Recipe};
 use crate::setup::DataSetup;
@@ -133,9 +134,13 @@ impl PromptSource {
         EndTokens { turn: self.bundle.tokenizer.token_to_id("<|im_end|>"), stop: self.bundle.stop_token_ids().to_vec() }
     }
 
-    /// The number of completions of a group, and the maximum tokens of one.
-    pub fn completion_limits(&self) -> (usize, usize) {
-        self.completion_limits
+    /// The tokens of the offline answers of a prompt's row ([`offline_completions`]).
+    ///
+    /// # Errors
+    /// The answers cannot be used; the row is then refused when its prompt is made.
+    pub fn offline_completions(&self, prompt: &Prompt) -> Result<Vec<Vec<TokenId>>, Diagnostic> {
+        let (ids, end) = (&prompt.tokens.input_ids, self.end_tokens().turn);
+        offline_completions(&prompt.columns, &self.bundle, ids, end, self.completion_limits)
     }
 
     /// The config of the model.

@@ -32,16 +32,17 @@ mod recipe;
 mod row;
 mod semantic;
 mod solution;
+mod step_advantages;
 mod structure;
 mod temporal;
 mod torch_stats;
 mod weights;
 
 pub use accuracy::{
-    TemporalIou, accuracy_reward, are_equal_math, free_form_accuracy, mean_relative_accuracy, multiple_choice_accuracy,
+    accuracy_reward, are_equal_math, free_form_accuracy, mean_relative_accuracy, multiple_choice_accuracy,
     numerical_accuracy, ocr_accuracy, open_ended_accuracy, parse_boolean, score_answer,
 };
-pub use advantage::{AdvantageEstimator, AdvantageRules, RewardAggregation, ScaleRewards, group_advantages};
+pub use advantage::{ScaleRewards, group_advantages};
 pub use answer::extract_answer;
 pub use built_in::BuiltInReward;
 pub use custom::{
@@ -53,7 +54,7 @@ pub use group::{FirstCompletionScores, RewardRules, Scores, ScoringGroup};
 pub use malformed::Malformed;
 pub use option_letter::{leading_letter, option_letter};
 pub use overlong::OverlongPenalty;
-pub use problem::{AnswerRules, ProblemFields};
+pub use problem::{AnswerRules, ProblemFields, TemporalIou};
 pub use problem_type::ProblemType;
 pub use python_number::parse_number;
 pub use python_text::strip_white_space;
@@ -61,4 +62,5 @@ pub use recipe::Recipe;
 pub use row::{RewardRow, parse_json_object, string_field};
 pub use semantic::{SemanticModel, reasoning_text, semantic_reward};
 pub use solution::check_solution;
+pub use step_advantages::{AdvantageEstimator, AdvantageRules, RewardAggregation};
 pub use weights::RewardWeights;

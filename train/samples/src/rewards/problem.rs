@@ -1,9 +1,25 @@
 //! A problem as accuracy rules see it: its kind, the truth, and what its row says about the video and the answer.
 
+use clap::ValueEnum;
 use reel_support::diagnostic::Diagnostic;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::rewards::{ProblemType, Recipe, TemporalIou};
+use crate::rewards::{ProblemType, Recipe};
+
+/// How segments of time are compared (`--temporal-iou`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TemporalIou {
+    /// Intersection over union of both sets of segments
+    #[default]
+    Plain,
+    /// Intersection over union of one segment, times (1 - |distance of the starts| / duration) and
+    /// (1 - |distance of the ends| / duration) (Time-R1)
+    #[value(name = "time-r1")]
+    #[serde(rename = "time-r1")]
+    TimeR1,
+}
 
 /// Which rules score answers, where there are several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,8 +1,6 @@
 //! Accuracy of answers that name times and places: temporal, spatial and spatio-temporal grounding, tracking, and
 //! segmentation by a box and points. The formulas are OneThinker's (github.com/tulerfeng/OneThinker at 768b20f).
 
-use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::rewards::grounding::{
@@ -12,20 +10,6 @@ use crate::rewards::grounding::{
 use crate::rewards::malformed::Malformed;
 use crate::rewards::problem::ProblemFields;
 use crate::rewards::structure::three_points;
-
-/// How segments of time are compared (`--temporal-iou`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TemporalIou {
-    /// Intersection over union of both sets of segments
-    #[default]
-    Plain,
-    /// Intersection over union, times (1 - |distance of the starts| / duration) (1 - |distance of the ends| / duration),
-    /// for one segment (Time-R1)
-    #[value(name = "time-r1")]
-    #[serde(rename = "time-r1")]
-    TimeR1,
-}
 
 /// Distance of points, in the units of the coordinates, at which their similarity is exp(-1/2).
 const POINT_SIGMA: f64 = 50.0;

@@ -12,7 +12,6 @@ mod regression;
 
 pub use boolean::parse_boolean;
 pub use free_form::{free_form_accuracy, open_ended_accuracy};
-pub use grounding::TemporalIou;
 pub(crate) use grounding::is_video;
 pub use math::are_equal_math;
 pub use multiple_choice::multiple_choice_accuracy;

@@ -3,12 +3,9 @@
 
 use reel_samples::rewards::{AdvantageEstimator, RewardAggregation, ScaleRewards};
 
-use super::live::{case, data_rows};
+use super::live::{DIFFERENT_REWARDS, case, data_rows};
 use super::*;
 use crate::file_names::REWARD_MOMENTS_FILE;
-
-/// A reward command whose rewards differ between completions.
-const DIFFERENT_REWARDS: &str = "while read -r line; do echo ${#line}; done";
 
 fn live(dir: &Path, out: &str, rows: &str) -> Case {
     case(dir, out, rows).with(|o| {

@@ -55,7 +55,7 @@ pub(super) fn case(dir: &Path, out: &str, rows: &str) -> Case {
 }
 
 /// A reward command whose rewards differ between completions: the length of the JSON row that it gets.
-const DIFFERENT_REWARDS: &str = "while read -r line; do echo ${#line}; done";
+pub(super) const DIFFERENT_REWARDS: &str = "while read -r line; do echo ${#line}; done";
 
 /// Makes a run ([`case`]) on three data rows, with rewards that differ between completions.
 fn live(dir: &Path, out: &str) -> Case {
