@@ -159,8 +159,8 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
             .into_iter()
             .collect::<Result<_>>()?;
         if self.options.scale_rewards == ScaleRewards::Ema {
-            let json =
-                serde_json::to_vec(&self.moments).map_err(|e| Error::cannot_write(REWARD_MOMENTS_FILE, e.into()))?;
+            let json = serde_json::to_vec(&self.moments)
+                .map_err(|e| Error::cannot_write(REWARD_MOMENTS_FILE, std::io::Error::from(e)))?;
             files.push((REWARD_MOMENTS_FILE, json));
         }
         Ok(files)
