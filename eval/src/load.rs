@@ -287,7 +287,9 @@ fn other_columns(task: &Task, file: &Path, columns: &[Map<String, Value>]) -> Er
         }
         None => {
             let missing = task.layouts.iter().map(|layout| {
-                let missing = columns.iter().find_map(|columns| layout.missing_column(columns));
+                // Of the readings of a nested file, the one that has most of the layout's columns.
+                let index = |name: &&str| layout.columns.iter().position(|own| own == name);
+                let missing = columns.iter().filter_map(|columns| layout.missing_column(columns)).max_by_key(index);
                 format!("`{}` (layout {})", missing.unwrap_or(&layout.columns[0]), layout.name)
             });
             let missing: Vec<String> = missing.collect();

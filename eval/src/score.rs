@@ -354,7 +354,7 @@ mod tests {
             assert_eq!(got.len(), want.len());
             for (i, (got, want)) in got.iter().zip(want).enumerate() {
                 assert_eq!(
-                    got.score(Extraction::Tags),
+                    got.score(&task, Extraction::Tags) as f32,
                     want.as_f64().unwrap() as f32,
                     "{} row {i}: {got:?}",
                     task.name
@@ -400,7 +400,7 @@ mod tests {
     fn mean_over_tasks_has_the_interval_of_fewer_rows() {
         let task = task("vsibench");
         let row = Prediction { output: String::new(), ..predictions(&task).remove(0) };
-        let of_task = |name: &str| Prediction { category: Some(name.into()), ..row.clone() };
+        let of_task = |name: &str| Prediction { categories: vec![name.into()], ..row.clone() };
         let rows = [vec![of_task("a")], vec![of_task("b"); 50]].concat();
         let report = score(&task, &rows);
         assert_eq!(report.overall_ci95, wilson_interval(0.0, 51));

@@ -64,7 +64,10 @@ fn published_files_become_the_expected_questions() {
                 assert_eq!(sorted(row.get("categories")), sorted(Some(categories)), "{name}");
             }
         }
-        assert_eq!(json!(loaded.left_out.values().sum::<usize>()), want["left_out"], "{name}");
+        let left_out = loaded.left_out.values().sum::<usize>();
+        // The count of the golden data has no questions without a location (NExT-GQA).
+        let without_location = loaded.left_out.get("question without a location").copied().unwrap_or(0);
+        assert_eq!(json!(left_out - without_location), want["left_out"], "{name}");
         // Every row has the columns that its score needs.
         let predictions: Vec<Prediction> = rows
             .into_iter()
