@@ -7,7 +7,9 @@ use clap::Args;
 use reel_eval::{Comparison, Extraction, ScoreDifference, Task, compare_runs};
 use serde_json::Value;
 
-use super::results::{predictions_file, read_predictions, read_run_settings, tasks_of_output_folder, write_json};
+use super::results::{
+    extraction_of_run, predictions_file, read_predictions, read_run_settings, tasks_of_output_folder, write_json,
+};
 use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::output;
@@ -63,7 +65,9 @@ impl CompareArgs {
                 return Err(failed(file.display(), "does not exist", "compare runs of the same benchmarks"));
             }
             let rows = [read_predictions(&files[0], task, true)?, read_predictions(&files[1], task, true)?];
-            let comparison = compare_runs(task, [&rows[0], &rows[1]], self.extraction)?;
+            let settings = read_run_settings(&files[0]).unwrap_or_default();
+            let extraction = extraction_of_run(&settings, self.extraction);
+            let comparison = compare_runs(task, [&rows[0], &rows[1]], extraction)?;
             if !common.json {
                 print(task, &comparison)?;
             }

@@ -18,9 +18,9 @@ mod tasks;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Args, Subcommand};
-use reel_eval::Extraction;
+use clap::{Args, Subcommand, ValueEnum};
 use reel_eval::predict::RequestVideoFormat;
+use reel_eval::{Extraction, Suite, Task};
 use reel_input::sampling::SamplingOptions;
 use reel_train::options::Recipe;
 use shard::Shard;
@@ -68,10 +68,16 @@ enum EvalCommand {
 /// Which answers are scored, and where the scores go.
 #[derive(Args, Clone, Debug)]
 pub struct EvalBenchmarkFlags {
-    /// Benchmarks, separated by commas: all (the first six), vsibench, videommmu, mmvu, mvbench, tempcompass, videomme,
-    /// videoholmes, or a task file (.toml). Without it, --score-only scores predictions of your own rows
-    #[arg(long, value_name = "NAME", required_unless_present = "score_only")]
+    /// Benchmarks, separated by commas: all (vsibench, videommmu, mmvu, mvbench, tempcompass, videomme), other names that
+    /// reel eval tasks lists, or a task file (.toml). Without it, --score-only scores predictions of your own rows
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["score_only", "suite"])]
     benchmark: Option<String>,
+    /// The benchmarks of a paper, beside whose figures the scores are printed: videorft, video-r1 or one-thinker
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["benchmark", "score_only", "shard"])]
+    suite: Option<String>,
+    /// Whose prompt and answer extraction: reel or reference (the harness that a benchmark's task file names)
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true, value_name = "WHOSE")]
+    protocol: Protocol,
     /// Folder for the results: NAME.jsonl (answers), NAME.json (scores),
     /// report.html (a page with scores and answers). With --score-only, the JSON file for the scores
     #[arg(long, value_name = "OUT", required = true)]
@@ -85,6 +91,38 @@ pub struct EvalBenchmarkFlags {
     /// Predictions for --score-only: one JSON object per line with problem_type, solution, category and output
     #[arg(long, value_name = "P.jsonl")]
     predictions: Option<PathBuf>,
+}
+
+/// The protocol by which a benchmark is asked and scored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Protocol {
+    /// The same prompt and answer extraction for all benchmarks
+    #[default]
+    Reel,
+    /// Those of the benchmark's reference harness ([reference] of the task file)
+    Reference,
+}
+
+impl EvalBenchmarkFlags {
+    /// The benchmarks of --benchmark or --suite.
+    fn tasks(&self) -> Result<Vec<Task>> {
+        Ok(match &self.suite {
+            Some(suite) => Suite::find(suite)?.tasks()?,
+            None => Task::from_names(self.benchmark.as_deref().unwrap_or_default())?,
+        })
+    }
+
+    /// The rule by which answers are found in outputs.
+    fn extraction(&self) -> Result<Extraction> {
+        match (self.protocol, self.extraction) {
+            (Protocol::Reel, extraction) => Ok(extraction),
+            (Protocol::Reference, Extraction::Lenient) => {
+                let what = "is lenient, but --protocol reference has its own extraction";
+                Err(usage_error("--extraction", what, "remove one of the two options"))
+            }
+            (Protocol::Reference, _) => Ok(Extraction::Reference),
+        }
+    }
 }
 
 /// How a model is run over benchmarks.
@@ -150,6 +188,10 @@ pub struct EvalRunFlags {
     /// show whole videos
     #[arg(long)]
     clips: bool,
+    /// Put the subtitles of a video before the question, where the benchmark has them (LongVideoBench, Video-MME,
+    /// VideoMathQA, Video-MME-v2)
+    #[arg(long)]
+    subtitles: bool,
     /// Ask the questions without their videos and images, to measure how much the text alone gives away
     #[arg(long)]
     text_only: bool,

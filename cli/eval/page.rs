@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use reel_eval::{BenchmarkReport, Task};
+use reel_eval::{BenchmarkReport, Task, overall_score};
 use reel_support::diagnostic::input;
 use reel_tools::report::evaluation::{
     AnsweredRow, BenchmarkAnswers, EvaluationRun, FrameSource, FrameStrips, evaluation_page_html,
@@ -83,8 +83,7 @@ fn read_benchmark(folder: &Path, task: &Task) -> Result<BenchmarkAnswers> {
     };
     let report: BenchmarkReport =
         serde_json::from_slice(&bytes).map_err(|e| wrong(format!("is not a scores file of a benchmark: {e}")))?;
-    let mean = |total: f64| total / answers.len() as f64;
-    let overall = mean(answers.iter().map(|answer| f64::from(answer.prediction.score(report.extraction))).sum());
+    let overall = overall_score(task, answers.iter().map(|answer| &answer.prediction), report.extraction);
     if report.benchmark != task.name || report.n != answers.len() || (overall - report.overall).abs() > ROUNDING {
         return Err(wrong(format!("does not have the scores of the answers in {}", file.display())));
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use reel_eval::predict::SamplingSettings;
-use reel_eval::{BenchmarkRow, LoadedBenchmark, Task, load_benchmark};
+use reel_eval::{BenchmarkRow, LoadedBenchmark, Task, load_benchmark, read_subtitles};
 use reel_input::MediaOptions;
 use reel_input::media::profile::MediaProfile;
 use reel_input::media::selection::select_frames;
@@ -50,6 +50,10 @@ pub struct EvaluationProtocol {
     pub clips: bool,
     /// Whether the questions are asked without their videos and images.
     pub text_only: bool,
+    /// Whether the prompts have the videos' subtitles.
+    pub subtitles: bool,
+    /// Whether the tasks' prompts are those of their reference harnesses.
+    pub is_reference: bool,
     /// Which recipe's rules apply where papers and code differ.
     pub parity: Recipe,
     /// Frame and pixel options. Without a profile, the evaluation profile is used.
@@ -77,6 +81,8 @@ impl EvaluationProtocol {
             skip_bad_rows: false,
             clips: false,
             text_only: false,
+            subtitles: false,
+            is_reference: false,
             parity,
             media: media.with_default_profile(DEFAULT_PROFILE),
             sampling,
@@ -98,6 +104,9 @@ impl EvaluationProtocol {
         }
         check_videos(&task, &mut loaded, self.skip_bad_rows, quiet)?;
         loaded.rows.truncate(self.limit.unwrap_or(usize::MAX));
+        if self.subtitles {
+            add_subtitles(&task, &mut loaded, quiet)?;
+        }
         self.select_frames(&mut loaded)?;
         Ok(Benchmark { task, loaded })
     }
@@ -162,8 +171,12 @@ impl EvaluationProtocol {
         options.insert("benchmark".into(), json!(task.name));
         options.insert("task_version".into(), json!(task.version));
         options.insert("data_files".into(), results::describe_benchmark_data(loaded));
-        let given =
-            [("limit", self.limit.map(|limit| json!(limit))), ("text_only", self.text_only.then(|| json!(true)))];
+        let given = [
+            ("limit", self.limit.map(|limit| json!(limit))),
+            ("text_only", self.text_only.then(|| json!(true))),
+            ("subtitles", self.subtitles.then(|| json!(true))),
+            ("protocol", self.is_reference.then(|| json!(results::REFERENCE_PROTOCOL))),
+        ];
         options.extend(given.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))));
         if let Some(shard) = shard {
             options.insert("shard".into(), json!(shard.to_string()));
@@ -187,6 +200,26 @@ pub fn sampling_settings(parity: Recipe, options: SamplingOptions) -> Result<Sam
     let default = SamplingOptions { temperature, top_p: Some(0.001), ..SamplingOptions::default() };
     let max_new_tokens = options.max_new_tokens.unwrap_or(1024);
     Ok(SamplingSettings { params: checked_sampling(options.or(default))?, max_new_tokens, n: 1, stop: Vec::new() })
+}
+
+/// Reads the subtitles of all rows. Rows without a file of subtitles are counted in a note, because many videos have no
+/// speech.
+///
+/// # Errors
+/// No row has a file of subtitles; a file cannot be read.
+fn add_subtitles(task: &Task, loaded: &mut LoadedBenchmark, quiet: bool) -> Result<()> {
+    for row in &mut loaded.rows {
+        row.subtitles = row.subtitle_file.as_deref().map(read_subtitles).transpose()?;
+    }
+    let (of, without) = (loaded.rows.len(), loaded.rows.iter().filter(|row| row.subtitles.is_none()).count());
+    if without == of {
+        let what = format!("is given, but {} has no subtitles of {}", loaded.media_root.display(), task.title);
+        return Err(usage_error("--subtitles", what, "leave it out, or put the files where the task file says"));
+    }
+    if without > 0 && !quiet {
+        reel_support::diagnostic::note!("note: {without} of {of} rows of {} have no file of subtitles", task.title);
+    }
+    Ok(())
 }
 
 /// Returns an error if all videos of a benchmark are missing, because `--media-root` is then wrong. If some are

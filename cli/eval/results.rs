@@ -11,7 +11,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use reel_eval::{BenchmarkReport, Extraction, Prediction, Task, score_benchmark};
+use reel_eval::{BenchmarkReport, Extraction, Prediction, Suite, Task, score_benchmark};
 use reel_support::diagnostic::{escape_controls, input};
 use serde_json::{Value, json};
 
@@ -77,11 +77,25 @@ fn warn_of_errors(file: &Path, rows: &[(usize, Prediction)], quiet: bool) {
 /// Scores the predictions in `OUT/NAME.jsonl` and writes `OUT/NAME.json`.
 pub fn score_and_write(task: &Task, out: &Path, extraction: Extraction, quiet: bool) -> Result<ScoredBenchmark> {
     let file = predictions_file(out, &task.name);
+    let settings = read_run_settings(&file)?;
+    let extraction = extraction_of_run(&settings, extraction);
     let report = score_benchmark(task, &read_predictions(&file, task, quiet)?, extraction)?;
     let mut result = serde_json::to_value(&report)?;
-    result["protocol"] = read_run_settings(&file)?;
+    result["protocol"] = settings;
     write_json(&out.join(format!("{}.json", task.name)), &result)?;
     Ok(ScoredBenchmark { report })
+}
+
+/// The value of `protocol` in the settings of a run with the reference protocols of its benchmarks.
+pub const REFERENCE_PROTOCOL: &str = "reference";
+
+/// Returns the rule by which the answers of a run are found: that of the run's protocol, unless another rule than the
+/// default one is given.
+pub fn extraction_of_run(settings: &Value, given: Extraction) -> Extraction {
+    match given {
+        Extraction::Tags if settings["options"]["protocol"] == REFERENCE_PROTOCOL => Extraction::Reference,
+        given => given,
+    }
 }
 
 /// Writes the task file `OUT/NAME.toml` if the benchmark is not built in, so that later commands can score its
@@ -159,7 +173,31 @@ pub fn print_benchmark_report(report: &BenchmarkReport) -> Result<()> {
     if report.headline.metric == reel_eval::Headline::MeanOfAccuracyAndMra {
         line("(acc+mra)/2", report.n, report.headline.score, report.headline.ci95)?;
     }
-    report.by_category.iter().try_for_each(|(name, part)| line(name, part.n, part.score, part.ci95))
+    report.by_category.iter().try_for_each(|(name, part)| line(name, part.n, part.score, part.ci95))?;
+    report.metrics.iter().try_for_each(|(name, metric)| match (metric.score, metric.ci95) {
+        (Some(score), Some(interval)) => line(name, metric.n, score, interval),
+        (Some(score), None) => output::print_line(format!("{name:width$} {:11} {:5.1}", "", score * 100.0)),
+        (None, _) => output::print_line(format!("{name:width$} {:11}     -", "")),
+    })
+}
+
+/// Prints the scores of a paper's benchmarks beside the published ones, in percent. `-` is a figure that no source with
+/// this number of frames has been found for.
+pub fn print_suite_table(suite: &Suite, tasks: &[Task], scored: &[ScoredBenchmark]) -> Result<()> {
+    let width = tasks.iter().map(|task| task.title.chars().count()).max().unwrap_or(0);
+    let models: String = suite.models.iter().map(|model| format!("  {model:>13}")).collect();
+    output::print_line(format!("\n{}", suite.title))?;
+    output::print_line(format!("{:width$}  {:>8}{models}", "", "this run"))?;
+    for (task, scored) in tasks.iter().zip(scored) {
+        let published = |model: &String| match Suite::published(task, model) {
+            Some(score) => format!("  {score:13.1}"),
+            None => format!("  {:>13}", "-"),
+        };
+        let published: String = suite.models.iter().map(published).collect();
+        let own = scored.report.headline.score * 100.0;
+        output::print_line(format!("{:width$}  {own:8.1}{published}", task.title))?;
+    }
+    Ok(())
 }
 
 /// Returns an error if rows of the run have an error instead of an output.

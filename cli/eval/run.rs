@@ -9,14 +9,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use reel_eval::Task;
 use reel_eval::predict::{ExistingOutput, SamplingSettings, companion_paths};
+use reel_eval::{Suite, Task};
 
 use super::answerer::AnswerSource;
 use super::page;
 use super::questions::{Benchmark, BenchmarkQuestions, EvaluationProtocol, sampling_settings};
 use super::results::{self, ScoredBenchmark};
-use super::{EvalBenchmarkFlags, EvalRunFlags, processes};
+use super::{EvalBenchmarkFlags, EvalRunFlags, Protocol, processes};
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
 use crate::predictor::PredictionJob;
@@ -47,7 +47,7 @@ pub(super) fn evaluate(
     let writes = process.is_none_or(RunProcess::is_rank_0);
     let out = what.out.as_deref().unwrap_or(Path::new(""));
     let (data, tasks) = options.validate(what)?;
-    let protocol = options.protocol(&hub::local_benchmark_path("--data", data)?, options.sampling()?);
+    let protocol = options.protocol(what, &hub::local_benchmark_path("--data", data)?, options.sampling()?);
     let benchmarks = protocol.load_benchmarks(tasks, common.quiet)?;
     if writes {
         std::fs::create_dir_all(out).map_err(|e| output::cannot_write(out, e))?;
@@ -67,7 +67,7 @@ pub(super) fn evaluate(
             _ if !writes => {}
             Some(_) if !common.quiet => output::print_line(format!("{}: complete", file.display()))?,
             Some(_) => {}
-            None => scored.push(results::score_and_write(&benchmark.task, out, what.extraction, common.quiet)?),
+            None => scored.push(results::score_and_write(&benchmark.task, out, what.extraction()?, common.quiet)?),
         }
     }
     if writes && options.shard.is_none() {
@@ -81,6 +81,9 @@ pub(super) fn evaluate(
             common,
         )?;
         results::print_benchmark_reports(&scored, common)?;
+        if let Some(suite) = what.suite.as_deref().filter(|_| !common.json && !common.hides_result) {
+            results::print_suite_table(&Suite::find(suite)?, &tasks, &scored)?;
+        }
     }
     Ok(scored)
 }
@@ -97,7 +100,11 @@ impl EvalRunFlags {
         let Some(data) = &self.data else {
             return Err(missing("--data", "give the folder with the benchmarks' files"));
         };
-        let tasks = Task::from_names(what.benchmark.as_deref().unwrap_or_default())?;
+        let mut tasks = what.tasks()?;
+        what.extraction()?;
+        if what.protocol == Protocol::Reference {
+            tasks = tasks.into_iter().map(Task::with_reference_prompt).collect::<Result<_, _>>()?;
+        }
         self.sampling()?;
         match self.limit {
             Some(0) => Err(usage_error("--limit", "is 0", "give 1 or more")),
@@ -115,13 +122,15 @@ impl EvalRunFlags {
     }
 
     /// Returns the protocol by which the benchmarks in `data` are evaluated.
-    fn protocol(&self, data: &Path, sampling: SamplingSettings) -> EvaluationProtocol {
+    fn protocol(&self, what: &EvalBenchmarkFlags, data: &Path, sampling: SamplingSettings) -> EvaluationProtocol {
         EvaluationProtocol {
             media_root: self.media_root.clone(),
             limit: self.limit,
             skip_bad_rows: self.skip_bad_rows,
             clips: self.clips,
             text_only: self.text_only,
+            subtitles: self.subtitles,
+            is_reference: what.protocol == Protocol::Reference,
             ..EvaluationProtocol::new(data, self.parity, &self.media, sampling)
         }
     }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use reel_eval::{OWN_ROWS, Task, can_be_predictions_of, score_benchmark};
 
-use super::{EvalBenchmarkFlags, results};
+use super::{EvalBenchmarkFlags, Protocol, results};
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
 use crate::output;
@@ -15,11 +15,14 @@ pub(super) fn run(what: &EvalBenchmarkFlags, common: &CommonOptions) -> Result<(
         let wrong = format!("is {}, but --predictions is a file of one benchmark", names.unwrap_or_default());
         return Err(usage_error("--benchmark", wrong, "give the name of one benchmark"));
     };
+    if what.protocol == Protocol::Reference {
+        task.check_reference_protocol()?;
+    }
     let (Some(file), Some(out)) = (&what.predictions, &what.out) else {
         return Err(usage_error("--predictions", "is missing", "give the file with the answers to score"));
     };
     let rows = results::read_predictions(file, task, common.quiet)?;
-    let mut report = score_benchmark(task, &rows, what.extraction)?;
+    let mut report = score_benchmark(task, &rows, what.extraction()?)?;
     if !can_be_predictions_of(task, &rows) {
         // A published benchmark's name stands for its questions.
         if !common.quiet {

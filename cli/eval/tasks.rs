@@ -42,7 +42,7 @@ impl TasksArgs {
             return output::print_json(&tasks.iter().map(describe).collect::<Vec<_>>());
         }
         tasks.iter().try_for_each(|task| {
-            output::print_line(format!("{:12} {:24} version {}  {}", task.name, task.title, task.version, task.source))
+            output::print_line(format!("{:15} {:31} version {}  {}", task.name, task.title, task.version, task.source))
         })
     }
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::bootstrap::{ScoredRow, bootstrap_intervals};
 use crate::error::{Error, Result};
-use crate::score::{FIRST_CATEGORY_INDEX, ScoreGroups};
+use crate::score::{FIRST_CATEGORY_INDEX, ScoreGroups, scored_units};
 use crate::task::Task;
 use crate::{Extraction, Prediction};
 
@@ -74,21 +74,26 @@ struct RowPair<'a> {
 /// # Errors
 /// The runs have no row in common, or two paired rows have different questions or solutions.
 pub fn compare_runs(task: &Task, runs: [&[Prediction]; 2], extraction: Extraction) -> Result<Comparison> {
-    let pairs = pairs(runs, extraction)?;
+    let pairs = pairs(task, runs, extraction)?;
     if pairs.is_empty() {
         let what = format!("have no row of {} in common", task.name);
         return Err(Error::failed("the two runs", what, "compare runs over the same data"));
     }
     let rows: Vec<Prediction> = pairs.iter().map(|pair| pair.row.clone()).collect();
     let groups = ScoreGroups::new(task, &rows);
-    let scored = |score: &dyn Fn(&RowPair<'_>) -> f64| -> Vec<ScoredRow<'_>> {
-        let row = |(pair, row): (&RowPair<'_>, _)| (score(pair), row);
-        let rows = pairs.iter().zip(&rows).map(row);
-        rows.map(|(score, row)| ScoredRow { cluster: row.path.as_deref(), group: groups.group_index(row), score })
+    let units = scored_units(task, pairs.iter().map(|pair| (pair.row, pair.scores)));
+    let scored = |score: &dyn Fn([f64; 2]) -> f64| -> Vec<ScoredRow<'_>> {
+        units
+            .iter()
+            .map(|(row, scores)| ScoredRow {
+                cluster: row.path.as_deref(),
+                group: groups.group_index(row),
+                score: score(*scores),
+            })
             .collect()
     };
-    let [a, b] = [0, 1].map(|run| groups.group_totals(&scored(&|pair| pair.scores[run])));
-    let differences = scored(&|pair| pair.scores[1] - pair.scores[0]);
+    let [a, b] = [0, 1].map(|run| groups.group_totals(&scored(&|scores| scores[run])));
+    let differences = scored(&|scores| scores[1] - scores[0]);
     let intervals = bootstrap_intervals(&differences, groups.group_count(), |totals| groups.statistics(totals));
     let (means_a, means_b) = (groups.statistics(&a), groups.statistics(&b));
     let difference = |i: usize, n: usize| {
@@ -127,7 +132,7 @@ impl RowPair<'_> {
     }
 }
 
-fn pairs<'a>([a, b]: [&'a [Prediction]; 2], extraction: Extraction) -> Result<Vec<RowPair<'a>>> {
+fn pairs<'a>(task: &Task, [a, b]: [&'a [Prediction]; 2], extraction: Extraction) -> Result<Vec<RowPair<'a>>> {
     // Numbers the rows of each name. The n-th row of a name in one run is paired with the n-th row of this name in
     // the other run.
     fn named(rows: &[Prediction]) -> impl Iterator<Item = ((&str, usize), &Prediction)> {
@@ -147,7 +152,7 @@ fn pairs<'a>([a, b]: [&'a [Prediction]; 2], extraction: Extraction) -> Result<Ve
             let what = format!("have different questions or solutions in row `{name}`");
             return Err(Error::failed("the two runs", what, "compare runs over the same data"));
         }
-        pairs.push(RowPair { row, scores: [row, other].map(|row| f64::from(row.score(extraction))) });
+        pairs.push(RowPair { row, scores: [row, other].map(|row| row.score(task, extraction)) });
     }
     Ok(pairs)
 }

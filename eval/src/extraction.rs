@@ -18,6 +18,9 @@ pub enum Extraction {
     /// the one option whose text occurs in whole words, without copied options; and the number in `\boxed{}` or the
     /// first number of a text
     Lenient,
+    /// As the benchmark's reference harness: the rules in [reference.answer] of the task file
+    #[value(skip)]
+    Reference,
 }
 
 impl Extraction {
@@ -26,16 +29,18 @@ impl Extraction {
         match self {
             Self::Tags => "tags",
             Self::Lenient => "lenient",
+            Self::Reference => "reference",
         }
     }
 
     /// Returns the answer in `output`, in a form that can be compared with the solution. `options` are the options of
-    /// a multiple-choice question.
+    /// a multiple-choice question. [`crate::Prediction::answer`] applies a task's reference protocol; here the answer is
+    /// that of `Tags`.
     pub fn answer<'o>(self, output: &'o str, kind: Option<ProblemType>, options: &'o [String]) -> &'o str {
         let tagged = extract_answer(output);
         let whole = if tagged.is_empty() { strip_white_space(output) } else { tagged };
         match (self, kind) {
-            (Self::Tags, _) => whole,
+            (Self::Tags | Self::Reference, _) => whole,
             (Self::Lenient, Some(ProblemType::MultipleChoice)) => {
                 letter(conclusion(tagged, output), options).unwrap_or(whole)
             }

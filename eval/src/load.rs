@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use reel_input::rows::Table;
 use reel_samples::rewards::ProblemType;
-use reel_support::diagnostic::Diagnostic;
+use reel_support::diagnostic::{Diagnostic, input};
 use serde_json::{Map, Value, json};
 
 use crate::BenchmarkRow;
 use crate::error::{Error, Kind, Result};
 use crate::row::ParsedRow;
-use crate::task::{Layout, OptionalColumns, Task, column};
+use crate::task::{Layout, LookupColumn, OptionalColumns, Task, column};
 
 /// The rows of a benchmark.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ pub fn load_benchmark(
     skip_bad_rows: bool,
 ) -> Result<LoadedBenchmark> {
     let FoundLayout { layout, files, folder, first } = find_files(task, data)?;
-    let media_root = media_root.map_or(folder, Path::to_path_buf);
+    let media_root = media_root.map_or_else(|| folder.clone(), Path::to_path_buf);
     let mut loaded = LoadedBenchmark {
         layout: layout.name.clone(),
         files: Vec::new(),
@@ -78,13 +78,14 @@ pub fn load_benchmark(
     let is_own = task.user_file_text.is_some();
     let mut unseen = if is_own { layout.optional_columns() } else { Vec::new() };
     let mut known_columns = BTreeSet::new();
+    let lookups = layout.lookup.iter().map(|rule| LookupFile::open(rule, &folder)).collect::<Result<Vec<_>>>()?;
     let mut indices_by_id: HashMap<String, usize> = HashMap::new();
     for path in files {
         let source = match first.take() {
             Some(first) => first,
             None => SourceFile::open(&path)?,
         };
-        let rows = source.rows(&layout.nested)?;
+        let rows = expand(source.rows(&layout.nested)?, layout);
         let fingerprint = source.table.fingerprint();
         drop(source);
         let count = rows.len();
@@ -92,6 +93,9 @@ pub fn load_benchmark(
             let parsed = row.and_then(|mut columns| {
                 add_file_columns(&mut columns, &path);
                 layout.add_derived_columns(&mut columns, index, count);
+                if let Some(reason) = add_lookup_columns(&lookups, &mut columns)? {
+                    return Ok(ParsedRow::Excluded(reason));
+                }
                 layout.remove_found_columns(&mut unseen, &columns);
                 if !unseen.is_empty() && known_columns.len() < MAX_NAMED_COLUMNS {
                     known_columns.extend(columns.keys().cloned());
@@ -283,7 +287,9 @@ fn other_columns(task: &Task, file: &Path, columns: &[Map<String, Value>]) -> Er
         }
         None => {
             let missing = task.layouts.iter().map(|layout| {
-                let missing = columns.iter().find_map(|columns| layout.missing_column(columns));
+                // Of the readings of a nested file, the one that has most of the layout's columns.
+                let index = |name: &&str| layout.columns.iter().position(|own| own == name);
+                let missing = columns.iter().filter_map(|columns| layout.missing_column(columns)).max_by_key(index);
                 format!("`{}` (layout {})", missing.unwrap_or(&layout.columns[0]), layout.name)
             });
             let missing: Vec<String> = missing.collect();
@@ -329,7 +335,11 @@ struct SourceFile {
 
 impl SourceFile {
     fn open(path: &Path) -> Result<Self> {
-        let table = Table::open(path)?;
+        let table = match path.extension().and_then(std::ffi::OsStr::to_str) {
+            Some("csv") => Table::parse(path, csv_as_json_lines(path)?)?,
+            Some("txt") => Table::parse(path, lines_as_json_lines(&read_text(path)?))?,
+            _ => Table::open(path)?,
+        };
         Ok(Self { path: path.to_path_buf(), table, nested: OnceCell::new() })
     }
 
@@ -428,6 +438,120 @@ fn visit_nested(
         }
     }
     Ok(ControlFlow::Continue(()))
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    input::read_text(path, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(path, &e))
+}
+
+/// Converts a text file to JSON Lines: each line becomes the column `line`. Blank lines stay blank, so that line numbers
+/// are those of the file.
+fn lines_as_json_lines(text: &str) -> String {
+    let row = |line: &str| if line.trim().is_empty() { "\n".into() } else { format!("{}\n", json!({"line": line})) };
+    text.lines().map(row).collect()
+}
+
+/// Converts a table in CSV, whose first line has the names of the columns, to JSON Lines. The header becomes a blank
+/// line.
+fn csv_as_json_lines(path: &Path) -> Result<String> {
+    let text = read_text(path)?;
+    let mut reader = csv::Reader::from_reader(text.trim_start_matches('\u{feff}').as_bytes());
+    let wrong = |e: csv::Error| data_error(path.display().to_string(), format!("is not a table in CSV: {e}"), OWN_FILE);
+    let names = reader.headers().map_err(wrong)?.clone();
+    let mut lines = String::from("\n");
+    for record in reader.records() {
+        let record = record.map_err(wrong)?;
+        let row: Map<String, Value> =
+            names.iter().map(String::from).zip(record.iter().map(|text| json!(text))).collect();
+        lines.push_str(&format!("{}\n", Value::Object(row)));
+    }
+    Ok(lines)
+}
+
+/// A rule for a column whose values are in another file, with the content of the file.
+struct LookupFile<'l> {
+    rule: &'l LookupColumn,
+    values: Value,
+}
+
+impl<'l> LookupFile<'l> {
+    fn open(rule: &'l LookupColumn, folder: &Path) -> Result<Self> {
+        let path = folder.join(&rule.file);
+        let wrong = |e| data_error(path.display().to_string(), format!("is not JSON: {e}"), OWN_FILE);
+        Ok(Self { rule, values: serde_json::from_str(&read_text(&path)?).map_err(wrong)? })
+    }
+}
+
+/// Adds the columns whose values are in other files. Returns the reason for which a row without a value is left out.
+fn add_lookup_columns(
+    lookups: &[LookupFile<'_>],
+    columns: &mut Map<String, Value>,
+) -> Result<Option<String>, Diagnostic> {
+    for LookupFile { rule, values } in lookups {
+        let mut value = Some(values);
+        for key in &rule.keys {
+            let key = key.fill(columns)?.unwrap_or_default();
+            value = value.and_then(|value| value.get(&key));
+        }
+        match (value.cloned(), &rule.leave_out) {
+            (Some(value), _) => drop(columns.insert(rule.column.clone(), value)),
+            (None, Some(reason)) => return Ok(Some(reason.clone())),
+            (None, None) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Makes a row of each entry of the lists in the columns `each` of the layout, and of each of its `parts`.
+fn expand(rows: Vec<SourceRow>, layout: &Layout) -> Vec<SourceRow> {
+    let mut expanded = rows;
+    if !layout.each.is_empty() {
+        expanded = expanded.into_iter().flat_map(|row| rows_of_lists(row, &layout.each)).collect();
+    }
+    if layout.parts.is_empty() {
+        return expanded;
+    }
+    let parts = |(location, row): SourceRow| {
+        let with_part = move |part: &String| {
+            let row = row.clone().map(|mut columns| {
+                columns.insert("part".into(), json!(part));
+                columns
+            });
+            (location.clone(), row)
+        };
+        layout.parts.iter().map(with_part).collect::<Vec<_>>()
+    };
+    expanded.into_iter().flat_map(parts).collect()
+}
+
+/// Returns a copy of the row for each index of the lists in the columns `each`, in which the entries of this index
+/// replace the lists.
+fn rows_of_lists((location, row): SourceRow, each: &[String]) -> Vec<SourceRow> {
+    let lists = row.and_then(|columns| {
+        let list = |name: &String| match columns.get(name) {
+            Some(Value::Array(list)) => Ok(list.clone()),
+            Some(_) => Err(Diagnostic::new(name, "is not a list", OWN_FILE)),
+            None => Err(Diagnostic::new(name, "is missing", OWN_FILE)),
+        };
+        let lists = each.iter().map(list).collect::<Result<Vec<_>, _>>()?;
+        let rows = lists[0].len();
+        match lists.iter().position(|list| list.len() != rows) {
+            Some(other) => {
+                let what = format!("has {} entries, but {} has {rows}", lists[other].len(), each[0]);
+                Err(Diagnostic::new(&each[other], what, OWN_FILE))
+            }
+            None => Ok((columns, lists)),
+        }
+    });
+    match lists {
+        Err(wrong) => vec![(location, Err(wrong))],
+        Ok((mut columns, lists)) => {
+            each.iter().for_each(|name| drop(columns.remove(name)));
+            let entries = |index: usize| each.iter().cloned().zip(lists.iter().map(move |list| list[index].clone()));
+            let row = |index| columns.clone().into_iter().chain(entries(index)).collect();
+            (0..lists[0].len()).map(|index| (location.clone(), Ok(row(index)))).collect()
+        }
+    }
 }
 
 /// Adds the columns `file.stem` and `file.folder`: the file's name without ending, and the name of its folder.

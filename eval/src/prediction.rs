@@ -3,20 +3,25 @@
 //!
 //! Scores follow the evaluation scripts of VideoRFT and Video-R1 ([`Extraction::Tags`]).
 
+use std::borrow::Cow;
+
+use reel_samples::rewards::grounding::{segments_in, temporal_iou};
 use reel_samples::rewards::{
-    ProblemType, accuracy_reward, check_solution, extract_answer, mean_relative_accuracy, parse_json_object,
-    string_field,
+    ProblemType, accuracy_reward, check_solution, extract_answer, free_form_accuracy, mean_relative_accuracy,
+    multiple_choice_accuracy, numerical_accuracy, ocr_accuracy, parse_json_object, string_field,
 };
 use reel_support::diagnostic::Diagnostic;
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::Extraction;
 use crate::error::{Kind, Result};
-use crate::task::Task;
+use crate::row::segments;
+use crate::task::{FoundAnswer, Task, text_of_scalar};
 
 /// A row of predictions: the benchmark's `problem_type`, `solution` and `category`, and the model's `output`, or the
 /// `error` that explains why the row has no output.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Prediction {
     /// The kind of problem; `None` for an unknown kind.
     pub problem_type: Option<ProblemType>,
@@ -24,8 +29,14 @@ pub struct Prediction {
     pub solution: String,
     /// The options of a multiple-choice question; empty if the row does not list them.
     pub options: Vec<String>,
-    /// The category of the row within the benchmark.
-    pub category: Option<String>,
+    /// The categories of the row within the benchmark: `categories`, else `category`.
+    pub categories: Vec<String>,
+    /// The group of rows that are scored together.
+    pub group: Option<GroupMember>,
+    /// The segments of the video, in seconds, on which the right answer is based (column `evidence`).
+    pub evidence: Vec<[f64; 2]>,
+    /// The score of a judge from 0 to 3 (column `judge`). An answer is right from 2 on.
+    pub judge: Option<f64>,
     /// The name of the benchmark, which `reel eval` writes into the row.
     pub benchmark: Option<String>,
     /// The row's id within the benchmark (`problem_id`).
@@ -42,29 +53,65 @@ pub struct Prediction {
     pub error: Option<String>,
 }
 
+/// The place of a row in a group of rows that are scored together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupMember {
+    /// The name of the group (column `group`).
+    pub name: String,
+    /// Which of the group's questions the row asks (column `part`).
+    pub part: String,
+    /// The kind of group (column `group_type`).
+    pub kind: String,
+    /// The order in which the group's questions build on each other (column `group_structure`).
+    pub structure: String,
+    /// The level of difficulty (column `level`).
+    pub level: String,
+}
+
+/// The lowest score of a judge at which an answer is right (V-STaR's rule).
+const MIN_JUDGE_SCORE: f64 = 2.0;
+
 impl Prediction {
     /// Parses a line of JSON. Unknown columns are ignored.
     ///
     /// # Errors
-    /// The line is not a JSON object, or a column is missing or not a string; the error names the column.
+    /// The line is not a JSON object, or a column is missing or has a wrong type; the error names the column.
     pub fn from_json_line(line: &str) -> Result<Self> {
         let fields = parse_json_object(line).map_err(|d| Kind::Failed.error(d))?;
         let text = |name: &str| string_field(&fields, name).map_err(|d| Kind::Failed.error(d));
+        let wrong = |name: &str, what: &str| Kind::Failed.error(Diagnostic::new(name, what, "correct the row"));
+        let given = |name: &str| fields.get(name).filter(|value| !value.is_null());
         // Columns that are only shown may have any type, because the score does not need them.
-        let shown = |name: &str| match fields.get(name) {
-            Some(Value::String(text)) => Some(text.clone()),
-            Some(Value::Number(number)) => Some(number.to_string()),
-            _ => None,
+        let shown = |name: &str| given(name).and_then(text_of_scalar);
+        let scalar = |name: &str| match given(name) {
+            Some(value) => text_of_scalar(value).ok_or_else(|| wrong(name, "is not a text or a number")),
+            None => Ok(String::new()),
         };
         let listed = fields.get("options").and_then(Value::as_array).into_iter().flatten();
+        let group: Option<Result<GroupMember>> = given("group").map(|_| {
+            let (name, part, kind) = (scalar("group")?, scalar("part")?, scalar("group_type")?);
+            Ok(GroupMember { name, part, kind, structure: scalar("group_structure")?, level: scalar("level")? })
+        });
+        let evidence = given("evidence").map(|value| {
+            segments(value).ok_or_else(|| wrong("evidence", "is not a list of starts and ends in seconds"))
+        });
+        let is_judged = |score: &f64| (0.0..=3.0).contains(score);
+        let judge = given("judge")
+            .map(|value| value.as_f64().filter(is_judged).ok_or_else(|| wrong("judge", "is not a number from 0 to 3")));
+        let categories = match given("categories") {
+            None => given("category").map(|_| text("category")).transpose()?.into_iter().collect(),
+            Some(value) => {
+                Vec::<String>::deserialize(value).map_err(|_| wrong("categories", "is not a list of texts"))?
+            }
+        };
         Ok(Self {
             problem_type: ProblemType::parse(&text("problem_type")?).ok(),
             solution: text("solution")?,
-            category: match fields.get("category") {
-                None | Some(Value::Null) => None,
-                Some(_) => Some(text("category")?),
-            },
             options: listed.filter_map(|option| option.as_str().map(String::from)).collect(),
+            categories,
+            group: group.transpose()?,
+            evidence: evidence.transpose()?.unwrap_or_default(),
+            judge: judge.transpose()?,
             benchmark: shown("benchmark"),
             id: shown("problem_id"),
             question: shown("problem"),
@@ -110,23 +157,48 @@ impl Prediction {
         self.problem_type.is_some_and(|kind| !matches!(kind, MultipleChoice | Numerical | Boolean | Math))
     }
 
-    /// Returns the answer in the output, in the form that is compared with the solution.
-    pub fn answer(&self, extraction: Extraction) -> &str {
-        extraction.answer(&self.output, self.problem_type, &self.options)
+    /// Returns the answer in the output, in the form that is compared with the solution. It is "" if the reference
+    /// protocol of `task` finds none.
+    pub fn answer(&self, task: &Task, extraction: Extraction) -> Cow<'_, str> {
+        match self.found_answer(task, extraction) {
+            Some(FoundAnswer::Text(text)) => text.into(),
+            Some(FoundAnswer::Chance) => "".into(),
+            None => extraction.answer(&self.output, self.problem_type, &self.options).into(),
+        }
     }
 
-    /// Returns the score from 0 to 1: mean relative accuracy for regression problems, for others as in training
-    /// ([`accuracy_reward`]). An unknown kind of problem and a row with an `error` score 0.
-    pub fn score(&self, extraction: Extraction) -> f32 {
+    /// Returns the answer that the reference protocol of `task` finds; `None` with another extraction.
+    fn found_answer(&self, task: &Task, extraction: Extraction) -> Option<FoundAnswer> {
+        let protocol = task.reference.as_ref().filter(|_| extraction == Extraction::Reference)?;
+        Some(protocol.answer.find_answer(&self.output, self.problem_type, &self.options))
+    }
+
+    /// Returns the score from 0 to 1. Problems of other kinds than those of VideoRFT's and Video-R1's benchmarks score as
+    /// in training. An answer that a judge has scored is right or wrong. An unknown kind of problem and a row with an
+    /// `error` score 0.
+    pub fn score(&self, task: &Task, extraction: Extraction) -> f64 {
         if self.error.is_some() {
             return 0.0;
         }
-        let answer = self.answer(extraction);
+        if let Some(judge) = self.judge {
+            return f64::from(u8::from(judge >= MIN_JUDGE_SCORE));
+        }
+        if self.found_answer(task, extraction) == Some(FoundAnswer::Chance) {
+            return 1.0 / self.options.len().max(1) as f64;
+        }
+        let (answer, truth) = (&*self.answer(task, extraction), extract_answer(&self.solution));
         match self.problem_type {
-            Some(ProblemType::Regression) => {
-                mean_relative_accuracy(answer, extract_answer(&self.solution)).unwrap_or(0.0)
+            Some(ProblemType::MultipleChoice) => multiple_choice_accuracy(answer, truth),
+            Some(ProblemType::Numerical) => numerical_accuracy(answer, truth),
+            Some(ProblemType::Regression) => f64::from(mean_relative_accuracy(answer, truth).unwrap_or(0.0)),
+            Some(ProblemType::Ocr) => ocr_accuracy(answer, truth),
+            Some(ProblemType::FreeForm) => free_form_accuracy(answer, truth),
+            // In f64, because thresholds are compared with the IoU.
+            Some(ProblemType::TemporalGrounding) => {
+                let segments = |text| segments_in(text).unwrap_or_default();
+                temporal_iou(&segments(answer), &segments(truth))
             }
-            kind => accuracy_reward(kind, &format!("<answer>{answer}</answer>"), &self.solution),
+            kind => f64::from(accuracy_reward(kind, &format!("<answer>{answer}</answer>"), &self.solution)),
         }
     }
 }
@@ -139,7 +211,7 @@ mod tests {
 
     fn score(kind: &str, output: &str, solution: &str) -> f32 {
         let row = json!({"problem_type": kind, "solution": format!("<answer>{solution}</answer>"), "output": output});
-        Prediction::from_json_line(&row.to_string()).unwrap().score(Extraction::Tags)
+        Prediction::from_json_line(&row.to_string()).unwrap().score(&Task::of_own_rows(), Extraction::Tags) as f32
     }
 
     #[test]
@@ -185,7 +257,10 @@ mod tests {
         let row =
             json!({"problem_type": "multiple choice", "solution": "", "output": "", "error": "v.mp4: is missing"});
         let row = Prediction::from_json_line(&row.to_string()).unwrap();
-        assert_eq!((row.score(Extraction::Tags), row.error.as_deref()), (0.0, Some("v.mp4: is missing")));
+        assert_eq!(
+            (row.score(&Task::of_own_rows(), Extraction::Tags), row.error.as_deref()),
+            (0.0, Some("v.mp4: is missing"))
+        );
     }
 
     #[test]

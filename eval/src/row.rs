@@ -1,13 +1,15 @@
 //! A row of a benchmark: the question, its options, the answer and the video. All published layouts of a benchmark
 //! are converted to this type.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use reel_samples::rewards::{ProblemType, Recipe, check_solution, extract_answer};
 use reel_support::diagnostic::Diagnostic;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::task::{AnswerForm, AnswerOptions, Layout, RowRules, Task, Template, column, option_error};
+use crate::task::{AnswerForm, AnswerOptions, Layout, RowRules, Task, Template, column, option_error, text_of_scalar};
 
 /// A question of a benchmark with its answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,16 +22,26 @@ pub struct BenchmarkRow {
     pub question: String,
     /// The kind of problem.
     pub kind: ProblemType,
+    /// The text after the question that says what form the answer has, if the recipe has none for the kind of problem.
+    pub instruction: Option<String>,
     /// The options of a multiple-choice question as the model sees them: `A. red`.
     pub options: Vec<String>,
     /// The correct answer: the letter of an option, a number, or a text.
     pub answer: String,
-    /// The category of the question. Scores are also reported for each category.
-    pub category: Option<String>,
+    /// The categories of the question. Scores are also reported for each category.
+    pub categories: Vec<String>,
+    /// The group of questions that are scored together.
+    pub group: Option<String>,
+    /// Further columns that the score needs, with their names in predictions.
+    pub scored: Map<String, Value>,
     /// The video.
     pub video: Option<VideoClip>,
     /// Images (paths or data URIs) of the question. The prompt shows them after the video.
     pub images: Vec<String>,
+    /// The file with the video's subtitles, if there is one.
+    pub subtitle_file: Option<PathBuf>,
+    /// The text of the subtitles, which the prompt has before the question. `None`: the prompt has no subtitles.
+    pub subtitles: Option<String>,
 }
 
 /// A video or a part of it.
@@ -91,7 +103,10 @@ impl BenchmarkRow {
             question = question.replace(text, "");
         }
         let options = options(columns, &rules, kind, &mut question)?;
-        let answer = answer(needed("answer", &rules.answer)?, &rules, kind, &options)?;
+        let answer = match rules.answer_form {
+            Some(form @ (AnswerForm::Segment | AnswerForm::Boxes)) => grounding_answer(columns, &rules, form)?,
+            _ => answer(needed("answer", &rules.answer)?, &rules, kind, &options)?,
+        };
         let seconds = |name: &str, template: &Option<Template>| {
             let parse = |text: String| {
                 let what = format!("is `{text}`, which is not a number of 0 or more");
@@ -129,11 +144,16 @@ impl BenchmarkRow {
             id: needed("id", &rules.id)?,
             question,
             kind,
+            instruction: rules.instruction.clone(),
             options: options.shown,
             answer,
-            category: first_text(&rules.category, columns)?,
+            categories: categories(&rules, columns)?,
+            group: text(&rules.group)?,
+            scored: scored(&rules, columns),
             video,
             images: images.collect::<Result<_, _>>()?,
+            subtitle_file: subtitle_file(&rules, columns, media_root)?,
+            subtitles: None,
         })))
     }
 
@@ -160,15 +180,19 @@ impl BenchmarkRow {
             "options": self.options,
             "solution": format!("<answer>{}</answer>", self.answer),
         });
-        if let Some(category) = &self.category {
+        if let Some(category) = self.categories.first() {
             row["category"] = json!(category);
+            row["categories"] = json!(self.categories);
+        }
+        if let Some(group) = &self.group {
+            row["group"] = json!(group);
         }
         if let Some(clip) = &self.video {
             row["path"] = json!(clip.path);
         }
         row["prompt"] = Value::Array(self.messages(task, recipe));
         match row {
-            Value::Object(row) => row,
+            Value::Object(row) => row.into_iter().chain(self.scored.clone()).collect(),
             _ => Map::new(),
         }
     }
@@ -177,7 +201,11 @@ impl BenchmarkRow {
         let video = self.video.iter().map(VideoClip::content_part);
         let images = self.images.iter().map(|image| json!({"type": "image", "image": image}));
         let options = (self.kind == ProblemType::MultipleChoice).then_some(&self.options[..]);
-        let text = task.question_text(&self.question, options, self.kind.name(), recipe);
+        let text = task.question_text(&self.question, options, (self.kind.name(), self.instruction.as_deref()), recipe);
+        let text = match &self.subtitles {
+            Some(subtitles) => format!("This video's subtitles are listed below:\n{subtitles}\n{text}"),
+            None => text,
+        };
         let content: Vec<Value> = video.chain(images).chain([json!({"type": "text", "text": text})]).collect();
         let system = task.prompt.system.iter().map(|text| json!({"role": "system", "content": text}));
         system.chain([json!({"role": "user", "content": content})]).collect()
@@ -283,6 +311,92 @@ fn first_text(texts: &Option<Vec<Template>>, columns: &Map<String, Value>) -> Re
     texts.iter().flatten().find(has_columns).map_or(Ok(None), |text| text.fill(columns))
 }
 
+/// Returns the first file of the rule `subtitles` that exists.
+fn subtitle_file(
+    rules: &RowRules,
+    columns: &Map<String, Value>,
+    media_root: &Path,
+) -> Result<Option<PathBuf>, Diagnostic> {
+    for template in rules.subtitles.iter().flatten() {
+        let path = template.fill(columns)?.map(|path| media_root.join(path));
+        if let Some(path) = path.filter(|path| path.is_file()) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
+/// Returns the categories of a row: all that `categories` gives, else the one that `category` gives. No category occurs
+/// twice.
+fn categories(rules: &RowRules, columns: &Map<String, Value>) -> Result<Vec<String>, Diagnostic> {
+    let mut all: Vec<String> = Vec::new();
+    for template in rules.categories.iter().flatten() {
+        match template.column_value(columns) {
+            Some(Value::Array(list)) => all.extend(list.iter().filter_map(text_of_scalar)),
+            _ => all.extend(template.fill(columns)?),
+        }
+    }
+    if rules.categories.is_none() {
+        all.extend(first_text(&rules.category, columns)?);
+    }
+    let mut seen = BTreeSet::new();
+    all.retain(|category| seen.insert(category.clone()));
+    Ok(all)
+}
+
+/// Returns the columns that the rule `scored` copies into predictions; columns that the row lacks are left out.
+fn scored(rules: &RowRules, columns: &Map<String, Value>) -> Map<String, Value> {
+    let named = rules.scored.iter().flatten();
+    named.filter_map(|(name, of)| Some((name.clone(), column(columns, of)?.clone()))).collect()
+}
+
+/// Reads the truth of a grounding problem: `{"time": [START, END]}` in seconds (a list of such pairs if there are
+/// several segments), or `{"boxes": {"TIMESTAMP": [X1, Y1, X2, Y2]}}`.
+fn grounding_answer(columns: &Map<String, Value>, rules: &RowRules, form: AnswerForm) -> Result<String, Diagnostic> {
+    let name = source("answer", &rules.answer);
+    let wrong =
+        |what: &str| Diagnostic::new(&name, what, "correct the row, or leave such rows out with --skip-bad-rows");
+    let template = rules.answer.as_ref().ok_or_else(|| wrong("is missing"))?;
+    let value = match template.column_value(columns) {
+        Some(value @ (Value::Array(_) | Value::Object(_))) => value.clone(),
+        _ => {
+            let text = template.fill(columns)?.ok_or_else(|| wrong("is missing or empty"))?;
+            serde_json::from_str(&text).map_err(|e| wrong(&format!("is not JSON: {e}")))?
+        }
+    };
+    let truth = match form {
+        AnswerForm::Boxes => json!({"boxes": boxes(&value).ok_or_else(|| wrong("is not a list of boxes"))?}),
+        _ => {
+            let pairs = segments(&value).ok_or_else(|| wrong("is not a start and an end in seconds"))?;
+            match &pairs[..] {
+                [pair] => json!({"time": pair}),
+                pairs => json!({"time": pairs}),
+            }
+        }
+    };
+    Ok(truth.to_string())
+}
+
+/// Reads `[START, END]` or a list of such pairs; `None` if there is none, or if an end is before its start.
+pub(crate) fn segments(value: &Value) -> Option<Vec<[f64; 2]>> {
+    let pairs: Vec<[f64; 2]> = match <[f64; 2]>::deserialize(value) {
+        Ok(pair) => vec![pair],
+        Err(_) => Deserialize::deserialize(value).ok()?,
+    };
+    let is_segment = |pair: &[f64; 2]| pair.iter().all(|second| second.is_finite()) && pair[0] <= pair[1];
+    Some(pairs).filter(|pairs| !pairs.is_empty() && pairs.iter().all(is_segment))
+}
+
+fn boxes(value: &Value) -> Option<Map<String, Value>> {
+    let side = |entry: &Value, name: &str| entry.get(name).filter(|side| side.is_number()).cloned();
+    let corner = |entry: &Value| ["xmin", "ymin", "xmax", "ymax"].iter().map(|name| side(entry, name)).collect();
+    let entry = |entry: &Value| {
+        let sides: Option<Vec<Value>> = corner(entry);
+        Some((text_of_scalar(entry.get("timestamp")?)?, Value::Array(sides?)))
+    };
+    value.as_array()?.iter().map(entry).collect::<Option<_>>().filter(|boxes: &Map<_, _>| !boxes.is_empty())
+}
+
 /// Reads the options of a question. Options that are the last lines of the question are removed from the question.
 fn options(
     columns: &Map<String, Value>,
@@ -295,6 +409,10 @@ fn options(
         |list: &[String]| AnswerOptions::parse(&json!(list), marks).map_err(|what| option_error("options", what));
     let found = match (&rules.options, &rules.option_list) {
         (_, Some(options)) => Some(list(options)?),
+        (None, None) if rules.option_columns.is_some() => {
+            let texts = rules.option_columns.iter().flatten().filter_map(|name| text_of_scalar(column(columns, name)?));
+            Some(list(&texts.filter(|text| !["", "N/A"].contains(&text.trim())).collect::<Vec<_>>())?)
+        }
         (None, None) if rules.options_in_question == Some(true) => {
             let (text, options) = split_options(question);
             *question = text;
@@ -308,7 +426,8 @@ fn options(
     };
     let found = found.unwrap_or_default();
     if kind == ProblemType::MultipleChoice && found.shown.len() < 2 {
-        let name = rules.options.as_deref().unwrap_or("options");
+        let first_column = rules.option_columns.iter().flatten().next();
+        let name = rules.options.as_ref().or(first_column).map_or("options", String::as_str);
         let what = match &found.shown[..] {
             [] => "has no options, but the question is multiple choice".to_string(),
             [only, ..] => {

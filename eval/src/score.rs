@@ -1,13 +1,14 @@
 //! Computes the scores of a benchmark from its predictions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
 use crate::bootstrap::{ScoreTotal, ScoredRow, bootstrap_intervals, sum_of_totals};
 use crate::error::{Error, Result};
 use crate::interval::wilson_interval;
-use crate::task::{Headline, Task};
+use crate::metrics::{MetricScore, metric_scores};
+use crate::task::{GroupRule, Headline, Task};
 use crate::{Extraction, Prediction};
 
 /// The scores of a benchmark, from 0 to 1, with 95 % confidence intervals.
@@ -55,6 +56,9 @@ pub struct BenchmarkReport {
     pub task_mean_ci95: Option<[f64; 2]>,
     /// Scores by category; rows without a category are left out.
     pub by_category: BTreeMap<String, CategoryScore>,
+    /// Further scores of the benchmark ([`crate::task::MetricKind`]).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metrics: BTreeMap<String, MetricScore>,
 }
 
 /// The headline figure of a benchmark: the score that tables of results list.
@@ -98,17 +102,18 @@ pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extr
     if predictions.is_empty() {
         return Err(Error::failed("predictions", "the file has no rows", "give one JSON object per line"));
     }
-    let scores: Vec<f64> = predictions.iter().map(|p| f64::from(p.score(extraction))).collect();
+    let row_scores: Vec<f64> = predictions.iter().map(|p| p.score(task, extraction)).collect();
     let scores_of = |regression: bool| -> Vec<f64> {
-        let rows = predictions.iter().zip(&scores);
+        let rows = predictions.iter().zip(&row_scores);
         rows.filter(|(p, _)| p.is_regression() == regression).map(|(_, score)| *score).collect()
     };
+    let units = scored_units(task, predictions.iter().zip(row_scores.iter().map(|&score| [score])));
+    let scores: Vec<f64> = units.iter().map(|(_, [score])| *score).collect();
     let groups = ScoreGroups::new(task, predictions);
     let headline = groups.headline_index(task.score.headline);
-    let rows: Vec<ScoredRow<'_>> = predictions
+    let rows: Vec<ScoredRow<'_>> = units
         .iter()
-        .zip(&scores)
-        .map(|(p, &score)| ScoredRow { cluster: p.path.as_deref(), group: groups.group_index(p), score })
+        .map(|(p, [score])| ScoredRow { cluster: p.path.as_deref(), group: groups.group_index(p), score: *score })
         .collect();
     let totals = groups.group_totals(&rows);
     let means = groups.statistics(&totals);
@@ -133,8 +138,8 @@ pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extr
         benchmark: task.name.clone(),
         task_version: task.version,
         extraction,
-        n: scores.len(),
-        published_rows: task.rows.filter(|&rows| rows != scores.len()),
+        n: predictions.len(),
+        published_rows: task.rows.filter(|&rows| rows != predictions.len()),
         unusable_solutions: predictions.iter().filter(|p| p.check_solution().is_err()).count(),
         errors: predictions.iter().filter(|p| p.error.is_some()).count(),
         truncated: predictions.iter().filter(|p| p.is_truncated).count(),
@@ -151,7 +156,42 @@ pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extr
         task_mean,
         task_mean_ci95: task_mean.map(|_| interval(TASK_MEAN, without_width(TASK_MEAN))),
         by_category: categories.collect(),
+        metrics: metric_scores(task, predictions, extraction)?,
     })
+}
+
+/// Returns the mean score of all rows, or of all groups if the task scores groups: `overall` of the report.
+pub fn overall_score<'p>(
+    task: &Task,
+    predictions: impl Iterator<Item = &'p Prediction>,
+    extraction: Extraction,
+) -> f64 {
+    let units = scored_units(task, predictions.map(|row| (row, [row.score(task, extraction)])));
+    mean(&units.iter().map(|(_, [score])| *score).collect::<Vec<_>>())
+}
+
+/// Returns the rows that count in the means, with their scores. If the task scores groups ([`GroupRule::AllRight`]), this
+/// is the first row of each group, with 1 if all rows of the group have the score 1, else 0.
+pub(crate) fn scored_units<'p, const RUNS: usize>(
+    task: &Task,
+    rows: impl Iterator<Item = (&'p Prediction, [f64; RUNS])>,
+) -> Vec<(&'p Prediction, [f64; RUNS])> {
+    let mut units: Vec<(&Prediction, [f64; RUNS])> = Vec::new();
+    let mut index_of: HashMap<&str, usize> = HashMap::new();
+    for (row, scores) in rows {
+        match row.group.as_ref().filter(|_| task.score.groups == Some(GroupRule::AllRight)) {
+            None => units.push((row, scores)),
+            Some(group) => {
+                let right = scores.map(|score| f64::from(u8::from(score == 1.0)));
+                let index = *index_of.entry(&group.name).or_insert(units.len());
+                match units.get_mut(index) {
+                    None => units.push((row, right)),
+                    Some((_, all)) => all.iter_mut().zip(right).for_each(|(all, right)| *all = all.min(right)),
+                }
+            }
+        }
+    }
+    units
 }
 
 /// The index of the overall score in the statistics that `ScoreGroups::statistics` returns.
@@ -164,17 +204,19 @@ const ACCURACY_AND_MRA: usize = 2;
 pub(crate) const FIRST_CATEGORY_INDEX: usize = 3;
 
 /// The categories of a benchmark, and the tasks to which the categories belong. Scores are summed separately for each
-/// category and, within a category, for regression rows and other rows.
+/// set of categories that a row has and, within a set, for regression rows and other rows.
 pub(crate) struct ScoreGroups<'a> {
-    /// The names of the categories, sorted. Rows without a category form one more category at the end.
+    /// The names of the categories, sorted.
     pub(crate) names: Vec<&'a str>,
+    /// The sets of categories that rows have, as sorted indices of names; the set of a row without a category is the last.
+    sets: Vec<Vec<usize>>,
     /// For each task, the indices of its categories; empty for a benchmark whose score is the mean over rows.
     tasks: Vec<Vec<usize>>,
 }
 
 impl<'a> ScoreGroups<'a> {
     pub(crate) fn new(task: &'a Task, predictions: &'a [Prediction]) -> Self {
-        let mut names: Vec<&str> = predictions.iter().filter_map(|p| p.category.as_deref()).collect();
+        let mut names: Vec<&str> = predictions.iter().flat_map(|p| &p.categories).map(String::as_str).collect();
         names.sort_unstable();
         names.dedup();
         let mut tasks: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
@@ -183,20 +225,28 @@ impl<'a> ScoreGroups<'a> {
                 tasks.entry(part).or_default().push(i);
             }
         }
-        Self { names, tasks: tasks.into_values().collect() }
+        let mut groups = Self { names, sets: Vec::new(), tasks: tasks.into_values().collect() };
+        let sets: BTreeSet<Vec<usize>> = predictions.iter().map(|p| groups.category_set(p)).collect();
+        groups.sets = sets.into_iter().filter(|set| !set.is_empty()).chain([Vec::new()]).collect();
+        groups
     }
 
-    /// The number of groups: two per category (regression rows and other rows), counting rows without a category as one
-    /// more category.
+    fn category_set(&self, prediction: &Prediction) -> Vec<usize> {
+        let position = |category: &String| self.names.binary_search(&&category[..]).ok();
+        let set: BTreeSet<usize> = prediction.categories.iter().filter_map(position).collect();
+        set.into_iter().collect()
+    }
+
+    /// The number of groups: two per set of categories (regression rows and other rows).
     pub(crate) fn group_count(&self) -> usize {
-        2 * (self.names.len() + 1)
+        2 * self.sets.len()
     }
 
     /// Returns the index of the group of a row.
     pub(crate) fn group_index(&self, prediction: &Prediction) -> usize {
-        let position = |category: &String| self.names.binary_search(&&category[..]).ok();
-        let category = prediction.category.as_ref().and_then(position).unwrap_or(self.names.len());
-        2 * category + usize::from(prediction.is_regression())
+        let own = self.category_set(prediction);
+        let set = self.sets.iter().position(|set| *set == own).unwrap_or(self.sets.len() - 1);
+        2 * set + usize::from(prediction.is_regression())
     }
 
     /// Returns the total of the scores of each group.
@@ -209,12 +259,14 @@ impl<'a> ScoreGroups<'a> {
     }
 
     pub(crate) fn category_total(&self, totals: &[ScoreTotal], category: usize) -> ScoreTotal {
-        sum_of_totals(&totals[2 * category..2 * category + 2])
+        let own = self.sets.iter().zip(totals.chunks(2)).filter(|(set, _)| set.contains(&category));
+        own.fold(ScoreTotal::default(), |sum, (_, group)| sum_of_totals(&[sum, sum_of_totals(group)]))
     }
 
     /// The number of rows of a category whose problem type is `regression` (the answer is a number).
     fn regressions(&self, totals: &[ScoreTotal], category: usize) -> usize {
-        totals[2 * category + 1].count as usize
+        let own = self.sets.iter().zip(totals.chunks(2)).filter(|(set, _)| set.contains(&category));
+        own.map(|(_, group)| group[1].count as usize).sum()
     }
 
     /// Returns all statistics, computed from the totals of all groups: first the three at fixed indices, then the
@@ -302,7 +354,7 @@ mod tests {
             assert_eq!(got.len(), want.len());
             for (i, (got, want)) in got.iter().zip(want).enumerate() {
                 assert_eq!(
-                    got.score(Extraction::Tags),
+                    got.score(&task, Extraction::Tags) as f32,
                     want.as_f64().unwrap() as f32,
                     "{} row {i}: {got:?}",
                     task.name
@@ -348,7 +400,7 @@ mod tests {
     fn mean_over_tasks_has_the_interval_of_fewer_rows() {
         let task = task("vsibench");
         let row = Prediction { output: String::new(), ..predictions(&task).remove(0) };
-        let of_task = |name: &str| Prediction { category: Some(name.into()), ..row.clone() };
+        let of_task = |name: &str| Prediction { categories: vec![name.into()], ..row.clone() };
         let rows = [vec![of_task("a")], vec![of_task("b"); 50]].concat();
         let report = score(&task, &rows);
         assert_eq!(report.overall_ci95, wilson_interval(0.0, 51));
@@ -359,7 +411,7 @@ mod tests {
     fn rows_without_category_count_in_the_overall_score() {
         let task = task("vsibench");
         let mut rows = predictions(&task);
-        rows.iter_mut().for_each(|row| row.category = None);
+        rows.iter_mut().for_each(|row| row.categories = Vec::new());
         let report = score(&task, &rows);
         assert_eq!((report.n, report.by_category.len(), report.task_mean), (rows.len(), 0, None));
         assert!(score_benchmark(&task, &[], Extraction::Tags).unwrap_err().to_string().starts_with("predictions: "));

@@ -32,7 +32,7 @@ fn list(rows: &[Value]) -> String {
 /// Returns the kind, answer, category and video of a row.
 fn facts(row: &BenchmarkRow) -> (&str, &str, &str, &str) {
     let video = row.video.as_ref().map_or("", |clip| &clip.path);
-    (row.kind.name(), &row.answer, row.category.as_deref().unwrap_or_default(), video)
+    (row.kind.name(), &row.answer, row.categories.first().map_or("", String::as_str), video)
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn mvbench_has_a_file_for_each_task_and_parts_of_videos() {
             "solution": "<answer>A</answer>", "path": "./Evaluation/MVBench/star/x.mp4"})
     };
     let loaded = load("mvbench", &[("eval_mvbench.json", list(&(0..4000).map(row).collect::<Vec<_>>()))], &[]).unwrap();
-    let category = |i: usize| loaded.rows[i].category.as_deref().unwrap();
+    let category = |i: usize| &loaded.rows[i].categories[0];
     assert_eq!([category(0), category(199), category(200)], ["action_antonym", "action_antonym", "action_count"]);
     assert_eq!(category(3999), "unexpected_action");
 }

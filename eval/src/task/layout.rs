@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use regex::Regex;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::reference::Pattern;
 use super::template::{Template, column};
 
 /// One of the forms in which a benchmark is published.
@@ -24,6 +24,17 @@ pub struct Layout {
     /// each level become columns with these names. The values of the last level are rows or lists of rows.
     #[serde(default)]
     pub nested: Vec<String>,
+    /// Columns with lists whose entries are rows of their own. Each entry replaces the list in a copy of the row; the
+    /// lists of several columns have the same length, and their entries of one index are one row.
+    #[serde(default)]
+    pub each: Vec<String>,
+    /// Names of the questions that every row of the file asks. The row is repeated for each name, with the name in the
+    /// column `part`.
+    #[serde(default)]
+    pub parts: Vec<String>,
+    /// Columns whose values are in another file of the data folder.
+    #[serde(default)]
+    pub lookup: Vec<LookupColumn>,
     /// Rules that compute new columns from other columns. The columns `file.stem`, `file.folder` and `row.number`
     /// (from 1) always exist.
     #[serde(default)]
@@ -46,15 +57,21 @@ pub struct DerivedColumns {
     /// The column whose text the rule reads.
     pub column: String,
     /// A regular expression; each of its named groups becomes a column. If the text does not match, no column is added.
-    #[serde(deserialize_with = "regex")]
-    pub regex: Regex,
+    pub regex: Pattern,
 }
 
-fn regex<'de, D: Deserializer<'de>>(from: D) -> Result<Regex, D::Error> {
-    Regex::new(&String::deserialize(from)?).map_err(|e| {
-        // The last line of the regex error says what is wrong; the preceding lines show the position.
-        serde::de::Error::custom(e.to_string().lines().last().unwrap_or_default().trim())
-    })
+/// A column whose value is in another file: a JSON file of nested objects.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct LookupColumn {
+    /// The name of the new column.
+    pub column: String,
+    /// The JSON file, relative to the data folder.
+    pub file: String,
+    /// The keys that lead through the file's objects to the value.
+    pub keys: Vec<Template>,
+    /// The reason for which rows without a value are left out of the score. Without it, such rows lack the column.
+    pub leave_out: Option<String>,
 }
 
 /// Names the equally long sections of a file in which no column says to which section a row belongs. If the file has
@@ -88,13 +105,17 @@ pub struct RowRules {
     pub id: Option<Template>,
     /// The text of the question.
     pub question: Option<Template>,
-    /// The kind of problem: `multiple choice`, `numerical`, `regression`, `OCR`, `free-form`.
+    /// The kind of problem, such as `multiple choice` or `temporal grounding`.
     pub kind: Option<Template>,
+    /// The text after the question that says what form the answer has, if the recipe has none for the kind of problem.
+    pub instruction: Option<String>,
     /// Texts that are removed from the question.
     pub remove: Option<Vec<String>>,
     /// The column with the options: a list of texts, an object whose keys are letters, or a text with one option per
     /// line.
     pub options: Option<String>,
+    /// Columns with an option each; options that are missing, empty or `N/A` are left out.
+    pub option_columns: Option<Vec<String>>,
     /// The options, if they are the same for all rows.
     pub option_list: Option<Vec<String>>,
     /// Whether the options are the last lines of the question.
@@ -107,6 +128,12 @@ pub struct RowRules {
     pub answer_form: Option<AnswerForm>,
     /// The category by which scores are reported: the first of these templates whose columns the row has.
     pub category: Option<Vec<Template>>,
+    /// Categories in all of which the row counts. A column with a list gives a category for each entry.
+    pub categories: Option<Vec<Template>>,
+    /// The group of rows that are scored together.
+    pub group: Option<Template>,
+    /// Columns that predictions have for the score: the name in predictions, and the column of the row.
+    pub scored: Option<BTreeMap<String, String>>,
     /// Paths of the video relative to the media folder; the first path that exists is taken. A folder is a video whose
     /// frames are image files.
     pub video: Option<Vec<Template>>,
@@ -118,6 +145,8 @@ pub struct RowRules {
     pub fps: Option<Template>,
     /// Columns with images (a path or a data URI), which are shown after the video.
     pub images: Option<Vec<String>>,
+    /// Paths of the video's subtitles relative to the media folder; the first file that exists is taken.
+    pub subtitles: Option<Vec<Template>>,
     /// If set, the row is left out of the benchmark's score for this reason.
     pub leave_out: Option<String>,
 }
@@ -147,6 +176,10 @@ pub enum AnswerForm {
     Plain,
     /// The answer is in `<answer>` tags within the text.
     Tagged,
+    /// The answer is a list of a start and an end in seconds, or a list of such lists.
+    Segment,
+    /// The answer is a list of objects with `timestamp`, `xmin`, `ymin`, `xmax` and `ymax`.
+    Boxes,
 }
 
 /// A rule that is ignored for rows without the columns that it reads.
@@ -171,37 +204,49 @@ impl RowRules {
             id,
             question,
             kind,
+            instruction,
             remove,
             options,
+            option_columns,
             option_list,
             options_in_question,
             option_marks,
             answer,
             answer_form,
             category,
+            categories,
+            group,
+            scored,
             video,
             start,
             end,
             fps,
             images,
+            subtitles,
             leave_out,
         } = &mut self;
         replace(id, &more.id);
         replace(question, &more.question);
         replace(kind, &more.kind);
+        replace(instruction, &more.instruction);
         replace(remove, &more.remove);
         replace(options, &more.options);
+        replace(option_columns, &more.option_columns);
         replace(option_list, &more.option_list);
         replace(options_in_question, &more.options_in_question);
         replace(option_marks, &more.option_marks);
         replace(answer, &more.answer);
         replace(answer_form, &more.answer_form);
         replace(category, &more.category);
+        replace(categories, &more.categories);
+        replace(group, &more.group);
+        replace(scored, &more.scored);
         replace(video, &more.video);
         replace(start, &more.start);
         replace(end, &more.end);
         replace(fps, &more.fps);
         replace(images, &more.images);
+        replace(subtitles, &more.subtitles);
         replace(leave_out, &more.leave_out);
         self
     }
@@ -230,7 +275,17 @@ impl Layout {
         all.extend(self.case.iter().flat_map(|case| case.when.keys()).map(|name| one("when", name.as_str())));
         for rules in std::iter::once(&self.row).chain(self.case.iter().map(|case| &case.row)) {
             all.extend(rules.images.iter().flatten().map(|name| one("images", name.as_str())));
-            for (rule, template) in [("start", &rules.start), ("end", &rules.end), ("fps", &rules.fps)] {
+            all.extend(rules.scored.iter().flatten().map(|(_, name)| one("scored", name.as_str())));
+            all.extend(
+                rules
+                    .categories
+                    .iter()
+                    .flatten()
+                    .map(|template| OptionalColumns { rule: "categories", alternatives: vec![columns(template)] }),
+            );
+            let templates =
+                [("start", &rules.start), ("end", &rules.end), ("fps", &rules.fps), ("group", &rules.group)];
+            for (rule, template) in templates {
                 let of_rule = |template| OptionalColumns { rule, alternatives: vec![columns(template)] };
                 all.extend(template.iter().map(of_rule));
             }
@@ -248,6 +303,8 @@ impl Layout {
         let is_derived = |derived: &DerivedColumns| derived.regex.capture_names().flatten().any(|group| group == name);
         self.derive.iter().any(is_derived)
             || self.nested.iter().any(|level| level == name)
+            || self.lookup.iter().any(|lookup| lookup.column == name)
+            || (!self.parts.is_empty() && name == "part")
             || (self.blocks.is_some() && name == "block")
     }
 
@@ -286,7 +343,7 @@ impl Layout {
 }
 
 /// The text of a value that is neither a list nor an object nor null.
-fn text_of_scalar(value: &Value) -> Option<String> {
+pub fn text_of_scalar(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Number(_) | Value::Bool(_) => Some(value.to_string()),

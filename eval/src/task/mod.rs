@@ -6,6 +6,7 @@
 //! | top | `name`, `title`, `version`, `source` |
 //! | `[prompt]` | the text around the question; if absent, the recipe's text (`--parity`) |
 //! | `[score]` | how row scores become the benchmark's score |
+//! | `[reference]` | prompt and answer extraction of the benchmark's harness ([`ReferenceProtocol`]) |
 //! | `[[layout]]` | the forms in which the benchmark is published: files, columns, rules ([`Layout`]) |
 //! | `[[published]]` | published scores, for the report |
 //!
@@ -13,6 +14,8 @@
 
 mod layout;
 mod options;
+mod reference;
+mod suite;
 mod template;
 
 use std::path::Path;
@@ -23,8 +26,10 @@ use reel_samples::rewards::Recipe;
 use reel_support::diagnostic::input;
 use serde::{Deserialize, Serialize};
 
-pub use layout::{AnswerForm, Layout, OptionalColumns, RowRules};
+pub use layout::{AnswerForm, Layout, LookupColumn, OptionalColumns, RowRules, text_of_scalar};
 pub use options::{AnswerOptions, option_error};
+pub use reference::{FoundAnswer, ReferenceProtocol};
+pub use suite::Suite;
 pub use template::{Template, column};
 
 use self::options::text_without_letter;
@@ -56,6 +61,8 @@ pub struct Task {
     /// How the scores of rows become the benchmark's score.
     #[serde(default)]
     pub score: ScoreRules,
+    /// The protocol of the harness with which published scores are made (`--protocol reference`).
+    pub reference: Option<ReferenceProtocol>,
     /// The forms in which the benchmark is published. The first layout that fits the data is used.
     #[serde(rename = "layout")]
     pub layouts: Vec<Layout>,
@@ -77,6 +84,11 @@ pub struct PromptRules {
     pub template: Option<String>,
     /// The system message. If it is absent, the prompt has no system message, and the chat template may add its own.
     pub system: Option<String>,
+    /// The form of an option in `{options}`, with placeholders `{letter}` and `{text}`; without it, the options are shown
+    /// as the row has them.
+    pub option: Option<String>,
+    /// The text between two options in `{options}`; without it, each option is a line.
+    pub separator: Option<String>,
 }
 
 /// How the score of a benchmark is computed from the scores of its rows.
@@ -94,6 +106,38 @@ pub struct ScoreRules {
     /// of their scores.
     #[serde(default)]
     pub merged_categories: Vec<String>,
+    /// What the rows of a group have to do with each other.
+    pub groups: Option<GroupRule>,
+    /// The metrics that the report has beside the scores of rows.
+    pub metrics: Option<MetricKind>,
+    /// The thresholds at which shares of rows are reported (`r@0.5`, `iou@0.5`, …).
+    #[serde(default)]
+    pub thresholds: Vec<f64>,
+    /// The thresholds at which shares of boxes are reported (`ap@0.5`).
+    #[serde(default)]
+    pub box_thresholds: Vec<f64>,
+}
+
+/// How the rows of a group are scored together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GroupRule {
+    /// A group is one question, which is right if all its rows are. All scores but `mean_acc` are those of groups.
+    AllRight,
+}
+
+/// The metrics of a report. [`crate::score_benchmark`] computes them; its module `metrics` has their formulas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MetricKind {
+    /// Temporal grounding: mean IoU and the shares of rows with an IoU of at least each threshold.
+    Grounding,
+    /// Multiple-choice answers with the segment that they are based on (NExT-GQA).
+    GroundedAnswers,
+    /// Groups of four questions with a relevance or a logic score (Video-MME-v2).
+    QuestionGroups,
+    /// Chains of questions about what, when and where (V-STaR).
+    EvidenceChains,
 }
 
 /// Selects the headline figure of a benchmark: the score that tables of results list.
@@ -123,8 +167,8 @@ pub struct PublishedScore {
     pub source: String,
 }
 
-/// The files of the built-in tasks, in the order of the result tables of the VideoRFT and Video-R1 papers.
-const BUILT_IN: [(&str, &str); 7] = [
+/// The files of the built-in tasks: first those of the VideoRFT and Video-R1 papers, in the order of their result tables.
+const BUILT_IN: [(&str, &str); 19] = [
     ("vsibench.toml", include_str!("../../tasks/vsibench.toml")),
     ("videommmu.toml", include_str!("../../tasks/videommmu.toml")),
     ("mmvu.toml", include_str!("../../tasks/mmvu.toml")),
@@ -132,6 +176,18 @@ const BUILT_IN: [(&str, &str); 7] = [
     ("tempcompass.toml", include_str!("../../tasks/tempcompass.toml")),
     ("videomme.toml", include_str!("../../tasks/videomme.toml")),
     ("videoholmes.toml", include_str!("../../tasks/videoholmes.toml")),
+    ("longvideobench.toml", include_str!("../../tasks/longvideobench.toml")),
+    ("lvbench.toml", include_str!("../../tasks/lvbench.toml")),
+    ("mlvu.toml", include_str!("../../tasks/mlvu.toml")),
+    ("charadessta.toml", include_str!("../../tasks/charadessta.toml")),
+    ("activitynettvg.toml", include_str!("../../tasks/activitynettvg.toml")),
+    ("videomathqa.toml", include_str!("../../tasks/videomathqa.toml")),
+    ("videomathqambin.toml", include_str!("../../tasks/videomathqambin.toml")),
+    ("motionbench.toml", include_str!("../../tasks/motionbench.toml")),
+    ("videommev2.toml", include_str!("../../tasks/videommev2.toml")),
+    ("nextgqa.toml", include_str!("../../tasks/nextgqa.toml")),
+    ("vstar.toml", include_str!("../../tasks/vstar.toml")),
+    ("longvideoreason.toml", include_str!("../../tasks/longvideoreason.toml")),
 ];
 
 /// Number of built-in tasks, from the start of `BUILT_IN`, that `--benchmark all` runs: the six of the two papers.
@@ -190,6 +246,7 @@ impl Task {
             media_folder: None,
             prompt: PromptRules::default(),
             score: ScoreRules::default(),
+            reference: None,
             layouts: Vec::new(),
             published: Vec::new(),
             user_file_text: Some(String::new()),
@@ -225,9 +282,12 @@ impl Task {
         if !is_name(&task.name) || task.name == "all" {
             return Err(wrong(format!("name: `{}` cannot be the name of a result file", task.name)));
         }
-        if let Some(template) = task.prompt.template.as_ref().filter(|template| !template.contains("{question}")) {
+        let prompts = [("prompt", Some(&task.prompt)), ("reference.prompt", task.reference_prompt())];
+        for (table, prompt) in prompts {
+            let template = prompt.and_then(|prompt| prompt.template.as_ref());
+            let Some(template) = template.filter(|template| !template.contains("{question}")) else { continue };
             let start: String = template.chars().take(30).collect();
-            return Err(wrong(format!("prompt.template: `{start}` has no {{question}}")));
+            return Err(wrong(format!("{table}.template: `{start}` has no {{question}}")));
         }
         if task.layouts.is_empty() {
             return Err(wrong("layout: is missing, so no data file can be read".into()));
@@ -245,21 +305,54 @@ impl Task {
     }
 
     /// Returns the text of the user's message: question and options in the task's template or, without one, in the
-    /// recipe's template.
-    pub fn question_text(&self, question: &str, options: Option<&[String]>, kind: &str, recipe: Recipe) -> String {
+    /// recipe's template. The recipe's template ends with its instruction for the kind of problem, else with the row's.
+    pub fn question_text(
+        &self,
+        question: &str,
+        options: Option<&[String]>,
+        (kind, instruction): (&str, Option<&str>),
+        recipe: Recipe,
+    ) -> String {
         match &self.prompt.template {
             None => {
-                let instruction = answer_instruction(kind).unwrap_or_default();
+                let instruction = answer_instruction(kind).or(instruction).unwrap_or_default();
                 question_text(question, options, instruction, recipe, QuestionTemplate::Evaluation)
             }
             Some(template) => {
-                let lines: String = options.unwrap_or_default().iter().map(|option| format!("{option}\n")).collect();
+                let lines = self.prompt.option_list(options.unwrap_or_default());
                 // Only the placeholder `{options}` of the template is replaced. A question that contains the text
                 // `{options}` stays as it is.
                 let (before, after) = template.split_once("{question}").unwrap_or((template, ""));
                 [&before.replace("{options}", &lines), question, &after.replace("{options}", &lines)].concat()
             }
         }
+    }
+
+    fn reference_prompt(&self) -> Option<&PromptRules> {
+        self.reference.as_ref()?.prompt.as_ref()
+    }
+
+    /// Returns the task with the prompt of its reference protocol.
+    ///
+    /// # Errors
+    /// The task has no reference protocol, or the protocol has no prompt.
+    pub fn with_reference_prompt(self) -> Result<Self> {
+        let prompt = self.reference_prompt().cloned();
+        let missing = || {
+            let what = format!("is reference, but the task file of {} has no [reference.prompt]", self.name);
+            Error::usage("--protocol", what, "leave the option out, or score answers with --score-only")
+        };
+        Ok(Self { prompt: prompt.ok_or_else(missing)?, ..self })
+    }
+
+    /// Refuses a task without the answer extraction of a reference protocol.
+    ///
+    /// # Errors
+    /// The task has no reference protocol.
+    pub fn check_reference_protocol(&self) -> Result<()> {
+        let what = || format!("is reference, but the task file of {} has no [reference]", self.name);
+        let error = || Error::usage("--protocol", what(), "leave the option out");
+        self.reference.as_ref().map(|_| ()).ok_or_else(error)
     }
 
     /// Whether the model sees every option of a question. It does if the template has `{options}`, or if the question
@@ -282,12 +375,30 @@ impl Task {
     }
 }
 
+impl PromptRules {
+    /// Returns the text that replaces `{options}` in the template.
+    fn option_list(&self, options: &[String]) -> String {
+        let shown = options.iter().map(|option| match &self.option {
+            None => option.clone(),
+            Some(form) => {
+                let letter: String = option.chars().take(1).collect();
+                form.replace("{letter}", &letter).replace("{text}", text_without_letter(option))
+            }
+        });
+        match &self.separator {
+            None => shown.map(|option| format!("{option}\n")).collect(),
+            Some(separator) => shown.collect::<Vec<_>>().join(separator),
+        }
+    }
+}
+
 fn line_of(text: &str, byte: usize) -> usize {
     1 + text.as_bytes().iter().take(byte).filter(|&&b| b == b'\n').count()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::reference::AnswerRules;
     use super::*;
 
     /// The page of evaluation has every key of a task file, and every name that is a value.
@@ -297,15 +408,24 @@ mod tests {
         let keys = page.split_once("### All keys of a task file").unwrap().1;
         let layout = |row: &str| format!("name = \"x\"\nfiles = []\ncolumns = []\n{row}");
         // A key or value that does not exist gives an error with all that do.
-        let tables: [Result<(), toml::de::Error>; 10] = [
+        let tables: [Result<(), toml::de::Error>; 19] = [
             toml::from_str::<Task>("zzz = 1").map(drop),
             toml::from_str::<PromptRules>("zzz = 1").map(drop),
             toml::from_str::<ScoreRules>("zzz = 1").map(drop),
             toml::from_str::<ScoreRules>("headline = \"zzz\"").map(drop),
             toml::from_str::<PublishedScore>("zzz = 1").map(drop),
+            toml::from_str::<ScoreRules>("groups = \"zzz\"").map(drop),
+            toml::from_str::<ScoreRules>("metrics = \"zzz\"").map(drop),
+            toml::from_str::<ReferenceProtocol>("zzz = 1").map(drop),
+            toml::from_str::<AnswerRules>("zzz = 1").map(drop),
+            toml::from_str::<AnswerRules>("sentences = { zzz = 1 }").map(drop),
+            toml::from_str::<AnswerRules>("find = [{ zzz = 1 }]").map(drop),
+            toml::from_str::<AnswerRules>("find = [{ pattern = \"a\", take = \"zzz\" }]").map(drop),
+            toml::from_str::<AnswerRules>("otherwise = \"zzz\"").map(drop),
             toml::from_str::<Layout>("zzz = 1").map(drop),
             toml::from_str::<Layout>(&layout("row = { zzz = 1 }")).map(drop),
             toml::from_str::<Layout>(&layout("derive = [{ zzz = 1 }]")).map(drop),
+            toml::from_str::<Layout>(&layout("lookup = [{ zzz = 1 }]")).map(drop),
             toml::from_str::<Layout>(&layout("[blocks]\nzzz = 1")).map(drop),
             toml::from_str::<Layout>(&layout("row = {}\n[[case]]\nzzz = 1")).map(drop),
         ];
@@ -367,11 +487,11 @@ row = { question = "{q}" }
     fn own_templates_replace_the_recipe() {
         let task = Task::parse("t.toml", TASK).unwrap();
         let options = ["A. x".to_string(), "B. y".to_string()];
-        let text = |question| task.question_text(question, Some(&options), "multiple choice", Recipe::Paper);
+        let text = |question| task.question_text(question, Some(&options), ("multiple choice", None), Recipe::Paper);
         assert_eq!(text("Why?"), "Q: Why?\nA. x\nB. y\nAnswer:");
         assert_eq!(text("{options}?"), "Q: {options}?\nA. x\nB. y\nAnswer:");
         let mmvu = Task::from_names("mmvu").unwrap().remove(0);
-        let text = mmvu.question_text("Why?", Some(&options), "multiple choice", Recipe::Paper);
+        let text = mmvu.question_text("Why?", Some(&options), ("multiple choice", None), Recipe::Paper);
         assert!(text.starts_with("Why?\nA. x\nB. y\n\nPlease think") && text.ends_with("</answer> tags."), "{text}");
     }
 

@@ -71,7 +71,7 @@ impl AnswerOptions {
         let index = match form {
             AnswerForm::Index => answer.parse().ok().filter(|index| *index < self.texts.len()),
             AnswerForm::OptionText => self.index_of_text(answer),
-            AnswerForm::Letter | AnswerForm::Plain | AnswerForm::Tagged => {
+            _ => {
                 let (letter, rest) = match answer.chars().collect::<Vec<_>>()[..] {
                     [letter] => (letter, ""),
                     ['(', letter, ')'] => (letter, ""),

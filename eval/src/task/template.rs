@@ -68,6 +68,14 @@ impl Template {
         Ok((!text.is_empty()).then_some(text))
     }
 
+    /// Returns the value of the column, if the template is a single placeholder.
+    pub fn column_value<'r>(&self, row: &'r Map<String, Value>) -> Option<&'r Value> {
+        match &self.parts[..] {
+            [Part::Column(name)] => column(row, name),
+            _ => None,
+        }
+    }
+
     /// Returns the names of the columns that the template reads.
     pub fn columns(&self) -> impl Iterator<Item = &str> {
         self.parts.iter().filter_map(|part| match part {

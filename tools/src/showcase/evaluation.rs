@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use reel_eval::Prediction;
+use reel_eval::{Prediction, Task};
 use reel_support::diagnostic::input;
 
 use crate::error::{Error, Result};
@@ -81,7 +81,7 @@ impl EvaluationAnswers {
             let text = input::read_text(&file, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(&file, &e))?;
             for line in text.lines() {
                 let row = Prediction::from_json_line(line)?;
-                let is_correct = row.score(EXTRACTION) == 1.0;
+                let is_correct = row.score(&Task::of_own_rows(), EXTRACTION) == 1.0;
                 answers.insert(row.path.unwrap_or_default(), ClipAnswer { output: row.output, is_correct });
             }
         }

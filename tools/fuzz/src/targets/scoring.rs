@@ -22,7 +22,9 @@ pub fn predictions(_: PathBuf) -> Result<Runner> {
         let predictions: Vec<_> = text.lines().filter_map(|line| accepted(Prediction::from_json_line(line))).collect();
         for prediction in &predictions {
             accepted(prediction.check_solution());
-            let score = prediction.score(Extraction::Tags).max(prediction.score(Extraction::Lenient));
+            let rules = [Extraction::Tags, Extraction::Lenient, Extraction::Reference];
+            let scores = tasks.iter().flat_map(|task| rules.map(|rule| prediction.score(task, rule)));
+            let score = scores.fold(0.0, f64::max);
             assert!((0.0..=1.0).contains(&score), "the score is {score}");
         }
         let task = &tasks[random_of(input).usize(..tasks.len())];

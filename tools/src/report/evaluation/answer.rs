@@ -72,7 +72,7 @@ pub(super) fn better_answer_counts(a: &BenchmarkAnswers, b: &BenchmarkAnswers) -
     let mut counts = [0; 2];
     for answer in &a.answers {
         let Some(other) = paired.next(answer) else { continue };
-        let [own, other] = [answer, other].map(|answer| answer.prediction.score(a.extraction()));
+        let [own, other] = [answer, other].map(|answer| answer.prediction.score(&a.task, a.extraction()));
         counts[0] += usize::from(own > other);
         counts[1] += usize::from(other > own);
     }

@@ -99,7 +99,7 @@ fn page_data(run: &EvaluationRun, against: Option<&EvaluationRun>, frames: &Fram
             let prediction = &answer.prediction;
             let mut row = Map::new();
             row.insert("b".into(), json!(index));
-            let category = prediction.category.as_ref().and_then(|own| categories.binary_search(&own).ok());
+            let category = prediction.categories.first().and_then(|own| categories.binary_search(&own).ok());
             row.extend(category.map(|category| ("c".to_string(), json!(category))));
             row.insert("line".into(), json!(answer.line));
             row.extend(prediction.id.as_ref().map(|id| ("id".to_string(), json!(id))));
@@ -148,7 +148,7 @@ impl Reasons {
 /// The answer of a run as JSON.
 fn answer_data(benchmark: &BenchmarkAnswers, answer: &AnsweredRow) -> Value {
     let prediction = &answer.prediction;
-    let (output, found) = (&prediction.output, prediction.answer(benchmark.extraction()));
+    let (output, found) = (&prediction.output, prediction.answer(&benchmark.task, benchmark.extraction()));
     let end = (0..=MAX_OUTPUT.min(output.len())).rev().find(|&end| output.is_char_boundary(end)).unwrap_or(0);
     let mut data = Map::new();
     data.insert("output".into(), json!(output[..end]));
@@ -156,7 +156,7 @@ fn answer_data(benchmark: &BenchmarkAnswers, answer: &AnsweredRow) -> Value {
     let is_whole = found == output.trim() && !output.contains("<answer>");
     let found: String = found.chars().take(MAX_ANSWER).collect();
     data.insert("answer".into(), if is_whole { Value::Null } else { json!(found) });
-    data.insert("score".into(), rounded(prediction.score(benchmark.extraction())));
+    data.insert("score".into(), rounded(prediction.score(&benchmark.task, benchmark.extraction())));
     data.extend(prediction.is_truncated.then(|| ("cut".to_string(), json!(true))));
     data.extend(prediction.error.as_ref().map(|error| ("error".to_string(), json!(error))));
     data.extend(answer.prompt_tokens.map(|count| ("prompt_tokens".to_string(), json!(count))));
@@ -165,8 +165,8 @@ fn answer_data(benchmark: &BenchmarkAnswers, answer: &AnsweredRow) -> Value {
 }
 
 /// A score with at most three digits after the point.
-fn rounded(score: f32) -> Value {
-    match (f64::from(score) * 1000.0).round() {
+fn rounded(score: f64) -> Value {
+    match (score * 1000.0).round() {
         0.0 => json!(0),
         1000.0 => json!(1),
         other => json!(other / 1000.0),

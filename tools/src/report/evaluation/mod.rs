@@ -78,8 +78,8 @@ impl BenchmarkAnswers {
     }
 
     /// The score of each answer, from 0 to 1.
-    fn scores(&self) -> Vec<f32> {
-        self.answers.iter().map(|answer| answer.prediction.score(self.extraction())).collect()
+    fn scores(&self) -> Vec<f64> {
+        self.answers.iter().map(|answer| answer.prediction.score(&self.task, self.extraction())).collect()
     }
 }
 

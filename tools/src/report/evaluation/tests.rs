@@ -103,7 +103,7 @@ fn rows_without_categories_settings_or_media_have_a_page() {
     benchmark.settings = Value::Null;
     benchmark.report.by_category.clear();
     let answer = &mut benchmark.answers[0];
-    (answer.prediction.category, answer.prediction.id, answer.prediction.question) = (None, None, None);
+    (answer.prediction.categories, answer.prediction.id, answer.prediction.question) = (Vec::new(), None, None);
     (answer.media, answer.prompt) = (Vec::new(), Vec::new());
     let html = page(&own, None);
     assert!(html.contains("Evaluation of given predictions") && html.contains("1 question of MMVU"), "{html}");
