@@ -40,12 +40,18 @@ pub enum ReadError {
     },
 }
 
-/// The global memory of a simulated GPU: the buffers that kernels see.
-#[derive(Clone, Debug, Default)]
+/// The global memory of a simulated GPU: the buffers that kernels see. No buffer has address 0, the null pointer.
+#[derive(Clone, Debug)]
 pub struct SimMemory {
     /// The buffers in the order of their addresses.
     allocations: Vec<Allocation>,
     next: u64,
+}
+
+impl Default for SimMemory {
+    fn default() -> SimMemory {
+        SimMemory::new()
+    }
 }
 
 impl SimMemory {

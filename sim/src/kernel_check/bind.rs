@@ -276,3 +276,36 @@ fn stored(path: &Path, tensor: &str, spec: &BufferSpec) -> Result<Vec<u8>> {
 fn width(dtype: Dtype) -> Option<usize> {
     Some(dtype.bitsize()).filter(|bits| bits % 8 == 0).map(|bits| bits / 8)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::finding::FindingKind;
+    use crate::kernel_check::Source;
+
+    /// Stores 1 to the buffer `p` if its address is not null, then loads a word through `q`.
+    const LOAD_THROUGH_Q: &str = "
+        .version 8.0 .target sm_80 .address_size 64
+        .visible .entry k(.param .u64 p, .param .u64 q) {
+            .reg .b64 %rd<3>; .reg .b32 %r<3>; .reg .pred %is_null;
+            ld.param.u64 %rd1, [p]; ld.param.u64 %rd2, [q]; mov.u32 %r1, 1;
+            setp.eq.u64 %is_null, %rd1, 0;
+            @!%is_null st.global.u32 [%rd1], %r1;
+            ld.global.u32 %r2, [%rd2];
+            st.global.u32 [%rd1+4], %r2;
+            ret;
+        }";
+
+    #[test]
+    fn no_buffer_is_at_the_null_pointer() {
+        let source = Source::Text { name: "k.ptx".into(), text: LOAD_THROUGH_Q.into() };
+        let p = NamedArgument::bytes("p", vec![0; 8]);
+        let q = NamedArgument::new("q", KernelArgument::Integer(0));
+        let check = KernelCheck { arguments: vec![p, q], ..KernelCheck::new(source) };
+        let prepared = check.prepare().unwrap();
+        let report = prepared.check().unwrap();
+        let kinds: Vec<_> = report.findings().map(|f| f.kind).collect();
+        assert_eq!(kinds, [FindingKind::OutOfBounds]);
+        assert_eq!(report.buffer("p").unwrap()[..4], [1, 0, 0, 0]);
+    }
+}

@@ -254,6 +254,22 @@ fn llm_c_classifier_overwrites_the_logit_that_another_thread_reads() {
 }
 
 #[test]
+fn llm_c_classifier_visits_the_end_of_a_row_more_than_once() {
+    // Each thread begins at its own of the last three elements of a row and takes steps of `step` elements.
+    let case = |step: u32| {
+        let body = format!(
+            ".reg .b32 %r<4>; .reg .b64 %d<3>; .reg .pred %p; ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x;
+            NEXT: setp.ge.u32 %p, %r0, 3; @%p bra END; mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1;
+            ld.global.u32 %r1, [%d1]; mad.lo.u32 %r1, %r1, 3, 1; st.global.u32 [%d1], %r1;
+            add.u32 %r0, %r0, {step}; bra NEXT; END: ret;"
+        );
+        Case::new("sm_80", 64, &body).finding_kinds()
+    };
+    assert_eq!(case(64), [""; 0]);
+    assert_eq!(case(1), ["race"]);
+}
+
+#[test]
 fn cuda_samples_cache_test_polls_a_counter_that_other_threads_increment() {
     // Each thread increments words of an array, at indices computed from its thread index, until a shared counter
     // reaches 500.
