@@ -129,7 +129,13 @@ fn main() -> ExitCode {
         );
     }
     common.trace.clone().into_iter().for_each(trace::start_trace);
-    let run = || cli::run(cli, name, command_matches).and_then(|()| Ok(trace::finish_trace()?));
+    let run = || {
+        let done = cli::run(cli, name, command_matches);
+        if !common.quiet {
+            media::print_disk_cache_use();
+        }
+        done.and_then(|()| Ok(trace::finish_trace()?))
+    };
     ExitCode::from(fail::run_and_exit_code(run, common.verbose))
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -11,7 +11,7 @@ use reel_input::MediaOptions;
 use reel_input::config::{Family, ModelConfig};
 use reel_input::fetch::{MediaAccess, RemoteMedia};
 use reel_input::media::profile::{MediaOverrides, MediaProfile};
-use reel_input::media::worker::{self, DecodeWorker, FrameCache};
+use reel_input::media::worker::{self, DecodeWorker, DiskFrameCache, FrameCache, FrameCacheCounts, FrameCacheOptions};
 use reel_input::video_marks::VideoMarks;
 use reel_support::diagnostic::{input, print_note_once};
 use reel_support::error::{Error, Kind, MediaFailure};
@@ -218,6 +218,32 @@ fn frame_cache() -> Arc<FrameCache> {
     CACHE.get_or_init(|| Arc::new(FrameCache::new(MAX_FRAMES))).clone()
 }
 
+/// The cache on disk that all decoders of this process share.
+static DISK_CACHE: Mutex<Option<Arc<DiskFrameCache>>> = Mutex::new(None);
+
+/// Opens the cache of `--frame-cache`, which the decoders that are created from now on use.
+pub fn open_disk_cache(options: &FrameCacheOptions) -> Result<()> {
+    if options.frame_cache.is_none() && options.frame_cache_limit.is_some() {
+        return Err(usage_error(
+            "--frame-cache-limit",
+            "has no effect without --frame-cache",
+            "give --frame-cache DIR",
+        ));
+    }
+    *DISK_CACHE.lock().unwrap_or_else(PoisonError::into_inner) = options.open()?.map(Arc::new);
+    Ok(())
+}
+
+/// Prints how many videos this process has read from the cache on disk and how many it has decoded.
+pub fn print_disk_cache_use() {
+    let cache = DISK_CACHE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(cache) = &*cache {
+        let FrameCacheCounts { read, decoded } = cache.counts();
+        let folder = cache.folder().display();
+        reel_support::diagnostic::note!("frame cache {folder}: frames of {read} videos read, of {decoded} decoded");
+    }
+}
+
 impl WorkerFlags {
     /// Creates a decoder that decodes each media file in a worker process of this program, within these limits. Frames
     /// are kept in a cache that all decoders of this process share.
@@ -229,6 +255,7 @@ impl WorkerFlags {
         }
         decoder.memory_mib = self.media_memory;
         decoder.cache = Some(frame_cache());
+        decoder.disk_cache = DISK_CACHE.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if common.threads.is_some() {
             decoder.threads = common.threads()?;
         }

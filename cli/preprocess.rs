@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use reel_input::media::worker::FrameCacheOptions;
 use reel_tools::measure::trace;
 
 use crate::common::CommonOptions;
+use crate::media::open_disk_cache;
 use crate::output;
 use crate::prompt::MessageFlags;
 
@@ -25,6 +27,8 @@ pub struct PreprocessArgs {
     model: String,
     #[command(flatten)]
     messages: MessageFlags,
+    #[command(flatten)]
+    frame_cache: FrameCacheOptions,
     /// Safetensors file to write: `input_ids`, `position_ids`, `rope_delta`, and for media their patches, grids and
     /// frame indices
     #[arg(long, value_name = "F.safetensors")]
@@ -33,6 +37,7 @@ pub struct PreprocessArgs {
 
 impl PreprocessArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
+        open_disk_cache(&self.frame_cache)?;
         let prompt = self.messages.encode(&self.model, None, common)?;
         trace::span("write", || prompt.tokens.write(&self.out, &prompt.bundle.config))?;
         let tokens = prompt.tokens.len();

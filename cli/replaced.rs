@@ -24,7 +24,8 @@ const OUTPUT_FILES: [&str; 6] = ["out", "output", "html", "trace", "sarif", "spe
 const WRITES_FOLDER: [&str; 7] = ["curate", "demo", "grpo", "init", "man", "merge", "sft"];
 
 /// Options and arguments that name files or folders to read.
-const INPUTS: [&str; 31] = [
+const INPUTS: [&str; 32] = [
+    "frame_cache",
     "videos",
     "model",
     "adapter",

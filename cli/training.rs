@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::common::CommonOptions;
 use crate::fail::failed;
-use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags, check_fits_model};
+use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags, check_fits_model, open_disk_cache};
 use crate::profiler::RunProfiler;
 use crate::rank_flags::JobFlags;
 use crate::ranks::RunProcess;
@@ -159,6 +159,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
     pub fn with_setup<T>(&self, process: Option<&RunProcess>, f: impl FnOnce(&RunSetup<O>) -> Result<T>) -> Result<T> {
         self.options.validate()?;
         self.common.validate()?;
+        open_disk_cache(&self.options.frame_cache)?;
         let media = &self.media_options()?;
         self.refuse_replaced_inputs()?;
         self.options.check_programs()?;

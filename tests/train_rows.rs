@@ -42,6 +42,38 @@ fn media_columns_equal_media_in_messages() {
     }
 }
 
+/// Frames of the cache on disk train to the same bits as decoded ones, at a resume, too; a second run decodes nothing.
+#[test]
+fn frames_of_the_cache_train_to_the_same_bits() {
+    let w = training_folder(0);
+    let at = w.path();
+    copy_test_media(at);
+    fs::write(at.join("rows.jsonl"), media_question_row("video", "good.mp4").repeat(2)).expect("written");
+    let run = |out: &str, more: &[&str]| {
+        let finished = run_sft(at, out, &[&["--max-steps", "2", "--save-steps", "1"], more].concat());
+        finished.ok();
+        let hashes: Vec<Value> = read_metrics(&at.join(out)).iter().map(|step| step["hash"].clone()).collect();
+        (hashes, finished.stderr)
+    };
+    let cached = ["--frame-cache", "cache", "--frame-cache-limit", "5MB"];
+    let (decoded, said) = run("decoded", &[]);
+    assert!(decoded.len() == 2 && decoded[0].is_string() && !said.contains("frame cache"), "{decoded:?} {said}");
+    for (out, counts) in [("first", "frames of 0 videos read, of 1 decoded"), ("second", "1 videos read, of 0 decoded")]
+    {
+        let (hashes, said) = run(out, &cached);
+        assert_eq!(hashes, decoded, "{out}");
+        assert!(said.contains("frame cache cache: ") && said.contains(counts), "{said}");
+    }
+    let checkpoint = at.join("second/checkpoint-1").display().to_string();
+    let (resumed, _) = run("resumed", &["--resume-from-checkpoint", &checkpoint]);
+    assert_eq!(resumed.last(), decoded.last());
+
+    let refused = |more: &[&str], words: &[&str], code: i32| run_sft(at, "refused", more).assert_refused(code, words);
+    refused(&["--frame-cache-limit", "5MB"], &["--frame-cache-limit: ", "give --frame-cache DIR"], 2);
+    refused(&["--frame-cache", "cache", "--frame-cache-limit", "5"], &["--frame-cache-limit", "50GB"], 2);
+    refused(&["--frame-cache", "tiny"], &["tiny/", "is no file of a frame cache"], 1);
+}
+
 /// If a part of a message or a column could not be used, the row is refused and the error names the part.
 /// `reel data check` reports it without a model, too.
 #[test]

@@ -21,6 +21,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 use reel_eval::predict::RequestVideoFormat;
 use reel_eval::{Extraction, Suite, Task};
+use reel_input::media::worker::FrameCacheOptions;
 use reel_input::sampling::SamplingOptions;
 use reel_train::options::Recipe;
 use shard::Shard;
@@ -210,6 +211,8 @@ pub struct EvalRunFlags {
     access: MediaAccessFlags,
     #[command(flatten)]
     worker: WorkerFlags,
+    #[command(flatten)]
+    frame_cache: FrameCacheOptions,
     #[command(flatten)]
     server: EndpointRequestFlags,
     #[command(flatten)]

@@ -19,6 +19,7 @@ use super::results::{self, ScoredBenchmark};
 use super::{EvalBenchmarkFlags, EvalRunFlags, Protocol, processes};
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
+use crate::media::open_disk_cache;
 use crate::predictor::PredictionJob;
 use crate::ranks::RunProcess;
 use crate::{hub, output, replaced};
@@ -47,6 +48,7 @@ pub(super) fn evaluate(
     let writes = process.is_none_or(RunProcess::is_rank_0);
     let out = what.out.as_deref().unwrap_or(Path::new(""));
     let (data, tasks) = options.validate(what)?;
+    open_disk_cache(&options.frame_cache)?;
     let protocol = options.protocol(what, &hub::local_benchmark_path("--data", data)?, options.sampling()?);
     let benchmarks = protocol.load_benchmarks(tasks, common.quiet)?;
     if writes {

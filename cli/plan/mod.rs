@@ -282,8 +282,11 @@ const OF_DATA: [&str; 8] = [
     "quarantine",
 ];
 
-/// Prints which options on the command line have no effect on a plan: those for reading rows if no rows are read, and
-/// the number of CPU threads if the plan is for a GPU.
+/// Options that concern decoded frames.
+const OF_FRAMES: [&str; 2] = ["frame_cache", "frame_cache_limit"];
+
+/// Prints which options on the command line have no effect on a plan: those for decoded frames, those for reading rows if
+/// no rows are read, and the number of CPU threads if the plan is for a GPU.
 fn note_unused_options(reads_rows: bool, sizes: &Sizes, common: &CommonOptions, matches: &ArgMatches) {
     let is_given = |name: &&str| {
         let is_known = matches.ids().any(|id| id.as_str() == *name);
@@ -291,7 +294,9 @@ fn note_unused_options(reads_rows: bool, sizes: &Sizes, common: &CommonOptions, 
     };
     let of_data: &[&str] = if reads_rows { &[] } else { &OF_DATA };
     let of_cpu: &[&str] = if sizes.plans_gpu(common) { &["threads"] } else { &[] };
-    for (names, why) in [(of_data, "it reads no rows (--data)"), (of_cpu, "it is for a GPU")] {
+    let unused: [(&[&str], &str); 3] =
+        [(of_data, "it reads no rows (--data)"), (of_cpu, "it is for a GPU"), (&OF_FRAMES, "it decodes no videos")];
+    for (names, why) in unused {
         for name in names.iter().filter(|name| is_given(name) && !common.quiet) {
             reel_support::diagnostic::note!(
                 "note: --{}: has no effect on this plan, because {why}",

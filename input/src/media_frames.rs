@@ -42,10 +42,7 @@ impl MediaFrames {
     /// # Errors
     /// The errors of [`MediaFrames::grid_thw`]; more pixels than fit in memory.
     pub fn patch_pixel_values(&self, frames: &[FrameBuf]) -> Result<Vec<f32>> {
-        let mut all = Vec::new();
-        for one in frames {
-            all.append(&mut patches::patchify(one.view()?, &self.processor)?.pixel_values);
-        }
-        Ok(all)
+        let views = frames.iter().map(FrameBuf::view).collect::<Result<Vec<_>>>()?;
+        patches::patch_values(&views, &self.processor)
     }
 }

@@ -15,7 +15,7 @@ use reel_input::media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_input::media::frames::FrameView;
 use reel_input::media::profile::{MediaOverrides, MediaProfile};
 use reel_input::media::video::{self, DecodedVideo};
-use reel_input::media::worker::{self, DecodeWorker, FrameCache, VIDEO_WORKER, WorkerRequest};
+use reel_input::media::worker::{self, DecodeWorker, DiskFrameCache, FrameCache, VIDEO_WORKER, WorkerRequest};
 use reel_support::error::{Kind, MediaFailure, Result};
 use reel_support::worker::{ForkExit, ReplySender, Worker, WorkerKind, WorkerProgram};
 use serde_json::{Value, json};
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}
     }
-    let tests: [(&str, fn()); 16] = [
+    let tests: [(&str, fn()); 17] = [
         ("worker_frames_equal_in_process_frames", worker_frames_equal_in_process_frames),
         ("resized_frames_equal_torch_bicubic", resized_frames_equal_torch_bicubic),
         ("worker_errors_reach_the_caller", worker_errors_reach_the_caller),
@@ -69,6 +69,7 @@ fn main() -> ExitCode {
         ("worker_dies_with_its_caller", worker_dies_with_its_caller),
         ("one_server_serves_many_videos", one_server_serves_many_videos),
         ("kept_frames_need_no_worker", kept_frames_need_no_worker),
+        ("frames_kept_on_disk_are_equal_and_replaced", frames_kept_on_disk_are_equal_and_replaced),
         ("prepared_forks_are_cancelled_and_survived", prepared_forks_are_cancelled_and_survived),
     ];
     let wanted = args.iter().skip(1).find(|a| !a.starts_with('-'));
@@ -353,7 +354,9 @@ fn lack_of_threads_is_never_blamed_on_the_file() {
     let (n, height, width) = (40, 368, 640);
     let data: Vec<u8> = (0..n * height * width * 3).map(|i| (i as u64 * i as u64 / 7919) as u8).collect();
     let frames = FrameView::new(&data, n, height, width).unwrap();
-    encode_video(&path, frames, &VideoEncodingOptions::new(VideoCodec::Mpeg4, (25, 1))).unwrap();
+    // A single group of pictures leaves the threads to the decoder, which cannot do with fewer than it asks for.
+    let encoding = VideoEncodingOptions { gop: Some(40), ..VideoEncodingOptions::new(VideoCodec::Mpeg4, (25, 1)) };
+    encode_video(&path, frames, &encoding).unwrap();
     let o = MediaOverrides { nframes: Some(40), ..Default::default() };
     let decoder = DecodeWorker { threads: 4, ..player("no threads", Duration::from_secs(60)) };
     let server = with_args(["__few-processes"]);
@@ -536,6 +539,67 @@ fn kept_frames_need_no_worker() {
         profile.for_family(Family::Qwen25Vl),
         &o,
     ));
+}
+
+/// Another process gets the frames of the cache on disk without a worker, wherever the video lies. Changed videos, other
+/// requests and damaged entries are decoded.
+fn frames_kept_on_disk_are_equal_and_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, video) = (dir.path().join("cache"), dir.path().join("v.webm"));
+    std::fs::copy(clip("vp9.webm"), &video).unwrap();
+    let o = MediaOverrides { nframes: Some(4), ..Default::default() };
+    let rules = MediaProfile::Qwen.for_family(Family::Qwen25Vl);
+    let expected = DecodeWorker::new(me()).decode_resized(&video, rules, &o).unwrap();
+    let process = |program: PathBuf| {
+        let cache = Arc::new(DiskFrameCache::open(&folder, 64 << 20).unwrap());
+        (cache.clone(), DecodeWorker { disk_cache: Some(cache), ..DecodeWorker::new(program) })
+    };
+    let counts = |cache: &DiskFrameCache| (cache.counts().read, cache.counts().decoded);
+    let (cache, decoder) = process(me());
+    same(&expected, &decoder.decode_resized(&video, rules, &o).unwrap());
+    same(&expected, &decoder.decode_resized(&video, rules, &o).unwrap());
+    assert_eq!(counts(&cache), (1, 1));
+
+    let (cache, nowhere) = process("/no/such/program".into());
+    let moved = dir.path().join("moved.webm");
+    std::fs::rename(&video, &moved).unwrap();
+    same(&expected, &nowhere.decode_resized(&moved, rules, &o).unwrap());
+    one_line(nowhere.decode_resized(&moved, rules, &MediaOverrides::default()).unwrap_err(), &["/no/such/program"]);
+    one_line(nowhere.decode_resized(&clip("h264_vfr.mp4"), rules, &o).unwrap_err(), &["/no/such/program"]);
+    std::fs::copy(clip("h264_vfr.mp4"), &moved).unwrap();
+    one_line(nowhere.decode_resized(&moved, rules, &o).unwrap_err(), &["/no/such/program"]);
+    assert_eq!(counts(&cache), (1, 0));
+
+    // Every byte matters: a cut or changed entry is decoded again and replaced.
+    std::fs::copy(clip("vp9.webm"), &moved).unwrap();
+    let entry = std::fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
+    let whole = std::fs::read(&entry).unwrap();
+    for (len, changed) in
+        [(0, None), (40, None), (whole.len() - 1, None), (whole.len(), Some(7)), (whole.len(), Some(70))]
+            .into_iter()
+            .chain([100, 300, whole.len() / 2, whole.len() - 1].map(|at| (whole.len(), Some(at))))
+    {
+        let mut damaged = whole[..len].to_vec();
+        changed.into_iter().for_each(|at: usize| damaged[at] ^= 1);
+        std::fs::write(&entry, damaged).unwrap();
+        let (cache, decoder) = process(me());
+        same(&expected, &decoder.decode_resized(&moved, rules, &o).unwrap());
+        same(&expected, &decoder.decode_resized(&moved, rules, &o).unwrap());
+        assert_eq!(counts(&cache), (1, 1), "{len} bytes, {changed:?}");
+        assert!(std::fs::read(&entry).unwrap() == whole);
+    }
+
+    // Two writers at once leave one whole entry; an unfinished one of a killed process harms no one.
+    std::fs::remove_file(&entry).unwrap();
+    let unfinished = entry.with_file_name(format!(".{}.x1y2.part", entry.file_name().unwrap().to_str().unwrap()));
+    std::fs::write(&unfinished, &whole[..100]).unwrap();
+    let decoders = [process(me()).1, process(me()).1, process(me()).1];
+    std::thread::scope(|scope| {
+        decoders.iter().for_each(|decoder| {
+            scope.spawn(|| same(&expected, &decoder.decode_resized(&moved, rules, &o).unwrap()));
+        });
+    });
+    assert!(std::fs::read(&entry).unwrap() == whole && std::fs::read_dir(&folder).unwrap().count() == 2);
 }
 
 fn until<T>(mut found: impl FnMut() -> Option<T>) -> T {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use reel_input::media::worker::FrameCacheOptions;
 use reel_model::lora::{ALL_LINEAR, DECODER_LINEAR_LAYERS, LoraSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -130,6 +131,10 @@ pub struct RunOptions {
     /// Folder that media paths in the data are relative to [default: the folder of the first data file]
     #[arg(long, value_name = "DIR")]
     pub media_root: Option<PathBuf>,
+    /// Cache of the frames of videos.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub frame_cache: FrameCacheOptions,
     /// Output folder: trained model, checkpoints, metrics
     #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true, value_parser = path_or_none())]
     pub out: PathBuf,

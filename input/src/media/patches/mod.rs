@@ -284,17 +284,42 @@ pub(crate) fn grid_of_size(
 /// # Errors
 /// The sides are not multiples of `patch_size * merge_size`, or memory runs out.
 pub fn patchify(frames: FrameView<'_>, processor: &ImageProcessorSettings) -> Result<Patches> {
-    let ImageProcessorSettings { patch_size: p, temporal_patch_size: tp, merge_size: merge, .. } = *processor;
-    let ((height, width), block) = (frames.height_and_width(), p.saturating_mul(merge));
     let grid_thw = patch_grid_thw(frames, processor)?;
-    let normalised = normalisation_table(processor);
-    let patch = CHANNELS * tp * p * p;
-    let len = grid_thw.iter().product::<usize>() * patch;
-    let mut pixel_values = Vec::new();
-    if pixel_values.try_reserve_exact(len).is_err() {
+    Ok(Patches { pixel_values: patch_values(&[frames], processor)?, grid_thw })
+}
+
+/// The values of all patches of several images or videos, one after another; see [`patchify`].
+///
+/// # Errors
+/// As [`patchify`].
+pub fn patch_values(media: &[FrameView<'_>], processor: &ImageProcessorSettings) -> Result<Vec<f32>> {
+    let patch = patch_len(processor);
+    let lens = media.iter().map(|frames| Ok(patch_grid_thw(*frames, processor)?.iter().product::<usize>() * patch));
+    let lens = lens.collect::<Result<Vec<usize>>>()?;
+    let len = lens.iter().sum::<usize>();
+    // Memory that the allocator provides zeroed is not written before the patches are.
+    let Ok(mut pixel_values) = bytemuck::allocation::try_zeroed_vec(len) else {
         return Err(Error::setting("frames", format!("not enough memory for {len} patch values"), "take fewer frames"));
+    };
+    let mut rest = &mut pixel_values[..];
+    for (frames, len) in media.iter().zip(lens) {
+        let (values, following) = rest.split_at_mut(len);
+        write_patches(*frames, processor, values);
+        rest = following;
     }
-    pixel_values.resize(len, 0.0f32);
+    Ok(pixel_values)
+}
+
+/// Number of values of a patch.
+fn patch_len(processor: &ImageProcessorSettings) -> usize {
+    CHANNELS * processor.temporal_patch_size * processor.patch_size * processor.patch_size
+}
+
+/// Writes the patches of frames whose sides are multiples of `patch_size * merge_size`.
+fn write_patches(frames: FrameView<'_>, processor: &ImageProcessorSettings, pixel_values: &mut [f32]) {
+    let ImageProcessorSettings { patch_size: p, temporal_patch_size: tp, merge_size: merge, .. } = *processor;
+    let ((height, width), block) = (frames.height_and_width(), p * merge);
+    let (normalised, patch) = (normalisation_table(processor), patch_len(processor));
     let frame_pixels: Vec<&[u8]> = frames.iter().collect();
     let blocks_across = width / block;
     // Each parallel task writes one merge block: merge × merge patches, which are neighbours in the output.
@@ -316,7 +341,6 @@ pub fn patchify(frames: FrameView<'_>, processor: &ImageProcessorSettings) -> Re
             }
         }
     });
-    Ok(Patches { pixel_values, grid_thw })
 }
 
 /// The normalised value for each pixel value 0..=255 of each channel. Computed with the operations and types of

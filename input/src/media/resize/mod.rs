@@ -25,7 +25,7 @@ pub use sizes::{
 
 use crate::error::{Error, Result};
 use crate::media::frames::{FrameBuf, FrameView, MAX_IMAGE_PIXELS};
-use passes::{FixedPoint, FloatingPoint};
+use passes::{FilterArithmetic, FixedPoint, FloatingPoint, PixelSample, Threads};
 use taps::FilterTaps;
 
 /// Images with a side longer than this are refused, because the workspace of a pass grows with the side.
@@ -37,18 +37,7 @@ const MAX_SOURCE_SIDE: usize = 1 << 20;
 /// # Errors
 /// A side of 0, a frame of more than [`MAX_IMAGE_PIXELS`], a source side above 2^20 pixels, or too little memory.
 pub fn pillow_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<FrameBuf> {
-    resample(frames, size, taps::pillow_taps, |from, horizontal, vertical, to| {
-        let (height, width) = frames.height_and_width();
-        if pillow_resizes_columns_first((height, width), (vertical.output_len(), horizontal.output_len())) {
-            let mut middle = vec![0u8; vertical.output_len() * width * 3];
-            passes::resize_down_columns::<FixedPoint, u8, u8>(from, width * 3, vertical, &mut middle);
-            passes::resize_along_rows::<FixedPoint, u8, u8>(&middle, width, horizontal, to);
-        } else {
-            let mut middle = vec![0u8; height * horizontal.output_len() * 3];
-            passes::resize_along_rows::<FixedPoint, u8, u8>(from, width, horizontal, &mut middle);
-            passes::resize_down_columns::<FixedPoint, u8, u8>(&middle, horizontal.output_len() * 3, vertical, to);
-        }
-    })
+    resize_in_all_threads(frames, size, pillow_filter)
 }
 
 /// Whether Pillow 13 resizes columns before rows. It does so if the height shrinks by more than twice as many pixels as
@@ -66,21 +55,122 @@ fn pillow_resizes_columns_first(from: (usize, usize), to: (usize, usize)) -> boo
 /// # Errors
 /// A side of 0, a frame of more than [`MAX_IMAGE_PIXELS`], a source side above 2^20 pixels, or too little memory.
 pub fn torch_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<FrameBuf> {
-    resample(frames, size, taps::torch_taps, |from, horizontal, vertical, to| {
-        let (height, width) = frames.height_and_width();
-        let mut middle = vec![0f32; height * horizontal.output_len() * 3];
-        passes::resize_along_rows::<FloatingPoint, u8, f32>(from, width, horizontal, &mut middle);
-        passes::resize_down_columns::<FloatingPoint, f32, u8>(&middle, horizontal.output_len() * 3, vertical, to);
-    })
+    resize_in_all_threads(frames, size, torch_filter)
 }
 
-/// A size to which frames are resized, and how.
+/// A size to which the frames of a video are resized, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct ResizeTarget {
     /// Height and width in pixels.
     pub size: (usize, usize),
-    /// [`pillow_bicubic`] or [`torch_bicubic`].
-    pub resize: fn(FrameView<'_>, (usize, usize)) -> Result<FrameBuf>,
+    /// The filter.
+    pub filter: FrameFilter,
+}
+
+/// The filter that resizes the frames of a video.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameFilter {
+    /// As [`pillow_bicubic`].
+    Pillow,
+    /// As [`torch_bicubic`].
+    Torch,
+}
+
+/// Resizes frames of one size one after another, in the calling thread. Keeps the taps of the filter and the memory
+/// for intermediate results.
+pub(crate) struct FrameResizer(Filter);
+
+enum Filter {
+    Unchanged { row_bytes: usize },
+    Pillow(Bicubic<FixedPoint, u8>, Vec<[i32; passes::LANES]>, Vec<u8>),
+    Torch(Bicubic<FloatingPoint, f32>, Vec<[f32; passes::LANES]>, Vec<f32>),
+}
+
+impl FrameResizer {
+    /// A resizer for frames of `(height, width)` pixels.
+    ///
+    /// # Errors
+    /// As [`torch_bicubic`], except that too little memory is found later.
+    pub(crate) fn new(from: (usize, usize), target: ResizeTarget) -> Result<Self> {
+        check_sizes(from, target.size)?;
+        Ok(Self(match target.filter {
+            _ if from == target.size => Filter::Unchanged { row_bytes: from.1 * 3 },
+            FrameFilter::Pillow => Filter::Pillow(pillow_filter(from, target.size), Vec::new(), Vec::new()),
+            FrameFilter::Torch => Filter::Torch(torch_filter(from, target.size), Vec::new(), Vec::new()),
+        }))
+    }
+
+    /// Resizes a frame, whose rows of RGB pixels are `stride` bytes apart, into `target`, u8 `[height, width, 3]`.
+    pub(crate) fn resize(&mut self, source: &[u8], stride: usize, target: &mut [u8]) {
+        match &mut self.0 {
+            Filter::Unchanged { row_bytes } => {
+                for (row, to) in source.chunks(stride).zip(target.chunks_exact_mut(*row_bytes)) {
+                    to.copy_from_slice(&row[..*row_bytes]);
+                }
+            }
+            Filter::Pillow(filter, transposed, middle) => {
+                filter.resize(source, stride, target, middle, &mut Threads::Calling(transposed));
+            }
+            Filter::Torch(filter, transposed, middle) => {
+                filter.resize(source, stride, target, middle, &mut Threads::Calling(transposed));
+            }
+        }
+    }
+}
+
+type AsBytes<M> = fn(&[M]) -> &[u8];
+/// Makes a filter from the sizes `(height, width)` before and after.
+type MakeFilter<A, M> = fn((usize, usize), (usize, usize)) -> Bicubic<A, M>;
+
+/// A filter between two sizes. `M` is the type of the samples between the two passes.
+struct Bicubic<A: FilterArithmetic, M> {
+    /// Height and width of the source.
+    from: (usize, usize),
+    horizontal: FilterTaps<A::Lane>,
+    vertical: FilterTaps<A::Lane>,
+    /// Views the samples between the passes as the bytes that the second pass reads, where columns are resized first.
+    columns_first: Option<AsBytes<M>>,
+}
+
+fn pillow_filter(from: (usize, usize), to: (usize, usize)) -> Bicubic<FixedPoint, u8> {
+    let (vertical, horizontal) = (taps::pillow_taps(from.0, to.0), taps::pillow_taps(from.1, to.1));
+    let columns_first = pillow_resizes_columns_first(from, to).then_some((|bytes| bytes) as AsBytes<u8>);
+    Bicubic { from, horizontal, vertical, columns_first }
+}
+
+fn torch_filter(from: (usize, usize), to: (usize, usize)) -> Bicubic<FloatingPoint, f32> {
+    let (vertical, horizontal) = (taps::torch_taps(from.0, to.0), taps::torch_taps(from.1, to.1));
+    Bicubic { from, horizontal, vertical, columns_first: None }
+}
+
+impl<A: FilterArithmetic, M: PixelSample<A>> Bicubic<A, M>
+where
+    u8: PixelSample<A>,
+{
+    /// Resizes one frame, whose rows are `stride` bytes apart. `middle` is a workspace.
+    fn resize(
+        &self,
+        source: &[u8],
+        stride: usize,
+        target: &mut [u8],
+        middle: &mut Vec<M>,
+        threads: &mut Threads<'_, A::Lane>,
+    ) {
+        let Self { from: (height, width), horizontal, vertical, columns_first } = self;
+        let (row, target_row) = (width * 3, horizontal.output_len() * 3);
+        match columns_first {
+            Some(as_bytes) => {
+                middle.resize(vertical.output_len() * row, M::default());
+                passes::resize_down_columns(source, stride, row, vertical, middle, threads);
+                passes::resize_along_rows(as_bytes(middle), row, *width, horizontal, target, threads);
+            }
+            None => {
+                middle.resize(height * target_row, M::default());
+                passes::resize_along_rows(source, stride, *width, horizontal, middle, threads);
+                passes::resize_down_columns(middle, target_row, target_row, vertical, target, threads);
+            }
+        }
+    }
 }
 
 /// Refuses to resize `from` to a size with a side of 0. [`smart_resize`] returns such a size for a long thin image or
@@ -96,14 +186,8 @@ pub(crate) fn refuse_side_of_zero(from: (usize, usize), to: (usize, usize)) -> R
     ))
 }
 
-/// Checks the sizes, then calls `resize(source, horizontal taps, vertical taps, target)` for each frame, in parallel.
-fn resample<W: Copy + Send + Sync>(
-    frames: FrameView<'_>,
-    (height, width): (usize, usize),
-    taps: fn(usize, usize) -> FilterTaps<W>,
-    resize: impl Fn(&[u8], &FilterTaps<W>, &FilterTaps<W>, &mut [u8]) + Sync,
-) -> Result<FrameBuf> {
-    let (from_height, from_width) = frames.height_and_width();
+/// Checks the sizes before and after a resize.
+fn check_sizes((from_height, from_width): (usize, usize), (height, width): (usize, usize)) -> Result<()> {
     let sizes = format!("{from_height} x {from_width} would be resized to {height} x {width}");
     let refuse = |what: &str, help: &str| Err(Error::setting("height and width", format!("{sizes}, {what}"), help));
     refuse_side_of_zero((from_height, from_width), (height, width))?;
@@ -113,21 +197,38 @@ fn resample<W: Copy + Send + Sync>(
     if from_height.max(from_width) > MAX_SOURCE_SIDE {
         return refuse("but the longer side of the original exceeds 2^20 pixels", "crop the image or video");
     }
+    Ok(())
+}
+
+/// Resizes the frames by the filter that `filter` makes for the sizes before and after, in all threads of Rayon.
+fn resize_in_all_threads<A: FilterArithmetic, M: PixelSample<A>>(
+    frames: FrameView<'_>,
+    (height, width): (usize, usize),
+    filter: MakeFilter<A, M>,
+) -> Result<FrameBuf>
+where
+    u8: PixelSample<A>,
+{
+    let from = frames.height_and_width();
+    check_sizes(from, (height, width))?;
     let mut data = Vec::new();
     let frame_len = height * width * 3;
     let len = frame_len.saturating_mul(frames.frame_count());
     if data.try_reserve_exact(len).is_err() {
-        let what = format!("{sizes}, for which there is not enough memory");
+        let what = format!(
+            "{} x {} would be resized to {height} x {width}, for which there is not enough memory",
+            from.0, from.1
+        );
         return Err(Error::media_memory("height and width", what, "take fewer frames or lower max_pixels"));
     }
-    if (height, width) == frames.height_and_width() {
+    if (height, width) == from {
         data.extend_from_slice(frames.data());
     } else {
         data.resize(len, 0);
-        let (horizontal, vertical) = (taps(from_width, width), taps(from_height, height));
+        let (filter, source_row) = (filter(from, (height, width)), from.1 * 3);
         data.par_chunks_exact_mut(frame_len)
-            .zip(frames.data().par_chunks_exact(from_height * from_width * 3))
-            .for_each(|(to, from)| resize(from, &horizontal, &vertical, to));
+            .zip(frames.data().par_chunks_exact(from.0 * source_row))
+            .for_each(|(to, from)| filter.resize(from, source_row, to, &mut Vec::new(), &mut Threads::All));
     }
     Ok(FrameBuf { data, frames: frames.frame_count(), height, width })
 }

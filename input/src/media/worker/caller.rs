@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use memmap2::Mmap;
+use memmap2::MmapOptions;
 use reel_support::diagnostic::input::UnsuitableFile;
 use reel_support::diagnostic::{Diagnostic, print_note_once};
 use reel_support::worker::{Worker, WorkerFailure, WorkerPool, WorkerProgram};
 use rustix::fs::{MemfdFlags, SealFlags};
 
+use super::disk_cache::DiskFrameCache;
 use super::frame_cache::{FrameCache, FrameKey};
 use super::{DecodeControl, VIDEO_WORKER, WorkerJob, WorkerReply, WorkerRequest};
 use crate::error::{Error, Kind, MediaFailure, Result};
@@ -37,6 +38,8 @@ pub struct DecodeWorker {
     pub threads: usize,
     /// Cache of the frames that [`DecodeWorker::decode_resized`] returns; with `None`, each request decodes its video.
     pub cache: Option<Arc<FrameCache>>,
+    /// Cache on disk of the same frames, which further processes and runs use.
+    pub disk_cache: Option<Arc<DiskFrameCache>>,
     /// Stops the decoding when its result is no longer needed. With a control, a video that exceeds the time limit is
     /// not tried again.
     pub control: Option<Arc<dyn DecodeControl>>,
@@ -50,6 +53,7 @@ impl DecodeWorker {
             memory_mib: DEFAULT_DECODE_MEMORY_MIB,
             threads: DecodeLimits::default().threads,
             cache: None,
+            disk_cache: None,
             control: None,
         }
     }
@@ -91,19 +95,37 @@ impl DecodeWorker {
     }
 
     /// Decodes the frames that `rules` and `overrides` select and resizes them to the pixel limits inside the worker,
-    /// or returns them from the cache.
+    /// or returns them from a cache.
     ///
     /// # Errors
     /// The video cannot be decoded or resized, the selection is invalid, or the worker fails or cannot be started.
     pub fn decode_resized(&self, path: &Path, rules: MediaRules, overrides: &MediaOverrides) -> Result<DecodedVideo> {
-        let size = DecodedFrameSize::Resized(rules.family);
-        let decode = || self.decode_at_size(path, rules.profile, overrides, size);
+        let decode = || self.read_or_decode_resized(path, rules, overrides);
         let Some(cache) = &self.cache else { return decode() };
         let Some(key) = FrameKey::new(path, rules, overrides) else { return decode() };
         match cache.get(&key) {
             Some(video) => Ok(video),
             None => Ok(cache.insert(key, decode()?)),
         }
+    }
+
+    /// Reads resized frames from the cache on disk, or decodes them and writes them there.
+    fn read_or_decode_resized(
+        &self,
+        path: &Path,
+        rules: MediaRules,
+        overrides: &MediaOverrides,
+    ) -> Result<DecodedVideo> {
+        let decode = || self.decode_at_size(path, rules.profile, overrides, DecodedFrameSize::Resized(rules.family));
+        let Some(cache) = &self.disk_cache else { return decode() };
+        let Some(entry) = cache.entry(path, rules, overrides) else { return decode() };
+        if let Some(video) = cache.read(&entry) {
+            note_left_out_frames(path, video.left_out_frames);
+            return Ok(video);
+        }
+        let video = decode()?;
+        cache.write(&entry, &video);
+        Ok(video)
     }
 
     /// Decodes the frames that `profile` and `overrides` select, in the given size.
@@ -296,7 +318,7 @@ fn map_pixels(path: &Path, mut video: DecodedVideo, memory: &File) -> Result<Dec
     rustix::fs::fcntl_add_seals(memory, seals).map_err(|e| cannot_read(e.into()))?;
     // SAFETY: the seals, which cannot be removed, fix the length and the bytes. Sealing would have failed if a writable
     // mapping were left.
-    let map = unsafe { Mmap::map(memory) }.map_err(cannot_read)?;
+    let map = unsafe { MmapOptions::new().populate().map(memory) }.map_err(cannot_read)?;
     video.data = PixelBuffer::Shared(Arc::new(map));
     Ok(video)
 }

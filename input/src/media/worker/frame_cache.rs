@@ -16,6 +16,9 @@ use crate::media::video::{DecodedVideo, PixelBuffer};
 /// in steps of a few milliseconds, so a second change within one step would not be noticed.
 const MIN_AGE: Duration = Duration::from_millis(100);
 
+/// Frames of at least this many bytes stay in the memory that the worker shares. A process may have 65,530 mappings.
+const MIN_MAPPED_BYTES: usize = 256 << 10;
+
 /// Cache of the resized frames of videos, keyed by file and request. The least recently used video is evicted first.
 #[derive(Debug)]
 pub struct FrameCache {
@@ -44,7 +47,7 @@ pub(super) struct FrameKey {
 /// Properties that change when a file is written or replaced: device, inode, length, and the times of the last change
 /// of its contents (mtime) and of its inode (ctime), in seconds and nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct FileState {
+pub(super) struct FileState {
     inode: [u64; 2],
     bytes: u64,
     times: [i64; 4],
@@ -54,12 +57,8 @@ impl FrameKey {
     /// Returns the key of a request; `None` if the frames cannot be kept, because the file cannot be found or was
     /// changed less than [`MIN_AGE`] ago.
     pub(super) fn new(path: &Path, rules: MediaRules, overrides: &MediaOverrides) -> Option<Self> {
-        let file = FileState::of(&std::fs::metadata(path).ok()?);
-        let [.., changed, changed_nanos] = file.times;
-        let changed = Duration::new(u64::try_from(changed).ok()?, u32::try_from(changed_nanos).ok()?);
-        let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + changed).ok()?;
-        let key = || Self { path: path.to_path_buf(), file, request: format!("{rules:?} {overrides:?}") };
-        (age >= MIN_AGE).then(key)
+        let file = FileState::of_settled(path)?;
+        Some(Self { path: path.to_path_buf(), file, request: format!("{rules:?} {overrides:?}") })
     }
 
     /// Whether the file is unchanged since the request.
@@ -69,6 +68,15 @@ impl FrameKey {
 }
 
 impl FileState {
+    /// Returns the state of a file; `None` if it cannot be found or was changed less than [`MIN_AGE`] ago.
+    pub(super) fn of_settled(path: &Path) -> Option<Self> {
+        let file = Self::of(&std::fs::metadata(path).ok()?);
+        let [.., changed, changed_nanos] = file.times;
+        let changed = Duration::new(u64::try_from(changed).ok()?, u32::try_from(changed_nanos).ok()?);
+        let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + changed).ok()?;
+        (age >= MIN_AGE).then_some(file)
+    }
+
     fn of(metadata: &Metadata) -> Self {
         Self {
             inode: [metadata.dev(), metadata.ino()],
@@ -101,9 +109,12 @@ impl FrameCache {
         if bytes > self.max_bytes || !key.is_current() {
             return video;
         }
-        // Copies the frames out of the shared memory, because one mapping per video would soon reach the limit of
-        // mappings per process.
-        let video = DecodedVideo { data: PixelBuffer::Counted(Arc::from(&*video.data)), ..video };
+        // Copies few frames out of the shared memory, because one mapping per video would soon reach the limit of mappings
+        // per process.
+        let video = match bytes < MIN_MAPPED_BYTES {
+            true => DecodedVideo { data: PixelBuffer::Counted(Arc::from(&*video.data)), ..video },
+            false => video,
+        };
         let mut state = self.lock();
         state.now += 1;
         let now = state.now;

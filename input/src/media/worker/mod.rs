@@ -14,8 +14,10 @@
 
 #![allow(unsafe_code)]
 
+mod cache_options;
 mod caller;
 mod control;
+mod disk_cache;
 mod frame_cache;
 mod serve;
 
@@ -28,8 +30,10 @@ use crate::error::Error;
 use crate::media::profile::{MediaOverrides, MediaProfile};
 use crate::media::video::{DecodedFrameSize, DecodedVideo, VideoInfo};
 
+pub use cache_options::{ByteSize, FrameCacheOptions};
 pub use caller::{DEFAULT_DECODE_MEMORY_MIB, DecodeWorker};
 pub use control::DecodeControl;
+pub use disk_cache::{DiskFrameCache, FrameCacheCounts};
 pub use frame_cache::FrameCache;
 pub use serve::run_job;
 

@@ -5,15 +5,14 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::process::ExitCode;
 
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapOptions};
 use reel_support::diagnostic::{Diagnostic, catch_panic};
 use reel_support::worker::ReplySender;
 use rustix::process::Resource;
 
 use super::{WorkerJob, WorkerReply, WorkerRequest};
 use crate::error::{Error, Kind, MediaFailure, Result};
-use crate::media::error::cannot_start_threads;
-use crate::media::video::{DecodeLimits, DecodeRequest, DecodedFrameSize, check_video_file, decode_into, probe};
+use crate::media::video::{DecodeLimits, DecodeRequest, check_video_file, decode_into, probe};
 
 /// The `main` function of a worker.
 pub(super) fn worker_main() -> ExitCode {
@@ -54,9 +53,6 @@ fn run_with_limits(request: &WorkerRequest, path: &Path, memory: &File) -> Worke
     let job = || match request.job {
         WorkerJob::Probe => probe(path).map(WorkerReply::Probed),
         WorkerJob::Decode { profile, overrides, size } => {
-            if matches!(size, DecodedFrameSize::Resized(_)) {
-                create_resize_threads(path)?;
-            }
             let request = DecodeRequest { path, profile, overrides, size, limits };
             decode_into(&request, |bytes| map_output(path, memory, bytes)).map(|(video, _)| WorkerReply::Decoded(video))
         }
@@ -81,16 +77,6 @@ fn to_reply(ended: std::result::Result<Result<WorkerReply>, String>) -> WorkerRe
         Err(message) if message == "capacity overflow" => WorkerReply::OutOfMemory,
         Err(message) => WorkerReply::Panicked(message),
     }
-}
-
-/// Creates Rayon's threads for the resize. Otherwise Rayon would create them during decoding. If it then failed to
-/// create them, it would panic, and the panic would be blamed on the file.
-fn create_resize_threads(path: &Path) -> Result<()> {
-    let created = rayon::ThreadPoolBuilder::new().build_global();
-    // If threads cannot be created, the source of Rayon's error is an I/O error. An error without such a source means
-    // that the thread pool already exists.
-    let cause = created.as_ref().err().and_then(|e| std::error::Error::source(e)?.downcast_ref::<std::io::Error>());
-    cause.map_or(Ok(()), |e| Err(cannot_start_threads(path, "resizing its frames", e)))
 }
 
 /// [`is_near_memory_limit`] is true if the peak of the address space is within this many bytes of its limit. FFmpeg
@@ -127,12 +113,13 @@ fn map_output(path: &Path, memory: &File, bytes: usize) -> Result<MmapMut> {
     };
     memory.set_len(bytes as u64).map_err(cannot_allocate)?;
     // SAFETY: the caller does not touch the memory before the reply, which is sent after the mapping has ended.
-    unsafe { MmapMut::map_mut(memory) }.map_err(cannot_allocate)
+    unsafe { MmapOptions::new().populate().map_mut(memory) }.map_err(cannot_allocate)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::media::error::cannot_start_threads;
 
     #[test]
     fn a_panic_of_the_decoder_is_a_reply() {

@@ -95,7 +95,9 @@ pub struct RunState {
 
 /// Options that a resumed run may change. They do not influence the resulting weights, or they are paths of files
 /// whose fingerprints are compared instead.
-const NOT_COMPARED: [&str; 34] = [
+const NOT_COMPARED: [&str; 36] = [
+    "frame_cache",
+    "frame_cache_limit",
     "model",
     "data",
     "media_root",

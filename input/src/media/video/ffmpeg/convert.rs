@@ -11,10 +11,9 @@ use ffmpeg::format::Pixel;
 use ffmpeg::frame::Video as AvFrame;
 use ffmpeg::software::scaling::Flags;
 
-use super::error::{ffmpeg_error, out_of_memory};
-use crate::error::{Error, Kind, MediaFailure, Result};
-use crate::media::frames::FrameView;
-use crate::media::resize::ResizeTarget;
+use super::error::ffmpeg_error;
+use crate::error::{Error, Result};
+use crate::media::resize::{FrameResizer, ResizeTarget};
 
 /// The rotation by a multiple of 90 degrees, and the optional mirroring, that a player must apply to coded frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,11 +87,11 @@ struct SourceFormat {
 pub(super) struct RgbConverter {
     coded_size: (usize, usize),
     rotation: Rotation,
-    target_size: Option<ResizeTarget>,
+    resizer: Option<FrameResizer>,
     scaler: Option<(SourceFormat, Scaler)>,
     /// RGB frame of the coded size, before the rotation.
     rgb: AvFrame,
-    /// Rotated RGB pixels, used if a resize follows.
+    /// Rotated RGB pixels, used if a resize follows a rotation.
     rotated: Vec<u8>,
 }
 
@@ -111,9 +110,18 @@ impl Drop for Scaler {
 
 impl RgbConverter {
     /// A converter for frames of `coded_size`. It rotates each frame and then, if there is a `target_size`, resizes
-    /// it.
-    pub(super) fn new(coded_size: (usize, usize), rotation: Rotation, target_size: Option<ResizeTarget>) -> Self {
-        Self { coded_size, rotation, target_size, scaler: None, rgb: AvFrame::empty(), rotated: Vec::new() }
+    /// it, all in the calling thread.
+    ///
+    /// # Errors
+    /// The frames cannot be resized to this size.
+    pub(super) fn new(
+        coded_size: (usize, usize),
+        rotation: Rotation,
+        target_size: Option<ResizeTarget>,
+    ) -> Result<Self> {
+        let displayed = rotation.displayed_height_and_width(coded_size);
+        let resizer = target_size.map(|target| FrameResizer::new(displayed, target)).transpose()?;
+        Ok(Self { coded_size, rotation, resizer, scaler: None, rgb: AvFrame::empty(), rotated: Vec::new() })
     }
 
     /// Writes `frame` into `out`, u8 `[height, width, 3]`, in the target size if there is one, otherwise in the
@@ -122,19 +130,18 @@ impl RgbConverter {
         self.convert_to_rgb(path, frame)?;
         let (height, width) = self.coded_size;
         let (rgb, stride) = (self.rgb.data(0), self.rgb.stride(0));
-        let Some(target) = self.target_size else {
-            self.rotation.write(rgb, stride, (height, width), out);
-            return Ok(());
-        };
-        self.rotated.resize(height * width * 3, 0);
-        self.rotation.write(rgb, stride, (height, width), &mut self.rotated);
-        let (h, w) = self.rotation.displayed_height_and_width((height, width));
-        let resized =
-            (target.resize)(FrameView::new(&self.rotated, 1, h, w)?, target.size).map_err(|e| match e.kind {
-                Kind::Media(MediaFailure::Memory) => out_of_memory(path, "resizing its frames"),
-                _ => e,
-            })?;
-        out.copy_from_slice(&resized.data);
+        match &mut self.resizer {
+            None => self.rotation.write(rgb, stride, (height, width), out),
+            Some(resizer) if self.rotation == Rotation::default() => {
+                resizer.resize(&rgb[..height * stride], stride, out);
+            }
+            Some(resizer) => {
+                self.rotated.resize(height * width * 3, 0);
+                self.rotation.write(rgb, stride, (height, width), &mut self.rotated);
+                let (_, width) = self.rotation.displayed_height_and_width((height, width));
+                resizer.resize(&self.rotated, width * 3, out);
+            }
+        }
         Ok(())
     }
 

@@ -19,6 +19,7 @@ use ffmpeg::Discard;
 use ffmpeg::codec::{Id, decoder, threading};
 use ffmpeg::frame::Video as AvFrame;
 
+use super::av1::PacketPart;
 use super::convert::RgbConverter;
 use super::demux::{VideoFile, has_reliable_key_flags};
 use super::error::{ffmpeg_error, out_of_memory};
@@ -159,9 +160,10 @@ fn run_jobs(
     let max_lanes = limits.threads.min(most).max(1);
     let lane_count = max_lanes.min(jobs.len()).max(1);
     // With few jobs per lane, some lanes end before others. Each decoder then gets twice its share of threads, to use
-    // the cores of lanes that have ended.
+    // the cores of lanes that have ended. Where lanes fill the threads, each decoder has one: further ones cost processor
+    // time for each frame, while other videos can use the cores.
     let share = if jobs.len() < 3 * lane_count { 2 * max_lanes / lane_count } else { max_lanes / lane_count };
-    let threads = share.clamp(1, max_lanes);
+    let threads = if lane_count == max_lanes { 1 } else { share.clamp(1, max_lanes) };
     let mut lanes = Vec::new();
     for _ in 0..lane_count {
         lanes.push(DecodeLane::new(video, target_size, threads, budget)?);
@@ -211,7 +213,7 @@ struct DecodeLane<'f> {
     source: PacketSource<'f>,
     decoder: decoder::Video,
     converter: RgbConverter,
-    /// Whether the decoder may skip frames that no other frame refers to.
+    /// Whether the decoder may skip frames that no other frame refers to. For AV1, packets are cut instead.
     can_skip_unreferenced: bool,
 }
 
@@ -239,8 +241,9 @@ impl<'f> DecodeLane<'f> {
             budget,
             source: PacketSource::new(video),
             decoder: context.decoder().video().map_err(cannot_open)?,
-            converter: RgbConverter::new(video.coded_size, video.rotation, target_size),
-            can_skip_unreferenced: codec == Id::H264 || (codec == Id::HEVC && video.has_one_layer),
+            converter: RgbConverter::new(video.coded_size, video.rotation, target_size)?,
+            can_skip_unreferenced: matches!(codec, Id::H264 | Id::MPEG4 | Id::AV1)
+                || (codec == Id::HEVC && video.has_one_layer),
         })
     }
 
@@ -289,11 +292,16 @@ impl<'f> DecodeLane<'f> {
         let frame_at: HashMap<i64, u64> = job.run.targets.iter().filter_map(|t| Some((t.pts?, t.frame))).collect();
         let target_packets: Vec<usize> = job.run.targets.iter().map(|t| t.packet).collect();
         let frame_index = |frame: &AvFrame| frame.pts().and_then(|pts| frame_at.get(&pts).copied());
+        let av1 = self.video.av1_headers.as_ref().filter(|_| skip_unreferenced);
+        let parts = av1.and_then(|headers| headers.needed_parts(start..end + 1, &target_packets));
         self.decoder.flush();
         for packet in start..=end {
-            let skip = skip_unreferenced && !target_packets.contains(&packet);
+            let skip = skip_unreferenced && av1.is_none() && !target_packets.contains(&packet);
             self.decoder.skip_frame(if skip { Discard::NonReference } else { Discard::Default });
-            self.send(packet)?;
+            match parts.as_ref().map_or(&PacketPart::Whole, |parts| &parts[packet - start]) {
+                PacketPart::Nothing => continue,
+                part => self.send(packet, part)?,
+            }
             self.receive(frame_index, &mut job.slots)?;
             if job.slots.is_empty() {
                 return Ok(());
@@ -319,7 +327,7 @@ impl<'f> DecodeLane<'f> {
         self.decoder.flush();
         self.decoder.skip_frame(Discard::Default);
         for packet in self.video.start..self.video.packets.len() {
-            self.send(packet)?;
+            self.send(packet, &PacketPart::Whole)?;
             self.receive(&mut frame_index, &mut job.slots)?;
             if job.slots.is_empty() {
                 return Ok(());
@@ -340,7 +348,7 @@ impl<'f> DecodeLane<'f> {
         let start = self.video.start;
         let last = (start + MAX_OUTPUT_DELAY).min(self.video.packets.len().saturating_sub(1));
         for packet in start..=last {
-            self.send(packet)?;
+            self.send(packet, &PacketPart::Whole)?;
             self.receive(|_| Some(frame), &mut first)?;
             if first.is_empty() {
                 break;
@@ -358,12 +366,23 @@ impl<'f> DecodeLane<'f> {
         Ok(())
     }
 
-    /// Sends one packet to the decoder. Damaged data is not an error here: if a target frame is lost, `run_job`
+    /// Sends a part of one packet to the decoder. Damaged data is not an error here: if a target frame is lost, `run_job`
     /// reports it.
-    fn send(&mut self, packet: usize) -> Result<()> {
+    fn send(&mut self, packet: usize, part: &PacketPart) -> Result<()> {
         self.budget.count(self.video, self.video.coded_pixels())?;
         let packet = self.source.fetch_packet(packet)?;
-        match self.decoder.send_packet(packet.as_packet()) {
+        let whole = packet.as_packet();
+        let cut = match part {
+            PacketPart::Without(_) => {
+                let mut cut = ffmpeg::Packet::copy(&part.bytes(whole.data().unwrap_or_default()));
+                cut.set_pts(whole.pts());
+                cut.set_dts(whole.dts());
+                cut.set_duration(whole.duration());
+                Some(cut)
+            }
+            _ => None,
+        };
+        match self.decoder.send_packet(cut.as_ref().unwrap_or(whole)) {
             Err(e @ ffmpeg::Error::Other { errno }) if errno == ffmpeg::error::ENOMEM => {
                 Err(ffmpeg_error(&self.video.path, "decoding", e))
             }

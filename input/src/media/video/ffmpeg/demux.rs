@@ -13,6 +13,7 @@ use ffmpeg::codec::packet::side_data::Type as SideDataType;
 use ffmpeg::ffi;
 use ffmpeg::format::context::Input;
 
+use super::av1::FrameHeaders;
 use super::convert::Rotation;
 use super::error::ffmpeg_error;
 use super::truncation::is_truncated;
@@ -25,6 +26,10 @@ use crate::media::video::types::VideoInfo;
 /// other files.
 const CONTAINERS: &str = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,flv,asf,ogg,h264,hevc,ivf,obu,m4v,\
                           mjpeg,nut,mxf,wtv,rm,y4m,yuv4mpegpipe,apng";
+
+/// Maximum number of bytes of packets that are kept of a file with a table of all its packets (MP4). Of a longer video,
+/// most packets are not needed, and the table leads to those that are.
+const MAX_KEPT_WITH_TABLE: u64 = 64 << 20;
 
 /// One packet of the video stream, which holds one frame. Packets are in decoding order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,14 +85,18 @@ pub(super) struct VideoFile {
     /// Whether this is HEVC with one temporal layer. HEVC marks some frames as "not referenced". Only with one temporal
     /// layer does no other frame refer to such a frame, so that it can be skipped.
     pub has_one_layer: bool,
+    /// The headers of the frames of an AV1 video, which say what other frames they need.
+    pub av1_headers: Option<FrameHeaders>,
 }
 
 impl VideoFile {
     /// Reads the whole container. Keeps the compressed data of its packets if these have at most `max_kept_bytes`
-    /// together.
+    /// together, or [`MAX_KEPT_WITH_TABLE`].
     pub(super) fn read_container(path: &Path, max_kept_bytes: u64) -> Result<Self> {
         let (mut input, stream) = open_container_and_stream(path)?;
         let mut video = describe(path, &input, stream)?;
+        let has_table = input.format().name().starts_with("mov");
+        let max_kept_bytes = if has_table { max_kept_bytes.min(MAX_KEPT_WITH_TABLE) } else { max_kept_bytes };
         let mut data = Some(Vec::new());
         let mut bytes = 0u64;
         let mut truncated = false;
@@ -103,6 +112,9 @@ impl VideoFile {
                 }
             }
             video.packets.push(packet_info(&packet, video.parameters.codec_id()));
+            if let Some(headers) = &mut video.av1_headers {
+                headers.read_packet(packet.data().unwrap_or_default());
+            }
             truncated = packet.is_corrupt();
             bytes += packet.size() as u64;
             match data.as_mut() {
@@ -258,6 +270,7 @@ fn describe(path: &Path, input: &Input, index: usize) -> Result<VideoFile> {
     Ok(VideoFile {
         path: path.to_owned(),
         has_one_layer: has_one_layer(&parameters),
+        av1_headers: (parameters.id() == Id::AV1).then(FrameHeaders::default),
         parameters: CodecParameters(parameters),
         time_base: stream.time_base(),
         coded_size,

@@ -1,6 +1,7 @@
 //! Decodes videos through FFmpeg's libraries: [`demux`] reads the container, [`plan`] decides which packets to
 //! decode, [`decode`] decodes them in several threads, [`convert`] writes RGB pixels.
 
+mod av1;
 mod convert;
 mod decode;
 mod demux;
@@ -17,7 +18,7 @@ use super::types::{DecodeRequest, DecodedFrameSize, DecodedVideo, PixelBuffer, V
 use crate::error::{Error, Result};
 use crate::media::error::{cannot_read_media, with_image_name};
 use crate::media::libraries::load_ffmpeg_for_video;
-use crate::media::resize::{ResizeTarget, VideoPixelLimits, pillow_bicubic, refuse_side_of_zero, torch_bicubic};
+use crate::media::resize::{FrameFilter, ResizeTarget, VideoPixelLimits, refuse_side_of_zero};
 use crate::media::selection::select_frames_of_file;
 
 /// Checks that FFmpeg is installed and that the file can be opened, is not empty and does not begin as other files do.
@@ -82,8 +83,8 @@ pub fn decode_into<B: AsMut<[u8]>>(
                 .map_err(|e| with_image_name(e, &request.path.display().to_string()))?;
             // The processor resizes u8 frames by torchvision's path for u8, which rounds after each pass as Pillow
             // does.
-            let resize = if pixel_limits.by_processor { pillow_bicubic } else { torch_bicubic };
-            Some(ResizeTarget { size, resize })
+            let filter = if pixel_limits.by_processor { FrameFilter::Pillow } else { FrameFilter::Torch };
+            Some(ResizeTarget { size, filter })
         }
     };
     let (height, width) = target.map_or((original_height, original_width), |target| target.size);

@@ -154,6 +154,39 @@ fn a_file_that_starts_inside_a_group_begins_with_its_first_key_frame() {
     }
 }
 
+/// The frames that a selection leaves out are not decoded; the others have the bits of a decoder that gets all packets.
+#[test]
+fn frames_of_av1_do_not_depend_on_the_frames_that_are_skipped() {
+    for name in ["av1_svt.mp4", "av1_aom.mkv"] {
+        let path = clips().join(name);
+        let mut video = demux::VideoFile::read_container(&path, u64::MAX).unwrap();
+        let total = video.total_frames();
+        assert_eq!(total, 60, "{name}");
+        let last = video.packets.len() - 1;
+        let key = plan::key_packet_index_before(&video.packets, last, video.packets[last].pts);
+        let parts = video.av1_headers.as_ref().unwrap().needed_parts(key..last + 1, &[last]).unwrap();
+        let dropped = parts.iter().filter(|part| **part == av1::PacketPart::Nothing).count();
+        assert!(dropped > parts.len() / 4 && parts[0] != av1::PacketPart::Nothing, "{name}: {parts:?}");
+
+        let len = video.coded_size.0 * video.coded_size.1 * 3;
+        let decode = |video: &demux::VideoFile, frames: &[u64], threads: usize| {
+            let mut pixels = vec![0; frames.len() * len];
+            let limits = DecodeLimits { threads, ..DecodeLimits::default() };
+            decode::decode_frames(video, frames, None, limits, &mut pixels).unwrap();
+            pixels
+        };
+        let selections: Vec<Vec<u64>> = (2..=16).map(|n| (0..n).map(|i| i * (total - 1) / (n - 1)).collect()).collect();
+        let some = selections.iter().map(|frames| decode(&video, frames, 2)).collect::<Vec<_>>();
+        video.av1_headers = None;
+        let all = decode(&video, &(0..total).collect::<Vec<_>>(), 1);
+        for (frames, pixels) in selections.iter().zip(&some) {
+            for (&i, frame) in frames.iter().zip(pixels.chunks(len)) {
+                assert!(frame == &all[i as usize * len..][..len], "{name}: frame {i} of {frames:?}");
+            }
+        }
+    }
+}
+
 fn decode_n(path: &Path, profile: MediaProfile, n: i64) -> DecodedVideo {
     decode(path, profile, &MediaOverrides { nframes: Some(n), ..Default::default() }).unwrap()
 }
