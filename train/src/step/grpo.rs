@@ -14,7 +14,7 @@ use super::packing::PackedGroups;
 use crate::Result;
 use crate::metrics::GrpoMetrics;
 use crate::options::{GrpoOptions, ImportanceSamplingLevel, LossType, Recipe};
-use crate::rollout::group::{Rollout, RolloutSet};
+use crate::rollout::group::{CompletionTokens, Rollout, RolloutSet};
 use crate::step::trainer::{StepResult, StepTotals, Trainer};
 
 /// Does step `n`, counted from 1, on the groups of `set`. `reference` is the reference model of the KL term, if any;
@@ -196,7 +196,7 @@ fn grpo_inputs(
 
 /// Number of learned tokens of each completion.
 fn learned_lens(groups: &[Rollout]) -> impl Iterator<Item = usize> + '_ {
-    groups.iter().flat_map(|g| g.completions.iter().map(|c| c.learned_len))
+    groups.iter().flat_map(|g| g.completions.iter().map(CompletionTokens::learned_count))
 }
 
 /// The weight of each completion in the loss of the step. It multiplies the sum over the completion's learned tokens.
@@ -298,7 +298,7 @@ impl MicroBatchStats {
     /// concatenated) with those recorded when the tokens were sampled.
     fn set_drift(&mut self, groups: &[Rollout], now: &[f32]) {
         let sampled = groups.iter().flat_map(|g| &g.completions).filter(|c| !c.log_probs.is_empty());
-        let sampled: Vec<f32> = sampled.flat_map(|c| &c.log_probs[..c.learned_len]).copied().collect();
+        let sampled: Vec<f32> = sampled.flat_map(|c| c.learned_indices().map(|i| c.log_probs[i])).collect();
         if sampled.len() == now.len() {
             self.has_drift = 1;
             self.drift = sampled.iter().zip(now).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);

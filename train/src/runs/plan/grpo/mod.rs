@@ -262,8 +262,13 @@ impl<'a> PlanCostCounter<'a> {
     /// Makes a group of completions that all have the maximum length and reward 0.
     fn group(&self, prompt: Prompt) -> Rollout {
         let longest = self.options.max_completion_length;
-        let completion =
-            CompletionTokens { ids: vec![0; longest], learned_len: longest, log_probs: vec![0.0; longest] };
+        let completion = CompletionTokens {
+            ids: vec![0; longest],
+            learned_len: longest,
+            log_probs: vec![0.0; longest],
+            tool_turns: Vec::new(),
+            sequence: None,
+        };
         let n = self.options.num_generations;
         Rollout::with_rewards(Arc::new(prompt), vec![completion; n], vec![0.0; n])
     }
