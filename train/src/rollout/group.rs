@@ -263,4 +263,24 @@ mod tests {
         assert_eq!(learned(&[1, 2], true), 0);
         assert_eq!(learned(&[], true), 0);
     }
+
+    #[test]
+    fn tokens_of_tools_are_not_learned() {
+        let ends = EndTokens { turn: Some(9), stop: vec![9] };
+        let turn = |tokens| ToolTurn { tokens, calls: Vec::new() };
+        let completion = |ids: &[TokenId], turns: &[Range<usize>], mask| {
+            let tokens = CompletionTokens::new(ids.to_vec(), vec![0.5; ids.len()], &ends, mask);
+            tokens.with_tool_turns(turns.iter().cloned().map(turn).collect(), &ends, mask)
+        };
+        let learned = |c: &CompletionTokens| c.learned_indices().collect::<Vec<_>>();
+        // Two turns of tools; `<|im_end|>` (9) ends each turn.
+        let two = completion(&[1, 9, 7, 9, 8, 2, 9, 7, 3, 9], &[2..5, 7..8], true);
+        assert_eq!((learned(&two), two.learned_count()), (vec![0, 1, 5, 6, 8, 9], 6));
+        assert_eq!(two.model_turns().collect::<Vec<_>>(), [0..2, 5..7, 8..10]);
+        // The last turn is truncated.
+        assert_eq!(learned(&completion(&[1, 9, 7, 3], &[2..3], true)), [0; 0]);
+        assert_eq!(learned(&completion(&[1, 9, 7, 3], &[2..3], false)), [0, 1, 3]);
+        let plain = completion(&[1, 9, 2], &[], false);
+        assert_eq!((learned(&plain), plain.model_turns().collect::<Vec<_>>()), (vec![0, 1], vec![0..3]));
+    }
 }

@@ -135,6 +135,13 @@ impl<'a> PlanCostCounter<'a> {
         device: &Device,
         ends: EndTokens,
     ) -> Result<Self> {
+        if options.tool.are_given() {
+            reel_support::diagnostic::print_note_once(
+                "the plan counts completions of --max-completion-length tokens of text; the frames that tools show take \
+                 more memory, in the vision tower"
+                    .to_string(),
+            );
+        }
         let mut trainer =
             Trainer::new(device, config, Weights::Uninitialised(stored), dtype, Hyperparameters::new(options, 1))?;
         crate::runs::run::grpo::add_feature_cache(&mut trainer);
