@@ -116,7 +116,7 @@ impl Workshop {
 }
 
 /// Names and contents of small files that the commands on the pages read.
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 8] = [
     (
         "benchmarks/videoholmes/test_Video-Holmes.json",
         r#"[{"video ID": "a", "Question ID": 1, "Question Type": "TA", "Question": "What comes first?", "Options": {"A": "the ball", "B": "the box"}, "Answer": "A"}]"#,
@@ -134,6 +134,10 @@ const FILES: [(&str, &str); 7] = [
     (
         "my_rewards.py",
         "def brevity(prompts, completions, **columns):\n    return [1 / (1 + len(str(text))) for text in completions]\n",
+    ),
+    (
+        "my_tools.py",
+        "def transcript(start: float, end: float, row=None):\n    \"\"\"Returns what is said.\"\"\"\n    return row['problem']\n",
     ),
     (
         "completions.jsonl",

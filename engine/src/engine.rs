@@ -28,6 +28,23 @@ use crate::scheduler::SchedulerOptions;
 /// The default of [`Engine::max_slots`].
 const MAX_SLOTS: usize = 256;
 
+/// Makes further requests from finished completions, for [`Engine::generate_with_continuations`].
+pub trait Continuations {
+    /// Takes a finished completion.
+    ///
+    /// # Errors
+    /// An error ends the generation.
+    fn finish(&mut self, completion: Completion) -> Result<()>;
+
+    /// Returns a further request with its index, which becomes [`Completion::request`] and must differ from the indices
+    /// of unfinished requests; `None` if no request is ready. `wait` is true if no sequence is being generated: then
+    /// the call waits for the next request, and returns `None` only if there will be none.
+    ///
+    /// # Errors
+    /// An error ends the generation.
+    fn next_request(&mut self, wait: bool) -> Result<Option<(usize, GenerationRequest)>>;
+}
+
 /// Generates completions with a model that is loaded on a device.
 #[derive(Debug)]
 pub struct Engine<'a> {
@@ -134,6 +151,35 @@ impl<'a> Engine<'a> {
         requests: Vec<GenerationRequest>,
         mut on_token: impl FnMut(TokenEvent),
     ) -> Result<(Vec<Completion>, GenerationTiming)> {
+        let mut completions = Vec::new();
+        let timing = self.run(requests, false, &mut NoContinuation(&mut completions), &mut on_token)?;
+        completions.sort_by_key(|completion: &Completion| (completion.request, completion.index));
+        Ok((completions, timing))
+    }
+
+    /// Generates the completions of all requests and of the further requests that `continuations` makes from them, as
+    /// in a rollout whose model calls tools. The keys and values of a finished sequence stay in the prefix cache, so a
+    /// request that continues it computes only the tokens after its last full KV block. The first requests, with
+    /// their maximum numbers of new tokens, must have room for all further ones.
+    ///
+    /// # Errors
+    /// As for [`Engine::generate`]; the errors of `continuations`.
+    pub fn generate_with_continuations(
+        &self,
+        requests: Vec<GenerationRequest>,
+        continuations: &mut dyn Continuations,
+        mut on_token: impl FnMut(TokenEvent),
+    ) -> Result<GenerationTiming> {
+        self.run(requests, true, continuations, &mut on_token)
+    }
+
+    fn run(
+        &self,
+        requests: Vec<GenerationRequest>,
+        prefix_cache: bool,
+        continuations: &mut dyn Continuations,
+        on_token: &mut dyn FnMut(TokenEvent),
+    ) -> Result<GenerationTiming> {
         let mut cached = self.context.cached_batch();
         self.pack_trained_weights()?;
         let needed = requests.iter().fold(BatchCapacity::default(), |sum, request| sum.with_request(request));
@@ -142,14 +188,14 @@ impl<'a> Engine<'a> {
             max_slots: self.context.max_slots,
             fixed_batch_size: false,
             // The prompts of one call rarely begin with the same tokens. Also, `reel plan` counts each prompt's
-            // memory and time in full.
-            prefix_cache: false,
+            // memory and time in full. Only requests that continue others have common tokens.
+            prefix_cache,
             // All prompts are computed before the first decode step, because decode steps with few sequences would
             // take longer in total.
             prefill_tokens_per_step: usize::MAX,
         };
         let mut run = EngineLoop::new(&self.context, batch, options);
-        let generated = generate_in(&mut run, requests, &mut on_token);
+        let generated = run_to_end(&mut run, requests, continuations, on_token);
         *cached = Some(run.into_batch());
         generated
     }
@@ -184,26 +230,43 @@ fn has_room(bytes: u64, free: Option<u64>) -> bool {
     free.is_none_or(|free| bytes <= free / 2)
 }
 
-fn generate_in(
+fn run_to_end(
     run: &mut EngineLoop<'_, '_>,
     requests: Vec<GenerationRequest>,
+    continuations: &mut dyn Continuations,
     on_token: &mut dyn FnMut(TokenEvent),
-) -> Result<(Vec<Completion>, GenerationTiming)> {
+) -> Result<GenerationTiming> {
     for (index, request) in requests.into_iter().enumerate() {
         run.add_request(index, request)?;
     }
-    let mut completions = Vec::new();
     loop {
-        let is_busy = run.step(on_token)?;
-        let StepOutput { completions: mut finished, failed } = run.take_output();
+        let mut is_busy = run.step(on_token)?;
+        let StepOutput { completions, failed } = run.take_output();
         if let Some((_, e)) = failed.into_iter().next() {
             return Err(e);
         }
-        completions.append(&mut finished);
-        if !is_busy {
-            completions.sort_by_key(|completion| (completion.request, completion.index));
-            return Ok((completions, run.timing()));
+        completions.into_iter().try_for_each(|completion| continuations.finish(completion))?;
+        while let Some((index, request)) = continuations.next_request(!is_busy)? {
+            run.add_request(index, request)?;
+            is_busy = true;
         }
+        if !is_busy {
+            return Ok(run.timing());
+        }
+    }
+}
+
+/// Keeps the completions and makes no further requests.
+struct NoContinuation<'c>(&'c mut Vec<Completion>);
+
+impl Continuations for NoContinuation<'_> {
+    fn finish(&mut self, completion: Completion) -> Result<()> {
+        self.0.push(completion);
+        Ok(())
+    }
+
+    fn next_request(&mut self, _wait: bool) -> Result<Option<(usize, GenerationRequest)>> {
+        Ok(None)
     }
 }
 

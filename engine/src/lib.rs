@@ -32,7 +32,7 @@ mod tool_calls;
 
 pub use adapters::AdapterId;
 pub use continuous::ContinuousBatch;
-pub use engine::Engine;
+pub use engine::{Continuations, Engine};
 pub use grammar::{Grammar, GrammarSpec};
 pub use grammar_compiler::GrammarCompiler;
 pub use grammar_worker::{CompileCancellation, GRAMMAR_WORKER};

@@ -7,9 +7,8 @@
 use std::ops::Range;
 
 use reel_device::Device;
-use reel_model::chunked_prompt::PromptChunk;
+use reel_model::chunked_prompt::{NeededVisionTokens, PromptChunk};
 use reel_model::qwen_vl::QwenVl;
-use reel_model::vision::VisionTokens;
 use reel_runtime::ops::{self, SampledTokens, SamplingTable, SequencePages};
 use reel_runtime::{Cx, Tensor};
 
@@ -35,8 +34,8 @@ pub(crate) struct PrefillJob {
     pub(crate) block_table: Option<Vec<i32>>,
     /// The hashes of the full blocks of the job's tokens.
     pub(crate) hashes: Vec<BlockHash>,
-    /// The vision tokens of the prompt; `None` before the first chunk that needs them.
-    pub(crate) vision: Option<VisionTokens>,
+    /// The vision tokens of the prompt from the first one that is needed; `None` before the first chunk that needs them.
+    pub(crate) vision: Option<NeededVisionTokens>,
     /// The log-probabilities of the computed tokens, if the request asked for them.
     pub(crate) log_probs: Vec<PromptTokenLogProbs>,
 }
@@ -51,14 +50,17 @@ impl PrefillJob {
     pub(crate) fn chunk<'j>(&'j self, sequence: &SequenceState, range: Range<usize>) -> PromptChunk<'j> {
         let tokens = sequence.tokens();
         let vision_index = match tokens.prompt.has_vision_tokens(range.clone()) {
-            true => range.clone().map(|i| tokens.prompt.vision_index.get(i).copied().unwrap_or(-1)).collect(),
+            true => {
+                let shift = |index: i32| self.vision.as_ref().map_or(index, |vision| vision.index_of(index));
+                range.clone().map(|i| shift(tokens.prompt.vision_index.get(i).copied().unwrap_or(-1))).collect()
+            }
             false => Vec::new(),
         };
         PromptChunk {
             ids: tokens.ids[range.clone()].to_vec(),
             positions: [0, 1, 2].map(|axis| range.clone().map(|i| tokens.position(axis, i)).collect()),
             vision_index,
-            vision: self.vision.as_ref(),
+            vision: self.vision.as_ref().map(|vision| &vision.tokens),
             pages: SequencePages {
                 cached_tokens: range.start,
                 new_tokens: range.len(),

@@ -161,11 +161,12 @@ impl<'e, 'a> EngineLoop<'e, 'a> {
         for chunk in chunks {
             let Some((job, sequence)) = self.scheduler.prefill_job(chunk.job) else { continue };
             if job.vision.is_none() && sequence.request.prompt.has_vision_tokens(chunk.range.clone()) {
-                let prompt = sequence.request.input.sequence();
+                let (prompt, tokens) = (sequence.request.input.sequence(), &sequence.request.prompt);
                 let model = self.model_of(sequence);
-                let vision = model.prompt_vision_tokens(&self.context.cx, &prompt)?;
-                let grids = [prompt.image_grid_thw, prompt.video_grid_thw].concat();
-                let flops = ForwardFlops::for_grids(&model.config, &grids).total();
+                // The vision tokens before the chunk are in the KV cache.
+                let vision = model.needed_vision_tokens(&self.context.cx, &prompt, tokens, chunk.range.start)?;
+                let grids = vision.as_ref().map_or(&[][..], |vision| &vision.grids);
+                let flops = ForwardFlops::for_grids(&model.config, grids).total();
                 self.scheduler.set_vision_tokens(chunk.job, vision, flops);
             }
         }

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::Instant;
 
-use reel_model::vision::VisionTokens;
+use reel_model::chunked_prompt::NeededVisionTokens;
 use reel_runtime::ops::KvPages;
 use reel_support::diagnostic::Diagnostic;
 
@@ -272,7 +272,7 @@ impl Scheduler {
     }
 
     /// Gives a job the vision tokens of its prompt, which took `flops` floating-point operations.
-    pub(crate) fn set_vision_tokens(&mut self, rank: SequenceRank, vision: Option<VisionTokens>, flops: f64) {
+    pub(crate) fn set_vision_tokens(&mut self, rank: SequenceRank, vision: Option<NeededVisionTokens>, flops: f64) {
         self.stats.vision_flops += flops as u64;
         if let Some(job) = self.queue.get_mut(&rank) {
             job.vision = vision;

@@ -28,6 +28,16 @@ impl MediaFrames {
         self.images.iter().chain(&self.videos).map(|f| f.data.len()).sum()
     }
 
+    /// Appends the images and the videos of another sequence for the same model.
+    pub fn append(&mut self, next: &MediaFrames) {
+        if self.images.is_empty() && self.videos.is_empty() {
+            self.processor = next.processor;
+        }
+        self.images.extend_from_slice(&next.images);
+        self.videos.extend_from_slice(&next.videos);
+        self.video_times.extend_from_slice(&next.video_times);
+    }
+
     /// The grid of an image or video: the number of its patches along time, height and width.
     ///
     /// # Errors

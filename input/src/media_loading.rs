@@ -127,6 +127,26 @@ impl MediaOptions {
     }
 }
 
+impl LoadedMedia {
+    /// Creates the media of a conversation without images and videos.
+    pub fn empty(processor: ImageProcessorSettings, video_marks: Option<VideoMarks>) -> Self {
+        Self {
+            frames: MediaFrames { processor, ..MediaFrames::default() },
+            video_marks: video_marks.unwrap_or_default(),
+            ..Self::default()
+        }
+    }
+
+    /// Appends further images and videos for the same model.
+    pub fn append(&mut self, next: LoadedMedia) {
+        self.frames.append(&next.frames);
+        self.image_grid_thw.extend(next.image_grid_thw);
+        self.video_grid_thw.extend(next.video_grid_thw);
+        self.second_per_grid_ts.extend(next.second_per_grid_ts);
+        self.frame_indices.extend(next.frame_indices);
+    }
+}
+
 /// The loaded images and videos of a conversation. The fields have the same meaning as in [`ModelInput`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LoadedMedia {
@@ -151,11 +171,7 @@ pub fn load_media_with(
     conversation: &Conversation,
     options: &MediaOptions,
 ) -> Result<LoadedMedia> {
-    let mut media = LoadedMedia {
-        frames: MediaFrames { processor, ..MediaFrames::default() },
-        video_marks: options.video_marks.unwrap_or_default(),
-        ..LoadedMedia::default()
-    };
+    let mut media = LoadedMedia::empty(processor, options.video_marks);
     for part in conversation.media_parts() {
         match part {
             ContentPart::Text(_) => {}
@@ -205,6 +221,65 @@ fn open_image(source: &MediaSource, options: &MediaOptions, part: MediaOverrides
     };
     options.decoder.check((image.height * image.width) as u64)?;
     Ok(image)
+}
+
+/// Loads the frame of a video that is shown at `seconds`, or a part of it, as an image of the size that `options` set
+/// for images. `region` has left, top, right and bottom in thousandths of the frame's width and height.
+///
+/// # Errors
+/// A time outside of the video; a region without area; the errors of decoding.
+pub fn load_video_frame(
+    path: &Path,
+    seconds: f64,
+    region: Option<[f64; 4]>,
+    options: &MediaOptions,
+    processor: &ImageProcessorSettings,
+) -> Result<FrameBuf> {
+    let path = options.access.allowed_path(path)?;
+    let info = options.decoder.probe(&path)?;
+    let (rate, last) = (info.video_fps, info.total_frames.saturating_sub(1));
+    let duration = info.total_frames as f64 / rate;
+    if !(0.0..=duration).contains(&seconds) {
+        let what = format!("is {seconds} s, outside of the video of {duration:.3} s");
+        return Err(Error::setting("time", what, "give a time of the video"));
+    }
+    let index = ((seconds * rate) as u64).min(last);
+    // The decoder selects at least two frames: this one, and the next or the one before.
+    let first = index.min(last.saturating_sub(1)) as f64;
+    let around = |offset: f64| Some(((first + offset) / rate).max(0.0));
+    let pair = MediaOverrides {
+        nframes: Some(2),
+        video_start: around(-0.5),
+        video_end: around(1.5),
+        ..MediaOverrides::default()
+    };
+    let read = options.decoder.decode(&path, MediaProfile::Qwen, &pair)?;
+    let (height, width) = (read.height, read.width);
+    let frame = read.indices.iter().position(|&i| i == index).unwrap_or(0) * height * width * 3;
+    let [left, top, right, bottom] = match region {
+        None => [0, 0, width, height],
+        Some(region) => region_in_pixels(region, height, width)?,
+    };
+    let row = |y: usize| &read.data[frame + (y * width + left) * 3..frame + (y * width + right) * 3];
+    let data = (top..bottom).flat_map(|y| row(y).iter().copied()).collect();
+    let image = RgbImage { data, height: bottom - top, width: right - left };
+    let keys = options.limits_for_model(MediaOverrides::default(), processor)?;
+    let limits = ImagePixelLimits::new(options.profile.for_family(processor.family), &keys);
+    patches::resize_image(&image, &limits, processor, &path.display().to_string())
+}
+
+/// The pixels of a frame that a region in thousandths of its sides covers at least in part: left, top, right, bottom.
+fn region_in_pixels(region: [f64; 4], height: usize, width: usize) -> Result<[usize; 4]> {
+    let [left, top, right, bottom] = region;
+    if !(left < right && top < bottom && region.iter().all(|side| (0.0..=1000.0).contains(side))) {
+        let what = format!("is {region:?}");
+        return Err(Error::setting("box", what, "give [left, top, right, bottom] from 0 to 1000, left below right"));
+    }
+    let at = |side: f64, pixels: usize, up: bool| {
+        let exact = side * pixels as f64 / 1000.0;
+        (if up { exact.ceil() } else { exact.floor() }) as usize
+    };
+    Ok([at(left, width, false), at(top, height, false), at(right, width, true), at(bottom, height, true)])
 }
 
 /// A loaded video, with the values from which its prompt and its M-RoPE positions are computed.

@@ -98,6 +98,22 @@ impl ModelInput {
         Self { input_ids, position_ids: [plain.clone(), plain.clone(), plain], ..Self::default() }
     }
 
+    /// Appends another sequence with its images and videos, which are given as frames, as when a conversation goes on.
+    /// Computes the positions of the whole sequence; those of its first tokens do not change. `location` names the
+    /// sequence in errors.
+    ///
+    /// # Errors
+    /// Pad tokens that do not match the grids.
+    pub fn append(&mut self, next: &ModelInput, config: &ModelConfig, location: &str) -> Result<()> {
+        self.input_ids.extend_from_slice(&next.input_ids);
+        self.frames.append(&next.frames);
+        self.image_grid_thw.extend_from_slice(&next.image_grid_thw);
+        self.video_grid_thw.extend_from_slice(&next.video_grid_thw);
+        self.second_per_grid_ts.extend_from_slice(&next.second_per_grid_ts);
+        self.frame_indices.extend_from_slice(&next.frame_indices);
+        self.compute_positions(config, location)
+    }
+
     /// The number of tokens.
     pub fn len(&self) -> usize {
         self.input_ids.len()

@@ -2,11 +2,12 @@
 //! earlier tokens in the KV cache.
 //!
 //! [`PromptTokens`] is the checked prompt in host memory. [`QwenVl::forward_chunks`] computes ranges of several
-//! prompts at once. The vision tokens of a prompt are computed once, by [`QwenVl::prompt_vision_tokens`], for all of
+//! prompts at once. The vision tokens of a prompt are computed once, by [`QwenVl::needed_vision_tokens`], for all of
 //! its chunks.
 
-use reel_input::Sequence;
 use reel_input::config::ModelConfig;
+use reel_input::window::GridThw;
+use reel_input::{MediaFrames, Sequence};
 use reel_runtime::ops::{CuSeqlens, KvPages, SequencePages};
 use reel_runtime::{Cx, Tensor};
 
@@ -69,6 +70,31 @@ impl PromptTokens {
     }
 }
 
+/// The vision tokens of a prompt's last images and last videos.
+#[derive(Clone, Debug)]
+pub struct NeededVisionTokens {
+    /// The vision tokens of these images, then of these videos.
+    pub tokens: VisionTokens,
+    /// The grids of these images and videos.
+    pub grids: Vec<GridThw>,
+    /// The number of vision tokens of all images of the prompt.
+    first_of_videos: i32,
+    /// The number of vision tokens of the images, and of the videos, that were left out.
+    skipped: [i32; 2],
+}
+
+impl NeededVisionTokens {
+    /// The index among these vision tokens of the vision token that has the index `index` in the prompt; -1 for text
+    /// (-1).
+    pub fn index_of(&self, index: i32) -> i32 {
+        match index {
+            ..0 => -1,
+            _ if index < self.first_of_videos => index - self.skipped[0],
+            _ => index - self.skipped[0] - self.skipped[1],
+        }
+    }
+}
+
 /// A range of the tokens of one sequence, for [`QwenVl::forward_chunks`].
 #[derive(Clone, Debug)]
 pub struct PromptChunk<'a> {
@@ -85,11 +111,65 @@ pub struct PromptChunk<'a> {
 }
 
 impl QwenVl {
-    /// Computes the vision tokens of a prompt's images and videos, or takes them from the feature cache. `None` if the
-    /// prompt has none.
-    pub fn prompt_vision_tokens(&self, cx: &Cx, prompt: &Sequence) -> Result<Option<VisionTokens>> {
-        let input = VisionInput::new(cx.device(), &self.config, std::slice::from_ref(prompt), "prompt")?;
-        input.map(|input| self.vision_tokens(cx, &input)).transpose()
+    /// Computes the vision tokens of the images and videos that the prompt's tokens from index `from` on need, or takes
+    /// them from the feature cache. Earlier images and videos, whose keys and values are in the KV cache, are left out.
+    /// `None` if no image or video is needed. `tokens` are the tokens of `prompt`.
+    ///
+    /// # Errors
+    /// Pixels that do not match the grids; out of memory.
+    pub fn needed_vision_tokens(
+        &self,
+        cx: &Cx,
+        prompt: &Sequence,
+        tokens: &PromptTokens,
+        from: usize,
+    ) -> Result<Option<NeededVisionTokens>> {
+        let (vision, pads) = (&self.config.vision, [self.config.tokens.image, self.config.tokens.video]);
+        let grids = [prompt.image_grid_thw, prompt.video_grid_thw];
+        let patches = |grids: &[GridThw]| grids.iter().map(|grid| grid.iter().product::<usize>()).sum::<usize>();
+        let token_count = |grids: &[GridThw]| (patches(grids) / vision.patches_per_vision_token()) as i32;
+        let first_of_videos = token_count(grids[0]);
+        let is_video = |index: i32| index >= first_of_videos;
+        let needed = tokens.vision_index.get(from..).unwrap_or_default().iter().copied().filter(|&index| index >= 0);
+        // The needed images, and the needed videos, are the last ones of the prompt.
+        let first_needed = |video: bool| needed.clone().filter(|&index| is_video(index) == video).min();
+        let skip_count = |video: bool| {
+            let (all, base) = (grids[usize::from(video)], if video { first_of_videos } else { 0 });
+            let Some(first) = first_needed(video) else { return all.len() };
+            (0..all.len()).take_while(|&n| base + token_count(&all[..=n]) <= first).count()
+        };
+        let skipped = [skip_count(false), skip_count(true)];
+        let left = [0, 1].map(|kind| &grids[kind][skipped[kind]..]);
+        if left.iter().all(|grids| grids.is_empty()) {
+            return Ok(None);
+        }
+        let values = |kind: usize, all: &'_ [f32]| {
+            let skipped = patches(&grids[kind][..skipped[kind]]) * vision.patch_dim();
+            skipped.min(all.len())..all.len()
+        };
+        let frames = prompt.frames.map(|all| MediaFrames {
+            images: all.images.get(skipped[0]..).unwrap_or_default().to_vec(),
+            videos: all.videos.get(skipped[1]..).unwrap_or_default().to_vec(),
+            video_times: Vec::new(),
+            processor: all.processor,
+        });
+        let pad_ids = [0, 1].map(|kind| vec![pads[kind]; token_count(left[kind]) as usize]).concat();
+        let of_needed = Sequence {
+            input_ids: &pad_ids,
+            pixel_values: &prompt.pixel_values[values(0, prompt.pixel_values)],
+            image_grid_thw: left[0],
+            pixel_values_videos: &prompt.pixel_values_videos[values(1, prompt.pixel_values_videos)],
+            video_grid_thw: left[1],
+            frames: frames.as_ref(),
+            ..Sequence::default()
+        };
+        let Some(input) = VisionInput::new(cx.device(), &self.config, &[of_needed], "prompt")? else { return Ok(None) };
+        Ok(Some(NeededVisionTokens {
+            tokens: self.vision_tokens(cx, &input)?,
+            grids: left.concat(),
+            first_of_videos,
+            skipped: [0, 1].map(|kind| token_count(&grids[kind][..skipped[kind]])),
+        }))
     }
 
     /// Adds the keys and values of the tokens of all `chunks` to the KV cache. Returns the hidden states `[R, H]`

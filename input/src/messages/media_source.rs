@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 
 use crate::fetch::without_secrets;
 
@@ -47,6 +47,12 @@ impl MediaSource {
     }
 }
 
+/// A `data:` URI with the bytes of an image file.
+pub fn image_data_uri(bytes: &[u8]) -> String {
+    let text = STANDARD.encode(bytes);
+    format!("data:{};base64,{text}", media_type_of_base64(&text).unwrap_or("application/octet-stream"))
+}
+
 /// The minimum length, in characters, of a text that may be base64. The smallest image files have about this length
 /// in base64.
 const MIN_BASE64: usize = 48;
@@ -79,7 +85,6 @@ pub fn media_type_of_base64(text: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use base64::engine::general_purpose::STANDARD;
     use proptest::prelude::*;
 
     use super::*;

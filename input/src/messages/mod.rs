@@ -22,7 +22,7 @@ use self::part_keys::{IMAGE_SOURCES, VIDEO_SOURCES, media_value_and_overrides, r
 use self::row_keys::refuse_media_keys;
 use self::tool_messages::read_tool_calls;
 
-pub use self::media_source::{MediaSource, media_type_of_base64};
+pub use self::media_source::{MediaSource, image_data_uri, media_type_of_base64};
 pub use self::part_keys::{FRAME_TIMES_KEY, IMAGE_KEYS, VIDEO_KEYS};
 pub(crate) use self::tool_messages::{insert_text_arguments, is_function_name, mark_text_arguments};
 

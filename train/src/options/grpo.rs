@@ -9,7 +9,7 @@ use reel_samples::rewards::{
 };
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{BestMetric, RunOptions, TrainingOptions, check, range, run};
+use super::{BestMetric, RunOptions, ToolOptions, TrainingOptions, check, range, run};
 use crate::Result;
 
 /// How the losses of single tokens are averaged; `reel_kernels::grpo_loss` has the formulas.
@@ -167,6 +167,11 @@ pub struct GrpoOptions {
     /// Dynamic sampling (DAPO): replace groups whose rewards are all equal by groups of further rows
     #[arg(long)]
     pub dynamic_sampling: bool,
+
+    /// The tools that the model may call.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub tool: ToolOptions,
 
     /// Train on given completions instead of sampling: a JSON line per group with row, completions, rewards
     #[arg(long, value_name = "FILE")]
@@ -367,8 +372,8 @@ impl TrainingOptions for GrpoOptions {
     const COMMAND: &'static str = "grpo";
 
     fn code_files(&self) -> Vec<PathBuf> {
-        let files =
-            self.python_reward_functions().filter_map(|function| Some(PathBuf::from(function.rsplit_once(':')?.0)));
+        let functions = self.python_reward_functions().chain(self.tool.tools.iter().map(String::as_str));
+        let files = functions.filter_map(|function| Some(PathBuf::from(function.rsplit_once(':')?.0)));
         files.filter(|file| file.extension().is_some_and(|end| end == "py")).collect()
     }
 
@@ -457,6 +462,19 @@ impl TrainingOptions for GrpoOptions {
             "--temporal",
             "is a reward that --parity videorft does not have".into(),
             "leave one of the two out",
+        )?;
+        self.tool.validate()?;
+        check(
+            !self.tool.are_given() || !self.temporal,
+            "--temporal",
+            "scores answers to shuffled frames, and tools show frames of the video in their order".into(),
+            "leave --temporal or --tools out",
+        )?;
+        check(
+            !self.tool.are_given() || self.rollouts.is_none(),
+            "--rollouts",
+            "has completions, so no tools are called".into(),
+            "leave --rollouts or --tools out",
         )?;
         let (least, most) = (self.min_completion_length, self.max_completion_length);
         check(

@@ -6,6 +6,7 @@ mod grpo;
 mod run;
 mod sft;
 mod step_range;
+mod tools;
 
 use clap::{Args, ValueEnum};
 use reel_model::save::FolderFormat;
@@ -21,6 +22,7 @@ pub use grpo::{GrpoOptions, ImportanceSamplingLevel, LossType};
 pub use run::{RunOptions, TrainingOptions};
 pub use sft::{SftOptions, TruncationStrategy};
 pub use step_range::StepRange;
+pub use tools::ToolOptions;
 
 /// The version of transformers whose layout a written model folder has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]

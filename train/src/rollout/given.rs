@@ -23,6 +23,13 @@ pub struct RolloutLine {
     /// The reward of each completion; NaN, in the file null, if it has none.
     #[serde(deserialize_with = "nan_for_null")]
     pub rewards: Vec<f32>,
+    /// Whether the line is the record of completions in which tools have written tokens.
+    #[serde(default, rename = "turns", deserialize_with = "is_given")]
+    pub has_tool_turns: bool,
+}
+
+fn is_given<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<bool, D::Error> {
+    serde::de::IgnoredAny::deserialize(deserializer).map(|_| true)
 }
 
 /// Reads a list of numbers, in which null stands for NaN, as in the JSON that `serde_json` writes.
@@ -99,6 +106,10 @@ impl RolloutLine {
         if groups != wanted {
             let help = format!("give {wanted}, or --num-generations {groups}");
             return wrong("completions", format!("has {groups} completions, but --num-generations is {wanted}"), help);
+        }
+        if self.has_tool_turns {
+            let what = "is the record of a run with tools, whose answers must not be learned".to_string();
+            return wrong("turns", what, "give completions that were sampled without tools".into());
         }
         if self.rewards.len() != groups {
             return wrong(

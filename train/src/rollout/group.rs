@@ -4,6 +4,7 @@
 //! [`RolloutWorker`](super::worker::RolloutWorker) makes rollouts by sampling, [`rollouts_from_file`] from
 //! `--rollouts`; [`crate::step::grpo::step`] trains on a [`RolloutSet`].
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::given::nan_for_null;
 use super::prompts::{EndTokens, Prompt, PromptSource};
+use super::tools::content::ToolTurn;
 use crate::error::{Error, Result};
 use crate::file_names::ROLLOUT_SET_FILE;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
@@ -26,13 +28,21 @@ use crate::options::GrpoOptions;
 pub struct CompletionTokens {
     /// All token ids of the completion, including the end token.
     pub ids: Vec<TokenId>,
-    /// Number of tokens at the start of the completion that count in the loss: up to and including the first
-    /// `<|im_end|>`; 0 if `--mask-truncated-completions` excludes the completion.
+    /// Number of tokens at the start of the completion that enter the training pass: up to and including the first
+    /// `<|im_end|>` after the last turn of tools; 0 if `--mask-truncated-completions` excludes the completion. All of
+    /// them count in the loss except those of tools.
     #[serde(rename = "counted")]
     pub learned_len: usize,
     /// Log-probability of each token under the weights that sampled it; empty for completions of a
     /// `--rollouts` file and offline answers.
     pub log_probs: Vec<f32>,
+    /// The turns in which tools have written tokens, which are not learned; empty without tools.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_turns: Vec<ToolTurn>,
+    /// The prompt and all tokens of the completion, with the images and videos of both. `None` without turns of tools,
+    /// and while this process has not loaded their images and videos (`tool_media.rs`).
+    #[serde(skip)]
+    pub sequence: Option<Arc<ModelInput>>,
 }
 
 impl CompletionTokens {
@@ -45,12 +55,36 @@ impl CompletionTokens {
             None if mask_truncated && !ends.are_reached(&ids) => 0,
             None => ids.len(),
         };
-        Self { ids, learned_len, log_probs }
+        Self { ids, learned_len, log_probs, tool_turns: Vec::new(), sequence: None }
     }
 
-    /// The tokens that count in the loss.
-    pub fn learned_tokens(&self) -> &[TokenId] {
-        &self.ids[..self.learned_len]
+    /// Gives the completion the turns that tools have written.
+    #[must_use]
+    pub fn with_tool_turns(mut self, tool_turns: Vec<ToolTurn>, ends: &EndTokens, mask_truncated: bool) -> Self {
+        if let Some(last) = tool_turns.last() {
+            let after = last.tokens.end;
+            let last_turn = Self::new(self.ids.split_off(after), Vec::new(), ends, mask_truncated);
+            self.learned_len = if last_turn.learned_len == 0 { 0 } else { after + last_turn.learned_len };
+            self.ids.extend(last_turn.ids);
+        }
+        Self { tool_turns, ..self }
+    }
+
+    /// The indices of the tokens that count in the loss.
+    pub fn learned_indices(&self) -> impl Iterator<Item = usize> {
+        (0..self.learned_len).filter(|i| !self.tool_turns.iter().any(|turn| turn.tokens.contains(i)))
+    }
+
+    /// The number of tokens that count in the loss.
+    pub fn learned_count(&self) -> usize {
+        self.learned_indices().count()
+    }
+
+    /// The ranges of the tokens of each turn of the model.
+    pub fn model_turns(&self) -> impl Iterator<Item = Range<usize>> {
+        let starts = std::iter::once(0).chain(self.tool_turns.iter().map(|turn| turn.tokens.end));
+        let ends = self.tool_turns.iter().map(|turn| turn.tokens.start).chain([self.ids.len()]);
+        starts.zip(ends).map(|(start, end)| start..end)
     }
 }
 
@@ -65,6 +99,8 @@ pub struct Rollout {
     pub completions: Vec<CompletionTokens>,
     /// The texts of the completions; empty if the rollout was read from a file.
     pub texts: Vec<String>,
+    /// For each completion, the text of each turn of the model; empty without tools.
+    pub turns: Vec<Vec<String>>,
     /// Texts of the completions that were sampled with shuffled video frames; empty without `--temporal`.
     pub shuffled_texts: Vec<String>,
     /// The scores of the completions. Only `reward` and `advantage` are known if the rollout was read from a file.
@@ -74,8 +110,16 @@ pub struct Rollout {
 impl Rollout {
     /// Makes a rollout of completions whose rewards are known. It has no texts and no advantages.
     pub fn with_rewards(prompt: Arc<Prompt>, completions: Vec<CompletionTokens>, reward: Vec<f32>) -> Self {
-        let (texts, shuffled_texts) = (Vec::new(), Vec::new());
-        Self { prompt, completions, texts, shuffled_texts, scores: Scores { reward, ..Scores::default() } }
+        let (texts, turns, shuffled_texts) = (Vec::new(), Vec::new(), Vec::new());
+        Self { prompt, completions, texts, turns, shuffled_texts, scores: Scores { reward, ..Scores::default() } }
+    }
+
+    /// The texts that the rules score: the completions or, with tools, the last turn of the model in each of them.
+    pub fn answers(&self) -> Vec<String> {
+        match self.turns.is_empty() {
+            true => self.texts.clone(),
+            false => self.turns.iter().map(|turns| turns.last().cloned().unwrap_or_default()).collect(),
+        }
     }
 
     /// The key of the prompt's kind of problem in the moments of `--scale-rewards ema`. It depends on the row alone,
@@ -228,5 +272,25 @@ mod tests {
         assert_eq!(learned(&[1, 8, 2], false), 3);
         assert_eq!(learned(&[1, 2], true), 0);
         assert_eq!(learned(&[], true), 0);
+    }
+
+    #[test]
+    fn tokens_of_tools_are_not_learned() {
+        let ends = EndTokens { turn: Some(9), stop: vec![9] };
+        let turn = |tokens| ToolTurn { tokens, calls: Vec::new() };
+        let completion = |ids: &[TokenId], turns: &[Range<usize>], mask| {
+            let tokens = CompletionTokens::new(ids.to_vec(), vec![0.5; ids.len()], &ends, mask);
+            tokens.with_tool_turns(turns.iter().cloned().map(turn).collect(), &ends, mask)
+        };
+        let learned = |c: &CompletionTokens| c.learned_indices().collect::<Vec<_>>();
+        // Two turns of tools; `<|im_end|>` (9) ends each turn.
+        let two = completion(&[1, 9, 7, 9, 8, 2, 9, 7, 3, 9], &[2..5, 7..8], true);
+        assert_eq!((learned(&two), two.learned_count()), (vec![0, 1, 5, 6, 8, 9], 6));
+        assert_eq!(two.model_turns().collect::<Vec<_>>(), [0..2, 5..7, 8..10]);
+        // The last turn is truncated.
+        assert_eq!(learned(&completion(&[1, 9, 7, 3], &[2..3], true)), [0; 0]);
+        assert_eq!(learned(&completion(&[1, 9, 7, 3], &[2..3], false)), [0, 1, 3]);
+        let plain = completion(&[1, 9, 2], &[], false);
+        assert_eq!((learned(&plain), plain.model_turns().collect::<Vec<_>>()), (vec![0, 1], vec![0..3]));
     }
 }

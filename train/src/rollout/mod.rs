@@ -12,6 +12,8 @@ pub mod sampler;
 pub mod scorer;
 pub mod siglip;
 pub mod spread;
+mod tool_media;
+pub mod tools;
 pub mod worker;
 
 pub use group::{CompletionTokens, Rollout, RolloutSet};

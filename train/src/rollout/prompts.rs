@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use reel_input::config::ModelConfig;
 use reel_input::expected_tokens::expected_tokens;
 use reel_input::media_loading::LoadedMedia;
+use reel_input::messages::{ContentPart, MediaSource, VideoPart, VideoSource};
 use reel_input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid, TokenId};
 use reel_samples::dataset::{DataFile, Dataset};
 use reel_samples::feed::SampleSource;
@@ -24,6 +25,8 @@ use serde_json::{Map, Value};
 use super::expected_lengths::ExpectedLengths;
 use super::given::{RolloutFile, RolloutLine};
 use super::offline::{offline_completions, offline_texts};
+use super::reward_log::program_log;
+use super::tools::{CallContext, ToolSet};
 use crate::error::{Error, Result};
 use crate::options::{GrpoOptions, Recipe};
 use crate::setup::DataSetup;
@@ -99,6 +102,8 @@ pub struct PromptSource {
     /// The `--rollouts` file. If it is given, the run goes through the lines of this file instead of the data rows.
     given: Option<RolloutFile>,
     lengths: Mutex<ExpectedLengths>,
+    /// The tools that the model may call.
+    tools: Option<ToolSet>,
 }
 
 impl PromptSource {
@@ -114,10 +119,14 @@ impl PromptSource {
             None => None,
         };
         let second_per_grid = if options.parity.follows_papers() { SecondPerGrid::True } else { SecondPerGrid::One };
+        let media = MediaOptions { second_per_grid, ..setup.media.clone() };
+        let log = program_log(&options.out, None, false);
+        let tools = options.tool.are_given().then(|| ToolSet::open(&options.tool, &media, &log)).transpose()?;
         Ok(Self {
             data,
             bundle,
-            media: MediaOptions { second_per_grid, ..setup.media.clone() },
+            media,
+            tools,
             media_root: options.media_root(),
             files: ReadMediaFiles::default(),
             parity: options.parity,
@@ -141,6 +150,21 @@ impl PromptSource {
     pub fn offline_completions(&self, prompt: &Prompt) -> Result<Vec<Vec<TokenId>>, Diagnostic> {
         let (ids, end) = (&prompt.tokens.input_ids, self.end_tokens().turn);
         offline_completions(&prompt.columns, &self.bundle, ids, end, self.completion_limits)
+    }
+
+    /// The tools that the model may call, if any.
+    pub fn tools(&self) -> Option<&ToolSet> {
+        self.tools.as_ref()
+    }
+
+    /// What tools know of a prompt.
+    ///
+    /// # Errors
+    /// A video of the prompt is not a file, so no tool can show parts of it.
+    pub fn tool_context(&self, prompt: &Prompt) -> Result<CallContext> {
+        let messages = prompt.content.as_array().map_or(&[][..], Vec::as_slice);
+        let conversation = self.conversation(&prompt.location, messages)?;
+        Ok(CallContext { videos: video_files(&conversation)?, row: prompt.columns.clone() })
     }
 
     /// The config of the model.
@@ -179,15 +203,26 @@ impl PromptSource {
 
     fn conversation(&self, location: &str, messages: &[Value]) -> Result<Conversation, Error> {
         let template = Some(self.bundle.template.template_text());
-        Conversation::from_row(location, &Value::Array(messages.to_vec()), &self.media_root, template)
-            .map_err(|e| to_row_error(location, e))
+        let conversation =
+            Conversation::from_row(location, &Value::Array(messages.to_vec()), &self.media_root, template)
+                .map_err(|e| to_row_error(location, e))?;
+        Ok(match &self.tools {
+            Some(tools) => conversation.with_tools(tools.definitions().to_vec()),
+            None => conversation,
+        })
     }
 
     /// Checks the fields of a row of the data file, without loading media.
     fn validate_data_row(&self, row: usize) -> Result<(), Error> {
         match self.content_and_columns(row)?.0 {
-            PromptContent::Chat(messages) => self.conversation(&self.data.location(row), &messages).map(drop),
-            PromptContent::Text(_) => Ok(()),
+            PromptContent::Chat(messages) => {
+                let conversation = self.conversation(&self.data.location(row), &messages)?;
+                self.tools.as_ref().map_or(Ok(()), |_| video_files(&conversation).map(drop))
+            }
+            PromptContent::Text(_) => match self.tools {
+                Some(_) => Err(text_with_tools(&self.data.location(row))),
+                None => Ok(()),
+            },
         }
     }
 
@@ -249,6 +284,7 @@ impl PromptSource {
                     tokenize_conversation(&self.bundle, &conversation, true, &self.media, &location)
                 })?
             }
+            PromptContent::Text(_) if self.tools.is_some() => return Err(text_with_tools(&location)),
             PromptContent::Text(text) => {
                 tokenize_text_with_media(&self.bundle, text, LoadedMedia::default(), &location)?
             }
@@ -260,6 +296,29 @@ impl PromptSource {
         }
         Ok(prompt)
     }
+}
+
+fn text_with_tools(location: &str) -> Error {
+    let what = "has a text as its prompt, and the run has tools, which only a chat template describes";
+    Error::row(location, what, "give chat messages, or leave --tools out")
+}
+
+/// The files of the videos of a conversation, in order.
+///
+/// # Errors
+/// A video is not a file.
+fn video_files(conversation: &Conversation) -> Result<Vec<PathBuf>> {
+    let file = |part: &ContentPart| match part {
+        ContentPart::Video(VideoPart { source: VideoSource::File(MediaSource::Path(path)), .. }) if !path.is_dir() => {
+            Some(Ok(path.clone()))
+        }
+        ContentPart::Video(part) => {
+            let what = "is a video that is not a file, of which tools cannot show parts";
+            Some(Err(Error::row(&*part.location, what, "give the path of a video file, or leave --tools out")))
+        }
+        _ => None,
+    };
+    conversation.media_parts().filter_map(file).collect()
 }
 
 impl SampleSource for PromptSource {

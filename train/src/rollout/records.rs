@@ -17,6 +17,8 @@ use serde_json::{Map, Value, json};
 
 use super::given::{RolloutLine, nan_for_null};
 use super::prompts::{EndTokens, PromptSource};
+use super::tool_media::load_tool_media;
+use super::tools::content::ToolTurn;
 use crate::error::{Error, Result};
 use crate::file_names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 use crate::options::GrpoOptions;
@@ -136,6 +138,9 @@ struct Recorded {
     log_probs: Vec<Vec<f32>>,
     /// The rewards of each function by name, and other lists of the scores.
     scores: Map<String, Value>,
+    /// For each completion, what tools have written; empty without tools.
+    #[serde(default)]
+    tool_turns: Vec<Vec<ToolTurn>>,
 }
 
 /// The rewards of each function, from the recorded scores. They are all read as custom ones, which are added in the
@@ -167,18 +172,24 @@ pub fn read_recorded_groups(
             let (what, help) = ("is damaged: it is not what the run wrote", "restore the file from a copy");
             return Err(Error::damaged(location, what, help));
         }
-        let Recorded { line: r, used, log_probs, scores } = serde_json::from_value(line).map_err(not_a_record)?;
+        let Recorded { line: r, used, log_probs, scores, mut tool_turns } =
+            serde_json::from_value(line).map_err(not_a_record)?;
+        tool_turns.resize(r.completions.len(), Vec::new());
         if r.row >= prompts.data_row_count() || r.completions.len() != r.rewards.len() {
             return Err(damaged(
                 "has an invalid group: its data row does not exist, or its lists differ in length".into(),
             ));
         }
         let mask_truncated = options.mask_truncated_completions;
-        let tokens = |(ids, log_probs)| CompletionTokens::new(ids, log_probs, &ends, mask_truncated);
+        let tokens = |((ids, log_probs), turns)| {
+            let tokens = CompletionTokens::new(ids, log_probs, &ends, mask_truncated);
+            tokens.with_tool_turns(turns, &ends, mask_truncated)
+        };
         if used {
-            let completions = r.completions.into_iter().zip(log_probs).map(tokens).collect();
+            let completions = r.completions.into_iter().zip(log_probs).zip(tool_turns).map(tokens).collect();
             let mut group = Rollout::with_rewards(Arc::new(prompts.prompt(r.row)?), completions, r.rewards);
             group.scores.custom = recorded_rewards(scores);
+            load_tool_media(prompts, &mut group)?;
             groups.push(group);
         }
     }
@@ -208,6 +219,10 @@ fn line(step: u64, rollout: &Rollout, ends: &EndTokens, used: bool) -> Value {
         line.insert("extra".into(), json!(scores.reports.extra));
     }
     line.insert("texts".into(), json!(rollout.texts));
+    if !rollout.turns.is_empty() {
+        line.insert("turns".into(), json!(rollout.turns));
+        line.insert("tool_turns".into(), json!(each(&|c| json!(c.tool_turns))));
+    }
     line.insert("finish_reasons".into(), json!(each(&|c| json!(finish_reason(&c.ids).openai_name()))));
     line.insert("log_probs".into(), json!(each(&|c| json!(c.log_probs))));
     if !rollout.shuffled_texts.is_empty() {

@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use reel_samples::rewards::ProgramLog;
@@ -23,7 +24,12 @@ pub fn reward_log(setup: &GrpoSetup) -> ProgramLog {
         None => (&*setup.options.out, None),
         Some(run) => (run.out, Some(run.ranks.rank())),
     };
-    let (path, verbose) = (out.join(REWARD_LOG_FILE), setup.reports.verbose && !setup.reports.quiet);
+    program_log(out, rank, setup.reports.verbose && !setup.reports.quiet)
+}
+
+/// The log in the folder `out` of what programs of the user write to standard error.
+pub fn program_log(out: &Path, rank: Option<usize>, verbose: bool) -> ProgramLog {
+    let path = out.join(REWARD_LOG_FILE);
     let file: Mutex<Option<File>> = Mutex::new(None);
     ProgramLog::new(move |text| {
         let line = rank.map_or_else(|| text.to_string(), |rank| format!("[rank {rank}] {text}"));

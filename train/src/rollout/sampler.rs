@@ -5,12 +5,16 @@
 //! completion. So any step can be sampled again alone.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use reel_engine::{Completion, Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_input::ModelInput;
 use reel_input::media::frames::FrameBuf;
 use reel_support::philox::philox4x32_10;
 
+use super::prompts::{Prompt, PromptSource};
+use super::tools::ToolSet;
+use super::tools::trajectory::{ToolPrompt, Trajectory, TurnSampling, generate_with_tools};
 use crate::error::{Error, Kind, Result};
 use crate::options::GrpoOptions;
 
@@ -93,6 +97,38 @@ impl<'a> CompletionSampler<'a> {
             None => Vec::new(),
         });
         Ok(by_request.into_iter().zip(of_shuffled).collect())
+    }
+
+    /// Samples completions whose model calls `tools`, for the prompts of step `n` in round `round`. Otherwise as
+    /// [`Self::sample_completions`], without shuffled videos.
+    ///
+    /// # Errors
+    /// As for [`Self::sample_completions`]; `stop` is true; videos cannot be decoded on this machine.
+    pub fn sample_with_tools(
+        &self,
+        tools: &ToolSet,
+        source: &PromptSource,
+        prompts: &[(usize, &Arc<Prompt>)],
+        (n, round): (u64, u64),
+        stop: &AtomicBool,
+    ) -> Result<Vec<Vec<Trajectory>>> {
+        let prompt = |&(i, prompt): &(usize, &Arc<Prompt>)| {
+            Ok(ToolPrompt {
+                input: prompt.tokens.clone(),
+                completions: self.options.num_generations,
+                seed: self.seed_of(n, (round << 32) + i as u64, RandomStream::Completions),
+                context: source.tool_context(prompt)?,
+            })
+        };
+        let prompts = prompts.iter().map(prompt).collect::<Result<Vec<_>>>()?;
+        let request = self.request(Arc::default(), 0, 0);
+        let sampling = TurnSampling {
+            params: request.sampling,
+            max_tokens: request.max_new_tokens,
+            min_tokens: request.min_new_tokens,
+            stop_token_ids: request.eos_token_ids,
+        };
+        generate_with_tools(&self.engine, tools, source.bundle(), &prompts, &sampling, stop)
     }
 
     /// Frees the KV cache and the captured graphs, because training needs the device memory. Otherwise the peak memory

@@ -13,9 +13,10 @@ use reel_samples::rewards::{
     self as rewards, AnswerRules, CustomReports, CustomReward, ProblemFields, ProblemType, RewardReply, RewardRules,
     Scores, TrainerState,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::group::{CompletionTokens, Rollout};
+use super::group::Rollout;
+use super::tools::content::{AnsweredCall, ToolTurn};
 use crate::error::{Error, Result};
 use crate::rollout::prompts::Prompt;
 use crate::rollout::reward_log::reward_log;
@@ -90,7 +91,7 @@ impl<'a> CompletionScorer<'a> {
                 problem_type: kind,
                 fields: problem_fields(&r.prompt, kind, self.rules.answers),
                 solution: solution.filter(|_| problem_type.is_some()).map(String::from),
-                completions: r.texts.clone(),
+                completions: r.answers(),
                 lengths: r.completions.iter().map(|c| c.ids.len()).collect(),
                 shuffled: (!r.shuffled_texts.is_empty()).then(|| r.shuffled_texts.clone()),
                 semantic: semantic[i].clone(),
@@ -116,7 +117,8 @@ impl<'a> CompletionScorer<'a> {
             false => (&frames.videos, true),
         };
         let Some(siglip) = self.siglip.as_mut().filter(|_| !seen.is_empty()) else { return Ok(None) };
-        let texts: Vec<&str> = rollout.texts.iter().map(|text| rewards::reasoning_text(text)).collect();
+        let answers = rollout.answers();
+        let texts: Vec<&str> = answers.iter().map(|text| rewards::reasoning_text(text)).collect();
         let cosines = siglip.similarities_of(&texts, seen, self.rules.answers.recipe.uses_negative_frames(video))?;
         Ok(Some(cosines.iter().map(|cosines| rewards::semantic_reward(cosines)).collect()))
     }
@@ -178,16 +180,37 @@ fn problem_fields(prompt: &Prompt, kind: Option<ProblemType>, rules: AnswerRules
     ProblemFields { is_video: fields.is_video.or(of_media), ..fields }
 }
 
-/// Makes the JSON rows that are sent to custom rewards, one for each completion.
+/// Makes the JSON rows that are sent to custom rewards, one for each completion. With tools, `completion` is the last
+/// turn of the model, `messages` are all turns, and `tool_calls` are the calls with their answers.
 fn custom_reward_rows(rollouts: &[Rollout]) -> Vec<Value> {
-    let row = |(r, (completion, text)): (&Rollout, (&CompletionTokens, &String))| {
-        let mut row = r.prompt.columns.clone();
-        row.insert("prompt".into(), r.prompt.content.clone());
-        row.insert("completion".into(), Value::String(text.clone()));
-        row.insert("completion_ids".into(), Value::from(completion.ids.clone()));
-        Value::Object(row)
-    };
-    rollouts.iter().flat_map(|r| r.completions.iter().zip(&r.texts).map(move |c| row((r, c)))).collect()
+    let mut rows = Vec::new();
+    for rollout in rollouts {
+        for (i, (completion, text)) in rollout.completions.iter().zip(rollout.answers()).enumerate() {
+            let mut row = rollout.prompt.columns.clone();
+            row.insert("prompt".into(), rollout.prompt.content.clone());
+            row.insert("completion".into(), Value::String(text));
+            row.insert("completion_ids".into(), Value::from(completion.ids.clone()));
+            if let Some(turns) = rollout.turns.get(i) {
+                let calls: Vec<&AnsweredCall> = completion.tool_turns.iter().flat_map(|turn| &turn.calls).collect();
+                row.insert("messages".into(), messages_of(turns, &completion.tool_turns));
+                row.insert("tool_calls".into(), json!(calls));
+            }
+            rows.push(Value::Object(row));
+        }
+    }
+    rows
+}
+
+/// The turns of a completion as chat messages.
+fn messages_of(turns: &[String], tool_turns: &[ToolTurn]) -> Value {
+    let mut messages = Vec::new();
+    for (i, text) in turns.iter().enumerate() {
+        messages.push(json!({"role": "assistant", "content": text}));
+        for call in tool_turns.get(i).map_or(&[][..], |turn| &turn.calls) {
+            messages.push(json!({"role": "tool", "name": call.name, "content": call.content}));
+        }
+    }
+    Value::from(messages)
 }
 
 #[cfg(test)]
@@ -196,6 +219,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::rollout::group::CompletionTokens;
 
     const STATE: TrainerState = TrainerState { global_step: 0, max_steps: 1, epoch: 0.0 };
 
@@ -209,7 +233,13 @@ mod tests {
             columns: serde_json::Map::new(),
             given: None,
         };
-        let completion = CompletionTokens { ids: vec![1], learned_len: 1, log_probs: vec![0.0] };
+        let completion = CompletionTokens {
+            ids: vec![1],
+            learned_len: 1,
+            log_probs: vec![0.0],
+            tool_turns: Vec::new(),
+            sequence: None,
+        };
         let rollout = Rollout::with_rewards(Arc::new(prompt), vec![completion; 2], Vec::new());
         Rollout { texts: vec![String::new(); 2], ..rollout }
     }

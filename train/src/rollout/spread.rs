@@ -13,6 +13,7 @@
 
 use std::sync::Arc;
 
+use reel_input::ModelInput;
 use reel_input::media::strip::PngImage;
 use reel_samples::feed::{MicroBatch, ranks_of_micro_batches};
 use reel_samples::rewards::{CustomReports, Malformed, Scores};
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::group::{CompletionTokens, Rollout};
 use super::prompts::{Prompt, PromptSource};
+use super::tool_media::load_tool_media;
 use crate::error::{Error, Kind, Result};
 use crate::exchange::gather_in_order;
 use crate::options::GrpoOptions;
@@ -123,6 +125,7 @@ impl<'a> GroupAssignment<'a> {
             for group in groups.iter_mut().filter(|group| !group.prompt.is_prepared()) {
                 group.prompt = Arc::new(source.prompt(group.prompt.row)?);
             }
+            groups.iter_mut().try_for_each(|group| load_tool_media(source, group))?;
         }
         Ok(ranks)
     }
@@ -139,7 +142,10 @@ impl<'a> GroupAssignment<'a> {
         source: &PromptSource,
     ) -> Result<Vec<Rollout>> {
         let Some(ranks) = self.ranks else { return own };
-        let own: Vec<SentRollout> = share_reward_error(ranks, own)?.into_iter().map(SentRollout::new).collect();
+        let own = share_reward_error(ranks, own)?;
+        let sequences: Vec<Vec<Option<Arc<ModelInput>>>> =
+            own.iter().map(|group| group.completions.iter().map(|c| c.sequence.clone()).collect()).collect();
+        let own: Vec<SentRollout> = own.into_iter().map(SentRollout::new).collect();
         let of_micro_batch = |groups: &[SentRollout]| serde_json::to_vec(groups).map_err(|e| invalid(&e));
         let own = own.chunks(self.groups_per_micro_batch).map(of_micro_batch).collect::<Result<_>>()?;
         let rank_of = |index: usize| round.ranks_of_micro_batches.get(index).copied().unwrap_or(0);
@@ -150,7 +156,14 @@ impl<'a> GroupAssignment<'a> {
         for (sent, prompt) in all.iter().zip(&round.prompts) {
             source.record_lengths(prompt.row, sent.prompt_tokens, sent.completions.iter().map(|c| c.ids.len()).sum());
         }
-        Ok(all.into_iter().zip(&round.prompts).map(|(sent, prompt)| sent.with_prompt(prompt.clone())).collect())
+        let mut all: Vec<Rollout> =
+            all.into_iter().zip(&round.prompts).map(|(sent, prompt)| sent.with_prompt(prompt.clone())).collect();
+        // The images and videos of tools' answers stay on the rank that has sampled the completions.
+        let own_places = self.prompts_of_this_rank(round).map(|(index, _)| index);
+        for (index, sequences) in own_places.zip(sequences) {
+            all[index].completions.iter_mut().zip(sequences).for_each(|(c, sequence)| c.sequence = sequence);
+        }
+        Ok(all)
     }
 
     /// Returns on all ranks the image that `make` draws on the rank that has the round's first prompt; `None` if it
@@ -230,6 +243,7 @@ struct SentRollout {
     /// The completions, without their log-probabilities.
     completions: Vec<CompletionTokens>,
     texts: Vec<String>,
+    turns: Vec<Vec<String>>,
     shuffled_texts: Vec<String>,
     /// The names of the custom rewards.
     custom: Vec<String>,
@@ -242,17 +256,17 @@ struct SentRollout {
 impl SentRollout {
     fn new(mut rollout: Rollout) -> Self {
         let numbers = lists_of(&mut rollout).map(|list| to_bits(&std::mem::take(list))).collect();
-        let Rollout { prompt, completions, texts, shuffled_texts, scores } = rollout;
+        let Rollout { prompt, completions, texts, turns, shuffled_texts, scores } = rollout;
         let custom = scores.custom.into_iter().map(|(name, _)| name).collect();
         let (prompt_tokens, reports, malformed) = (prompt.tokens.len(), scores.reports, scores.malformed);
-        Self { prompt_tokens, completions, texts, shuffled_texts, custom, reports, malformed, numbers }
+        Self { prompt_tokens, completions, texts, turns, shuffled_texts, custom, reports, malformed, numbers }
     }
 
     fn with_prompt(self, prompt: Arc<Prompt>) -> Rollout {
-        let Self { completions, texts, shuffled_texts, custom, reports, malformed, numbers, .. } = self;
+        let Self { completions, texts, turns, shuffled_texts, custom, reports, malformed, numbers, .. } = self;
         let custom = custom.into_iter().map(|name| (name, Vec::new())).collect();
         let scores = Scores { custom, reports, malformed, ..Scores::default() };
-        let mut rollout = Rollout { prompt, completions, texts, shuffled_texts, scores };
+        let mut rollout = Rollout { prompt, completions, texts, turns, shuffled_texts, scores };
         lists_of(&mut rollout).zip(&numbers).for_each(|(list, bits)| *list = from_bits(bits));
         rollout
     }
@@ -289,8 +303,6 @@ fn from_bits(bits: &[u32]) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
-    use reel_input::ModelInput;
-
     use super::*;
 
     #[test]
@@ -300,6 +312,8 @@ mod tests {
             ids: vec![1, 2, id],
             learned_len: 2,
             log_probs: vec![-0.1, -0.0, f32::NEG_INFINITY],
+            tool_turns: Vec::new(),
+            sequence: None,
         };
         let scores = Scores {
             accuracy: vec![0.1, 0.2],
@@ -323,6 +337,7 @@ mod tests {
             prompt: prompt.clone(),
             completions: vec![completion(0), completion(1)],
             texts: vec!["a \"b\"\n".into(), "é".into()],
+            turns: vec![vec!["a".into(), "b".into()], vec!["é".into()]],
             shuffled_texts: vec!["c".into()],
             scores: scores.clone(),
         };
@@ -331,6 +346,7 @@ mod tests {
         let got = serde_json::from_slice::<SentRollout>(&sent).unwrap().with_prompt(prompt);
         assert_eq!((got.completions, got.scores), (completions, scores));
         assert_eq!(got.texts, ["a \"b\"\n", "é"]);
+        assert_eq!((got.turns.len(), &*got.turns[0]), (2, &["a".to_string(), "b".to_string()][..]));
         assert_eq!(got.shuffled_texts, ["c"]);
     }
 

@@ -19,16 +19,18 @@ use std::time::{Duration, Instant};
 
 use reel_device::{RangeName, range};
 use reel_engine::{Completion, Engine};
-use reel_input::ModelInput;
+use reel_input::{ModelInput, TokenId};
 use reel_runtime::Cx;
 use reel_samples::feed::{MicroBatchFeed, StepRowCursor};
 use reel_samples::rewards::{EmaMoments, Malformed, Scores, TrainerState};
 
-use super::prompts::PromptSource;
+use super::prompts::{Prompt, PromptSource};
 use super::records::{self, FrameStripSchedule, RolloutRecorder};
 use super::sampler::CompletionSampler;
 use super::scorer::CompletionScorer;
 use super::spread::{GroupAssignment, RoundPrompts};
+use super::tools::ToolSet;
+use super::tools::trajectory::Trajectory;
 use crate::error::{Error, Result};
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
@@ -101,6 +103,7 @@ impl<'a> RolloutWorker<'a> {
         let is_kept = |scores: &Scores| !dynamic || scores.rewards_differ();
         let (mut kept, mut all_scores, mut dropped, mut data_ended) = (Vec::new(), Vec::new(), 0, false);
         let (mut preview, mut took) = (RolloutPreview::default(), Duration::ZERO);
+        let mut tool_counts = ToolCounts::default();
         let mut ranks_of_micro_batches = Vec::new();
         for round in 0..MAX_ROUNDS {
             let next = || cursor.next_micro_batch(feed, self.stop);
@@ -121,6 +124,7 @@ impl<'a> RolloutWorker<'a> {
             let _recording = range(RangeName::Phase("rollout records"));
             let rollouts = self.spread.gather_rollouts(&prompts, own, &self.prompts)?;
             let scores: Vec<Scores> = rollouts.iter().map(|rollout| rollout.scores.clone()).collect();
+            tool_counts.add(&rollouts);
             preview.rewards.extend(scores.iter().flat_map(|s| &s.reward).filter(|reward| !reward.is_nan()));
             self.notes.note_missing_rewards(n, &scores);
             if round == 0 && self.strips.has_strip(n) {
@@ -156,8 +160,13 @@ impl<'a> RolloutWorker<'a> {
         }
         let encoded =
             self.scorer.frames_encoded().map(|frames| self.spread.sum_over_ranks("frames", frames - encoded_before));
+        let tool_metrics = tool_counts.metrics();
         let metrics = GrpoMetrics {
-            rewards: mean_rewards(&all_scores).into_iter().chain(malformed_answers(&all_scores)).collect(),
+            rewards: mean_rewards(&all_scores)
+                .into_iter()
+                .chain(malformed_answers(&all_scores))
+                .chain(tool_metrics)
+                .collect(),
             nan_rewards: Some(nan_rewards(&all_scores)).filter(|count| *count > 0),
             frames_encoded: encoded.transpose()?,
             dropped_groups: dynamic.then_some(dropped),
@@ -217,6 +226,9 @@ impl<'a> RolloutWorker<'a> {
     /// Samples completions for this process's share of `prompts`.
     fn sample(&self, prompts: &RoundPrompts, n: u64, round: u64) -> Result<Vec<Rollout>> {
         let own = || self.spread.prompts_of_this_rank(prompts);
+        if let Some(tools) = self.prompts.tools() {
+            return self.sample_with_tools(tools, &own().collect::<Vec<_>>(), n, round);
+        }
         let inputs: Vec<(usize, &Arc<ModelInput>)> = own().map(|(index, prompt)| (index, &prompt.tokens)).collect();
         if inputs.is_empty() {
             return Ok(Vec::new());
@@ -226,15 +238,52 @@ impl<'a> RolloutWorker<'a> {
         let (ends, mask) = (self.prompts.end_tokens(), self.options.mask_truncated_completions);
         let tokens = |c: Completion| CompletionTokens::new(c.ids, c.log_probs, &ends, mask);
         let rollouts = own().zip(sampled).map(|((_, prompt), (completions, shuffled))| {
-            let mut completions: Vec<CompletionTokens> = completions.into_iter().map(tokens).collect();
-            // The answers were checked when the row was read.
-            let offline = self.prompts.offline_completions(prompt).unwrap_or_default();
-            completions.truncate(completions.len().saturating_sub(offline.len()));
-            completions.extend(offline.into_iter().map(|ids| CompletionTokens::new(ids, Vec::new(), &ends, mask)));
+            let completions = self.with_offline_answers(prompt, completions.into_iter().map(tokens).collect());
             Rollout {
                 prompt: prompt.clone(),
                 texts: completions.iter().map(|c| text(&prompt.tokens, &c.ids)).collect(),
+                turns: Vec::new(),
                 shuffled_texts: shuffled.iter().map(|c| text(&prompt.tokens, &c.ids)).collect(),
+                completions,
+                scores: Scores::default(),
+            }
+        });
+        Ok(rollouts.collect())
+    }
+
+    /// Replaces the last sampled completions by the offline answers of the prompt's row, which were checked when the row
+    /// was read.
+    fn with_offline_answers(&self, prompt: &Prompt, mut sampled: Vec<CompletionTokens>) -> Vec<CompletionTokens> {
+        let (ends, mask) = (self.prompts.end_tokens(), self.options.mask_truncated_completions);
+        let offline = self.prompts.offline_completions(prompt).unwrap_or_default();
+        sampled.truncate(sampled.len().saturating_sub(offline.len()));
+        sampled.extend(offline.into_iter().map(|ids| CompletionTokens::new(ids, Vec::new(), &ends, mask)));
+        sampled
+    }
+
+    /// Samples completions whose model calls tools, for this process's share of the prompts.
+    fn sample_with_tools(
+        &self,
+        tools: &ToolSet,
+        own: &[(usize, &Arc<Prompt>)],
+        n: u64,
+        round: u64,
+    ) -> Result<Vec<Rollout>> {
+        let sampled = self.sampler.sample_with_tools(tools, &self.prompts, own, (n, round), self.stop)?;
+        let (ends, mask) = (self.prompts.end_tokens(), self.options.mask_truncated_completions);
+        let completion = |trajectory: Trajectory| {
+            let tokens = CompletionTokens::new(trajectory.ids, trajectory.log_probs, &ends, mask);
+            let sequence = Some(trajectory.sequence).filter(|_| !trajectory.turns.is_empty());
+            CompletionTokens { sequence, ..tokens.with_tool_turns(trajectory.turns, &ends, mask) }
+        };
+        let rollouts = own.iter().zip(sampled).map(|((_, prompt), trajectories)| {
+            let completions = self.with_offline_answers(prompt, trajectories.into_iter().map(completion).collect());
+            let text = |ids: &[TokenId]| self.prompts.decode_completion(&prompt.tokens, ids);
+            Rollout {
+                prompt: (*prompt).clone(),
+                texts: completions.iter().map(|c| text(&c.ids)).collect(),
+                turns: completions.iter().map(|c| c.model_turns().map(|turn| text(&c.ids[turn])).collect()).collect(),
+                shuffled_texts: Vec::new(),
                 completions,
                 scores: Scores::default(),
             }
@@ -300,6 +349,35 @@ fn malformed_answers(all: &[Scores]) -> Vec<(String, f64)> {
 /// The number of rewards that are NaN instead of a number or none.
 fn nan_rewards(all: &[Scores]) -> u64 {
     all.iter().map(|scores| scores.reports.nan_count).sum()
+}
+
+/// What tools did in the completions of a step.
+#[derive(Default)]
+struct ToolCounts {
+    completions: usize,
+    calls: usize,
+    errors: usize,
+    frames: usize,
+}
+
+impl ToolCounts {
+    fn add(&mut self, rollouts: &[Rollout]) {
+        for group in rollouts.iter().filter(|group| !group.turns.is_empty()) {
+            self.completions += group.completions.len();
+            for call in group.completions.iter().flat_map(|c| &c.tool_turns).flat_map(|turn| &turn.calls) {
+                self.calls += 1;
+                self.errors += usize::from(call.is_error);
+                self.frames += call.frames;
+            }
+        }
+    }
+
+    /// The key and the mean per completion of each count; nothing without tools.
+    fn metrics(&self) -> impl Iterator<Item = (String, f64)> {
+        let counts = [("calls", self.calls), ("errors", self.errors), ("frames", self.frames)];
+        let mean = move |(name, count)| (format!("tools/{name}"), count as f64 / self.completions as f64);
+        counts.into_iter().filter(|_| self.completions > 0).map(mean)
+    }
 }
 
 /// Notes about rewards that do not apply; each is printed once in a run, because a metric has the counts of all steps.

@@ -14,7 +14,7 @@ use super::packing::PackedGroups;
 use crate::Result;
 use crate::metrics::GrpoMetrics;
 use crate::options::{GrpoOptions, ImportanceSamplingLevel, LossType};
-use crate::rollout::group::{Rollout, RolloutSet};
+use crate::rollout::group::{CompletionTokens, Rollout, RolloutSet};
 use crate::step::trainer::{StepResult, StepTotals, Trainer};
 
 /// Does step `n`, counted from 1, on the groups of `set`. `reference` is the reference model of the KL term, if any;
@@ -196,7 +196,7 @@ fn grpo_inputs(
 
 /// Number of learned tokens of each completion.
 fn learned_lens(groups: &[Rollout]) -> impl Iterator<Item = usize> + '_ {
-    groups.iter().flat_map(|g| g.completions.iter().map(|c| c.learned_len))
+    groups.iter().flat_map(|g| g.completions.iter().map(CompletionTokens::learned_count))
 }
 
 /// The weight of each completion in the loss of the step. It multiplies the sum over the completion's learned tokens.
@@ -298,11 +298,11 @@ impl MicroBatchStats {
     /// concatenated) with those recorded when the tokens were sampled. Offline answers have none.
     fn set_drift(&mut self, groups: &[Rollout], mut now: &[f32]) {
         for completion in groups.iter().flat_map(|group| &group.completions) {
-            let Some((own, rest)) = now.split_at_checked(completion.learned_len) else { return };
+            let Some((own, rest)) = now.split_at_checked(completion.learned_count()) else { return };
             if !completion.log_probs.is_empty() {
                 self.has_drift = 1;
-                self.drift =
-                    completion.log_probs.iter().zip(own).map(|(a, b)| (a - b).abs()).fold(self.drift, f32::max);
+                let sampled = completion.learned_indices().map(|index| completion.log_probs[index]);
+                self.drift = sampled.zip(own).map(|(a, b)| (a - b).abs()).fold(self.drift, f32::max);
             }
             now = rest;
         }

@@ -46,8 +46,8 @@ pub use advantage::{ScaleRewards, group_advantages};
 pub use answer::extract_answer;
 pub use built_in::BuiltInReward;
 pub use custom::{
-    BASIC_ENVIRONMENT, CustomReports, CustomReward, ProgramLog, RewardReply, TrainerState, find_python_function,
-    function_name,
+    BASIC_ENVIRONMENT, CustomReports, CustomReward, ProgramLog, RewardReply, ToolProgram, TrainerState,
+    find_python_function, function_name,
 };
 pub use ema::{EmaMoments, EmaRules, ema_task};
 pub use group::{FirstCompletionScores, RewardRules, Scores, ScoringGroup};

@@ -35,6 +35,7 @@
 mod command;
 mod http;
 mod reply;
+mod tool;
 mod wait;
 
 use std::sync::Arc;
@@ -47,6 +48,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 
 pub use reply::{CustomReports, RewardReply};
+pub use tool::ToolProgram;
 
 /// The option that names Python functions.
 const FUNCTION_FLAG: &str = "--reward-funcs";
@@ -110,7 +112,7 @@ pub fn function_name(function: &str) -> Result<&str> {
 /// `python3` is not on the path.
 pub fn find_python_function(function: &str, environment: Option<&[String]>) -> Result<()> {
     function_name(function)?;
-    command::CommandReward::find_python_function(function, environment)
+    command::CommandProcess::<RewardReply>::find_python_function(function, environment)
 }
 
 /// A custom reward, by command or HTTP.
@@ -122,7 +124,7 @@ pub struct CustomReward {
 
 #[derive(Debug)]
 enum Source {
-    Command(command::CommandReward),
+    Command(command::CommandProcess<RewardReply>),
     Http(http::HttpReward),
 }
 
@@ -133,7 +135,7 @@ impl CustomReward {
     /// # Errors
     /// The command is empty or contains a zero byte.
     pub fn from_command(command_line: &str, timeout: Duration) -> Result<Self> {
-        let command = command::CommandReward::new(command_line, timeout)?;
+        let command = command::CommandProcess::new(command_line, timeout)?;
         Ok(Self { name: "command".into(), source: Source::Command(command) })
     }
 
@@ -145,7 +147,7 @@ impl CustomReward {
     /// `function` has another form; the file does not exist; `python3` is not on the path.
     pub fn from_function(function: &str, timeout: Duration) -> Result<Self> {
         let name = function_name(function)?.to_string();
-        let command = command::CommandReward::from_python_function(function, timeout)?;
+        let command = command::CommandProcess::from_python_function(function, timeout)?;
         Ok(Self { name, source: Source::Command(command) })
     }
 
@@ -241,7 +243,7 @@ impl CustomReward {
 
     fn wait_for_rewards(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<RewardReply>>> {
         match &mut self.source {
-            Source::Command(command) => command.wait_for_rewards(until, stop),
+            Source::Command(command) => command.wait_for_replies(until, stop),
             Source::Http(http) => http.wait_for_rewards(until, stop),
         }
     }

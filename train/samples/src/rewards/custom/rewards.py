@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs an unchanged TRL reward function for `reel grpo`.
+"""Runs an unchanged TRL reward function, or a tool that the model calls, for `reel grpo`.
 
     reel grpo … --reward-funcs FUNCTION                      # the program has a copy of this script
     reel grpo … --reward-command 'python3 docs/examples/rewards.py FUNCTION'
@@ -18,6 +18,19 @@ out. A function that takes these arguments gets them, as from TRL 1.16:
     log_metric(name, value)   the mean of the values is the metric logged/NAME of the step
     log_extra(column, values) one value per completion, for `extra` of the records in OUT/rollouts
 
+A tool (`--tools FUNCTION`) has the signature and the docstring that describe it to the model. It returns a text, or a
+list of the parts of a message: {"type": "text", "text": …}, {"type": "image", "image": a path or data: URI},
+{"type": "video", "video": a path, "video_start": seconds, "video_end": seconds}. An exception is the tool's answer,
+too. If the function takes `row`, it gets the columns of the data row and `videos`, the files of its prompt:
+
+    def count(word: str, row=None):
+        '''Counts a word in the transcript.
+
+        Args:
+            word: The word to count.
+        '''
+        return str(row["transcript"].split().count(word))
+
 What the function prints goes to standard error, which reel writes to OUT/reward.log. If the function raises an
 exception, the last line of standard error is FILE:LINE: TYPE: MESSAGE.
 
@@ -33,6 +46,7 @@ import math
 import os
 import sys
 import traceback
+import typing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 
@@ -95,7 +109,9 @@ def score(function, rows, state):
     columns.pop("_batch", None)
     prompts, completions = columns.pop("prompt"), columns.pop("completion")
     # If the prompt is a list of messages, TRL passes the completion as a list with the assistant's message.
-    if isinstance(prompts[0], list):
+    if "messages" in columns:  # turns of the model and of tools
+        completions = columns.pop("messages")
+    elif isinstance(prompts[0], list):
         completions = [[{"role": "assistant", "content": text}] for text in completions]
     columns.update(accepted(function, dict(trainer_state=state, log_extra=log_extra, log_metric=log_metric)))
     rewards = function(prompts=prompts, completions=completions, **columns)
@@ -112,6 +128,50 @@ def score(function, rows, state):
     replies = [{"reward": reward, "extra": logged} for reward, logged in zip(rewards, extra)]
     replies[0]["metrics"] = metrics
     return replies
+
+
+TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
+
+
+def schema(annotation):
+    """The JSON schema of a type hint; {} for hints that it does not know."""
+    origin, inner = getattr(annotation, "__origin__", None), getattr(annotation, "__args__", ())
+    if origin in (list, tuple):
+        return {"type": "array", "items": schema(inner[0]) if inner else {}}
+    if type(None) in inner:
+        return schema(next(hint for hint in inner if hint is not type(None)))
+    return {"type": TYPES[annotation]} if annotation in TYPES else {}
+
+
+def description(function):
+    """A tool's name, description and parameters, from its signature and its docstring in Google's style."""
+    text = inspect.getdoc(function) or ""
+    head, _, arguments = text.partition("\nArgs:\n")
+    helps = {}
+    for line in arguments.partition("\n\n")[0].splitlines():
+        name, colon, told = line.strip().partition(":")
+        if colon:
+            helps[name.partition("(")[0].strip()] = told.strip()
+    fields, required = {}, []
+    hints = typing.get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name == "row" or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        fields[name] = dict(schema(hints.get(name)), **({"description": helps[name]} if name in helps else {}))
+        if parameter.default is parameter.empty:
+            required.append(name)
+    parameters = {"type": "object", "properties": fields, "required": required}
+    return {"name": function.__name__, "description": head.strip(), "parameters": parameters}
+
+
+def call_tool(function, request):
+    """Runs a call of the function; an exception becomes the answer that the model reads."""
+    try:
+        result = function(**request["arguments"], **accepted(function, {"row": request["row"]}))
+        return asyncio.run(_result(result)) if inspect.isawaitable(result) else result
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
 
 
 def place(error, name):
@@ -144,6 +204,11 @@ def serve_pipes(name):
     batch = []
     for line in rows:
         batch.append(json.loads(line))
+        if "list_tools" in batch[0] or "tool" in batch[0]:
+            request = batch.pop()
+            reply = call_tool(function, request) if "tool" in request else [description(function)]
+            print(json.dumps(reply, default=str), file=replies, flush=True)
+            continue
         if len(batch) == batch[-1]["_batch"]["size"]:
             state = TrainerState(batch[-1]["_batch"].get("trainer_state", {}))
             replies.writelines(json.dumps(reply, default=str) + "\n" for reply in score(function, batch, state))

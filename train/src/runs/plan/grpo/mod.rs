@@ -136,6 +136,13 @@ impl<'a> PlanCostCounter<'a> {
         device: &Device,
         ends: EndTokens,
     ) -> Result<Self> {
+        if options.tool.are_given() {
+            reel_support::diagnostic::print_note_once(
+                "the plan counts completions of --max-completion-length tokens of text; the frames that tools show take \
+                 more memory, in the vision tower"
+                    .to_string(),
+            );
+        }
         let mut trainer =
             Trainer::new(device, config, Weights::Uninitialised(stored), dtype, Hyperparameters::new(options, 1))?;
         crate::runs::run::grpo::add_feature_cache(&mut trainer);
@@ -263,8 +270,13 @@ impl<'a> PlanCostCounter<'a> {
     /// Makes a group of completions that all have the maximum length and reward 0.
     fn group(&self, prompt: Prompt) -> Rollout {
         let longest = self.options.max_completion_length;
-        let completion =
-            CompletionTokens { ids: vec![0; longest], learned_len: longest, log_probs: vec![0.0; longest] };
+        let completion = CompletionTokens {
+            ids: vec![0; longest],
+            learned_len: longest,
+            log_probs: vec![0.0; longest],
+            tool_turns: Vec::new(),
+            sequence: None,
+        };
         let n = self.options.num_generations;
         Rollout::with_rewards(Arc::new(prompt), vec![completion; n], vec![0.0; n])
     }

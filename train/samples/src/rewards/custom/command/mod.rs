@@ -1,5 +1,5 @@
-//! A custom reward by shell command or Python function. The process is started once and gets rows in batches; each
-//! batch has a deadline.
+//! A program of the user that replies to rows: a custom reward or a tool, by shell command or Python function. The
+//! process is started once and gets rows in batches; each batch has a deadline.
 //!
 //! [`CommandPipes`] writes batches and reads lines. A thread reads standard error and keeps its last line. A guard
 //! process kills the command's process group when this process ends, even if this process is killed itself.
@@ -23,10 +23,10 @@ use super::reply::{
     RewardReply, custom_reward_error, format_seconds, parse_json_with_nan, parse_reply, shorten_for_message,
 };
 use super::wait::{NoMessageReason, STOPPED_HELP, STOPPED_PROBLEM};
-use super::{ProgramLog, TRAINER_STATE, TrainerState};
+use super::{FUNCTION_FLAG, ProgramLog, TRAINER_STATE, TrainerState};
 use crate::error::{Error, Result};
 use pipes::CommandPipes;
-use program::{RewardProgram, limit_environment};
+use program::{UserProgram, limit_environment};
 
 /// Maximum length of a line of standard error in bytes.
 const MAX_STDERR_LINE_BYTES: u64 = 1 << 20;
@@ -48,10 +48,66 @@ const EXTRA_LINE_WAIT: Duration = Duration::from_millis(5);
 /// The field that is added to each row: the row's index in the batch and the batch's number of rows.
 const BATCH_FIELD: &str = "_batch";
 
-/// A shell command or function, and its process, which the first batch starts.
+/// What a program of the user is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Reward,
+    Tool,
+}
+
+impl Purpose {
+    pub(super) fn command_flag(self) -> &'static str {
+        if self == Purpose::Reward { "--reward-command" } else { "--tool-command" }
+    }
+
+    pub(super) fn function_flag(self) -> &'static str {
+        if self == Purpose::Reward { FUNCTION_FLAG } else { "--tools" }
+    }
+}
+
+/// How the replies of a program are read, and the words of its errors.
+pub(super) trait Reply: Sized {
+    const PURPOSE: Purpose;
+    /// The replies in error messages.
+    const PLURAL: &'static str;
+    const TIMEOUT_HELP: &'static str;
+    const LINE_HELP: &'static str;
+
+    /// Reads a line of output. The error text says what the line holds instead of a reply.
+    fn parse(line: &str) -> Result<Self, String>;
+}
+
+impl Reply for RewardReply {
+    const PURPOSE: Purpose = Purpose::Reward;
+    const PLURAL: &'static str = "rewards";
+    const TIMEOUT_HELP: &'static str =
+        "raise --reward-timeout, make the command faster, and flush its output after each batch";
+    const LINE_HELP: &'static str =
+        "write a number, {\"reward\": number} or null per row and nothing else on standard output";
+
+    fn parse(line: &str) -> Result<Self, String> {
+        let value =
+            parse_json_with_nan(line).map_err(|_| format!("is `{}`, not a JSON number", shorten_for_message(line)))?;
+        parse_reply(&value)
+    }
+}
+
+/// The reply of a tool: any JSON value.
+impl Reply for Value {
+    const PURPOSE: Purpose = Purpose::Tool;
+    const PLURAL: &'static str = "replies";
+    const TIMEOUT_HELP: &'static str = "raise --tool-timeout, make the tool faster, and flush its output";
+    const LINE_HELP: &'static str = "write one line of JSON per call and nothing else on standard output";
+
+    fn parse(line: &str) -> Result<Self, String> {
+        serde_json::from_str(line).map_err(|_| format!("is `{}`, not JSON", shorten_for_message(line)))
+    }
+}
+
+/// A shell command or function that replies to rows, and its process, which the first batch starts.
 #[derive(Debug)]
-pub(super) struct CommandReward {
-    program: RewardProgram,
+pub(super) struct CommandProcess<R> {
+    program: UserProgram,
     timeout: Duration,
     /// The environment variables that the command gets in addition to [`BASIC_ENVIRONMENT`]; `None` passes on the whole
     /// environment.
@@ -59,35 +115,35 @@ pub(super) struct CommandReward {
     /// The log for the lines that the command writes to standard error.
     log: Option<ProgramLog>,
     running: Option<RunningCommand>,
-    /// The batch that is being scored.
-    batch: Option<SentBatch>,
+    /// The batch that is being computed.
+    batch: Option<SentBatch<R>>,
 }
 
 /// A batch that was sent to the command.
 #[derive(Debug)]
-struct SentBatch {
+struct SentBatch<R> {
     rows: usize,
     deadline: Instant,
-    /// The rewards of the batch that were received so far.
-    rewards: Vec<RewardReply>,
+    /// The replies to the batch that were received so far.
+    replies: Vec<R>,
 }
 
-impl CommandReward {
+impl<R: Reply> CommandProcess<R> {
     pub(super) fn new(command_line: &str, timeout: Duration) -> Result<Self> {
-        Ok(Self::of(RewardProgram::from_shell_command(command_line)?, timeout))
+        Ok(Self::of(UserProgram::from_shell_command(command_line, R::PURPOSE)?, timeout))
     }
 
-    /// Creates the reward for a Python function, `FILE.py:NAME` or `MODULE:NAME`.
+    /// Creates the process of a Python function, `FILE.py:NAME` or `MODULE:NAME`.
     pub(super) fn from_python_function(function: &str, timeout: Duration) -> Result<Self> {
-        Ok(Self::of(RewardProgram::from_python_function(function)?, timeout))
+        Ok(Self::of(UserProgram::from_python_function(function, R::PURPOSE)?, timeout))
     }
 
     /// Looks for a Python function without running the code of its module.
     pub(super) fn find_python_function(function: &str, environment: Option<&[String]>) -> Result<()> {
-        RewardProgram::find_python_function(function, environment)
+        UserProgram::find_python_function(function, environment)
     }
 
-    fn of(program: RewardProgram, timeout: Duration) -> Self {
+    fn of(program: UserProgram, timeout: Duration) -> Self {
         Self { program, timeout, environment: None, log: None, running: None, batch: None }
     }
 
@@ -106,7 +162,7 @@ impl CommandReward {
         let deadline = Instant::now() + self.timeout;
         let lines = batch_lines(rows, state)?;
         if self.batch.take().is_some() {
-            // Rewards of an earlier batch were not read, and the command may still be writing them. So the command is
+            // Replies to an earlier batch were not read, and the command may still be writing them. So the command is
             // ended.
             self.running = None;
         }
@@ -119,22 +175,18 @@ impl CommandReward {
             return Err(self.explain(&failure, rows.len(), &mut running));
         }
         self.running = Some(running);
-        self.batch = Some(SentBatch { rows: rows.len(), deadline, rewards: Vec::with_capacity(rows.len()) });
+        self.batch = Some(SentBatch { rows: rows.len(), deadline, replies: Vec::with_capacity(rows.len()) });
         Ok(())
     }
 
-    /// Waits for the rewards of the batch, at most until `until` if it is given. Returns `None` if some rewards are
+    /// Waits for the replies to the batch, at most until `until` if it is given. Returns `None` if some replies are
     /// still missing by then. After an error the process is killed.
-    pub(super) fn wait_for_rewards(
-        &mut self,
-        until: Option<Instant>,
-        stop: &AtomicBool,
-    ) -> Option<Result<Vec<RewardReply>>> {
+    pub(super) fn wait_for_replies(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<R>>> {
         let (mut running, mut batch) = (self.running.take()?, self.batch.take()?);
         match running.receive(&mut batch, until, stop) {
             Ok(true) => {
                 self.running = Some(running);
-                Some(Ok(batch.rewards))
+                Some(Ok(batch.replies))
             }
             Ok(false) => {
                 (self.running, self.batch) = (Some(running), Some(batch));
@@ -151,16 +203,13 @@ impl CommandReward {
     fn explain(&self, failure: &BatchFailure, rows: usize, running: &mut RunningCommand) -> Error {
         match failure {
             BatchFailure::Timeout(got) => {
-                let what = format!("timed out after {} with {got} of {rows} rewards", format_seconds(self.timeout));
-                self.error(
-                    what,
-                    "raise --reward-timeout, make the command faster, and flush its output after each batch",
-                )
+                let (time, replies) = (format_seconds(self.timeout), R::PLURAL);
+                self.error(format!("timed out after {time} with {got} of {rows} {replies}"), R::TIMEOUT_HELP)
             }
             BatchFailure::Stopped => self.error(STOPPED_PROBLEM, STOPPED_HELP),
             BatchFailure::Ended(got) => {
                 let how = running.describe_exit();
-                self.error(format!("{how} after {got} of {rows} rewards"), self.program.help_after_exit())
+                self.error(format!("{how} after {got} of {rows} {}", R::PLURAL), self.program.help_after_exit())
             }
             BatchFailure::ExtraLine => self.error(
                 format!("wrote more lines than the {rows} rows of its batch"),
@@ -170,10 +219,9 @@ impl CommandReward {
                 "wrote a line before it was given a batch",
                 "write one line per row and nothing else on standard output",
             ),
-            BatchFailure::BadLine(index, why) => self.error(
-                format!("line {} of its output {why}", index + 1),
-                "write a number, {\"reward\": number} or null per row and nothing else on standard output",
-            ),
+            BatchFailure::BadLine(index, why) => {
+                self.error(format!("line {} of its output {why}", index + 1), R::LINE_HELP)
+            }
         }
     }
 }
@@ -246,11 +294,7 @@ struct RunningCommand {
 }
 
 impl RunningCommand {
-    fn start(
-        program: &RewardProgram,
-        environment: Option<&[String]>,
-        log: Option<ProgramLog>,
-    ) -> std::io::Result<Self> {
+    fn start(program: &UserProgram, environment: Option<&[String]>, log: Option<ProgramLog>) -> std::io::Result<Self> {
         let mut command = program.command();
         limit_environment(&mut command, environment);
         let mut child =
@@ -282,19 +326,19 @@ impl RunningCommand {
         Ok(())
     }
 
-    /// Reads one reward per row, at most until `until` if it is given. Returns true if all rewards of the batch have
+    /// Reads one reply per row, at most until `until` if it is given. Returns true if all replies to the batch have
     /// been read.
-    fn receive(
+    fn receive<R: Reply>(
         &mut self,
-        batch: &mut SentBatch,
+        batch: &mut SentBatch<R>,
         until: Option<Instant>,
         stop: &AtomicBool,
     ) -> Result<bool, BatchFailure> {
         let end = until.unwrap_or(batch.deadline).min(batch.deadline);
         // The time at which the process was first seen to have exited. Its output may still be in the pipe.
         let mut exited_at = None;
-        while batch.rewards.len() < batch.rows {
-            let index = batch.rewards.len();
+        while batch.replies.len() < batch.rows {
+            let index = batch.replies.len();
             let next_check = end.min(Instant::now() + EXIT_CHECK_INTERVAL);
             let line = match self.pipes.next_line(next_check, stop) {
                 Ok(line) => line,
@@ -312,8 +356,8 @@ impl RunningCommand {
                 Err(NoMessageReason::Stopped) => return Err(BatchFailure::Stopped),
             };
             exited_at = None;
-            let reward = line.and_then(|line| reply_of_line(&line));
-            batch.rewards.push(reward.map_err(|why| BatchFailure::BadLine(index, why))?);
+            let reply = line.and_then(|line| R::parse(&line));
+            batch.replies.push(reply.map_err(|why| BatchFailure::BadLine(index, why))?);
         }
         let wait = if self.has_replied_correctly { Duration::ZERO } else { EXTRA_LINE_WAIT };
         if self.pipes.next_line(Instant::now() + wait, &AtomicBool::new(false)).is_ok() {
@@ -415,13 +459,6 @@ fn read_stderr(pipe: ChildStderr, last: &Mutex<String>, log: Option<&ProgramLog>
         }
         line.clear();
     }
-}
-
-/// Parses the reply in a line of output. The error text says what the line holds instead of a number.
-fn reply_of_line(line: &str) -> Result<RewardReply, String> {
-    let value =
-        parse_json_with_nan(line).map_err(|_| format!("is `{}`, not a JSON number", shorten_for_message(line)))?;
-    parse_reply(&value)
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
-//! The program that computes a custom reward: a shell command, or a Python function run by an embedded script.
+//! The program that computes a custom reward or runs a tool: a shell command, or a Python function run by an embedded
+//! script.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::super::{BASIC_ENVIRONMENT, FUNCTION_FLAG};
+use super::Purpose;
 use crate::error::{Error, Result};
-
-const COMMAND_FLAG: &str = "--reward-command";
 
 /// The Python script that runs a function. It uses the same line protocol as commands.
 const SCRIPT: &str = include_str!("../rewards.py");
@@ -32,54 +32,60 @@ pub(super) fn limit_environment(command: &mut Command, names: Option<&[String]>)
     }
 }
 
-/// A program that computes rewards.
+/// A program that computes rewards or runs tools.
 #[derive(Debug)]
-pub(super) enum RewardProgram {
+pub(super) struct UserProgram {
+    source: Source,
+    purpose: Purpose,
+}
+
+#[derive(Debug)]
+enum Source {
     /// A command for `sh -c`.
     Shell(String),
     /// The name of a Python function, `FILE.py:NAME` or `MODULE:NAME`.
     Function(String),
 }
 
-impl RewardProgram {
+impl UserProgram {
     /// Creates a program from a shell command.
     ///
     /// # Errors
     /// The command is empty or contains a zero byte.
-    pub fn from_shell_command(command_line: &str) -> Result<Self> {
+    pub fn from_shell_command(command_line: &str, purpose: Purpose) -> Result<Self> {
         if command_line.trim().is_empty() || command_line.contains('\0') {
             let what = "is empty or contains a zero byte";
-            return Err(Error::usage(COMMAND_FLAG, what, "give a command for `sh -c`"));
+            return Err(Error::usage(purpose.command_flag(), what, "give a command for `sh -c`"));
         }
-        Ok(Self::Shell(command_line.to_string()))
+        Ok(Self { source: Source::Shell(command_line.to_string()), purpose })
     }
 
     /// Creates a program from a Python function.
     ///
     /// # Errors
     /// The function's file does not exist, or `python3` is not on the path.
-    pub fn from_python_function(function: &str) -> Result<Self> {
+    pub fn from_python_function(function: &str, purpose: Purpose) -> Result<Self> {
         let file = function.rsplit_once(':').map(|(file, _)| Path::new(file));
         if let Some(file) = file.filter(|file| file.extension().is_some_and(|end| end == "py") && !file.is_file()) {
             let what = format!("there is no file {}", file.display());
-            return Err(Error::usage(FUNCTION_FLAG, what, "give FILE.py:NAME"));
+            return Err(Error::usage(purpose.function_flag(), what, "give FILE.py:NAME"));
         }
         let folders = std::env::var_os("PATH").unwrap_or_default();
         if !std::env::split_paths(&folders).any(|folder| folder.join("python3").is_file()) {
             let what = "needs the program python3, which is in no folder of PATH";
-            return Err(Error::usage(FUNCTION_FLAG, what, "install Python 3.8 or newer"));
+            return Err(Error::usage(purpose.function_flag(), what, "install Python 3.8 or newer"));
         }
-        Ok(Self::Function(function.to_string()))
+        Ok(Self { source: Source::Function(function.to_string()), purpose })
     }
 
     /// Looks for a Python function without running the code of its module. `environment` limits the environment of the
     /// process that looks ([`limit_environment`]).
     ///
     /// # Errors
-    /// Those of [`RewardProgram::from_python_function`]; the module does not exist or has a syntax error; it does not
+    /// Those of [`UserProgram::from_python_function`]; the module does not exist or has a syntax error; it does not
     /// define the function.
     pub fn find_python_function(function: &str, environment: Option<&[String]>) -> Result<()> {
-        Self::from_python_function(function)?;
+        Self::from_python_function(function, Purpose::Reward)?;
         let mut command = Command::new("python3");
         command.args(["-c", &format!("{WITHOUT_CURRENT_FOLDER}{FIND_SCRIPT}"), function]);
         limit_environment(&mut command, environment);
@@ -94,33 +100,33 @@ impl RewardProgram {
 
     /// The command line option that specifies the program.
     pub fn flag(&self) -> &'static str {
-        match self {
-            Self::Shell(_) => COMMAND_FLAG,
-            Self::Function(_) => FUNCTION_FLAG,
+        match self.source {
+            Source::Shell(_) => self.purpose.command_flag(),
+            Source::Function(_) => self.purpose.function_flag(),
         }
     }
 
     /// The shell command, or the name of the Python function, as the option gives it.
     pub fn command_or_function(&self) -> &str {
-        match self {
-            Self::Shell(text) | Self::Function(text) => text,
+        match &self.source {
+            Source::Shell(text) | Source::Function(text) => text,
         }
     }
 
     /// Help text of the error if the program has ended.
     pub fn help_after_exit(&self) -> &'static str {
-        match self {
-            Self::Shell(_) => "run the command by hand with one row on its standard input",
-            Self::Function(_) => "correct the function; reward.log of the run has the whole traceback",
+        match self.source {
+            Source::Shell(_) => "run the command by hand with one row on its standard input",
+            Source::Function(_) => "correct the function; reward.log of the run has the whole traceback",
         }
     }
 
     /// Returns the command that starts the program.
     pub fn command(&self) -> Command {
         let mut command = Command::new("sh");
-        match self {
-            Self::Shell(line) => command.args(["-c", &format!("{IGNORE_SIGUSR1}{line}")]),
-            Self::Function(function) => {
+        match &self.source {
+            Source::Shell(line) => command.args(["-c", &format!("{IGNORE_SIGUSR1}{line}")]),
+            Source::Function(function) => {
                 let script = format!("{IGNORE_SIGUSR1}exec python3 -c \"$0\" \"$1\"");
                 command.args(["-c", &script, &format!("{WITHOUT_CURRENT_FOLDER}{SCRIPT}"), function])
             }

@@ -1,0 +1,270 @@
+//! GRPO with tools as a command: a model that calls `crop_video` and a user's tool inside its answers. Checks the bits of
+//! training against sampling across turns, replay, kills and ranks; and that bad tools lose nothing.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use reel_input::media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
+use reel_input::media::frames::FrameView;
+use reel_input::{Conversation, MediaOptions, ModelFolder};
+use reel_samples::rewards::ProgramLog;
+use reel_tools::showcase::clips::{CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, ClipSet, make_clips};
+use reel_train::options::ToolOptions;
+use reel_train::rollout::tools::ToolSet;
+use serde_json::{Value, json};
+use support::{metrics_without_times, read_metrics, reel, run_in, tiny_model};
+
+const QUESTION: &str = "Which color is seen?";
+const CALL: &str =
+    "<tool_call>\n{\"name\": \"crop_video\", \"arguments\": {\"start\": 0.5, \"end\": 1.5}}\n</tool_call>";
+/// All frames have 56 × 56 pixels in both families: few vision tokens.
+const MEDIA: [&str; 6] = ["--profile", "qwen", "--max-pixels", "4096", "--min-pixels", "3136"];
+
+/// A folder with a model `warm` that has learned to answer the question of `rows.jsonl` with a call, and then with a text.
+fn folder() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a folder").keep();
+        let model = tiny_model(&folder);
+        let clip = make_clips(ClipSet::Sft, 2, 0).remove(1);
+        let frames = FrameView::new(&clip.frames, CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE).expect("frames");
+        let encoding = VideoEncodingOptions::new(VideoCodec::best_available_codec(), (CLIP_FPS as i32, 1));
+        encode_video(&folder.join("clip.mp4"), frames, &encoding).expect("a video");
+        // The system message that the chat template writes for the tool.
+        let options = ToolOptions { tools: vec!["crop_video".into()], ..ToolOptions::default() };
+        let log = ProgramLog::new(|_| {});
+        let tools = ToolSet::open(&options, &MediaOptions::default(), &log).expect("tools");
+        let bundle = ModelFolder::open(&model).expect("a model folder");
+        let asked = json!([{"role": "user", "content": "?"}]);
+        let conversation = Conversation::from_json("m", &asked, Path::new("")).expect("a conversation");
+        let prompt =
+            bundle.template.render(&conversation.with_tools(tools.definitions().to_vec()), true).expect("a prompt");
+        let system = prompt.strip_prefix("<|im_start|>system\n").and_then(|rest| rest.split_once("<|im_end|>"));
+        let user = json!({"role": "user", "content": [{"type": "video", "video": "clip.mp4", "nframes": 2},
+            {"type": "text", "text": QUESTION}]});
+        let shown = json!([{"type": "text", "text": "The video from 0.5 s to 1.5 s:"}, {"type": "video",
+            "video": "clip.mp4", "video_start": 0.5, "video_end": 1.5, "fps": 2.0, "min_frames": 2, "max_frames": 64}]);
+        let answer = |text: &str| json!({"role": "assistant", "content": text});
+        let row = json!({"messages": [{"role": "system", "content": system.expect("a system message").0}, user,
+            answer(CALL), {"role": "tool", "content": shown}, answer("<answer>red</answer>")]});
+        fs::write(folder.join("sft.jsonl"), format!("{row}\n").repeat(4)).expect("rows");
+        let row = json!({"prompt": [user], "solution": "<answer>red</answer>", "problem_type": "free-form"});
+        fs::write(folder.join("rows.jsonl"), format!("{row}\n").repeat(4)).expect("rows");
+        let sft = [
+            "sft",
+            "--model",
+            "tiny",
+            "--data",
+            "sft.jsonl",
+            "--out",
+            "warm",
+            "--max-steps",
+            "60",
+            "--quiet",
+            "--learning-rate",
+            "3e-3",
+            "--per-device-train-batch-size",
+            "1",
+            "--media-root",
+            ".",
+            "--save-steps",
+            "0",
+        ];
+        run_in(&folder, [&sft[..], &MEDIA].concat()).ok();
+        folder
+    })
+}
+
+fn grpo(out: &str, more: &[&str]) -> Vec<String> {
+    let fixed = ["grpo", "--model", "warm", "--out", out, "--media-root", ".", "--quiet", "--tools", "crop_video"];
+    let rest = "--data rows.jsonl --num-generations 4 --per-device-train-batch-size 4 --max-completion-length 160 \
+                --learning-rate 1e-4 --beta 0.04 --len-control false --top-p 1 --max-steps 2";
+    let fixed: Vec<&str> = fixed.into_iter().chain(rest.split_whitespace()).chain(MEDIA).collect();
+    support::with_options(&fixed, more).into_iter().map(String::from).collect()
+}
+
+fn rollouts(out: &Path, step: usize) -> Vec<Value> {
+    let path = out.join(format!("rollouts/{step:06}.jsonl"));
+    let text = fs::read_to_string(&path).expect("rollouts");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+fn calls(line: &Value) -> Vec<Value> {
+    let turns =
+        line["tool_turns"].as_array().expect("turns").iter().flat_map(|turns| turns.as_array().expect("a list"));
+    turns.flat_map(|turn| turn["calls"].as_array().expect("calls").clone()).collect()
+}
+
+fn weights(out: &Path) -> Vec<u8> {
+    fs::read(out.join("model.safetensors")).expect("weights")
+}
+
+#[test]
+fn training_has_the_bits_of_sampling_across_turns() {
+    let at = folder();
+    for (out, more) in [("shared", &[][..]), ("alone", &["--shared-prefix", "false"]), ("bf16", &["--dtype", "bf16"])] {
+        run_in(at, grpo(out, more)).ok();
+        let metrics = read_metrics(&at.join(out));
+        for step in &metrics {
+            assert_eq!(step["rollout_drift"], 0.0, "{out}: {step}");
+            assert!(step["tools/calls"].as_f64() >= Some(0.5), "{out}: {step}");
+        }
+        for line in (1..=2).flat_map(|step| rollouts(&at.join(out), step)) {
+            let good: Vec<Value> = calls(&line).into_iter().filter(|call| call["is_error"] == false).collect();
+            assert!(good.len() >= 2, "{line}");
+            for call in good {
+                assert_eq!((&call["name"], call["frames"].as_u64() >= Some(2)), (&json!("crop_video"), true), "{call}");
+                let times: Vec<f64> = serde_json::from_value(call["times"].clone()).expect("times");
+                let argument = |name: &str| call["arguments"][name].as_f64().expect("a number");
+                assert!(times.iter().all(|t| (argument("start")..=argument("end")).contains(t)), "{call}");
+            }
+            for (turns, of_tools) in
+                line["turns"].as_array().into_iter().flatten().zip(line["tool_turns"].as_array().into_iter().flatten())
+            {
+                assert_eq!(turns.as_array().map(Vec::len), of_tools.as_array().map(|turns| turns.len() + 1));
+            }
+        }
+    }
+    assert!(weights(&at.join("shared")) != weights(&at.join("warm")), "nothing was learned");
+    let replayed = run_in(at, ["replay", "shared", "--step", "2"]).ok();
+    assert!(replayed.stdout.contains("equal") || replayed.stderr.contains("equal"), "{}", replayed.stdout);
+}
+
+#[test]
+fn killed_runs_with_tools_equal_uninterrupted_ones() {
+    let at = folder();
+    let more = ["--max-steps", "12", "--num-iterations", "2", "--save-steps", "1", "--save-total-limit", "2"];
+    let begun = Instant::now();
+    run_in(at, grpo("whole", &more)).ok();
+    let whole = begun.elapsed();
+    let mut kills = 0;
+    for i in 0u32.. {
+        let broken = at.join("broken");
+        let names = if broken.exists() { support::file_names_in(&broken) } else { Vec::new() };
+        let again: &[&str] = match names.iter().any(|name| name.starts_with("checkpoint-")) {
+            true => &["--resume-from-checkpoint", "last"],
+            false => &["--overwrite"],
+        };
+        let resumed = grpo("broken", &[&more[..], again].concat());
+        let mut child = reel().current_dir(at).args(resumed).stdout(Stdio::null()).spawn().expect("it starts");
+        let life = if i < 20 { whole.mul_f64(0.1 + 0.02 * f64::from(i * 7 % 20)) } else { Duration::from_secs(600) };
+        let born = Instant::now();
+        while born.elapsed() < life && child.try_wait().expect("a child").is_none() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        if child.try_wait().expect("a child").is_some() {
+            break;
+        }
+        child.kill().expect("it is killed");
+        child.wait().expect("it ends");
+        kills += 1;
+    }
+    assert!(kills >= 3, "the run was killed only {kills} times before it ended; 3 are needed");
+    assert_eq!(metrics_without_times(&at.join("whole")), metrics_without_times(&at.join("broken")));
+    assert!(weights(&at.join("whole")) == weights(&at.join("broken")));
+}
+
+/// Two processes, also with dynamic sampling, where a process trains on groups that the other one has sampled.
+#[test]
+fn ranks_with_tools_equal_one_process() {
+    let at = folder();
+    let more = ["--gradient-accumulation-steps", "2", "--max-steps", "3"];
+    for (name, own) in [("plain", &[][..]), ("dynamic", &["--dynamic-sampling", "--temperature", "1.5"])] {
+        let (one, two) = (format!("one-{name}"), format!("two-{name}"));
+        run_in(at, grpo(&one, &[&more[..], own].concat())).ok();
+        run_in(at, grpo(&two, &[&more[..], own, &["--gpus", "2", "--device", "cpu"]].concat())).ok();
+        assert!(weights(&at.join(&one)) == weights(&at.join(&two)), "{name}");
+        for step in 1..=3 {
+            assert_eq!(rollouts(&at.join(&one), step), rollouts(&at.join(&two), step), "{name}, step {step}");
+        }
+    }
+}
+
+/// A tool and a reward of the user, as docs/guide-data.md shows them.
+#[test]
+fn a_tool_and_a_reward_in_python() {
+    let at = folder();
+    let code = "import math\n\
+        def crop_video(start: float, end: float, row=None):\n    \"\"\"Crops.\n\n    Args:\n        start: Start.\n        end: End.\n    \"\"\"\n    \
+        if start > 0.4: return [{'type': 'image', 'image': 'dot.png'}, f\"{len(row['videos'])} video at {start}\"]\n    raise ValueError('too early')\n\
+        def used_tools(completions, tool_calls, **columns):\n    \
+        assert completions[0][0]['role'] == 'assistant', completions\n    \
+        return [float(sum(not call['is_error'] for call in calls)) for calls in tool_calls]\n";
+    fs::write(at.join("mine.py"), code).expect("a file");
+    let image = support::golden("grpo/grpo_clip_iter2/media/b.png");
+    fs::copy(image, at.join("dot.png")).expect("copied");
+    let more = ["--tools", "mine.py:crop_video", "--reward-funcs", "mine.py:used_tools", "--image-max-pixels", "4096"];
+    let arguments: Vec<String> =
+        grpo("python", &more).into_iter().filter(|a| !["--len-control", "false"].contains(&&**a)).collect();
+    run_in(at, arguments).ok();
+    for line in (1..=2).flat_map(|step| rollouts(&at.join("python"), step)) {
+        let good = calls(&line).into_iter().filter(|call| call["is_error"] == false).collect::<Vec<_>>();
+        assert!(good.len() >= 2, "{line}");
+        for call in good {
+            assert!(call["content"][0]["image"].as_str().expect("a URI").starts_with("data:image/png;base64,"));
+            assert!(call["content"][1]["text"].as_str().expect("a text").starts_with("1 video at "), "{call}");
+        }
+    }
+    assert!(read_metrics(&at.join("python")).iter().all(|step| step["rollout_drift"] == 0.0));
+}
+
+/// Tools that hang, fail, or answer with nonsense become texts that the model reads; the run goes on.
+#[test]
+fn bad_tools_lose_nothing() {
+    let at = folder();
+    let listed = r#"[{"name": "crop_video", "description": "d", "parameters": {"type": "object"}}]"#;
+    let command = |answer: &str| {
+        format!("while read -r l; do case $l in *list_tools*) echo '{listed}';; *) {answer};; esac; done")
+    };
+    let bomb = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAnEAAAJxACAIAAABr";
+    for (name, answer, told) in [
+        ("hangs", "sleep 60".to_string(), "error: --tool-command"),
+        ("ends", "exit 3".to_string(), "exited with code 3"),
+        ("words", "echo not json".to_string(), "is `not json`, not JSON"),
+        ("empty", "echo '[]'".to_string(), ""),
+        ("kind", r#"echo '[{"type": "sound"}]'"#.to_string(), "has a part of the type"),
+        ("bomb", format!(r#"echo '[{{"type": "image", "image": "{bomb}"}}]'"#), "error: "),
+        ("gone", r#"echo '[{"type": "video", "video": "nosuch.mp4"}]'"#.to_string(), "nosuch.mp4"),
+    ] {
+        let command = command(&answer);
+        let more = [
+            "--tool-command",
+            &command,
+            "--tool-timeout",
+            "1",
+            "--max-steps",
+            "1",
+            "--reward-command",
+            "while read -r line; do echo ${#line}; done",
+        ];
+        let arguments: Vec<String> = grpo(name, &more)
+            .into_iter()
+            .filter(|a| !["--tools", "crop_video", "--len-control", "false"].contains(&&**a))
+            .collect();
+        run_in(at, arguments).ok();
+        let all: Vec<Value> = rollouts(&at.join(name), 1).iter().flat_map(calls).collect();
+        assert!(all.len() >= 2, "{name}");
+        let is_told = |call: &Value| call["content"].to_string().contains(told);
+        assert!(all.iter().filter(|call| is_told(call)).count() >= 2, "{name}: {all:?}");
+    }
+}
+
+#[test]
+fn wrong_options_are_refused_by_name() {
+    let at = folder();
+    for (more, words) in [
+        (&["--tools", "crop"][..], "--tools: \"crop\" is no tool"),
+        (&["--tools", "nosuch.py:f"], "--tools: there is no file nosuch.py"),
+        (&["--temporal"], "--temporal: scores answers to shuffled frames"),
+        (&["--tool-tags", "<t>"], "--tool-tags: is"),
+        (&["--tool-timeout", "0"], "--tool-timeout: is 0"),
+        (&["--max-tool-calls", "0"], "--max-tool-calls: is 0"),
+    ] {
+        run_in(at, grpo("refused", more)).assert_refused(2, &[words]);
+    }
+}
