@@ -80,6 +80,12 @@ impl CompletionTokens {
         self.learned_indices().count()
     }
 
+    /// Whether the turns of tools are ranges of the tokens, in order.
+    fn has_ordered_turns(&self) -> bool {
+        self.model_turns().all(|turn| turn.start <= turn.end && turn.end <= self.ids.len())
+            && self.tool_turns.iter().all(|turn| turn.tokens.start <= turn.tokens.end)
+    }
+
     /// The ranges of the tokens of each turn of the model.
     pub fn model_turns(&self) -> impl Iterator<Item = Range<usize>> {
         let starts = std::iter::once(0).chain(self.tool_turns.iter().map(|turn| turn.tokens.end));
@@ -221,7 +227,7 @@ impl RolloutSet {
             let is_complete = [&scores.reward, &scores.advantage].iter().all(|list| list.len() == completions.len());
             if !is_complete
                 || prompt.row >= prompts.data_row_count()
-                || completions.iter().any(|c| c.learned_len > c.ids.len())
+                || completions.iter().any(|c| c.learned_len > c.ids.len() || !c.has_ordered_turns())
             {
                 return Err(damaged(format!(
                     "has an invalid group: data row {} does not exist, or the group's lists differ in length",
