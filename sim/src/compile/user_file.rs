@@ -78,7 +78,8 @@ pub fn compile_user_file(
 }
 
 /// Returns the registers per thread that ptxas, called with `options`, assigns to the kernel `symbol` of PTX; `None` if
-/// ptxas is not installed or does not assemble the PTX.
+/// ptxas is not installed, does not assemble the PTX, or ignores `setmaxnreg` (C7508) because it cannot determine the
+/// register count at the kernel's entry.
 pub fn registers_of_kernel(ptx: &str, symbol: &str, options: &[String]) -> Option<u32> {
     let ptxas = Toolkit::from_environment().program("ptxas")?;
     let target = ptx
@@ -99,8 +100,10 @@ pub fn registers_of_kernel(ptx: &str, symbol: &str, options: &[String]) -> Optio
         .arg(&file);
     let done = command.stdin(Stdio::null()).output().ok().filter(|done| done.status.success())?;
     let log = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
-    let registers = PtxasReport::from_log(&log).resources_of_function(symbol)?.registers;
-    (registers > 0).then_some(registers)
+    let report = PtxasReport::from_log(&log);
+    let registers = report.resources_of_function(symbol)?.registers;
+    let ignores_setmaxnreg = report.warnings.iter().any(|warning| warning.contains("C7508"));
+    (registers > 0 && !ignores_setmaxnreg).then_some(registers)
 }
 
 fn nvrtc_options(number: &str, folders: &[&Path], headers: &[PathBuf], of: &UserCompilerOptions) -> Vec<String> {

@@ -34,6 +34,20 @@ fn launch_bounds_alone_give_no_setmaxnreg_finding() {
 }
 
 #[test]
+fn setmaxnreg_without_bounds_has_no_effect_unless_the_register_count_is_known() {
+    let mut case = pool("", "dec.sync.aligned.u32 40", "inc.sync.aligned.u32 232");
+    assert_eq!(case.finding_kinds(), [""; 0]);
+    assert!(case.run().notes.iter().any(|note| note.contains("ptxas ignores setmaxnreg")));
+    assert_eq!(
+        Case { threads: 384, ..pool("", "inc.sync.aligned.u32 256", "inc.sync.aligned.u32 256") }.finding_kinds(),
+        [""; 0]
+    );
+    // ptxas was called with a limit of the registers, and obeys setmaxnreg.
+    case.options.registers = Some(128);
+    assert_eq!(case.finding_kinds(), ["setmaxnreg"]);
+}
+
+#[test]
 fn setmaxnreg_is_checked_against_the_register_count_of_ptxas() {
     let with = |registers: u32, first: &str, second: &str| {
         let mut case = pool(BOUNDS, first, second);

@@ -93,6 +93,14 @@ pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool
         });
         return NextAction::Next;
     }
+    let kernel = cx.grid.context.kernel;
+    let has_bounds =
+        kernel.max_threads.is_some() || kernel.max_registers.is_some() || kernel.required_threads.is_some();
+    // ptxas drops the instruction if neither the kernel nor its own options limit the registers at the entry.
+    if !has_bounds && cx.warp.max_registers.is_none() {
+        cx.grid.reporter.add_note(cx.pc, "ptxas ignores setmaxnreg in a kernel without launch bounds");
+        return NextAction::Next;
+    }
     // Triton ends the work of a warpgroup with two equal `setmaxnreg` in a row. The second one changes nothing.
     if cx.warp.max_registers == Some(count) {
         return NextAction::Next;
@@ -110,10 +118,6 @@ pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool
             )
         });
         return NextAction::Next;
-    }
-    let kernel = cx.grid.context.kernel;
-    if kernel.max_threads.is_none() && kernel.max_registers.is_none() && kernel.required_threads.is_none() {
-        cx.grid.reporter.add_note(cx.pc, "ptxas ignores setmaxnreg in a kernel without launch bounds");
     }
     if increase {
         let need = (count - now) * 32;
