@@ -72,7 +72,10 @@ impl ToolOptions {
     pub fn validate(&self) -> Result<()> {
         let [begin, end] = self.tags();
         check(
-            !begin.trim().is_empty() && !end.trim().is_empty() && !end.contains(',') && begin != end,
+            self.tool_tags.as_ref().is_none_or(|tags| tags.matches(',').count() == 1)
+                && !begin.trim().is_empty()
+                && !end.trim().is_empty()
+                && begin != end,
             "--tool-tags",
             format!("is {:?}", self.tool_tags.as_deref().unwrap_or_default()),
             "give two different tags with a comma between them, such as <tool>,</tool>",
