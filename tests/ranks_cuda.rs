@@ -15,6 +15,7 @@ use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::qwen_vl::QwenVl;
+use reel_samples::rewards::EmaMoments;
 use reel_samples::sample::Sample;
 use reel_support::error::{Error, Kind, Result};
 use reel_support::ranks::{Ranks, Timeouts, Traffic, TrafficVolume, World};
@@ -127,7 +128,8 @@ fn grpo_step(device: &Device, dtype: DType, ranks: Option<Arc<Ranks>>) -> Result
     let mut trainer = open_trainer(device, dtype, &options.run, ranks)?;
     let files = Checkpoint::open(&golden("train").join("model_a")).expect("weights");
     let reference = QwenVl::open(device, &files, &trainer.model.config, dtype).expect("a reference model");
-    let mut set = RolloutSet::new((0..MICRO_BATCHES).map(group).collect(), options.scale_rewards);
+    let (groups, rules) = ((0..MICRO_BATCHES).map(group).collect(), options.advantage_rules()?);
+    let mut set = RolloutSet::new(groups, &rules, &mut EmaMoments::default());
     let mut result = grpo::step(&mut trainer, &options, Some(&reference), &mut set, 1)?;
     (result.grpo.rollout_seconds, result.grpo.train_seconds) = (None, None);
     Ok(Trained { hashes: trainer.tensor_hashes()?, result })

@@ -99,8 +99,8 @@ fn any_number_of_processes_gives_the_bits_of_one() {
     let siglip = golden("siglip/model").display().to_string();
     let two_groups = ["--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "4"];
     let four = ["--gradient-accumulation-steps", "4"];
-    // The last checkpoint is written between two steps on the same rollouts.
-    let iterations = ["--num-iterations", "2", "--max-steps", "3", "--save-steps", "3"];
+    // The last checkpoint is written between two steps on the same rollouts, and has the moments of the rewards.
+    let iterations = ["--num-iterations", "2", "--max-steps", "3", "--save-steps", "3", "--scale-rewards", "ema"];
     let dapo = ["--loss-type", "dapo", "--scale-rewards", "batch", "--importance-sampling-level", "sequence"];
     // With this reward, many groups have equal rewards.
     let parity = ["--reward-command", "while read -r line; do row=${line%,*_batch*}; echo $((${#row} % 2)); done"];

@@ -208,7 +208,7 @@ fn nested_keys_are_translated() {
         outcome_of_line("grpo data.train_files=d actor_rollout_ref.model.path=m algorithm.adv_estimator=gae"),
         "gae",
     );
-    assert!(message.contains("algorithm.adv_estimator=gae: reel's advantage is GRPO's"), "{message}");
+    assert!(message.contains("algorithm.adv_estimator=gae: reel's advantages are GRPO's"), "{message}");
 }
 
 #[test]

@@ -103,6 +103,7 @@ pub fn question_text(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rewards::ProblemType;
 
     fn question_text(problem: &str, options: Option<&[String]>, answer_instruction: &str, parity: Recipe) -> String {
         super::question_text(problem, options, answer_instruction, parity, QuestionTemplate::Training)
@@ -150,7 +151,7 @@ mod tests {
         assert!(long.starts_with("A conversation between User and Assistant. The user asks"));
         assert!(long.ends_with("<think> reasoning process here </think><answer> answer here </answer>"));
         assert!(!long.contains('\n') && !long.contains("  "));
-        assert_eq!(problem_types().count(), 5);
+        assert_eq!(problem_types().count(), ProblemType::ALL.len());
         assert!(answer_instruction("nosuch").is_none());
     }
 }

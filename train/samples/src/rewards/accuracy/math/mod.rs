@@ -76,9 +76,11 @@ impl<'a> List<'a> {
     /// Reads a text with a comma outside of inner brackets, or a set.
     fn parse(text: &'a str) -> Option<Self> {
         let inner = |open: &str, close: &str| text.strip_prefix(open)?.strip_suffix(close);
-        for (open, close) in [("\\{", "\\}"), ("(", ")"), ("[", "]"), ("(", "]"), ("[", ")")] {
+        let pairs = [("\\{", "\\}"), ("{", "}"), ("(", ")"), ("[", "]"), ("(", "]"), ("[", ")")];
+        for (open, close) in pairs {
+            let is_set = open.ends_with('{');
             if let Some(items) = inner(open, close).and_then(split_at_commas).filter(|i| i.len() > 1 || open == "\\{") {
-                return Some(Self { brackets: [open, close].concat(), items });
+                return Some(Self { brackets: if is_set { "{".into() } else { [open, close].concat() }, items });
             }
         }
         Some(Self { brackets: String::new(), items: split_at_commas(text).filter(|items| items.len() > 1)? })
@@ -146,6 +148,7 @@ mod tests {
             ("2^{10}", "1024"),
             ("10^-2", "0.01"),
             ("3 \\times 10^{2}", "300"),
+            ("1.5\\times10^{-3}", "0.0015"),
             ("2\\sqrt{2}", "\\sqrt{8}"),
             ("\\sqrt[3]{27}", "3"),
             ("\\sqrt{3}/3", "\\frac{1}{\\sqrt{3}}"),
@@ -163,6 +166,8 @@ mod tests {
             ("so \\boxed{\\frac{1}{3}} it is", "1/3"),
             (".5", "0.5"),
             ("\\{1,2\\}", "\\{2,1\\}"),
+            ("{1,2}", "\\{2,1\\}"),
+            ("x \\in [1,2]", "[1, 2]"),
             ("2, 1", "1,2"),
             ("x^2+2x+1", "(x+1)^2"),
             ("\\frac{x}{2}", "0.5x"),

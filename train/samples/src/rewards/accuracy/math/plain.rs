@@ -10,10 +10,10 @@ static REPLACEMENTS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         (r"\\[dtc]frac\b|\\[dtc]frac(\d)", r"\frac$1"),
         (r"\\(?:left|right|displaystyle|limits|big|Big|bigg|Bigg)\b", ""),
         (r"\\[,;:! ]|\\q?quad\b|~", " "),
-        (r"\\[()\[\]]|\\?\$", ""),
+        (r"\\[()\[\]]|\\?\$|[€£]", ""),
         (r"\*\*", ""),
-        (r"\\cdot\b|\\times\b|\\ast\b|[×⋅·]", "*"),
-        (r"\\div\b|÷", "/"),
+        (r"\\(?:cdot|times|ast)|[×⋅·]", "*"),
+        (r"\\div|÷", "/"),
         (r"[−–]", "-"),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|°", ""),
         (r"\\?%", ""),
@@ -43,7 +43,7 @@ static THOUSANDS: LazyLock<Regex> = LazyLock::new(|| regex(r"^[+-]?\d{1,3}(?:,\s
 
 /// A name and an equals sign in front of the value.
 static NAMED_VALUE: LazyLock<Regex> =
-    LazyLock::new(|| regex(r"^\s*(?:[A-Za-z]\w?|[A-Za-z]\([A-Za-z]\))\s*=\s*([^=]+)$"));
+    LazyLock::new(|| regex(r"^\s*(?:[A-Za-z]\w?|[A-Za-z]\([A-Za-z]\))\s*(?:=|\\in\b)\s*([^=]+)$"));
 
 #[expect(clippy::expect_used, reason = "the expressions of this file are constant, and each test compiles them")]
 fn regex(expression: &str) -> Regex {
