@@ -12,8 +12,8 @@ use reel_samples::rewards::{ProblemType, strip_white_space};
 use regex::Regex;
 use serde::{Deserialize, Deserializer};
 
-use super::PromptRules;
 use super::options::text_without_letter;
+use super::rules::PromptRules;
 
 /// A regular expression of a task file.
 #[derive(Clone, Debug)]
