@@ -249,6 +249,7 @@ impl Task {
     /// # Errors
     /// The task has no reference protocol, or the protocol has no prompt.
     pub fn with_reference_prompt(self) -> Result<Self> {
+        self.check_reference_protocol()?;
         let prompt = self.reference_prompt().cloned();
         let missing = || {
             let what = format!("is reference, but the task file of {} has no [reference.prompt]", self.name);
@@ -303,13 +304,12 @@ mod tests {
         let keys = page.split_once("### All keys of a task file").unwrap().1;
         let layout = |row: &str| format!("name = \"x\"\nfiles = []\ncolumns = []\n{row}");
         // A key or value that does not exist gives an error with all that do.
-        let tables: [Result<(), toml::de::Error>; 19] = [
+        let tables: [Result<(), toml::de::Error>; 18] = [
             toml::from_str::<Task>("zzz = 1").map(drop),
             toml::from_str::<PromptRules>("zzz = 1").map(drop),
             toml::from_str::<ScoreRules>("zzz = 1").map(drop),
             toml::from_str::<ScoreRules>("headline = \"zzz\"").map(drop),
             toml::from_str::<PublishedScore>("zzz = 1").map(drop),
-            toml::from_str::<ScoreRules>("groups = \"zzz\"").map(drop),
             toml::from_str::<ScoreRules>("metrics = \"zzz\"").map(drop),
             toml::from_str::<ReferenceProtocol>("zzz = 1").map(drop),
             toml::from_str::<AnswerRules>("zzz = 1").map(drop),
