@@ -438,7 +438,7 @@ row = { id = "{row.number}", question = "{q}", kind = "multiple choice", options
         ["eval", "--model", "tiny", "--benchmark", "moved.toml", "--data", ".", "--out", "t", "--text-only", "--quiet"];
     run_in(at, beside).assert_refused(1, &["mine.toml: exists", "--overwrite"]);
     let printed = run_in(at, ["eval", "tasks", "mmvu"]);
-    assert!(printed.ok().contains("name = \"mmvu\"") && run_in(at, ["eval", "tasks"]).ok().lines().count() == 7);
+    assert!(printed.ok().contains("name = \"mmvu\"") && run_in(at, ["eval", "tasks"]).ok().lines().count() == 19);
 }
 
 /// `--data` can name a hub data set in the local cache, or a file of it.

@@ -14,6 +14,7 @@
 
 mod layout;
 mod options;
+mod pattern;
 mod reference;
 mod rules;
 mod suite;
