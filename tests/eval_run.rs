@@ -438,7 +438,7 @@ row = { id = "{row.number}", question = "{q}", kind = "multiple choice", options
         ["eval", "--model", "tiny", "--benchmark", "moved.toml", "--data", ".", "--out", "t", "--text-only", "--quiet"];
     run_in(at, beside).assert_refused(1, &["mine.toml: exists", "--overwrite"]);
     let printed = run_in(at, ["eval", "tasks", "mmvu"]);
-    assert!(printed.ok().contains("name = \"mmvu\"") && run_in(at, ["eval", "tasks"]).ok().lines().count() == 7);
+    assert!(printed.ok().contains("name = \"mmvu\"") && run_in(at, ["eval", "tasks"]).ok().lines().count() == 19);
 }
 
 /// `--data` can name a hub data set in the local cache, or a file of it.
@@ -520,4 +520,57 @@ fn wrong_use_and_wrong_data_are_refused_by_name() {
     let whole = fs::read(at.join(holmes)).expect("data");
     fs::write(at.join(holmes), &whole[..whole.len() / 2]).expect("written");
     refused(text, 1, &["test_Video-Holmes.json", "is not JSON"]);
+}
+
+/// A suite prints the scores of a paper's benchmarks beside the published ones; prompts of a reference protocol, and
+/// subtitles, are those of the harness.
+#[test]
+fn suites_reference_protocols_and_subtitles() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    tiny_model(at);
+    for name in ["vsibench", "videommmu", "mmvu", "mvbench", "tempcompass", "videomme"] {
+        let row = json!({"problem_id": 1, "problem": "Who?", "data_type": "video", "problem_type": "multiple choice",
+            "options": ["A. he", "B. she"], "solution": "<answer>B</answer>", "path": "./v.mp4", "data_source": ""});
+        write_json(&at.join(format!("data/eval_{name}.json")), &json!([row]));
+    }
+    let eval = |more: &[&str]| {
+        let args = ["eval", "--model", "tiny", "--text-only", "--max-new-tokens", "2"];
+        run_in(at, args.into_iter().chain(more.iter().copied()))
+    };
+    let suite = eval(&["--suite", "videorft", "--data", "data", "--out", "suite"]);
+    assert_eq!(suite.code, Some(0), "{}", suite.stderr);
+    for line in ["VideoRFT (arXiv 2505.12434)", "VideoRFT-7B    VideoRFT-3B", "59.8           45.4"] {
+        assert!(suite.stdout.contains(line), "{line}: {}", suite.stdout);
+    }
+    let unknown = eval(&["--suite", "nosuch", "--data", "data", "--out", "x"]);
+    assert!(
+        unknown.code == Some(2) && unknown.stderr.contains("--suite: unknown suite `nosuch`"),
+        "{}",
+        unknown.stderr
+    );
+
+    let question = json!({"id": "v_0", "question": "Who?", "candidates": ["he", "she"], "correct_choice": 1,
+        "duration_group": 15, "question_category": "S2E", "video_path": "v.mp4", "subtitle_path": "v_en.json"});
+    write_json(&at.join("lvb/lvb_val.json"), &json!([question]));
+    let long = ["--benchmark", "longvideobench", "--data", "lvb", "--protocol", "reference"];
+    let without = eval(&[&long[..], &["--subtitles", "--out", "x"]].concat());
+    assert!(without.code == Some(2) && without.stderr.contains("--subtitles: is given, but"), "{}", without.stderr);
+    write_json(&at.join("lvb/subtitles/v_en.json"), &json!([{"timestamp": [0, 1], "text": "Hello there"}]));
+    let with = eval(&[&long[..], &["--subtitles", "--out", "long"]].concat());
+    assert_eq!(with.code, Some(0), "{}", with.stderr);
+    let row = read(&at.join("long/longvideobench.jsonl"));
+    let want = "This video's subtitles are listed below:\nHello there\nWho?\nA. he\nB. she\nAnswer with the option's letter \
+        from the given choices directly.\n";
+    assert_eq!(row["prompt"][0]["content"][0]["text"], want);
+    let scores = read(&at.join("long/longvideobench.json"));
+    assert_eq!(
+        (&scores["extraction"], &scores["protocol"]["options"]["subtitles"]),
+        (&json!("reference"), &json!(true))
+    );
+    // A merge finds the answers by the protocol of the run.
+    assert_eq!(run_in(at, ["eval", "merge", "long"]).code, Some(0));
+    assert_eq!(read(&at.join("long/longvideobench.json")), scores);
+    let none = eval(&["--benchmark", "mmvu", "--data", "data", "--protocol", "reference", "--out", "x"]);
+    assert!(none.code == Some(2) && none.stderr.contains("mmvu has no [reference]"), "{}", none.stderr);
 }

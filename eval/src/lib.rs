@@ -12,6 +12,7 @@
 
 mod bootstrap;
 mod compare;
+mod expand;
 mod extraction;
 mod interval;
 mod load;
@@ -19,7 +20,9 @@ mod metrics;
 pub mod predict;
 mod prediction;
 mod row;
+mod row_fields;
 mod score;
+mod source;
 mod subtitles;
 mod task;
 

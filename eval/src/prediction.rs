@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::Extraction;
 use crate::error::{Kind, Result};
-use crate::row::segments;
+use crate::row_fields::segments;
 use crate::task::{FoundAnswer, Task, text_of_scalar};
 
 /// A row of predictions: the benchmark's `problem_type`, `solution` and `category`, and the model's `output`, or the

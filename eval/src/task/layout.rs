@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::reference::Pattern;
+use super::pattern::Pattern;
 use super::template::{Template, column};
 
 /// One of the forms in which a benchmark is published.

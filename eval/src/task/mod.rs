@@ -14,7 +14,9 @@
 
 mod layout;
 mod options;
+mod pattern;
 mod reference;
+mod rules;
 mod suite;
 mod template;
 
@@ -24,11 +26,12 @@ use std::sync::LazyLock;
 use reel_samples::prompts::{QuestionTemplate, answer_instruction, question_text};
 use reel_samples::rewards::Recipe;
 use reel_support::diagnostic::input;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 pub use layout::{AnswerForm, Layout, LookupColumn, OptionalColumns, RowRules, text_of_scalar};
 pub use options::{AnswerOptions, option_error};
 pub use reference::{FoundAnswer, ReferenceProtocol};
+pub use rules::{GroupRule, Headline, MetricKind, PromptRules, PublishedScore, ScoreRules};
 pub use suite::Suite;
 pub use template::{Template, column};
 
@@ -74,99 +77,6 @@ pub struct Task {
     pub user_file_text: Option<String>,
 }
 
-/// The text around a question.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct PromptRules {
-    /// The text of the user's message, with placeholders `{question}` and `{options}` (one line per option). Only a
-    /// benchmark whose questions contain their options needs no `{options}`. If the template is absent, the recipe's
-    /// template for evaluation is used, which also says what form the answer has.
-    pub template: Option<String>,
-    /// The system message. If it is absent, the prompt has no system message, and the chat template may add its own.
-    pub system: Option<String>,
-    /// The form of an option in `{options}`, with placeholders `{letter}` and `{text}`; without it, the options are shown
-    /// as the row has them.
-    pub option: Option<String>,
-    /// The text between two options in `{options}`; without it, each option is a line.
-    pub separator: Option<String>,
-}
-
-/// How the score of a benchmark is computed from the scores of its rows.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct ScoreRules {
-    /// Whether the official score is the mean over tasks instead of the mean over rows. A task is a category, or all
-    /// categories of one entry of `merged_categories`.
-    #[serde(default)]
-    pub task_mean: bool,
-    /// The figure that the papers of VideoRFT and Video-R1 report for this benchmark.
-    #[serde(default)]
-    pub headline: Headline,
-    /// Prefixes of category names: for a prefix `NAME`, the categories `NAME_*` are one task, whose score is the mean
-    /// of their scores.
-    #[serde(default)]
-    pub merged_categories: Vec<String>,
-    /// What the rows of a group have to do with each other.
-    pub groups: Option<GroupRule>,
-    /// The metrics that the report has beside the scores of rows.
-    pub metrics: Option<MetricKind>,
-    /// The thresholds at which shares of rows are reported (`r@0.5`, `iou@0.5`, …).
-    #[serde(default)]
-    pub thresholds: Vec<f64>,
-    /// The thresholds at which shares of boxes are reported (`ap@0.5`).
-    #[serde(default)]
-    pub box_thresholds: Vec<f64>,
-}
-
-/// How the rows of a group are scored together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum GroupRule {
-    /// A group is one question, which is right if all its rows are. All scores but `mean_acc` are those of groups.
-    AllRight,
-}
-
-/// The metrics of a report. [`crate::score_benchmark`] computes them; its module `metrics` has their formulas.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MetricKind {
-    /// Temporal grounding: mean IoU and the shares of rows with an IoU of at least each threshold.
-    Grounding,
-    /// Multiple-choice answers with the segment that they are based on (NExT-GQA).
-    GroundedAnswers,
-    /// Groups of four questions with a relevance or a logic score (Video-MME-v2).
-    QuestionGroups,
-    /// Chains of questions about what, when and where (V-STaR).
-    EvidenceChains,
-}
-
-/// Selects the headline figure of a benchmark: the score that tables of results list.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Headline {
-    /// The mean score of all rows of the benchmark.
-    #[default]
-    Overall,
-    /// The mean of the scores of the benchmark's tasks.
-    TaskMean,
-    /// The mean of two values: the mean over regression rows and the mean over the other rows.
-    MeanOfAccuracyAndMra,
-}
-
-/// A published score of a model on the benchmark.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct PublishedScore {
-    /// The name of the model.
-    pub model: String,
-    /// The score in percent.
-    pub score: f64,
-    /// Number of frames that the model saw of each video.
-    pub frames: u32,
-    /// The publication that reports the score.
-    pub source: String,
-}
-
 /// The files of the built-in tasks: first those of the VideoRFT and Video-R1 papers, in the order of their result tables.
 const BUILT_IN: [(&str, &str); 19] = [
     ("vsibench.toml", include_str!("../../tasks/vsibench.toml")),
@@ -196,13 +106,16 @@ const ALL: usize = 6;
 impl Task {
     /// Returns all built-in tasks.
     pub fn built_in_tasks() -> Vec<Self> {
-        let parse = |(name, text)| Self::parse(name, text).expect("the task files are part of the program, and tested");
-        BUILT_IN.into_iter().map(parse).collect()
+        Self::cached_built_in_tasks().to_vec()
     }
 
     /// Returns all built-in tasks, which are parsed once per process.
     pub(crate) fn cached_built_in_tasks() -> &'static [Self] {
-        static TASKS: LazyLock<Vec<Task>> = LazyLock::new(Task::built_in_tasks);
+        static TASKS: LazyLock<Vec<Task>> = LazyLock::new(|| {
+            let parse =
+                |(name, text)| Task::parse(name, text).expect("the task files are part of the program, and tested");
+            BUILT_IN.into_iter().map(parse).collect()
+        });
         &TASKS
     }
 
@@ -337,6 +250,7 @@ impl Task {
     /// # Errors
     /// The task has no reference protocol, or the protocol has no prompt.
     pub fn with_reference_prompt(self) -> Result<Self> {
+        self.check_reference_protocol()?;
         let prompt = self.reference_prompt().cloned();
         let missing = || {
             let what = format!("is reference, but the task file of {} has no [reference.prompt]", self.name);
@@ -375,23 +289,6 @@ impl Task {
     }
 }
 
-impl PromptRules {
-    /// Returns the text that replaces `{options}` in the template.
-    fn option_list(&self, options: &[String]) -> String {
-        let shown = options.iter().map(|option| match &self.option {
-            None => option.clone(),
-            Some(form) => {
-                let letter: String = option.chars().take(1).collect();
-                form.replace("{letter}", &letter).replace("{text}", text_without_letter(option))
-            }
-        });
-        match &self.separator {
-            None => shown.map(|option| format!("{option}\n")).collect(),
-            Some(separator) => shown.collect::<Vec<_>>().join(separator),
-        }
-    }
-}
-
 fn line_of(text: &str, byte: usize) -> usize {
     1 + text.as_bytes().iter().take(byte).filter(|&&b| b == b'\n').count()
 }
@@ -408,13 +305,12 @@ mod tests {
         let keys = page.split_once("### All keys of a task file").unwrap().1;
         let layout = |row: &str| format!("name = \"x\"\nfiles = []\ncolumns = []\n{row}");
         // A key or value that does not exist gives an error with all that do.
-        let tables: [Result<(), toml::de::Error>; 19] = [
+        let tables: [Result<(), toml::de::Error>; 18] = [
             toml::from_str::<Task>("zzz = 1").map(drop),
             toml::from_str::<PromptRules>("zzz = 1").map(drop),
             toml::from_str::<ScoreRules>("zzz = 1").map(drop),
             toml::from_str::<ScoreRules>("headline = \"zzz\"").map(drop),
             toml::from_str::<PublishedScore>("zzz = 1").map(drop),
-            toml::from_str::<ScoreRules>("groups = \"zzz\"").map(drop),
             toml::from_str::<ScoreRules>("metrics = \"zzz\"").map(drop),
             toml::from_str::<ReferenceProtocol>("zzz = 1").map(drop),
             toml::from_str::<AnswerRules>("zzz = 1").map(drop),

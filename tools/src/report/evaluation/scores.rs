@@ -161,6 +161,9 @@ fn differences_from_protocol(benchmark: &BenchmarkAnswers) -> Vec<String> {
     if options["text_only"] == true {
         found.push("asked without the videos (--text-only)".into());
     }
+    if options["subtitles"] == true {
+        found.push("asked with the videos' subtitles (--subtitles)".into());
+    }
     if let Some(shard) = options["shard"].as_str() {
         found.push(format!("only part {shard} of the questions (--shard)"));
     }
