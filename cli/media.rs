@@ -230,7 +230,8 @@ pub fn open_disk_cache(options: &FrameCacheOptions) -> Result<()> {
             "give --frame-cache DIR",
         ));
     }
-    *DISK_CACHE.lock().unwrap_or_else(PoisonError::into_inner) = options.open()?.map(Arc::new);
+    *DISK_CACHE.lock().unwrap_or_else(PoisonError::into_inner) =
+        options.open().map_err(media_error_to_usage_error)?.map(Arc::new);
     Ok(())
 }
 

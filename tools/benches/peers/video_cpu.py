@@ -83,7 +83,12 @@ def main():
         subprocess.run([builds["before"], "init", "--preset", "tiny", "--out", str(tmp / "tiny"), "--quiet"], check=True)
 
         def run(build, clip, profile, videos):
-            content = [{"type": "video", "video": str((a.work / clip).resolve())}] * videos + [{"type": "text", "text": "?"}]
+            # A process keeps the frames of a file that it has decoded, so each video is a file of its own.
+            files = [tmp / f"{i}-{clip}" for i in range(videos)]
+            for file in files:
+                if not file.exists():
+                    file.symlink_to((a.work / clip).resolve())
+            content = [{"type": "video", "video": str(file)} for file in files] + [{"type": "text", "text": "?"}]
             (tmp / "m.json").write_text(json.dumps([{"role": "user", "content": content}]))
             out = tmp / f"{build}.safetensors"
             seconds = cpu_seconds([builds[build], "preprocess", "--model", str(tmp / "tiny"), "--messages", str(tmp / "m.json"),

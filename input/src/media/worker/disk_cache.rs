@@ -355,6 +355,8 @@ mod tests {
         assert_eq!(present, [true, false, true, true]);
         assert!(write(&cache, &path, 5, 20_000).file.metadata().is_err(), "larger than the limit");
 
+        // The kernel's clock of new files lags some milliseconds behind the time that a use sets.
+        set_age(&first, 50);
         // Another process with a lower limit, and a file that a killed process left behind.
         let unfinished = folder.join(format!(".{}.abc.part", first.file.file_name().unwrap().to_string_lossy()));
         fs::write(&unfinished, "x").unwrap();

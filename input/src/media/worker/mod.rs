@@ -30,7 +30,7 @@ use crate::error::Error;
 use crate::media::profile::{MediaOverrides, MediaProfile};
 use crate::media::video::{DecodedFrameSize, DecodedVideo, VideoInfo};
 
-pub use cache_options::{ByteSize, FrameCacheOptions};
+pub use cache_options::FrameCacheOptions;
 pub use caller::{DEFAULT_DECODE_MEMORY_MIB, DecodeWorker};
 pub use control::DecodeControl;
 pub use disk_cache::{DiskFrameCache, FrameCacheCounts};

@@ -230,16 +230,9 @@ fn obu(data: &[u8], start: usize) -> Option<(u8, Range<usize>)> {
 struct Sequence {
     /// Bits of `order_hint` in a frame header; 0 without order hints.
     order_hint_bits: u32,
-    /// Whether each frame says if it uses the tools for screen content; otherwise the value for all frames.
-    screen_content: Choice,
-    integer_mv: Choice,
-}
-
-/// A setting that a sequence header fixes or leaves to each frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Choice {
-    PerFrame,
-    Fixed(bool),
+    /// Whether frames use the tools for screen content, and whole motion vectors; `None` if each frame says so.
+    screen_content: Option<bool>,
+    integer_mv: Option<bool>,
 }
 
 impl Sequence {
@@ -292,7 +285,7 @@ impl Sequence {
             bits.read(2)?;
         }
         let screen_content = bits.choice()?;
-        let integer_mv = if screen_content == Choice::Fixed(false) { Choice::PerFrame } else { bits.choice()? };
+        let integer_mv = if screen_content == Some(false) { None } else { bits.choice()? };
         let order_hint_bits = if has_order_hint { bits.read(3)? + 1 } else { 0 };
         Some(Self { order_hint_bits, screen_content, integer_mv })
     }
@@ -374,16 +367,13 @@ impl Bits<'_> {
         if zeros < 32 { self.read(zeros).map(drop) } else { None }
     }
 
-    /// Reads a [`Choice`] of a sequence header.
-    fn choice(&mut self) -> Option<Choice> {
-        if self.flag()? { Some(Choice::PerFrame) } else { self.flag().map(Choice::Fixed) }
+    /// Reads a setting of a sequence header; `Some(None)` if it is left to each frame.
+    fn choice(&mut self) -> Option<Option<bool>> {
+        if self.flag()? { Some(None) } else { self.flag().map(Some) }
     }
 
-    /// Reads the value of a [`Choice`] in a frame header.
-    fn chosen(&mut self, choice: Choice) -> Option<bool> {
-        match choice {
-            Choice::PerFrame => self.flag(),
-            Choice::Fixed(value) => Some(value),
-        }
+    /// Reads a setting in a frame header, unless the sequence header has fixed it.
+    fn chosen(&mut self, fixed: Option<bool>) -> Option<bool> {
+        fixed.or_else(|| self.flag())
     }
 }
