@@ -274,7 +274,8 @@ fn bad_tools_lose_nothing() {
         ("gone", r#"echo '[{"type": "video", "video": "nosuch.mp4"}]'"#.to_string(), "nosuch.mp4"),
     ] {
         let command = command(&answer);
-        let more = ["--tool-command", &command, "--tool-timeout", "1", "--max-steps", "1", "--max-completion-length", "500"];
+        let more =
+            ["--tool-command", &command, "--tool-timeout", "1", "--max-steps", "1", "--max-completion-length", "500"];
         let arguments = without(grpo(name, &more), "--tools");
         run_in(at, arguments).ok();
         let all: Vec<Value> = rollouts(&at.join(name), 1).iter().flat_map(calls).collect();

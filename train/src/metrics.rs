@@ -42,7 +42,8 @@ pub struct StepMetrics {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GrpoMetrics {
     /// Mean of each reward before its weight is applied, `("rewards/accuracy", mean)`, and of each metric that a reward
-    /// function logs, `("logged/NAME", mean)`. The names are keys of the JSON line.
+    /// function logs, `("logged/NAME", mean)`; counts `("malformed/REASON", n)` and means `("tools/NAME", mean)`. The
+    /// names are keys of the JSON line, and the only ones with `/`.
     #[serde(flatten, with = "rewards_by_name")]
     pub rewards: Vec<(String, f64)>,
     /// Number of rewards of this step that were NaN, which counts as None.
@@ -113,17 +114,15 @@ mod rewards_by_name {
     use serde::{Deserialize, Deserializer, Serializer};
     use serde_json::{Map, Value};
 
-    const PREFIXES: [&str; 2] = ["rewards/", "logged/"];
-
     pub fn serialize<S: Serializer>(rewards: &[(String, f64)], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(rewards.iter().map(|(key, mean)| (key, mean)))
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String, f64)>, D::Error> {
         let fields = Map::<String, Value>::deserialize(deserializer)?;
-        let is_named = |key: &String| PREFIXES.iter().any(|prefix| key.starts_with(prefix));
+        // Only these keys have a group and a name: rewards/accuracy, logged/…, malformed/…, tools/….
         let number = |(key, value): (String, Value)| Some((key, value.as_f64()?));
-        Ok(fields.into_iter().filter(|(key, _)| is_named(key)).filter_map(number).collect())
+        Ok(fields.into_iter().filter(|(key, _)| key.contains('/')).filter_map(number).collect())
     }
 }
 
