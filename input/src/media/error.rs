@@ -30,6 +30,7 @@ pub(crate) fn cannot_start_worker(program: &Path, error: &std::io::Error) -> Err
 }
 
 /// The error of an `operation` on a file that failed because this machine could not create threads.
+#[cfg_attr(not(feature = "ffmpeg"), expect(dead_code, reason = "only decoding uses it"))]
 pub(crate) fn cannot_start_threads(path: &Path, operation: &str, error: &std::io::Error) -> Error {
     let what = format!("{operation} failed because threads cannot be created: {error}");
     let help = failed_start_help(error).unwrap_or("check the limits of this process (ulimit -a)");

@@ -86,6 +86,7 @@ enum Filter {
     Torch(Bicubic<FloatingPoint, f32>, Vec<[f32; passes::LANES]>, Vec<f32>),
 }
 
+#[cfg_attr(not(feature = "ffmpeg"), expect(dead_code, reason = "only decoding uses it"))]
 impl FrameResizer {
     /// A resizer for frames of `(height, width)` pixels.
     ///
