@@ -111,7 +111,12 @@ fn sft_step_with(
 fn group(index: usize) -> Rollout {
     let completion = |number: usize| {
         let ids = text(2 + (index + number) % 2, index * 5 + number);
-        CompletionTokens { learned_len: ids.len(), log_probs: vec![-6.0; ids.len()], ids }
+        CompletionTokens {
+            learned_len: ids.len(),
+            log_probs: vec![-6.0; ids.len()],
+            ids,
+            ..CompletionTokens::default()
+        }
     };
     let prompt = Arc::new(Prompt::from_model_input(inputs(text(3 + index % 2, index))));
     let rewards = vec![index as f32, 2.0];

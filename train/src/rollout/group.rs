@@ -24,7 +24,7 @@ use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
 
 /// The tokens of one completion, and how many of them count in the loss.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CompletionTokens {
     /// All token ids of the completion, including the end token.
     pub ids: Vec<TokenId>,
@@ -55,7 +55,7 @@ impl CompletionTokens {
             None if mask_truncated && !ends.are_reached(&ids) => 0,
             None => ids.len(),
         };
-        Self { ids, learned_len, log_probs, tool_turns: Vec::new(), sequence: None }
+        Self { ids, learned_len, log_probs, ..Self::default() }
     }
 
     /// Gives the completion the turns that tools have written.

@@ -233,13 +233,8 @@ mod tests {
             columns: serde_json::Map::new(),
             given: None,
         };
-        let completion = CompletionTokens {
-            ids: vec![1],
-            learned_len: 1,
-            log_probs: vec![0.0],
-            tool_turns: Vec::new(),
-            sequence: None,
-        };
+        let completion =
+            CompletionTokens { ids: vec![1], learned_len: 1, log_probs: vec![0.0], ..CompletionTokens::default() };
         let rollout = Rollout::with_rewards(Arc::new(prompt), vec![completion; 2], Vec::new());
         Rollout { texts: vec![String::new(); 2], ..rollout }
     }

@@ -312,8 +312,7 @@ mod tests {
             ids: vec![1, 2, id],
             learned_len: 2,
             log_probs: vec![-0.1, -0.0, f32::NEG_INFINITY],
-            tool_turns: Vec::new(),
-            sequence: None,
+            ..CompletionTokens::default()
         };
         let scores = Scores {
             accuracy: vec![0.1, 0.2],

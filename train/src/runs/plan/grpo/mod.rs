@@ -274,8 +274,7 @@ impl<'a> PlanCostCounter<'a> {
             ids: vec![0; longest],
             learned_len: longest,
             log_probs: vec![0.0; longest],
-            tool_turns: Vec::new(),
-            sequence: None,
+            ..CompletionTokens::default()
         };
         let n = self.options.num_generations;
         Rollout::with_rewards(Arc::new(prompt), vec![completion; n], vec![0.0; n])
