@@ -85,7 +85,9 @@ impl ToolSet {
                 }
             }
         }
-        user_programs.extend(options.tool_command.iter().map(|cmd| ToolProgram::from_command(cmd, timeout)).flatten());
+        if let Some(command) = &options.tool_command {
+            user_programs.push(ToolProgram::from_command(command, timeout)?);
+        }
         for program in user_programs {
             let mut program = program.with_log(log.clone());
             for definition in program.list(&AtomicBool::new(false))? {
