@@ -200,6 +200,6 @@ mod tests {
         let path = folder.path().join("a.png");
         std::fs::write(&path, b"\x89PNG\r\n\x1a\nrest of the file, longer than a few bytes").unwrap();
         let content = content_of_reply(json!([{"type": "image", "image": path}])).unwrap();
-        assert!(content[0]["image"].as_str().unwrap().starts_with("data:image/png;base64,iVBORw0KGgo"));
+        assert!(content[0]["image"].as_str().unwrap().starts_with("data:image/png;base64,iVBORw0KGg"));
     }
 }
