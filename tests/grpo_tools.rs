@@ -268,7 +268,7 @@ fn bad_tools_lose_nothing() {
         ("hangs", "sleep 60".to_string(), "error: --tool-command"),
         ("ends", "exit 3".to_string(), "exited with code 3"),
         ("words", "echo not json".to_string(), "is `not json`, not JSON"),
-        ("empty", "echo '[]'".to_string(), ""),
+        ("empty", "echo '[]'".to_string(), "[]"),
         ("kind", r#"echo '[{"type": "sound"}]'"#.to_string(), "has a part of the type"),
         ("bomb", format!(r#"echo '[{{"type": "image", "image": "{bomb}"}}]'"#), "error: "),
         ("gone", r#"echo '[{"type": "video", "video": "nosuch.mp4"}]'"#.to_string(), "nosuch.mp4"),

@@ -45,7 +45,7 @@ pub struct Trajectory {
     pub turns: Vec<ToolTurn>,
     /// Why the last turn of the model ended.
     pub finish_reason: FinishReason,
-    /// The prompt and all tokens of the completion, with all images and videos.
+    /// The prompt and all tokens of the completion, with all images and videos; only the prompt without turns of tools.
     pub sequence: Arc<ModelInput>,
     seed: u64,
 }
@@ -220,9 +220,7 @@ impl TurnLoop<'_> {
         t.ids.extend_from_slice(&turn.input_ids);
         t.log_probs.resize(t.ids.len(), 0.0);
         t.turns.push(ToolTurn { tokens, calls });
-        let mut sequence = ModelInput::clone(&t.sequence);
-        sequence.append(turn, &self.model.config, "the answer of a tool")?;
-        t.sequence = Arc::new(sequence);
+        Arc::make_mut(&mut t.sequence).append(turn, &self.model.config, "the answer of a tool")?;
         Ok(Some(self.request(t.sequence.clone(), t.seed, t.ids.len(), 1)))
     }
 
@@ -261,17 +259,18 @@ impl Continuations for TurnLoop<'_> {
         });
         t.finish_reason = finish_reason;
         t.log_probs.extend(log_probs);
-        let mut sequence = ModelInput::clone(&t.sequence);
-        let own = ModelInput { input_ids: ids.clone(), ..ModelInput::default() };
-        sequence.append(&own, &self.model.config, "a completion")?;
-        t.sequence = Arc::new(sequence);
         let options = self.tools.options();
         let calls = calls_in(&self.model.tokenizer.decode(&ids, true), options.tags());
         let ends_turn = ids.last().is_some_and(|id| self.sampling.stop_token_ids.contains(id));
-        t.ids.extend(ids);
         let is_last = calls.is_empty()
             || finish_reason == FinishReason::Length
             || t.calls().count() + calls.len() > options.max_tool_calls;
+        t.ids.extend_from_slice(&ids);
+        // A completion without tools needs no copy of the prompt's frames.
+        if !is_last || !t.turns.is_empty() {
+            let own = ModelInput { input_ids: ids, ..ModelInput::default() };
+            Arc::make_mut(&mut t.sequence).append(&own, &self.model.config, "a completion")?;
+        }
         if is_last {
             self.finished.push(t);
             return Ok(());
