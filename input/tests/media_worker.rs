@@ -354,7 +354,7 @@ fn lack_of_threads_is_never_blamed_on_the_file() {
     let (n, height, width) = (40, 368, 640);
     let data: Vec<u8> = (0..n * height * width * 3).map(|i| (i as u64 * i as u64 / 7919) as u8).collect();
     let frames = FrameView::new(&data, n, height, width).unwrap();
-    // A single group of pictures leaves the threads to the decoder, which cannot do with fewer than it asks for.
+    // With one group of pictures there is one decoder, which gets all threads. It fails if it cannot create them.
     let encoding = VideoEncodingOptions { gop: Some(40), ..VideoEncodingOptions::new(VideoCodec::Mpeg4, (25, 1)) };
     encode_video(&path, frames, &encoding).unwrap();
     let o = MediaOverrides { nframes: Some(40), ..Default::default() };

@@ -157,7 +157,7 @@ impl DiskFrameCache {
         Some(fingerprint)
     }
 
-    /// Reads an entry; `None` if there is none or it cannot be used. The second case is named once.
+    /// Reads an entry. `None` if it does not exist or cannot be used; an entry that cannot be used prints a note once.
     pub(super) fn read(&self, entry: &DiskEntry) -> Option<DecodedVideo> {
         let file = match open_without_link(&entry.file, File::options().read(true)) {
             Ok(file) => file,
