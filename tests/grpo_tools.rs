@@ -9,8 +9,11 @@ use std::process::Stdio;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use reel_input::media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
-use reel_input::media::frames::FrameView;
+use reel_input::media::frames::{FrameBuf, FrameView};
+use reel_input::media::strip::frame_strip;
 use reel_input::{Conversation, MediaOptions, ModelFolder};
 use reel_samples::rewards::ProgramLog;
 use reel_tools::showcase::clips::{CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, ClipSet, make_clips};
@@ -183,6 +186,20 @@ fn training_has_the_bits_of_sampling_across_turns() {
         }
     }
     assert!(weights(&at.join("shared")) != weights(&at.join("warm")), "nothing was learned");
+    run_in(at, ["report", "shared"]).ok();
+    let page = fs::read_to_string(at.join("shared/report.html")).expect("a page");
+    for step in 1..=2 {
+        let group = &rollouts(&at.join("shared"), step)[0];
+        let turns = group["tool_turns"].as_array().expect("turns").iter().enumerate();
+        let shown = turns.filter(|(_, turns)| turns[0]["calls"][0]["frames"].as_u64() >= Some(1));
+        assert_eq!(page.matches("<article").count(), 2);
+        for (completion, _) in shown {
+            let strip =
+                fs::read(at.join(format!("shared/rollouts/strips/{step:06}.{completion}.0.0.png"))).expect("a PNG");
+            assert!(page.contains(&STANDARD.encode(strip)), "step {step}, completion {completion}");
+        }
+    }
+    assert!(page.contains("<small>crop_video: The video from 0.5 s to 1.5 s: (2 frames)</small>"));
     run_in(at, ["replay", "shared", "--step", "2"]).ok();
 }
 
@@ -264,7 +281,12 @@ fn bad_tools_lose_nothing() {
         format!("while read -r l; do case $l in *list_tools*) echo '{LISTED}';; *) {answer};; esac; done")
     };
     let bomb = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAnEAAAJxACAIAAABr";
+    // 100 megapixels: read and shrunk to the limit of pixels.
+    let black = FrameBuf { data: vec![0; 300_000_000], frames: 1, height: 10_000, width: 10_000 };
+    fs::write(at.join("huge.png"), frame_strip(&black, 1, 10_000).expect("a PNG").bytes).expect("a file");
+    drop(black);
     for (name, answer, told) in [
+        ("huge", r#"echo '[{"type": "image", "image": "huge.png"}]'"#.to_string(), "data:image/png;base64,iVBOR"),
         ("hangs", "sleep 60".to_string(), "error: --tool-command"),
         ("ends", "exit 3".to_string(), "exited with code 3"),
         ("words", "echo not json".to_string(), "is `not json`, not JSON"),

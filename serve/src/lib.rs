@@ -30,7 +30,7 @@ mod server;
 mod settings;
 mod step_message;
 #[cfg(test)]
-mod tiny_server;
+mod testing;
 
 use reel_support::error;
 

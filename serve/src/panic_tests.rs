@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::engine_thread::ReplaceWeightsCommand;
 use crate::settings::ServeError;
-use crate::tiny_server::{TEST_TIMEOUT, error_object, post, read_to_end, send, serve_tiny};
+use crate::testing::{TEST_TIMEOUT, error_object, post, read_to_end, send, serve_tiny};
 
 const CHAT: &str = "/v1/chat/completions";
 

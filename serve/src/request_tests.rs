@@ -3,7 +3,7 @@
 use reel_input::encode::ModelFolder;
 use serde_json::{Value, json};
 
-use crate::tiny_server::{TinyServer, error_object, read_to_end, send};
+use crate::testing::{TinyServer, error_object, read_to_end, send};
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";

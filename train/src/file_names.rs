@@ -24,6 +24,8 @@ pub const ROLLOUTS_FOLDER: &str = "rollouts";
 /// The folder below [`ROLLOUTS_FOLDER`] with strips: PNG images that show some frames of a step's first prompt side
 /// by side.
 pub const FRAME_STRIPS_FOLDER: &str = "strips";
+/// Number of completions of a group whose texts and pictures `reel report` shows.
+pub const SHOWN_COMPLETIONS: usize = 8;
 /// The file in OUT for the lines that reward programs write to standard error.
 pub const REWARD_LOG_FILE: &str = "reward.log";
 /// The file in a checkpoint that stores the run state.

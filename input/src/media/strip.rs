@@ -5,6 +5,7 @@ use std::io::Cursor;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::media::Result;
@@ -12,7 +13,7 @@ use crate::media::frames::{FrameBuf, FrameView};
 use crate::media::resize::pillow_bicubic;
 
 /// An image as the bytes of a PNG file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PngImage {
     /// Width in pixels.
     pub width: usize,

@@ -2,13 +2,15 @@
 //! by side with their rewards, below the frames of its video. The script of the page shows one step at a time and has
 //! a slider for the steps; without JavaScript all steps are shown.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use reel_support::diagnostic::input;
-use reel_train::file_names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
+use reel_train::file_names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER, SHOWN_COMPLETIONS};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -23,8 +25,6 @@ const MAX_STEPS: usize = 60;
 const MIN_STEPS: usize = 12;
 /// Maximum bytes of frame images per run. If the images take more, fewer steps are shown.
 const MAX_FRAME_BYTES: u64 = 12 << 20;
-/// Maximum number of completions shown per group.
-const MAX_COMPLETIONS: usize = 8;
 /// Maximum number of characters shown of a text.
 const MAX_CHARACTERS: usize = 600;
 
@@ -58,21 +58,53 @@ pub fn add_rollouts(page: &mut HtmlPage, runs: &[TrainingRun]) -> Result<()> {
 fn groups_html(run: &TrainingRun, run_index: usize) -> Result<String> {
     let folder = run.folder.join(ROLLOUTS_FOLDER);
     let rows = |step: u64| folder.join(format!("{step:06}.jsonl"));
-    let strip = |step: u64| folder.join(FRAME_STRIPS_FOLDER).join(format!("{step:06}.png"));
+    let strips = FrameStripFiles::list(&folder.join(FRAME_STRIPS_FOLDER));
     let sampled: Vec<u64> = run.steps.iter().map(|s| s.step).filter(|&s| rows(s).exists()).collect();
-    let with_frames: Vec<u64> = sampled.iter().copied().filter(|&s| strip(s).exists()).collect();
-    let bytes = |step: u64| fs::metadata(strip(step)).map_or(0, |facts| facts.len());
+    let with_frames: Vec<u64> = sampled.iter().copied().filter(|&s| strips.bytes(s) > 0).collect();
     let mut html = String::new();
-    for step in shown_steps(if with_frames.is_empty() { &sampled } else { &with_frames }, bytes) {
+    for step in shown_steps(if with_frames.is_empty() { &sampled } else { &with_frames }, |step| strips.bytes(step)) {
         let path = rows(step);
         let text = input::read_text(&path, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(&path, &e))?;
         let Some(group) = text.lines().next().and_then(|line| serde_json::from_str::<Value>(line).ok()) else {
             continue;
         };
-        let strip = input::read_file(strip(step), input::MAX_MESSAGES_BYTES).ok();
-        html += &article(run_index, step, &group, strip.as_deref());
+        html += &article(run_index, step, &group, &strips);
     }
     Ok(html)
+}
+
+/// The pictures of a run's rollouts by their file names.
+#[derive(Default)]
+struct FrameStripFiles(BTreeMap<String, (PathBuf, u64)>);
+
+impl FrameStripFiles {
+    fn list(folder: &Path) -> Self {
+        let files = fs::read_dir(folder).into_iter().flatten().flatten();
+        let file = |file: fs::DirEntry| {
+            Some((file.file_name().into_string().ok()?, (file.path(), file.metadata().ok()?.len())))
+        };
+        Self(files.filter_map(file).collect())
+    }
+
+    /// The names of the pictures that start with `prefix`, and their files.
+    fn starting_with(&self, prefix: &str) -> impl Iterator<Item = &(PathBuf, u64)> {
+        self.0.range(prefix.to_string()..).take_while(move |(name, _)| name.starts_with(prefix)).map(|(_, file)| file)
+    }
+
+    /// The bytes of all pictures of a step.
+    fn bytes(&self, step: u64) -> u64 {
+        self.starting_with(&format!("{step:06}.")).map(|(_, bytes)| bytes).sum()
+    }
+
+    /// The pictures whose names start with `prefix`, as HTML.
+    fn html(&self, prefix: &str) -> String {
+        let images =
+            self.starting_with(prefix).filter_map(|(path, _)| input::read_file(path, input::MAX_MESSAGES_BYTES).ok());
+        let html = |png: Vec<u8>| {
+            format!("<img class=\"strip\" alt=\"frames\" src=\"data:image/png;base64,{}\">", STANDARD.encode(png))
+        };
+        images.map(html).collect()
+    }
 }
 
 /// Returns evenly spaced steps that include the first and the last: as many as [`MAX_STEPS`] and [`MAX_FRAME_BYTES`]
@@ -93,37 +125,46 @@ fn spread(steps: &[u64], count: usize) -> Vec<u64> {
     (0..count).map(|i| steps[i * (steps.len() - 1) / (count - 1).max(1)]).collect()
 }
 
-fn article(run: usize, step: u64, group: &Value, strip: Option<&[u8]>) -> String {
+fn article(run: usize, step: u64, group: &Value, strips: &FrameStripFiles) -> String {
     let mut page = format!(
-        "<article class=\"group\" data-run=\"{run}\" data-step=\"{step}\"><h4>step {step}, row {}</h4>",
-        escape_html(&group["row"].to_string())
+        "<article class=\"group\" data-run=\"{run}\" data-step=\"{step}\"><h4>step {step}, row {}</h4>{}",
+        escape_html(&group["row"].to_string()),
+        strips.html(&format!("{step:06}.png"))
     );
-    if let Some(png) = strip {
-        let _ =
-            write!(page, "<img class=\"strip\" alt=\"frames\" src=\"data:image/png;base64,{}\">", STANDARD.encode(png));
-    }
     let _ = write!(page, "<p>{}</p>", escape_html(&shortened(&prompt_text(&group["prompt"]))));
     if let Some(solution) = group["solution"].as_str() {
         let _ = write!(page, "<p>solution: {}</p>", escape_html(&shortened(solution)));
     }
     page += "<div class=\"answers\">";
     let texts = group["texts"].as_array().map_or(&[][..], Vec::as_slice);
-    for (i, text) in texts.iter().enumerate().take(MAX_COMPLETIONS) {
+    for (i, text) in texts.iter().enumerate().take(SHOWN_COMPLETIONS) {
         let parts = group["scores"].as_object().into_iter().flatten().filter(|(name, _)| *name != "reward");
         let parts: Vec<String> =
             parts.filter_map(|(name, values)| Some(format!("{name} {:.2}", values[i].as_f64()?))).collect();
         let reward = group["rewards"][i].as_f64().map_or("–".to_string(), |reward| format!("{reward:.2}"));
-        let _ = write!(
-            page,
-            "<div><b>{reward}</b> <small>{}</small><pre>{}</pre></div>",
-            escape_html(&parts.join(", ")),
-            escape_html(&shortened(text.as_str().unwrap_or_default()))
-        );
+        let _ = write!(page, "<div><b>{reward}</b> <small>{}</small>", escape_html(&parts.join(", ")));
+        let turns = group["turns"][i].as_array().map_or(std::slice::from_ref(text), Vec::as_slice);
+        for (turn, text) in turns.iter().enumerate() {
+            let _ = write!(page, "<pre>{}</pre>", escape_html(&shortened(text.as_str().unwrap_or_default())));
+            for call in group["tool_turns"][i][turn]["calls"].as_array().into_iter().flatten() {
+                let _ = write!(page, "<small>{}</small>", escape_html(&shortened(&answer_text(call))));
+            }
+            page += &strips.html(&format!("{step:06}.{i}.{turn}."));
+        }
+        page += "</div>";
     }
-    if texts.len() > MAX_COMPLETIONS {
-        let _ = write!(page, "<p>and {} more completions</p>", texts.len() - MAX_COMPLETIONS);
+    if texts.len() > SHOWN_COMPLETIONS {
+        let _ = write!(page, "<p>and {} more completions</p>", texts.len() - SHOWN_COMPLETIONS);
     }
     page + "</div></article>\n"
+}
+
+/// What a tool has answered to a call: its texts, and the number of frames that it has shown.
+fn answer_text(call: &Value) -> String {
+    let texts: Vec<&str> =
+        call["content"].as_array().into_iter().flatten().filter_map(|p| p["text"].as_str()).collect();
+    let (name, frames) = (call["name"].as_str().unwrap_or_default(), &call["frames"]);
+    format!("{name}: {} ({frames} frames)", texts.join(" "))
 }
 
 /// The text of a prompt. For a chat, the text of its last message.
@@ -168,7 +209,7 @@ mod tests {
     fn completions_are_escaped() {
         let group = serde_json::json!({"row": 3, "prompt": [{"role": "user", "content": [{"type": "text", "text": "<i>Where?"}]}],
             "texts": ["<script>"], "rewards": [0.5], "scores": {"accuracy": [0.5], "reward": [0.5]}});
-        let page = article(0, 2, &group, None);
+        let page = article(0, 2, &group, &FrameStripFiles::default());
         assert!(
             page.contains("&lt;script&gt;") && page.contains("&lt;i&gt;Where?") && page.contains("accuracy 0.50"),
             "{page}"

@@ -7,12 +7,13 @@ use std::thread::{self, JoinHandle};
 use std::{fs, io};
 
 use reel_engine::FinishReason;
+use reel_input::media::frames::FrameBuf;
 use reel_input::media::strip::{PngImage, frame_strip};
 use reel_input::{MediaFrames, TokenId};
 use reel_samples::rewards::Scores;
 use reel_support::diagnostic::input;
 use reel_support::files::{json, replace_synced, write_synced};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::given::{RolloutLine, nan_for_null};
@@ -20,13 +21,16 @@ use super::prompts::{EndTokens, PromptSource};
 use super::tool_media::load_tool_media;
 use super::tools::content::ToolTurn;
 use crate::error::{Error, Result};
-use crate::file_names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
+use crate::file_names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER, SHOWN_COMPLETIONS};
 use crate::options::GrpoOptions;
 use crate::rollout::group::{CompletionTokens, Rollout};
 
 /// Approximate maximum number of frame strips (PNG images of a prompt's frames side by side) per run. In runs of more
 /// steps, only some steps get a strip.
 const MAX_STRIPS: u64 = 24;
+
+/// Maximum number of frames in a strip.
+const MAX_FRAMES: usize = 8;
 
 /// Decides for which steps a frame strip (a PNG image of a prompt's frames) is written.
 #[derive(Clone, Copy, Debug)]
@@ -56,10 +60,55 @@ impl FrameStripSchedule {
     }
 }
 
-/// Draws the frame strip of a prompt: some of its frames side by side. `None` if the prompt has no media.
-pub fn frame_strip_of(frames: &MediaFrames) -> Result<Option<PngImage>> {
-    let Some(seen) = frames.videos.first().or(frames.images.first()) else { return Ok(None) };
-    frame_strip(seen, 8, 96).map(Some)
+/// Pictures of a group: some of the frames that its prompt and tools show, side by side.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct FrameStrips {
+    /// Frames of the prompt's first video, or its first image; `None` without media.
+    pub prompt: Option<PngImage>,
+    /// The index of a completion, of a turn of tools in it, and of a picture of the turn, which has frames of one size.
+    tools: Vec<([usize; 3], PngImage)>,
+}
+
+impl FrameStrips {
+    /// Draws the pictures of a group whose media this process has loaded.
+    pub fn of_group(group: &Rollout) -> Result<Self> {
+        let strip = |frames: &FrameBuf| frame_strip(frames, MAX_FRAMES, 96);
+        let MediaFrames { images, videos, .. } = &group.prompt.tokens.frames;
+        let prompt = videos.first().or(images.first()).map(strip).transpose()?;
+        let mut tools = Vec::new();
+        for (completion, tokens) in group.completions.iter().enumerate().take(SHOWN_COMPLETIONS) {
+            let Some(sequence) = &tokens.sequence else { continue };
+            let (mut images, mut videos) =
+                (sequence.frames.images[images.len()..].iter(), sequence.frames.videos[videos.len()..].iter());
+            for (turn, shown) in tokens.tool_turns.iter().enumerate() {
+                let parts = shown.calls.iter().flat_map(|call| &call.content);
+                let media = parts.filter_map(|part| match part["type"].as_str() {
+                    Some("video") => videos.next(),
+                    Some("image" | "video_frame") => images.next(),
+                    _ => None,
+                });
+                for (picture, frames) in joined(media).iter().enumerate() {
+                    tools.push(([completion, turn, picture], strip(frames)?));
+                }
+            }
+        }
+        Ok(Self { prompt, tools })
+    }
+}
+
+/// Joins successive images and videos whose frames have the same size.
+fn joined<'f>(media: impl Iterator<Item = &'f FrameBuf>) -> Vec<FrameBuf> {
+    let mut all: Vec<FrameBuf> = Vec::new();
+    for next in media {
+        match all.last_mut().filter(|last| (last.height, last.width) == (next.height, next.width)) {
+            Some(last) => {
+                last.frames += next.frames;
+                last.data.extend_from_slice(&next.data);
+            }
+            None => all.push(next.clone()),
+        }
+    }
+    all
 }
 
 /// Writes the rollouts of each step to a file.
@@ -87,10 +136,19 @@ impl RolloutRecorder {
         Self { folder: out.join(ROLLOUTS_FOLDER), ends, step: 0, text: String::new(), writing: None }
     }
 
-    /// Writes the frame strip of a step, which `reel report` shows.
-    pub fn write_frame_strip(&self, step: u64, strip: &PngImage) -> Result<()> {
-        let path = self.folder.join(FRAME_STRIPS_FOLDER).join(format!("{step:06}.png"));
-        write_synced(&path, &strip.bytes).map_err(|e| Error::cannot_write(&path, e))
+    /// Writes the pictures of a step, which `reel report` shows: `STEP.png`, and `STEP.COMPLETION.TURN.PICTURE.png` for
+    /// the turns of tools, all counted from 0.
+    pub fn write_frame_strips(&self, step: u64, strips: &FrameStrips) -> Result<()> {
+        let prompt = strips.prompt.iter().map(|strip| (String::new(), strip));
+        let tools = strips
+            .tools
+            .iter()
+            .map(|([completion, turn, picture], strip)| (format!(".{completion}.{turn}.{picture}"), strip));
+        for (name, strip) in prompt.chain(tools) {
+            let path = self.folder.join(FRAME_STRIPS_FOLDER).join(format!("{step:06}{name}.png"));
+            write_synced(&path, &strip.bytes).map_err(|e| Error::cannot_write(&path, e))?;
+        }
+        Ok(())
     }
 
     /// Records the groups of one sampling round of a step. `used(scores)` tells whether the step trains on the group.

@@ -14,11 +14,11 @@
 use std::sync::Arc;
 
 use reel_input::ModelInput;
-use reel_input::media::strip::PngImage;
 use reel_samples::feed::{MicroBatch, ranks_of_micro_batches};
 use reel_samples::rewards::{CustomReports, Malformed, Scores};
 use reel_support::diagnostic::Diagnostic;
 use reel_support::ranks::{RankError, Ranks};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::group::{CompletionTokens, Rollout};
@@ -166,21 +166,20 @@ impl<'a> GroupAssignment<'a> {
         Ok(all)
     }
 
-    /// Returns on all ranks the image that `make` draws on the rank that has the round's first prompt; `None` if it
-    /// draws none. All ranks call it together.
+    /// Returns on all ranks what `make` makes on the rank that has the round's first prompt. All ranks call it together.
     ///
     /// # Errors
     /// The error of `make`; another rank has failed.
-    pub fn image_of_first_prompt(
+    pub fn of_first_prompt<T: Serialize + DeserializeOwned>(
         &self,
         round: &RoundPrompts,
-        make: impl FnOnce() -> Result<Option<PngImage>>,
-    ) -> Result<Option<PngImage>> {
+        make: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
         let Some(ranks) = self.ranks else { return make() };
         let root = round.ranks_of_micro_batches.first().copied().unwrap_or(0);
         let own = if root == self.rank() { Some(make()?) } else { None };
-        let sent = own.map(|image| image.map_or(Vec::new(), |image| image_to_bytes(&image)));
-        Ok(image_from_bytes(&ranks.broadcast("frame strip", root, sent)?))
+        let sent = own.map(|made| serde_json::to_vec(&made)).transpose().map_err(|e| invalid(&e))?;
+        serde_json::from_slice(&ranks.broadcast("frame strips", root, sent)?).map_err(|e| invalid(&e))
     }
 
     /// Returns the sum of the numbers `own` of all ranks. `name` names the call in messages. All ranks call it
@@ -193,20 +192,6 @@ impl<'a> GroupAssignment<'a> {
         let all = ranks.all_gather(name, bytemuck::bytes_of(&own))?;
         Ok(all.iter().flat_map(|bytes| bytemuck::pod_collect_to_vec::<u8, u64>(bytes)).sum())
     }
-}
-
-/// Encodes an image: width and height as u64 each, then the PNG file.
-fn image_to_bytes(image: &PngImage) -> Vec<u8> {
-    let size = [image.width as u64, image.height as u64].map(u64::to_le_bytes);
-    [size.as_flattened(), &image.bytes].concat()
-}
-
-/// Decodes the bytes that [`image_to_bytes`] returns; `None` if there is no image.
-fn image_from_bytes(bytes: &[u8]) -> Option<PngImage> {
-    let (size, png) = bytes.split_first_chunk::<16>()?;
-    let (width, height) = size.split_at(8);
-    let number = |bytes: &[u8]| bytes.iter().rev().fold(0usize, |number, &byte| number << 8 | usize::from(byte));
-    Some(PngImage { width: number(width), height: number(height), bytes: png.to_vec() })
 }
 
 /// Returns an error on every rank if a reward has failed on one rank, so that all ranks save the finished steps
@@ -347,13 +332,5 @@ mod tests {
         assert_eq!(got.texts, ["a \"b\"\n", "é"]);
         assert_eq!((got.turns.len(), &*got.turns[0]), (2, &["a".to_string(), "b".to_string()][..]));
         assert_eq!(got.shuffled_texts, ["c"]);
-    }
-
-    #[test]
-    fn sent_images_keep_their_size() {
-        let image = PngImage { width: 300, height: 7, bytes: vec![9; 40] };
-        let got = image_from_bytes(&image_to_bytes(&image)).unwrap();
-        assert_eq!((got.width, got.height, got.bytes), (300, 7, vec![9; 40]));
-        assert!(image_from_bytes(&[]).is_none());
     }
 }

@@ -25,7 +25,7 @@ use reel_samples::feed::{MicroBatchFeed, StepRowCursor};
 use reel_samples::rewards::{EmaMoments, Malformed, Scores, TrainerState};
 
 use super::prompts::{Prompt, PromptSource};
-use super::records::{self, FrameStripSchedule, RolloutRecorder};
+use super::records::{FrameStripSchedule, FrameStrips, RolloutRecorder};
 use super::sampler::CompletionSampler;
 use super::scorer::CompletionScorer;
 use super::spread::{GroupAssignment, RoundPrompts};
@@ -127,18 +127,19 @@ impl<'a> RolloutWorker<'a> {
             tool_counts.add(&rollouts);
             preview.rewards.extend(scores.iter().flat_map(|s| &s.reward).filter(|reward| !reward.is_nan()));
             self.notes.note_missing_rewards(n, &scores);
+            let mut strips = FrameStrips::default();
             if round == 0 && self.strips.has_strip(n) {
-                let frames = prompts.prompts.first().map(|prompt| &prompt.tokens.frames);
-                let make = || frames.map_or(Ok(None), records::frame_strip_of);
-                preview.strip = self.spread.image_of_first_prompt(&prompts, make)?;
+                let make = || rollouts.first().map_or(Ok(FrameStrips::default()), FrameStrips::of_group);
+                strips = self.spread.of_first_prompt(&prompts, make)?;
             }
             if let Some(recorder) = &mut self.recorder {
                 recorder.record_groups(n, round, &rollouts, is_kept)?;
+                recorder.write_frame_strips(n, &strips)?;
                 if let (0, Some(rollout)) = (round, rollouts.first()) {
                     preview.text = preview_text(rollout);
-                    preview.strip.as_ref().map_or(Ok(()), |strip| recorder.write_frame_strip(n, strip))?;
                 }
             }
+            preview.strip = preview.strip.or(strips.prompt);
             ranks_of_micro_batches = prompts.ranks_of_micro_batches;
             all_scores.extend(scores);
             let (used, unused): (Vec<Rollout>, Vec<Rollout>) = rollouts.into_iter().partition(|r| is_kept(&r.scores));

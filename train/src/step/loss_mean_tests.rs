@@ -10,8 +10,8 @@ use reel_support::ranks::Ranks;
 
 use crate::options::{LossMean, RunOptions};
 use crate::step::hyperparameters::Hyperparameters;
-use crate::step::rank_threads::{model_folder, run_on_rank_threads, text_sample};
 use crate::step::sft;
+use crate::step::testing::{model_folder, run_on_rank_threads, text_sample};
 use crate::step::trainer::{StepResult, Trainer};
 
 /// Number of rows of a step. They have 4, 6, 8, … learned tokens.

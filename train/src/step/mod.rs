@@ -8,12 +8,12 @@ pub mod hyperparameters;
 #[cfg(test)]
 mod loss_mean_tests;
 pub mod packing;
-#[cfg(test)]
-mod rank_threads;
 pub mod rounds;
 pub mod sft;
 pub mod shard_exchange;
 mod tensor_exchange;
+#[cfg(test)]
+mod testing;
 pub mod trainer;
 pub mod validation;
 pub mod weight_shards;

@@ -10,8 +10,8 @@ use reel_support::ranks::Ranks;
 use super::*;
 use crate::options::{GradientCheckpointing, Optim, RunOptions};
 use crate::step::hyperparameters::Hyperparameters;
-use crate::step::rank_threads::{bytes_of_category, model_folder, run_on_rank_threads, text_sample};
 use crate::step::sft;
+use crate::step::testing::{bytes_of_category, model_folder, run_on_rank_threads, text_sample};
 use crate::step::trainer::Trainer;
 
 /// Number of micro-batches of a step. With 2, 3 and 4 ranks, the last round has fewer micro-batches than the other
