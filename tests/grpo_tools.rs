@@ -1,6 +1,8 @@
 //! GRPO with tools as a command: a model that calls `crop_video` and a user's tool inside its answers. Checks the bits of
 //! training against sampling across turns, replay, kills and ranks; and that bad tools lose nothing.
 
+#[path = "support/server.rs"]
+mod server;
 mod support;
 
 use std::fs;
@@ -15,11 +17,13 @@ use reel_input::media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_input::media::frames::{FrameBuf, FrameView};
 use reel_input::media::strip::frame_strip;
 use reel_input::{Conversation, MediaOptions, ModelFolder};
+use reel_runtime::ops::KvPages;
 use reel_samples::rewards::ProgramLog;
 use reel_tools::showcase::clips::{CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, ClipSet, make_clips};
 use reel_train::options::ToolOptions;
 use reel_train::rollout::tools::ToolSet;
 use serde_json::{Value, json};
+use server::Server;
 use support::{metrics_without_times, read_metrics, reel, run_in, tiny_model};
 
 const QUESTION: &str = "Which color is seen?";
@@ -271,6 +275,61 @@ fn a_tool_and_a_reward_in_python() {
         }
     }
     assert!(read_metrics(&at.join("python")).iter().all(|step| step["rollout_drift"] == 0.0));
+}
+
+/// A client of `reel serve` that runs the tools itself: its prompts have the tokens of the trajectories that GRPO samples,
+/// and the server computes only what is new in each turn.
+#[test]
+fn a_client_of_the_server_runs_the_same_loop() {
+    let at = folder();
+    run_in(at, grpo("sampled", &["--max-steps", "1"])).ok();
+    let log = ProgramLog::new(|_| {});
+    let options = ToolOptions { tools: vec!["crop_video".into()], ..ToolOptions::default() };
+    let tools = ToolSet::open(&options, &MediaOptions::default(), &log).expect("tools").definitions().to_vec();
+    let root = at.to_string_lossy();
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = Server::start_with(folder, at.join("warm"), &[&["--media-root", &root], &MEDIA[..]].concat());
+    let send = |path: &str, body: &Value| server.send("POST", path, "", &body.to_string()).ok();
+    let cached_tokens = || {
+        let metrics = server.send("GET", "/metrics", "", "").body;
+        let mut hits =
+            metrics.lines().filter_map(|line| line.strip_prefix("vllm:prefix_cache_hits_total")?.rsplit_once(' '));
+        hits.next().and_then(|(_, hits)| hits.parse::<f64>().ok()).expect("a number") as usize
+    };
+    let mut followed = 0;
+    for line in rollouts(&at.join("sampled"), 1) {
+        let turns = line["tool_turns"].as_array().expect("turns").iter().enumerate();
+        for (i, turn) in turns.filter_map(|(i, turns)| Some((i, turns.get(0)?))) {
+            let call = &turn["calls"][0];
+            let Some(arguments) = call["arguments"].as_object().filter(|_| call["is_error"] == false) else { continue };
+            let mut messages = line["prompt"].clone();
+            let ask = |messages: &Value| {
+                let mut body = json!({"messages": messages, "tools": tools});
+                let ids = send("/tokenize", &body)["tokens"].clone();
+                (body["temperature"], body["max_tokens"]) = (json!(0), json!(4));
+                let usage = send("/v1/chat/completions", &body)["usage"].clone();
+                assert_eq!(usage["prompt_tokens"], ids.as_array().map_or(0, Vec::len));
+                ids
+            };
+            let before = ask(&messages);
+            let cached = cached_tokens();
+            let function = json!({"name": call["name"], "arguments": json!(arguments).to_string()});
+            let asked = json!({"role": "assistant", "content": null,
+                "tool_calls": [{"id": "1", "type": "function", "function": function}]});
+            let answer = json!({"role": "tool", "tool_call_id": "1", "content": call["content"]});
+            messages.as_array_mut().expect("messages").extend([asked, answer]);
+            let after = ask(&messages);
+            let own = &line["completions"][i].as_array().expect("tokens")
+                [..turn["tokens"]["end"].as_u64().expect("a number") as usize];
+            let all = [before.as_array().expect("tokens"), own].concat();
+            assert_eq!(after, json!(all), "{line}");
+            // The cache has whole blocks of tokens.
+            let (found, length) = (cached_tokens() - cached, before.as_array().map_or(0, Vec::len));
+            assert!(found + KvPages::BLOCK_TOKENS > length, "{found} of {length} tokens are in the cache");
+            followed += 1;
+        }
+    }
+    assert!(followed > 0);
 }
 
 /// Tools that hang, fail, or answer with nonsense become texts that the model reads; the run goes on.
