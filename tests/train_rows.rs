@@ -5,10 +5,12 @@ mod sft_rows;
 mod support;
 
 use std::fs;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use sft_rows::{copy_test_media, media_question_row, run_sft, training_folder};
-use support::{golden, read_metrics, run_in};
+use support::{file_names_in, golden, read_metrics, reel, run_in};
+
 /// Rows of LLaMA-Factory, ms-swift and TRL, with files in columns, train like rows with the files in their messages.
 #[test]
 fn media_columns_equal_media_in_messages() {
@@ -74,6 +76,54 @@ fn frames_of_the_cache_train_to_the_same_bits() {
     refused(&["--frame-cache-limit", "5MB"], &["--frame-cache-limit: ", "give --frame-cache DIR"], 2);
     refused(&["--frame-cache", "cache", "--frame-cache-limit", "5"], &["--frame-cache-limit", "50GB"], 2);
     refused(&["--frame-cache", "tiny"], &["tiny/", "is no file of a frame cache"], 1);
+}
+
+/// Two runs at a time that write into one cache, and are killed at any time, leave only whole entries and unfinished files,
+/// which are no entries.
+#[test]
+fn killed_runs_leave_only_whole_frames_in_the_cache() {
+    let w = training_folder(0);
+    let at = w.path();
+    copy_test_media(at);
+    let row = |n: usize| {
+        let keys = format!("\"video\": \"good.mp4\", \"nframes\": {}", 2 + 2 * (n % 4));
+        media_question_row("video", "good.mp4").replace("\"video\": \"good.mp4\"", &keys)
+    };
+    fs::write(at.join("rows.jsonl"), (0..8).map(row).collect::<String>()).expect("written");
+    let options = ["--max-steps", "4", "--per-device-train-batch-size", "2", "--frame-cache", "cache"];
+    let begun = Instant::now();
+    run_sft(at, "whole", &options).ok();
+    let whole = begun.elapsed();
+    let entries = file_names_in(&at.join("cache"));
+    let (mut kills, mut unfinished) = (0, 0);
+    for i in 0u32..10 {
+        fs::remove_dir_all(at.join("cache")).expect("removed");
+        let start = |out: &str| {
+            let fixed = ["sft", "--model", "tiny", "--data", "rows.jsonl", "--overwrite", "--quiet", "--out", out];
+            reel().current_dir(at).args(fixed).args(options).spawn().expect("it starts")
+        };
+        let mut runs = [start("a"), start("b")];
+        std::thread::sleep(whole.mul_f64(0.08 * f64::from(i * 7 % 10) + 0.1));
+        for run in &mut runs {
+            kills += usize::from(run.try_wait().expect("a child").is_none());
+            run.kill().expect("it is killed");
+            run.wait().expect("it ends");
+        }
+        let left = if at.join("cache").exists() { file_names_in(&at.join("cache")) } else { Vec::new() };
+        for name in left {
+            match name.ends_with(".frames") {
+                true => assert!(entries.contains(&name), "{name}"),
+                false => unfinished += usize::from(name.starts_with('.') && name.ends_with(".part")),
+            }
+        }
+        if i % 3 == 0 {
+            let again = run_sft(at, "again", &[&options[..], &["--overwrite"]].concat());
+            again.ok();
+            assert!(!again.stderr.contains("cannot be used"), "{}", again.stderr);
+            assert_eq!(read_metrics(&at.join("again"))[3]["hash"], read_metrics(&at.join("whole"))[3]["hash"]);
+        }
+    }
+    assert!(kills >= 10, "{kills} runs were killed; {unfinished} entries were unfinished");
 }
 
 /// If a part of a message or a column could not be used, the row is refused and the error names the part.
