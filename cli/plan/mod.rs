@@ -434,20 +434,17 @@ impl PlanSftArgs {
         let media = planned_media(resolved, matches)?;
         note_unused_options(!resolved.options.data.as_os_str().is_empty(), &self.sizes, common, matches);
         let common = &planned_common_options(&resolved.common, common, &self.sizes);
-        let (plan_rows_of_one_size, plan_run_on_data) = (plan::plan_rows_of_one_size, plan::plan_run_on_data);
-        let wanted = |o: &SftOptions| (!o.packing).then_some(o.per_device_train_batch_size);
-        let (sizes, rows, unit) = (&self.sizes, "rows", "micro-batch");
-        let token_limit = |o: &SftOptions| ("--max-length", o.max_length);
+        let sizes = &self.sizes;
         let counting = Counting {
             resolved,
             sizes,
             media,
-            rows,
-            unit,
-            wanted,
-            token_limit,
-            plan_rows_of_one_size,
-            plan_run_on_data,
+            rows: "rows",
+            unit: "micro-batch",
+            wanted: |o: &SftOptions| (!o.packing).then_some(o.per_device_train_batch_size),
+            token_limit: |o: &SftOptions| ("--max-length", o.max_length),
+            plan_rows_of_one_size: plan::plan_rows_of_one_size,
+            plan_run_on_data: plan::plan_run_on_data,
         };
         let mut options = resolved.options.clone();
         let settings = PlannedSettings { job: self.job.on_machines(resolved.job.nodes, &mut options), options };
@@ -461,21 +458,17 @@ impl PlanGrpoArgs {
         let media = planned_media(resolved, matches)?;
         note_unused_options(!resolved.options.data.as_os_str().is_empty(), &self.sizes, common, matches);
         let common = &planned_common_options(&resolved.common, common, &self.sizes);
-        let (plan_rows_of_one_size, plan_run_on_data) =
-            (plan::grpo::plan_rows_of_one_size, plan::grpo::plan_run_on_data);
-        let wanted = |o: &GrpoOptions| Some(o.groups_per_step());
-        let (sizes, rows, unit) = (&self.sizes, "prompts", "step");
-        let token_limit = |o: &GrpoOptions| ("--max-prompt-length", o.max_prompt_length);
+        let sizes = &self.sizes;
         let counting = Counting {
             resolved,
             sizes,
             media,
-            rows,
-            unit,
-            wanted,
-            token_limit,
-            plan_rows_of_one_size,
-            plan_run_on_data,
+            rows: "prompts",
+            unit: "step",
+            wanted: |o: &GrpoOptions| Some(o.groups_per_step()),
+            token_limit: |o: &GrpoOptions| ("--max-prompt-length", o.max_prompt_length),
+            plan_rows_of_one_size: plan::grpo::plan_rows_of_one_size,
+            plan_run_on_data: plan::grpo::plan_run_on_data,
         };
         let mut options = resolved.options.clone();
         let settings = PlannedSettings { job: self.job.on_machines(resolved.job.nodes, &mut options), options };

@@ -180,34 +180,6 @@ params! {
     }
 }
 
-impl FwdParams {
-    /// Parameters with null addresses and all numbers 0.
-    pub const EMPTY: FwdParams = FwdParams {
-        q_map: TensorMapSlot::EMPTY,
-        k_map: TensorMapSlot::EMPTY,
-        v_map: TensorMapSlot::EMPTY,
-        q: Addr::NULL,
-        k: Addr::NULL,
-        v: Addr::NULL,
-        o: Addr::NULL,
-        lse: Addr::NULL,
-        cu_seqlens: Addr::NULL,
-        prefix: Addr::NULL,
-        tile_counter: Addr::NULL,
-        tokens: 0,
-        seqs: 0,
-        heads: 0,
-        kv_heads: 0,
-        head_dim: 0,
-        causal: 0,
-        scale: 0.0,
-        max_seqlen: 0,
-        score_factor: 0.0,
-        section_heads: 0,
-        reserved: Padding::ZEROS,
-    };
-}
-
 params! {
     /// Parameters of the backward kernel.
     pub struct BwdParams {
@@ -281,41 +253,6 @@ params! {
 }
 
 impl BwdParams {
-    /// Parameters with null addresses and all numbers 0.
-    pub const EMPTY: BwdParams = BwdParams {
-        q_map: TensorMapSlot::EMPTY,
-        d_o_map: TensorMapSlot::EMPTY,
-        k_map: TensorMapSlot::EMPTY,
-        v_map: TensorMapSlot::EMPTY,
-        q: Addr::NULL,
-        k: Addr::NULL,
-        v: Addr::NULL,
-        o: Addr::NULL,
-        lse: Addr::NULL,
-        d_o: Addr::NULL,
-        dq: Addr::NULL,
-        dk: Addr::NULL,
-        dv: Addr::NULL,
-        delta: Addr::NULL,
-        workspace: Addr::NULL,
-        cu_seqlens: Addr::NULL,
-        prefix: Addr::NULL,
-        tokens: 0,
-        seqs: 0,
-        heads: 0,
-        kv_heads: 0,
-        head_dim: 0,
-        causal: 0,
-        scale: 0.0,
-        max_seqlen: 0,
-        score_factor: 0.0,
-        section_heads: 0,
-        undivided_tiles: 0,
-        part_visits: 0,
-        max_parts: 0,
-        reserved: Padding::ZEROS,
-    };
-
     /// Returns the parameters of the forward launch that this backward launch differentiates.
     pub(crate) fn forward_params(&self) -> FwdParams {
         let BwdParams { q, k, v, o, lse, cu_seqlens, prefix, .. } = *self;

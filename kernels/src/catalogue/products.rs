@@ -1,11 +1,10 @@
 //! Example matrix products of a linear layer. On a GPU a library computes them, but they are timed like kernels.
 
-use reel_device::Addr;
 use reel_device::DType::{self, BF16, F32};
 use reel_device::launch::{Matmul, Operand};
 
 use crate::folder::{HIDDEN_SIZE, INTERMEDIATE_SIZE, PLACEHOLDER_ADDRESS, SEQUENCE_LEN, SizeError, Sizes, VOCAB_SIZE};
-use crate::matmul::PRODUCT_CODE;
+use crate::matmul::plain_product;
 
 /// An example product; its addresses are placeholders.
 #[derive(Clone, Debug)]
@@ -51,21 +50,7 @@ fn all(s: &Sizes) -> Vec<ExampleProduct> {
         let operand = |transposed| Operand { addr: PLACEHOLDER_ADDRESS, dtype, transposed };
         let c_dtype = if accumulate { F32 } else { dtype };
         let (a, b) = (operand(a), operand(b));
-        let product = Matmul {
-            m,
-            n,
-            k,
-            a,
-            b,
-            b_scale: Addr::NULL,
-            b_grouped: false,
-            c: PLACEHOLDER_ADDRESS,
-            c_dtype,
-            bias: Addr::NULL,
-            accumulate,
-            scale: 1.0,
-            code: &PRODUCT_CODE,
-        };
+        let product = Matmul { accumulate, ..plain_product([m, n, k], a, b, PLACEHOLDER_ADDRESS, c_dtype) };
         ExampleProduct { name, size: size.clone(), dtype, product }
     };
     let both = |[fwd, dx, dw]: [&'static str; 3], dtype| {

@@ -8,7 +8,7 @@ use reel_device::{Addr, Element, Team};
 
 use super::Params;
 use crate::matmul;
-use crate::matmul::PRODUCT_CODE;
+use crate::matmul::plain_product;
 
 /// Computes y for the rows of each adapter: `scale[a] · x · w[a]ᵀ`, added to y if `accumulate`.
 ///
@@ -35,21 +35,10 @@ unsafe fn rows_by_adapter<T: Element>(p: &Params, accumulate: bool, team: &Team)
         }
         let inputs: Vec<T> = rows.iter().flat_map(|i| &x[i * k..][..k]).copied().collect();
         let mut outputs: Vec<T> = rows.iter().flat_map(|i| &y[i * n..][..n]).copied().collect();
-        let product = Matmul {
-            m: rows.len(),
-            n,
-            k,
-            a: Operand { addr: Addr(inputs.as_ptr() as u64), dtype: T::DTYPE, transposed: false },
-            b: Operand { addr: Addr(p.w.0 + (a * n * k * size_of::<T>()) as u64), dtype: T::DTYPE, transposed: false },
-            b_scale: Addr::NULL,
-            b_grouped: false,
-            c: Addr(outputs.as_mut_ptr() as u64),
-            c_dtype: T::DTYPE,
-            bias: Addr::NULL,
-            accumulate,
-            scale: scale.get(a).copied().unwrap_or(1.0),
-            code: &PRODUCT_CODE,
-        };
+        let operand = |addr| Operand { addr, dtype: T::DTYPE, transposed: false };
+        let (x, w) = (operand(Addr(inputs.as_ptr() as u64)), operand(p.w.offset(a * n * k * size_of::<T>())));
+        let product = plain_product([rows.len(), n, k], x, w, Addr(outputs.as_mut_ptr() as u64), T::DTYPE);
+        let product = Matmul { accumulate, scale: scale.get(a).copied().unwrap_or(1.0), ..product };
         // SAFETY: `inputs` has `[rows, k]` elements, `outputs` `[rows, n]`, and w `[adapters, n, k]`.
         unsafe { matmul::cpu::run(&product, team) }
         for (i, row) in rows.into_iter().zip(outputs.chunks_exact(n)) {

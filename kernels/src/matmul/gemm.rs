@@ -8,7 +8,7 @@ use reel_device::{Addr, Arch, Cost, DType, Kernel, Launch, MIN_WAVE_SHARE, Team,
 pub use super::form::Params;
 pub(super) use super::form::{DW, DW_TO_F32, DX, DX_TO_F32, FWD, FWD_TO_F32, OperandLayout, form};
 use super::plan;
-use super::{PRODUCT_CODE, SOURCE, cpu};
+use super::{SOURCE, cpu, plain_product};
 use crate::swiglu;
 use crate::tuning::Variant;
 
@@ -84,21 +84,9 @@ impl OperandLayout {
     /// Returns the product that a kernel of this form computes.
     pub(super) fn matmul_of_params(self, p: &Params) -> Matmul {
         let operand = |addr, transposed| Operand { addr, dtype: DType::BF16, transposed };
-        Matmul {
-            m: p.m as usize,
-            n: p.n as usize,
-            k: p.k as usize,
-            a: operand(p.a, self.a_transposed),
-            b: operand(p.b, self.b_transposed),
-            b_scale: Addr::NULL,
-            b_grouped: false,
-            c: p.c,
-            c_dtype: self.c_dtype,
-            bias: p.bias,
-            accumulate: p.accumulate != 0,
-            scale: p.scale,
-            code: &PRODUCT_CODE,
-        }
+        let (a, b) = (operand(p.a, self.a_transposed), operand(p.b, self.b_transposed));
+        let product = plain_product([p.m, p.n, p.k].map(|size| size as usize), a, b, p.c, self.c_dtype);
+        Matmul { bias: p.bias, accumulate: p.accumulate != 0, scale: p.scale, ..product }
     }
 
     /// Returns a launch of a kernel of this form.

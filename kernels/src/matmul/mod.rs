@@ -42,8 +42,8 @@ pub mod plan;
 #[cfg(test)]
 mod tests;
 
-use reel_device::DType;
-use reel_device::launch::{INT8_GROUP, ProductCode};
+use reel_device::{Addr, DType};
+use reel_device::launch::{Matmul, Operand, INT8_GROUP, ProductCode};
 
 use crate::elementwise::{self, CastParams};
 use crate::folder::kernel_folder;
@@ -66,6 +66,12 @@ pub static PRODUCT_CODE: ProductCode = ProductCode {
         elementwise::cast(dtype, DType::F32, &CastParams { src, dst, count: count as u64 })
     },
 };
+
+/// The product `c = a · bᵀ` of the size `[m, n, k]`, without bias, scale or accumulation, and with a B that is not packed.
+pub fn plain_product([m, n, k]: [usize; 3], a: Operand, b: Operand, c: Addr, c_dtype: DType) -> Matmul {
+    let (b_scale, bias, code) = (Addr::NULL, Addr::NULL, &PRODUCT_CODE);
+    Matmul { m, n, k, a, b, b_scale, b_grouped: false, c, c_dtype, bias, accumulate: false, scale: 1.0, code }
+}
 
 /// Arranges a matrix `[n, k]` of int8 as the operand B of a product: `[n / 16][k][16]`. The last group is padded with
 /// rows of zeros.

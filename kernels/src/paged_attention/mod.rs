@@ -146,38 +146,6 @@ params! {
     }
 }
 
-impl Params {
-    /// Parameters whose addresses are null and whose numbers are 0.
-    pub const EMPTY: Params = Params {
-        k_map: TensorMapSlot::EMPTY,
-        v_map: TensorMapSlot::EMPTY,
-        q_map: TensorMapSlot::EMPTY,
-        q: Addr::NULL,
-        k_cache: Addr::NULL,
-        v_cache: Addr::NULL,
-        o: Addr::NULL,
-        lse: Addr::NULL,
-        cu_seqlens: Addr::NULL,
-        kv_lens: Addr::NULL,
-        block_tables: Addr::NULL,
-        workspace: Addr::NULL,
-        counters: Addr::NULL,
-        tile_counter: Addr::NULL,
-        tokens: 0,
-        seqs: 0,
-        heads: 0,
-        kv_heads: 0,
-        head_dim: 0,
-        max_blocks: 0,
-        scale: 0.0,
-        max_kv_len: 0,
-        page_tokens: 0,
-        score_factor: 0.0,
-        section_heads: 0,
-        reserved: Padding::ZEROS,
-    };
-}
-
 kernel_folder! {
     name: "paged_attention",
     params: [Params],

@@ -9,7 +9,7 @@ use reel_device::{Addr, DType, Element, Team};
 
 use super::{DwParams, FwdParams, Pixels};
 use crate::matmul;
-use crate::matmul::PRODUCT_CODE;
+use crate::matmul::plain_product;
 use crate::patches;
 
 /// Cuts the patches of each time step into a buffer and calls `f(index of the first patch, number of patches, address
@@ -42,22 +42,8 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let operand = |addr| Operand { addr, dtype: T::DTYPE, transposed: false };
     let product = |first: usize, count: usize, at: Addr| {
         let c = p.y.offset(first * embed * size_of::<T>());
-        let (a, b) = (operand(at), operand(p.weight));
-        let product = Matmul {
-            m: count,
-            n: embed,
-            k,
-            a,
-            b,
-            b_scale: Addr::NULL,
-            b_grouped: false,
-            c,
-            c_dtype: T::DTYPE,
-            bias: p.bias,
-            accumulate: false,
-            scale: 1.0,
-            code: &PRODUCT_CODE,
-        };
+        let product = plain_product([count, embed, k], operand(at), operand(p.weight), c, T::DTYPE);
+        let product = Matmul { bias: p.bias, ..product };
         // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
         unsafe { matmul::cpu::run(&product, team) }
     };
@@ -75,22 +61,7 @@ pub unsafe fn dw<T: Element>(p: &DwParams, team: &Team) {
     let c = if p.accumulate == 1 { Addr(sum.as_mut_ptr() as u64) } else { p.dw };
     let product = |first: usize, count: usize, at: Addr| {
         let (a, b) = (operand(p.dy.offset(first * embed * size_of::<T>())), operand(at));
-        let (c_dtype, bias) = (DType::F32, Addr::NULL);
-        let product = Matmul {
-            m: embed,
-            n,
-            k: count,
-            a,
-            b,
-            b_scale: Addr::NULL,
-            b_grouped: false,
-            c,
-            c_dtype,
-            bias,
-            accumulate: first > 0,
-            scale: 1.0,
-            code: &PRODUCT_CODE,
-        };
+        let product = Matmul { accumulate: first > 0, ..plain_product([embed, n, count], a, b, c, DType::F32) };
         // SAFETY: `p`'s addresses cover the shapes that [`DwParams`] documents.
         unsafe { matmul::cpu::run(&product, team) }
     };

@@ -9,7 +9,7 @@ use reel_device::{Addr, DType, Element, Team, simd_fn};
 
 use super::{Params, QkvParams};
 use crate::matmul;
-use crate::matmul::PRODUCT_CODE;
+use crate::matmul::plain_product;
 use crate::rms_norm::{self, FwdParams};
 use crate::{rope_kv_write, swiglu};
 
@@ -37,21 +37,9 @@ simd_fn! {
 /// # Safety
 /// The addresses are valid as [`Params`] documents; `c` has `[m, n]` elements.
 unsafe fn product<T: Element>(p: &Params, w: Addr, bias: Addr, c: (Addr, DType), team: &Team) {
-    let product = Matmul {
-        m: p.m as usize,
-        n: p.n as usize,
-        k: p.k as usize,
-        a: Operand { addr: p.x, dtype: T::DTYPE, transposed: false },
-        b: Operand { addr: w, dtype: DType::BF16, transposed: false },
-        b_scale: Addr::NULL,
-        b_grouped: false,
-        c: c.0,
-        c_dtype: c.1,
-        bias,
-        accumulate: false,
-        scale: 1.0,
-        code: &PRODUCT_CODE,
-    };
+    let size = [p.m, p.n, p.k].map(|size| size as usize);
+    let operand = |addr, dtype| Operand { addr, dtype, transposed: false };
+    let product = Matmul { bias, ..plain_product(size, operand(p.x, T::DTYPE), operand(w, DType::BF16), c.0, c.1) };
     // SAFETY: x, w and bias are valid as `Params` documents, and `c` has `[m, n]` elements.
     unsafe { matmul::cpu::run(&product, team) }
 }

@@ -17,11 +17,11 @@
 
 use std::collections::BTreeMap;
 
-use reel_device::launch::{Matmul, Operand};
+use reel_device::launch::Operand;
 use reel_device::{Addr, Cost, DType, Device, Launch, LaunchEvent, MemoryCategory, OpTotals, OperandReads, Team};
 use reel_kernels::elementwise::{self, CopyParams};
 use reel_kernels::limits;
-use reel_kernels::matmul::PRODUCT_CODE;
+use reel_kernels::matmul::plain_product;
 use reel_runtime::Tensor;
 use serde::Serialize;
 
@@ -107,22 +107,7 @@ impl Ceilings {
             let a = Tensor::from_f32(device, &side_by_side, dtype, &numbers, MemoryCategory::Workspace)?;
             let c = Tensor::empty(device, &side_by_side, dtype, MemoryCategory::Workspace)?;
             let operand = Operand { addr: a.addr(), dtype, transposed: false };
-            let (m, n, k) = (side, side, side);
-            let launch = Matmul {
-                m,
-                n,
-                k,
-                a: operand,
-                b: operand,
-                b_scale: Addr::NULL,
-                b_grouped: false,
-                c: c.addr(),
-                c_dtype: dtype,
-                bias: Addr::NULL,
-                accumulate: false,
-                scale: 1.0,
-                code: &PRODUCT_CODE,
-            };
+            let launch = plain_product([side; 3], operand, operand, c.addr(), dtype);
             Ok(launch.cost().flops / best(&Launch::Matmul(launch))?)
         };
         Ok(Self { f32: product(DType::F32, 4096)?, bf16: product(DType::BF16, 8192)?, bytes, cache: None })

@@ -162,6 +162,12 @@ macro_rules! params {
         #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
         $vis struct $name { $($(#[$fmeta])* $fvis $field: $ty),* }
         const _: () = assert!(size_of::<$name>() <= 4096);
+        impl $name {
+            /// Parameters with null addresses and all numbers 0.
+            #[allow(unsafe_code, dead_code)]
+            // SAFETY: the struct is `Zeroable`: all bits 0 are a value.
+            pub const EMPTY: $name = unsafe { std::mem::zeroed() };
+        }
         impl $crate::launch::Params for $name {
             const NAME: &'static str = stringify!($name);
             const FIELDS: &'static [$crate::launch::ParamField] = &[$($crate::launch::ParamField {

@@ -3,8 +3,8 @@
 
 use reel_device::launch::{Matmul, Operand};
 use reel_device::{Addr, DType, Launch, in_op};
-use reel_kernels::matmul::PRODUCT_CODE;
 use reel_kernels::matmul::gemm::swiglu_of_product;
+use reel_kernels::matmul::plain_product;
 use reel_kernels::swiglu as swiglu_kernel;
 
 use super::{rows_cols, size, want_dtype, want_shape};
@@ -30,21 +30,7 @@ fn operand(x: &Tensor, transposed: bool) -> Operand {
 
 /// The matrix product `c [m, n] = a · bᵀ` with a `[m, k]` and b `[n, k]`, without bias, scale or accumulation.
 fn plain(m: usize, n: usize, k: usize, a: Operand, b: Operand, c: &Tensor) -> Matmul {
-    Matmul {
-        m,
-        n,
-        k,
-        a,
-        b,
-        b_scale: Addr::NULL,
-        b_grouped: false,
-        c: c.addr(),
-        c_dtype: c.dtype(),
-        bias: Addr::NULL,
-        accumulate: false,
-        scale: 1.0,
-        code: &PRODUCT_CODE,
-    }
+    plain_product([m, n, k], a, b, c.addr(), c.dtype())
 }
 
 /// `x · wᵀ + b`: x `[.., K]`, w `[N, K]`, b `[N]` give `[.., N]` in the dtype of x. w may have another dtype.

@@ -26,9 +26,9 @@ mod products;
 mod tests;
 
 use reel_device::launch::{Matmul, Operand};
-use reel_device::{Addr, DType, Kernels, Launch, in_op};
+use reel_device::{DType, Kernels, Launch, in_op};
 use reel_kernels::elementwise;
-use reel_kernels::matmul::PRODUCT_CODE;
+use reel_kernels::matmul::plain_product;
 
 use super::{size, want_dtype, want_shape};
 use crate::error::{Result, shape_error};
@@ -149,21 +149,9 @@ impl Head {
         dh: &Tensor,
         accumulate: bool,
     ) -> Launch {
-        Launch::Matmul(Matmul {
-            m: rows,
-            n: self.hidden,
-            k: columns,
-            a: Operand { addr: d_logits.addr(), dtype: d_logits.dtype(), transposed: false },
-            b: Operand { addr: w.addr(), dtype: w.dtype(), transposed: true },
-            b_scale: Addr::NULL,
-            b_grouped: false,
-            c: dh.addr(),
-            c_dtype: dh.dtype(),
-            bias: Addr::NULL,
-            accumulate,
-            scale: 1.0,
-            code: &PRODUCT_CODE,
-        })
+        let operand = |t: &Tensor, transposed| Operand { addr: t.addr(), dtype: t.dtype(), transposed };
+        let (size, a, b) = ([rows, self.hidden, columns], operand(d_logits, false), operand(w, true));
+        Launch::Matmul(Matmul { accumulate, ..plain_product(size, a, b, dh.addr(), dh.dtype()) })
     }
 }
 

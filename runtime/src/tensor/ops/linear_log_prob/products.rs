@@ -2,10 +2,10 @@
 //! the logits and the kernels of `reel_kernels::log_prob` read them. The next tile overwrites the logits, unless they
 //! are kept for the backward pass.
 
-use reel_device::launch::{Matmul, Operand};
+use reel_device::launch::Operand;
 use reel_device::{Addr, DType, Device, Kernels, Launch, MemoryCategory};
 use reel_kernels::log_prob as kernel;
-use reel_kernels::matmul::PRODUCT_CODE;
+use reel_kernels::matmul::plain_product;
 
 use super::super::linear::weight_gradient_launch;
 use super::{Head, narrow, parts};
@@ -72,21 +72,8 @@ impl Head {
         let of = |t: &Tensor, (first, n): (usize, usize)| {
             t.rows(first, n).map(|t| Operand { addr: t.addr(), dtype: t.dtype(), transposed: false })
         };
-        Ok(Launch::Matmul(Matmul {
-            m: rows.1,
-            n: columns.1,
-            k: self.hidden,
-            a: of(&self.h, rows)?,
-            b: of(&self.w, columns)?,
-            b_scale: Addr::NULL,
-            b_grouped: false,
-            c: to.addr(),
-            c_dtype: DType::F32,
-            bias: Addr::NULL,
-            accumulate: false,
-            scale: 1.0,
-            code: &PRODUCT_CODE,
-        }))
+        let (size, h, w) = ([rows.1, columns.1, self.hidden], of(&self.h, rows)?, of(&self.w, columns)?);
+        Ok(Launch::Matmul(plain_product(size, h, w, to.addr(), DType::F32)))
     }
 
     /// The tiles of the backward pass, which holds the logits of a tile and their gradient.

@@ -12,7 +12,7 @@
 use bytemuck::Zeroable;
 use reel_device::launch::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, WeightGroups, group_elements};
 use reel_device::{Addr, DType, Device, Element, Kernels, Launch, MemoryCategory, in_op};
-use reel_kernels::matmul::PRODUCT_CODE;
+use reel_kernels::matmul::{PRODUCT_CODE, plain_product};
 use reel_kernels::matmul::{arrange_in_int8_groups, cpu};
 use reel_kernels::skinny::Params;
 
@@ -194,21 +194,8 @@ pub(super) fn product(op: &'static str, x: &Tensor, w: &PackedWeight, y: &Tensor
     let (m, k) = rows_cols(op, "x", x)?;
     size(op, m)?;
     let operand = |t: &Tensor| Operand { addr: t.addr(), dtype: t.dtype(), transposed: false };
-    Ok(Matmul {
-        m,
-        n: w.shape[0],
-        k,
-        a: operand(x),
-        b: operand(&w.elements),
-        b_scale: w.scales(),
-        b_grouped: !w.is_int8(),
-        c: y.addr(),
-        c_dtype: y.dtype(),
-        bias: Addr::NULL,
-        accumulate: false,
-        scale: 1.0,
-        code: &PRODUCT_CODE,
-    })
+    let product = plain_product([m, w.shape[0], k], operand(x), operand(&w.elements), y.addr(), y.dtype());
+    Ok(Matmul { b_scale: w.scales(), b_grouped: !w.is_int8(), ..product })
 }
 
 /// The skinny kernel's parameters, without a result, for `x wᵀ` with an int8 weight, the only kind of packed weight on a GPU.
