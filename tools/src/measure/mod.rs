@@ -38,3 +38,4 @@ pub mod timing;
 pub mod trace;
 mod trace_slices;
 pub mod train;
+pub mod video;
