@@ -13,8 +13,9 @@ tiny model on each clip and profile and counts user and system time of the whole
 `steady`: what one video more in a process takes, (5 videos - 1 video) / 4.
 
 Two builds must write equal inputs. A peer (pip install torch torchvision torchcodec decord qwen-vl-utils transformers) is a warm
-process whose imports are not counted: it decodes, selects and resizes by qwen-vl-utils and makes patches by transformers'
-processor. Its patches are compared with those of `reel`: `differs` is the share of values that differ by more than one level of a
+process, whose imports and first video are not counted: it decodes, selects and resizes by qwen-vl-utils and makes patches by
+transformers' processor. A reader with `+memory` is the same with a C library that keeps freed memory and uses large pages (`KEEP_MEMORY`
+of common.py), which saves most page faults. Its patches are compared with those of `reel`: `differs` is the share of values that differ by more than one level of a
 pixel. `floor` is `video_floor.c`, compiled with FFmpeg's headers: it only decodes what the selected frames need. It has no row where
 it does not get all frames, and knows nothing of the frames inside AV1 packets.
 """
@@ -132,7 +133,7 @@ def main():
     ap.add_argument("--reel", type=Path)
     ap.add_argument("--before", type=Path, help="an earlier build")
     ap.add_argument("--peers", help="a Python with qwen-vl-utils, transformers and the readers")
-    ap.add_argument("--readers", default="torchcodec,decord")
+    ap.add_argument("--readers", default="torchcodec,torchcodec+memory,decord")
     ap.add_argument("--clips", action="store_true", help="only make the clips, of all lengths")
     ap.add_argument("--only", default="", help="only clips and profiles whose name has this text")
     ap.add_argument("--rounds", type=int, default=5)
@@ -148,12 +149,20 @@ def main():
         ap.error("give --reel, and one of --before and --peers")
     own = str(a.reel.resolve())
     builds = {"before": str(a.before.resolve()), "after": own} if a.before else {"reel": own}
-    results = {}
+    results, steady = {}, {}
+
+    def write():
+        record = {"bench": "CPU seconds of the frames of a video", "processor": cpu_name(), "cpus": os.cpu_count(), "date": str(datetime.date.today()),
+                  "commit": commit(), "command": f"benches/peers/video_cpu.py --rounds {a.rounds}", "load": os.getloadavg()[1],
+                  **({"inputs_equal": True, "steady_h264_720p": steady} if a.before else {}), "results": results}
+        if a.out:
+            a.out.write_text(json.dumps(record, indent=1) + "\n")
+
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as tmp:
         tmp = Path(tmp)
         subprocess.run([own, "init", "--preset", "tiny", "--out", str(tmp / "tiny"), "--quiet"], check=True)
         readers = a.readers.split(",") if a.peers else []
-        peers = {reader: PeerProcess(reader, [a.peers, __file__, "--serve", reader]) for reader in readers}
+        peers = {reader: PeerProcess(reader, [a.peers, __file__, "--serve", reader.split("+")[0]], "+" in reader) for reader in readers}
         floor = tmp / "floor"
         if a.peers:
             libraries = subprocess.run(["pkg-config", "--cflags", "--libs", "libavformat", "libavcodec", "libavutil"], check=True,
@@ -171,6 +180,9 @@ def main():
             (tmp / "m.json").write_text(json.dumps([{"role": "user", "content": content}]))
             return cpu_seconds([builds[build], "preprocess", "--model", str(tmp / "tiny"), "--messages", str(tmp / "m.json"),
                                 "--profile", profile, "--out", str(tmp / f"{build}.safetensors"), "--quiet"])
+
+        for peer in peers.values():
+            peer.once(json.dumps({"video": str(a.work / clips[0]), "profile": PROFILES[0], "out": ""}))
 
         def selected(clip, profile):
             command = [own, "frames", "--video", str(a.work / clip), "--profile", profile, "--json"]
@@ -209,23 +221,19 @@ def main():
                     sys.exit(f"{clip} {profile}: the two builds write other inputs")
             medians = {program: statistics.median(all) for program, all in seconds.items() if all}
             mine = medians[list(builds)[-1]]
-            ratios = {f"ratio_to_{program}": round(mine / m, 3) for program, m in medians.items() if m is not mine}
+            ratios = {f"ratio_to_{program}": round(mine / m, 3) for program, m in medians.items() if program != list(builds)[-1]}
             results[name] = {**{f"median_{program}": m for program, m in medians.items()}, **ratios, "seconds": seconds}
             results[name] |= {key: facts[key] for key in ("differs", "errors") if facts[key]}
             print(name, medians, ratios, facts["differs"], facts["errors"], flush=True)
+            write()
         for peer in peers.values():
             peer.close()
-    steady = {}
     for profile in PROFILES[:2] if a.before and not a.only else []:
         one, five = (results[f"h264_720p.mp4 {profile}{x}"] for x in ("", " x5"))
         further = {build: (five[f"median_{build}"] - one[f"median_{build}"]) / 4 for build in builds}
         steady[profile] = {**{build: round(s, 3) for build, s in further.items()}, "ratio": round(further["after"] / further["before"], 3)}
     print(steady)
-    record = {"bench": "CPU seconds of the frames of a video", "processor": cpu_name(), "cpus": os.cpu_count(), "date": str(datetime.date.today()),
-              "commit": commit(), "command": f"benches/peers/video_cpu.py --rounds {a.rounds}", "load": os.getloadavg()[1],
-              **({"inputs_equal": True, "steady_h264_720p": steady} if a.before else {}), "results": results}
-    if a.out:
-        a.out.write_text(json.dumps(record, indent=1) + "\n")
+    write()
 
 
 if __name__ == "__main__":
