@@ -301,8 +301,8 @@ fn add_decoding(additions: &mut PlanAdditions, counts: &DryRunCounts, seconds: f
     let fields = json!({"cpu_seconds_per_video": each, "videos_per_step": rows, "cpu_cores_per_gpu": cores});
     additions.fields.insert("decoding".into(), fields);
     additions.lines.push(format!(
-        "\ndecoding: {rows} videos per step, about {each:.2} CPU seconds each (H.264), keep {cores:.1} CPU cores per GPU \
-         busy; with fewer, the CPU limits the GPU"
+        "\ndecoding: {rows} videos per step, about {each:.2} CPU seconds each (H.264), need {cores:.1} CPU cores per GPU; \
+         with fewer, the CPU limits the GPU"
     ));
 }
 
