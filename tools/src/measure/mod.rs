@@ -38,4 +38,3 @@ pub mod timing;
 pub mod trace;
 mod trace_slices;
 pub mod train;
-pub mod video;

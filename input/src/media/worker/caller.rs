@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use memmap2::MmapOptions;
 use reel_support::diagnostic::input::UnsuitableFile;
 use reel_support::diagnostic::{Diagnostic, print_note_once};
-use reel_support::ranges::{is_recording, record_span};
+use reel_support::ranges::record_span;
 use reel_support::worker::{Worker, WorkerFailure, WorkerPool, WorkerProgram};
 use rustix::fs::{MemfdFlags, SealFlags};
 use serde_json::{Value, json};
@@ -131,8 +131,8 @@ impl DecodeWorker {
         let Some(entry) = cache.entry(path, rules, overrides) else { return decode() };
         if let Some(video) = cache.read(&entry) {
             note_left_out_frames(path, video.left_out_frames);
-            let details = json!({"frames": video.indices.len()});
-            record_video_span("read from the frame cache on disk", path, begun, details);
+            let frames = video.indices.len();
+            record_video_span("read from the frame cache on disk", path, begun, json!({"frames": frames}));
             return Ok(video);
         }
         let video = decode()?;
@@ -154,10 +154,7 @@ impl DecodeWorker {
     ) -> Result<DecodedVideo> {
         let job = WorkerJob::Decode { profile, overrides: *overrides, size };
         let begun = Instant::now();
-        let replied = self.run(path, job).inspect_err(|e| {
-            record_video_span("decode", path, begun, json!({"error": e.to_string()}));
-        })?;
-        match replied {
+        match self.run(path, job)? {
             (WorkerReply::Decoded(video), memory) => {
                 record_decoding(path, &video, begun);
                 note_left_out_frames(path, video.left_out_frames);
@@ -271,30 +268,27 @@ impl DecodeWorker {
     }
 }
 
-/// Records a span of a trace about a video that ends now: its name is the work and the file's name, its details have
-/// the path and `details`, an object.
+/// Records a span of a trace about a video that ends now. Its details are the path and `details`, an object.
 fn record_video_span(work: &str, path: &Path, begun: Instant, mut details: Value) {
-    if is_recording() {
-        details["path"] = json!(path.display().to_string());
-        let file = path.file_name().unwrap_or(path.as_os_str()).display();
-        record_span(format!("{work} {file}"), begun, begun.elapsed().as_secs_f64(), details);
-    }
+    details["path"] = json!(path.display().to_string());
+    let file = path.file_name().unwrap_or(path.as_os_str()).display();
+    record_span(format!("{work} {file}"), begun, begun.elapsed().as_secs_f64(), details);
 }
 
 /// Records the span of a decoded video and, inside it, what its worker did: the worker's work ended with its reply.
 fn record_decoding(path: &Path, video: &DecodedVideo, begun: Instant) {
     let DecodeTimes { read_seconds, decode_seconds, resize_seconds, cpu_seconds } = video.times;
     WORKER_MICROSECONDS.fetch_add((cpu_seconds * 1e6) as u64, Ordering::Relaxed);
-    let [height, width] = [video.height, video.width];
-    let details =
-        json!({"frames": video.indices.len(), "height": height, "width": width, "worker_cpu_seconds": cpu_seconds});
+    let details = json!({"frames": video.indices.len(), "worker_cpu_seconds": cpu_seconds});
     record_video_span("decode", path, begun, details);
-    let in_worker = Duration::try_from_secs_f64(read_seconds + decode_seconds).unwrap_or_default();
-    let read = begun + begun.elapsed().saturating_sub(in_worker);
-    record_span("read packets", read, read_seconds, Value::Null);
-    let decode = read + Duration::try_from_secs_f64(read_seconds).unwrap_or_default();
+    // The times come from another process, so they are kept within those of this one.
+    let elapsed = begun.elapsed().as_secs_f64();
+    let decode = decode_seconds.clamp(0.0, elapsed);
+    let read = read_seconds.clamp(0.0, elapsed - decode);
+    let before_end = |seconds: f64| begun + Duration::from_secs_f64((elapsed - seconds).max(0.0));
+    record_span("read packets", before_end(read + decode), read, Value::Null);
     let details = json!({"resize_thread_seconds": resize_seconds});
-    record_span("decode and resize frames", decode, decode_seconds, details);
+    record_span("decode and resize frames", before_end(decode), decode, details);
 }
 
 /// Processor time of the workers of this process, in microseconds.

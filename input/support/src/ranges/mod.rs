@@ -32,8 +32,8 @@ pub use nvtx::is_tool_attached;
 pub use nvtx::{NVTX_INJECTION_VARIABLE, attach_nvtx_tool};
 pub use origin::{LaunchOrigin, OriginGuard, current_origin, in_layer, in_op, with_origin};
 pub use recorder::{
-    RangeEvent, RangeId, SpanEvent, current_range, is_recording, record_span, start_recording_ranges,
-    take_recorded_ranges, take_recorded_spans,
+    RangeEvent, RangeId, SpanEvent, current_range, record_span, start_recording_ranges, take_recorded_ranges,
+    take_recorded_spans,
 };
 pub use threads::{host_thread_names, host_thread_number};
 

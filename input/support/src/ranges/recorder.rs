@@ -102,14 +102,9 @@ pub fn take_recorded_spans() -> Vec<SpanEvent> {
     std::mem::take(&mut recording().spans)
 }
 
-/// Whether ranges and spans are recorded now.
-pub fn is_recording() -> bool {
-    LISTENERS.load(Ordering::Relaxed) & RECORDER != 0
-}
-
 /// Records a span of this thread that began at `start` and took `seconds`, if a time window is open.
 pub fn record_span(name: impl Into<String>, start: Instant, seconds: f64, details: Value) {
-    if is_recording() {
+    if LISTENERS.load(Ordering::Relaxed) & RECORDER != 0 {
         let thread = host_thread_number();
         recording().spans.push(SpanEvent { name: name.into(), thread, start, seconds, details });
     }
