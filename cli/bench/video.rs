@@ -1,11 +1,5 @@
-//! `reel bench video`: times preprocessing, prefill and GRPO steps for videos. A warm-up round of all three comes before
-//! the timed rounds of each video.
-//!
-//! ```text
-//! preprocess   decode and resize the selected frames in a worker process, tokenize the prompt; no cache of frames
-//! prefill      from the prompt to its first token: vision tower and decoder
-//! GRPO step    sample the completions of the prompt, then one training step on them, without a reference model
-//! ```
+//! `reel bench video`: times preprocessing, prefill and GRPO steps for videos. A warm-up round comes before the timed
+//! rounds of each video.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -27,8 +27,8 @@ const DEFAULT_TEXT_TOKENS: usize = 512;
 
 /// Processor time of decoding a pixel of H.264, and of converting and resizing a pixel of a selected frame, in
 /// nanoseconds. Measured on a Zen 4 processor: `tools/benches/results/amd-epyc/2026-12-01-video-peers-zen4.json`.
-const DECODING_NANOSECONDS: f64 = 2.2;
-const RESIZING_NANOSECONDS: f64 = 11.0;
+const DECODING_NANOSECONDS: f64 = 2.4;
+const RESIZING_NANOSECONDS: f64 = 13.0;
 /// Frames that are decoded for a selected one: half of a group of pictures of 250 frames, as x264 makes them.
 const DECODED_PER_FRAME: u64 = 125;
 
