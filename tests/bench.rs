@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use support::{check_page, run, run_in, tiny_model};
+use support::{check_page, golden, run, run_in, tiny_model};
 
 fn number(value: &Value, key: &str) -> f64 {
     value.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number {key} in {value}"))
@@ -565,6 +565,92 @@ fn trace_of_bench_op_has_each_timed_run() {
     }
     // `reel kernels report` reads the trace.
     run_in(dir.path(), ["kernels", "report", "--times", "t.json", "--out", "k.html"]).ok();
+}
+
+/// Returns the events of the trace in `folder` whose name begins with `work` and ends with a name of a file.
+fn video_spans(folder: &Path, work: &str, file: &str) -> Vec<Value> {
+    let trace = read_trace(folder);
+    let events = trace["traceEvents"].as_array().expect("events").clone();
+    events.into_iter().filter(|e| e["name"] == format!("{work} {file}")).collect()
+}
+
+#[test]
+fn videos_are_measured_by_file() {
+    let dir = tempfile::tempdir().expect("a folder");
+    tiny_model(dir.path());
+    for name in ["h264_709.mp4", "vp9.webm"] {
+        fs::copy(golden("clips").join(name), dir.path().join(name)).expect("copied");
+    }
+    let bench = |files: &[&str], more: &[&str]| {
+        let args = ["--model", "tiny", "--nframes", "4", "--rounds", "2", "--batch", "2", "--tokens", "3", "--quiet"];
+        run_in(dir.path(), [&["bench", "video"], files, &support::with_options(&args, more)].concat())
+    };
+    let got = bench(&["h264_709.mp4", "vp9.webm"], &["--json", "--trace", "t.json"]).json();
+    assert_eq!((&got["op"], &got["profile"], &got["dtype"]), (&"video".into(), &"qwen".into(), &"f32".into()));
+    assert_eq!(["/n", "/batch", "/tokens"].map(|key| number(&got, key)), [2.0, 2.0, 3.0]);
+    assert!(got["machine"]["name"].as_str().is_some_and(|name| !name.is_empty()));
+    let videos = got["videos"].as_array().expect("videos");
+    let facts = |video: &Value| (video["file"].clone(), video["codec"].clone(), video["frames"].clone());
+    let want = [("h264_709.mp4", "h264"), ("vp9.webm", "vp9")].map(|(f, c)| (f.into(), c.into(), 4.into()));
+    assert_eq!(videos.iter().map(facts).collect::<Vec<_>>(), want);
+    for video in videos {
+        for part in ["preprocess", "prefill", "grpo_step"] {
+            let (seconds, rate) =
+                (number(video, &format!("/{part}/seconds")), number(video, &format!("/{part}/videos_per_minute")));
+            assert!(seconds > 0.0 && (rate * seconds - 60.0).abs() < 1e-9, "{part} {video}");
+            assert_eq!(video[part]["samples"].as_array().map(Vec::len), Some(2));
+        }
+        assert!(number(video, "/preprocess/cpu_seconds") > 0.0 && number(video, "/prompt_tokens") > 4.0);
+    }
+    // No cache of frames is used: each of the three rounds of a video decodes it once. A span says what the worker did.
+    for name in ["h264_709.mp4", "vp9.webm"] {
+        let decoded = video_spans(dir.path(), "decode", name);
+        assert_eq!((decoded.len(), video_spans(dir.path(), "probe", name).len()), (3, 1), "{name}");
+        for span in &decoded {
+            assert_eq!((&span["args"]["frames"], &span["args"]["path"]), (&4.into(), &name.into()));
+            assert!(number(span, "/args/worker_cpu_seconds") > 0.0 && number(span, "/dur") > 0.0);
+        }
+    }
+    let table = bench(&["vp9.webm"], &[]);
+    let lines: Vec<&str> = table.ok().lines().collect();
+    assert!(lines.len() == 2 && lines[0].contains("prefill/min") && lines[1].ends_with("vp9.webm"), "{lines:?}");
+    bench(&["none.mp4"], &[]).assert_refused(1, &["none.mp4"]);
+    bench(&["vp9.webm"], &["--batch", "1"]).assert_refused(2, &["--batch"]);
+    bench(&["vp9.webm"], &["--rounds", "0"]).assert_refused(2, &["--rounds"]);
+    bench(&["vp9.webm"], &["--tokens", "1000000"]).assert_refused(1, &["vp9.webm", "positions"]);
+    bench(&["vp9.webm"], &["--nframes", "3"]).assert_refused(2, &["--nframes"]);
+}
+
+#[test]
+fn a_trace_shows_what_each_video_took() {
+    let dir = tempfile::tempdir().expect("a folder");
+    tiny_model(dir.path());
+    let video = golden("clips/h264_bframes_audio.mp4");
+    let content = |file: &Path| json!([{"type": "video", "video": file, "nframes": 4}, {"type": "text", "text": "?"}]);
+    let preprocess = |file: &Path| {
+        let messages = json!([{"role": "user", "content": content(file)}]);
+        fs::write(dir.path().join("m.json"), messages.to_string()).expect("written");
+        let args = "preprocess --model tiny --messages m.json --out o.safetensors --frame-cache cache --trace t.json";
+        run_in(dir.path(), args.split(' '))
+    };
+    preprocess(&video).ok();
+    let decoded = video_spans(dir.path(), "decode", "h264_bframes_audio.mp4");
+    assert_eq!(decoded.len(), 1);
+    let trace = read_trace(dir.path());
+    let events = trace["traceEvents"].as_array().expect("events");
+    // What the worker did lies inside the span of the video, one after the other; resizing is a part of the second.
+    let span = |name: &str| events.iter().find(|e| e["name"] == name).unwrap_or_else(|| panic!("no {name}"));
+    let (read, frames) = (span("read packets"), span("decode and resize frames"));
+    let [begin, read_begin, decode_begin] = [&decoded[0], read, frames].map(|e| number(e, "/ts"));
+    let [all, reading, decoding] = [&decoded[0], read, frames].map(|e| number(e, "/dur"));
+    assert!(begin <= read_begin && (read_begin + reading - decode_begin).abs() < 1.0, "{decoded:?} {read} {frames}");
+    assert!(decode_begin + decoding <= begin + all + 1e-3 && reading > 0.0 && decoding > 0.0);
+    assert!(number(frames, "/args/resize_thread_seconds") > 0.0);
+    // The next process takes the frames from the cache on disk and decodes nothing.
+    preprocess(&video).ok();
+    let names = ["decode", "read from the frame cache on disk"];
+    let counts = names.map(|work| video_spans(dir.path(), work, "h264_bframes_audio.mp4").len());
+    assert_eq!(counts, [0, 1]);
 }
 
 /// The header of the table is printed with the first row, so a command that fails before its first row prints

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::http::read_request;
-use support::{FinishedRun, reel, run, run_in, tiny_model};
+use support::{FinishedRun, golden, reel, run, run_in, tiny_model};
 
 /// A request that the scripted server has received.
 struct Received {
@@ -163,6 +163,11 @@ fn figures_of_a_real_server_add_up() {
     let more = bench(&[&base[..], &["--image", "image.png", "--extra-body", r#"{"n": 2}"#]].concat()).json();
     assert_eq!((number(&text, "total_output_tokens"), number(&more, "total_output_tokens")), (48.0, 96.0));
     assert!(number(&more, "total_input_tokens") > number(&text, "total_input_tokens"));
+    // A video with each prompt: its tokens come before the text.
+    let clip = golden("clips/h264_709.mp4").display().to_string();
+    let video = bench(&[&base[..], &["--video", &clip]].concat()).json();
+    assert_eq!((number(&video, "completed"), number(&video, "failed")), (6.0, 0.0));
+    assert!(number(&video, "total_input_tokens") > number(&text, "total_input_tokens") + 6.0 * 4.0);
     let prefix = bench(&[&base[..], &["--shared-prefix-tokens", "60"]].concat()).json();
     assert!(number(&prefix, "total_input_tokens") >= number(&text, "total_input_tokens") + 6.0 * 60.0);
 

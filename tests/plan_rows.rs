@@ -161,6 +161,36 @@ fn no_option_for_rows_is_ignored_silently() {
 
 /// `--nframes` alone plans a video, and the head of every plan names the tokens and patches of a row.
 #[test]
+fn a_plan_for_a_gpu_says_how_many_cores_decode_its_videos() {
+    let plan = |options: &str| run(["plan"].into_iter().chain(options.split(' ')).chain(["--json"])).plan_json();
+    let number = |plan: &Value, key: &str| plan.pointer(key).and_then(Value::as_f64).expect("a number");
+    let sft = "sft --preset tiny --nframes 4 --per-device-train-batch-size 3 --gradient-accumulation-steps 2";
+    let small = plan(&format!("{sft} --gpu h200 --duration 2 --frame-size 640x360"));
+    let each = number(&small, "/decoding/cpu_seconds_per_video");
+    assert_eq!(small["decoding"]["videos_per_step"], 6);
+    let cores = 6.0 * each / number(&small, "/seconds");
+    assert!(each > 0.0 && (number(&small, "/decoding/cpu_cores_per_gpu") / cores - 1.0).abs() < 1e-9, "{small}");
+    // Four times the pixels take four times the time; frames that no selected frame needs take none.
+    let seconds =
+        |options: &str| number(&plan(&format!("{sft} --gpu h200 {options}")), "/decoding/cpu_seconds_per_video");
+    assert!((seconds("--frame-size 1280x720 --duration 2") / each - 4.0).abs() < 1e-9);
+    let long = |duration: u32| seconds(&format!("--frame-size 640x360 --duration {duration}"));
+    let lengths = [long(10), long(60), long(600)];
+    assert!(each < lengths[0] && lengths[0] < lengths[1] && lengths[1] == lengths[2], "{lengths:?}");
+    let grpo =
+        "grpo --preset tiny --nframes 4 --duration 2 --num-generations 2 --per-device-train-batch-size 4 --gpu h200";
+    assert_eq!(plan(&format!("{grpo} --gradient-accumulation-steps 3"))["decoding"]["videos_per_step"], 6);
+    // Each of two GPUs has the micro-batches of a half.
+    let halves = plan(&format!("{sft} --frame-size 640x360 --gpu h200 --world 2"));
+    assert_eq!(halves["decoding"]["videos_per_step"], 3);
+    for without in [format!("{sft} --device cpu"), "sft --preset tiny --tokens 64 --gpu h200".to_string()] {
+        assert_eq!(plan(&without)["decoding"], Value::Null, "{without}");
+    }
+    let text = run(format!("plan {sft} --gpu h200").split(' '));
+    assert!(text.ok().contains("\ndecoding: 6 videos per step, about "), "{}", text.stdout);
+}
+
+#[test]
 fn head_names_tokens_patches_and_the_video() {
     for command in ["sft", "grpo", "generate", "serve"] {
         let text = run(format!("plan {command} --preset tiny --nframes 16 --gpu h200").split(' ')).ok().to_string();

@@ -3,6 +3,7 @@
 
 mod progress;
 mod serve;
+mod video;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -85,6 +86,13 @@ enum What {
     /// which a kernel ran; `parts` splits that step into forward, backward (with recomputation) and optimizer;
     /// `planned_peak_bytes` is the peak memory that `reel plan` gives.
     Train(TrainArgs),
+    /// Videos: videos per minute through preprocessing, the prefill of their prompts, and GRPO steps
+    ///
+    /// Preprocessing decodes, selects and resizes the frames as the command that uses such a video does, without any
+    /// cache of frames, and tokenizes the prompt. `CPU s` are the processor seconds of one video in it: of this process
+    /// and of the process that decodes. Prefill is the time from the prompt to its first token, with the vision tower. A
+    /// GRPO step samples --batch completions of the prompt and trains all weights on them, without a reference model.
+    Video(Box<video::VideoArgs>),
     /// One kernel, the kernels of a folder, matrix products, or the output layer, on cpu or cuda
     ///
     /// Each is timed by itself, at the size in `reel kernels list` or at sizes given with --size.
@@ -120,6 +128,7 @@ impl BenchArgs {
             (None, Some(What::Rollout(c))) => c.run(common),
             (None, Some(What::Train(c))) => c.run(common),
             (None, Some(What::Op(c))) => c.run(common),
+            (None, Some(What::Video(c))) => c.run(common),
             (None, Some(What::Serve(c))) => c.run(common),
             (Some(_), Some(_)) => Err(usage_error(
                 "--compare",
@@ -127,7 +136,7 @@ impl BenchArgs {
                 "leave out the measurement's name and options",
             )),
             (None, None) => {
-                let help = "name what to measure (prefill, decode, rollout, train, op or serve), or give --compare A.json B.json";
+                let help = "name what to measure (prefill, decode, rollout, train, video, op or serve), or give --compare A.json B.json";
                 Err(usage_error("bench", "nothing to measure", help))
             }
         }

@@ -9,7 +9,7 @@ use reel_engine::{
 };
 use reel_input::encode::ModelFolder;
 use reel_input::request::RequestSettings;
-use reel_tools::measure::trace;
+use reel_support::ranges::record_span;
 use serde::Serialize;
 use serde_json::json;
 
@@ -145,13 +145,8 @@ fn complete(
     let begun = Instant::now();
     let generated = engine.generate(vec![request], |t| on_token(t.id));
     let (completions, t) = generated.map_err(|e| model.generation_error(e))?;
-    trace::record_span("prefill", begun, t.prefill_seconds, json!({"tokens": prompt.tokens.len()}));
-    trace::record_span(
-        "decode",
-        begun + std::time::Duration::from_secs_f64(t.prefill_seconds),
-        t.decode_seconds,
-        json!({}),
-    );
+    record_span("prefill", begun, t.prefill_seconds, json!({"tokens": prompt.tokens.len()}));
+    record_span("decode", begun + std::time::Duration::from_secs_f64(t.prefill_seconds), t.decode_seconds, json!({}));
     let generated: usize = completions.iter().map(|c| c.ids.len()).sum();
     let timing = Timing {
         preprocess: prompt.seconds,

@@ -29,6 +29,8 @@ pub struct DryRunCounts {
 
 /// Additional counts of a training command.
 pub struct TrainingCounts {
+    /// Processor seconds for the frames of each planned video, and the videos of a step; `None` without videos.
+    pub decoding: Option<(f64, u64)>,
     /// Size of a checkpoint in bytes.
     pub checkpoint: u64,
     /// The costs of some of the steps by part of the work, such as `backward` and `optimizer`.

@@ -347,7 +347,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let planned = sizes.config(Some(&options.model), common)?;
         let PlannedModel { config, files, name, .. } = &planned;
         media::check_fits_model(&resolved.media_options()?, config)?;
-        let (files, mut video) = (*files, serde_json::Value::Null);
+        let (files, mut video, mut decoding) = (*files, serde_json::Value::Null, None);
         let (plan, rows) = match options.data.as_os_str().is_empty() {
             true => {
                 let row = self.row(&planned)?;
@@ -359,6 +359,12 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 }
                 let device = sizes.device(common)?;
                 let plan = (self.plan_rows_of_one_size)(options, config, files, dtype, &row.shape, &device)?;
+                // The tokens of a step of GRPO include completions, but it always has the wanted number of prompts.
+                let videos = match O::COMMAND {
+                    "grpo" => (self.wanted)(options).unwrap_or_default() as u64,
+                    _ => plan.tokens.checked_div(plan.steps * tokens as u64).unwrap_or_default(),
+                };
+                decoding = row.decoding_seconds().map(|seconds| (seconds, videos));
                 video = row.video_json();
                 (plan, format!("{rows} of {row}"))
             }
@@ -417,6 +423,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             row_sizes: plan.row_sizes,
             video,
             training: Some(TrainingCounts {
+                decoding,
                 checkpoint: plan.checkpoint,
                 parts: plan.parts,
                 backward: plan.backward,

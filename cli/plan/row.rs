@@ -25,6 +25,13 @@ const DEFAULT_VIDEO_FPS: f64 = 30.0;
 /// Text tokens of a row with a planned video if `--tokens` does not say the number of all tokens.
 const DEFAULT_TEXT_TOKENS: usize = 512;
 
+/// Processor time of decoding a pixel of H.264, and of converting and resizing a pixel of a selected frame, in
+/// nanoseconds. Measured on a Zen 4 processor: `tools/benches/results/amd-epyc/2026-12-01-video-peers-zen4.json`.
+const DECODING_NANOSECONDS: f64 = 2.4;
+const RESIZING_NANOSECONDS: f64 = 13.0;
+/// Frames that are decoded for a selected one: half of a group of pictures of 250 frames, as x264 makes them.
+const DECODED_PER_FRAME: u64 = 125;
+
 /// Media options that concern images only.
 const OF_IMAGES: [&str; 3] = ["--image-min-pixels", "--image-max-pixels", "--ignore-exif-orientation"];
 
@@ -199,6 +206,14 @@ impl PlannedRow {
         }
         self.shape.tokens = tokens;
         Ok(self)
+    }
+
+    /// Processor seconds for decoding and resizing the frames of the planned video; `None` without one.
+    pub fn decoding_seconds(&self) -> Option<f64> {
+        let DescribedVideo { stored, seen, .. } = self.video?;
+        let needed = (seen.frames as u64).saturating_mul(DECODED_PER_FRAME).min(stored.total_frames);
+        let pixels = (stored.height * stored.width) as f64;
+        Some(1e-9 * pixels * (needed as f64 * DECODING_NANOSECONDS + seen.frames as f64 * RESIZING_NANOSECONDS))
     }
 
     /// The planned video as JSON; null without one.

@@ -151,6 +151,9 @@ impl<O: MicroBatchOptions> TrainingPlanner<'_, O> {
         let outcome = planned.outcome(machine, None);
         // A GPU needs memory for more than the tensors, so advice is given before the tensors fill all of the memory.
         let is_gpu = self.sizes.plans_gpu(self.common);
+        if is_gpu {
+            add_decoding(&mut additions, &planned.counts, outcome.seconds);
+        }
         let lacks_memory =
             |usable: &UsableMemory| outcome.peak as f64 > if is_gpu { usable.bytes() as f64 } else { usable.all };
         // No advice is given for settings that the command itself would refuse.
@@ -289,6 +292,18 @@ impl<O: MicroBatchOptions> TrainingPlanner<'_, O> {
         };
         Ok((with(largest.unwrap_or(1)), largest, PlanAdditions { fields, lines: vec![line] }))
     }
+}
+
+/// Adds how many processor cores decode the planned videos as fast as each GPU trains on them. A step takes `seconds`.
+fn add_decoding(additions: &mut PlanAdditions, counts: &DryRunCounts, seconds: f64) {
+    let Some((each, rows)) = counts.training.as_ref().and_then(|training| training.decoding) else { return };
+    let cores = each * rows as f64 / seconds;
+    let fields = json!({"cpu_seconds_per_video": each, "videos_per_step": rows, "cpu_cores_per_gpu": cores});
+    additions.fields.insert("decoding".into(), fields);
+    additions.lines.push(format!(
+        "\ndecoding: {rows} videos per step, about {each:.2} CPU seconds each (H.264), need {cores:.1} CPU cores per GPU; \
+         with fewer, the CPU limits the GPU"
+    ));
 }
 
 /// The unit in which an option gives the size of a micro-batch.

@@ -72,9 +72,9 @@ def spread(seconds):
 class PeerProcess:
     """A peer in a process of its own: measures once for each line that it is sent, and answers with a line."""
 
-    def __init__(self, kind, command):
+    def __init__(self, kind, command, keeps_memory=True):
         self.kind = kind
-        environment = {**os.environ, **KEEP_MEMORY}
+        environment = {**os.environ, **(KEEP_MEMORY if keeps_memory else {})}
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
     def once(self, line=""):

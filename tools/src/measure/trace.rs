@@ -34,6 +34,7 @@ use reel_device::{
     host_thread_number, range, start_recording_ranges, take_recorded_ranges,
 };
 use reel_support::files::AtomicFile;
+use reel_support::ranges::{SpanEvent, take_recorded_spans};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
@@ -48,8 +49,6 @@ struct Log {
     /// The file that the trace is written to.
     file: PathBuf,
     begun: Instant,
-    /// Spans that were measured by their callers.
-    spans: Vec<TraceSlice>,
     /// The device of the recorded launches, and the dtype of activations.
     device: Option<(Device, DType)>,
     ceilings: Option<Ceilings>,
@@ -80,22 +79,13 @@ pub fn start_trace(file: PathBuf) {
     host_thread_number();
     let begun = Instant::now();
     start_recording_ranges();
-    *log() = Some(Log { file, begun, spans: Vec::new(), device: None, ceilings: None, timed: None });
+    *log() = Some(Log { file, begun, device: None, ceilings: None, timed: None });
 }
 
 /// Runs `work` as a named range.
 pub fn span<T>(name: &'static str, work: impl FnOnce() -> T) -> T {
     let _range = range(RangeName::Task(name));
     work()
-}
-
-/// Records a span of this thread. The caller has measured its time; a viewer shows `details` with the span.
-pub fn record_span(name: &str, begun: Instant, seconds: f64, details: Value) {
-    if let Some(log) = log().as_mut() {
-        let args = if details.is_null() { json!({}) } else { details };
-        let span = log.slice(name, "task", host_track(host_thread_number()), begun, seconds, args);
-        log.spans.push(span);
-    }
 }
 
 /// Records every launch on a device from now on, if a trace was started. `dtype` is the dtype of activations.
@@ -179,7 +169,8 @@ pub fn finish_trace() -> Result<()> {
 /// A launch has failed.
 pub fn stop_trace() -> Result<Option<RecordedTrace>> {
     let Some(log) = log().take() else { return Ok(None) };
-    let mut recorded = RecordedTrace { ranges: take_recorded_ranges(), launches: Vec::new(), memory: Vec::new(), log };
+    let (ranges, spans) = (take_recorded_ranges(), take_recorded_spans());
+    let mut recorded = RecordedTrace { ranges, spans, launches: Vec::new(), memory: Vec::new(), log };
     if let Some((device, _)) = &recorded.log.device {
         let profile = device.profiler();
         profile.record_timeline(false);
@@ -195,6 +186,8 @@ pub fn stop_trace() -> Result<Option<RecordedTrace>> {
 pub struct RecordedTrace {
     log: Log,
     ranges: Vec<RangeEvent>,
+    /// Spans that were measured by their callers.
+    spans: Vec<SpanEvent>,
     launches: Vec<LaunchEvent>,
     memory: Vec<MemorySample>,
 }
@@ -215,7 +208,7 @@ impl RecordedTrace {
     }
 
     fn document(self) -> Value {
-        let RecordedTrace { log, ranges, launches, memory } = self;
+        let RecordedTrace { log, ranges, spans, launches, memory } = self;
         let mut events = vec![metadata("process_name", FIRST_HOST_TRACK, &json!({"name": "reel"}))];
         let mut about = json!({"version": env!("CARGO_PKG_VERSION")});
         let (mut calls, mut on_device, mut track_names) = (Vec::new(), Vec::new(), Vec::new());
@@ -243,7 +236,11 @@ impl RecordedTrace {
             about["dtype"] = json!(dtype.name());
             about["ceilings"] = json!(log.ceilings);
         }
-        let (mut host, mut flows, mut launched) = (log.spans.clone(), Vec::new(), Vec::new());
+        let (mut host, mut flows, mut launched) = (Vec::new(), Vec::new(), Vec::new());
+        host.extend(spans.into_iter().map(|SpanEvent { name, thread, start, seconds, details }| {
+            let args = if details.is_null() { json!({}) } else { details };
+            log.slice(&name, "task", host_track(thread), start, seconds, args)
+        }));
         host.extend(host_ranges(&ranges, |moment| log.at(moment)));
         for (id, (call, launch)) in calls.into_iter().enumerate() {
             flows.extend(flow(id, &call, &launch));

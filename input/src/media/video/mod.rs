@@ -25,7 +25,7 @@ use crate::media::profile::{MediaOverrides, MediaProfile};
 pub(crate) use ffmpeg::check_video_file;
 #[cfg(feature = "ffmpeg")]
 pub use ffmpeg::{decode_into, probe};
-pub use types::{DecodeLimits, DecodeRequest, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo};
+pub use types::{DecodeLimits, DecodeRequest, DecodeTimes, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo};
 
 /// Decodes the frames that `profile` and `overrides` select, in the displayed size of the video.
 ///

@@ -27,6 +27,19 @@ pub struct VideoInfo {
     pub video_fps: f64,
 }
 
+/// Where the time of decoding a video went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct DecodeTimes {
+    /// Seconds until all packets of the container were read and the frames selected.
+    pub read_seconds: f64,
+    /// Seconds in which the selected frames were decoded, converted to RGB and resized.
+    pub decode_seconds: f64,
+    /// The part of `decode_seconds` for converting and resizing, in seconds, added over all decoding threads.
+    pub resize_seconds: f64,
+    /// Processor time of the process that decoded, in seconds; 0 if the caller's own process decoded.
+    pub cpu_seconds: f64,
+}
+
 /// Selected and decoded frames of a video. The serialized form leaves out the pixels.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct DecodedVideo {
@@ -47,6 +60,9 @@ pub struct DecodedVideo {
     pub video_fps: f64,
     /// Number of selected frames per second of video.
     pub sample_fps: f64,
+    /// Where the time of decoding went.
+    #[serde(default)]
+    pub times: DecodeTimes,
 }
 
 /// The pixels of decoded frames.

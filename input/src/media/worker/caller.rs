@@ -4,14 +4,17 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memmap2::MmapOptions;
 use reel_support::diagnostic::input::UnsuitableFile;
 use reel_support::diagnostic::{Diagnostic, print_note_once};
+use reel_support::ranges::record_span;
 use reel_support::worker::{Worker, WorkerFailure, WorkerPool, WorkerProgram};
 use rustix::fs::{MemfdFlags, SealFlags};
+use serde_json::{Value, json};
 
 use super::disk_cache::DiskFrameCache;
 use super::frame_cache::{FrameCache, FrameKey};
@@ -19,7 +22,7 @@ use super::{DecodeControl, VIDEO_WORKER, WorkerJob, WorkerReply, WorkerRequest};
 use crate::error::{Error, Kind, MediaFailure, Result};
 use crate::media::error::{cannot_read_media, cannot_start_worker};
 use crate::media::profile::{MediaOverrides, MediaProfile, MediaRules};
-use crate::media::video::{DecodeLimits, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo};
+use crate::media::video::{DecodeLimits, DecodeTimes, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo};
 
 /// Default memory limit for one video, in MiB.
 pub const DEFAULT_DECODE_MEMORY_MIB: u64 = 2048;
@@ -76,8 +79,10 @@ impl DecodeWorker {
     /// # Errors
     /// The video cannot be read, or the worker fails, exceeds its limits or cannot be started.
     pub fn probe(&self, path: &Path) -> Result<VideoInfo> {
+        let begun = Instant::now();
         match self.run(path, WorkerJob::Probe)? {
             (WorkerReply::Probed(info), _) => {
+                record_video_span("probe", path, begun, json!({"codec": info.codec, "frames": info.total_frames}));
                 note_left_out_frames(path, info.left_out_frames);
                 Ok(info)
             }
@@ -101,10 +106,14 @@ impl DecodeWorker {
     /// The video cannot be decoded or resized, the selection is invalid, or the worker fails or cannot be started.
     pub fn decode_resized(&self, path: &Path, rules: MediaRules, overrides: &MediaOverrides) -> Result<DecodedVideo> {
         let decode = || self.read_or_decode_resized(path, rules, overrides);
+        let begun = Instant::now();
         let Some(cache) = &self.cache else { return decode() };
         let Some(key) = FrameKey::new(path, rules, overrides) else { return decode() };
         match cache.get(&key) {
-            Some(video) => Ok(video),
+            Some(video) => {
+                record_video_span("take from the frame cache", path, begun, json!({"frames": video.indices.len()}));
+                Ok(video)
+            }
             None => Ok(cache.insert(key, decode()?)),
         }
     }
@@ -117,10 +126,13 @@ impl DecodeWorker {
         overrides: &MediaOverrides,
     ) -> Result<DecodedVideo> {
         let decode = || self.decode_at_size(path, rules.profile, overrides, DecodedFrameSize::Resized(rules.family));
+        let begun = Instant::now();
         let Some(cache) = &self.disk_cache else { return decode() };
         let Some(entry) = cache.entry(path, rules, overrides) else { return decode() };
         if let Some(video) = cache.read(&entry) {
             note_left_out_frames(path, video.left_out_frames);
+            let frames = video.indices.len();
+            record_video_span("read from the frame cache on disk", path, begun, json!({"frames": frames}));
             return Ok(video);
         }
         let video = decode()?;
@@ -141,8 +153,10 @@ impl DecodeWorker {
         size: DecodedFrameSize,
     ) -> Result<DecodedVideo> {
         let job = WorkerJob::Decode { profile, overrides: *overrides, size };
+        let begun = Instant::now();
         match self.run(path, job)? {
             (WorkerReply::Decoded(video), memory) => {
+                record_decoding(path, &video, begun);
                 note_left_out_frames(path, video.left_out_frames);
                 map_pixels(path, video, &memory)
             }
@@ -252,6 +266,37 @@ impl DecodeWorker {
             "raise the limit (--media-memory), take fewer frames, or leave the file out",
         )
     }
+}
+
+/// Records a span of a trace about a video that ends now. Its details are the path and `details`, an object.
+fn record_video_span(work: &str, path: &Path, begun: Instant, mut details: Value) {
+    details["path"] = json!(path.display().to_string());
+    let file = path.file_name().unwrap_or(path.as_os_str()).display();
+    record_span(format!("{work} {file}"), begun, begun.elapsed().as_secs_f64(), details);
+}
+
+/// Records the span of a decoded video and, inside it, what its worker did: the worker's work ended with its reply.
+fn record_decoding(path: &Path, video: &DecodedVideo, begun: Instant) {
+    let DecodeTimes { read_seconds, decode_seconds, resize_seconds, cpu_seconds } = video.times;
+    WORKER_MICROSECONDS.fetch_add((cpu_seconds * 1e6) as u64, Ordering::Relaxed);
+    let details = json!({"frames": video.indices.len(), "worker_cpu_seconds": cpu_seconds});
+    record_video_span("decode", path, begun, details);
+    // The times come from another process, so they are kept within those of this one.
+    let elapsed = begun.elapsed().as_secs_f64();
+    let decode = decode_seconds.clamp(0.0, elapsed);
+    let read = read_seconds.clamp(0.0, elapsed - decode);
+    let before_end = |seconds: f64| begun + Duration::from_secs_f64((elapsed - seconds).max(0.0));
+    record_span("read packets", before_end(read + decode), read, Value::Null);
+    let details = json!({"resize_thread_seconds": resize_seconds});
+    record_span("decode and resize frames", before_end(decode), decode, details);
+}
+
+/// Processor time of the workers of this process, in microseconds.
+static WORKER_MICROSECONDS: AtomicU64 = AtomicU64::new(0);
+
+/// Processor time that the workers of this process have spent on the videos that they have decoded, in seconds.
+pub fn worker_cpu_seconds() -> f64 {
+    WORKER_MICROSECONDS.load(Ordering::Relaxed) as f64 / 1e6
 }
 
 /// Says once how many frames at the start of a video cannot be decoded. A data set may have many such videos, so only

@@ -33,7 +33,7 @@ use super::frame_cache::FileState;
 use crate::error::{Error, Result};
 use crate::media::libraries::ffmpeg_library_names_and_versions;
 use crate::media::profile::{MediaOverrides, MediaRules};
-use crate::media::video::{DecodedVideo, PixelBuffer};
+use crate::media::video::{DecodeTimes, DecodedVideo, PixelBuffer};
 
 /// The first words of an entry; the number is the version of the format.
 const MAGIC: &str = "reel frames 1";
@@ -298,13 +298,15 @@ fn read_entry(file: File, entry: &DiskEntry) -> std::result::Result<DecodedVideo
 
 /// Writes an entry under a temporary name, and renames it when it is complete.
 fn write_entry(entry: &DiskEntry, video: &DecodedVideo) -> Result<()> {
-    let header =
-        EntryHeader { key: entry.key.clone(), video: DecodedVideo { data: PixelBuffer::default(), ..video.clone() } };
+    let pixels = &video.data[..];
+    // Two processes that decode the same frames write the same bytes, so the entry has no times.
+    let video = DecodedVideo { data: PixelBuffer::default(), times: DecodeTimes::default(), ..video.clone() };
+    let header = EntryHeader { key: entry.key.clone(), video };
     let header = serde_json::to_vec(&header).map_err(|e| Error::cannot_write(&entry.file, std::io::Error::from(e)))?;
     let mut file = AtomicFile::create(&entry.file)?;
-    let fingerprints = [&header[..], &video.data].map(bytes_fingerprint);
+    let fingerprints = [&header[..], pixels].map(bytes_fingerprint);
     let line = format!("{MAGIC} {} {} {}\n", fingerprints[0], fingerprints[1], header.len());
-    for part in [line.as_bytes(), &header, &video.data] {
+    for part in [line.as_bytes(), &header, pixels] {
         file.write_all(part).map_err(|e| file.write_error(e))?;
     }
     file.close_without_sync()?.rename_to_final_name()
@@ -326,6 +328,7 @@ mod tests {
             total_frames: 1,
             video_fps: 30.0,
             sample_fps: 29.97,
+            times: DecodeTimes::default(),
         }
     }
 

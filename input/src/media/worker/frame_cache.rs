@@ -142,6 +142,7 @@ mod tests {
     use super::*;
     use crate::family::Family;
     use crate::media::profile::MediaProfile;
+    use crate::media::video::DecodeTimes;
 
     fn video(bytes: usize) -> DecodedVideo {
         DecodedVideo {
@@ -153,6 +154,7 @@ mod tests {
             total_frames: 1,
             video_fps: 1.0,
             sample_fps: 1.0,
+            times: DecodeTimes::default(),
         }
     }
 

@@ -31,7 +31,7 @@ use crate::media::profile::{MediaOverrides, MediaProfile};
 use crate::media::video::{DecodedFrameSize, DecodedVideo, VideoInfo};
 
 pub use cache_options::FrameCacheOptions;
-pub use caller::{DEFAULT_DECODE_MEMORY_MIB, DecodeWorker};
+pub use caller::{DEFAULT_DECODE_MEMORY_MIB, DecodeWorker, worker_cpu_seconds};
 pub use control::DecodeControl;
 pub use disk_cache::{DiskFrameCache, FrameCacheCounts};
 pub use frame_cache::FrameCache;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use memmap2::{MmapMut, MmapOptions};
 use reel_support::diagnostic::{Diagnostic, catch_panic};
-use reel_support::worker::ReplySender;
+use reel_support::worker::{ReplySender, processor_seconds};
 use rustix::process::Resource;
 
 use super::{WorkerJob, WorkerReply, WorkerRequest};
@@ -54,7 +54,10 @@ fn run_with_limits(request: &WorkerRequest, path: &Path, memory: &File) -> Worke
         WorkerJob::Probe => probe(path).map(WorkerReply::Probed),
         WorkerJob::Decode { profile, overrides, size } => {
             let request = DecodeRequest { path, profile, overrides, size, limits };
-            decode_into(&request, |bytes| map_output(path, memory, bytes)).map(|(video, _)| WorkerReply::Decoded(video))
+            decode_into(&request, |bytes| map_output(path, memory, bytes)).map(|(mut video, _)| {
+                video.times.cpu_seconds = processor_seconds();
+                WorkerReply::Decoded(video)
+            })
         }
     };
     to_reply(catch_panic(job))

@@ -31,7 +31,10 @@ pub use name::{LayerId, RangeName};
 pub use nvtx::is_tool_attached;
 pub use nvtx::{NVTX_INJECTION_VARIABLE, attach_nvtx_tool};
 pub use origin::{LaunchOrigin, OriginGuard, current_origin, in_layer, in_op, with_origin};
-pub use recorder::{RangeEvent, RangeId, current_range, start_recording_ranges, take_recorded_ranges};
+pub use recorder::{
+    RangeEvent, RangeId, SpanEvent, current_range, record_span, start_recording_ranges, take_recorded_ranges,
+    take_recorded_spans,
+};
 pub use threads::{host_thread_names, host_thread_number};
 
 /// The bit of [`LISTENERS`] for the recorder.

@@ -1,10 +1,13 @@
-//! The recorder of ranges: it keeps all ranges of a time window for a trace.
+//! The recorder of ranges: it keeps all ranges of a time window for a trace, and spans that callers have measured.
 
 use std::cell::Cell;
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::{RECORDER, RangeName, host_thread_number, listen};
+use serde_json::Value;
+
+use super::{LISTENERS, RECORDER, RangeName, host_thread_number, listen};
 
 /// A recorded range.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,6 +23,21 @@ pub struct RangeEvent {
     pub start: Instant,
     /// Duration in seconds. A range that was still open when the window ended is cut at that time.
     pub seconds: f64,
+}
+
+/// A span of host time that its caller has measured. Unlike a range, it has a free name and details for the viewer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpanEvent {
+    /// The name of the span.
+    pub name: String,
+    /// The number of the thread; see [`host_thread_number`].
+    pub thread: usize,
+    /// The time at which the span began.
+    pub start: Instant,
+    /// Duration in seconds.
+    pub seconds: f64,
+    /// What a viewer shows with the span: a JSON object, or null.
+    pub details: Value,
 }
 
 /// An id of a recorded range.
@@ -46,9 +64,11 @@ struct Recording {
     is_on: bool,
     /// The ranges of the window. The bool tells whether the range is still open.
     events: Vec<(RangeEvent, bool)>,
+    spans: Vec<SpanEvent>,
 }
 
-static RECORDING: Mutex<Recording> = Mutex::new(Recording { window: 0, is_on: false, events: Vec::new() });
+static RECORDING: Mutex<Recording> =
+    Mutex::new(Recording { window: 0, is_on: false, events: Vec::new(), spans: Vec::new() });
 
 thread_local! {
     /// The innermost recorded range of this thread.
@@ -62,7 +82,7 @@ fn recording() -> MutexGuard<'static, Recording> {
 /// Begins a time window: ranges that begin from now on are recorded, and the ranges of an earlier window are dropped.
 pub fn start_recording_ranges() {
     let mut recording = recording();
-    *recording = Recording { window: recording.window + 1, is_on: true, events: Vec::new() };
+    *recording = Recording { window: recording.window + 1, is_on: true, ..Recording::default() };
     listen(RECORDER, true);
 }
 
@@ -75,6 +95,19 @@ pub fn take_recorded_ranges() -> Vec<RangeEvent> {
         |event: &RangeEvent, is_open| if is_open { event.start.elapsed().as_secs_f64() } else { event.seconds };
     let events = std::mem::take(&mut recording.events).into_iter();
     events.map(|(event, is_open)| RangeEvent { seconds: seconds(&event, is_open), ..event }).collect()
+}
+
+/// Returns the recorded spans of the time window, and forgets them.
+pub fn take_recorded_spans() -> Vec<SpanEvent> {
+    std::mem::take(&mut recording().spans)
+}
+
+/// Records a span of this thread that began at `start` and took `seconds`, if a time window is open.
+pub fn record_span(name: impl Into<String>, start: Instant, seconds: f64, details: Value) {
+    if LISTENERS.load(Ordering::Relaxed) & RECORDER != 0 {
+        let thread = host_thread_number();
+        recording().spans.push(SpanEvent { name: name.into(), thread, start, seconds, details });
+    }
 }
 
 /// The innermost recorded range of this thread that is still open.

@@ -272,6 +272,14 @@ pub fn limit_processor_time(seconds: u64) -> io::Result<()> {
     set_limit(Resource::Cpu, seconds)
 }
 
+/// The processor time of all threads of this process since its start, in seconds.
+pub fn processor_seconds() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the function writes to `time`. It cannot fail, because the clock exists and the pointer is valid.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
 fn set_limit(resource: Resource, limit: u64) -> io::Result<()> {
     let Rlimit { maximum, .. } = rustix::process::getrlimit(resource);
     let current = Some(maximum.map_or(limit, |maximum| limit.min(maximum)));

@@ -12,6 +12,7 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use ffmpeg_next as ffmpeg;
 
@@ -102,14 +103,15 @@ struct Job<'m> {
     slots: Slots<'m>,
 }
 
-/// Decodes the frames `indices` (ascending, repeats allowed) of `video` into `out`, u8 `[T, h, w, 3]`.
+/// Decodes the frames `indices` (ascending, repeats allowed) of `video` into `out`, u8 `[T, h, w, 3]`. Returns the
+/// seconds of converting frames to RGB and resizing them, added over all threads.
 pub(super) fn decode_frames(
     video: &VideoFile,
     indices: &[u64],
     target_size: Option<ResizeTarget>,
     limits: DecodeLimits,
     out: &mut [u8],
-) -> Result<()> {
+) -> Result<f64> {
     let frame_len = out.len() / indices.len().max(1);
     let mut unique = indices.to_vec();
     unique.dedup();
@@ -132,25 +134,25 @@ pub(super) fn decode_frames(
     // Sorted with the longest run last, because lanes take jobs from the end with `pop`. Starting with the longest
     // runs makes all lanes end at about the same time.
     jobs.sort_by_key(|job| job.run.end - job.run.start);
-    run_jobs(video, target_size, limits, &budget, jobs)?;
+    let resize_time = run_jobs(video, target_size, limits, &budget, jobs)?;
 
     for i in 1..indices.len() {
         if indices[i] == indices[i - 1] {
             out.copy_within((i - 1) * frame_len..i * frame_len, i * frame_len);
         }
     }
-    Ok(())
+    Ok(resize_time.as_secs_f64())
 }
 
 /// Distributes the jobs, last one first, over lanes (decoding threads). The thread limit, the memory limit and
-/// [`MIN_PIXELS_PER_THREAD`] bound the number of lanes.
+/// [`MIN_PIXELS_PER_THREAD`] bound the number of lanes. Returns the time of converting and resizing, added over all lanes.
 fn run_jobs(
     video: &VideoFile,
     target_size: Option<ResizeTarget>,
     limits: DecodeLimits,
     budget: &PixelBudget,
     jobs: Vec<Job<'_>>,
-) -> Result<()> {
+) -> Result<Duration> {
     let frame_pixels = video.coded_pixels();
     let packets: usize = jobs.iter().map(|job| job.run.end.saturating_sub(job.run.start)).sum();
     let useful_threads = 1 + frame_pixels.saturating_mul(packets as u64) / MIN_PIXELS_PER_THREAD;
@@ -170,13 +172,13 @@ fn run_jobs(
     }
     let queue = Mutex::new(jobs);
     let next = || queue.lock().ok().and_then(|mut jobs| jobs.pop());
-    let run_lane = |mut lane: DecodeLane<'_>| -> Result<()> {
+    let run_lane = |mut lane: DecodeLane<'_>| -> Result<Duration> {
         while let Some(mut job) = next() {
             lane.run_job(&mut job)?;
         }
-        Ok(())
+        Ok(lane.resize_time)
     };
-    let Some(own_lane) = lanes.pop() else { return Ok(()) };
+    let Some(own_lane) = lanes.pop() else { return Ok(Duration::ZERO) };
     std::thread::scope(|scope| {
         let mut handles = Vec::new();
         for lane in lanes {
@@ -190,7 +192,7 @@ fn run_jobs(
             let lane_result = handle.join().unwrap_or_else(|_| {
                 Err(Error::media_file(&video.path, "a decoding thread panicked", "report this file as a bug"))
             });
-            result = result.and(lane_result);
+            result = result.and_then(|time| Ok(time + lane_result?));
         }
         result
     })
@@ -215,6 +217,8 @@ struct DecodeLane<'f> {
     converter: RgbConverter,
     /// Whether the decoder may skip frames that no other frame refers to. For AV1, packets are cut instead.
     can_skip_unreferenced: bool,
+    /// The time of converting frames to RGB and resizing them.
+    resize_time: Duration,
 }
 
 impl<'f> DecodeLane<'f> {
@@ -244,6 +248,7 @@ impl<'f> DecodeLane<'f> {
             converter: RgbConverter::new(video.coded_size, video.rotation, target_size)?,
             can_skip_unreferenced: matches!(codec, Id::H264 | Id::MPEG4 | Id::AV1)
                 || (codec == Id::HEVC && video.has_one_layer),
+            resize_time: Duration::ZERO,
         })
     }
 
@@ -415,7 +420,9 @@ impl<'f> DecodeLane<'f> {
             let pixels = u64::from(frame.width()) * u64::from(frame.height());
             self.budget.count(self.video, pixels.saturating_sub(self.video.coded_pixels()))?;
             if let Some(slot) = frame_index(&frame).and_then(|index| slots.remove(&index)) {
+                let begun = Instant::now();
                 self.converter.write_as_rgb(&self.video.path, &frame, slot)?;
+                self.resize_time += begun.elapsed();
             }
         }
     }

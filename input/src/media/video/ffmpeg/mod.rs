@@ -11,10 +11,13 @@ mod plan;
 mod truncation;
 
 use std::path::Path;
+use std::time::Instant;
 
 use reel_support::diagnostic::input;
 
-use super::types::{DecodeRequest, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo, frames_too_large_error};
+use super::types::{
+    DecodeRequest, DecodeTimes, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo, frames_too_large_error,
+};
 use crate::error::{Error, Result};
 use crate::media::error::{cannot_read_media, with_image_name};
 use crate::media::libraries::load_ffmpeg_for_video;
@@ -62,7 +65,7 @@ pub fn decode_into<B: AsMut<[u8]>>(
     request: &DecodeRequest<'_>,
     allocate: impl FnOnce(usize) -> Result<B>,
 ) -> Result<(DecodedVideo, B)> {
-    let limits = request.limits;
+    let (limits, begun) = (request.limits, Instant::now());
     check_video_file(request.path)?;
     let video = demux::VideoFile::read_container(request.path, limits.memory_bytes / 4)?;
     let selection = select_frames_of_file(
@@ -95,7 +98,9 @@ pub fn decode_into<B: AsMut<[u8]>>(
         return Err(frames_too_large_error(request.path, needed, limits.memory_bytes));
     };
     let mut memory = allocate(bytes)?;
-    decode::decode_frames(&video, &selection.indices, target, limits, memory.as_mut())?;
+    let read_seconds = begun.elapsed().as_secs_f64();
+    let resize_seconds = decode::decode_frames(&video, &selection.indices, target, limits, memory.as_mut())?;
+    let decode_seconds = begun.elapsed().as_secs_f64() - read_seconds;
     let decoded = DecodedVideo {
         data: PixelBuffer::default(),
         height,
@@ -105,6 +110,7 @@ pub fn decode_into<B: AsMut<[u8]>>(
         left_out_frames: video.left_out_frames,
         video_fps: video.video_fps,
         sample_fps: selection.sample_fps,
+        times: DecodeTimes { read_seconds, decode_seconds, resize_seconds, cpu_seconds: 0.0 },
     };
     Ok((decoded, memory))
 }
