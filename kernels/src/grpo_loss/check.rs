@@ -2,8 +2,8 @@ use reel_device::Addr;
 use reel_device::DType::F32;
 
 use super::{
-    CORRECTION_MASKS, CORRECTION_PER_SEQUENCE, Params, SEQUENCE_LEVEL, SEQUENCE_TOKEN_LEVEL, STATS_PER_COMPLETION,
-    TOKEN_LEVEL, formula, loss, test_batches_length_learned_tokens,
+    CORRECTION_MASKS, CORRECTION_PER_SEQUENCE, Params, RatioLevel, STATS_PER_COMPLETION, formula, loss,
+    test_batches_length_learned_tokens,
 };
 use crate::checks::{addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, F32_HALF_ULP, assert_close, assert_rounded};
@@ -15,6 +15,8 @@ checks!(
     clipping_cuts_the_gradient,
     tokens_that_are_not_learned_do_not_count
 );
+
+const LEVELS: [RatioLevel; 3] = [RatioLevel::Token, RatioLevel::Sequence, RatioLevel::SequenceToken];
 
 /// The inputs of the loss for a few completions.
 struct Batch {
@@ -71,7 +73,7 @@ impl Batch {
             d_entropy: Addr::NULL,
             stats: Addr::NULL,
             completions: self.counted.len() as u32,
-            level: TOKEN_LEVEL,
+            level: RatioLevel::Token as u32,
             cispo: 0,
             correction: 0,
             epsilon_low: 0.2,
@@ -99,12 +101,13 @@ impl Batch {
         let mut all = vec![
             plain,
             Params { kl_limit: 0.25, ..plain },
-            Params { level: SEQUENCE_LEVEL, kl_limit: f32::INFINITY, ..plain },
+            Params { level: RatioLevel::Sequence as u32, kl_limit: f32::INFINITY, ..plain },
             Params { cispo: 1, epsilon_high: 1.2, ..plain },
             entropy,
-            Params { min_entropy: f32::NEG_INFINITY, cispo: 1, epsilon_high: 0.9, level: SEQUENCE_LEVEL, ..entropy },
+            Params { min_entropy: f32::NEG_INFINITY, level: RatioLevel::Sequence as u32, ..entropy },
+            Params { min_entropy: 0.1, cispo: 1, epsilon_high: 0.9, level: RatioLevel::Sequence as u32, ..entropy },
         ];
-        for level in [TOKEN_LEVEL, SEQUENCE_LEVEL, SEQUENCE_TOKEN_LEVEL] {
+        for level in LEVELS.map(|level| level as u32) {
             all.push(Params { level, ..entropy });
             for correction in 0..=CORRECTION_PER_SEQUENCE + CORRECTION_MASKS {
                 all.push(Params { level, ..self.corrected(correction) });
@@ -155,11 +158,7 @@ fn options(p: &Params) -> formula::LossOptions {
         range: if p.cispo != 0 { (f64::NEG_INFINITY, p.epsilon_high as f64) } else { (low, high) },
         beta: p.beta as f64,
         kl_limit: p.kl_limit as f64,
-        level: match p.level {
-            SEQUENCE_LEVEL => formula::Level::Sequence,
-            SEQUENCE_TOKEN_LEVEL => formula::Level::SequenceToken,
-            _ => formula::Level::Token,
-        },
+        level: LEVELS[p.level as usize],
         cispo: p.cispo != 0,
         correction: (!p.sampled.is_null()).then_some(correction),
         min_entropy: if p.entropy.is_null() { f64::NEG_INFINITY } else { p.min_entropy as f64 },
@@ -203,7 +202,7 @@ fn loss_and_gradient_equal_the_formula() {
                 // With a sequence-level ratio all tokens of a completion share one ratio, so the check varies only a
                 // few tokens.
                 for t in 0..n {
-                    if params.level == SEQUENCE_LEVEL && t % 50 != 0 {
+                    if params.level == RatioLevel::Sequence as u32 && t % 50 != 0 {
                         want.push(gradient[batch.ends[i] as usize + t] as f64);
                         continue;
                     }
@@ -251,7 +250,7 @@ fn without_old_the_ratio_is_one() {
     let corrected = Params { old: Addr::NULL, ..batch.corrected(0) };
     let equal_old = Params { old: addr(&batch.log_prob), ..corrected };
     assert_eq!(batch.run(&corrected).0, batch.run(&equal_old).0);
-    for level in [TOKEN_LEVEL, SEQUENCE_LEVEL, SEQUENCE_TOKEN_LEVEL] {
+    for level in LEVELS.map(|level| level as u32) {
         let (gradient, _, stats) = batch.run(&Params { level, ..params });
         for i in 0..2 {
             let slope = -batch.weight[i] * batch.advantage[i];
@@ -271,7 +270,7 @@ fn without_old_the_ratio_is_one() {
 fn factors_of_one_change_no_bit() {
     let mut batch = Batch::new(&[(300, 290), (40, 40), (9, 3)], 0.3);
     batch.sampled = batch.old.clone();
-    for (level, cispo) in [(TOKEN_LEVEL, 0), (SEQUENCE_LEVEL, 0), (SEQUENCE_TOKEN_LEVEL, 0), (TOKEN_LEVEL, 1)] {
+    for (level, cispo) in [(0, 0), (1, 0), (2, 0), (0, 1)] {
         let plain = batch.run(&Params { level, cispo, ..batch.params() });
         for correction in 0..4 {
             let entropy = addr(&batch.entropy);

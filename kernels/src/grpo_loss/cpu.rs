@@ -4,7 +4,7 @@
 use reel_device::Team;
 use reel_device::launch::view::{OutputArray, slice_at};
 
-use super::{CORRECTION_MASKS, CORRECTION_PER_SEQUENCE, Params, SEQUENCE_LEVEL, STATS_PER_COMPLETION, TOKEN_LEVEL};
+use super::{CORRECTION_MASKS, CORRECTION_PER_SEQUENCE, Params, RatioLevel, STATS_PER_COMPLETION};
 
 /// # Safety
 /// Every address in [`Params`] is valid for the documented shape and dtype.
@@ -57,7 +57,8 @@ pub unsafe fn loss(p: &Params, team: &Team) {
         };
         let is_selected = |t: usize| entropy.get(start + t).is_none_or(|&entropy| entropy >= p.min_entropy);
         let factor = |t: usize| if is_selected(t) { correction(t) } else { 0.0 };
-        let mean_factor = if p.level == SEQUENCE_LEVEL { mean_of(&factor) } else { 0.0 };
+        let is_shared = p.level == RatioLevel::Sequence as u32;
+        let mean_factor = if is_shared { mean_of(&factor) } else { 0.0 };
         if !p.d_entropy.is_null() {
             // SAFETY: completions do not overlap.
             let of_entropy = unsafe { of_entropy.part(start, len) };
@@ -67,7 +68,7 @@ pub unsafe fn loss(p: &Params, team: &Team) {
         }
         let (mut sums, mut entropies) = ([0.0f64; 3], 0.0f64);
         for (t, gradient) in gradient[..counted].iter_mut().enumerate() {
-            let ratio = if p.level == TOKEN_LEVEL { log_ratio(t) } else { mean }.exp();
+            let ratio = if p.level == RatioLevel::Token as u32 { log_ratio(t) } else { mean }.exp();
             let (low, high) = match p.cispo {
                 0 => (1.0 - p.epsilon_low as f64, 1.0 + p.epsilon_high as f64),
                 _ => (0.0, p.epsilon_high as f64),
@@ -81,7 +82,7 @@ pub unsafe fn loss(p: &Params, team: &Team) {
             } else if clipped {
                 (-a * held * factor, 0.0)
             } else {
-                (-a * ratio * factor, -a * ratio * if p.level == SEQUENCE_LEVEL { mean_factor } else { factor })
+                (-a * ratio * factor, -a * ratio * if is_shared { mean_factor } else { factor })
             };
             if let Some(&entropy) = entropy.get(start + t).filter(|_| is_selected(t)) {
                 entropies += entropy as f64;

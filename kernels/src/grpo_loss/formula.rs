@@ -1,15 +1,6 @@
 //! The definition of the losses and of their gradients, in f64.
 
-/// For which tokens importance ratios are computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    /// One ratio per token.
-    Token,
-    /// One ratio per completion (GSPO).
-    Sequence,
-    /// The value of the ratio of the completion, with the gradient of the token (GSPO-token).
-    SequenceToken,
-}
+use super::RatioLevel;
 
 /// The correction of the difference between sampling and training.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +24,7 @@ pub struct LossOptions {
     /// Bound of |reference − log_prob|, the log ratio to the reference.
     pub kl_limit: f64,
     /// For which tokens importance ratios are computed.
-    pub level: Level,
+    pub level: RatioLevel,
     /// True for the loss of CISPO.
     pub cispo: bool,
     /// `None`: no token is corrected.
@@ -91,9 +82,9 @@ fn log_ratios(options: &LossOptions, log_prob: &[f64], constant: &[f64], old: &[
     let mean = |log_prob: &[f64]| log_prob.iter().zip(old).map(|(l, o)| l - o).sum::<f64>() / old.len() as f64;
     let (mean, constant_mean) = (mean(log_prob), mean(constant));
     let of_token = |t: usize| match options.level {
-        Level::Token => log_prob[t] - old[t],
-        Level::Sequence => mean,
-        Level::SequenceToken => constant_mean + (log_prob[t] - constant[t]),
+        RatioLevel::Token => log_prob[t] - old[t],
+        RatioLevel::Sequence => mean,
+        RatioLevel::SequenceToken => constant_mean + (log_prob[t] - constant[t]),
     };
     (0..old.len()).map(of_token).collect()
 }
@@ -154,7 +145,7 @@ pub fn gradient(options: &LossOptions, log_prob: &[f64], c: &Constants) -> Vec<f
         if options.cispo {
             return -factors[t] * ratio.min(high) * a - pull;
         }
-        let factor = if options.level == Level::Sequence { mean_factor } else { factors[t] };
+        let factor = if options.level == RatioLevel::Sequence { mean_factor } else { factors[t] };
         let outside = ratio < low && a < 0.0 || ratio > high && a > 0.0;
         if outside { -pull } else { -factor * ratio * a - pull }
     };

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! for completion i with advantage A, over its first counted[i] tokens t, the learned ones:
-//!     d[t] = log_prob[t] - old[t]            (0 without `old`; at both sequence levels, the mean of d over these tokens)
+//!     d[t] = log_prob[t] - old[t]            (0 without `old`; at both sequence levels, the mean over these tokens)
 //!     r    = e^d                             the importance ratio
 //!     x    = clip(reference[t] - log_prob[t], -kl_limit, kl_limit)
 //!     q    = e^(old[t] - sampled[t])         (log_prob for `old` without it; for a correction per sequence, of the sum
@@ -79,12 +79,12 @@ params! {
         pub d_log_prob: Addr,
         /// f32 `[tokens]`, written; null: not written, and the gradient of the entropies is not needed.
         pub d_entropy: Addr,
-        /// f32 `[completions, 4]`, written: part of the loss, sum of the KL terms `e^x − x − 1` (`x` as defined above),
-        /// number of clipped tokens, number of counted tokens.
+        /// f32 `[completions, 4]`, written: part of the loss, sum of the KL terms `e^x − x − 1` (`x` as above), number
+        /// of clipped tokens, number of counted tokens.
         pub stats: Addr,
         /// Number of completions.
         pub completions: u32,
-        /// [`TOKEN_LEVEL`], [`SEQUENCE_LEVEL`] or [`SEQUENCE_TOKEN_LEVEL`].
+        /// [`RatioLevel`] as a number.
         pub level: u32,
         /// 1: the loss of CISPO; 0: the loss with clipped ratios.
         pub cispo: u32,
@@ -109,12 +109,16 @@ params! {
     }
 }
 
-/// [`Params::level`]: one importance ratio per token.
-pub const TOKEN_LEVEL: u32 = 0;
-/// [`Params::level`]: one importance ratio per completion (GSPO).
-pub const SEQUENCE_LEVEL: u32 = 1;
-/// [`Params::level`]: the value of the ratio of the completion, with the gradient of the token (GSPO-token).
-pub const SEQUENCE_TOKEN_LEVEL: u32 = 2;
+/// For which tokens importance ratios are computed ([`Params::level`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RatioLevel {
+    /// One ratio per token.
+    Token,
+    /// One ratio per completion (GSPO).
+    Sequence,
+    /// The value of the ratio of the completion, with the gradient of the token (GSPO-token).
+    SequenceToken,
+}
 /// [`Params::correction`]: one correction per completion, not one per token.
 pub const CORRECTION_PER_SEQUENCE: u32 = 1;
 /// [`Params::correction`]: 0 beyond the bounds, not the nearer bound.

@@ -54,17 +54,6 @@ pub enum CorrectionMode {
     SequenceMask,
 }
 
-/// The correction of the difference between sampling and training.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct CorrectionRules {
-    /// What it does with ratios beyond the bounds.
-    pub mode: CorrectionMode,
-    /// Lower bound of a ratio.
-    pub min: f64,
-    /// Upper bound of a ratio.
-    pub max: f64,
-}
-
 /// Options of the loss besides its type, with TRL's names. The sampler of TRL is vLLM, hence their prefix.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -99,15 +88,13 @@ impl Default for LossVariants {
 }
 
 impl LossVariants {
-    /// The rules of the correction of the difference between sampling and training; `None` without the correction.
-    pub fn correction(&self) -> Option<CorrectionRules> {
-        let rules = CorrectionRules {
-            mode: self.vllm_importance_sampling_mode.unwrap_or_default(),
-            min: self.vllm_importance_sampling_clip_min.unwrap_or(0.0),
-            max: self.vllm_importance_sampling_clip_max.unwrap_or(3.0),
-        };
+    /// The mode of the correction of the difference between sampling and training, and the lower and upper bound of a
+    /// ratio; `None` without the correction.
+    pub fn correction(&self) -> Option<(CorrectionMode, [f64; 2])> {
+        let min = self.vllm_importance_sampling_clip_min.unwrap_or(0.0);
+        let max = self.vllm_importance_sampling_clip_max.unwrap_or(3.0);
         let is_on = self.vllm_importance_sampling_correction.unwrap_or_else(|| self.option_of_ratio().is_some());
-        is_on.then_some(rules)
+        is_on.then_some((self.vllm_importance_sampling_mode.unwrap_or_default(), [min, max]))
     }
 
     /// The first given option of the correction's ratio.
@@ -132,7 +119,7 @@ impl LossVariants {
             "is for --vllm-importance-sampling-correction, which is false".into(),
             "leave one of the two out",
         )?;
-        let Some(CorrectionRules { min, max, .. }) = self.correction() else { return Ok(()) };
+        let Some((_, [min, max])) = self.correction() else { return Ok(()) };
         let help = "give a finite number above 0; a large one stands for no bound";
         range("--vllm-importance-sampling-clip-max", max, max > 0.0, help)?;
         let help = "give a number from 0 to --vllm-importance-sampling-clip-max";
@@ -149,10 +136,9 @@ mod tests {
         let off = LossVariants::default();
         assert_eq!(off.correction(), None);
         let on = LossVariants { vllm_importance_sampling_correction: Some(true), ..off.clone() };
-        let (mode, max) = (CorrectionMode::SequenceMask, 3.0);
-        assert_eq!(on.correction(), Some(CorrectionRules { mode, min: 0.0, max }));
+        assert_eq!(on.correction(), Some((CorrectionMode::SequenceMask, [0.0, 3.0])));
         let capped = LossVariants { vllm_importance_sampling_clip_max: Some(2.0), ..off };
-        assert_eq!(capped.correction(), Some(CorrectionRules { mode, min: 0.0, max: 2.0 }));
+        assert_eq!(capped.correction(), Some((CorrectionMode::SequenceMask, [0.0, 2.0])));
         capped.validate().unwrap();
         let unused = LossVariants { vllm_importance_sampling_correction: Some(false), ..capped };
         assert_eq!(unused.correction(), None);

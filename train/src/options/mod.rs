@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 
 pub use evaluation::{BestMetric, EvaluationOptions};
 pub use grpo::GrpoOptions;
-pub use loss::{CorrectionMode, CorrectionRules, ImportanceSamplingLevel, LossType, LossVariants};
+pub use loss::{CorrectionMode, ImportanceSamplingLevel, LossType, LossVariants};
 pub use run::{RunOptions, TrainingOptions};
 pub use sft::{SftOptions, TruncationStrategy};
 pub use step_range::StepRange;

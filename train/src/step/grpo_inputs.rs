@@ -66,19 +66,15 @@ impl LossRules<'_> {
     ) -> Result<Option<SamplingCorrection>> {
         let completions = || groups.iter().flat_map(|group| &group.completions);
         let rules = self.options.variants.correction().filter(|_| completions().any(|c| !c.log_probs.is_empty()));
-        let Some(rules) = rules else { return Ok(None) };
+        let Some((mode, [min, max])) = rules else { return Ok(None) };
         // The ratio of a token without a sampled log-probability is 1, which NaN stands for.
         let of_completion = |c: &CompletionTokens| {
             c.learned_indices().map(|i| c.log_probs.get(i).copied().unwrap_or(f32::NAN)).collect::<Vec<_>>()
         };
         let sampled: Vec<f32> = completions().flat_map(of_completion).collect();
-        let (per_sequence, masks) = match rules.mode {
-            CorrectionMode::TokenTruncate => (false, false),
-            CorrectionMode::TokenMask => (false, true),
-            CorrectionMode::SequenceTruncate => (true, false),
-            CorrectionMode::SequenceMask => (true, true),
-        };
-        let (sampled_log_probs, min, max) = (upload(&sampled)?, rules.min as f32, rules.max as f32);
+        let per_sequence = matches!(mode, CorrectionMode::SequenceTruncate | CorrectionMode::SequenceMask);
+        let masks = matches!(mode, CorrectionMode::TokenMask | CorrectionMode::SequenceMask);
+        let (sampled_log_probs, min, max) = (upload(&sampled)?, min as f32, max as f32);
         Ok(Some(SamplingCorrection { sampled_log_probs, per_sequence, masks, min, max }))
     }
 

@@ -2,6 +2,7 @@
 //! entropies.
 
 use reel_device::{Addr, DType, in_op};
+pub use reel_kernels::grpo_loss::RatioLevel;
 use reel_kernels::{elementwise, grpo_loss as kernel, reduce};
 
 use super::attention::CuSeqlens;
@@ -9,17 +10,6 @@ use super::{size, want_dtype, want_shape};
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
-
-/// For which tokens importance ratios are computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RatioLevel {
-    /// One ratio per token.
-    Token,
-    /// One ratio per completion (GSPO).
-    Sequence,
-    /// The value of the ratio of the completion, with the gradient of the token (GSPO-token).
-    SequenceToken,
-}
 
 /// The correction of the difference between sampling and training: the policy term of a token is multiplied by the
 /// ratio of its probability in training to that in sampling.
@@ -129,11 +119,7 @@ pub fn grpo_loss(cx: &Cx, log_probs: &Tensor, inputs: &GrpoInputs) -> Result<(Te
         d_entropy: address(of_entropies.as_ref()),
         stats: stats.addr(),
         completions: size(OP, n)?,
-        level: match inputs.level {
-            RatioLevel::Token => kernel::TOKEN_LEVEL,
-            RatioLevel::Sequence => kernel::SEQUENCE_LEVEL,
-            RatioLevel::SequenceToken => kernel::SEQUENCE_TOKEN_LEVEL,
-        },
+        level: inputs.level as u32,
         cispo: inputs.cispo.into(),
         correction: flag(kernel::CORRECTION_PER_SEQUENCE, |c| c.per_sequence)
             + flag(kernel::CORRECTION_MASKS, |c| c.masks),
