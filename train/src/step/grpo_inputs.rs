@@ -1,12 +1,12 @@
-//! Makes the inputs of GRPO's loss ([`ops::grpo_loss`]) for a micro-batch: weights of completions, the correction of
+//! Makes the inputs of GRPO's loss ([`reel_runtime::ops::grpo_loss`]) for a micro-batch: weights of completions, the correction of
 //! the difference between sampling and training, and the tokens that count by their entropy.
 
 #[cfg(test)]
 mod tests;
 
 use reel_device::{DType, Device, MemoryCategory};
+use reel_runtime::Tensor;
 use reel_runtime::ops::{CuSeqlens, EntropyTerm, GrpoInputs, RatioLevel, SamplingCorrection};
-use reel_runtime::{Tensor, ops};
 
 use crate::Result;
 use crate::options::{CorrectionMode, GrpoOptions, ImportanceSamplingLevel, LossType};

@@ -7,7 +7,7 @@ use clap::{Args, FromArgMatches};
 use reel_device::SimOptions;
 use reel_device::compile::skip_without_nvrtc;
 use reel_input::ModelInput;
-use reel_runtime::{Cx, Grads};
+use reel_runtime::{Cx, Grads, ops};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
