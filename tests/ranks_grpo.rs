@@ -102,9 +102,12 @@ fn any_number_of_processes_gives_the_bits_of_one() {
     // The last checkpoint is written between two steps on the same rollouts, and has the moments of the rewards.
     let iterations = ["--num-iterations", "2", "--max-steps", "3", "--save-steps", "3", "--scale-rewards", "ema"];
     let dapo = ["--loss-type", "dapo", "--scale-rewards", "batch", "--importance-sampling-level", "sequence"];
+    let entropy = ["--top-entropy-quantile", "0.4", "--entropy-coef", "0.01"];
+    let correction = ["--vllm-importance-sampling-mode", "token_truncate"];
     // With this reward, many groups have equal rewards.
     let parity = ["--reward-command", "while read -r line; do row=${line%,*_batch*}; echo $((${#row} % 2)); done"];
     let dynamic = ["--dynamic-sampling", "--lora-r", "4", "--lora-target-modules", "all-linear"];
+    let dapo = [&dapo[..], &entropy, &correction].concat();
     // In the last step there are only two groups, so some ranks have none.
     let temporal = [
         "--temporal",

@@ -1,16 +1,22 @@
 use reel_device::Addr;
 use reel_device::DType::F32;
 
-use super::{Params, STATS_PER_COMPLETION, formula, loss, test_batches_length_learned_tokens};
+use super::{
+    CORRECTION_MASKS, CORRECTION_PER_SEQUENCE, Params, RatioLevel, STATS_PER_COMPLETION, formula, loss,
+    test_batches_length_learned_tokens,
+};
 use crate::checks::{addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, F32_HALF_ULP, assert_close, assert_rounded};
 
 checks!(
     loss_and_gradient_equal_the_formula,
     without_old_the_ratio_is_one,
+    factors_of_one_change_no_bit,
     clipping_cuts_the_gradient,
     tokens_that_are_not_learned_do_not_count
 );
+
+const LEVELS: [RatioLevel; 3] = [RatioLevel::Token, RatioLevel::Sequence, RatioLevel::SequenceToken];
 
 /// The inputs of the loss for a few completions.
 struct Batch {
@@ -18,7 +24,9 @@ struct Batch {
     counted: Vec<i32>,
     log_prob: Vec<f32>,
     old: Vec<f32>,
+    sampled: Vec<f32>,
     reference: Vec<f32>,
+    entropy: Vec<f32>,
     advantage: Vec<f32>,
     weight: Vec<f32>,
 }
@@ -32,7 +40,9 @@ impl Batch {
         let (tokens, n) = (ends[lengths.len()] as usize, lengths.len());
         let log_prob: Vec<f32> = normal_numbers(tokens, 1, 1.0).iter().map(|x| -x.abs()).collect();
         let near = |seed| normal_numbers(tokens, seed, spread).iter().zip(&log_prob).map(|(d, l)| l + d).collect();
-        let (old, reference) = (near(2), near(3));
+        let [old, reference, mut sampled]: [Vec<f32>; 3] = [2, 3, 5].map(near);
+        sampled.iter_mut().skip(4).step_by(7).for_each(|sampled| *sampled = f32::NAN);
+        let entropy = normal_numbers(tokens, 6, 1.0).iter().map(|x| x.abs()).collect();
         let advantage = normal_numbers(n, 4, 1.0);
         let weight = (0..n).map(|i| 0.1 + 0.01 * i as f32).collect();
         Batch {
@@ -40,7 +50,9 @@ impl Batch {
             counted: lengths.iter().map(|l| l.1 as i32).collect(),
             log_prob,
             old,
+            sampled,
             reference,
+            entropy,
             advantage,
             weight,
         }
@@ -50,29 +62,78 @@ impl Batch {
         Params {
             log_prob: addr(&self.log_prob),
             old: addr(&self.old),
+            sampled: Addr::NULL,
             reference: addr(&self.reference),
+            entropy: Addr::NULL,
             cu_seqlens: addr(&self.ends),
             counted: addr(&self.counted),
             advantage: addr(&self.advantage),
             weight: addr(&self.weight),
             d_log_prob: Addr::NULL,
+            d_entropy: Addr::NULL,
             stats: Addr::NULL,
             completions: self.counted.len() as u32,
-            sequence_level: 0,
+            level: RatioLevel::Token as u32,
+            cispo: 0,
+            correction: 0,
             epsilon_low: 0.2,
             epsilon_high: 0.28,
             beta: 0.04,
             kl_limit: 10.0,
+            min_entropy: f32::NEG_INFINITY,
+            entropy_weight: 0.0,
+            correction_min: 0.0,
+            correction_max: 0.0,
         }
     }
 
-    /// Launches the loss and returns the gradient and the stats.
-    fn run(&self, params: &Params) -> (Vec<f32>, Vec<f32>) {
-        let (mut gradient, mut stats) =
-            (vec![f32::NAN; self.log_prob.len()], vec![f32::NAN; STATS_PER_COMPLETION * self.counted.len()]);
-        let params = Params { d_log_prob: addr_mut(&mut gradient), stats: addr_mut(&mut stats), ..*params };
-        run(&loss(self.log_prob.len(), &params), 3);
-        (gradient, stats)
+    /// Parameters with a correction whose bounds some tokens exceed.
+    fn corrected(&self, correction: u32) -> Params {
+        let bounds = if correction & CORRECTION_PER_SEQUENCE == 0 { (0.8, 1.2) } else { (0.1, 10.0) };
+        let (correction_min, correction_max) = bounds;
+        Params { sampled: addr(&self.sampled), correction, correction_min, correction_max, ..self.params() }
+    }
+
+    /// The parameters of each variant of the loss.
+    fn variants(&self) -> Vec<Params> {
+        let plain = self.params();
+        let entropy = Params { entropy: addr(&self.entropy), min_entropy: 0.6, entropy_weight: 0.02, ..plain };
+        let mut all = vec![
+            plain,
+            Params { kl_limit: 0.25, ..plain },
+            Params { level: RatioLevel::Sequence as u32, kl_limit: f32::INFINITY, ..plain },
+            Params { cispo: 1, epsilon_high: 1.2, ..plain },
+            entropy,
+            Params { min_entropy: f32::NEG_INFINITY, level: RatioLevel::Sequence as u32, ..entropy },
+            Params { min_entropy: 0.1, cispo: 1, epsilon_high: 0.9, level: RatioLevel::Sequence as u32, ..entropy },
+        ];
+        for level in LEVELS.map(|level| level as u32) {
+            all.push(Params { level, ..entropy });
+            for correction in 0..=CORRECTION_PER_SEQUENCE + CORRECTION_MASKS {
+                all.push(Params { level, ..self.corrected(correction) });
+            }
+            let Params { entropy, min_entropy, entropy_weight, .. } = entropy;
+            all.push(Params { level, entropy, min_entropy, entropy_weight, ..self.corrected(CORRECTION_MASKS) });
+        }
+        all
+    }
+
+    /// Launches the loss and returns the gradients of the log-probabilities and of the entropies, and the stats. The
+    /// kernel writes the gradient of the entropies if the parameters have entropies.
+    fn run(&self, params: &Params) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+        let [mut gradient, mut of_entropy] = [(); 2].map(|()| vec![f32::NAN; self.log_prob.len()]);
+        let mut stats = vec![f32::NAN; STATS_PER_COMPLETION * self.counted.len()];
+        let d_entropy = if params.entropy.is_null() { Addr::NULL } else { addr_mut(&mut of_entropy) };
+        let (d_log_prob, stats_at) = (addr_mut(&mut gradient), addr_mut(&mut stats));
+        run(&loss(self.log_prob.len(), &Params { d_log_prob, d_entropy, stats: stats_at, ..*params }), 3);
+        (gradient, of_entropy, stats)
+    }
+
+    /// The constants of completion `i`, restricted to its learned tokens.
+    fn constants(&self, i: usize) -> formula::Constants {
+        let [old, sampled, reference, entropy] =
+            [&self.old, &self.sampled, &self.reference, &self.entropy].map(|x| exact(self.of(i, x)));
+        formula::Constants { old, sampled, reference, entropy, advantage: self.advantage[i] as f64 }
     }
 
     /// Returns the elements of `x` that belong to the learned tokens of completion `i`. `x` has one element for each
@@ -87,45 +148,52 @@ fn exact(x: &[f32]) -> Vec<f64> {
 }
 
 fn options(p: &Params) -> formula::LossOptions {
+    let [low, high] = [1.0 - p.epsilon_low as f64, 1.0 + p.epsilon_high as f64];
+    let correction = formula::Correction {
+        per_sequence: p.correction & CORRECTION_PER_SEQUENCE != 0,
+        masks: p.correction & CORRECTION_MASKS != 0,
+        range: (p.correction_min as f64, p.correction_max as f64),
+    };
     formula::LossOptions {
-        range: (1.0 - p.epsilon_low as f64, 1.0 + p.epsilon_high as f64),
+        range: if p.cispo != 0 { (f64::NEG_INFINITY, p.epsilon_high as f64) } else { (low, high) },
         beta: p.beta as f64,
         kl_limit: p.kl_limit as f64,
-        sequence_level: p.sequence_level != 0,
+        level: LEVELS[p.level as usize],
+        cispo: p.cispo != 0,
+        correction: (!p.sampled.is_null()).then_some(correction),
+        min_entropy: if p.entropy.is_null() { f64::NEG_INFINITY } else { p.min_entropy as f64 },
     }
 }
 
 fn loss_and_gradient_equal_the_formula() {
     for lengths in test_batches_length_learned_tokens() {
         let batch = Batch::new(&lengths, 0.3);
-        for (sequence_level, kl_limit) in [(0, 10.0), (1, 10.0), (0, 0.25), (1, f32::INFINITY)] {
-            let params = Params { sequence_level, kl_limit, ..batch.params() };
-            let (gradient, stats) = batch.run(&params);
+        for params in batch.variants() {
+            let (gradient, of_entropy, stats) = batch.run(&params);
             let o = options(&params);
             for i in 0..lengths.len() {
                 let (n, weight, a) = (batch.counted[i] as usize, batch.weight[i] as f64, batch.advantage[i] as f64);
-                let [lp, old, reference] =
-                    [&batch.log_prob, &batch.old, &batch.reference].map(|x| exact(batch.of(i, x)));
-                let of_tokens = formula::token_terms(&o, &lp, &old, &reference, a);
+                let (lp, c) = (exact(batch.of(i, &batch.log_prob)), batch.constants(i));
+                let of_tokens = formula::token_terms(&o, &lp, &lp, &c);
                 let [value, distance, clipped] = formula::completion_sums(&o, &of_tokens);
-                let want = [weight * value, distance, clipped, n as f64];
-                for (k, want) in want.iter().enumerate() {
+                let selected = formula::are_selected(&o, &c);
+                let entropies: f64 = c.entropy.iter().zip(&selected).filter(|(_, of)| **of).map(|(e, _)| e).sum();
+                let want = [weight * value - params.entropy_weight as f64 * entropies, distance, clipped, n as f64];
+                for (k, want) in want.into_iter().enumerate() {
                     let name = format!(
-                        "column {k} of stats for completion {i}; batch as (length, counted tokens): {lengths:?}"
+                        "column {k} of stats for completion {i} of {lengths:?} (length, counted tokens); {params:?}"
                     );
-                    assert_rounded(
-                        &name,
-                        F32,
-                        &stats[STATS_PER_COMPLETION * i + k..][..1],
-                        &[*want],
-                        &[*want],
-                        DEFAULT_ROUNDING_FACTOR,
-                    );
+                    let of_column = &stats[STATS_PER_COMPLETION * i + k..][..1];
+                    assert_rounded(&name, F32, of_column, &[want], &[want], DEFAULT_ROUNDING_FACTOR);
                 }
-                let slopes = formula::gradient(&o, &lp, &old, &reference, a);
+                if !params.entropy.is_null() {
+                    let want = selected.iter().map(|&of| if of { -params.entropy_weight } else { 0.0 });
+                    assert!(want.eq(batch.of(i, &of_entropy).iter().copied()), "{i}: {of_entropy:?}");
+                }
+                let slopes = formula::gradient(&o, &lp, &c);
                 let want: Vec<f64> = slopes.iter().map(|s| weight * s).collect();
                 let name = format!(
-                    "gradient of completion {i} by the formula; batch as (length, counted tokens): {lengths:?}"
+                    "gradient of completion {i} of {lengths:?} (length, counted tokens) by the formula; {params:?}"
                 );
                 assert_rounded(&name, F32, batch.of(i, &gradient), &want, &want, DEFAULT_ROUNDING_FACTOR);
                 // Checks the chain rule of the formula by central differences.
@@ -134,14 +202,14 @@ fn loss_and_gradient_equal_the_formula() {
                 // With a sequence-level ratio all tokens of a completion share one ratio, so the check varies only a
                 // few tokens.
                 for t in 0..n {
-                    if sequence_level == 1 && t % 50 != 0 {
+                    if params.level == RatioLevel::Sequence as u32 && t % 50 != 0 {
                         want.push(gradient[batch.ends[i] as usize + t] as f64);
                         continue;
                     }
                     let mut at = |x: f64| {
                         moved[t] = x;
-                        let of_tokens = formula::token_terms(&o, &moved, &old, &reference, a);
-                        (of_tokens, formula::clip_and_kl_limit_flags(&o, &moved, &old, &reference, t))
+                        let of_tokens = formula::token_terms(&o, &moved, &lp, &c);
+                        (of_tokens, formula::clip_and_kl_limit_flags(&o, &moved, &lp, &c, t))
                     };
                     let (above, below) = (at(lp[t] + h), at(lp[t] - h));
                     // If the loss is not differentiable between lp - h and lp + h, the difference does not
@@ -178,8 +246,12 @@ fn loss_and_gradient_equal_the_formula() {
 fn without_old_the_ratio_is_one() {
     let batch = Batch::new(&[(40, 40), (9, 3)], 0.3);
     let params = Params { old: Addr::NULL, reference: Addr::NULL, ..batch.params() };
-    for sequence_level in [0, 1] {
-        let (gradient, stats) = batch.run(&Params { sequence_level, ..params });
+    // The log-probabilities of this step take the place of the old ones in the correction.
+    let corrected = Params { old: Addr::NULL, ..batch.corrected(0) };
+    let equal_old = Params { old: addr(&batch.log_prob), ..corrected };
+    assert_eq!(batch.run(&corrected).0, batch.run(&equal_old).0);
+    for level in LEVELS.map(|level| level as u32) {
+        let (gradient, _, stats) = batch.run(&Params { level, ..params });
         for i in 0..2 {
             let slope = -batch.weight[i] * batch.advantage[i];
             assert!(batch.of(i, &gradient).iter().all(|g| *g == slope));
@@ -195,6 +267,20 @@ fn without_old_the_ratio_is_one() {
     }
 }
 
+fn factors_of_one_change_no_bit() {
+    let mut batch = Batch::new(&[(300, 290), (40, 40), (9, 3)], 0.3);
+    batch.sampled = batch.old.clone();
+    for (level, cispo) in [(0, 0), (1, 0), (2, 0), (0, 1)] {
+        let plain = batch.run(&Params { level, cispo, ..batch.params() });
+        for correction in 0..4 {
+            let entropy = addr(&batch.entropy);
+            let variant = batch.run(&Params { level, cispo, entropy, ..batch.corrected(correction) });
+            assert_eq!((&variant.0, &variant.2), (&plain.0, &plain.2), "{level} {cispo} {correction}");
+            assert!(variant.1.iter().all(|of_entropy| *of_entropy == 0.0));
+        }
+    }
+}
+
 fn clipping_cuts_the_gradient() {
     let mut batch = Batch::new(&[(4, 4), (4, 4)], 0.0);
     batch.advantage = vec![1.0, -1.0];
@@ -204,7 +290,7 @@ fn clipping_cuts_the_gradient() {
         batch.log_prob[t] = -1.0 + d;
         batch.old[t] = -1.0;
     }
-    let (gradient, stats) = batch.run(&Params { reference: Addr::NULL, ..batch.params() });
+    let (gradient, _, stats) = batch.run(&Params { reference: Addr::NULL, ..batch.params() });
     let flat: Vec<bool> = gradient.iter().map(|g| *g == 0.0).collect();
     assert_eq!(flat, [false, false, false, true, true, false, false, false]);
     assert_eq!((stats[2], stats[STATS_PER_COMPLETION + 2]), (1.0, 1.0));
@@ -212,7 +298,10 @@ fn clipping_cuts_the_gradient() {
 
 fn tokens_that_are_not_learned_do_not_count() {
     let batch = Batch::new(&[(300, 7), (5, 0)], 0.2);
-    let (gradient, stats) = batch.run(&batch.params());
-    assert!(gradient[..7].iter().all(|g| *g != 0.0) && gradient[7..].iter().all(|g| *g == 0.0));
+    let entropy = Params { entropy: addr(&batch.entropy), entropy_weight: 0.5, ..batch.params() };
+    let (gradient, of_entropy, stats) = batch.run(&entropy);
+    for gradient in [gradient, of_entropy] {
+        assert!(gradient[..7].iter().all(|g| *g != 0.0) && gradient[7..].iter().all(|g| *g == 0.0));
+    }
     assert_eq!(stats[STATS_PER_COMPLETION..], [0.0; STATS_PER_COMPLETION]);
 }

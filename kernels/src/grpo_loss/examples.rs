@@ -25,7 +25,8 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (tokens, completions) = (2048usize, 2u32);
     let cu_seqlens = arrays.alloc_i32([0, 1024, 2048]);
     let counted = arrays.alloc_i32([1024, 1024]);
-    let [log_prob, old, reference, d_log_prob] = [(); 4].map(|()| arrays.alloc_f32(tokens));
+    let [log_prob, old, sampled, reference, entropy, d_log_prob, d_entropy] =
+        [(); 7].map(|()| arrays.alloc_f32(tokens));
     let [advantage, weight, stats] = [(); 3].map(|()| arrays.alloc_f32(8usize));
     let p = grpo_loss::Params {
         log_prob,
@@ -44,5 +45,6 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
         kl_limit: 10.0,
         ..Zeroable::zeroed()
     };
-    allow_one_tenth_more([grpo_loss::loss(tokens, &p)])
+    let all = grpo_loss::Params { sampled, entropy, d_entropy, ..p };
+    allow_one_tenth_more([grpo_loss::loss(tokens, &p), grpo_loss::loss(tokens, &all)])
 }

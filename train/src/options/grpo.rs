@@ -2,42 +2,18 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, ValueEnum};
+use clap::{ArgAction, Args};
 use reel_samples::rewards::{
     AdvantageEstimator, AdvantageRules, AnswerRules, BuiltInReward, EmaRules, OverlongPenalty, RewardAggregation,
     RewardRules, RewardWeights, ScaleRewards, TemporalIou, find_python_function, function_name,
 };
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{BestMetric, RunOptions, ToolOptions, TrainingOptions, check, range, run};
+use super::{
+    BestMetric, ImportanceSamplingLevel, LossType, LossVariants, RunOptions, ToolOptions, TrainingOptions, check,
+    range, run,
+};
 use crate::Result;
-
-/// How the losses of single tokens are averaged; `reel_kernels::grpo_loss` has the formulas.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum LossType {
-    /// Mean over the tokens of each completion, then over completions.
-    #[default]
-    Grpo,
-    /// Mean over all tokens of a micro-batch.
-    Bnpo,
-    /// Sum over the tokens of each completion divided by --max-completion-length, then mean over completions.
-    DrGrpo,
-    /// Mean over all tokens of a step.
-    Dapo,
-}
-
-/// Whether importance ratios are computed per token or per sequence.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ImportanceSamplingLevel {
-    /// One importance ratio for each token.
-    #[default]
-    Token,
-    /// One importance ratio for each completion: the geometric mean of those of its tokens (GSPO).
-    Sequence,
-}
 
 /// The special value of `--reward-env` that stands for no variables.
 const NO_VARIABLE: &str = "none";
@@ -64,7 +40,7 @@ pub struct GrpoOptions {
     /// Training steps on each set of completions
     #[arg(long, value_name = "K", default_value_t = 1)]
     pub num_iterations: u64,
-    /// How the loss averages over tokens
+    /// How the loss averages over tokens; cispo is a loss of its own
     #[arg(long, value_enum, default_value_t)]
     pub loss_type: LossType,
     /// Whether importance ratios are per token or per sequence
@@ -87,12 +63,17 @@ pub struct GrpoOptions {
     /// Clipping range: importance ratios are clipped below 1 - epsilon and above 1 + epsilon
     #[arg(long, value_name = "E", default_value_t = 0.2)]
     pub epsilon: f64,
-    /// Upper clipping range: importance ratios are clipped above 1 + E [default: --epsilon]
+    /// Upper clipping range: importance ratios are clipped above 1 + E, with --loss-type cispo above E (then 5 is usual)
+    /// [default: --epsilon]
     #[arg(long, value_name = "E")]
     pub epsilon_high: Option<f64>,
     /// Weight of the KL divergence from the reference model; 0 needs no copy of the reference weights
     #[arg(long, value_name = "B", default_value_t = 0.04)]
     pub beta: f64,
+    /// The options of the loss besides its type.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub variants: LossVariants,
 
     /// Maximum tokens of a completion
     #[arg(long, value_name = "TOKENS", default_value_t = 1024)]
@@ -409,6 +390,13 @@ impl TrainingOptions for GrpoOptions {
         let at_least_0 = |flag: &str, x: f64| range(flag, x, x >= 0.0, "give a finite number, 0 or more");
         at_least_0("--epsilon", self.epsilon)?;
         at_least_0("--epsilon-high", self.epsilon_high())?;
+        check(
+            self.loss_type != LossType::Cispo || self.epsilon_high() > 0.0,
+            "--epsilon-high",
+            "is 0, so --loss-type cispo learns nothing".into(),
+            "give the largest importance ratio, such as 5",
+        )?;
+        self.variants.validate()?;
         at_least_0("--beta", self.beta)?;
         range("--temperature", self.temperature, self.temperature > 0.0, "give a finite number above 0")?;
         range("--top-p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "give a share above 0, at most 1")?;
@@ -592,7 +580,7 @@ mod tests {
 
     #[test]
     fn invalid_values_are_refused_by_their_flag() {
-        let refused: [(&str, &[&str]); 13] = [
+        let refused: [(&str, &[&str]); 20] = [
             ("--len-control", &["--len-control", "true", "--reward-command", "cat"]),
             ("--reward-weights", &["--len-control", "false", "--reward-weights", "length=1"]),
             ("--temporal", &["--temporal", "--parity", "videorft"]),
@@ -602,6 +590,16 @@ mod tests {
             ("--epsilon", &["--epsilon=-0.1"]),
             ("--epsilon-high", &["--epsilon-high", "nan"]),
             ("--beta", &["--beta", "inf"]),
+            ("--epsilon-high", &["--loss-type", "cispo", "--epsilon", "0"]),
+            ("--top-entropy-quantile", &["--top-entropy-quantile", "1.5"]),
+            ("--entropy-coef", &["--entropy-coef", "nan"]),
+            ("--vllm-importance-sampling-clip-max", &["--vllm-importance-sampling-cap", "inf"]),
+            ("--vllm-importance-sampling-clip-max", &["--vllm-importance-sampling-clip-max", "0"]),
+            ("--vllm-importance-sampling-clip-min", &["--vllm-importance-sampling-clip-min", "3"]),
+            (
+                "--vllm-importance-sampling-mode",
+                &["--vllm-importance-sampling-mode", "token_mask", "--vllm-importance-sampling-correction", "false"],
+            ),
             ("--temperature", &["--temperature", "0"]),
             ("--top-p", &["--top-p", "1.5"]),
             ("--min-completion-length", &["--min-completion-length", "2000"]),
@@ -615,10 +613,21 @@ mod tests {
 
     #[test]
     fn options_round_trip_through_run_json() {
-        let o =
-            parse(&["--loss-type", "dr_grpo", "--importance-sampling-level", "sequence", "--scale-rewards", "none"]);
+        let o = parse(&[
+            "--loss-type",
+            "dr_grpo",
+            "--importance-sampling-level",
+            "sequence_token",
+            "--scale-rewards",
+            "none",
+            "--entropy-coef",
+            "-0.5",
+            "--vllm-importance-sampling-mode",
+            "token_mask",
+        ]);
         let text = serde_json::to_string(&o).unwrap();
         assert_eq!(serde_json::from_str::<GrpoOptions>(&text).unwrap(), o);
+        assert!(text.contains("\"importance_sampling_level\":\"sequence_token\""), "{text}");
         assert!(text.contains("\"loss_type\":\"dr_grpo\"") && text.contains("\"scale_rewards\":\"none\""), "{text}");
     }
 }

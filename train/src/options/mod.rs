@@ -3,6 +3,7 @@
 
 mod evaluation;
 mod grpo;
+mod loss;
 mod run;
 mod sft;
 mod step_range;
@@ -18,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 pub use evaluation::{BestMetric, EvaluationOptions};
-pub use grpo::{GrpoOptions, ImportanceSamplingLevel, LossType};
+pub use grpo::GrpoOptions;
+pub use loss::{CorrectionMode, ImportanceSamplingLevel, LossType, LossVariants};
 pub use run::{RunOptions, TrainingOptions};
 pub use sft::{SftOptions, TruncationStrategy};
 pub use step_range::StepRange;

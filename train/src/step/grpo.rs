@@ -5,16 +5,17 @@
 
 use std::time::{Duration, Instant};
 
-use reel_device::{DType, Device, MemoryCategory, RangeName, range};
+use reel_device::{Device, RangeName, range};
 use reel_model::flops::ForwardFlops;
 use reel_model::qwen_vl::{ForwardOptions, QwenVl};
 use reel_runtime::{Cx, Tensor, ops};
 
+use super::grpo_inputs::{LossRules, LossWeights};
 use super::packing::PackedGroups;
 use crate::Result;
 use crate::metrics::GrpoMetrics;
-use crate::options::{GrpoOptions, ImportanceSamplingLevel, LossType};
-use crate::rollout::group::{CompletionTokens, Rollout, RolloutSet};
+use crate::options::{GrpoOptions, ImportanceSamplingLevel};
+use crate::rollout::group::{Rollout, RolloutSet};
 use crate::step::trainer::{StepResult, StepTotals, Trainer};
 
 /// Does step `n`, counted from 1, on the groups of `set`. `reference` is the reference model of the KL term, if any;
@@ -40,10 +41,10 @@ pub fn step(
         };
         set.ref_log_probs = t.gather("log-probabilities of the reference model", own)?;
     }
-    let loss_weights = LossWeights::new(options, &set.groups);
+    let rules = LossRules { options, weights: LossWeights::new(options, &set.groups) };
     let micro_batches = set.groups.chunks(options.groups_per_micro_batch()).len();
     let computed = t.compute_micro_batches(micro_batches, |t, i| {
-        let (mut stats, log_probs) = forward_and_backward(t, options, set, i, &loss_weights)?;
+        let (mut stats, log_probs) = forward_and_backward(t, &rules, set, i)?;
         stats.model_flops += if to_run.is_some() { stats.forward_flops } else { 0.0 };
         Ok((vec![stats], log_probs))
     })?;
@@ -70,11 +71,11 @@ pub fn step(
 /// weights, f32 `[L]`.
 fn forward_and_backward(
     t: &mut Trainer,
-    options: &GrpoOptions,
+    rules: &LossRules<'_>,
     set: &RolloutSet,
     i: usize,
-    loss_weights: &LossWeights,
 ) -> Result<(MicroBatchStats, Vec<f32>)> {
+    let options = rules.options;
     let device = t.device.clone();
     let _micro_batch = range(RangeName::MicroBatch(i));
     let forward = device.profiler().phase("forward");
@@ -87,9 +88,10 @@ fn forward_and_backward(
     let learned = ForwardOptions { rows: Some(&packed.positions), ..Default::default() };
     let hidden = t.model.forward(&cx, &packed.batch, learned)?; // [L, H]
     let (log_probs, entropy) = log_probs_with_entropy(&cx, &t.model, &hidden, &packed, options)?; // [L] each
-    let inputs = grpo_inputs(&t.device, options, groups, &packed, loss_weights, set.old_and_ref_log_probs(i))?;
+    let entropies = entropy.to_f32()?;
+    let mut inputs = rules.inputs(&t.device, groups, &packed.completions, set.old_and_ref_log_probs(i))?;
+    inputs.entropy = rules.entropy_term(entropy, &entropies);
     let (loss, loss_stats) = ops::grpo_loss(&cx, &log_probs, &inputs)?; // [1], [completions, 4]
-    let entropy = entropy.to_f32()?;
     // Later steps on the set do not need these log-probabilities.
     let now = if set.uses == 0 { log_probs.to_f32()? } else { Vec::new() };
     let mut stats = MicroBatchStats::new(loss.to_f32()?[0], &loss_stats.to_f32()?, options.importance_sampling_level);
@@ -101,7 +103,7 @@ fn forward_and_backward(
     let forward = ForwardFlops::for_batch(&t.model.config, &packed.batch, packed.targets.count());
     stats.forward_flops = forward.total();
     stats.model_flops = forward.training_flops(t.hyperparameters.trained_parts(&t.model.config));
-    stats.entropy = mean(entropy.into_iter().map(f64::from));
+    stats.entropy = mean(entropies.into_iter().map(f64::from));
     if set.uses == 0 {
         stats.set_drift(groups, &now);
     }
@@ -165,89 +167,6 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
-/// Makes the inputs of one micro-batch's loss, without the policy's log-probabilities.
-fn grpo_inputs(
-    device: &Device,
-    options: &GrpoOptions,
-    groups: &[Rollout],
-    packed: &PackedGroups,
-    loss_weights: &LossWeights,
-    (old_log_probs, ref_log_probs): (Option<&[f32]>, Option<&[f32]>),
-) -> Result<ops::GrpoInputs> {
-    let f32s = |x: &[f32]| Tensor::from_f32(device, &[x.len()], DType::F32, x, MemoryCategory::Inputs);
-    let lengths: Vec<i32> = learned_lens(groups).map(|n| n as i32).collect();
-    let advantages: Vec<f32> = groups.iter().flat_map(|g| g.scores.advantage.iter().copied()).collect();
-    Ok(ops::GrpoInputs {
-        completions: packed.completions.clone(),
-        completion_lens: Tensor::from_i32(device, &[lengths.len()], &lengths)?,
-        advantages: f32s(&advantages)?,
-        weights: f32s(&loss_weights.of_micro_batch(groups))?,
-        old_log_probs: old_log_probs.map(f32s).transpose()?,
-        ref_log_probs: ref_log_probs.map(f32s).transpose()?,
-        sequence_level: options.importance_sampling_level == ImportanceSamplingLevel::Sequence,
-        epsilon_low: options.epsilon as f32,
-        epsilon_high: options.epsilon_high() as f32,
-        beta: options.beta as f32,
-        // The code of VideoRFT and of Video-R1 limits the log ratio between reference and policy to ±10 in the KL
-        // term. TRL's code has no limit.
-        kl_limit: if options.parity.follows_papers() { f32::INFINITY } else { 10.0 },
-    })
-}
-
-/// Number of learned tokens of each completion.
-fn learned_lens(groups: &[Rollout]) -> impl Iterator<Item = usize> + '_ {
-    groups.iter().flat_map(|g| g.completions.iter().map(CompletionTokens::learned_count))
-}
-
-/// The weight of each completion in the loss of the step. It multiplies the sum over the completion's learned tokens.
-///
-/// With M micro-batches of C completions each in a step, T tokens in the micro-batch and N tokens in the step, the
-/// weight of a completion of n learned tokens is
-///
-/// ```text
-/// grpo      1 / (n · C · M)           mean over the tokens of a completion, then over completions
-/// bnpo      1 / (T · M)               mean over the tokens of a micro-batch
-/// dr_grpo   1 / (max_length · C · M)  sum over tokens divided by --max-completion-length, mean over completions
-/// dapo      1 / N                     mean over the tokens of the step
-/// ```
-///
-/// Example: C = 2 completions of 3 and 1 tokens, M = 1, max_length = 4. grpo: 1/6, 1/2; bnpo and dapo: 1/4 each;
-/// dr_grpo: 1/8 each.
-struct LossWeights {
-    loss_type: LossType,
-    /// M, the number of micro-batches in the step.
-    micro_batches: f64,
-    /// N, the number of learned tokens in the step.
-    tokens: f64,
-    /// The value of `--max-completion-length`, in tokens.
-    max_length: f64,
-}
-
-impl LossWeights {
-    fn new(options: &GrpoOptions, groups: &[Rollout]) -> Self {
-        Self {
-            loss_type: options.loss_type,
-            micro_batches: groups.chunks(options.groups_per_micro_batch()).len() as f64,
-            tokens: learned_lens(groups).sum::<usize>() as f64,
-            max_length: options.max_completion_length as f64,
-        }
-    }
-
-    /// Returns the weights of the completions of one micro-batch. A completion without learned tokens gets 0.
-    fn of_micro_batch(&self, groups: &[Rollout]) -> Vec<f32> {
-        let count = learned_lens(groups).count() as f64;
-        let tokens = learned_lens(groups).sum::<usize>() as f64;
-        let weight = |n: usize| match self.loss_type {
-            _ if n == 0 => 0.0,
-            LossType::Grpo => 1.0 / (n as f64 * count * self.micro_batches),
-            LossType::Bnpo => 1.0 / (tokens * self.micro_batches),
-            LossType::DrGrpo => 1.0 / (count * self.max_length * self.micro_batches),
-            LossType::Dapo => 1.0 / self.tokens,
-        };
-        learned_lens(groups).map(|n| weight(n) as f32).collect()
-    }
-}
-
 /// Statistics of the loss of a micro-batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
@@ -286,10 +205,10 @@ impl MicroBatchStats {
         let sum = |column: usize| rows.iter().map(|row| f64::from(row[column])).sum::<f64>();
         let tokens = sum(3);
         let clipped = match level {
-            ImportanceSamplingLevel::Token => sum(2) / tokens.max(1.0),
             ImportanceSamplingLevel::Sequence => {
                 rows.iter().filter(|row| row[2] > 0.0).count() as f64 / rows.len() as f64
             }
+            _ => sum(2) / tokens.max(1.0),
         };
         Self { loss, kl: sum(1) / tokens.max(1.0), clipped, learned: tokens as u32, ..Self::default() }
     }
@@ -315,8 +234,8 @@ fn metrics(stats: &[MicroBatchStats], set: &RolloutSet, level: ImportanceSamplin
     let groups = &set.groups;
     let learned = || stats.iter().filter(|batch| batch.learned > 0);
     let clip_ratio = match level {
-        ImportanceSamplingLevel::Token => mean(learned().map(|batch| batch.clipped)),
         ImportanceSamplingLevel::Sequence => mean(stats.iter().map(|batch| batch.clipped)),
+        _ => mean(learned().map(|batch| batch.clipped)),
     };
     let rewards =
         |g: &Rollout| g.scores.reward.iter().filter(|r| !r.is_nan()).map(|&r| f64::from(r)).collect::<Vec<_>>();

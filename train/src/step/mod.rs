@@ -4,6 +4,7 @@
 pub mod checkpointing;
 mod gradient_sum;
 pub mod grpo;
+mod grpo_inputs;
 pub mod hyperparameters;
 #[cfg(test)]
 mod loss_mean_tests;

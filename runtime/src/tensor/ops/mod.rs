@@ -37,7 +37,7 @@ pub use attention::{
 };
 pub use decode::{DecodeRows, DecodeSlot};
 pub use embedding::{embedding, embedding_with_vision_tokens};
-pub use grpo_loss::{GrpoInputs, grpo_loss};
+pub use grpo_loss::{EntropyTerm, GrpoInputs, RatioLevel, SamplingCorrection, grpo_loss};
 pub use layer_norm::layer_norm;
 pub use linear::{Lora, linear, linear_swiglu, lora_linear, matmul, swiglu_linear};
 pub use linear_log_prob::{linear_log_prob, linear_log_prob_with_entropy, max_logit_rows};

@@ -15,7 +15,8 @@
 //!         if the target is among the columns: target logit = z[target]
 //!     lse = max + ln(sum);  log_prob = target logit - lse   # lse is kept for the backward pass
 //! backward, for each tile:
-//!     z, kept or computed again;  d_z = d_log_prob · ((column == target) - exp(z - lse)) · inv_temperature
+//!     z, kept or computed again;  p = exp(z - lse)
+//!     d_z = (d_log_prob · ((column == target) - p) - d_entropy · p · (ln(p) + entropy)) · inv_temperature
 //!     dh[rows] += d_z · w[columns];  dw[columns] += d_zᵀ · h[rows]
 //! ```
 //!
@@ -33,6 +34,7 @@ use reel_kernels::matmul::plain_product;
 use super::{size, want_dtype, want_shape};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
+use crate::tensor::tape::BackwardContext;
 use crate::tensor::{Tensor, format_shape};
 
 /// Maximum size of a tile of logits together with its gradient, in bytes.
@@ -51,11 +53,12 @@ pub fn max_logit_rows(vocab: usize) -> usize {
 /// `[R]`. A row with a negative target gives 0 and has no gradient.
 pub fn linear_log_prob(cx: &Cx, h: &Tensor, w: &Tensor, targets: &Tensor, inv_temperature: f32) -> Result<Tensor> {
     let _op = in_op("linear_log_prob");
-    Head::new(h, w, targets, inv_temperature)?.log_prob(cx, None)
+    Ok(Head::new(h, w, targets, inv_temperature)?.log_prob(cx, None)?.0)
 }
 
 /// Like [`linear_log_prob`], but also returns the entropy of each row's token distribution in nats, f32 `[R]`, from
-/// the same pass over the logits. A row with a negative target has entropy 0. The entropies have no gradient.
+/// the same pass over the logits. A row with a negative target has entropy 0 and no gradient. In a backward pass, the
+/// log-probabilities must have a gradient; the entropies need none.
 ///
 /// # Errors
 /// The errors of [`linear_log_prob`].
@@ -69,7 +72,8 @@ pub fn linear_log_prob_with_entropy(
     let _op = in_op("linear_log_prob_with_entropy");
     let head = Head::new(h, w, targets, inv_temperature)?;
     let entropy = cx.empty(&[head.rows], DType::F32)?;
-    Ok((head.log_prob(cx, Some(&entropy))?, entropy))
+    let (log_prob, with_gradient) = head.log_prob(cx, Some(&entropy))?;
+    Ok((log_prob, with_gradient.unwrap_or(entropy)))
 }
 
 const OP: &str = "linear_log_prob";
@@ -126,18 +130,28 @@ impl Head {
         Ok(Head { h, w, targets, inv_temperature, rows, vocab, hidden, vocab_u, limit, keep })
     }
 
-    /// Computes the log-probabilities. Writes the entropies to `entropy`, f32 `[R]`, if given.
-    fn log_prob(self, cx: &Cx, entropy: Option<&Tensor>) -> Result<Tensor> {
+    /// Computes the log-probabilities. Writes the entropies to `entropy`, f32 `[R]`, if given. Returns both as recorded
+    /// on the tape.
+    fn log_prob(self, cx: &Cx, entropy: Option<&Tensor>) -> Result<(Tensor, Option<Tensor>)> {
         let lp = cx.empty(&[self.rows], DType::F32)?;
         let lse = cx.empty(&[self.rows], DType::F32)?;
         let is_recorded = cx.is_training() && (self.h.needs_grad() || self.w.needs_grad());
         let keeps = is_recorded && cx.device().kernels() == Kernels::Cpu;
         let kept = self.forward(cx, &lp, entropy, &lse, if keeps { self.keep } else { 0 })?;
-        let (h, w) = (self.h.clone(), self.w.clone());
-        Ok(cx.record(OP, &[&h, &w], lp, move |bw| {
-            let d_lp = bw.take_dy().reshape(&[self.rows])?;
-            self.backward(bw, &lse, kept, &d_lp)
-        }))
+        let (h, w, kept_entropy) = (self.h.clone(), self.w.clone(), entropy.cloned());
+        let backward = move |bw: &mut BackwardContext<'_>| {
+            let (d_lp, d_entropy) = bw.take_dy_pair();
+            let d_lp = d_lp.ok_or_else(|| shape_error(OP, "the log-probabilities have no gradient"))?;
+            let of_entropy = kept_entropy.as_ref().zip(d_entropy.as_ref());
+            self.backward(bw, &lse, kept, &d_lp.reshape(&[self.rows])?, of_entropy)
+        };
+        Ok(match entropy {
+            None => (cx.record(OP, &[&h, &w], lp, backward), None),
+            Some(entropy) => {
+                let (lp, entropy) = cx.record_pair(OP, &[&h, &w], (lp, entropy.clone()), backward);
+                (lp, Some(entropy))
+            }
+        })
     }
 
     /// The launch that computes `dh [rows, H] (+)= d_logits [rows, columns] · w [columns, H]`.

@@ -142,14 +142,16 @@ impl Head {
     /// The backward pass: for each tile, computes the logits again unless they are `kept`, then their gradient, then
     /// the two matrix products of this gradient with w and with h. The gradient of h is summed in f32 over the tiles
     /// of the same rows: rounding the sum to bf16 after each tile would lose the small terms of later tiles. The
-    /// gradient of w is summed in its own f32 buffer.
+    /// gradient of w is summed in its own f32 buffer. `of_entropy` has the entropies and their gradient, if any.
     pub(super) fn backward(
         &self,
         bw: &mut BackwardContext,
         lse: &Tensor,
         kept: Vec<Tensor>,
         d_lp: &Tensor,
+        of_entropy: Option<(&Tensor, &Tensor)>,
     ) -> Result<()> {
+        let (entropy, d_entropy) = of_entropy.unzip();
         let dtype = self.h.dtype();
         let tile = self.backward_tile();
         let dw = bw.parameter_grad_in_parts(&self.w, self.rows, self.rows.div_ceil(tile.rows))?;
@@ -181,9 +183,9 @@ impl Head {
                     logits: logits.addr(),
                     targets: at(&self.targets)?,
                     lse: at(lse)?,
-                    entropy: Addr::NULL,
+                    entropy: entropy.map_or(Ok(Addr::NULL), at)?,
                     grad: at(d_lp)?,
-                    d_entropy: Addr::NULL,
+                    d_entropy: d_entropy.map_or(Ok(Addr::NULL), at)?,
                     d_logits: d_logits.addr(),
                     rows: n as u32,
                     vocab: self.vocab_u,

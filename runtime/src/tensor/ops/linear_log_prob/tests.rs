@@ -4,7 +4,7 @@ use reel_device::{Device, MemoryCategory, Profiler, SimOptions};
 use super::products::LogitTile;
 use super::*;
 use crate::tensor::ops::tests::{pseudo_random_numbers, relative_distance};
-use crate::tensor::ops::weighted_sum;
+use crate::tensor::ops::{add, weighted_sum};
 use crate::tensor::tape::Grads;
 
 /// Sizes and dtypes of one call of `linear_log_prob`.
@@ -47,12 +47,16 @@ fn add_gradients(device: &Device, a: Case, limit: usize, grads: &mut Grads) -> V
     let rows = h.reshape(h.shape()).unwrap();
     let head = Head { limit, keep: a.keep, ..Head::new(&rows, &w, &targets, 0.7).unwrap() };
     let entropy = Tensor::empty(device, &[a.rows], DType::F32, MemoryCategory::Activations).unwrap();
-    let y = head.log_prob(&cx, Some(&entropy).filter(|_| a.entropy)).unwrap();
-    let weights =
-        Tensor::from_f32(device, y.shape(), DType::F32, &values(y.count(), 1, 3), MemoryCategory::Inputs).unwrap();
-    let total = weighted_sum(&cx, &y, &weights).unwrap();
+    let (y, entropy) = head.log_prob(&cx, Some(&entropy).filter(|_| a.entropy)).unwrap();
+    let weighted = |y: &Tensor, seed| {
+        let weights = values(y.count(), 1, seed);
+        let weights = Tensor::from_f32(device, y.shape(), DType::F32, &weights, MemoryCategory::Inputs).unwrap();
+        weighted_sum(&cx, y, &weights).unwrap()
+    };
+    let of_log_prob = weighted(&y, 3);
+    let total = entropy.as_ref().map_or(of_log_prob.clone(), |e| add(&cx, &of_log_prob, &weighted(e, 4)).unwrap());
     cx.backward(&total, 1.0, grads).unwrap();
-    let entropies = if a.entropy { entropy.to_f32().unwrap() } else { Vec::new() };
+    let entropies = entropy.map_or(Vec::new(), |entropy| entropy.to_f32().unwrap());
     [y.to_f32().unwrap(), entropies].concat()
 }
 

@@ -67,7 +67,9 @@ fn videos(cx: &Cx) -> Result<Vec<DeviceFrames>> {
 
 /// The GRPO loss of three completions of 4, 0 and 5 tokens, of which the first 3, 0 and 5 tokens count. Old and
 /// reference log-probabilities are so close that no ratio is near a clipping bound, where the loss has no derivative.
-fn grpo(cx: &Cx, log_probs: &Tensor, sequence_level: bool) -> Result<Tensor> {
+///
+/// With `entropies`, tokens with an entropy of at least 0.1 are in the loss, and their entropies.
+fn grpo(cx: &Cx, log_probs: &Tensor, entropies: Option<&Tensor>, level: RatioLevel) -> Result<Tensor> {
     let f32s = |x: &[f32]| Tensor::from_f32(cx.device(), &[x.len()], DType::F32, x, MemoryCategory::Inputs);
     let near = |by: f32| {
         pseudo_random_numbers(9, 1).iter().enumerate().map(|(i, x)| x + by * (i as f32 - 4.3)).collect::<Vec<_>>()
@@ -79,7 +81,16 @@ fn grpo(cx: &Cx, log_probs: &Tensor, sequence_level: bool) -> Result<Tensor> {
         weights: f32s(&[0.3, 0.2, 0.5])?,
         old_log_probs: Some(f32s(&near(0.1))?),
         ref_log_probs: Some(f32s(&near(-0.2))?),
-        sequence_level,
+        correction: entropies.is_some().then_some(SamplingCorrection {
+            sampled_log_probs: f32s(&near(0.15))?,
+            per_sequence: false,
+            masks: false,
+            min: 0.9,
+            max: 1.1,
+        }),
+        entropy: entropies.map(|entropies| EntropyTerm { entropies: entropies.clone(), min: 0.1, weight: 0.4 }),
+        level,
+        cispo: false,
         epsilon_low: 0.2,
         epsilon_high: 0.2,
         beta: 0.1,
@@ -134,8 +145,9 @@ fn cases() -> Vec<Case> {
         case("gelu", &[&[17]], |cx, x| gelu(cx, &x[0])),
         case("gelu_tanh", &[&[17]], |cx, x| gelu_tanh(cx, &x[0])),
         case("gelu_tanh", &[&[5, 4], &[3, 4]], |cx, x| linear(cx, &gelu_tanh(cx, &x[0])?, &x[1], None)),
-        case("grpo_loss", &[&[9]], |cx, x| grpo(cx, &x[0], false)),
-        case("grpo_loss", &[&[9]], |cx, x| grpo(cx, &x[0], true)),
+        case("grpo_loss", &[&[9]], |cx, x| grpo(cx, &x[0], None, RatioLevel::Token)),
+        case("grpo_loss", &[&[9]], |cx, x| grpo(cx, &x[0], None, RatioLevel::Sequence)),
+        case("grpo_loss", &[&[9], &[9]], |cx, x| grpo(cx, &x[0], Some(&x[1]), RatioLevel::Sequence)),
         case("layer_norm", &[&[4, 10], &[10], &[10]], |cx, x| layer_norm(cx, &x[0], &x[1], &x[2], 1e-6)),
         // Two test cases: the sum of two norms, one with a frozen bias and one with a frozen weight; then a norm with
         // both frozen, whose output `linear` keeps.
@@ -161,6 +173,10 @@ fn cases() -> Vec<Case> {
         case("linear", &[&[3, 2, 6], &[5, 6]], |cx, x| linear(cx, &x[0], &x[1], None)),
         case("linear_log_prob", &[&[4, 6], &[9, 6]], |cx, x| {
             linear_log_prob(cx, &x[0], &x[1], &index(cx, &[2, -1, 8, 0])?, 0.7)
+        }),
+        case("linear_log_prob", &[&[4, 6], &[9, 6]], |cx, x| {
+            let (lp, entropy) = linear_log_prob_with_entropy(cx, &x[0], &x[1], &index(cx, &[2, -1, 8, 0])?, 0.7)?;
+            add(cx, &lp, &entropy)
         }),
         case("lora_linear", &[&[5, 7], &[4, 7], &[4], &[2, 7], &[4, 2]], |cx, x| {
             let lora = Lora { down: x[3].clone(), up: x[4].clone(), scale: 1.7 };

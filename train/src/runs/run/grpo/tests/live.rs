@@ -1,7 +1,7 @@
 //! GRPO runs that sample their own completions.
 
 use crate::metrics::StepMetrics;
-use crate::options::GradientCheckpointing;
+use crate::options::{CorrectionMode, GradientCheckpointing, LossType};
 use proptest::prelude::*;
 
 use super::*;
@@ -80,6 +80,27 @@ fn sampled_log_probs_equal_trained_log_probs() {
     // In the first step the policy equals the reference model (KL 0); the weights change in each step, so later KL is
     // above 0.
     assert!(lines[0].grpo.kl == Some(0.0) && lines[3].grpo.kl.unwrap() > 0.0);
+}
+
+/// On a CPU, sampling and training have the same log-probabilities, so each correction is exactly 1.
+#[test]
+fn a_correction_without_drift_changes_no_bit_and_other_variants_change_the_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let hashes = |out: &str, change: &dyn Fn(&mut GrpoOptions)| {
+        live(dir.path(), out).with(|o| (o.num_iterations, o.max_steps) = (2, Some(2))).with(change).run().unwrap();
+        read_metrics(&dir.path().join(out)).into_iter().map(|m| m.hash).collect::<Vec<_>>()
+    };
+    let plain = hashes("plain", &|_| ());
+    for mode in [CorrectionMode::TokenTruncate, CorrectionMode::SequenceMask] {
+        let out = format!("{mode:?}");
+        assert_eq!(hashes(&out, &|o| o.variants.vllm_importance_sampling_mode = Some(mode)), plain, "{out}");
+    }
+    let changed = [
+        hashes("cispo", &|o| (o.loss_type, o.epsilon_high) = (LossType::Cispo, Some(5.0))),
+        hashes("top", &|o| o.variants.top_entropy_quantile = 0.3),
+        hashes("bonus", &|o| o.variants.entropy_coef = 0.1),
+    ];
+    assert!(changed.iter().all(|hashes| hashes[1] != plain[1]), "{changed:?} {plain:?}");
 }
 
 #[test]
