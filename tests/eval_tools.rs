@@ -148,7 +148,7 @@ fn killed_evaluations_with_tools_resume_to_the_same_bytes() {
     for (other, words) in [
         (&["--max-tool-calls", "3"][..], "--max-tool-calls: is 3, but it was 5"),
         (&["--tool-command", "cat"], "--tool-command: is \"cat\", but it was"),
-        (&["--tools", "zoom"], "--tools: is [\"zoom\"], but it was []"),
+        (&["--tool-tags", "<a>,</a>"], "--tool-tags: is \"<a>,</a>\", but it was null"),
     ] {
         let again = support::with_options(&again, other);
         run_in(at, arguments("whole", &again)).assert_refused(2, &[words]);
@@ -166,14 +166,14 @@ fn tools_that_cannot_be_used_are_refused_by_name() {
     ] {
         run_in(at, eval("refused", "out", more)).assert_refused(2, &[words]);
     }
-    let words = "eval --benchmark refused/colors.toml --data refused --out refused/out";
+    let words = "eval --benchmark refused/colors.toml --out refused/out";
     let refused = |more: &str, said: &[&str]| {
         let words = words.split(' ').chain(more.split(' '));
         run_in(at, words).assert_refused(2, said);
     };
-    refused("--endpoint http://127.0.0.1:9/v1 --tools zoom", &["--endpoint", "--tools"]);
-    refused("--endpoint http://127.0.0.1:9/v1 --tool-command cat", &["--endpoint", "--tool-command"]);
-    refused("--model warm --tool-timeout 3", &["--tools: is not given", "--tool-timeout"]);
+    refused("--data refused --endpoint http://127.0.0.1:9/v1 --tools zoom", &["--endpoint", "--tools"]);
+    refused("--data refused --endpoint http://127.0.0.1:9/v1 --tool-command cat", &["--endpoint", "--tool-command"]);
+    refused("--data refused --model warm --tool-timeout 3", &["--tools: is not given", "--tool-timeout"]);
     refused("--score-only --predictions p.jsonl --tools zoom", &["--tools: has no effect with --score-only"]);
     // A video that is a folder of frames has no file of which a tool could show parts.
     fs::remove_file(at.join("refused/clip.mp4")).expect("removed");

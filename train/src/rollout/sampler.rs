@@ -160,7 +160,7 @@ pub fn with_shuffled_frames(tokens: &ModelInput, seed: u64) -> ModelInput {
         let order = permutation(frames.frames, seed, video);
         let size = frames.height * frames.width * 3;
         let data = order.iter().map(|&f| &frames.data[f * size..(f + 1) * size]).collect::<Vec<_>>().concat();
-        *frames = FrameBuf { data, ..*frames };
+        *frames = FrameBuf { data: data.into(), ..*frames };
     }
     tokens
 }

@@ -312,7 +312,7 @@ impl Continuations for TurnLoop<'_> {
             || finish_reason == FinishReason::Length
             || t.calls().count() + calls.len() > options.max_tool_calls;
         t.ids.extend_from_slice(&ids);
-        // A completion without tools needs no copy of the prompt's frames.
+        // A completion without tools needs no copy of the prompt's tokens and positions.
         if !is_last || !t.turns.is_empty() {
             let own = ModelInput { input_ids: ids, ..ModelInput::default() };
             Arc::make_mut(&mut t.sequence).append(&own, &self.model.config, "a completion")?;
