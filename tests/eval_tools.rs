@@ -166,7 +166,7 @@ fn tools_that_cannot_be_used_are_refused_by_name() {
     ] {
         run_in(at, eval("refused", "out", more)).assert_refused(2, &[words]);
     }
-    let words = "eval --benchmark refused/colors.toml --out refused/out";
+    let words = "eval --benchmark refused/colors.toml --out refused/other";
     let refused = |more: &str, said: &[&str]| {
         let words = words.split(' ').chain(more.split(' '));
         run_in(at, words).assert_refused(2, said);
@@ -176,9 +176,10 @@ fn tools_that_cannot_be_used_are_refused_by_name() {
     refused("--data refused --model warm --tool-timeout 3", &["--tools: is not given", "--tool-timeout"]);
     refused("--score-only --predictions p.jsonl --tools zoom", &["--tools: has no effect with --score-only"]);
     // A video that is a folder of frames has no file of which a tool could show parts.
-    fs::remove_file(at.join("refused/clip.mp4")).expect("removed");
-    fs::create_dir(at.join("refused/clip.mp4")).expect("a folder");
-    fs::copy(support::golden("grpo/grpo_clip_iter2/media/b.png"), at.join("refused/clip.mp4/1.png")).expect("copied");
+    fs::create_dir(at.join("refused/shots")).expect("a folder");
+    fs::copy(support::golden("grpo/grpo_clip_iter2/media/b.png"), at.join("refused/shots/1.png")).expect("copied");
+    let row = json!({"q": QUESTION, "a": "red", "v": "shots"});
+    fs::write(at.join("refused/rows.jsonl"), row.to_string()).expect("written");
     let done = run_in(at, eval("refused", "frames", &[]));
     assert_eq!(done.code, Some(1), "{}", done.stderr);
     let error = &lines(&at.join("refused/frames/colors.jsonl"))[0]["error"];

@@ -167,7 +167,8 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let (data, out) = (dir.path().join("rows.jsonl"), dir.path().join("out.jsonl"));
         // The small KV cache has room for one sequence of the longest row.
-        let kv_bytes = if small_memory { if tools { 16 } else { 5 } * block_bytes() } else { 1 << 30 };
+        let blocks = if tools { 16 } else { 5 };
+        let kv_bytes = if small_memory { blocks * block_bytes() } else { 1 << 30 };
         write_rows(&data, &rows());
         predict(&data, &out, Options { slots, kv_bytes, tools, ..OPTIONS }).unwrap();
         prop_assert_eq!(&fs::read(&out).unwrap(), expected);
