@@ -31,7 +31,17 @@ struct Fixture {
 }
 
 static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model/text_multiturn/model");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model/text_multiturn/model");
+    let folder = tempfile::tempdir().unwrap().keep();
+    for file in fs::read_dir(golden).unwrap().map(|entry| entry.unwrap().path()) {
+        fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
+    }
+    // The chat template also describes tools.
+    let path = folder.join("chat_template.json");
+    let mut template: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let text = template["chat_template"].as_str().unwrap();
+    template["chat_template"] = json!(format!("{{% if tools %}}{{{{ tools | tojson }}}}{{% endif %}}{text}"));
+    fs::write(&path, template.to_string()).unwrap();
     let (device, config) = (Device::cpu(1), ModelConfig::open(&folder).unwrap());
     let model = QwenVl::open(&device, &Checkpoint::open(&folder).unwrap(), &config, DType::F32).unwrap();
     Fixture { bundle: Arc::new(ModelFolder::open(&folder).unwrap()), folder, model, device }
@@ -123,6 +133,15 @@ fn rows() -> Vec<Value> {
     ]
 }
 
+/// The rows of a run with or without tools. Only a chat template describes tools.
+fn rows_for(tools: bool) -> Vec<Value> {
+    let mut rows = rows();
+    if tools {
+        rows[2]["prompt"] = json!([{"role": "user", "content": "with a template"}]);
+    }
+    rows
+}
+
 fn write_rows(file: &Path, rows: &[Value]) {
     fs::write(file, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
 }
@@ -136,8 +155,8 @@ fn lines_of(rows: &[Value], tools: bool) -> Vec<u8> {
     fs::read(out).unwrap()
 }
 
-static EXPECTED: LazyLock<Vec<u8>> = LazyLock::new(|| lines_of(&rows(), false));
-static EXPECTED_WITH_TOOLS: LazyLock<Vec<u8>> = LazyLock::new(|| lines_of(&rows(), true));
+static EXPECTED: LazyLock<Vec<u8>> = LazyLock::new(|| lines_of(&rows_for(false), false));
+static EXPECTED_WITH_TOOLS: LazyLock<Vec<u8>> = LazyLock::new(|| lines_of(&rows_for(true), true));
 
 fn sorted_lines(bytes: &[u8]) -> Vec<String> {
     let mut lines: Vec<String> = std::str::from_utf8(bytes).unwrap().lines().map(String::from).collect();
@@ -169,26 +188,22 @@ proptest! {
         // The small KV cache has room for one sequence of the longest row.
         let blocks = if tools { 16 } else { 5 };
         let kv_bytes = if small_memory { blocks * block_bytes() } else { 1 << 30 };
-        write_rows(&data, &rows());
+        write_rows(&data, &rows_for(tools));
         predict(&data, &out, Options { slots, kv_bytes, tools, ..OPTIONS }).unwrap();
         prop_assert_eq!(&fs::read(&out).unwrap(), expected);
 
         kill_after(&out, (cut * expected.len() as f64) as usize);
         let resumed = predict(&data, &out, Options { slots: resumed_slots, kv_bytes, tools, ..RESUME }).unwrap();
         prop_assert_eq!(&fs::read(&out).unwrap(), expected);
-        // A prompt that is a text has no description of the tools.
-        prop_assert_eq!((resumed.rows, resumed.errors), (6, usize::from(tools)));
+        prop_assert_eq!((resumed.rows, resumed.errors), (6, 0));
         let whole_lines = expected[..(cut * expected.len() as f64) as usize].iter().filter(|&&b| b == b'\n').count();
         prop_assert_eq!(resumed.resumed_after, whole_lines);
 
-        let rows = rows();
+        let rows = rows_for(tools);
         let moved: Vec<Value> = order.iter().map(|&row| rows[row].clone()).collect();
         write_rows(&data, &moved);
         predict(&data, &out, Options { slots, existing: ExistingOutput::Overwrite, tools, ..OPTIONS }).unwrap();
-        let [mut lines, mut expected] = [&fs::read(&out).unwrap(), expected].map(|bytes| sorted_lines(bytes));
-        // The text of an error has the number of the row.
-        lines.iter_mut().chain(&mut expected).for_each(|line| line.truncate(line.find("rows.jsonl:").unwrap_or(line.len())));
-        prop_assert_eq!(lines, expected);
+        prop_assert_eq!(sorted_lines(&fs::read(&out).unwrap()), sorted_lines(expected));
     }
 }
 
@@ -196,13 +211,17 @@ proptest! {
 fn lines_of_a_run_with_tools_have_the_calls_of_each_completion() {
     let text = std::str::from_utf8(&EXPECTED_WITH_TOOLS).unwrap();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert!(lines[2]["error"].as_str().is_some_and(|e| e.contains("leave --tools out")), "{}", lines[2]);
     let calls = |line: &Value| -> Vec<Vec<Value>> { serde_json::from_value(line["tool_calls"].clone()).unwrap() };
-    let all: Vec<Vec<Vec<Value>>> = lines.iter().filter(|line| line.get("error").is_none()).map(calls).collect();
+    let all: Vec<Vec<Vec<Value>>> = lines.iter().map(calls).collect();
     assert!(all.iter().all(|calls| calls.len() == 2) && all.concat().iter().any(|calls| calls.len() > 1), "{all:?}");
     for call in all.concat().concat() {
         assert!(call["is_error"] == true && call["content"].to_string().contains("the call is not"), "{call}");
     }
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("rows.jsonl"), dir.path().join("out.jsonl"));
+    write_rows(&data, &rows()[2..3]);
+    let e = predict(&data, &out, Options { tools: true, strict: true, ..OPTIONS }).unwrap_err().to_string();
+    assert!(e.contains("rows.jsonl:1: has a text as its prompt") && e.contains("leave --tools out"), "{e}");
 }
 
 #[test]
