@@ -225,7 +225,7 @@ mod tests {
         // Passes the first video's frames in another order, and two new frames: only the new frames are encoded.
         let mut shuffled = videos[0].clone();
         let frame = 40 * 60 * 3;
-        shuffled.data.rotate_left(5 * frame);
+        Arc::make_mut(&mut shuffled.data).rotate_left(5 * frame);
         let again = scorer.similarities_of(&texts[..1], &[shuffled, test_video(2, 30, 30, 9)], false).unwrap();
         assert_eq!(scorer.frames_encoded(), 18);
         assert_eq!(again[0][..11], first[0][5..]);
