@@ -280,7 +280,11 @@ fn media_count_in_the_prefix_cache() {
     let (mut model, cx) = (model(&device, DType::F32), Cx::inference(&device, DType::F32));
     let prompt = image_prompt(&model);
     let mut other = ModelInput::clone(&prompt);
-    other.frames.images.iter_mut().for_each(|image| image.data.iter_mut().for_each(|byte| *byte = 255 - *byte));
+    other
+        .frames
+        .images
+        .iter_mut()
+        .for_each(|image| Arc::make_mut(&mut image.data).iter_mut().for_each(|byte| *byte = 255 - *byte));
     if let Some(values) = &mut other.pixel_values {
         values.iter_mut().for_each(|value| *value = -*value);
     }

@@ -268,7 +268,7 @@ fn resized_frames_equal_torch_bicubic() {
     let view = FrameView::new(&whole.data, whole.indices.len(), whole.height, whole.width).unwrap();
     let resized = reel_input::media::resize::torch_bicubic(view, (got.height, got.width)).unwrap();
     assert_eq!((got.height % 28, got.width % 28), (0, 0));
-    assert!(resized.data == got.data[..]);
+    assert!(resized.data[..] == got.data[..]);
 }
 
 fn worker_errors_reach_the_caller() {

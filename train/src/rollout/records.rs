@@ -103,7 +103,7 @@ fn joined<'f>(media: impl Iterator<Item = &'f FrameBuf>) -> Vec<FrameBuf> {
         match all.last_mut().filter(|last| (last.height, last.width) == (next.height, next.width)) {
             Some(last) => {
                 last.frames += next.frames;
-                last.data.extend_from_slice(&next.data);
+                Arc::make_mut(&mut last.data).extend_from_slice(&next.data);
             }
             None => all.push(next.clone()),
         }

@@ -209,7 +209,7 @@ mod tests {
     /// Returns a video of random-looking frames that all differ.
     fn test_video(frames: usize, height: usize, width: usize, seed: usize) -> FrameBuf {
         let level = |i: usize| ((i + seed * 7_919).wrapping_mul(2_654_435_761) >> 13) as u8;
-        FrameBuf { data: (0..frames * height * width * 3).map(level).collect(), frames, height, width }
+        FrameBuf { data: Arc::new((0..frames * height * width * 3).map(level).collect()), frames, height, width }
     }
 
     #[test]
@@ -225,7 +225,7 @@ mod tests {
         // Passes the first video's frames in another order, and two new frames: only the new frames are encoded.
         let mut shuffled = videos[0].clone();
         let frame = 40 * 60 * 3;
-        shuffled.data.rotate_left(5 * frame);
+        Arc::make_mut(&mut shuffled.data).rotate_left(5 * frame);
         let again = scorer.similarities_of(&texts[..1], &[shuffled, test_video(2, 30, 30, 9)], false).unwrap();
         assert_eq!(scorer.frames_encoded(), 18);
         assert_eq!(again[0][..11], first[0][5..]);
@@ -264,7 +264,7 @@ mod tests {
         let frames: Vec<FrameBuf> = files
             .iter()
             .map(|file| image::open(file, ExifOrientation::Apply).unwrap())
-            .map(|p| FrameBuf { data: p.data, frames: 1, height: p.height, width: p.width })
+            .map(|p| FrameBuf { data: p.data.into(), frames: 1, height: p.height, width: p.width })
             .collect();
         let mut of_files = scorer();
         let want = scorer().similarities_of(&["a ball"], &frames, true).unwrap();
@@ -272,7 +272,7 @@ mod tests {
         assert_eq!((of_files.frames_encoded(), want[0][0]), (3, want[0][3]));
         let missing = of_files.similarities(&["a"], &[golden("frames/none.png")], false).unwrap_err().to_string();
         assert!(missing.contains("none.png") && missing.contains("; ") && !missing.contains('\n'), "{missing}");
-        let empty = FrameBuf { data: vec![], frames: 0, height: 2, width: 2 };
+        let empty = FrameBuf { data: Vec::new().into(), frames: 0, height: 2, width: 2 };
         assert!(of_files.similarities_of(&["a"], &[empty], false).unwrap_err().to_string().starts_with("frames: "));
         assert!(of_files.similarities_of(&[], &frames, false).unwrap().is_empty());
         assert_eq!(of_files.similarities_of(&["a"], &[], false).unwrap(), [[0f32; 0]]);

@@ -223,7 +223,7 @@ fn resized_frames_equal_resized_video() {
             .unwrap();
     assert_eq!((got.height, got.width), size);
     let view = crate::media::frames::FrameView::new(&whole.data, 16, 88, 56).unwrap();
-    assert!(crate::media::resize::torch_bicubic(view, size).unwrap().data == data);
+    assert!(crate::media::resize::torch_bicubic(view, size).unwrap().data[..] == data[..]);
 }
 
 #[test]
