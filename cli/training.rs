@@ -177,6 +177,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             access: &self.access,
             worker: &self.worker,
             media: &self.media,
+            tools: self.options.tools(),
             common: &self.common,
         };
         let evaluator = TrainingRunEvaluator::new(&self.options, evaluation)?;

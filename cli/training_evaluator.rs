@@ -21,7 +21,9 @@ use reel_model::qwen_vl::QwenVl;
 use reel_runtime::Cx;
 use reel_support::diagnostic::Diagnostic;
 use reel_support::error::{Error, Kind};
-use reel_train::options::RunOptions;
+use reel_train::options::{RunOptions, ToolOptions};
+use reel_train::rollout::reward_log::program_log;
+use reel_train::rollout::tools::ToolSet;
 use reel_train::runs::folder::entries::checkpoint_folder_name;
 use reel_train::setup::BenchmarkScore;
 use reel_train::setup::{EvaluatedPolicy, PolicyEvaluator};
@@ -45,6 +47,8 @@ pub struct TrainingRunEvaluator {
     /// Tokenizer and chat template.
     bundle: Arc<ModelFolder>,
     sampling: SamplingSettings,
+    /// The tools that the model may call, if any.
+    tools: Option<ToolOptions>,
     batch_size: usize,
     out: PathBuf,
 }
@@ -60,6 +64,8 @@ pub struct EvaluationSetup<'a> {
     pub media: &'a MediaFlags,
     pub access: &'a MediaAccessFlags,
     pub worker: &'a WorkerFlags,
+    /// The tools of the run.
+    pub tools: Option<&'a ToolOptions>,
     pub common: &'a CommonOptions,
 }
 
@@ -100,6 +106,7 @@ impl TrainingRunEvaluator {
             let media = setup.media.with_prompt_form_or(setup.media, media);
             let mut compared = sampling_options(&sampling, &media, bundle.config.family(), common);
             compared.insert("dtype".into(), json!(setup.dtype.name()));
+            compared.extend(setup.tools.map(ToolOptions::named_values).unwrap_or_default());
             let questions = protocol.questions(&benchmark, media, compared, common.seed(), None)?;
             Ok((benchmark.task, questions, media_root))
         };
@@ -108,6 +115,7 @@ impl TrainingRunEvaluator {
             bundle,
             batch_size: checked_batch_size(own.eval_batch_size, device)?,
             sampling,
+            tools: setup.tools.filter(|tools| tools.are_given()).cloned(),
             out: options.out.clone(),
         })
     }
@@ -147,9 +155,12 @@ impl TrainingRunEvaluator {
         let (task, questions, _) = benchmark;
         let output = self.predictions(benchmark, policy, folder)?;
         if !output.is_complete() {
+            let log = program_log(&self.out, policy.ranks.map(|run| run.ranks.rank()), false);
+            let open = |tools| ToolSet::open(tools, questions.rows.media_options(), &log);
+            let tools = self.tools.as_ref().map(open).transpose()?;
             let processes = policy.ranks.map_or(1, |run| processes_on_device(run.ranks, policy.device));
             let run = PredictionRun {
-                prompts: Arc::new(RowPrompts::new(questions.rows.clone(), self.bundle.clone())),
+                prompts: Arc::new(RowPrompts::new(questions.rows.clone(), self.bundle.clone()).with_tools(tools)),
                 engine,
                 sampling: self.sampling.clone(),
                 max_kv_bytes: model::default_kv_bytes(policy.device) / processes,

@@ -85,7 +85,8 @@ fn answers_are_those_of_rollouts() {
     run_in(at, eval("rollouts", "answers", &["--top-k", "1"])).ok();
     let rest = "grpo --model warm --data rollouts/answers/colors.jsonl --media-root rollouts --out rollouts/run --quiet \
                 --tools crop_video --nframes 2 --max-completion-length 160 --top-k 1 --top-p 1 --num-generations 2 \
-                --per-device-train-batch-size 2 --gradient-accumulation-steps 4 --max-steps 1";
+                --per-device-train-batch-size 2 --gradient-accumulation-steps 4 --max-steps 1 --eval-steps 1 \
+                --eval-benchmark rollouts/colors.toml --eval-data rollouts --eval-max-new-tokens 160";
     run_in(at, rest.split_whitespace().chain(MEDIA)).ok();
     let answers = lines(&at.join("rollouts/answers/colors.jsonl"));
     let groups = lines(&at.join("rollouts/run/rollouts/000001.jsonl"));
@@ -99,6 +100,9 @@ fn answers_are_those_of_rollouts() {
         assert!(calls.len() == 1 && answer["tool_calls"] == json!(calls), "{answer} {group}");
         assert_eq!(answer["generation"]["completion_tokens"], json!(group["completions"][0].as_array().map(Vec::len)));
     }
+    // The evaluation in training has the tools, too.
+    let evaluated = lines(&at.join("rollouts/run/eval/step-1/colors.jsonl"));
+    assert!(evaluated.len() == 4 && evaluated.iter().all(|row| row["tool_calls"].is_array()), "{evaluated:?}");
 }
 
 /// The command answers at irregular times.

@@ -358,6 +358,10 @@ impl TrainingOptions for GrpoOptions {
         files.filter(|file| file.extension().is_some_and(|end| end == "py")).collect()
     }
 
+    fn tools(&self) -> Option<&ToolOptions> {
+        Some(&self.tool)
+    }
+
     fn check_programs(&self) -> Result<()> {
         let environment = self.reward_environment();
         let find = |function| find_python_function(function, environment.as_deref());

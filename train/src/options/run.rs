@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::{
     BestMetric, EvaluationOptions, FolderFormatName, GradientCheckpointing, LossMean, LrScheduler, Optim, Recipe,
-    ReportTo, StepRange, check, default_options, range,
+    ReportTo, StepRange, ToolOptions, check, default_options, range,
 };
 use crate::Result;
 use crate::file_names::QUARANTINE_FILE;
@@ -36,6 +36,11 @@ pub trait TrainingOptions: Default + Serialize + Deref<Target = RunOptions> {
     /// Files with program code that the run uses, such as Python files with reward functions.
     fn code_files(&self) -> Vec<PathBuf> {
         Vec::new()
+    }
+
+    /// The tools that the model may call, also in evaluations in training.
+    fn tools(&self) -> Option<&ToolOptions> {
+        None
     }
 
     /// Checks the programs that the run uses, as far as this is possible without running them.
