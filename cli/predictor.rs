@@ -20,6 +20,9 @@ use reel_samples::conversations::RowConversations;
 use reel_support::diagnostic::escape_controls;
 use reel_support::error::Error;
 use reel_tools::measure::trace;
+use reel_train::options::ToolOptions;
+use reel_train::rollout::reward_log::program_log;
+use reel_train::rollout::tools::ToolSet;
 use reel_train::setup::RunRanks;
 use serde_json::{Map, Value, json};
 
@@ -95,6 +98,8 @@ pub struct PredictionJob<'j> {
     /// The options that influence the predictions, by name. A run that continues the file must have the same values.
     pub options: Map<String, Value>,
     pub sampling: SamplingSettings,
+    /// The tools that the model may call.
+    pub tools: Option<&'j ToolOptions>,
     /// Whether a row that cannot be used ends the run with an error.
     pub strict: bool,
 }
@@ -169,6 +174,8 @@ impl<'c> Predictor<'c> {
         if let Some(file) = output.file().filter(|_| job.existing == ExistingOutput::Resume && !self.common.quiet) {
             reel_support::diagnostic::note!("{}", describe_resume(file, rows, &self.device));
         }
+        let log = || program_log(job.out.parent().unwrap_or(job.out), ranks.map(|run| run.ranks.rank()), false);
+        let tools = job.tools.map(|options| ToolSet::open(options, job.rows.media_options(), &log())).transpose()?;
         let model = match self.model.take() {
             Some(model) => model,
             None => self.open_model()?,
@@ -186,7 +193,7 @@ impl<'c> Predictor<'c> {
             None => kv_bytes,
         };
         let run = PredictionRun {
-            prompts: Arc::new(RowPrompts::new(job.rows, self.bundle.clone())),
+            prompts: Arc::new(RowPrompts::new(job.rows, self.bundle.clone()).with_tools(tools)),
             engine: &engine,
             sampling: job.sampling,
             max_kv_bytes,

@@ -23,7 +23,7 @@ use reel_eval::predict::RequestVideoFormat;
 use reel_eval::{Extraction, Suite, Task};
 use reel_input::media::worker::FrameCacheOptions;
 use reel_input::sampling::SamplingOptions;
-use reel_train::options::Recipe;
+use reel_train::options::{Recipe, ToolOptions};
 use shard::Shard;
 
 use crate::common::CommonOptions;
@@ -143,6 +143,7 @@ pub struct EvalRunFlags {
     model: Option<String>,
     /// Ask a server with OpenAI's API instead: its base URL, such as http://127.0.0.1:8000/v1
     #[arg(long, value_name = "URL", conflicts_with_all = ["model", "adapter", "quantize", "batch_size", "gpus"])]
+    #[arg(conflicts_with_all = ["tools", "tool_command"])]
     endpoint: Option<String>,
     /// Name of the server's model [default: the first model that the server lists]
     #[arg(long, value_name = "NAME", requires = "endpoint")]
@@ -206,6 +207,8 @@ pub struct EvalRunFlags {
     #[command(flatten)]
     sampling: SamplingOptions,
     #[command(flatten)]
+    tool: ToolOptions,
+    #[command(flatten)]
     media: MediaFlags,
     #[command(flatten)]
     access: MediaAccessFlags,
@@ -253,6 +256,7 @@ impl EvalArgs {
             ("--nodes", self.run.job.nodes.is_some()),
             ("--limit", self.run.limit.is_some()),
             ("--resume", self.run.resume),
+            ("--tools", self.run.tool != ToolOptions::default()),
         ];
         match given.iter().find(|(_, given)| *given) {
             Some((option, _)) => {

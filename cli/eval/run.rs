@@ -108,6 +108,7 @@ impl EvalRunFlags {
             tasks = tasks.into_iter().map(Task::with_reference_prompt).collect::<Result<_, _>>()?;
         }
         self.sampling()?;
+        self.tool.validate()?;
         match self.limit {
             Some(0) => Err(usage_error("--limit", "is 0", "give 1 or more")),
             _ => Ok((data, tasks)),
@@ -159,7 +160,8 @@ fn answer(
     let Benchmark { task, loaded } = benchmark;
     let access = options.access.media_access(&loaded.media_root);
     let media = answerer.media_options(&protocol.media, access, options, common)?;
-    let compared = answerer.options_that_must_match(&protocol.sampling, &media)?;
+    let mut compared = answerer.options_that_must_match(&protocol.sampling, &media)?;
+    compared.extend(options.tool.named_values());
     let BenchmarkQuestions { rows, fingerprint, options: settings } =
         protocol.questions(benchmark, media, compared, common.seed(), options.shard)?;
     let file = match options.shard {
@@ -176,6 +178,7 @@ fn answer(
         existing: options.existing_output(),
         options: settings,
         sampling: protocol.sampling.clone(),
+        tools: Some(&options.tool).filter(|tools| tools.are_given()),
         strict: false,
     })?;
     Ok(file)

@@ -135,6 +135,7 @@ impl GenerateArgs {
             existing,
             options,
             sampling,
+            tools: None,
             strict,
         })?;
         // A row without an output fails the whole command, not this process, so the other processes must not report a

@@ -2,6 +2,7 @@
 //! timed.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Instant;
 
 use reel_input::config::{Family, ModelConfig};
@@ -73,7 +74,7 @@ impl BenchPrompt {
         let Some(VideoShape { frames, height, width }) = video else { return Ok(prompt) };
         // The time of a forward pass does not depend on the pixel values, so arbitrary values are used.
         let data = (0..frames * height * width * 3).map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3]);
-        let video = FrameBuf { data: data.collect(), frames, height, width };
+        let video = FrameBuf { data: Arc::new(data.collect()), frames, height, width };
         let grid = prompt.frames.grid_thw(&video)?;
         prompt.frames.videos.push(video);
         prompt.grids.push(grid);

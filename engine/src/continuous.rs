@@ -72,7 +72,12 @@ impl<'e, 'a> ContinuousBatch<'e, 'a> {
 
     /// Whether a completion that is added now would find a free decode slot.
     pub fn has_free_slot(&self) -> bool {
-        self.run.scheduler().unfinished_sequence_count() < self.run.scheduler().slot_count()
+        self.run.scheduler().unfinished_sequence_count() < self.slot_count()
+    }
+
+    /// Maximum number of sequences that decode at the same time.
+    pub fn slot_count(&self) -> usize {
+        self.run.scheduler().slot_count()
     }
 
     /// The state of the batch and its counters, for metrics.

@@ -36,7 +36,7 @@ fn shown(model: &QwenVl, text: &[TokenId], salt: u32, is_video: bool) -> ModelIn
     let frames = if is_video { 2 } else { 1 };
     let pixel = |i: u32| ((i + salt).wrapping_mul(2_654_435_761) >> 24) as u8;
     let data = (0..(frames * side * side * 3) as u32).map(pixel).collect();
-    let buffer = FrameBuf { data, frames, height: side, width: side };
+    let buffer = FrameBuf { data: Arc::new(data), frames, height: side, width: side };
     let processor = ImageProcessorSettings::of_published(model.config.family());
     let mut input = ModelInput { frames: MediaFrames { processor, ..MediaFrames::default() }, ..ModelInput::default() };
     let grid = input.frames.grid_thw(&buffer).unwrap();

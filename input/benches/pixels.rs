@@ -1,6 +1,7 @@
 //! Benchmarks of resizes and patches on the CPU: `cargo bench -p reel-input --bench pixels`.
 
 use std::hint::black_box;
+use std::sync::Arc;
 
 use criterion::{Criterion, Throughput};
 use reel_input::media::frames::{FrameBuf, FrameView};
@@ -15,7 +16,7 @@ const RESIZED: (usize, usize) = (224, 420);
 /// Synthetic frames with sharp edges and smooth gradients.
 fn video((height, width): (usize, usize)) -> FrameBuf {
     let data = (0..FRAMES * height * width * 3).map(|i| (i * 7 % 251 + i / 997 % 5) as u8).collect();
-    FrameBuf { data, frames: FRAMES, height, width }
+    FrameBuf { data: Arc::new(data), frames: FRAMES, height, width }
 }
 
 fn view(video: &FrameBuf) -> FrameView<'_> {

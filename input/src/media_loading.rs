@@ -435,7 +435,7 @@ fn video_file(
         PixelBuffer::Owned(data) => data,
         shared => shared.to_vec(),
     };
-    let frames = FrameBuf { data, frames: read.indices.len(), height: read.height, width: read.width };
+    let frames = FrameBuf { data: data.into(), frames: read.indices.len(), height: read.height, width: read.width };
     // Qwen2.5-VL's image processor resizes a second time. Most frames already have the right size after the first
     // resize, so this resize leaves them as they are.
     let frames = patches::processor_resize(frames, processor)?;

@@ -97,7 +97,7 @@ impl ImagesOrVideos<'_> {
             match self.frames.get(i) {
                 Some(f) => {
                     [f.frames, f.height, f.width].iter().for_each(|n| hash.update((*n as u64).to_le_bytes()));
-                    hash.update(&f.data);
+                    hash.update(&f.data[..]);
                 }
                 None => {
                     let len = grid.iter().product::<usize>() * config.vision.patch_dim();

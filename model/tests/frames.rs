@@ -1,6 +1,7 @@
 //! Tests that the vision tower gives the same results for decoded u8 frames and for normalised pixel values.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use reel_device::{DType, Device, MemoryCategory};
@@ -24,7 +25,7 @@ fn folder() -> std::path::PathBuf {
 fn noise([t, h, w]: [usize; 3], odd: bool, p: &ImageProcessorSettings, seed: u64) -> FrameBuf {
     let (frames, height, width) = (t * p.temporal_patch_size - usize::from(odd), h * p.patch_size, w * p.patch_size);
     let level = |i: usize| ((i as u64 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
-    FrameBuf { data: (0..frames * height * width * 3).map(level).collect(), frames, height, width }
+    FrameBuf { data: Arc::new((0..frames * height * width * 3).map(level).collect()), frames, height, width }
 }
 
 /// An input with an optional image, one video for each of `videos`, and one text token.

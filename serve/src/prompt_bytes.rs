@@ -1,5 +1,7 @@
 //! Prompts and numbers as bytes, for the processes that serve a model together.
 
+use std::sync::Arc;
+
 use bytemuck::Pod;
 use reel_input::ModelInput;
 use reel_input::media::frames::FrameBuf;
@@ -29,7 +31,7 @@ impl ByteWriter {
         self.write_number(all.len() as u64);
         for FrameBuf { data, frames, height, width } in all {
             [frames, height, width].into_iter().for_each(|&size| self.write_number(size as u64));
-            self.write_list(data);
+            self.write_list(&data[..]);
         }
     }
 
@@ -102,7 +104,7 @@ impl ByteReader<'_> {
         let size = |reader: &mut Self| usize::try_from(reader.read_number()?).ok();
         let one = |reader: &mut Self| {
             let (frames, height, width) = (size(reader)?, size(reader)?, size(reader)?);
-            Some(FrameBuf { data: reader.read_list()?, frames, height, width })
+            Some(FrameBuf { data: Arc::new(reader.read_list()?), frames, height, width })
         };
         (0..count).map(|_| one(self)).collect()
     }

@@ -150,7 +150,7 @@ mod tests {
     fn request() -> NewRequest {
         let mut prompt = ModelInput::from_text_tokens(vec![5, 7, 9]);
         prompt.rope_delta = -3;
-        prompt.frames.videos = vec![FrameBuf { data: vec![1, 2, 255], frames: 1, height: 1, width: 1 }];
+        prompt.frames.videos = vec![FrameBuf { data: Arc::new(vec![1, 2, 255]), frames: 1, height: 1, width: 1 }];
         prompt.frames.video_times = vec![vec![0.1, 1.0 / 3.0]];
         prompt.frames.processor.rescale_factor = 1.0 / 255.0;
         prompt.video_grid_thw = vec![[1, 2, 4]];

@@ -21,7 +21,8 @@ use reel_train::setup::RunRanks;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::predict::run::{FileWithProgress, LineSink, PredictionRun, PredictionSummary, is_interruption};
+use crate::predict::run::PredictionRun;
+use crate::predict::sink::{FileWithProgress, LineSink, PredictionSummary, is_interruption};
 
 /// The time between two exchanges.
 const INTERVAL: Duration = Duration::from_millis(100);

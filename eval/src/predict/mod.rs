@@ -24,6 +24,7 @@ mod prompts;
 mod requests;
 mod run;
 mod settings;
+mod sink;
 #[cfg(test)]
 mod tests;
 
@@ -32,5 +33,6 @@ pub use file::{ExistingOutput, PredictionFile, companion_paths};
 pub use output::PredictionOutput;
 pub use prompts::RowPrompts;
 pub use requests::{ChatRequests, RequestVideoFormat};
-pub use run::{PredictionRun, PredictionSummary, SamplingSettings};
+pub use run::{PredictionRun, SamplingSettings};
 pub use settings::{FingerprintedInput, PredictionSettings};
+pub use sink::PredictionSummary;

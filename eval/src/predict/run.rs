@@ -3,26 +3,25 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use reel_engine::{
-    Completion, ContinuousBatch, Engine, GenerationRequest, SamplingParams, StepOutput, StopCondition, completion_text,
-    new_tokens_within_positions,
+    Completion, Continuations, ContinuousBatch, Engine, GenerationRequest, SamplingParams, StepOutput, StopCondition,
+    completion_text, new_tokens_within_positions,
 };
-use reel_input::ModelInput;
+use reel_input::{ModelInput, TokenId};
 use reel_samples::error_if_stopped;
 use reel_samples::feed::{Prefetcher, SampleSource, decoding_threads, is_row_error};
 use reel_samples::order::RowOrder;
 use reel_support::diagnostic::Diagnostic;
-use reel_train::runs::reporting::progress::Progress;
+use reel_train::rollout::tools::trajectory::{ToolPrompt, TurnLoop};
 use reel_train::setup::RunRanks;
-use serde::Serialize;
 
 use crate::error::{Error, Kind, Result, RowFailureKind};
-use crate::predict::file::PredictionFile;
-use crate::predict::line::{RowResult, error_line, prediction_line};
+use crate::predict::line::{Answer, RowResult, error_line, prediction_line};
 use crate::predict::output::{PredictionOutput, RowSubset};
 use crate::predict::prompts::RowPrompts;
+use crate::predict::sink::{DiscardedLines, FileWithProgress, LineSink, PredictionSummary, is_interruption};
 
 /// Time between two checks for an interruption while the loop waits for the media of a row.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -61,128 +60,10 @@ pub struct PredictionRun<'a> {
     pub divided: Option<RunRanks<'a>>,
 }
 
-/// The result of a run.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct PredictionSummary {
-    /// Number of rows with a line in the predictions file, including rows of an earlier run that this run continued.
-    pub rows: usize,
-    /// Number of rows that an earlier run had written.
-    pub resumed_after: usize,
-    /// Number of rows that got a line with an error instead of an output.
-    pub errors: usize,
-    /// The error of the first row with an error.
-    pub first_error: Option<String>,
-    /// Number of tokens that this run generated, on all ranks.
-    pub completion_tokens: u64,
-    /// Seconds from the start of this run to its last line.
-    pub seconds: f64,
-    /// Rows of this run per second.
-    pub rows_per_second: f64,
-    /// Tokens that this run generated per second.
-    pub tokens_per_second: f64,
-}
-
-impl PredictionSummary {
-    /// The summary of a run that found `resumed_after` lines in `file`, then answered `answered` rows and generated
-    /// `tokens` tokens in `seconds`.
-    fn new(file: &PredictionFile, resumed_after: usize, answered: usize, tokens: u64, seconds: f64) -> Self {
-        let (errors, first_error) = file.error_count_and_first_error();
-        Self {
-            rows: file.line_count(),
-            resumed_after,
-            errors,
-            first_error: first_error.map(String::from),
-            completion_tokens: tokens,
-            seconds,
-            rows_per_second: answered as f64 / seconds.max(1e-9),
-            tokens_per_second: tokens as f64 / seconds.max(1e-9),
-        }
-    }
-
-    /// Returns the summary if an earlier run has written all rows, so that nothing is left to do; else `None`.
-    pub fn of_complete_file(file: &PredictionFile) -> Option<Self> {
-        file.is_complete().then(|| Self::new(file, file.line_count(), 0, 0, 0.0))
-    }
-}
-
 impl std::fmt::Debug for PredictionRun<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("PredictionRun").field("sampling", &self.sampling).finish_non_exhaustive()
     }
-}
-
-/// The destination of finished lines.
-pub(super) trait LineSink {
-    /// Accepts the line of a row; rows come in any order. `error` is the row's error if it could not be answered.
-    ///
-    /// # Errors
-    /// The line cannot be written.
-    fn write_line(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<()>;
-
-    /// Reports progress after each decode step. `tokens` is the number of tokens that the loop has generated so far.
-    fn step_done(&mut self, tokens: u64);
-}
-
-/// The predictions file and the progress of a run.
-pub(super) struct FileWithProgress {
-    pub(super) file: PredictionFile,
-    progress: Progress,
-    begun: Instant,
-    /// Number of lines that the predictions file had at the start of the run.
-    resumed_after: usize,
-    /// Number of rows that had no line at the start of the run.
-    missing: usize,
-}
-
-impl FileWithProgress {
-    /// Creates the predictions file, or opens an incomplete file to continue it.
-    pub(super) fn begin(mut file: PredictionFile, quiet: bool) -> Result<Self> {
-        let (begun, resumed_after, missing) = (Instant::now(), file.line_count(), file.rows_without_line().len());
-        file.create_or_continue()?;
-        let progress = Progress::for_rows(quiet, file.settings().row_count() as u64, file.line_count() as u64);
-        Ok(Self { file, progress, begun, resumed_after, missing })
-    }
-
-    /// Gives the complete predictions file its final name. `tokens` is the number of tokens that the run has
-    /// generated.
-    pub(super) fn finish(mut self, tokens: u64) -> Result<PredictionSummary> {
-        self.file.finish()?;
-        let seconds = self.begun.elapsed().as_secs_f64();
-        Ok(PredictionSummary::new(&self.file, self.resumed_after, self.missing, tokens, seconds))
-    }
-}
-
-impl LineSink for FileWithProgress {
-    fn write_line(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<()> {
-        self.file.write_line(row, line, error).map(drop)
-    }
-
-    fn step_done(&mut self, tokens: u64) {
-        let rate = tokens as f64 / self.begun.elapsed().as_secs_f64().max(1e-9);
-        self.progress.show_rows(self.file.line_count() as u64, rate, self.file.error_count_and_first_error().0);
-    }
-}
-
-impl Drop for FileWithProgress {
-    fn drop(&mut self) {
-        self.progress.finish();
-    }
-}
-
-/// Discards lines, on ranks other than 0 of a divided model. Rank 0 computes the same lines and writes them.
-struct DiscardedLines;
-
-impl LineSink for DiscardedLines {
-    fn write_line(&mut self, _row: usize, _line: Vec<u8>, _error: Option<String>) -> Result<()> {
-        Ok(())
-    }
-
-    fn step_done(&mut self, _tokens: u64) {}
-}
-
-/// Whether an error says that a run was interrupted.
-pub(super) fn is_interruption(e: &Error) -> bool {
-    matches!(e.kind, Kind::Interrupted | Kind::Stopped)
 }
 
 impl PredictionRun<'_> {
@@ -210,10 +91,28 @@ impl PredictionRun<'_> {
     /// Generates the lines of the rows `own` and puts them into `lines`. `processes` is the number of processes on
     /// this machine that generate at the same time. Returns the number of generated tokens.
     pub(super) fn generate_rows(&self, own: Vec<usize>, processes: usize, lines: &mut impl LineSink) -> Result<u64> {
+        let Some(tools) = self.prompts.tools() else { return self.generate_in_turns(None, own, processes, lines) };
+        if self.divided.is_some() {
+            let what = "is given, but the processes of a divided model would get answers at different times";
+            return Err(Error::usage("--tools", what, "leave it out, or give each process the whole model"));
+        }
+        TurnLoop::run(tools, self.prompts.model_folder(), self.prompts.row_count(), self.stop, |turns| {
+            self.generate_in_turns(Some(turns), own, processes, lines)
+        })
+    }
+
+    fn generate_in_turns(
+        &self,
+        turns: Option<TurnLoop<'_>>,
+        own: Vec<usize>,
+        processes: usize,
+        lines: &mut impl LineSink,
+    ) -> Result<u64> {
         let ahead = self.prefetcher(&own, processes);
         let mut rows = RowsInProgress {
             run: self,
             batch: self.engine.continuous_batch(self.max_kv_bytes)?,
+            turns,
             ahead,
             own,
             next: 0,
@@ -260,7 +159,7 @@ impl PredictionRun<'_> {
 /// A row with unfinished completions.
 struct UnfinishedRow {
     prompt: Arc<ModelInput>,
-    completions: Vec<Completion>,
+    answers: Vec<Answer>,
 }
 
 /// The rows that are being processed and have no line yet. Either other threads decode their media, or they wait for
@@ -268,6 +167,8 @@ struct UnfinishedRow {
 struct RowsInProgress<'r, 'a> {
     run: &'r PredictionRun<'a>,
     batch: ContinuousBatch<'r, 'a>,
+    /// The completions between their turns, in a run with tools.
+    turns: Option<TurnLoop<'r>>,
     ahead: Prefetcher<RowSubset>,
     /// The rows that this process answers.
     own: Vec<usize>,
@@ -286,11 +187,41 @@ impl RowsInProgress<'_, '_> {
     fn advance(&mut self, lines: &mut impl LineSink) -> Result<()> {
         self.error_if_stopped()?;
         self.add_rows_while_there_is_room(lines)?;
+        self.add_turns()?;
         let StepOutput { completions, failed } = self.batch.step(&mut |_| {})?;
-        for (row, e) in failed {
-            self.fail_running_row(row, e, lines)?;
+        for (request, e) in failed {
+            self.fail_request(request, e, lines)?;
         }
-        completions.into_iter().try_for_each(|completion| self.finish_completion(completion, lines))
+        for completion in completions {
+            self.tokens += completion.ids.len() as u64;
+            match &mut self.turns {
+                Some(turns) => turns.finish(completion)?,
+                None => self.finish_completion(completion, lines)?,
+            }
+        }
+        for t in self.turns.as_mut().map(TurnLoop::take_finished).unwrap_or_default() {
+            let calls = t.calls().cloned().collect();
+            let answer = |text| Answer {
+                index: t.place.1,
+                text,
+                finish_reason: t.finish_reason,
+                tokens: t.ids.len(),
+                tool_calls: Some(calls),
+            };
+            self.finish_answer(t.place.0, t.last_turn(), answer, lines)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the turns that follow the answers of tools. Waits for an answer if there is nothing else to do.
+    fn add_turns(&mut self) -> Result<()> {
+        loop {
+            let is_idle = self.batch.is_idle() && !self.may_add_rows();
+            let Some(turns) = &mut self.turns else { return Ok(()) };
+            let next = turns.next_turn(if is_idle { POLL_INTERVAL } else { Duration::ZERO })?;
+            let Some((index, request)) = next else { return Ok(()) };
+            self.batch.add(index, request)?;
+        }
     }
 
     /// Returns an error if the run is to stop. With a divided model, rank 0 decides for all ranks.
@@ -320,18 +251,23 @@ impl RowsInProgress<'_, '_> {
         Ok(prompt)
     }
 
+    /// Whether a further row may be added. At most as many completions wait for tools as decode together, because the
+    /// frames of each are in memory.
+    fn may_add_rows(&self) -> bool {
+        let has_next = self.alone.is_none() && self.held.is_empty() && self.next < self.own.len();
+        let waiting = self.turns.as_ref().map_or(0, TurnLoop::waiting_count);
+        has_next && self.batch.has_free_slot() && waiting < self.batch.slot_count()
+    }
+
     /// Adds rows to the batch. Waits for the media of a row only if the batch is idle.
     fn add_rows_while_there_is_room(&mut self, lines: &mut impl LineSink) -> Result<()> {
-        if self.alone.is_some() {
-            return Ok(());
-        }
-        if self.batch.is_idle()
+        if self.unfinished.is_empty()
             && let Some((row, prompt)) = self.held.pop_front()
         {
             self.alone = Some(row);
             return self.add_row(row, prompt, lines);
         }
-        while self.held.is_empty() && self.next < self.own.len() && self.batch.has_free_slot() {
+        while self.may_add_rows() {
             let patience = if self.batch.is_idle() { POLL_INTERVAL } else { Duration::ZERO };
             let Some(prompt) = self.next_prompt(patience)? else { return Ok(()) };
             let row = self.own[self.next];
@@ -347,13 +283,21 @@ impl RowsInProgress<'_, '_> {
 
     /// Adds a row to the batch, or writes a line with its error.
     fn add_row(&mut self, row: usize, prompt: Arc<ModelInput>, lines: &mut impl LineSink) -> Result<()> {
-        let request = self.run.request(prompt.clone(), row);
-        match request.map_err(|d| Kind::Request.error(d)).and_then(|request| self.batch.add(row, request)) {
+        let request = self.run.request(prompt.clone(), row).map_err(|d| Kind::Request.error(d));
+        let added = request.and_then(|request| match &mut self.turns {
+            Some(turns) => {
+                let context = Arc::new(self.run.prompts.call_context(row)?);
+                self.batch.add(row, turns.add(row, ToolPrompt { request, context }))
+            }
+            None => self.batch.add(row, request),
+        });
+        match added {
             Ok(()) => {
-                self.unfinished.insert(row, UnfinishedRow { prompt, completions: Vec::new() });
+                self.unfinished.insert(row, UnfinishedRow { prompt, answers: Vec::new() });
                 Ok(())
             }
             Err(Error { kind: Kind::Request | Kind::TooLong { .. }, diagnostic }) => {
+                self.remove_turns(row)?;
                 let diagnostic = diagnostic.at(self.run.prompts.location(row).0);
                 self.fail_row(row, Kind::Row(RowFailureKind::Row).error(diagnostic), lines)
             }
@@ -361,13 +305,21 @@ impl RowsInProgress<'_, '_> {
         }
     }
 
-    /// Accepts the error of a row that the batch has dropped. A row that does not fit into memory together with other
-    /// rows is computed again alone.
-    fn fail_running_row(&mut self, row: usize, e: Error, lines: &mut impl LineSink) -> Result<()> {
+    /// Drops the turns of a row, finished or not.
+    fn remove_turns(&mut self, row: usize) -> Result<()> {
+        let requests = self.turns.as_mut().map(|turns| turns.remove(row)).unwrap_or_default();
+        requests.into_iter().try_for_each(|request| self.batch.cancel(request))
+    }
+
+    /// Accepts the error of a request that the batch has dropped. A row that does not fit into memory together with
+    /// other rows is computed again alone, from its first turn.
+    fn fail_request(&mut self, request: usize, e: Error, lines: &mut impl LineSink) -> Result<()> {
+        let row = self.turns.as_ref().map_or(request, |turns| turns.prompt_of(request));
         let Some(unfinished) = self.unfinished.remove(&row) else { return Ok(()) };
         if e.kind != Kind::OutOfMemory {
             return Err(e);
         }
+        self.remove_turns(row)?;
         if self.alone != Some(row) {
             self.held.push_back((row, unfinished.prompt));
             return Ok(());
@@ -388,26 +340,34 @@ impl RowsInProgress<'_, '_> {
         lines.write_line(row, line, Some(text))
     }
 
-    /// Accepts a finished completion. Writes the line of its row if all completions of the row are then finished.
-    fn finish_completion(&mut self, completion: Completion, lines: &mut impl LineSink) -> Result<()> {
-        let row = completion.request;
-        let Some(unfinished) = self.unfinished.get_mut(&row) else { return Ok(()) };
-        self.tokens += completion.ids.len() as u64;
-        unfinished.completions.push(completion);
-        let SamplingSettings { n, stop, .. } = &self.run.sampling;
-        if unfinished.completions.len() < *n {
+    fn finish_completion(&mut self, c: Completion, lines: &mut impl LineSink) -> Result<()> {
+        let (index, tokens) = (c.index, c.ids.len());
+        let answer = |text| Answer { index, text, finish_reason: c.finish_reason, tokens, tool_calls: None };
+        self.finish_answer(c.request, &c.ids, answer, lines)
+    }
+
+    /// Accepts a finished completion of a row, made from the text of `ids`. Writes the line of the row if all of its
+    /// completions are then finished.
+    fn finish_answer(
+        &mut self,
+        row: usize,
+        ids: &[TokenId],
+        answer: impl FnOnce(String) -> Answer,
+        lines: &mut impl LineSink,
+    ) -> Result<()> {
+        let Some(UnfinishedRow { prompt, answers }) = self.unfinished.get_mut(&row) else { return Ok(()) };
+        let (prompts, SamplingSettings { n, stop, .. }) = (&self.run.prompts, &self.run.sampling);
+        let folder = prompts.model_folder();
+        let begun = folder.begun_thought(&prompt.input_ids).to_string();
+        answers.push(answer(begun + &completion_text(&folder.tokenizer, ids, stop)));
+        if answers.len() < *n {
             return Ok(());
         }
-        let Some(UnfinishedRow { prompt, mut completions }) = self.unfinished.remove(&row) else { return Ok(()) };
+        let Some(UnfinishedRow { prompt, mut answers }) = self.unfinished.remove(&row) else { return Ok(()) };
+        self.remove_turns(row)?;
         self.alone = self.alone.filter(|&alone| alone != row);
-        completions.sort_by_key(|completion| completion.index);
-        let prompts = &self.run.prompts;
-        let folder = prompts.model_folder();
-        let begun = folder.begun_thought(&prompt.input_ids);
-        let text = |c: &Completion| begun.to_string() + &completion_text(&folder.tokenizer, &c.ids, stop);
-        let texts = completions.iter().map(text).collect();
-        let result =
-            RowResult { completions: &completions, texts, prompt_tokens: prompt.len(), seed: prompts.rows().seed(row) };
+        answers.sort_by_key(|answer| answer.index);
+        let result = RowResult { answers: &answers, prompt_tokens: prompt.len(), seed: prompts.rows().seed(row) };
         lines.write_line(row, prediction_line(prompts.rows().columns(row), &result), None)
     }
 }

@@ -14,7 +14,9 @@ use reel_runtime::Cx;
 use reel_samples::conversations::RowConversations;
 use reel_samples::dataset::Dataset;
 use reel_samples::prompts::QuestionTemplate;
-use reel_train::options::Recipe;
+use reel_samples::rewards::ProgramLog;
+use reel_train::options::{Recipe, ToolOptions};
+use reel_train::rollout::tools::ToolSet;
 use serde_json::{Value, json};
 
 use super::*;
@@ -44,10 +46,19 @@ struct Options {
     n: usize,
     temperature: f32,
     strict: bool,
+    /// Whether the model may call tools: a text between two letters is then a call.
+    tools: bool,
 }
 
-const OPTIONS: Options =
-    Options { existing: ExistingOutput::Refuse, slots: 3, kv_bytes: 1 << 30, n: 2, temperature: 1.0, strict: false };
+const OPTIONS: Options = Options {
+    existing: ExistingOutput::Refuse,
+    slots: 3,
+    kv_bytes: 1 << 30,
+    n: 2,
+    temperature: 1.0,
+    strict: false,
+    tools: false,
+};
 const RESUME: Options = Options { existing: ExistingOutput::Resume, ..OPTIONS };
 const SEED: u64 = 5;
 
@@ -60,7 +71,10 @@ fn predict(data: &Path, out: &Path, options: Options) -> Result<PredictionSummar
     let rules = (Recipe::Paper, QuestionTemplate::Evaluation);
     let data_file = Dataset::open(data)?;
     let rows = RowConversations::new(data_file, MediaOptions::default(), Path::new(""), rules, SEED);
-    let prompts = Arc::new(RowPrompts::new(Arc::new(rows), f.bundle.clone()));
+    let tools = ToolOptions { tools: vec!["zoom".into()], tool_tags: Some("e,a".into()), ..ToolOptions::default() };
+    let open = || ToolSet::open(&tools, rows.media_options(), &ProgramLog::new(|_| {}));
+    let tools = options.tools.then(open).transpose()?;
+    let prompts = Arc::new(RowPrompts::new(Arc::new(rows), f.bundle.clone()).with_tools(tools));
     let compared = json!({"n": options.n, "temperature": options.temperature}).as_object().unwrap().clone();
     let described = (data, prompts.rows().data().fingerprint(), prompts.rows().data().len());
     let model = (FingerprintedInput::of_folder(&f.folder)?, None);
@@ -75,9 +89,9 @@ fn predict(data: &Path, out: &Path, options: Options) -> Result<PredictionSummar
         engine: &engine,
         sampling: SamplingSettings {
             params: SamplingParams { temperature: options.temperature, ..SamplingParams::default() },
-            max_new_tokens: 7,
+            max_new_tokens: if options.tools { 300 } else { 7 },
             n: options.n,
-            stop: vec!["zzz".into()],
+            stop: if options.tools { Vec::new() } else { vec!["zzz".into()] },
         },
         max_kv_bytes: options.kv_bytes,
         strict: options.strict,
@@ -114,15 +128,16 @@ fn write_rows(file: &Path, rows: &[Value]) {
 }
 
 /// The lines that a run writes for these rows if it decodes one sequence at a time.
-fn lines_of(rows: &[Value]) -> Vec<u8> {
+fn lines_of(rows: &[Value], tools: bool) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (dir.path().join("rows.jsonl"), dir.path().join("out.jsonl"));
     write_rows(&data, rows);
-    predict(&data, &out, Options { slots: 1, ..OPTIONS }).unwrap();
+    predict(&data, &out, Options { slots: 1, tools, ..OPTIONS }).unwrap();
     fs::read(out).unwrap()
 }
 
-static EXPECTED: LazyLock<Vec<u8>> = LazyLock::new(|| lines_of(&rows()));
+static EXPECTED: LazyLock<Vec<u8>> = LazyLock::new(|| lines_of(&rows(), false));
+static EXPECTED_WITH_TOOLS: LazyLock<Vec<u8>> = LazyLock::new(|| lines_of(&rows(), true));
 
 fn sorted_lines(bytes: &[u8]) -> Vec<String> {
     let mut lines: Vec<String> = std::str::from_utf8(bytes).unwrap().lines().map(String::from).collect();
@@ -146,28 +161,46 @@ proptest! {
     #[test]
     fn lines_do_not_depend_on_batch_size_row_order_or_resume(
         slots in 1usize..6, resumed_slots in 1usize..6, small_memory: bool, cut in 0.0f64..1.0,
-        order in Just((0..6).collect::<Vec<usize>>()).prop_shuffle(),
+        order in Just((0..6).collect::<Vec<usize>>()).prop_shuffle(), tools: bool,
     ) {
+        let expected = if tools { &*EXPECTED_WITH_TOOLS } else { &*EXPECTED };
         let dir = tempfile::tempdir().unwrap();
         let (data, out) = (dir.path().join("rows.jsonl"), dir.path().join("out.jsonl"));
         // The small KV cache has room for one sequence of the longest row.
-        let kv_bytes = if small_memory { 5 * block_bytes() } else { 1 << 30 };
+        let kv_bytes = if small_memory { if tools { 16 } else { 5 } * block_bytes() } else { 1 << 30 };
         write_rows(&data, &rows());
-        predict(&data, &out, Options { slots, kv_bytes, ..OPTIONS }).unwrap();
-        prop_assert_eq!(&fs::read(&out).unwrap(), &*EXPECTED);
+        predict(&data, &out, Options { slots, kv_bytes, tools, ..OPTIONS }).unwrap();
+        prop_assert_eq!(&fs::read(&out).unwrap(), expected);
 
-        kill_after(&out, (cut * EXPECTED.len() as f64) as usize);
-        let resumed = predict(&data, &out, Options { slots: resumed_slots, kv_bytes, ..RESUME }).unwrap();
-        prop_assert_eq!(&fs::read(&out).unwrap(), &*EXPECTED);
-        prop_assert_eq!((resumed.rows, resumed.errors), (6, 0));
-        let whole_lines = EXPECTED[..(cut * EXPECTED.len() as f64) as usize].iter().filter(|&&b| b == b'\n').count();
+        kill_after(&out, (cut * expected.len() as f64) as usize);
+        let resumed = predict(&data, &out, Options { slots: resumed_slots, kv_bytes, tools, ..RESUME }).unwrap();
+        prop_assert_eq!(&fs::read(&out).unwrap(), expected);
+        // A prompt that is a text has no description of the tools.
+        prop_assert_eq!((resumed.rows, resumed.errors), (6, usize::from(tools)));
+        let whole_lines = expected[..(cut * expected.len() as f64) as usize].iter().filter(|&&b| b == b'\n').count();
         prop_assert_eq!(resumed.resumed_after, whole_lines);
 
         let rows = rows();
         let moved: Vec<Value> = order.iter().map(|&row| rows[row].clone()).collect();
         write_rows(&data, &moved);
-        predict(&data, &out, Options { slots, existing: ExistingOutput::Overwrite, ..OPTIONS }).unwrap();
-        prop_assert_eq!(sorted_lines(&fs::read(&out).unwrap()), sorted_lines(&EXPECTED));
+        predict(&data, &out, Options { slots, existing: ExistingOutput::Overwrite, tools, ..OPTIONS }).unwrap();
+        let [mut lines, mut expected] = [&fs::read(&out).unwrap(), expected].map(|bytes| sorted_lines(bytes));
+        // The text of an error has the number of the row.
+        lines.iter_mut().chain(&mut expected).for_each(|line| line.truncate(line.find("rows.jsonl:").unwrap_or(line.len())));
+        prop_assert_eq!(lines, expected);
+    }
+}
+
+#[test]
+fn lines_of_a_run_with_tools_have_the_calls_of_each_completion() {
+    let text = std::str::from_utf8(&EXPECTED_WITH_TOOLS).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines[2]["error"].as_str().is_some_and(|e| e.contains("leave --tools out")), "{}", lines[2]);
+    let calls = |line: &Value| -> Vec<Vec<Value>> { serde_json::from_value(line["tool_calls"].clone()).unwrap() };
+    let all: Vec<Vec<Vec<Value>>> = lines.iter().filter(|line| line.get("error").is_none()).map(calls).collect();
+    assert!(all.iter().all(|calls| calls.len() == 2) && all.concat().iter().any(|calls| calls.len() > 1), "{all:?}");
+    for call in all.concat().concat() {
+        assert!(call["is_error"] == true && call["content"].to_string().contains("the call is not"), "{call}");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Arrays of pixels: frames of one size, borrowed ([`FrameView`]) or owned ([`FrameBuf`]).
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
 
 /// Images with more pixels (height × width) than this are refused before memory is allocated for them. The value is
@@ -53,11 +55,11 @@ impl<'a> FrameView<'a> {
     }
 }
 
-/// Owned frames of one size, u8 RGB `[T, H, W, 3]`, row-major.
+/// Frames of one size, u8 RGB `[T, H, W, 3]`, row-major. Clones share the pixels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrameBuf {
     /// The pixels, u8 `[T, H, W, 3]`.
-    pub data: Vec<u8>,
+    pub data: Arc<Vec<u8>>,
     /// Number of frames, T.
     pub frames: usize,
     /// Height in pixels.

@@ -196,7 +196,7 @@ mod tests {
             frames in 1usize..9, h in 1usize..40, w in 1usize..40, max_frames in 1usize..6, max_height in 1usize..30,
         ) {
             let data = (0..frames).flat_map(|f| vec![(f * 20) as u8; h * w * 3]).collect();
-            let png = frame_strip(&FrameBuf { data, frames, height: h, width: w }, max_frames, max_height).unwrap();
+            let png = frame_strip(&FrameBuf { data: data.into(), frames, height: h, width: w }, max_frames, max_height).unwrap();
             let read = decode(&png.bytes, "strip", ExifOrientation::Apply).unwrap();
             let view = read.view().unwrap();
             prop_assert_eq!(view.height_and_width(), (png.height, png.width));
@@ -216,7 +216,7 @@ mod tests {
         ) {
             let grey = |frame: usize| (frame * 6) as u8;
             let data = (0..frames).flat_map(|f| vec![grey(f); h * w * 3]).collect();
-            let strip = jpeg_strip(&FrameBuf { data, frames, height: h, width: w }, max_frames, side, 70).unwrap();
+            let strip = jpeg_strip(&FrameBuf { data: data.into(), frames, height: h, width: w }, max_frames, side, 70).unwrap();
             prop_assert!(strip.width.max(strip.height) <= side.max(1) && strip.shown.len() == frames.min(max_frames));
             let read = decode(&strip.bytes, "strip", ExifOrientation::Apply).unwrap();
             let view = read.view().unwrap();

@@ -66,7 +66,7 @@ pub fn read_frames(
         let shrunk = |side: usize| ((side as f64 * scale) as usize).max(1);
         let frames = match scale < 1.0 {
             true => pillow_bicubic(image.view()?, (shrunk(image.height), shrunk(image.width)))?,
-            false => FrameBuf { data: image.data, frames: 1, height: image.height, width: image.width },
+            false => FrameBuf { data: image.data.into(), frames: 1, height: image.height, width: image.width },
         };
         return Ok(TimedFrames { frames, seconds: Vec::new() });
     }
@@ -81,8 +81,12 @@ pub fn read_frames(
     };
     let video = decoder.decode_resized(path, MediaProfile::Qwen.for_family(Family::Qwen25Vl), &overrides)?;
     let seconds = video.indices.iter().map(|&index| index as f64 / video.video_fps).collect();
-    let frames =
-        FrameBuf { data: video.data.to_vec(), frames: video.indices.len(), height: video.height, width: video.width };
+    let frames = FrameBuf {
+        data: video.data.to_vec().into(),
+        frames: video.indices.len(),
+        height: video.height,
+        width: video.width,
+    };
     Ok(TimedFrames { frames, seconds })
 }
 
@@ -111,7 +115,7 @@ mod tests {
 
     #[test]
     fn frames_have_their_times_and_an_image_has_none() {
-        let frames = FrameBuf { data: vec![9; 2 * 4 * 6 * 3], frames: 2, height: 4, width: 6 };
+        let frames = FrameBuf { data: vec![9; 2 * 4 * 6 * 3].into(), frames: 2, height: 4, width: 6 };
         let parts = TimedFrames { frames, seconds: vec![0.0, 1.0333] }.message_parts().unwrap();
         let texts: Vec<_> = parts.iter().filter_map(|part| part["text"].as_str()).collect();
         assert_eq!(texts, ["Frame at 0.0 s:", "Frame at 1.0 s:"]);

@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn page_marks_learned_text_and_has_a_picture_for_each_frame() {
         let run = |text: &str, learned, is_media| TokenRun { text: text.into(), tokens: 1, learned, is_media };
-        let frames = FrameBuf { data: vec![7; 3 * 28 * 56 * 3], frames: 3, height: 28, width: 56 };
+        let frames = FrameBuf { data: vec![7; 3 * 28 * 56 * 3].into(), frames: 3, height: 28, width: 56 };
         let times = [0.0, 0.5, 1.0];
         let medium = PromptMedium { kind: "video", frames: &frames, grid: [2, 2, 4], vision_tokens: 4, times: &times };
         let html = data_row_page_html(&ShownRow {

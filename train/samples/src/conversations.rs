@@ -21,7 +21,7 @@ const STREAM: u32 = 0x7072_6564;
 
 /// The columns that a prediction adds to its row. They replace columns of the same names, so that a predictions file
 /// can be the data of another run.
-pub const RESULT_COLUMNS: [&str; 4] = ["output", "outputs", "generation", "error"];
+pub const RESULT_COLUMNS: [&str; 5] = ["output", "outputs", "tool_calls", "generation", "error"];
 
 /// The rows of a data file, with the media options, question template and seeds that turn a row into a conversation.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::{check, range};
 use crate::error::Result;
@@ -63,6 +64,13 @@ impl ToolOptions {
     /// Whether the completion is interrupted right after a call, not at the end of the model's turn.
     pub fn interrupts_after_call(&self) -> bool {
         self.tool_tags.is_some()
+    }
+
+    /// The options that are given, by name; without tools none.
+    pub fn named_values(&self) -> Map<String, Value> {
+        let all = serde_json::to_value(self).ok().filter(|_| self.are_given());
+        let all = all.and_then(|mut all| all.as_object_mut().map(std::mem::take)).unwrap_or_default();
+        all.into_iter().filter(|(_, value)| !value.is_null()).collect()
     }
 
     /// Checks the values of all options.

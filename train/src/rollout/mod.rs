@@ -7,7 +7,7 @@ pub mod group;
 mod offline;
 pub mod prompts;
 pub mod records;
-mod reward_log;
+pub mod reward_log;
 pub mod sampler;
 pub mod scorer;
 pub mod siglip;

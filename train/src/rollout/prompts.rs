@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use reel_input::config::ModelConfig;
 use reel_input::expected_tokens::expected_tokens;
 use reel_input::media_loading::LoadedMedia;
-use reel_input::messages::{ContentPart, MediaSource, VideoPart, VideoSource};
 use reel_input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid, TokenId};
 use reel_samples::dataset::{DataFile, Dataset};
 use reel_samples::feed::SampleSource;
@@ -26,7 +25,7 @@ use super::expected_lengths::ExpectedLengths;
 use super::given::{RolloutFile, RolloutLine};
 use super::offline::{offline_completions, offline_texts};
 use super::reward_log::program_log;
-use super::tools::{CallContext, ToolSet};
+use super::tools::{CallContext, ToolSet, text_with_tools};
 use crate::error::{Error, Result};
 use crate::options::{GrpoOptions, Recipe};
 use crate::setup::DataSetup;
@@ -164,7 +163,7 @@ impl PromptSource {
     pub fn tool_context(&self, prompt: &Prompt) -> Result<CallContext> {
         let messages = prompt.content.as_array().map_or(&[][..], Vec::as_slice);
         let conversation = self.conversation(&prompt.location, messages)?;
-        Ok(CallContext { videos: video_files(&conversation)?, row: prompt.columns.clone() })
+        CallContext::new(&conversation, prompt.columns.clone())
     }
 
     /// The config of the model.
@@ -217,7 +216,7 @@ impl PromptSource {
         match self.content_and_columns(row)?.0 {
             PromptContent::Chat(messages) => {
                 let conversation = self.conversation(&self.data.location(row), &messages)?;
-                self.tools.as_ref().map_or(Ok(()), |_| video_files(&conversation).map(drop))
+                self.tools.as_ref().map_or(Ok(()), |_| CallContext::new(&conversation, Map::new()).map(drop))
             }
             PromptContent::Text(_) => match self.tools {
                 Some(_) => Err(text_with_tools(&self.data.location(row))),
@@ -296,29 +295,6 @@ impl PromptSource {
         }
         Ok(prompt)
     }
-}
-
-fn text_with_tools(location: &str) -> Error {
-    let what = "has a text as its prompt, and the run has tools, which only a chat template describes";
-    Error::row(location, what, "give chat messages, or leave --tools out")
-}
-
-/// The files of the videos of a conversation, in order.
-///
-/// # Errors
-/// A video is not a file.
-fn video_files(conversation: &Conversation) -> Result<Vec<PathBuf>> {
-    let file = |part: &ContentPart| match part {
-        ContentPart::Video(VideoPart { source: VideoSource::File(MediaSource::Path(path)), .. }) if !path.is_dir() => {
-            Some(Ok(path.clone()))
-        }
-        ContentPart::Video(part) => {
-            let what = "is a video that is not a file, of which tools cannot show parts";
-            Some(Err(Error::row(&*part.location, what, "give the path of a video file, or leave --tools out")))
-        }
-        _ => None,
-    };
-    conversation.media_parts().filter_map(file).collect()
 }
 
 impl SampleSource for PromptSource {

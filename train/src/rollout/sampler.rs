@@ -14,7 +14,7 @@ use reel_support::philox::philox4x32_10;
 
 use super::prompts::{Prompt, PromptSource};
 use super::tools::ToolSet;
-use super::tools::trajectory::{ToolPrompt, Trajectory, TurnSampling, generate_with_tools};
+use super::tools::trajectory::{ToolPrompt, Trajectory, generate_with_tools};
 use crate::error::{Error, Kind, Result};
 use crate::options::GrpoOptions;
 
@@ -113,22 +113,12 @@ impl<'a> CompletionSampler<'a> {
         stop: &AtomicBool,
     ) -> Result<Vec<Vec<Trajectory>>> {
         let prompt = |&(i, prompt): &(usize, &Arc<Prompt>)| {
-            Ok(ToolPrompt {
-                input: prompt.tokens.clone(),
-                completions: self.options.num_generations,
-                seed: self.seed_of(n, (round << 32) + i as u64, RandomStream::Completions),
-                context: source.tool_context(prompt)?,
-            })
+            let seed = self.seed_of(n, (round << 32) + i as u64, RandomStream::Completions);
+            let request = self.request(prompt.tokens.clone(), self.options.num_generations, seed);
+            Ok(ToolPrompt { request, context: Arc::new(source.tool_context(prompt)?) })
         };
         let prompts = prompts.iter().map(prompt).collect::<Result<Vec<_>>>()?;
-        let request = self.request(Arc::default(), 0, 0);
-        let sampling = TurnSampling {
-            params: request.sampling,
-            max_tokens: request.max_new_tokens,
-            min_tokens: request.min_new_tokens,
-            stop_token_ids: request.eos_token_ids,
-        };
-        generate_with_tools(&self.engine, tools, source.bundle(), &prompts, &sampling, stop)
+        generate_with_tools(&self.engine, tools, source.bundle(), prompts, stop)
     }
 
     /// Frees the KV cache and the captured graphs, because training needs the device memory. Otherwise the peak memory
@@ -170,7 +160,7 @@ pub fn with_shuffled_frames(tokens: &ModelInput, seed: u64) -> ModelInput {
         let order = permutation(frames.frames, seed, video);
         let size = frames.height * frames.width * 3;
         let data = order.iter().map(|&f| &frames.data[f * size..(f + 1) * size]).collect::<Vec<_>>().concat();
-        *frames = FrameBuf { data, ..*frames };
+        *frames = FrameBuf { data: data.into(), ..*frames };
     }
     tokens
 }

@@ -209,7 +209,7 @@ mod tests {
     /// Returns a video of random-looking frames that all differ.
     fn test_video(frames: usize, height: usize, width: usize, seed: usize) -> FrameBuf {
         let level = |i: usize| ((i + seed * 7_919).wrapping_mul(2_654_435_761) >> 13) as u8;
-        FrameBuf { data: (0..frames * height * width * 3).map(level).collect(), frames, height, width }
+        FrameBuf { data: Arc::new((0..frames * height * width * 3).map(level).collect()), frames, height, width }
     }
 
     #[test]
@@ -264,7 +264,7 @@ mod tests {
         let frames: Vec<FrameBuf> = files
             .iter()
             .map(|file| image::open(file, ExifOrientation::Apply).unwrap())
-            .map(|p| FrameBuf { data: p.data, frames: 1, height: p.height, width: p.width })
+            .map(|p| FrameBuf { data: p.data.into(), frames: 1, height: p.height, width: p.width })
             .collect();
         let mut of_files = scorer();
         let want = scorer().similarities_of(&["a ball"], &frames, true).unwrap();
@@ -272,7 +272,7 @@ mod tests {
         assert_eq!((of_files.frames_encoded(), want[0][0]), (3, want[0][3]));
         let missing = of_files.similarities(&["a"], &[golden("frames/none.png")], false).unwrap_err().to_string();
         assert!(missing.contains("none.png") && missing.contains("; ") && !missing.contains('\n'), "{missing}");
-        let empty = FrameBuf { data: vec![], frames: 0, height: 2, width: 2 };
+        let empty = FrameBuf { data: Vec::new().into(), frames: 0, height: 2, width: 2 };
         assert!(of_files.similarities_of(&["a"], &[empty], false).unwrap_err().to_string().starts_with("frames: "));
         assert!(of_files.similarities_of(&[], &frames, false).unwrap().is_empty());
         assert_eq!(of_files.similarities_of(&["a"], &[], false).unwrap(), [[0f32; 0]]);

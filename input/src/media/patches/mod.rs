@@ -210,7 +210,7 @@ pub fn resize_image_list(
                 );
                 return Err(Error::setting("video", what, "give frames of one size"));
             }
-            data.append(&mut second(resized.view()?, target)?.data);
+            data.extend_from_slice(&second(resized.view()?, target)?.data);
         }
         let size = sizes.map(|(_, target)| target);
         let Some((height, width)) = size else {
@@ -221,7 +221,7 @@ pub fn resize_image_list(
             data.extend_from_within(data.len() - height * width * CHANNELS..);
             frames += 1;
         }
-        Ok(FrameBuf { data, frames, height, width })
+        Ok(FrameBuf { data: data.into(), frames, height, width })
     })
 }
 

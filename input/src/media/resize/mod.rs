@@ -231,5 +231,5 @@ where
             .zip(frames.data().par_chunks_exact(from.0 * source_row))
             .for_each(|(to, from)| filter.resize(from, source_row, to, &mut Vec::new(), &mut Threads::All));
     }
-    Ok(FrameBuf { data, frames: frames.frame_count(), height, width })
+    Ok(FrameBuf { data: data.into(), frames: frames.frame_count(), height, width })
 }

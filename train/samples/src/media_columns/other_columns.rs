@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 use super::{Kind, is_given, parts};
 
 /// Columns that are never treated as media, regardless of their values, because the reward functions read them.
-const ANSWER_COLUMNS: [&str; 8] =
-    ["solution", "answer", "problem", "problem_type", "data_type", "options", "process", "question"];
+const ANSWER_COLUMNS: [&str; 9] =
+    ["solution", "answer", "problem", "problem_type", "data_type", "options", "process", "question", "tool_calls"];
 
 /// Names of limits that a row may have as a property of its video, too: nothing is lost if they are only that.
 const PROPERTY_COLUMNS: [&str; 1] = ["fps"];

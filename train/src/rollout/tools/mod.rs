@@ -20,8 +20,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use reel_input::media::profile::{MediaOverrides, MediaProfile};
+use reel_input::messages::{ContentPart, MediaSource, VideoPart, VideoSource};
 use reel_input::tools::ToolRequest;
-use reel_input::{MediaOptions, ModelFolder};
+use reel_input::{Conversation, MediaOptions, ModelFolder};
 use reel_samples::rewards::{ProgramLog, ToolProgram};
 use reel_support::error::MediaFailure;
 use serde_json::{Map, Value, json};
@@ -59,6 +60,34 @@ pub struct CallContext {
     pub videos: Vec<PathBuf>,
     /// The columns of the data row.
     pub row: Map<String, Value>,
+}
+
+impl CallContext {
+    /// What tools know of a prompt with these messages and columns.
+    ///
+    /// # Errors
+    /// A video of the prompt is not a file, so no tool can show parts of it.
+    pub fn new(conversation: &Conversation, row: Map<String, Value>) -> Result<Self> {
+        let file = |part: &ContentPart| match part {
+            ContentPart::Video(VideoPart { source: VideoSource::File(MediaSource::Path(path)), .. })
+                if !path.is_dir() =>
+            {
+                Some(Ok(path.clone()))
+            }
+            ContentPart::Video(part) => {
+                let what = "is a video that is not a file, of which tools cannot show parts";
+                Some(Err(Error::row(&*part.location, what, "give the path of a video file, or leave --tools out")))
+            }
+            _ => None,
+        };
+        Ok(Self { videos: conversation.media_parts().filter_map(file).collect::<Result<_>>()?, row })
+    }
+}
+
+/// The error of a row whose prompt is a text, in a run with tools.
+pub fn text_with_tools(location: &str) -> Error {
+    let what = "has a text as its prompt, and the run has tools, which only a chat template describes";
+    Error::row(location, what, "give chat messages, or leave --tools out")
 }
 
 impl ToolSet {

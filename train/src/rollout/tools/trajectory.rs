@@ -10,6 +10,8 @@
 //!     else                                          request: prompt + all turns + answer
 //! ```
 //! A completion depends on its prompt, its seed and the answers of its tools only: not on the order in which tools answer.
+//! Rollouts give all prompts to the engine at once ([`generate_with_tools`]); evaluations add prompts and turns to a
+//! running batch ([`TurnLoop`]).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,48 +49,38 @@ pub struct Trajectory {
     pub finish_reason: FinishReason,
     /// The prompt and all tokens of the completion, with all images and videos; only the prompt without turns of tools.
     pub sequence: Arc<ModelInput>,
-    seed: u64,
 }
 
 impl Trajectory {
-    fn calls(&self) -> impl Iterator<Item = &AnsweredCall> {
+    /// The calls that tools have answered, in order.
+    pub fn calls(&self) -> impl Iterator<Item = &AnsweredCall> {
         self.turns.iter().flat_map(|turn| &turn.calls)
+    }
+
+    /// The tokens of the last turn of the model, which rules score.
+    pub fn last_turn(&self) -> &[TokenId] {
+        &self.ids[self.turns.last().map_or(0, |turn| turn.tokens.end)..]
     }
 }
 
-/// A prompt, the number of its completions, and what tools know of it.
+/// A prompt whose completions may call tools.
 #[derive(Debug)]
 pub struct ToolPrompt {
-    /// The prompt.
-    pub input: Arc<ModelInput>,
-    /// The number of completions.
-    pub completions: usize,
-    /// The seed of the first completion; each further one adds 1.
-    pub seed: u64,
+    /// The request of the completions. Its numbers of new tokens count those of tools, too; it has no stop strings.
+    pub request: GenerationRequest,
     /// What tools know of the prompt.
-    pub context: CallContext,
-}
-
-/// How the tokens of completions are sampled.
-#[derive(Clone, Debug)]
-pub struct TurnSampling {
-    /// The parameters of the sampler; the seed is that of the completion.
-    pub params: SamplingParams,
-    /// Maximum number of tokens of a completion, with those of tools.
-    pub max_tokens: usize,
-    /// Minimum number of tokens of a completion, with those of tools.
-    pub min_tokens: usize,
-    /// The tokens that end a turn.
-    pub stop_token_ids: Vec<TokenId>,
+    pub context: Arc<CallContext>,
 }
 
 /// The calls of a turn, for a thread.
 struct Job {
     request: usize,
     calls: Vec<ToolCall>,
-    prompt: usize,
+    context: Arc<CallContext>,
     max_frames: usize,
     ends_turn: bool,
+    /// The text with which the template begins the model's turn.
+    begun_thought: &'static str,
 }
 
 /// The answers to a job: the record of the calls, and the turn as model input.
@@ -102,52 +94,16 @@ pub fn generate_with_tools(
     engine: &Engine<'_>,
     tools: &ToolSet,
     model: &ModelFolder,
-    prompts: &[ToolPrompt],
-    sampling: &TurnSampling,
+    prompts: Vec<ToolPrompt>,
     stop: &AtomicBool,
 ) -> Result<Vec<Vec<Trajectory>>> {
-    let (send_job, jobs) = mpsc::channel::<Job>();
-    let (send_answers, answers) = mpsc::channel::<Answers>();
-    let jobs = Mutex::new(jobs);
-    let next_job = || jobs.lock().unwrap_or_else(PoisonError::into_inner).recv().ok();
-    let work = |send: Sender<Answers>| {
-        while let Some(job) = next_job() {
-            let answered = answer_job(tools, model, &job, &prompts[job.prompt], stop);
-            // The receiver is gone if the generation has failed.
-            let _ = send.send((job.request, answered));
-        }
-    };
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-    thread::scope(|scope| {
-        for _ in 0..threads {
-            let (work, send) = (&work, send_answers.clone());
-            thread::Builder::new()
-                .name("tools".into())
-                .spawn_scoped(scope, move || work(send))
-                .map_err(|e| Error::cannot_start_thread("tools", &e))?;
-        }
-        // Dropping the loop's sender of jobs ends the threads, also after an error.
-        let mut turns = TurnLoop {
-            tools,
-            model,
-            prompts,
-            sampling,
-            stop,
-            jobs: send_job,
-            answers,
-            waiting: HashMap::new(),
-            running: HashMap::new(),
-            next: prompts.len(),
-            finished: Vec::new(),
-        };
-        let first_turns =
-            prompts.iter().map(|prompt| turns.request(prompt.input.clone(), prompt.seed, 0, prompt.completions));
-        let requests = first_turns.collect();
+    let mut by_prompt = vec![Vec::new(); prompts.len()];
+    TurnLoop::run(tools, model, prompts.len(), stop, |mut turns| {
+        let requests = prompts.into_iter().enumerate().map(|(index, prompt)| turns.add(index, prompt)).collect();
         engine.generate_with_continuations(requests, &mut turns, |_| {})?;
-        let mut finished = turns.finished;
+        let mut finished = turns.take_finished();
         finished.sort_by_key(|trajectory| trajectory.place);
-        let mut by_prompt = vec![Vec::new(); prompts.len()];
-        finished.into_iter().for_each(|trajectory: Trajectory| by_prompt[trajectory.place.0].push(trajectory));
+        finished.into_iter().for_each(|trajectory| by_prompt[trajectory.place.0].push(trajectory));
         Ok(by_prompt)
     })
 }
@@ -156,29 +112,27 @@ fn answer_job(
     tools: &ToolSet,
     model: &ModelFolder,
     job: &Job,
-    prompt: &ToolPrompt,
     stop: &AtomicBool,
 ) -> Result<(Vec<AnsweredCall>, ModelInput)> {
     let (mut records, mut loaded, mut left) = (Vec::new(), Vec::new(), job.max_frames);
     for call in &job.calls {
-        let (record, answer) = tools.answer(call.clone(), &prompt.context, model, left, stop)?;
+        let (record, answer) = tools.answer(call.clone(), &job.context, model, left, stop)?;
         left -= record.frames;
         records.push(record);
         loaded.push(answer);
     }
-    let thought = model.begun_thought(&prompt.input.input_ids);
-    Ok((records, encode_tool_turn(model, loaded, job.ends_turn, thought)?))
+    Ok((records, encode_tool_turn(model, loaded, job.ends_turn, job.begun_thought)?))
 }
 
-/// The completions between their turns.
-struct TurnLoop<'a> {
+/// The completions of prompts between their turns. The caller gives the requests to the engine and each finished turn
+/// back to [`Continuations::finish`].
+pub struct TurnLoop<'a> {
     tools: &'a ToolSet,
     model: &'a ModelFolder,
-    prompts: &'a [ToolPrompt],
-    sampling: &'a TurnSampling,
     stop: &'a AtomicBool,
     jobs: Sender<Job>,
     answers: Receiver<Answers>,
+    prompts: HashMap<usize, ToolPrompt>,
     /// The completions whose calls are being answered, by the index of their next request.
     waiting: HashMap<usize, Trajectory>,
     /// The completions whose next turn is being generated, by the index of its request.
@@ -188,19 +142,126 @@ struct TurnLoop<'a> {
     finished: Vec<Trajectory>,
 }
 
-impl TurnLoop<'_> {
-    /// The request of the next turn of completions that have `tokens` tokens so far.
-    fn request(&self, input: Arc<ModelInput>, seed: u64, tokens: usize, completions: usize) -> GenerationRequest {
-        let (options, sampling) = (self.tools.options(), self.sampling);
+impl<'a> TurnLoop<'a> {
+    /// Calls `work` with a loop whose tools run in threads, and ends the threads. The requests of the first turns have
+    /// the indices of their prompts, below `prompts`; those of further turns have indices from `prompts` on.
+    ///
+    /// # Errors
+    /// A thread cannot be started; the errors of `work`.
+    pub fn run<T>(
+        tools: &'a ToolSet,
+        model: &'a ModelFolder,
+        prompts: usize,
+        stop: &'a AtomicBool,
+        work: impl FnOnce(TurnLoop<'a>) -> Result<T>,
+    ) -> Result<T> {
+        let (send_job, jobs) = mpsc::channel::<Job>();
+        let (send_answers, answers) = mpsc::channel::<Answers>();
+        let jobs = Mutex::new(jobs);
+        let next_job = || jobs.lock().unwrap_or_else(PoisonError::into_inner).recv().ok();
+        let answer_jobs = |send: Sender<Answers>| {
+            while let Some(job) = next_job() {
+                // The receiver is gone if the generation has failed.
+                let _ = send.send((job.request, answer_job(tools, model, &job, stop)));
+            }
+        };
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                let (answer_jobs, send) = (&answer_jobs, send_answers.clone());
+                thread::Builder::new()
+                    .name("tools".into())
+                    .spawn_scoped(scope, move || answer_jobs(send))
+                    .map_err(|e| Error::cannot_start_thread("tools", &e))?;
+            }
+            // `work` drops the loop's sender of jobs, which ends the threads, also after an error.
+            let (waiting, running) = (HashMap::new(), HashMap::new());
+            let (jobs, finished, next) = (send_job, Vec::new(), prompts);
+            let prompts = HashMap::new();
+            work(TurnLoop { tools, model, stop, jobs, answers, prompts, waiting, running, next, finished })
+        })
+    }
+
+    /// Adds a prompt. Returns the request of the first turns of its completions, whose index is `index`.
+    pub fn add(&mut self, index: usize, prompt: ToolPrompt) -> GenerationRequest {
+        let GenerationRequest { prompt: input, sampling, stop_conditions, .. } = &prompt.request;
+        let request = self.turn_request(&prompt.request, input.clone(), sampling.seed, 0, stop_conditions.len());
+        self.prompts.insert(index, prompt);
+        request
+    }
+
+    /// Removes a prompt and its completions. Returns the indices of its requests.
+    pub fn remove(&mut self, prompt: usize) -> Vec<usize> {
+        self.prompts.remove(&prompt);
+        self.waiting.retain(|_, t| t.place.0 != prompt);
+        let requests = self.running.extract_if(|_, t| t.place.0 == prompt).map(|(request, _)| request);
+        requests.chain([prompt]).collect()
+    }
+
+    /// The prompt of a request.
+    pub fn prompt_of(&self, request: usize) -> usize {
+        self.running.get(&request).map_or(request, |t| t.place.0)
+    }
+
+    /// The number of completions whose calls are being answered.
+    pub fn waiting_count(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The completions that have finished since the last call.
+    pub fn take_finished(&mut self) -> Vec<Trajectory> {
+        std::mem::take(&mut self.finished)
+    }
+
+    /// Takes an answer of tools; waits for it at most for `time`. Returns the request of the next turn with its index;
+    /// `None` if there is no answer, or if it ends its completion.
+    ///
+    /// # Errors
+    /// The run is interrupted; videos cannot be decoded on this machine.
+    pub fn next_turn(&mut self, time: Duration) -> Result<Option<(usize, GenerationRequest)>> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Error::interrupted());
+        }
+        if self.waiting.is_empty() {
+            return Ok(None);
+        }
+        let (index, answered) = match self.answers.recv_timeout(time) {
+            Ok(answers) => answers,
+            Err(RecvTimeoutError::Timeout) => return Ok(None),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Error::failed("tools", "a thread that runs tools has panicked", "report this error"));
+            }
+        };
+        // The prompt may have been removed meanwhile.
+        let Some(mut t) = self.waiting.remove(&index) else { return Ok(None) };
+        let (calls, turn) = answered?;
+        let request = self.continue_with(&mut t, calls, &turn)?;
+        match &request {
+            Some(_) => drop(self.running.insert(index, t)),
+            None => self.finished.push(t),
+        }
+        Ok(request.map(|request| (index, request)))
+    }
+
+    /// The request of the next turn of completions that have `tokens` tokens so far. `whole` is that of the prompt.
+    fn turn_request(
+        &self,
+        whole: &GenerationRequest,
+        input: Arc<ModelInput>,
+        seed: u64,
+        tokens: usize,
+        completions: usize,
+    ) -> GenerationRequest {
+        let options = self.tools.options();
         let stop_condition = |_| match options.interrupts_after_call() {
             true => StopCondition::with_strings(&[options.tags()[1].to_string()], &self.model.tokenizer),
             false => StopCondition::none(),
         };
         GenerationRequest {
-            sampling: SamplingParams { seed, ..sampling.params },
-            max_new_tokens: sampling.max_tokens - tokens,
-            min_new_tokens: sampling.min_tokens.saturating_sub(tokens),
-            eos_token_ids: sampling.stop_token_ids.clone(),
+            sampling: SamplingParams { seed, ..whole.sampling },
+            max_new_tokens: whole.max_new_tokens - tokens,
+            min_new_tokens: whole.min_new_tokens.saturating_sub(tokens),
+            eos_token_ids: whole.eos_token_ids.clone(),
             stop_conditions: (0..completions).map(stop_condition).collect(),
             ..GenerationRequest::new(input)
         }
@@ -213,7 +274,8 @@ impl TurnLoop<'_> {
         calls: Vec<AnsweredCall>,
         turn: &ModelInput,
     ) -> Result<Option<GenerationRequest>> {
-        if t.ids.len() + turn.len() >= self.sampling.max_tokens {
+        let whole = &self.prompts[&t.place.0].request;
+        if t.ids.len() + turn.len() >= whole.max_new_tokens {
             return Ok(None);
         }
         let tokens = t.ids.len()..t.ids.len() + turn.len();
@@ -221,52 +283,36 @@ impl TurnLoop<'_> {
         t.log_probs.resize(t.ids.len(), 0.0);
         t.turns.push(ToolTurn { tokens, calls });
         Arc::make_mut(&mut t.sequence).append(turn, &self.model.config, "the answer of a tool")?;
-        Ok(Some(self.request(t.sequence.clone(), t.seed, t.ids.len(), 1)))
-    }
-
-    fn next_answers(&self, wait: bool) -> Result<Option<Answers>> {
-        loop {
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(Error::interrupted());
-            }
-            if self.waiting.is_empty() {
-                return Ok(None);
-            }
-            let time = if wait { STOP_CHECK_INTERVAL } else { Duration::ZERO };
-            match self.answers.recv_timeout(time) {
-                Ok(answers) => return Ok(Some(answers)),
-                Err(RecvTimeoutError::Timeout) if wait => {}
-                Err(RecvTimeoutError::Timeout) => return Ok(None),
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Error::failed("tools", "a thread that runs tools has panicked", "report this error"));
-                }
-            }
-        }
+        let seed = whole.sampling.seed.wrapping_add(t.place.1 as u64);
+        Ok(Some(self.turn_request(whole, t.sequence.clone(), seed, t.ids.len(), 1)))
     }
 }
 
 impl Continuations for TurnLoop<'_> {
     fn finish(&mut self, completion: Completion) -> Result<()> {
         let Completion { request, index, ids, log_probs, finish_reason, .. } = completion;
-        let mut t = self.running.remove(&request).unwrap_or_else(|| Trajectory {
-            place: (request, index),
+        let continued = self.running.remove(&request);
+        let prompt = continued.as_ref().map_or(request, |t| t.place.0);
+        // The prompt has been removed.
+        let Some(ToolPrompt { request: whole, context }) = self.prompts.get(&prompt) else { return Ok(()) };
+        let mut t = continued.unwrap_or_else(|| Trajectory {
+            place: (prompt, index),
             ids: Vec::new(),
             log_probs: Vec::new(),
             turns: Vec::new(),
             finish_reason,
-            sequence: self.prompts[request].input.clone(),
-            seed: self.prompts[request].seed.wrapping_add(index as u64),
+            sequence: whole.prompt.clone(),
         });
         t.finish_reason = finish_reason;
         t.log_probs.extend(log_probs);
         let options = self.tools.options();
         let calls = calls_in(&self.model.tokenizer.decode(&ids, true), options.tags());
-        let ends_turn = ids.last().is_some_and(|id| self.sampling.stop_token_ids.contains(id));
+        let ends_turn = ids.last().is_some_and(|id| whole.eos_token_ids.contains(id));
         let is_last = calls.is_empty()
             || finish_reason == FinishReason::Length
             || t.calls().count() + calls.len() > options.max_tool_calls;
         t.ids.extend_from_slice(&ids);
-        // A completion without tools needs no copy of the prompt's frames.
+        // A completion without tools needs no copy of the prompt's tokens and positions.
         if !is_last || !t.turns.is_empty() {
             let own = ModelInput { input_ids: ids, ..ModelInput::default() };
             Arc::make_mut(&mut t.sequence).append(&own, &self.model.config, "a completion")?;
@@ -276,8 +322,14 @@ impl Continuations for TurnLoop<'_> {
             return Ok(());
         }
         let shown: usize = t.calls().map(|call| call.frames).sum();
-        let max_frames = options.max_tool_frames.saturating_sub(shown);
-        let job = Job { request: self.next, calls, prompt: t.place.0, max_frames, ends_turn };
+        let job = Job {
+            request: self.next,
+            calls,
+            context: context.clone(),
+            max_frames: options.max_tool_frames.saturating_sub(shown),
+            ends_turn,
+            begun_thought: self.model.begun_thought(&whole.prompt.input_ids),
+        };
         self.waiting.insert(self.next, t);
         self.next += 1;
         let gone = |_| Error::failed("tools", "the threads that run tools have ended", "report this error");
@@ -285,17 +337,11 @@ impl Continuations for TurnLoop<'_> {
     }
 
     fn next_request(&mut self, wait: bool) -> Result<Option<(usize, GenerationRequest)>> {
-        while let Some((index, answered)) = self.next_answers(wait)? {
-            let (calls, turn) = answered?;
-            let Some(mut t) = self.waiting.remove(&index) else { continue };
-            match self.continue_with(&mut t, calls, &turn)? {
-                Some(request) => {
-                    self.running.insert(index, t);
-                    return Ok(Some((index, request)));
-                }
-                None => self.finished.push(t),
+        loop {
+            let turn = self.next_turn(if wait { STOP_CHECK_INTERVAL } else { Duration::ZERO })?;
+            if turn.is_some() || !wait || self.waiting.is_empty() {
+                return Ok(turn);
             }
         }
-        Ok(None)
     }
 }

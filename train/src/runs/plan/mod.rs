@@ -321,7 +321,7 @@ impl RowShape {
         let video = |&[t, h, w]: &GridThw| {
             let (frames, height, width) =
                 (t * vision.temporal_patch_size, h * vision.patch_size, w * vision.patch_size);
-            FrameBuf { data: vec![0; frames * height * width * 3], frames, height, width }
+            FrameBuf { data: vec![0; frames * height * width * 3].into(), frames, height, width }
         };
         let processor = ImageProcessorSettings {
             patch_size: vision.patch_size,

@@ -60,7 +60,7 @@ pub fn plan_rows_of_one_size(
     let prompt = |i: usize| {
         let mut tokens = shape.sample(config).tokens;
         // Each prompt gets a different video. With equal videos, the feature cache would encode only the first one.
-        tokens.frames.videos.iter_mut().for_each(|video| video.data.fill(i as u8));
+        tokens.frames.videos.iter_mut().for_each(|video| Arc::make_mut(&mut video.data).fill(i as u8));
         Prompt::from_model_input(tokens)
     };
     let mut counter = PlanCostCounter::new(options, config, stored, dtype, device, EndTokens::default())?;

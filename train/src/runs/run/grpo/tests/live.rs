@@ -1,5 +1,7 @@
 //! GRPO runs that sample their own completions.
 
+use std::sync::Arc;
+
 use crate::metrics::StepMetrics;
 use crate::options::GradientCheckpointing;
 use proptest::prelude::*;
@@ -318,7 +320,7 @@ proptest! {
     #[test]
     fn shuffling_moves_whole_frames(frames in 1usize..20, seed: u64) {
         use reel_input::media::frames::FrameBuf;
-        let video = FrameBuf { data: (0..frames * 12).map(|i| (i / 12) as u8).collect(), frames, height: 2, width: 2 };
+        let video = FrameBuf { data: Arc::new((0..frames * 12).map(|i| (i / 12) as u8).collect()), frames, height: 2, width: 2 };
         let mut tokens = reel_input::ModelInput::default();
         tokens.frames.videos = vec![video.clone(), video];
         let moved = crate::rollout::with_shuffled_frames(&tokens, seed);
