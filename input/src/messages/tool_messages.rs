@@ -9,7 +9,6 @@ use serde_json::{Map, Value, json};
 use super::{ContentPart, Conversation, Message, MessageContent};
 use crate::error::{Error, Result};
 use crate::python_json::python_json;
-use crate::tools::ToolRequest;
 
 /// Maximum length of a function's name, as in OpenAI's API.
 const MAX_NAME_CHARS: usize = 64;
@@ -143,17 +142,6 @@ impl Conversation {
     /// The conversation with tools that the model may call, as JSON.
     pub fn with_tools(self, tools: Vec<Value>) -> Self {
         Self { tools, ..self }
-    }
-
-    /// The conversation with the tools in the column `tools` of its row: a list of functions as in OpenAI's API and in
-    /// transformers' chat templates, or null.
-    ///
-    /// # Errors
-    /// The column is not such a list.
-    pub fn with_tools_column(self, tools: Value) -> Result<Self> {
-        let fields = Map::from_iter([("tools".to_string(), tools)]);
-        let tools = ToolRequest::from_body(&self.location, &fields)?.definitions;
-        Ok(self.with_tools(tools))
     }
 
     /// Refuses a call whose arguments are not JSON. A row of training data must not teach such a call.
