@@ -11,21 +11,30 @@ use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use reel_input::MediaOptions;
 use reel_input::media::frames::FrameBuf;
+use reel_input::media::profile::{MediaOverrides, MediaProfile};
 use reel_input::media::strip::frame_strip;
+use reel_input::media::worker::DecodeWorker;
+use reel_input::{Conversation, MediaOptions, ModelFolder, ModelInput};
 use reel_runtime::ops::KvPages;
+use reel_samples::feed::SampleSource;
 use reel_samples::rewards::ProgramLog;
-use reel_train::options::ToolOptions;
-use reel_train::rollout::tools::ToolSet;
+use reel_samples::sample::tokenize_conversation;
+use reel_train::options::{RunOptions, SftOptions, ToolOptions};
+use reel_train::rollout::tools::call::calls_in;
+use reel_train::rollout::tools::content::encode_tool_turn;
+use reel_train::rollout::tools::{CallContext, ToolSet};
+use reel_train::runs::sft;
+use reel_train::setup::DataSetup;
 use serde_json::{Value, json};
 use server::Server;
 use support::{metrics_without_times, read_metrics, reel, run_in};
-use tool_model::{LISTED, MEDIA, folder};
+use tool_model::{CALL, LISTED, MEDIA, QUESTION, folder};
 
 fn grpo(out: &str, more: &[&str]) -> Vec<String> {
     let fixed = [
@@ -113,6 +122,65 @@ fn training_has_the_bits_of_sampling_across_turns() {
     }
     assert!(page.contains("<small>crop_video: The video from 0.5 s to 1.5 s: (2 frames)</small>"));
     run_in(at, ["replay", "shared", "--step", "2"]).ok();
+}
+
+/// A row with the column `tools` gives `reel sft` the tokens, positions and frames that a rollout gives for the same
+/// turns, and only those of the model are learned: with two calls in a turn, one of which fails.
+#[test]
+fn sft_rows_equal_rollouts() {
+    let at = folder();
+    run_in(at, ["init", "--preset", "qwen3-tiny", "--out", "qwen3"]).ok();
+    run_in(at, ["init", "--preset", "tiny", "--out", "qwen2.5"]).ok();
+    let sizes = MediaOverrides { min_pixels: Some(3136), max_pixels: Some(4096), ..MediaOverrides::default() };
+    let decoder = DecodeWorker::new(reel().get_program());
+    let media = MediaOptions { profile: MediaProfile::Qwen, overrides: sizes, decoder, ..MediaOptions::default() };
+    let options = ToolOptions { tools: vec!["crop_video".into()], ..ToolOptions::default() };
+    let tools = ToolSet::open(&options, &media, &ProgramLog::new(|_| {})).expect("tools");
+    let calls = [json!({"name": "crop_video", "arguments": {"start": 0.5, "end": 1.5}}), json!({"name": "look"})];
+    let user = json!({"role": "user", "content": [{"type": "video", "video": "clip.mp4", "nframes": 2},
+        {"type": "text", "text": QUESTION}]});
+    for family in ["qwen2.5", "qwen3"] {
+        let model = at.join(family);
+        let bundle = ModelFolder::open(&model).expect("a model folder");
+        let tokens = |text: &str| bundle.tokenizer.encode(text).expect("tokens");
+        let conversation = Conversation::from_row("row", &json!([user]), at, None).expect("a conversation");
+        let conversation = conversation.with_tools(tools.definitions().to_vec());
+        let mut rollout = tokenize_conversation(&bundle, &conversation, true, &media, "row").expect("a prompt");
+        let prompt_len = rollout.len();
+        let own = |text: &str| ModelInput { input_ids: tokens(text), ..ModelInput::default() };
+        let mut append = |turn: &ModelInput| {
+            let first = rollout.len();
+            rollout.append(turn, &bundle.config, "row").expect("a turn");
+            (first..rollout.len(), rollout.clone())
+        };
+        let text = format!("{CALL}\n<tool_call>\n{{\"name\": \"look\", \"arguments\": {{}}}}\n</tool_call>");
+        let (first_turn, _) = append(&own(&format!("I look.\n{text}<|im_end|>")));
+        let context = CallContext { videos: vec![at.join("clip.mp4")], row: serde_json::Map::new() };
+        let (records, answers): (Vec<_>, Vec<_>) = calls_in(&text, options.tags())
+            .into_iter()
+            .map(|call| tools.answer(call, &context, &bundle, 8, &AtomicBool::new(false)).expect("an answer"))
+            .unzip();
+        assert_eq!(records.iter().map(|record| record.is_error).collect::<Vec<_>>(), [false, true]);
+        append(&encode_tool_turn(&bundle, answers, true, "").expect("a turn"));
+        let (last_turn, _) = append(&own("<answer>red</answer><|im_end|>"));
+        // The chat template ends the last turn with a line break, which a rollout has no need of.
+        let (_, rollout) = append(&own("\n"));
+        let called = json!({"role": "assistant", "content": "I look.", "tool_calls": calls.each_ref().map(|call|
+            json!({"type": "function", "function": call}))});
+        let answer = |i: usize| json!({"role": "tool", "content": records[i].content});
+        let row = json!({"tools": tools.definitions(), "messages": [user, called, answer(0), answer(1),
+            {"role": "assistant", "content": "<answer>red</answer>"}]});
+        let data = at.join(format!("{family}.jsonl"));
+        fs::write(&data, row.to_string()).expect("rows");
+        let run = RunOptions { data, media_root: Some(at.into()), ..RunOptions::default() };
+        let setup = DataSetup { model: &model, media: &media, seed: 0 };
+        let options = SftOptions { run, ..SftOptions::default() };
+        let sample = sft::open_samples(&options, &setup).expect("samples").sample(0).expect("a sample");
+        assert_eq!(sample.tokens, rollout, "{family}");
+        let learned = |t: &usize| sample.targets[t - 1] >= 0;
+        let of_model: Vec<usize> = first_turn.chain(last_turn).collect();
+        assert!(prompt_len < rollout.len() && (1..rollout.len()).filter(learned).eq(of_model), "{family}");
+    }
 }
 
 #[test]

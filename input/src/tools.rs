@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::grammar::{AnswerWithoutCalls, GrammarSpec, ToolCallGrammar};
-use crate::messages::is_function_name;
+use crate::messages::{Conversation, is_function_name};
 
 /// Maximum number of tools of a request, as in OpenAI's API.
 pub const MAX_TOOLS: usize = 128;
@@ -140,6 +140,19 @@ impl ToolRequest {
         let schema = |f: &Function| if f.strict || is_forced { f.parameters.clone() } else { any_object() };
         let functions = called.into_iter().map(|f| (f.name.clone(), schema(f))).collect();
         Ok(Some(GrammarSpec::ToolCalls(ToolCallGrammar { functions, several: !self.one_call, otherwise })))
+    }
+}
+
+impl Conversation {
+    /// The conversation with the tools in the column `tools` of its row: a list of functions as in OpenAI's API and in
+    /// transformers' chat templates, or null.
+    ///
+    /// # Errors
+    /// The column is not such a list.
+    pub fn with_tools_column(self, tools: Value) -> Result<Self> {
+        let fields = Map::from_iter([("tools".to_string(), tools)]);
+        let tools = ToolRequest::from_body(&self.location, &fields)?.definitions;
+        Ok(self.with_tools(tools))
     }
 }
 

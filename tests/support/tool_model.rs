@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use reel_input::MediaOptions;
 use reel_input::media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_input::media::frames::FrameView;
-use reel_input::{Conversation, MediaOptions, ModelFolder};
 use reel_samples::rewards::ProgramLog;
 use reel_tools::showcase::clips::{CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, ClipSet, make_clips};
 use reel_train::options::ToolOptions;
@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::support::{run_in, tiny_model};
 
 pub const QUESTION: &str = "Which color is seen?";
-const CALL: &str =
+pub const CALL: &str =
     "<tool_call>\n{\"name\": \"crop_video\", \"arguments\": {\"start\": 0.5, \"end\": 1.5}}\n</tool_call>";
 /// A tool and a reward of the user.
 const PYTHON: &str = r#"def crop_video(start: float, end: float, row=None):
@@ -46,23 +46,16 @@ pub fn folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a folder").keep();
-        let model = tiny_model(&folder);
+        tiny_model(&folder);
         let clip = make_clips(ClipSet::Sft, 2, 0).remove(1);
         let frames = FrameView::new(&clip.frames, CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE).expect("frames");
         let encoding = VideoEncodingOptions::new(VideoCodec::best_available_codec(), (CLIP_FPS as i32, 1));
         encode_video(&folder.join("clip.mp4"), frames, &encoding).expect("a video");
         fs::write(folder.join("mine.py"), PYTHON).expect("a file");
         fs::write(folder.join("lists.sh"), format!("read -r line; echo '{LISTED}'")).expect("a file");
-        // The system messages that the chat template writes for the tools of these tests.
-        let bundle = ModelFolder::open(&model).expect("a model folder");
-        let system_message = |options: ToolOptions| {
-            let log = ProgramLog::new(|_| {});
-            let tools = ToolSet::open(&options, &MediaOptions::default(), &log).expect("tools").definitions().to_vec();
-            let asked = json!([{"role": "user", "content": "?"}]);
-            let conversation = Conversation::from_json("m", &asked, Path::new("")).expect("a conversation");
-            let prompt = bundle.template.render(&conversation.with_tools(tools), true).expect("a prompt");
-            let system = prompt.strip_prefix("<|im_start|>system\n").and_then(|rest| rest.split_once("<|im_end|>"));
-            system.expect("a system message").0.to_string()
+        let definitions = |options: ToolOptions| {
+            let tools = ToolSet::open(&options, &MediaOptions::default(), &ProgramLog::new(|_| {})).expect("tools");
+            tools.definitions().to_vec()
         };
         let mine = format!("{}:crop_video", folder.join("mine.py").display());
         let command = format!("sh {}", folder.join("lists.sh").display());
@@ -76,11 +69,9 @@ pub fn folder() -> &'static Path {
         let shown = json!([{"type": "text", "text": "The video from 0.5 s to 1.5 s:"}, {"type": "video",
             "video": "clip.mp4", "video_start": 0.5, "video_end": 1.5, "fps": 2.0, "min_frames": 2, "max_frames": 64}]);
         let answer = |text: &str| json!({"role": "assistant", "content": text});
-        let row = |system: String| {
-            json!({"messages": [{"role": "system", "content": system}, user, answer(CALL),
-                {"role": "tool", "content": shown}, answer("<answer>red</answer>")]})
-        };
-        let rows = options.map(|options| row(system_message(options)).to_string() + "\n").concat();
+        let messages = json!([user, answer(CALL), {"role": "tool", "content": shown}, answer("<answer>red</answer>")]);
+        let row = |options| json!({"messages": messages, "tools": definitions(options)});
+        let rows = options.map(|options| row(options).to_string() + "\n").concat();
         fs::write(folder.join("sft.jsonl"), rows.repeat(2)).expect("rows");
         let row = json!({"prompt": [user], "solution": "<answer>red</answer>", "problem_type": "free-form"});
         fs::write(folder.join("rows.jsonl"), format!("{row}\n").repeat(4)).expect("rows");

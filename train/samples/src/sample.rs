@@ -124,10 +124,11 @@ impl SftSampleSource {
         TOKENS.iter().any(|token| self.bundle.tokenizer.token_to_id(token) == Some(id))
     }
 
-    /// Reads the messages of a row. Refuses a key that neither this program nor the chat template reads.
-    fn conversation(&self, location: &str, messages: Vec<Value>) -> Result<Conversation> {
+    /// Reads the messages of a row and its tools. Refuses a key that neither this program nor the chat template reads.
+    fn conversation(&self, location: &str, messages: Vec<Value>, tools: Value) -> Result<Conversation> {
         let template = Some(self.bundle.template.template_text());
         let mut conversation = Conversation::from_row(location, &Value::Array(messages), &self.media_root, template)
+            .and_then(|conversation| conversation.with_tools_column(tools))
             .map_err(|e| to_row_error(location, e))?;
         if self.labels.selects_answers() {
             refuse_turn_marks(location, &mut conversation)?;
@@ -136,13 +137,13 @@ impl SftSampleSource {
     }
 
     /// Makes the sample of a conversation. `learned` tells for each assistant message whether it is learned.
-    fn chat(&self, location: &str, messages: Vec<Value>, learned: &[bool]) -> Result<Sample> {
+    fn chat(&self, location: &str, messages: Vec<Value>, tools: Value, learned: &[bool]) -> Result<Sample> {
         if learned.contains(&false) && !self.labels.selects_answers() {
             let what =
                 "has an answer that must not be learned (because it is part of `prompt`, or by its `loss` or `weight`)";
             return Err(Error::row(location, what, "use --labels assistant, which does not train on this answer"));
         }
-        let conversation = self.conversation(location, messages)?;
+        let conversation = self.conversation(location, messages, tools)?;
         let tokens = self.files.load_with_retry(&conversation, &self.media_root, || {
             tokenize_conversation(&self.bundle, &conversation, false, &self.media, location)
         })?;
@@ -194,14 +195,16 @@ impl DataSource for SftSampleSource {
 
     fn validate_row(&self, row: usize) -> Result<()> {
         match self.row(row)? {
-            SupervisedRow::Chat { messages, .. } => self.conversation(&self.data.location(row), messages).map(drop),
+            SupervisedRow::Chat { messages, tools, .. } => {
+                self.conversation(&self.data.location(row), messages, tools).map(drop)
+            }
             SupervisedRow::Text { .. } => Ok(()),
         }
     }
 
     fn media_files(&self, row: usize) -> Result<Vec<PathBuf>> {
-        let SupervisedRow::Chat { messages, .. } = self.row(row)? else { return Ok(Vec::new()) };
-        let conversation = self.conversation(&self.data.location(row), messages)?;
+        let SupervisedRow::Chat { messages, tools, .. } = self.row(row)? else { return Ok(Vec::new()) };
+        let conversation = self.conversation(&self.data.location(row), messages, tools)?;
         Ok(local_files(&conversation).into_iter().map(Path::to_path_buf).collect())
     }
 }
@@ -219,7 +222,7 @@ impl SampleSource for SftSampleSource {
         }
         let location = self.data.location(row);
         let mut sample = match self.row(row)? {
-            SupervisedRow::Chat { messages, learned } => self.chat(&location, messages, &learned)?,
+            SupervisedRow::Chat { messages, learned, tools } => self.chat(&location, messages, tools, &learned)?,
             SupervisedRow::Text { prompt, completion } => self.text(&location, &prompt, &completion)?,
         };
         if let Some(length) = self.cut_at {

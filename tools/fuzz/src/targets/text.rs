@@ -67,13 +67,14 @@ fn check_row(rows: &Dataset, index: usize) -> Option<()> {
     let row = accepted(rows.row(index))?;
     for recipe in [Recipe::Paper, Recipe::VideoR1] {
         let chat = match accepted(row.to_supervised_row(recipe)) {
-            Some(SupervisedRow::Chat { messages, .. }) => Some(Value::Array(messages)),
+            Some(SupervisedRow::Chat { messages, tools, .. }) => Some((Value::Array(messages), tools)),
             Some(SupervisedRow::Text { .. }) | None => None,
         };
-        let prompt = accepted(row.prompt_and_columns(recipe)).map(|(content, _)| content.into_json());
-        for messages in [chat, prompt].into_iter().flatten() {
+        let prompt = accepted(row.prompt_and_columns(recipe)).map(|(content, _)| (content.into_json(), Value::Null));
+        for (messages, tools) in [chat, prompt].into_iter().flatten() {
             let (location, base) = (rows.location(index), Path::new("/root"));
-            accepted(Conversation::from_row(&location, &messages, base, Some(CHAT_TEMPLATE)));
+            let read = Conversation::from_row(&location, &messages, base, Some(CHAT_TEMPLATE));
+            accepted(read.and_then(|conversation| conversation.with_tools_column(tools)));
         }
     }
     Some(())

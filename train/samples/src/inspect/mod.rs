@@ -235,19 +235,19 @@ impl DataInspection<'_> {
     /// The reason why the command does not use the row.
     fn content(&self, command: TrainingCommand, data: &Dataset, row: usize, parsed: &DataRow) -> Result<RowContent> {
         let location = data.location(row);
-        let messages = match command {
+        let (messages, tools) = match command {
             TrainingCommand::Sft => match data.add_location_to_error(row, parsed.to_supervised_row(self.recipe))? {
                 SupervisedRow::Chat { learned, .. } if !learned.contains(&true) => {
                     return Err(nothing_to_learn_error(location));
                 }
-                SupervisedRow::Chat { messages, .. } => messages,
+                SupervisedRow::Chat { messages, tools, .. } => (messages, tools),
                 SupervisedRow::Text { prompt, completion } => return Ok(RowContent::Text(prompt + &completion)),
             },
             TrainingCommand::Grpo => {
                 let (content, mut columns) = data.add_location_to_error(row, parsed.prompt_and_columns(self.recipe))?;
                 data.add_location_to_error(row, prepare_reward_columns(&mut columns, true, AnswerRules::default()))?;
                 match content {
-                    PromptContent::Chat(messages) => messages,
+                    PromptContent::Chat(messages) => (messages, Value::Null),
                     PromptContent::Text(text) => return Ok(RowContent::Text(text)),
                 }
             }
@@ -255,6 +255,7 @@ impl DataInspection<'_> {
         // Without a model, the template of the published models is assumed.
         let template = self.bundle.map_or(CHAT_TEMPLATE, |bundle| bundle.template.template_text());
         let read = Conversation::from_row(&location, &Value::Array(messages), self.media_root, Some(template));
+        let read = read.and_then(|conversation| conversation.with_tools_column(tools));
         let mut conversation = read.map_err(|e| to_row_error(&location, e))?;
         if command == TrainingCommand::Sft {
             refuse_turn_marks(&location, &mut conversation)?;

@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 use super::messages::CHAT_HELP;
 
 /// Parses the JSON texts in a conversation's columns and replaces them by their values. A text in `prompt` or
-/// `completion` is treated as JSON only if it is a list of messages; a text in a media column only if it is a list.
+/// `completion` is treated as JSON only if it is a list of messages; a text in a media column or in `tools` only if it
+/// is a list.
 ///
 /// # Errors
 /// A column that must be a list is, or contains, a text that is not JSON.
@@ -29,7 +30,7 @@ pub(super) fn parse_json_texts(fields: &mut Map<String, Value>) -> Result<(), Di
         }
         read_items(name, value)?;
     }
-    for name in ["images", "image", "videos", "video"] {
+    for name in ["images", "image", "videos", "video", "tools"] {
         let Some(value) = fields.get_mut(name) else { continue };
         if let Some(list) = value.as_str().and_then(list_of) {
             *value = Value::Array(list);

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::json_text::refuse_parts_as_text;
 use super::messages::{CHAT_HELP, history_messages, message, parse_chat, plain_messages, sharegpt_messages, text_of};
-use super::unread::refuse_unread_columns;
+use super::unread::{refuse_unread_chat_columns, refuse_unread_columns};
 use super::{DataRow, PromptContent};
 use crate::media_columns;
 
@@ -129,7 +129,7 @@ impl DataRow {
         columns: Map<String, Value>,
     ) -> Result<Self, Diagnostic> {
         refuse_parts_as_text(field, &messages)?;
-        refuse_unread_columns(field, &messages, &columns)?;
+        refuse_unread_chat_columns(field, &messages, &columns)?;
         let learned = learned_answers(field, &messages, given)?;
         let messages = with_system_column(messages, &columns)?;
         let messages = media_columns::insert_media(field, messages, &columns)?;

@@ -12,7 +12,7 @@
 //! | VideoRFT, Video-R1 | `problem`, `data_type`, `problem_type`, `options`, `process`, `solution`, `path` |
 //!
 //! In all layouts but the last, images and videos are parts of the messages or named in columns (`media_columns`), and
-//! a column `system` becomes the system message. Columns may hold their lists as JSON text (`json_text`).
+//! a column `system` becomes the system message. A column `tools` describes functions that a whole chat calls. Columns may hold their lists as JSON text (`json_text`).
 
 mod json_text;
 pub mod layouts;
@@ -26,7 +26,7 @@ use layouts::{ConversationLayout, refuse_system_column, vlm_r1_problem};
 use messages::{CHAT_HELP, ends_with_answer, is_question_with_answer, parse_chat, plain_messages};
 use reel_support::diagnostic::Diagnostic;
 use serde_json::{Map, Value, json};
-use unread::{refuse_unlearned_answer, refuse_unread_columns};
+use unread::{refuse_tools, refuse_unlearned_answer, refuse_unread_columns, tools_column};
 
 use crate::media_columns;
 
@@ -77,6 +77,8 @@ pub enum SupervisedRow {
         messages: Vec<Value>,
         /// For each message of the assistant, whether it is learned.
         learned: Vec<bool>,
+        /// The column `tools`, which describes the functions that the assistant's messages call; null without it.
+        tools: Value,
     },
     /// A prompt and its completion as plain texts, used without the chat template. Only the completion counts in the
     /// loss.
@@ -184,6 +186,9 @@ impl DataRow {
     /// The prompt that completions are sampled for, and the columns that the rewards need. Media paths are returned
     /// as written, relative to the media folder.
     pub fn prompt_and_columns(&self, parity: Recipe) -> Result<(PromptContent, Map<String, Value>), Diagnostic> {
+        if let Self::Chat { columns, .. } = self {
+            refuse_tools(columns)?;
+        }
         match self {
             Self::Prompt { content, columns } => Ok((content.clone(), columns.clone())),
             Self::Problem { problem, columns } => {
@@ -216,7 +221,8 @@ impl DataRow {
             Self::Prompt { content, .. } => Ok(content),
             Self::Problem { problem, .. } => Ok(PromptContent::Chat(vec![problem.user_message(parity, template)])),
             Self::Completion { prompt, .. } => Ok(PromptContent::Text(prompt)),
-            Self::Chat { mut messages, .. } => {
+            Self::Chat { mut messages, columns, .. } => {
+                refuse_tools(&columns)?;
                 while ends_with_answer(&messages) {
                     messages.pop();
                 }
@@ -234,7 +240,8 @@ impl DataRow {
         match self {
             Self::Chat { messages, learned, columns, .. } => {
                 refuse_unlearned_answer(messages, columns)?;
-                Ok(SupervisedRow::Chat { messages: messages.clone(), learned: learned.clone() })
+                let tools = tools_column(columns).cloned().unwrap_or_default();
+                Ok(SupervisedRow::Chat { messages: messages.clone(), learned: learned.clone(), tools })
             }
             Self::Completion { prompt, completion } => {
                 Ok(SupervisedRow::Text { prompt: prompt.clone(), completion: completion.clone() })
@@ -246,7 +253,8 @@ impl DataRow {
                  learning",
             )),
             Self::Problem { problem, .. } => {
-                Ok(SupervisedRow::Chat { messages: problem.supervised_messages(parity)?, learned: vec![true] })
+                let (messages, tools) = (problem.supervised_messages(parity)?, Value::Null);
+                Ok(SupervisedRow::Chat { messages, learned: vec![true], tools })
             }
         }
     }

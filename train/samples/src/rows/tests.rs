@@ -161,10 +161,14 @@ fn sharegpt_turns_become_messages() {
 
 /// The columns `system` and `tools` beside a chat are either used or refused, never ignored silently.
 #[test]
-fn system_column_is_used_and_tools_are_refused() {
+fn columns_of_a_chat_are_used_or_refused() {
     let (ask, answer) = (json!({"role": "user", "content": "?"}), json!({"role": "assistant", "content": "!"}));
     let system = json!({"role": "system", "content": "Be brief."});
     let row = |row: Value| DataRow::parse(row)?.supervised_messages(Recipe::Paper).map(Value::from);
+    let tools_of = |row: Value| match DataRow::parse(row).unwrap().to_supervised_row(Recipe::Paper).unwrap() {
+        SupervisedRow::Chat { tools, .. } => tools,
+        SupervisedRow::Text { .. } => panic!("a text"),
+    };
     let with = |chat: Value, more: (&str, Value)| json!({"messages": chat, more.0: more.1});
     let whole = json!([system, ask, answer]);
     for chat in [json!([ask, answer]), whole.clone()] {
@@ -176,14 +180,19 @@ fn system_column_is_used_and_tools_are_refused() {
     let prompt = DataRow::parse(json!({"prompt": [ask], "system": "Be brief.", "solution": "4"})).unwrap();
     assert_eq!(prompt.prompt_and_columns(Recipe::Paper).unwrap().0.into_json(), json!([system, ask]));
     for none in [json!(null), json!([]), json!("[]"), json!("")] {
-        assert!(row(with(json!([ask, answer]), ("tools", none.clone()))).is_ok(), "{none}");
+        assert_eq!(tools_of(with(json!([ask, answer]), ("tools", none.clone()))), Value::Null, "{none}");
+    }
+    let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+    for given in [tools.clone(), json!(tools.to_string())] {
+        let chat = with(json!([ask, answer]), ("tools", given));
+        assert_eq!(tools_of(chat.clone()), tools);
+        let parsed = DataRow::parse(chat).unwrap();
+        assert_eq!(parsed.prompt_and_columns(Recipe::Paper).unwrap_err().location, "tools");
+        assert_eq!(parsed.generation_prompt(Recipe::Paper, QuestionTemplate::Training).unwrap_err().location, "tools");
     }
     for (bad, location) in [
         (with(whole, ("system", json!("Be long."))), "system"),
         (with(json!([ask, answer]), ("system", json!(3))), "system"),
-        (with(json!([ask, answer]), ("tools", json!([{"name": "f"}]))), "tools"),
-        (with(json!([ask, answer]), ("tools", json!("[{\"name\": \"f\"}]"))), "tools"),
-        (json!({"conversations": [{"from": "human", "value": "x"}], "tools": "f"}), "tools"),
     ] {
         assert_eq!(row(bad.clone()).unwrap_err().location, location, "{bad}");
     }
@@ -242,7 +251,8 @@ fn row(row: Value) -> Result<SupervisedRow, Diagnostic> {
 }
 
 fn chat_of(messages: Value, learned: &[bool]) -> SupervisedRow {
-    SupervisedRow::Chat { messages: messages.as_array().cloned().unwrap(), learned: learned.to_vec() }
+    let (messages, learned) = (messages.as_array().cloned().unwrap(), learned.to_vec());
+    SupervisedRow::Chat { messages, learned, tools: Value::Null }
 }
 
 fn user(text: &str) -> Value {
@@ -390,7 +400,6 @@ fn rows_that_contradict_themselves_are_refused() {
         (json!({"prompt": "?", "completion": "!", "query": "another"}), "query"),
         (json!({"query": "?", "response": ["!"]}), "response"),
         (json!({"query": "?", "response": "!", "history": [["q"]]}), "history[0]"),
-        (json!({"query": "?", "response": "!", "tools": [{"name": "f"}]}), "tools"),
         (json!({"instruction": "", "output": "!"}), "instruction"),
         (json!({"instruction": "?", "input": 3, "output": "!"}), "input"),
         (json!({"instruction": "?", "output": "!", "audios": ["a.wav"]}), "audios"),

@@ -1,6 +1,6 @@
 //! Refuses a row with a conversation, or a part of one, in columns that reel does not read: a second conversation,
-//! tools, variables of the chat template, or ms-swift's bounding boxes. Otherwise these columns would be ignored
-//! silently.
+//! tools beside a prompt, variables of the chat template, or ms-swift's bounding boxes. Otherwise these columns would be
+//! ignored silently.
 
 use reel_support::diagnostic::Diagnostic;
 use serde_json::{Map, Value};
@@ -24,8 +24,17 @@ pub(super) fn refuse_unread_columns(
     messages: &[Value],
     columns: &Map<String, Value>,
 ) -> Result<(), Diagnostic> {
-    refuse_second_chat(field, messages, columns)?;
     refuse_tools(columns)?;
+    refuse_unread_chat_columns(field, messages, columns)
+}
+
+/// Refuses what [`refuse_unread_columns`] refuses, in a row with a whole chat, which may have `tools`.
+pub(super) fn refuse_unread_chat_columns(
+    field: &str,
+    messages: &[Value],
+    columns: &Map<String, Value>,
+) -> Result<(), Diagnostic> {
+    refuse_second_chat(field, messages, columns)?;
     refuse_template_variables(columns)?;
     refuse_objects(messages, columns)
 }
@@ -103,15 +112,20 @@ fn repeats(name: &str, value: &Value, messages: &[Value]) -> bool {
     messages.windows(list.len()).any(|part| part.iter().zip(&list).all(|(a, b)| is_same(a, b)))
 }
 
-/// Refuses a row with descriptions of tools. Training prompts do not show them, so the model would learn to call tools
-/// that its prompt does not describe.
-fn refuse_tools(columns: &Map<String, Value>) -> Result<(), Diagnostic> {
-    let help = "write the tools into the system message, or remove the column";
-    match is_object_or_list(columns, "tools") {
-        false => Ok(()),
-        true => {
-            Err(Diagnostic::new("tools", "is not supported: the chat template does not show tools to the model", help))
-        }
+/// The column `tools`, if it describes any: the functions that the messages of the row call.
+pub(super) fn tools_column(columns: &Map<String, Value>) -> Option<&Value> {
+    columns.get("tools").filter(|_| is_object_or_list(columns, "tools"))
+}
+
+/// Refuses descriptions of tools in a row that completions are sampled for: the run has tools of its own, or none.
+pub(super) fn refuse_tools(columns: &Map<String, Value>) -> Result<(), Diagnostic> {
+    match tools_column(columns) {
+        None => Ok(()),
+        Some(_) => Err(Diagnostic::new(
+            "tools",
+            "is read only in whole chats that `reel sft` learns",
+            "remove the column; `reel grpo` is told by --tools which tools the model may call",
+        )),
     }
 }
 
@@ -175,7 +189,7 @@ mod tests {
             ("response", json!("other")),
             ("output", json!("other")),
             ("history", json!([["other", "one"]])),
-            ("tools", json!([{"name": "f"}])),
+            ("tools", json!([{"name": "other"}])),
             ("chat_template_kwargs", json!({"a": 1})),
             ("objects", json!({"bbox": [[1, 2, 3, 4]]})),
             ("images", json!(["other.png"])),
@@ -211,7 +225,7 @@ mod tests {
                 Err(e) => format!("{} {}", e.location, e.what),
                 Ok(DataRow::Prompt { columns, .. }) if ["response", "output"].contains(&name) => columns[name].to_string(),
                 Ok(row) => match row.to_supervised_row(Recipe::Paper) {
-                    Ok(SupervisedRow::Chat { messages, .. }) => Value::from(messages).to_string(),
+                    Ok(SupervisedRow::Chat { messages, tools, .. }) => Value::from(messages).to_string() + &tools.to_string(),
                     Ok(SupervisedRow::Text { prompt, completion }) => prompt + &completion,
                     Err(_) => row.prompt_and_columns(Recipe::Paper).unwrap().0.into_json().to_string(),
                 },
