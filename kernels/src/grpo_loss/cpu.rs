@@ -52,7 +52,8 @@ pub unsafe fn loss(p: &Params, team: &Team) {
             match is_outside {
                 false => q,
                 true if p.correction & CORRECTION_MASKS != 0 => 0.0,
-                true => if q < min { min } else { max },
+                true if q < min => min,
+                true => max,
             }
         };
         let is_selected = |t: usize| entropy.get(start + t).is_none_or(|&entropy| entropy >= p.min_entropy);
