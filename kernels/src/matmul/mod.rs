@@ -42,8 +42,8 @@ pub mod plan;
 #[cfg(test)]
 mod tests;
 
+use reel_device::launch::{INT8_GROUP, Matmul, Operand, ProductCode};
 use reel_device::{Addr, DType};
-use reel_device::launch::{Matmul, Operand, INT8_GROUP, ProductCode};
 
 use crate::elementwise::{self, CastParams};
 use crate::folder::kernel_folder;
