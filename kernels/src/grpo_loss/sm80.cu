@@ -29,8 +29,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) grpo_loss(const __grid_con
   const int start = load_for_warp(global<const int>(p.cu_seqlens) + i);
   const int end = load_for_warp(global<const int>(p.cu_seqlens) + i + 1);
   const int counted = load_for_warp(global<const int>(p.counted) + i), stop = start + counted;
-  const double a = load_for_warp(global<const float>(p.advantage) + i);
-  const double weight = load_for_warp(global<const float>(p.weight) + i);
   const float* log_prob = global<const float>(p.log_prob);
   const bool has_old = p.old != 0, has_sampled = p.sampled != 0, has_reference = p.reference != 0;
   const bool has_entropy = p.entropy != 0, is_cispo = p.cispo != 0;
@@ -71,6 +69,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) grpo_loss(const __grid_con
     mean_factor = block_sum<THREADS>(sum, scratch[5]) / (counted > 0 ? counted : 1);
   }
 
+  const double a = load_for_warp(global<const float>(p.advantage) + i);
+  const double weight = load_for_warp(global<const float>(p.weight) + i);
   const double low = is_cispo ? 0.0 : 1.0 - static_cast<double>(p.epsilon_low);
   const double high = (is_cispo ? 0.0 : 1.0) + static_cast<double>(p.epsilon_high);
   const double beta = p.beta, limit = p.kl_limit;
