@@ -179,6 +179,7 @@ fn own_help(option: &str, path: &str) -> Option<String> {
             Some("Device that runs the kernels: cpu or cuda[:N] [default: cuda if there is a GPU, else cpu]".into())
         }
         ("device", "kernels bench") => Some("Device that runs the kernels: cuda[:N] [default: cuda]".into()),
+        ("dtype", "dequantize") => Some("Data type of all weights [default: bf16]".into()),
         ("dtype", "init") => Some(init::dtype_help()),
         ("dtype", "bench op") => {
             Some("Time only kernels of this data type [default: kernels of all data types]".into())
@@ -214,7 +215,7 @@ fn has_effect(option: &str, path: &str) -> bool {
     let plans = path.starts_with("plan");
     match option {
         "device" => on_device || path == "kernels bench",
-        "dtype" => one_of(&MODEL) || one_of(&["bench op", "init", "curate"]),
+        "dtype" => one_of(&MODEL) || one_of(&["bench op", "init", "curate", "dequantize"]),
         "threads" => {
             let others = [
                 "frames",
@@ -242,6 +243,7 @@ fn has_effect(option: &str, path: &str) -> bool {
                 "eval merge",
                 "curate",
                 "report",
+                "dequantize",
                 "merge",
                 "replay",
                 "kernels check",

@@ -11,6 +11,7 @@ mod completions;
 mod curate;
 mod data;
 mod demo;
+mod dequantize;
 mod doctor;
 mod endpoint;
 mod eval;

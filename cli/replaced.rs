@@ -21,7 +21,7 @@ use crate::fail::{failed, usage_error};
 const OUTPUT_FILES: [&str; 6] = ["out", "output", "html", "trace", "sarif", "speedscope"];
 
 /// Commands whose `--out` is a folder.
-const WRITES_FOLDER: [&str; 7] = ["curate", "demo", "grpo", "init", "man", "merge", "sft"];
+const WRITES_FOLDER: [&str; 8] = ["curate", "demo", "dequantize", "grpo", "init", "man", "merge", "sft"];
 
 /// Options and arguments that name files or folders to read.
 const INPUTS: [&str; 32] = [
@@ -72,7 +72,7 @@ const RUN_FILES: [&str; 9] = [
     "eval",
 ];
 
-/// Files of a model folder in addition to the weights. Training commands, `merge` and `init` write these files into
+/// Files of a model folder in addition to the weights. Training commands, `dequantize`, `merge` and `init` write these files into
 /// their output folder.
 const MODEL_FILES: [&str; 12] = [
     "config.json",

@@ -12,11 +12,11 @@ use reel_kernels::int8::{quantize_bf16_row, quantize_row};
 use reel_runtime::ops::{self, DecodeWeight, Lora, PackedWeight, RowAdapters};
 use reel_runtime::{Cx, Tensor};
 
-use crate::checkpoint::{Checkpoint, TensorView};
+use crate::checkpoint::{Checkpoint, QuantizedWeight, TensorView};
 use crate::error::{Error, Result};
 use crate::quantization::Quantization;
 use crate::tensor_parallel::RowShare;
-use crate::weights::{PaddedWidth, WeightLoader, WeightSource, widen_to_f32};
+use crate::weights::{PaddedWidth, WeightLoader, WeightSource, dequantized_rows, not_finite, widen_to_f32};
 
 /// The LoRA adapters of a layer in a decode step.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +45,11 @@ impl Weight {
     /// The tensor is missing or has another shape, or it has a NaN or an infinity, which cannot be quantised; out of
     /// memory.
     pub(crate) fn load(from: &WeightLoader, name: &str, shape: [usize; 2], share: RowShare) -> Result<Weight> {
+        if let WeightSource::Files(files) = from.source
+            && let Some(weight) = files.quantized(name, shape)?
+        {
+            return Weight::load_dequantized(from, files, name, &weight, share);
+        }
         Ok(match (from.quantization, from.source) {
             (Quantization::None, _) => match Weight::load_packed(from, name, shape, share)? {
                 Some(packed) => packed,
@@ -57,6 +62,41 @@ impl Weight {
                 Weight::Packed(PackedWeight::new_int8(from.device, share.shape_of_part(shape))?)
             }
         })
+    }
+
+    /// Loads a share of the rows of a quantised weight, dequantised.
+    fn load_dequantized(
+        from: &WeightLoader,
+        files: &Checkpoint,
+        name: &str,
+        weight: &QuantizedWeight,
+        share: RowShare,
+    ) -> Result<Weight> {
+        if from.quantization != Quantization::None {
+            let what = "asks to quantise weights, but those of this model are quantised in its files";
+            return Err(Error::failed("--quantize", what, "remove the option"));
+        }
+        if (from.trainable)(name) {
+            // Fails, because a quantised weight has no plain tensor.
+            files.tensor_with_shape(name, &weight.shape)?;
+        }
+        if !from.may_pack(files, name) {
+            return Ok(Weight::Dense(from.load_dequantized(name, weight, share)?));
+        }
+        let (shape, before) = (share.shape_of_part(weight.shape), share.row_range(weight.shape[0]).start);
+        let packed = PackedWeight::new_in_groups(from.device, shape, from.dtype)?;
+        for first in (0..shape[0]).step_by(DEQUANTIZED_ROWS_AT_ONCE) {
+            let rows = first..shape[0].min(first + DEQUANTIZED_ROWS_AT_ONCE);
+            let values = dequantized_rows(name, weight, before + rows.start..before + rows.end)?;
+            match from.dtype {
+                DType::F32 => packed.write_rows(first, &values, rows.len())?,
+                _ => {
+                    let rounded: Vec<bf16> = values.par_iter().map(|&x| bf16::from_f32(x)).collect();
+                    packed.write_rows(first, &rounded, rows.len())?;
+                }
+            }
+        }
+        Ok(Weight::Packed(packed))
     }
 
     /// Loads tensor `name`: packed if [`WeightLoader::packed_dtype`] returns a dtype, and padded with zeros if a width
@@ -162,6 +202,9 @@ impl Weight {
 /// cache as f32.
 const ROWS_AT_ONCE: usize = 2 * PackedWeight::ROW_GRANULARITY;
 
+/// The number of rows of a quantised weight that are dequantised at a time.
+const DEQUANTIZED_ROWS_AT_ONCE: usize = 16 * PackedWeight::ROW_GRANULARITY;
+
 /// The number of bytes of a file (16 MiB) after which the pages that were read are returned to the operating system.
 const BYTES_AT_ONCE: usize = 16 << 20;
 
@@ -238,12 +281,4 @@ fn quantize_rows<T>(rows: &[T], k: usize, quantize_row: fn(&[T], &mut [i8]) -> O
     let rows = rows.chunks_exact(k).zip(elements.chunks_exact_mut(k)).enumerate();
     let scales = rows.map(|(i, (row, elements))| quantize_row(row, elements).ok_or(i)).collect::<Result<_, _>>()?;
     Ok((elements, scales))
-}
-
-fn not_finite(name: &str, row: usize) -> Error {
-    Error::failed(
-        name,
-        format!("row {row} has a NaN or an infinity, which int8 cannot store"),
-        "copy or download the file again; a model whose weights became NaN in training cannot be used",
-    )
 }

@@ -12,7 +12,7 @@ use reel_input::tensor_file::StoredDType;
 use reel_runtime::Tensor;
 use reel_runtime::ops::PackedWeight;
 
-use crate::checkpoint::{Checkpoint, TensorView};
+use crate::checkpoint::{Checkpoint, QuantizedWeight, TensorView};
 use crate::error::{Error, Result};
 use crate::quantization::Quantization;
 use crate::tensor_parallel::RowShare;
@@ -160,6 +160,13 @@ impl WeightLoader<'_> {
     pub fn read_deferred(&self, weight: &DeferredWeight, range: &Range<usize>, to: &Tensor) -> Result<()> {
         let WeightSource::Files(files) = self.source else { return Ok(()) };
         let DeferredWeight { name, tensor, file_shape } = weight;
+        if let &[out, inner] = &file_shape[..]
+            && let Some(weight) = files.quantized(name, [out, inner])?
+        {
+            let rows = range.start / inner..range.end.div_ceil(inner);
+            let values = dequantized_rows(name, &weight, rows.clone())?;
+            return Ok(to.write_f32(&values[range.start - rows.start * inner..range.end - rows.start * inner])?);
+        }
         let (view, trained) = (files.tensor_with_shape(name, file_shape)?, (self.trainable)(name));
         if tensor.unpadded_shape() != tensor.shape() {
             return self.copy(name, view.dtype, view.bytes, trained, to);
@@ -239,6 +246,21 @@ impl WeightLoader<'_> {
     /// The errors of [`WeightLoader::load`].
     pub(crate) fn load_share<const D: usize>(&self, name: &str, shape: [usize; D], share: RowShare) -> Result<Tensor> {
         self.load_placed(name, &shape, &share.shape_of_part(shape), self.copies(), share)
+    }
+
+    /// Loads a share of the rows of a quantised weight, with the values rounded to the dtype of activations.
+    ///
+    /// # Errors
+    /// A value is NaN or infinite; out of memory.
+    pub(crate) fn load_dequantized(&self, name: &str, weight: &QuantizedWeight, share: RowShare) -> Result<Tensor> {
+        let shape = share.shape_of_part(weight.shape);
+        if let Some(deferred) = self.deferred(name) {
+            let t = Tensor::on_demand(self.device, &shape, self.dtype);
+            deferred.add(name, &t, &weight.shape);
+            return Ok(t);
+        }
+        let values = dequantized_rows(name, weight, share.row_range(weight.shape[0]))?;
+        Ok(Tensor::from_f32(self.device, &shape, self.dtype, &values, MemoryCategory::Weights)?)
     }
 
     /// Whether weights are copied even if the device could read them in place.
@@ -328,9 +350,14 @@ impl WeightLoader<'_> {
     /// The dtype in which tensor `name`, of shape `shape`, is packed; `None` if it is not packed. A linear layer reads
     /// packed weights faster, so a weight is packed if it is copied, not trained, and keeps the dtype of the file.
     pub(crate) fn packed_dtype(&self, files: &Checkpoint, name: &str, shape: &[usize]) -> Option<DType> {
-        let may_pack = files.is_copied() && !(self.trainable)(name) && self.deferred(name).is_none();
-        let stored = files.tensor(name).filter(|_| may_pack)?.dtype;
-        self.kept_dtype(stored, shape, false).filter(|_| PackedWeight::is_faster_on(self.device))
+        let stored = files.tensor(name).filter(|_| self.may_pack(files, name))?.dtype;
+        self.kept_dtype(stored, shape, false)
+    }
+
+    /// Whether the linear weight `name` is copied in the packed layout.
+    pub(crate) fn may_pack(&self, files: &Checkpoint, name: &str) -> bool {
+        let is_copy = files.is_copied() && !(self.trainable)(name) && self.deferred(name).is_none();
+        is_copy && PackedWeight::is_faster_on(self.device)
     }
 
     /// The dtype of the file, if the weight keeps it on the device; `None` if the weight is converted to the dtype of
@@ -368,6 +395,25 @@ impl WeightLoader<'_> {
 /// The shapes of a tensor with these widths: in files, and on the device.
 pub(crate) fn stored_and_padded_shapes(widths: &[PaddedWidth]) -> (Vec<usize>, Vec<usize>) {
     widths.iter().map(|width| (width.stored, width.padded)).unzip()
+}
+
+/// The values of some rows of a quantised weight.
+///
+/// # Errors
+/// A value is NaN or infinite.
+pub(crate) fn dequantized_rows(name: &str, weight: &QuantizedWeight, rows: Range<usize>) -> Result<Vec<f32>> {
+    let mut values = vec![0.0; rows.len() * weight.shape[1]];
+    weight.read_rows(rows, &mut values).map_err(|row| not_finite(name, row))?;
+    Ok(values)
+}
+
+/// An error about a row of a weight that has a NaN or an infinity.
+pub(crate) fn not_finite(name: &str, row: usize) -> Error {
+    Error::failed(
+        name,
+        format!("row {row} has a NaN or an infinity"),
+        "copy or download the file again; a model whose weights became NaN in training cannot be used",
+    )
 }
 
 /// The elements of tensor `name` in f32.

@@ -69,6 +69,11 @@ impl JsonFields {
         self.value(key).is_some()
     }
 
+    /// The keys of the object.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.map.keys().map(String::as_str)
+    }
+
     /// The object under a key; `None` if it is absent or null.
     pub fn opt_object(&self, key: &str) -> Result<Option<Self>> {
         match self.value(key) {

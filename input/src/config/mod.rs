@@ -12,6 +12,7 @@ mod difference;
 pub mod fields;
 mod generation;
 mod preprocessor;
+mod quantization;
 mod rope;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -28,6 +29,7 @@ use fields::JsonFields;
 pub use crate::family::Family;
 pub use generation::GenerationConfig;
 pub use preprocessor::{open_preprocessor_config, parse_preprocessor_config};
+pub use quantization::{Scales, WeightFormat, WeightQuantization};
 pub use vision::{Qwen3Tower, Qwen25Tower, Tower, VisionConfig};
 
 /// The config of a model: decoder, vision tower, and the ids of special tokens.
@@ -43,6 +45,8 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// The dtype of the weights according to the config, if it names one.
     pub dtype: Option<StoredDType>,
+    /// How the weights of the decoder's linear layers are quantised, if they are.
+    pub quantization: Option<WeightQuantization>,
 }
 
 /// The sizes of the decoder; widths are in elements.
@@ -170,7 +174,8 @@ impl ModelConfig {
         };
         let dtype = dtype(&root, fields)?;
         check_levels(&root, fields)?;
-        Ok(Self { text, vision, tokens, tie_word_embeddings, dtype })
+        let quantization = WeightQuantization::parse(&root)?;
+        Ok(Self { text, vision, tokens, tie_word_embeddings, dtype, quantization })
     }
 }
 
@@ -190,13 +195,6 @@ fn family(root: &JsonFields) -> Result<Family> {
         }
         None => return Err(root.error_with_help("model_type", "is missing", help)),
     };
-    const QUANTIZATION: &str = "quantization_config";
-    if root.has_key(QUANTIZATION) {
-        let method = root.value(QUANTIZATION).and_then(|fields| fields.get("quant_method")?.as_str());
-        let method = method.map_or(String::new(), |method| format!("names the method {method}; "));
-        let what = format!("{method}quantised weights are not supported");
-        return Err(root.error_with_help(QUANTIZATION, what, "use the unquantised bf16 model"));
-    }
     Ok(family)
 }
 

@@ -4,17 +4,18 @@
 //! shape and dtype, and overlaps no other tensor. [`Checkpoint::check`] compares all names and shapes with a config.
 
 pub(crate) mod expected;
+mod quantized;
 mod shards;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rayon::prelude::*;
 use reel_device::MappedFile;
-use reel_input::config::{Family, ModelConfig};
+use reel_input::config::{Family, ModelConfig, WeightQuantization};
 use reel_input::tensor_file::{HeaderTensor, StoredDType, read_header};
 use reel_support::diagnostic::print_note_once;
 
@@ -22,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::tensor_parallel::RowShare;
 
 pub use expected::expected_tensors;
+pub use quantized::QuantizedWeight;
 
 /// The naming scheme of the tensors in weight files. The program itself uses classic names only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -104,12 +106,25 @@ struct Entry {
     end: usize,
 }
 
+/// A tensor of a quantised weight, which may have any dtype of the safetensors format.
+#[derive(Debug)]
+struct PartEntry {
+    shard: usize,
+    dtype: String,
+    shape: Vec<usize>,
+    begin: usize,
+    end: usize,
+}
+
 /// The weights of a model folder.
 #[derive(Debug)]
 pub struct Checkpoint {
     folder: PathBuf,
     shards: Vec<Arc<MappedFile>>,
     tensors: BTreeMap<String, Entry>,
+    /// How linear layers are quantised, if they are, and the tensors that store them, by classic name.
+    quantization: Option<WeightQuantization>,
+    parts: BTreeMap<String, PartEntry>,
     naming: TensorNaming,
     is_copied: bool,
 }
@@ -127,6 +142,8 @@ impl Checkpoint {
             folder: folder.to_path_buf(),
             shards: Vec::new(),
             tensors: BTreeMap::new(),
+            quantization: WeightQuantization::open(folder)?,
+            parts: BTreeMap::new(),
             naming: TensorNaming::Classic,
             is_copied: false,
         };
@@ -167,20 +184,28 @@ impl Checkpoint {
             if is_harmless(&name) {
                 continue;
             }
+            let duplicate = |other: usize| {
+                let first = self.shards.get(other).map_or(path, |file| file.path());
+                let what = format!("is also in {}", first.display());
+                Err(fault(path, &tensor.name, what, "remove the weight file that does not belong to this model"))
+            };
+            let HeaderTensor { begin, end, .. } = tensor;
+            if self.is_part(&name, &tensor.dtype) {
+                let entry = PartEntry { shard, dtype: tensor.dtype, shape: tensor.shape, begin, end };
+                match self.parts.insert(name, entry) {
+                    Some(other) => return duplicate(other.shard),
+                    None => continue,
+                }
+            }
             let Some(dtype) = StoredDType::from_safetensors_name(&tensor.dtype) else {
                 let what = format!("is stored as {}; only F32, BF16 and F16 are supported", tensor.dtype);
-                return Err(fault(path, &tensor.name, what, "use the unquantised model"));
+                let help =
+                    "use the unquantised model, or the config.json with the quantization_config of these weights";
+                return Err(fault(path, &tensor.name, what, help));
             };
-            let entry = Entry { shard, dtype, shape: tensor.shape, begin: tensor.begin, end: tensor.end };
+            let entry = Entry { shard, dtype, shape: tensor.shape, begin, end };
             if let Some(other) = self.tensors.insert(name, entry) {
-                let first = self.shards.get(other.shard).map_or(path, |file| file.path());
-                let what = format!("is also in {}", first.display());
-                return Err(fault(
-                    path,
-                    &tensor.name,
-                    what,
-                    "remove the weight file that does not belong to this model",
-                ));
+                return duplicate(other.shard);
             }
         }
         self.shards.push(file);
@@ -213,7 +238,8 @@ impl Checkpoint {
                 continue;
             }
             let at = |shard: usize| self.shards[shard].path() == file.as_path();
-            if !self.tensors.get(&classic).is_some_and(|entry| at(entry.shard)) {
+            let plain = self.tensors.get(&classic).map(|entry| entry.shard);
+            if !plain.or_else(|| Some(self.parts.get(&classic)?.shard)).is_some_and(at) {
                 let what = "is not in this file, although model.safetensors.index.json lists it there";
                 return Err(fault(file, name, what, "copy or download the folder again"));
             }
@@ -248,6 +274,11 @@ impl Checkpoint {
     pub fn tensor_with_shape(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
         let stored = self.naming.from_classic_name(name);
         let Some(view) = self.tensor(name) else {
+            if self.quantized_names().any(|quantized| quantized == name) {
+                let what = "is quantised, so it cannot be trained or replaced";
+                let help = "train a LoRA adapter (--lora-r), or use the folder that `reel dequantize` writes";
+                return Err(fault(&self.folder, &stored, what, help));
+            }
             let what = format!("is missing; expected shape {shape:?}");
             return Err(fault(&self.folder, &stored, what, "use the weights that belong to this config.json"));
         };
@@ -263,7 +294,12 @@ impl Checkpoint {
     /// differs from the embedding table.
     pub fn check(&self, config: &ModelConfig) -> Result<()> {
         let is_tied = config.tie_word_embeddings;
-        self.check_tensor_list(&expected_tensors(config), |name| is_tied && name == LM_HEAD)?;
+        let expected = expected_tensors(config);
+        self.check_quantized(&expected)?;
+        let quantized: BTreeSet<String> = self.quantized_names().collect();
+        let is_harmless =
+            |name: &str| (is_tied && name == LM_HEAD) || quantized.contains(name) || self.is_unused_bias(name);
+        self.check_tensor_list(&expected, is_harmless)?;
         if let (true, Some(head), Some(table)) = (is_tied, self.tensor(LM_HEAD), self.tensor(EMBEDDINGS))
             && (head.dtype, head.bytes) != (table.dtype, table.bytes)
         {
@@ -274,6 +310,15 @@ impl Checkpoint {
             ));
         }
         Ok(())
+    }
+
+    /// The classic names and shapes of all weights, sorted by name, quantised ones included; with the output layer, if
+    /// the files have one.
+    pub(crate) fn weights(&self, config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+        let untied = ModelConfig { tie_word_embeddings: !self.tensors.contains_key(LM_HEAD), ..config.clone() };
+        let mut weights = expected_tensors(&untied);
+        weights.sort();
+        weights
     }
 
     /// Checks that every weight is finite. Training with a NaN weight would give a NaN loss in the first step,

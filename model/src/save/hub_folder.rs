@@ -191,6 +191,20 @@ pub(crate) fn untie_embeddings(folder: &Path) -> Result<()> {
     write_atomically(&folder.join("config.json"), format!("{config:#}\n").as_bytes())
 }
 
+/// Writes into config.json of `folder` that the weights are not quantised, and, if it is given, their dtype.
+pub(crate) fn set_unquantized(folder: &Path, dtype: Option<StoredDType>) -> Result<()> {
+    let mut config = read_config(folder)?;
+    let parts = ["", "/text_config", "/vision_config"];
+    for part in parts {
+        let Some(object) = config.pointer_mut(part) else { continue };
+        if let Some(object) = object.as_object_mut() {
+            object.shift_remove("quantization_config");
+        }
+        dtype.into_iter().for_each(|dtype| set_dtype(object, dtype));
+    }
+    write_atomically(&folder.join("config.json"), format!("{config:#}\n").as_bytes())
+}
+
 fn set_dtype(object: &mut Value, dtype: StoredDType) {
     for key in ["dtype", "torch_dtype"] {
         if let Some(value) = object.get_mut(key) {

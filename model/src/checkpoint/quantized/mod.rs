@@ -1,0 +1,188 @@
+//! Quantised weights of linear layers: which tensors store them, and the values that they stand for.
+//!
+//! ```text
+//! w = (value of code − zero point) · scale        both operands exact in f32, one f32 product
+//! ```
+//!
+//! This holds for all formats ([`reel_input::config::WeightFormat`]): the code is an integer, an 8-bit float, or an index into a table (nf4).
+//! Sources: the layouts of AutoAWQ's `gemm` kernels, of GPTQModel, compressed-tensors, bitsandbytes, and of
+//! transformers' `finegrained_fp8`.
+
+mod codes;
+mod parts;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use rayon::prelude::*;
+use reel_input::tensor_file::StoredDType;
+
+use super::{Checkpoint, fault};
+use crate::error::Result;
+use codes::CodeLayout;
+use parts::{Part, QuantizedParts, main_part, part_names};
+
+/// The weight `[out, in]` of a linear layer as its quantised files store it.
+#[derive(Debug)]
+pub struct QuantizedWeight<'a> {
+    /// The number of rows (outputs) and columns (inputs).
+    pub shape: [usize; 2],
+    codes: &'a [u8],
+    layout: CodeLayout,
+    /// The value of each code.
+    values: Vec<f32>,
+    /// The zero point of each scale; empty if all are 0.
+    zeros: Vec<f32>,
+    scales: Vec<f32>,
+    scale_of: ScaleIndex,
+}
+
+/// Which scale a weight has.
+#[derive(Debug)]
+enum ScaleIndex {
+    /// Scales `[⌈out / block[0]⌉, ⌈in / block[1]⌉]`, one for each block.
+    Blocks([usize; 2]),
+    /// Scales `[out, groups]`; the group of each input.
+    GroupOfInput { groups: usize, group: Vec<u32> },
+    /// So many consecutive weights of all rows share a scale.
+    Consecutive(usize),
+}
+
+impl QuantizedWeight<'_> {
+    /// Writes the values of the rows `rows` to `to`, `[rows, in]`, on several threads.
+    ///
+    /// # Errors
+    /// The number of a row that has a NaN or an infinity.
+    pub fn read_rows(&self, rows: Range<usize>, to: &mut [f32]) -> Result<(), usize> {
+        /// A word of AWQ has 8 rows, and a cache line 16 words.
+        const ROWS_AT_ONCE: usize = 128;
+        let inner = self.shape[1];
+        to.par_chunks_mut(ROWS_AT_ONCE * inner).enumerate().try_for_each(|(i, to)| {
+            let first = rows.start + i * ROWS_AT_ONCE;
+            let rows = first..first + to.len() / inner;
+            let mut codes = vec![0; to.len()];
+            self.layout.read_rows(self.codes, self.shape, &rows, &mut codes);
+            let mut each = rows.zip(to.chunks_exact_mut(inner).zip(codes.chunks_exact(inner)));
+            each.try_for_each(|(row, (to, codes))| {
+                self.read_row(row, codes, to);
+                if to.iter().all(|x| x.is_finite()) { Ok(()) } else { Err(row) }
+            })
+        })
+    }
+
+    /// Writes the values of a row whose codes are `codes`.
+    fn read_row(&self, row: usize, codes: &[u8], to: &mut [f32]) {
+        let inner = self.shape[1];
+        let value = |code: u8, scale: usize| {
+            let zero = self.zeros.get(scale).copied().unwrap_or(0.0);
+            (self.values[usize::from(code)] - zero) * self.scales[scale]
+        };
+        for (i, (to, &code)) in to.iter_mut().zip(codes).enumerate() {
+            let scale = match &self.scale_of {
+                ScaleIndex::Blocks([rows, columns]) => row / rows * inner.div_ceil(*columns) + i / columns,
+                ScaleIndex::GroupOfInput { groups, group } => row * groups + group[i] as usize,
+                ScaleIndex::Consecutive(length) => (row * inner + i) / length,
+            };
+            *to = value(code, scale);
+        }
+    }
+}
+
+impl Checkpoint {
+    /// The weight with this classic name, which config.json requires to have this shape, if it is quantised.
+    ///
+    /// # Errors
+    /// A tensor of the weight is missing, has another shape or dtype, or a value that is not possible.
+    pub fn quantized(&self, name: &str, shape: [usize; 2]) -> Result<Option<QuantizedWeight<'_>>> {
+        let Some(format) = self.quantization.as_ref().map(|config| config.format) else { return Ok(None) };
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let find = |part: &str| {
+            let entry = self.parts.get(&format!("{module}.{part}"))?;
+            let bytes = self.shards.get(entry.shard)?.as_bytes().get(entry.begin..entry.end)?;
+            Some(Part { dtype: &entry.dtype, shape: &entry.shape, bytes })
+        };
+        if find(main_part(format)).is_none() {
+            return Ok(None);
+        }
+        let fault = |part: &str, what: String, help: &str| {
+            let name = format!("{module}.{part}");
+            let shard = self.parts.get(&name).and_then(|entry| self.shards.get(entry.shard));
+            let file = shard.map_or(self.folder.as_path(), |file| file.path());
+            fault(file, &self.naming.from_classic_name(&name), what, help)
+        };
+        QuantizedParts { format, shape, find: &find, fault: &fault }.open().map(Some)
+    }
+
+    /// The classic names of the quantised weights, sorted.
+    pub fn quantized_names(&self) -> impl Iterator<Item = String> {
+        let end = self.quantization.as_ref().map_or("", |config| main_part(config.format));
+        let module = move |name: &String| Some(format!("{}.weight", name.strip_suffix(end)?.strip_suffix('.')?));
+        self.parts.keys().filter_map(module)
+    }
+
+    /// Whether the tensor is a bias of zeros of a linear layer of the decoder. AutoGPTQ stored such biases for layers
+    /// without a bias.
+    pub(super) fn is_unused_bias(&self, name: &str) -> bool {
+        let is_bias = name.starts_with("model.layers.") && name.ends_with("_proj.bias");
+        is_bias
+            && self.quantization.is_some()
+            && self.tensor(name).is_some_and(|view| view.bytes.iter().all(|&byte| byte == 0))
+    }
+
+    /// Whether a stored tensor is a part of a quantised weight.
+    pub(super) fn is_part(&self, name: &str, dtype: &str) -> bool {
+        let Some(format) = self.quantization.as_ref().map(|config| config.format) else { return false };
+        let ends = |part: &str| name.strip_suffix(part).is_some_and(|module| module.ends_with('.'));
+        let main = main_part(format);
+        let is_main = ends(main) && (main != "weight" || StoredDType::from_safetensors_name(dtype).is_none());
+        is_main || part_names(format).iter().any(|part| ends(part))
+    }
+
+    /// Checks the quantised weights against the names and shapes `expected` of all weights.
+    ///
+    /// # Errors
+    /// A weight outside of the decoder's linear layers is quantised, or one that config.json lists as plain; a part
+    /// belongs to no quantised weight; the errors of [`Checkpoint::quantized`].
+    pub(super) fn check_quantized(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
+        let Some(quantization) = &self.quantization else { return Ok(()) };
+        let names: BTreeSet<String> = self.quantized_names().collect();
+        let shapes: BTreeMap<&str, &[usize]> = expected.iter().map(|(name, shape)| (&name[..], &shape[..])).collect();
+        for (name, entry) in &self.parts {
+            let ends = part_names(quantization.format).iter().copied().chain([main_part(quantization.format)]);
+            let mut modules = ends.filter_map(|part| name.strip_suffix(part)?.strip_suffix('.'));
+            let module = modules.next().unwrap_or(name);
+            let wrong = |what: String| {
+                let file = self.shards.get(entry.shard).map_or(self.folder.as_path(), |file| file.path());
+                Err(fault(
+                    file,
+                    &self.naming.from_classic_name(name),
+                    what,
+                    "use the weights that belong to this config.json",
+                ))
+            };
+            let is_linear = module.starts_with("model.layers.") && shapes.contains_key(&*format!("{module}.weight"));
+            if !is_linear {
+                return wrong("is quantised; only the linear layers of the decoder may be".to_string());
+            }
+            if !names.contains(&format!("{module}.weight")) {
+                return wrong(format!("has no {} beside it", main_part(quantization.format)));
+            }
+            if self.tensors.contains_key(&format!("{module}.weight")) {
+                return wrong("is stored, but the files also have the weight unquantised".to_string());
+            }
+            let stored = self.naming.from_classic_name(module);
+            if [module, &stored].iter().any(|name| quantization.is_listed_as_plain(name)) {
+                return wrong(format!(
+                    "is quantised, but {} lists this module as not quantised",
+                    quantization.plain_key
+                ));
+            }
+        }
+        for name in &names {
+            if let Some(&&[out, inner]) = shapes.get(&name[..]) {
+                self.quantized(name, [out, inner])?;
+            }
+        }
+        Ok(())
+    }
+}
