@@ -30,8 +30,8 @@ use reel_input::ModelInput;
 use reel_input::config::{ModelConfig, open_preprocessor_config};
 use reel_input::fetch::MediaAccess;
 use reel_input::media::patches::ImageProcessorSettings;
-use reel_input::tensor_file::StoredDType;
 use reel_model::init::{Preset, init_without_weights, preset_config};
+use reel_model::weights::StoredWeights;
 use reel_tools::measure::machine::MachineSpec;
 use reel_train::options::{GradientCheckpointing, GrpoOptions, RunOptions, SftOptions, TrainingOptions};
 use reel_train::runs::plan::{self, RowShape, RowSizes};
@@ -124,8 +124,8 @@ struct Sizes {
 /// The planned model, which needs no weights.
 struct PlannedModel {
     config: ModelConfig,
-    /// The dtype of the weight files.
-    files: StoredDType,
+    /// How the weight files store the weights.
+    files: StoredWeights,
     name: String,
     processor: ImageProcessorSettings,
     /// The model folder; `None` for a preset.
@@ -253,7 +253,7 @@ impl Sizes {
                 self.shape.refuse_beside_model()?;
                 let folder = prompt::find_or_download_model(model)?;
                 let config = ModelConfig::open(&folder)?;
-                let files = plan::stored_weight_dtype(&folder, &config);
+                let files = plan::stored_weights(&folder, &config);
                 let processor = open_preprocessor_config(&folder, &config)?;
                 Ok(PlannedModel { config, files, name: model.to_string(), processor, folder: Some(folder) })
             }
@@ -320,10 +320,10 @@ struct Counting<'a, O> {
     /// Returns the option that limits the tokens of a training example, and its value.
     token_limit: fn(&O) -> (&'static str, Option<usize>),
     plan_rows_of_one_size: WithShape<O>,
-    plan_run_on_data: fn(&O, &DataSetup, &TrainerSetup, StoredDType) -> reel_train::Result<plan::Plan>,
+    plan_run_on_data: fn(&O, &DataSetup, &TrainerSetup, StoredWeights) -> reel_train::Result<plan::Plan>,
 }
 
-type WithShape<O> = fn(&O, &ModelConfig, StoredDType, DType, &RowShape, &Device) -> reel_train::Result<plan::Plan>;
+type WithShape<O> = fn(&O, &ModelConfig, StoredWeights, DType, &RowShape, &Device) -> reel_train::Result<plan::Plan>;
 
 impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Counting<'_, O> {
     /// Returns the row of the planned sizes, for a plan without `--data`.

@@ -17,13 +17,12 @@ use clap::{ArgMatches, Args};
 use reel_device::{DType, Device};
 use reel_engine::Engine;
 use reel_input::config::{ModelConfig, TextConfig};
-use reel_input::tensor_file::StoredDType;
 use reel_model::quantization::Quantization;
 use reel_model::qwen_vl::QwenVl;
 use reel_model::tensor_parallel::{ShardExchange, TensorParallel};
 use reel_model::text::TextDecoder;
 use reel_model::vision::VisionTower;
-use reel_model::weights::{WeightLoader, WeightSource};
+use reel_model::weights::{StoredWeights, WeightLoader, WeightSource};
 use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, Tensor};
 use reel_support::diagnostic::Diagnostic;
@@ -147,7 +146,7 @@ struct ServingPlan {
 /// that this GPU receives.
 pub fn load_model_part_of_rank(
     device: &Device,
-    files: StoredDType,
+    files: StoredWeights,
     config: &ModelConfig,
     dtype: DType,
     quantization: Quantization,

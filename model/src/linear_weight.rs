@@ -51,6 +51,11 @@ impl Weight {
             return Weight::load_dequantized(from, files, name, &weight, share);
         }
         Ok(match (from.quantization, from.source) {
+            (Quantization::None, WeightSource::Uninitialised(stored))
+                if stored.is_quantized && name.starts_with("model.layers.") =>
+            {
+                Weight::Dense(from.load_dequantized(name, shape, share, None)?)
+            }
             (Quantization::None, _) => match Weight::load_packed(from, name, shape, share)? {
                 Some(packed) => packed,
                 None => Weight::Dense(from.load_share(name, shape, share)?),
@@ -81,7 +86,7 @@ impl Weight {
             files.tensor_with_shape(name, &weight.shape)?;
         }
         if !from.may_pack(files, name) {
-            return Ok(Weight::Dense(from.load_dequantized(name, weight, share)?));
+            return Ok(Weight::Dense(from.load_dequantized(name, weight.shape, share, Some(weight))?));
         }
         let (shape, before) = (share.shape_of_part(weight.shape), share.row_range(weight.shape[0]).start);
         let packed = PackedWeight::new_in_groups(from.device, shape, from.dtype)?;

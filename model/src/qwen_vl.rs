@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use reel_device::{DType, Device};
 use reel_input::config::ModelConfig;
-use reel_input::tensor_file::StoredDType;
 use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, Tensor, ops};
 
@@ -25,7 +24,7 @@ use crate::tensor_parallel::TensorParallel;
 use crate::text::{AttentionContext, DeepStack, KvCache, TextDecoder};
 use crate::units;
 use crate::vision::{VisionTokens, VisionTower};
-use crate::weights::{WeightLoader, WeightSource};
+use crate::weights::{StoredWeights, WeightLoader, WeightSource};
 
 /// The model with its weights on a device.
 #[derive(Clone, Debug)]
@@ -103,18 +102,18 @@ impl QwenVl {
     }
 
     /// Returns a model whose weights are uninitialised memory, for device `dry`. The sizes of the weights are those
-    /// of files that store the weights in dtype `stored`.
+    /// of files that store the weights as `stored` says.
     ///
     /// # Errors
     /// The errors of [`QwenVl::load`].
     pub fn uninitialised(
         device: &Device,
-        stored: StoredDType,
+        stored: impl Into<StoredWeights>,
         config: &ModelConfig,
         dtype: DType,
         quantization: Quantization,
     ) -> Result<QwenVl> {
-        let source = WeightSource::Uninitialised(stored);
+        let source = WeightSource::Uninitialised(stored.into());
         QwenVl::load(
             &WeightLoader { device, source, dtype, quantization, may_pad: true, trainable: &|_| false, deferred: None },
             config,

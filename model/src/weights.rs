@@ -22,19 +22,35 @@ use crate::tensor_parallel::RowShare;
 pub enum WeightSource<'a> {
     /// Weights are read from the files of a model folder.
     Files(&'a Checkpoint),
-    /// No files: each weight is uninitialised memory of its size, as if the files stored this dtype. For device
-    /// `dry`.
-    Uninitialised(StoredDType),
+    /// No files: each weight is uninitialised memory of its size, as if the files stored it so. For device `dry`.
+    Uninitialised(StoredWeights),
+}
+
+/// How weight files store the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredWeights {
+    /// The dtype of the weights that are not quantised.
+    pub dtype: StoredDType,
+    /// Whether the linear layers of the decoder are quantised.
+    pub is_quantized: bool,
+}
+
+impl From<StoredDType> for StoredWeights {
+    /// Plain weights of this dtype.
+    fn from(dtype: StoredDType) -> StoredWeights {
+        StoredWeights { dtype, is_quantized: false }
+    }
 }
 
 impl WeightSource<'_> {
-    /// The dtype in which the source stores weights, taken from the embedding table.
-    pub fn dtype(&self) -> StoredDType {
+    /// How the source stores weights. The dtype is that of the embedding table.
+    pub fn stored(&self) -> StoredWeights {
         match self {
-            WeightSource::Files(files) => {
-                files.tensor("model.embed_tokens.weight").map_or(StoredDType::Bf16, |view| view.dtype)
-            }
-            WeightSource::Uninitialised(dtype) => *dtype,
+            WeightSource::Files(files) => StoredWeights {
+                dtype: files.tensor("model.embed_tokens.weight").map_or(StoredDType::Bf16, |view| view.dtype),
+                is_quantized: files.is_quantized(),
+            },
+            WeightSource::Uninitialised(stored) => *stored,
         }
     }
 }
@@ -148,7 +164,7 @@ impl WeightLoader<'_> {
     fn stored_dtype(&self, name: &str, file_shape: &[usize]) -> Result<StoredDType> {
         match self.source {
             WeightSource::Files(files) => Ok(files.tensor_with_shape(name, file_shape)?.dtype),
-            WeightSource::Uninitialised(dtype) => Ok(dtype),
+            WeightSource::Uninitialised(stored) => Ok(stored.dtype),
         }
     }
 
@@ -215,7 +231,7 @@ impl WeightLoader<'_> {
                 self.copy(name, view.dtype, view.bytes, trained, &t)?;
                 t
             }
-            WeightSource::Uninitialised(dtype) => {
+            WeightSource::Uninitialised(StoredWeights { dtype, .. }) => {
                 empty(self.kept_dtype(dtype, &stored, trained).unwrap_or(self.dtype))?
             }
         };
@@ -248,18 +264,28 @@ impl WeightLoader<'_> {
         self.load_placed(name, &shape, &share.shape_of_part(shape), self.copies(), share)
     }
 
-    /// Loads a share of the rows of a quantised weight, with the values rounded to the dtype of activations.
+    /// Loads a share of the rows of a quantised weight of shape `whole`, with the values rounded to the dtype of
+    /// activations. Without `weight` the memory is uninitialised.
     ///
     /// # Errors
     /// A value is NaN or infinite; out of memory.
-    pub(crate) fn load_dequantized(&self, name: &str, weight: &QuantizedWeight, share: RowShare) -> Result<Tensor> {
-        let shape = share.shape_of_part(weight.shape);
+    pub(crate) fn load_dequantized(
+        &self,
+        name: &str,
+        whole: [usize; 2],
+        share: RowShare,
+        weight: Option<&QuantizedWeight>,
+    ) -> Result<Tensor> {
+        let shape = share.shape_of_part(whole);
         if let Some(deferred) = self.deferred(name) {
             let t = Tensor::on_demand(self.device, &shape, self.dtype);
-            deferred.add(name, &t, &weight.shape);
+            deferred.add(name, &t, &whole);
             return Ok(t);
         }
-        let values = dequantized_rows(name, weight, share.row_range(weight.shape[0]))?;
+        let Some(weight) = weight else {
+            return Ok(Tensor::empty(self.device, &shape, self.dtype, MemoryCategory::Weights)?);
+        };
+        let values = dequantized_rows(name, weight, share.row_range(whole[0]))?;
         Ok(Tensor::from_f32(self.device, &shape, self.dtype, &values, MemoryCategory::Weights)?)
     }
 
@@ -291,7 +317,7 @@ impl WeightLoader<'_> {
                 let view = files.tensor_with_shape(name, file_shape)?.share_of_rows(share);
                 self.read(view, name, shape, trained, copied || trained)?
             }
-            WeightSource::Uninitialised(dtype) => {
+            WeightSource::Uninitialised(StoredWeights { dtype, .. }) => {
                 let kept = self.kept_dtype(dtype, shape, trained);
                 let t = Tensor::empty(self.device, shape, kept.unwrap_or(self.dtype), MemoryCategory::Weights)?;
                 if kept.is_some() && !copied && !trained {

@@ -105,7 +105,7 @@ fn logits_equal_transformers() {
 fn bits_do_not_depend_on_threads_batch_or_cache() {
     for folder in cases() {
         let mapped = Case::open(&folder);
-        let stored = WeightSource::Files(&mapped.files).dtype();
+        let stored = WeightSource::Files(&mapped.files).stored().dtype;
         for (dtype, quantization, copied) in [
             (DType::F32, Quantization::None, false),
             (DType::F32, Quantization::None, true),
@@ -305,7 +305,7 @@ fn int8_takes_half_the_memory_of_bf16() {
     let case = Case::open(&cases()[0]);
     let weights = |quantization| {
         let device = Device::dry(Kernels::Cpu);
-        let source = WeightSource::Uninitialised(StoredDType::Bf16);
+        let source = WeightSource::Uninitialised(StoredDType::Bf16.into());
         let from = WeightLoader {
             device: &device,
             source,

@@ -4,13 +4,14 @@
 
 use std::path::Path;
 
-use reel_support::diagnostic::{input, print_note_once};
+use reel_support::diagnostic::input;
 use serde_json::Value;
 
 use super::fields::JsonFields;
 use crate::error::{Error, Result};
 
 const KEY: &str = "quantization_config";
+const GROUPS: &str = "config_groups";
 const UNQUANTISED: &str = "use the unquantised bf16 model";
 
 /// How the weights of the decoder's linear layers are stored.
@@ -20,6 +21,8 @@ pub struct WeightQuantization {
     pub format: WeightFormat,
     /// Where the config lists the modules that are stored plainly: the key's path, for messages.
     pub plain_key: String,
+    /// A note for the user, if the config asks for quantised activations: they are not quantised.
+    pub note: Option<String>,
     plain: Vec<ModulePattern>,
 }
 
@@ -152,7 +155,8 @@ impl WeightQuantization {
             },
         });
         let plain = plain.collect::<Result<_>>()?;
-        Ok(Some(Self { format, plain_key: fields.path_of(plain_key), plain }))
+        let note = activation_note(&fields)?;
+        Ok(Some(Self { format, plain_key: fields.path_of(plain_key), note, plain }))
     }
 
     /// Whether the config lists the module `name` as stored plainly.
@@ -196,10 +200,16 @@ fn refuse(fields: &JsonFields, key: &str) -> Result<()> {
     }
 }
 
-/// Says that the activations of the model are not quantised, although the config asks for it.
-fn note_activations(fields: &JsonFields, key: &str) {
+/// The note that the activations of the model are not quantised, if the config asks for it.
+fn activation_note(fields: &JsonFields) -> Result<Option<String>> {
     let what = "asks for quantised activations; they are not quantised, only the weights are";
-    print_note_once(fields.error_text(key, what));
+    if fields.has_key("activation_scheme") {
+        return Ok(Some(fields.error_text("activation_scheme", what)));
+    }
+    let groups = fields.object_or_empty(GROUPS)?;
+    let group = groups.keys().next().map(|name| groups.object_or_empty(name)).transpose()?;
+    let asks = |group: &JsonFields| group.has_key("input_activations");
+    Ok(group.filter(asks).map(|group| group.error_text("input_activations", what)))
 }
 
 /// The size of a group of inputs: −1 means all inputs.
@@ -246,9 +256,6 @@ fn gptq(fields: &JsonFields) -> Result<WeightFormat> {
 fn fp8(fields: &JsonFields) -> Result<WeightFormat> {
     require(fields, "fmt", &["e4m3".into()])?;
     refuse(fields, "scale_fmt")?;
-    if fields.has_key("activation_scheme") {
-        note_activations(fields, "activation_scheme");
-    }
     let scales = match fields.has_key("weight_block_size") {
         true => Scales::Block(two_sizes(fields, "weight_block_size")?),
         false => Scales::Tensor,
@@ -276,7 +283,6 @@ fn bitsandbytes(fields: &JsonFields) -> Result<WeightFormat> {
 }
 
 fn compressed_tensors(fields: &JsonFields) -> Result<WeightFormat> {
-    const GROUPS: &str = "config_groups";
     require(fields, "quantization_status", &["compressed".into()])?;
     for key in ["kv_cache_scheme", "sparsity_config", "transform_config"] {
         refuse(fields, key)?;
@@ -289,9 +295,6 @@ fn compressed_tensors(fields: &JsonFields) -> Result<WeightFormat> {
     };
     let group = groups.object_or_empty(name)?;
     refuse(&group, "output_activations")?;
-    if group.has_key("input_activations") {
-        note_activations(&group, "input_activations");
-    }
     let weights = group.object_or_empty("weights")?;
     refuse(&weights, "dynamic")?;
     refuse(&weights, "actorder")?;

@@ -234,7 +234,7 @@ fn errors_of_qwen3_name_file_and_field() {
         qwen3_config_json(),
         vec![
             ("model_type", Some(json!("qwen3_vl_moe")), "mixtures of experts"),
-            ("quantization_config", Some(json!({"quant_method": "fp8"})), "fp8; quantised"),
+            ("quantization_config", Some(json!({"quant_method": "fp4"})), "is `fp4`; the supported methods are"),
             ("text_config.rope_scaling.mrope_section", Some(json!([6, 5, 6])), "sums to 17; the sum must be 16"),
             ("text_config.head_dim", Some(json!(64)), "half of head_dim"),
             ("text_config.head_dim", Some(json!(33)), "even number"),
@@ -286,7 +286,7 @@ fn errors_name_file_and_field() {
         ("vision_config.patch_size", Some(json!(0)), "at least 1"),
         ("vision_config.fullatt_block_indexes", Some(json!([-1])), "whole number"),
         ("vision_config.tokens_per_second", Some(json!(-2)), "above 0"),
-        ("quantization_config", Some(json!({"bits": 4})), "quantised"),
+        ("quantization_config", Some(json!({"bits": 4})), "quantization_config.quant_method: is missing"),
     ];
     check_slips(flat_config_json(), slips);
     for text in ["", "[]", "{", "{\"model_type\": 3}"] {

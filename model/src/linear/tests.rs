@@ -169,7 +169,7 @@ proptest! {
 #[test]
 fn widths_of_mlps() {
     let width = |device: &Device, may_pad: bool, size: usize| {
-        let source = WeightSource::Uninitialised(reel_input::tensor_file::StoredDType::Bf16);
+        let source = WeightSource::Uninitialised(reel_input::tensor_file::StoredDType::Bf16.into());
         let (dtype, quantization) = (DType::BF16, Quantization::None);
         WeightLoader { device, source, dtype, quantization, may_pad, trainable: &|_| false, deferred: None }
             .mlp_width(size)

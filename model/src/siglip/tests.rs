@@ -195,7 +195,7 @@ fn so400m_fits_and_takes_little() {
         let device = &Device::dry(kernels);
         let from = WeightLoader {
             device,
-            source: WeightSource::Uninitialised(stored),
+            source: WeightSource::Uninitialised(stored.into()),
             dtype,
             quantization: Quantization::None,
             may_pad: true,

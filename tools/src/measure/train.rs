@@ -89,7 +89,7 @@ pub fn measure_training(
     let planned = plan::plan_rows_of_one_size(
         &SftOptions { run: RunOptions { gradient_checkpointing: used, ..options }, ..SftOptions::default() },
         config,
-        plan::stored_weight_dtype(folder, config),
+        plan::stored_weights(folder, config),
         dtype,
         &RowShape::new(tokens, 0, config)?,
         &device.dry_like(),

@@ -197,7 +197,7 @@ impl Trainer {
         let gathered_bytes = weight_shards.as_ref().map_or(0, |shards| shards.max_gathered_bytes());
         let finished_bytes = gradient_sum.as_ref().map(|sum| sum.max_finished_gradient_bytes() + gathered_bytes);
         let checkpointing = CheckpointingPolicy::new(setting, device, dtype, free, finished_bytes, |dry| {
-            let source = WeightSource::Uninitialised(weights.dtype());
+            let source = WeightSource::Uninitialised(weights.stored());
             load_model(&WeightLoader { device: dry, source, deferred: None, ..loader }, config, None, &hyperparameters)
         })?;
         device.reset_peak();

@@ -17,6 +17,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 use reel_input::tensor_file::StoredDType;
 
+use reel_support::diagnostic::print_note_once;
+
 use super::{Checkpoint, fault};
 use crate::error::Result;
 use codes::CodeLayout;
@@ -113,6 +115,11 @@ impl Checkpoint {
         QuantizedParts { format, shape, find: &find, fault: &fault }.open().map(Some)
     }
 
+    /// Whether config.json says that linear layers are quantised.
+    pub(crate) fn is_quantized(&self) -> bool {
+        self.quantization.is_some()
+    }
+
     /// The classic names of the quantised weights, sorted.
     pub fn quantized_names(&self) -> impl Iterator<Item = String> {
         let end = self.quantization.as_ref().map_or("", |config| main_part(config.format));
@@ -182,6 +189,9 @@ impl Checkpoint {
             if let Some(&&[out, inner]) = shapes.get(&name[..]) {
                 self.quantized(name, [out, inner])?;
             }
+        }
+        if let Some(note) = &quantization.note {
+            print_note_once(note.clone());
         }
         Ok(())
     }

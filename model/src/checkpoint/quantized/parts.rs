@@ -80,12 +80,12 @@ impl<'a> QuantizedParts<'a, '_> {
                 let (columns, groups) = self.groups("scales", scales)?;
                 self.whole_words("qweight", out, 4)?;
                 let codes = self.part("qweight", "I32", &[inner, out / 8])?;
+                let scales = transposed(&self.floats("scales", &[groups, out])?, groups);
                 let packed = self.part("qzeros", "I32", &[groups, out / 8])?;
                 let zero = |group: usize, o: usize| {
                     let shift = 4 * AWQ_POSITION[o % 8];
                     ((word(packed, group * (out / 8) + o / 8) >> shift) & 15) as f32
                 };
-                let scales = transposed(&self.floats("scales", &[groups, out])?, groups);
                 let zeros = by_row(out, groups, |o, group| zero(group, o));
                 let index = ScaleIndex::Blocks([1, columns]);
                 Ok(weight(codes, CodeLayout::OutputsOfAwq, integers(4), zeros, scales, index))
@@ -151,6 +151,7 @@ impl<'a> QuantizedParts<'a, '_> {
         self.whole_words("qweight", inner, bits)?;
         self.whole_words("qzeros", out, bits)?;
         let codes = self.part("qweight", "I32", &[inner / per_word, out])?;
+        let scales = transposed(&self.floats("scales", &[groups, out])?, groups);
         let packed = self.part("qzeros", "I32", &[groups, out / per_word])?;
         let largest = (1u32 << bits) - 1;
         let stored = |group: usize, o: usize| u32::from(code(packed, bits, group * out + o));
@@ -179,7 +180,7 @@ impl<'a> QuantizedParts<'a, '_> {
             layout: CodeLayout::Columns { bits },
             values: integers(bits),
             zeros: by_row(out, groups, |o, group| (stored(group, o) + u32::from(is_version_1)) as f32),
-            scales: transposed(&self.floats("scales", &[groups, out])?, groups),
+            scales,
             scale_of,
         })
     }

@@ -25,7 +25,7 @@ use reel_input::window::GridThw;
 use reel_input::{MediaFrames, ModelInput};
 use reel_model::checkpoint::{Checkpoint, expected_tensors};
 use reel_model::units;
-use reel_model::weights::WeightSource as Weights;
+use reel_model::weights::{StoredWeights, WeightSource as Weights};
 use reel_runtime::{Checkpointing, WeightUnit};
 use reel_samples::feed::{DataPosition, MicroBatchFeed, StepRowCursor};
 use reel_samples::sample::Sample;
@@ -351,20 +351,21 @@ impl RowShape {
     }
 }
 
-/// Returns the dtype in which a model folder stores its weights: the dtype of its weight files or, without weight
-/// files, the dtype in config.json.
-pub fn stored_weight_dtype(folder: &Path, config: &ModelConfig) -> StoredDType {
+/// Returns how a model folder stores its weights. The dtype is that of its weight files or, without weight files, the
+/// dtype in config.json.
+pub fn stored_weights(folder: &Path, config: &ModelConfig) -> StoredWeights {
     let stored = Checkpoint::open(folder)
         .ok()
         .and_then(|files| files.tensor("model.embed_tokens.weight").map(|view| view.dtype));
-    stored.or(config.dtype).unwrap_or(StoredDType::Bf16)
+    let dtype = stored.or(config.dtype).unwrap_or(StoredDType::Bf16);
+    StoredWeights { dtype, is_quantized: config.quantization.is_some() }
 }
 
 /// Plans one step. All rows have the size `shape`. `device` is a dry device.
 pub fn plan_rows_of_one_size(
     options: &SftOptions,
     config: &ModelConfig,
-    stored: StoredDType,
+    stored: StoredWeights,
     dtype: DType,
     shape: &RowShape,
     device: &Device,
@@ -391,7 +392,7 @@ pub fn plan_run_on_data(
     options: &SftOptions,
     data: &DataSetup,
     trainer: &TrainerSetup,
-    stored: StoredDType,
+    stored: StoredWeights,
 ) -> Result<Plan> {
     let TrainerSetup { device, dtype, .. } = *trainer;
     options.validate_values()?;

@@ -34,7 +34,7 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummar
         reports: ReportSetup::quiet(&serde_json::Value::Null),
         control: RunControl::one_process(&never),
     };
-    let plan = plan_run_on_data(&options, &setup.data, &setup.trainer, stored_weight_dtype(&model, &config())).unwrap();
+    let plan = plan_run_on_data(&options, &setup.data, &setup.trainer, stored_weights(&model, &config())).unwrap();
     (plan, sft::run(&setup).unwrap())
 }
 
@@ -84,7 +84,7 @@ fn an_evaluation_that_needs_more_than_a_step_is_counted() {
         let options = SftOptions { run, ..Default::default() };
         let shape = RowShape { tokens: 64, video_grid_thw: Vec::new() };
         let (config, device) = (config(), Device::dry(Kernels::Cpu));
-        plan_rows_of_one_size(&options, &config, StoredDType::F32, DType::F32, &shape, &device).unwrap()
+        plan_rows_of_one_size(&options, &config, StoredDType::F32.into(), DType::F32, &shape, &device).unwrap()
     };
     let (without, small, large) = (plan(None, 1), plan(Some(1), 1), plan(Some(1), TOKENS));
     assert_eq!(small.memory, without.memory, "an evaluation that needs less than a step");
@@ -112,7 +112,7 @@ fn operations_follow_the_tokens() {
         let plan = plan_rows_of_one_size(
             &options,
             &config(),
-            StoredDType::F32,
+            StoredDType::F32.into(),
             DType::F32,
             &shape,
             &Device::dry(Kernels::Cpu),
@@ -149,7 +149,7 @@ fn launches_of_a_step(optim: Optim, dtype: DType, lora_r: usize) -> BTreeMap<&'s
         ..Default::default()
     };
     let (shape, device) = (RowShape::new(400, 64, &config()).unwrap(), Device::dry(Kernels::Cuda));
-    let plan = plan_rows_of_one_size(&options, &config(), StoredDType::Bf16, dtype, &shape, &device).unwrap();
+    let plan = plan_rows_of_one_size(&options, &config(), StoredDType::Bf16.into(), dtype, &shape, &device).unwrap();
     plan.phases.0[0].1.iter().map(|(name, op)| (*name, op.launches)).collect()
 }
 
@@ -187,15 +187,21 @@ fn the_published_sizes_are_planned_without_memory_or_weights() {
     let options = SftOptions { packing: true, max_length: Some(4000), ..Default::default() };
     let config = config();
     let shape = RowShape::new(1300, 4096, &config).unwrap();
-    let plan =
-        plan_rows_of_one_size(&options, &config, StoredDType::Bf16, DType::BF16, &shape, &Device::dry(Kernels::Cuda))
-            .unwrap();
+    let plan = plan_rows_of_one_size(
+        &options,
+        &config,
+        StoredDType::Bf16.into(),
+        DType::BF16,
+        &shape,
+        &Device::dry(Kernels::Cuda),
+    )
+    .unwrap();
     // A micro-batch of at most 4000 tokens has 3 rows of 1300 tokens; a step has 2 micro-batches.
     assert_eq!(plan.tokens, 2 * 3 * 1300);
     let e = plan_rows_of_one_size(
         &options,
         &config,
-        StoredDType::Bf16,
+        StoredDType::Bf16.into(),
         DType::BF16,
         &RowShape::new(4001, 0, &config).unwrap(),
         &Device::dry(Kernels::Cuda),

@@ -19,9 +19,8 @@ use reel_device::{DType, Device, MemoryUse};
 use reel_engine::Engine;
 use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
-use reel_input::tensor_file::StoredDType;
 use reel_model::qwen_vl::QwenVl;
-use reel_model::weights::WeightSource as Weights;
+use reel_model::weights::{StoredWeights, WeightSource as Weights};
 use reel_runtime::Cx;
 use reel_samples::feed::{DataPosition, MicroBatchFeed, MicroBatchOptions, StepRowCursor};
 use reel_samples::rewards::EmaMoments;
@@ -50,7 +49,7 @@ const MAX_USES: u64 = 2;
 pub fn plan_rows_of_one_size(
     options: &GrpoOptions,
     config: &ModelConfig,
-    stored: StoredDType,
+    stored: StoredWeights,
     dtype: DType,
     shape: &RowShape,
     device: &Device,
@@ -74,7 +73,7 @@ pub fn plan_run_on_data(
     options: &GrpoOptions,
     data: &DataSetup,
     trainer: &TrainerSetup,
-    stored: StoredDType,
+    stored: StoredWeights,
 ) -> Result<Plan> {
     let TrainerSetup { device, dtype, .. } = *trainer;
     options.validate_values()?;
@@ -131,7 +130,7 @@ impl<'a> PlanCostCounter<'a> {
     fn new(
         options: &'a GrpoOptions,
         config: &ModelConfig,
-        stored: StoredDType,
+        stored: StoredWeights,
         dtype: DType,
         device: &Device,
         ends: EndTokens,

@@ -5,9 +5,10 @@ use crate::options::GradientCheckpointing;
 use crate::options::{Optim, RunOptions};
 use reel_device::Kernels;
 use reel_input::MediaOptions;
+use reel_input::tensor_file::StoredDType;
 
 use super::*;
-use crate::runs::plan::stored_weight_dtype;
+use crate::runs::plan::stored_weights;
 use crate::runs::testing::golden;
 use crate::setup::{GrpoSetup, ReportSetup, RunControl};
 
@@ -92,8 +93,7 @@ fn plan_equals_the_peak_of_a_run() {
             control: RunControl::one_process(&never),
         };
         let config = ModelConfig::open(&model).unwrap();
-        let plan =
-            plan_run_on_data(&options, &setup.data, &setup.trainer, stored_weight_dtype(&model, &config)).unwrap();
+        let plan = plan_run_on_data(&options, &setup.data, &setup.trainer, stored_weights(&model, &config)).unwrap();
         let last = crate::runs::run::grpo::run(&setup).unwrap().last.unwrap();
         assert_eq!(plan.memory.peak as u64, last.peak_bytes, "{name}: {:?}", plan.memory);
         let parts: usize = plan.memory.at_peak.iter().map(|(_, bytes)| bytes).sum();
@@ -109,7 +109,14 @@ fn shaped(tokens: usize, patches: usize, change: impl FnOnce(&mut GrpoOptions)) 
     let mut options = GrpoOptions { max_completion_length: 32, ..Default::default() };
     change(&mut options);
     let shape = RowShape::new(tokens, patches, &config())?;
-    plan_rows_of_one_size(&options, &config(), StoredDType::Bf16, DType::BF16, &shape, &Device::dry(Kernels::Cuda))
+    plan_rows_of_one_size(
+        &options,
+        &config(),
+        StoredDType::Bf16.into(),
+        DType::BF16,
+        &shape,
+        &Device::dry(Kernels::Cuda),
+    )
 }
 
 fn flops(plan: &Plan, phase: &str) -> f64 {
