@@ -163,9 +163,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let media = &self.media_options()?;
         self.refuse_replaced_inputs()?;
         self.options.check_programs()?;
-        if process.is_none() {
-            self.check_tools()?;
-        }
+        // Processes that `--gpus` has started do not repeat the check of their parent.
+        ToolSet::check(self.options.tools().filter(|_| process.is_none()), self.common.verbose)?;
         open_disk_cache(&self.options.frame_cache)?;
         let folder = prompt::find_or_download_model(&self.options.model)?;
         check_fits_model(media, &ModelConfig::open(&folder)?)?;
@@ -217,11 +216,6 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         done.and_then(|done| profiled.map(|()| done))
     }
 
-    /// Checks the tools that the model may call. The processes of `--gpus` do not repeat what their parent has checked.
-    fn check_tools(&self) -> Result<()> {
-        Ok(self.options.tools().map_or(Ok(()), |tools| ToolSet::check(tools, self.common.verbose))?)
-    }
-
     /// Refuses outputs that would replace inputs (see [`replaced`]), for the paths on the command line and in the
     /// configuration file together.
     fn refuse_replaced_inputs(&self) -> Result<()> {
@@ -264,7 +258,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         }
         if let Some(local) = local {
             self.options.validate()?;
-            self.check_tools()?;
+            ToolSet::check(self.options.tools(), self.common.verbose)?;
             return launch::launch_processes("--gpus", &local);
         }
         match (world, is_check_only) {

@@ -241,11 +241,10 @@ pub fn read_recorded_groups(
                 "has an invalid group: its data row does not exist, or its lists differ in length".into(),
             ));
         }
-        let mask_truncated = options.mask_truncated_completions;
+        let mask = options.mask_truncated_completions;
         let tokens = |(((ids, log_probs), turns), reason): (_, String)| {
-            let tokens = CompletionTokens::new(ids, log_probs, &ends, mask_truncated);
-            let tokens = tokens.with_tool_turns(turns, &ends, mask_truncated);
-            tokens.with_finish_reason(&reason, &ends, mask_truncated)
+            let tokens = CompletionTokens::new(ids, log_probs, &ends, mask).with_tool_turns(turns, &ends, mask);
+            tokens.with_finish_reason(&reason, &ends, mask)
         };
         if used {
             let parts = r.completions.into_iter().zip(log_probs).zip(tool_turns).zip(finish_reasons);
