@@ -149,9 +149,10 @@ fn killed_evaluations_with_tools_resume_to_the_same_bytes() {
     let rows = lines(&at.join("killed/whole/colors.jsonl"));
     assert!(rows.iter().any(|row| row["tool_calls"].to_string().contains("it is red")), "{rows:?}");
     // A run that continues must have the same tools.
+    let other_command = format!("{command}; true");
     for (other, words) in [
         (&["--max-tool-calls", "3"][..], "--max-tool-calls: is 3, but it was 5"),
-        (&["--tool-command", "cat"], "--tool-command: is \"cat\", but it was"),
+        (&["--tool-command", &other_command], "done; true\", but it was"),
         (&["--tool-tags", "<a>,</a>"], "--tool-tags: is \"<a>,</a>\", but it was null"),
     ] {
         let again = support::with_options(&again, other);
