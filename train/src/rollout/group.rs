@@ -315,6 +315,16 @@ mod tests {
         let one = |mask| completion(&[1, 9, 7, 2, 9, 7, 3], &[2..3, 5..6], mask);
         assert_eq!(learned(&one(true)), [0; 0]);
         assert_eq!(learned(&one(false)), [0, 1, 3, 4, 6]);
+        // The answer to the last call did not fit.
+        let no_room = |reason, mask| {
+            completion(&[1, 9, 7, 2, 9, 7, 3, 9], &[2..3, 5..6], mask).with_finish_reason(reason, &ends, mask)
+        };
+        assert_eq!((learned(&no_room("length", true)), no_room("length", true).lacks_room), (vec![], true));
+        assert_eq!(learned(&no_room("length", false)), [0, 1, 3, 4, 6, 7]);
+        assert_eq!(
+            (learned(&no_room("stop", true)), no_room("stop", true).lacks_room),
+            (vec![0, 1, 3, 4, 6, 7], false)
+        );
         let plain = completion(&[1, 9, 2], &[], false);
         assert_eq!((learned(&plain), plain.model_turns().next()), (vec![0, 1], Some(0..3)));
     }
