@@ -1,16 +1,15 @@
 //! The caller's side of a decoding worker: sends a request to the worker and maps the frames that the worker returns.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use memmap2::MmapOptions;
 use reel_support::diagnostic::input::UnsuitableFile;
-use reel_support::diagnostic::{Diagnostic, print_note_once};
+use reel_support::diagnostic::{Diagnostic, FirstNotes};
 use reel_support::ranges::record_span;
 use reel_support::worker::{Worker, WorkerFailure, WorkerPool, WorkerProgram};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -18,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::disk_cache::DiskFrameCache;
 use super::frame_cache::{FrameCache, FrameKey};
-use super::{DecodeControl, VIDEO_WORKER, WorkerJob, WorkerReply, WorkerRequest};
+use super::{DecodeControl, GPU_VIDEO_WORKER, VIDEO_WORKER, WorkerJob, WorkerReply, WorkerRequest};
 use crate::error::{Error, Kind, MediaFailure, Result};
 use crate::media::error::{cannot_read_media, cannot_start_worker};
 use crate::media::profile::{MediaOverrides, MediaProfile, MediaRules};
@@ -39,6 +38,9 @@ pub struct DecodeWorker {
     pub memory_mib: u64,
     /// Number of decoding threads.
     pub threads: usize,
+    /// The GPU that decodes H.264 and HEVC, as its index in CUDA's order. Frames have the same bits. A video that the
+    /// GPU does not decode is decoded in software, with a note on stderr for each reason.
+    pub gpu: Option<usize>,
     /// Cache of the frames that [`DecodeWorker::decode_resized`] returns; with `None`, each request decodes its video.
     pub cache: Option<Arc<FrameCache>>,
     /// Cache on disk of the same frames, which further processes and runs use.
@@ -55,6 +57,7 @@ impl DecodeWorker {
             program: WorkerProgram::new(path),
             memory_mib: DEFAULT_DECODE_MEMORY_MIB,
             threads: DecodeLimits::default().threads,
+            gpu: None,
             cache: None,
             disk_cache: None,
             control: None,
@@ -72,6 +75,23 @@ impl DecodeWorker {
     /// Creates a decoder that starts the running program's own binary as its worker.
     pub fn from_this_program() -> Self {
         Self::new("/proc/self/exe")
+    }
+
+    /// Opens the GPU of [`DecodeWorker::gpu`], if there is one, in a worker that stays ready to decode.
+    ///
+    /// # Errors
+    /// FFmpeg cannot decode on this GPU, the machine has no such GPU, or the worker fails.
+    pub fn check_gpu(&self) -> Result<()> {
+        if self.gpu.is_none() {
+            return Ok(());
+        }
+        match self.run_once(Path::new("decoder nvdec"), WorkerJob::OpenGpu, self.gpu) {
+            Err(e) if e.kind != Kind::Media(MediaFailure::Setting) => {
+                let help = "check the GPU with nvidia-smi, or leave this option out";
+                Err(Error::setting("decoder nvdec", e.diagnostic.what, help))
+            }
+            done => done.map(drop),
+        }
     }
 
     /// Reads size, frame rate and number of frames of a video.
@@ -176,32 +196,54 @@ impl DecodeWorker {
         if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
             return Err(cannot_read_media(path, &UnsuitableFile::Special.into()));
         }
-        let first = self.run_once(path, job);
+        if self.gpu.is_none() || matches!(job, WorkerJob::Probe) {
+            return self.run_in_software(path, job);
+        }
+        let on_gpu = {
+            let _slot = GpuSlot::wait_for(self)?;
+            self.run_once(path, job, self.gpu)
+        };
+        let Err(failure) = on_gpu else { return on_gpu };
+        self.check(0)?;
+        let decoded = self.run_in_software(path, job)?;
+        let what = failure.diagnostic.what;
+        let note = format!("--decoder nvdec: {}: {what}, so it is decoded in software", path.display());
+        // Most videos of a data set have the same reason, which is printed once.
+        static REASONS: FirstNotes = FirstNotes::new("further reasons for decoding in software are not named");
+        REASONS.print(what, note);
+        Ok(decoded)
+    }
+
+    fn run_in_software(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
+        let first = self.run_once(path, job, None);
         match first.as_ref().map_err(|e| e.kind) {
             Err(Kind::Media(MediaFailure::Timeout)) if self.control.is_some() => return first,
             Err(Kind::Media(MediaFailure::Timeout | MediaFailure::Killed)) => {}
             Err(Kind::Media(MediaFailure::Worker)) => std::thread::sleep(RESTART_PAUSE),
             _ => return first,
         }
-        self.run_once(path, job).map_err(tried_twice)
+        self.run_once(path, job, None).map_err(tried_twice)
     }
 
-    fn run_once(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
-        static IDLE: WorkerPool = WorkerPool::new();
+    fn run_once(&self, path: &Path, job: WorkerJob, gpu: Option<usize>) -> Result<(WorkerReply, File)> {
+        static SOFTWARE: WorkerPool = WorkerPool::new();
+        static GPU: WorkerPool = WorkerPool::new();
+        let (kind, idle) = if gpu.is_some() { (&GPU_VIDEO_WORKER, &GPU) } else { (&VIDEO_WORKER, &SOFTWARE) };
         let request = WorkerRequest {
             path: path.into(),
             memory_bytes: self.memory_mib.saturating_mul(1 << 20),
             threads: self.threads.max(1),
             max_pixels: DecodeLimits::max_pixels_within(self.program.timeout, self.threads),
+            gpu,
             job,
         };
         let cannot_start = |e: std::io::Error| cannot_start_worker(&self.program.path, &e);
         let memory: File = rustix::fs::memfd_create("reel-frames", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(|e| cannot_start(e.into()))?
             .into();
-        let mut worker = match IDLE.take_idle_worker(&self.program, 0) {
+        let mut worker = match idle.take_idle_worker(&self.program, 0) {
             Some(worker) => worker,
-            None => Worker::start(&self.program, &VIDEO_WORKER).map_err(cannot_start)?,
+            None => Worker::start(&self.program, kind).map_err(cannot_start)?,
         };
         let sent = worker.send(&request, Some(memory.as_fd()), self.program.timeout);
         let mut stopped = Ok(());
@@ -215,7 +257,7 @@ impl DecodeWorker {
         stopped?;
         let reply = waited.and_then(|_| worker.receive(0, &mut Vec::new()));
         let reply = reply.map_err(|failure| self.worker_failed(path, failure))?;
-        IDLE.return_worker(worker, 0);
+        idle.return_worker(worker, 0);
         match reply {
             WorkerReply::Failed(error) => Err(error),
             WorkerReply::Panicked(message) => Err(decoder_panicked(path, &message)),
@@ -299,24 +341,47 @@ pub fn worker_cpu_seconds() -> f64 {
     WORKER_MICROSECONDS.load(Ordering::Relaxed) as f64 / 1e6
 }
 
-/// Says once how many frames at the start of a video cannot be decoded. A data set may have many such videos, so only
-/// the first ones are named.
+/// One of the workers of this process that may decode on a GPU at the same time.
+struct GpuSlot;
+
+/// Each worker has a CUDA context and the frames of its decoders in the memory of the GPU, which the model needs.
+const MAX_GPU_WORKERS: usize = 4;
+
+static GPU_WORKERS: AtomicUsize = AtomicUsize::new(0);
+
+impl GpuSlot {
+    /// Waits for a free slot.
+    ///
+    /// # Errors
+    /// The decoder's control has stopped the decoding.
+    fn wait_for(decoder: &DecodeWorker) -> Result<Self> {
+        let take = |used: usize| (used < MAX_GPU_WORKERS).then_some(used + 1);
+        while GPU_WORKERS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+            decoder.check(0)?;
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(Self)
+    }
+}
+
+impl Drop for GpuSlot {
+    fn drop(&mut self) {
+        GPU_WORKERS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Says once how many frames at the start of a video cannot be decoded.
 fn note_left_out_frames(path: &Path, frames: u64) {
-    const MAX_NAMED: usize = 10;
-    static NAMED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-    let mut named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
-    if frames == 0 || named.contains(path) {
+    static VIDEOS: FirstNotes = FirstNotes::new("further videos that start inside a group of pictures are not named");
+    if frames == 0 {
         return;
     }
-    if named.len() == MAX_NAMED {
-        return print_note_once("further videos that start inside a group of pictures are not named".to_string());
-    }
-    named.insert(path.to_path_buf());
-    print_note_once(format!(
-        "{}: starts inside a group of pictures, so its first {frames} frames cannot be decoded and are left out; frame 0 \
-         and second 0 are those after them",
-        path.display()
-    ));
+    let path = path.display().to_string();
+    let note = format!(
+        "{path}: starts inside a group of pictures, so its first {frames} frames cannot be decoded and are left out; frame 0 \
+         and second 0 are those after them"
+    );
+    VIDEOS.print(path, note);
 }
 
 /// The help text of an error about a file that may be damaged.

@@ -1,11 +1,12 @@
 //! Decodes videos through FFmpeg's libraries: [`demux`] reads the container, [`plan`] decides which packets to
-//! decode, [`decode`] decodes them in several threads, [`convert`] writes RGB pixels.
+//! decode, [`decode`] decodes them in several threads, on a GPU with [`nvdec`], [`convert`] writes RGB pixels.
 
 mod av1;
 mod convert;
 mod decode;
 mod demux;
 mod error;
+pub(crate) mod nvdec;
 mod packets;
 mod plan;
 mod truncation;
