@@ -38,6 +38,8 @@ pub struct DecodeTimes {
     pub resize_seconds: f64,
     /// Processor time of the process that decoded, in seconds; 0 if the caller's own process decoded.
     pub cpu_seconds: f64,
+    /// Whether a GPU decoded.
+    pub on_gpu: bool,
 }
 
 /// Selected and decoded frames of a video. The serialized form leaves out the pixels.

@@ -319,9 +319,9 @@ fn record_video_span(work: &str, path: &Path, begun: Instant, mut details: Value
 
 /// Records the span of a decoded video and, inside it, what its worker did: the worker's work ended with its reply.
 fn record_decoding(path: &Path, video: &DecodedVideo, begun: Instant) {
-    let DecodeTimes { read_seconds, decode_seconds, resize_seconds, cpu_seconds } = video.times;
+    let DecodeTimes { read_seconds, decode_seconds, resize_seconds, cpu_seconds, on_gpu } = video.times;
     WORKER_MICROSECONDS.fetch_add((cpu_seconds * 1e6) as u64, Ordering::Relaxed);
-    let details = json!({"frames": video.indices.len(), "worker_cpu_seconds": cpu_seconds});
+    let details = json!({"frames": video.indices.len(), "worker_cpu_seconds": cpu_seconds, "on_gpu": on_gpu});
     record_video_span("decode", path, begun, details);
     // The times come from another process, so they are kept within those of this one.
     let elapsed = begun.elapsed().as_secs_f64();

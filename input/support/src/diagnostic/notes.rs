@@ -5,6 +5,8 @@ use std::fmt::Arguments;
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
+use crate::diagnostic::escape_controls;
+
 /// Prints a line to stderr, with the arguments of `format!`. If the line cannot be written, because the pipe is
 /// closed or the disk of the log is full, the line is lost and the program continues. `eprintln!` would panic.
 #[macro_export]
@@ -58,6 +60,6 @@ impl FirstNotes {
             return print_note_once(self.further.to_string());
         }
         subjects.insert(subject);
-        print_note_once(note);
+        print_note_once(escape_controls(&note).into_owned());
     }
 }

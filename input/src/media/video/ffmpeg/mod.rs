@@ -111,7 +111,13 @@ pub fn decode_into<B: AsMut<[u8]>>(
         left_out_frames: video.left_out_frames,
         video_fps: video.video_fps,
         sample_fps: selection.sample_fps,
-        times: DecodeTimes { read_seconds, decode_seconds, resize_seconds, cpu_seconds: 0.0 },
+        times: DecodeTimes {
+            read_seconds,
+            decode_seconds,
+            resize_seconds,
+            cpu_seconds: 0.0,
+            on_gpu: limits.gpu.is_some(),
+        },
     };
     Ok((decoded, memory))
 }

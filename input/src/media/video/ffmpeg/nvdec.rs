@@ -74,7 +74,7 @@ impl Gpu {
             match unsafe { Library::open(Some(library), RTLD_LAZY | RTLD_LOCAL) } {
                 // A driver library stays loaded, because it may have started threads.
                 Ok(loaded) => std::mem::forget(loaded),
-                Err(e) => return refuse(format!("{library} cannot be loaded ({e})"), help),
+                Err(_) => return refuse(format!("{library} cannot be loaded"), help),
             }
         }
         if !has_cuda_decoder(Id::H264) {
@@ -87,8 +87,10 @@ impl Gpu {
         // SAFETY: FFmpeg writes a reference to the new device to `device`, or leaves null; `name` outlives the call.
         let code = unsafe { ffi::av_hwdevice_ctx_create(&mut device, kind, name.as_ptr(), ptr::null_mut(), 0) };
         if code < 0 || device.is_null() {
-            let what = format!("GPU {index} cannot be opened ({})", ffmpeg::Error::from(code));
-            return refuse(what, "check with nvidia-smi that it exists and has free memory, or leave this option out");
+            return refuse(
+                format!("GPU {index} cannot be opened"),
+                "check with nvidia-smi that it exists and has free memory, or leave this option out",
+            );
         }
         let gpu: &Self = Box::leak(Box::new(Self(device)));
         opened.insert(index, gpu);
