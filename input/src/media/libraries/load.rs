@@ -76,7 +76,7 @@ macro_rules! functions {
 functions! {
     libavutil, ffi::LIBAVUTIL_VERSION_MAJOR, AVUTIL:
         av_buffer_ref av_dict_free av_dict_set av_frame_alloc av_frame_free av_frame_get_buffer av_hwdevice_ctx_create
-        av_hwframe_transfer_data av_log_set_level avutil_version;
+        av_hwframe_transfer_data av_log_set_callback av_log_set_level avutil_version;
     libavcodec, ffi::LIBAVCODEC_VERSION_MAJOR, AVCODEC:
         av_codec_is_decoder av_codec_is_encoder av_init_packet av_new_packet av_packet_rescale_ts av_packet_unref
         avcodec_alloc_context3 avcodec_close avcodec_find_decoder avcodec_find_decoder_by_name

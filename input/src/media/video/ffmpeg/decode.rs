@@ -136,7 +136,11 @@ pub(super) fn decode_frames(
     // Sorted with the longest run last, because lanes take jobs from the end with `pop`. Starting with the longest
     // runs makes all lanes end at about the same time.
     jobs.sort_by_key(|job| job.run.end - job.run.start);
+    nvdec::forget_errors();
     let resize_time = run_jobs(video, target_size, limits, gpu, &budget, jobs)?;
+    if gpu.is_some() {
+        nvdec::check_errors(&video.path)?;
+    }
 
     for i in 1..indices.len() {
         if indices[i] == indices[i - 1] {
@@ -399,7 +403,7 @@ impl<'f> DecodeLane<'f> {
             Err(e @ ffmpeg::Error::Other { errno }) if errno == ffmpeg::error::ENOMEM => {
                 Err(ffmpeg_error(&self.video.path, "decoding", e))
             }
-            Err(e) if self.is_on_gpu => Err(nvdec::failed_on_gpu(&self.video.path, e)),
+            Err(_) if self.is_on_gpu => Err(nvdec::failed_on_gpu(&self.video.path)),
             _ => Ok(()),
         }
     }
@@ -422,7 +426,7 @@ impl<'f> DecodeLane<'f> {
                     return Err(ffmpeg_error(&self.video.path, "decoding", e));
                 }
                 Err(ffmpeg::Error::Eof | ffmpeg::Error::Other { errno: ffmpeg::error::EAGAIN }) => return Ok(()),
-                Err(e) if self.is_on_gpu => return Err(nvdec::failed_on_gpu(&self.video.path, e)),
+                Err(_) if self.is_on_gpu => return Err(nvdec::failed_on_gpu(&self.video.path)),
                 // Only this frame is damaged; later frames may be intact.
                 Err(ffmpeg::Error::InvalidData) => continue,
                 Err(_) => return Ok(()),
