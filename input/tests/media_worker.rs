@@ -33,6 +33,7 @@ fn main() -> ExitCode {
             return reel_support::worker::serve(|request, memory, replies| play(&args[2], request, memory, replies));
         }
         Some("__private-memory") => return private_memory(),
+        Some("__on-gpu") => return decode_on_gpu(&args[2..]),
         Some("__play") => {
             return reel_support::worker::serve_in_forks(|request, memory, replies| {
                 play(&args[2], request, memory, replies)
@@ -60,7 +61,7 @@ fn main() -> ExitCode {
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}
     }
-    let tests: [(&str, fn()); 20] = [
+    let tests: [(&str, fn()); 21] = [
         ("worker_frames_equal_in_process_frames", worker_frames_equal_in_process_frames),
         ("resized_frames_equal_torch_bicubic", resized_frames_equal_torch_bicubic),
         ("worker_errors_reach_the_caller", worker_errors_reach_the_caller),
@@ -81,6 +82,10 @@ fn main() -> ExitCode {
         ("whatever_a_gpu_fails_at_is_decoded_in_software", whatever_a_gpu_fails_at_is_decoded_in_software),
         ("one_gpu_worker_decodes_many_videos", one_gpu_worker_decodes_many_videos),
         ("private_memory_is_limited", private_memory_is_limited),
+        (
+            "frames_of_a_stand_in_for_a_gpu_are_those_of_the_software",
+            frames_of_a_stand_in_for_a_gpu_are_those_of_the_software,
+        ),
     ];
     let wanted = args.iter().skip(1).find(|a| !a.starts_with('-'));
     for (name, test) in tests {
@@ -521,6 +526,85 @@ fn one_gpu_worker_decodes_many_videos() {
     DecodeWorker { gpu: None, ..decoder }.check_gpu().unwrap();
     let error = with_gpu("abort").check_gpu().unwrap_err();
     one_line(error, &["decoder nvdec: the decoding worker was killed by signal 6", "nvidia-smi"]);
+}
+
+/// FFmpeg's hardware decoder runs with stand-ins for the libraries of NVIDIA's driver. All their pictures are grey, and so
+/// are the videos. The frames are those of the software also if the driver refuses a stream, a picture or a copy.
+fn frames_of_a_stand_in_for_a_gpu_are_those_of_the_software() {
+    let name = "frames_of_a_stand_in_for_a_gpu_are_those_of_the_software";
+    let folder = tempfile::tempdir().unwrap();
+    for (source, library) in [("cuda.c", "libcuda.so.1"), ("nvcuvid.c", "libnvcuvid.so.1")] {
+        let source: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/fake_nvdec", source].iter().collect();
+        let compiler = Command::new("cc")
+            .args(["-w", "-shared", "-fPIC", "-o"])
+            .arg(folder.path().join(library))
+            .arg(source)
+            .status();
+        if !compiler.is_ok_and(|status| status.success()) {
+            return println!("test {name}: skipped, because there is no C compiler (cc)");
+        }
+    }
+    let mut videos = Vec::new();
+    for (codec, file) in [(VideoCodec::H264, "h264.mp4"), (VideoCodec::Hevc, "hevc.mp4")] {
+        if codec.available_encoder_name().is_none() {
+            println!("test {name}: {file} is skipped, because FFmpeg cannot encode it");
+            continue;
+        }
+        let (count, height, width) = (50, 62, 94);
+        let data = vec![128; count * height * width * 3];
+        let mut options = vec![("crf".to_owned(), "1".to_owned())];
+        if codec == VideoCodec::Hevc {
+            options.push(("x265-params".to_owned(), "log-level=error".to_owned()));
+        }
+        let encoding = VideoEncodingOptions {
+            gop: Some(12),
+            b_frames: Some(2),
+            options,
+            ..VideoEncodingOptions::new(codec, (25, 1))
+        };
+        let path = folder.path().join(file);
+        encode_video(&path, FrameView::new(&data, count, height, width).unwrap(), &encoding).unwrap();
+        videos.push(path);
+    }
+    for (variable, is_on_gpu) in [
+        ("FAKE_NOTHING", true),
+        ("FAKE_REFUSED_STREAMS", false),
+        ("FAKE_REFUSED_PICTURES", false),
+        ("FAKE_FAILED_COPIES", false),
+    ] {
+        let mut decode = Command::new(me());
+        decode.arg("__on-gpu").args(&videos).env("LD_LIBRARY_PATH", folder.path()).env(variable, "1");
+        let done = decode.output().unwrap();
+        let (said, error) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+        if error.contains("libavcodec cannot decode") {
+            return println!("test {name}: skipped, because FFmpeg was built without NVDEC");
+        }
+        assert!(done.status.success(), "{variable}: {error}");
+        assert_eq!(
+            said.lines().collect::<Vec<_>>(),
+            vec![is_on_gpu.to_string(); 3 * videos.len()],
+            "{variable}: {error}"
+        );
+        assert_eq!(error.contains("so it is decoded in software"), !is_on_gpu, "{variable}: {error}");
+    }
+}
+
+/// Decodes frames of each video by the GPU and by the software, which must be equal. Prints whether the GPU decoded.
+fn decode_on_gpu(videos: &[String]) -> ExitCode {
+    let gpu = DecodeWorker { gpu: Some(0), threads: 3, ..DecodeWorker::new(me()) };
+    gpu.check_gpu().unwrap();
+    let other = DecodeWorker { gpu: Some(1), ..DecodeWorker::new(me()) };
+    one_line(other.check_gpu().unwrap_err(), &["decoder nvdec: GPU 1 cannot be opened", "nvidia-smi"]);
+    let software = DecodeWorker::new(me());
+    for video in videos {
+        for n in [2, 16, 50] {
+            let o = MediaOverrides { nframes: Some(n), ..Default::default() };
+            let got = gpu.decode(Path::new(video), MediaProfile::Qwen, &o).unwrap();
+            same(&got, &software.decode(Path::new(video), MediaProfile::Qwen, &o).unwrap());
+            println!("{}", got.times.on_gpu);
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 /// Runs [`private_memory`] in a process of its own.

@@ -14,7 +14,7 @@
 //! What is refused is an error here. The caller of the worker then decodes the video in software.
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::Path;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -216,9 +216,12 @@ static HAS_LOGGED_ERROR: AtomicBool = AtomicBool::new(false);
 /// FFmpeg calls this function with each message. It returns no error for pictures that the GPU's driver refuses, and
 /// some versions none for failed copies from the GPU, but it logs both. The type of the message's arguments depends on the
 /// architecture.
-unsafe extern "C" fn note_error<Arguments>(_: *mut c_void, level: c_int, _: *const c_char, _: Arguments) {
-    // The higher bits are a colour.
-    if level & 0xff <= ffi::AV_LOG_ERROR {
+unsafe extern "C" fn note_error<Arguments>(_: *mut c_void, level: c_int, format: *const c_char, _: Arguments) {
+    // SAFETY: FFmpeg passes a format string of printf.
+    let format = unsafe { CStr::from_ptr(format) };
+    // Intact H.264 streams release references to frames that were skipped, which FFmpeg logs as an error. The higher bits
+    // of the level are a colour.
+    if level & 0xff <= ffi::AV_LOG_ERROR && !format.to_bytes().starts_with(b"mmco:") {
         HAS_LOGGED_ERROR.store(true, Ordering::Relaxed);
     }
 }
