@@ -585,7 +585,7 @@ fn frames_of_a_stand_in_for_a_gpu_are_those_of_the_software() {
             vec![is_on_gpu.to_string(); 3 * videos.len()],
             "{variable}: {error}"
         );
-        assert_eq!(error.contains("so it is decoded in software"), !is_on_gpu, "{variable}: {error}");
+        assert_eq!(error.contains("are decoded in software"), !is_on_gpu, "{variable}: {error}");
     }
 }
 

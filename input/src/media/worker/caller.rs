@@ -1,15 +1,16 @@
 //! The caller's side of a decoding worker: sends a request to the worker and maps the frames that the worker returns.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use memmap2::MmapOptions;
 use reel_support::diagnostic::input::UnsuitableFile;
-use reel_support::diagnostic::{Diagnostic, FirstNotes};
+use reel_support::diagnostic::{Diagnostic, escape_controls, print_note_once};
 use reel_support::ranges::record_span;
 use reel_support::worker::{Worker, WorkerFailure, WorkerPool, WorkerProgram};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -28,6 +29,10 @@ pub const DEFAULT_DECODE_MEMORY_MIB: u64 = 2048;
 
 /// The pause before a job is tried again because this machine had no threads, processes or open files left.
 const RESTART_PAUSE: Duration = Duration::from_millis(50);
+
+/// Number of workers of this process that decode on a GPU at the same time. Each has a CUDA context and the frames of its
+/// decoders in the memory of the GPU, which the model needs.
+const MAX_GPU_WORKERS: usize = 4;
 
 /// Decodes videos, each one in its own worker process.
 #[derive(Clone, Debug)]
@@ -199,18 +204,22 @@ impl DecodeWorker {
         if self.gpu.is_none() || matches!(job, WorkerJob::Probe) {
             return self.run_in_software(path, job);
         }
-        let on_gpu = {
-            let _slot = GpuSlot::wait_for(self)?;
-            self.run_once(path, job, self.gpu)
+        static SLOTS: [Mutex<()>; MAX_GPU_WORKERS] = [const { Mutex::new(()) }; MAX_GPU_WORKERS];
+        let slot = loop {
+            match SLOTS.iter().find_map(|slot| slot.try_lock().ok()) {
+                Some(slot) => break slot,
+                None => std::thread::sleep(Duration::from_millis(2)),
+            }
+            self.check(0)?;
         };
+        let on_gpu = self.run_once(path, job, self.gpu);
+        drop(slot);
         let Err(failure) = on_gpu else { return on_gpu };
         self.check(0)?;
         let decoded = self.run_in_software(path, job)?;
-        let what = failure.diagnostic.what;
-        let note = format!("--decoder nvdec: {}: {what}, so it is decoded in software", path.display());
-        // Most videos of a data set have the same reason, which is printed once.
-        static REASONS: FirstNotes = FirstNotes::new("further reasons for decoding in software are not named");
-        REASONS.print(what, note);
+        // Most videos of a data set have the same reason, so the path is left out.
+        let what = escape_controls(&failure.diagnostic.what);
+        print_note_once(format!("--decoder nvdec: a video, and others like it, are decoded in software: {what}"));
         Ok(decoded)
     }
 
@@ -341,47 +350,24 @@ pub fn worker_cpu_seconds() -> f64 {
     WORKER_MICROSECONDS.load(Ordering::Relaxed) as f64 / 1e6
 }
 
-/// One of the workers of this process that may decode on a GPU at the same time.
-struct GpuSlot;
-
-/// Each worker has a CUDA context and the frames of its decoders in the memory of the GPU, which the model needs.
-const MAX_GPU_WORKERS: usize = 4;
-
-static GPU_WORKERS: AtomicUsize = AtomicUsize::new(0);
-
-impl GpuSlot {
-    /// Waits for a free slot.
-    ///
-    /// # Errors
-    /// The decoder's control has stopped the decoding.
-    fn wait_for(decoder: &DecodeWorker) -> Result<Self> {
-        let take = |used: usize| (used < MAX_GPU_WORKERS).then_some(used + 1);
-        while GPU_WORKERS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
-            decoder.check(0)?;
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        Ok(Self)
-    }
-}
-
-impl Drop for GpuSlot {
-    fn drop(&mut self) {
-        GPU_WORKERS.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Says once how many frames at the start of a video cannot be decoded.
+/// Says once how many frames at the start of a video cannot be decoded. A data set may have many such videos, so only
+/// the first ones are named.
 fn note_left_out_frames(path: &Path, frames: u64) {
-    static VIDEOS: FirstNotes = FirstNotes::new("further videos that start inside a group of pictures are not named");
-    if frames == 0 {
+    const MAX_NAMED: usize = 10;
+    static NAMED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    let mut named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
+    if frames == 0 || named.contains(path) {
         return;
     }
-    let path = path.display().to_string();
-    let note = format!(
-        "{path}: starts inside a group of pictures, so its first {frames} frames cannot be decoded and are left out; frame 0 \
-         and second 0 are those after them"
-    );
-    VIDEOS.print(path, note);
+    if named.len() == MAX_NAMED {
+        return print_note_once("further videos that start inside a group of pictures are not named".to_string());
+    }
+    named.insert(path.to_path_buf());
+    print_note_once(format!(
+        "{}: starts inside a group of pictures, so its first {frames} frames cannot be decoded and are left out; frame 0 \
+         and second 0 are those after them",
+        path.display()
+    ));
 }
 
 /// The help text of an error about a file that may be damaged.

@@ -19,7 +19,7 @@ mod unfinished;
 
 pub use crate::note;
 pub use message::{Diagnostic, display_path};
-pub use notes::{FirstNotes, print_note, print_note_once};
+pub use notes::{print_note, print_note_once};
 pub use panics::{catch_panic, is_panic_caught};
 pub use printable::{escape_controls, escape_controls_in_json, one_line};
 pub use redact::redact_urls;

@@ -5,8 +5,6 @@ use std::fmt::Arguments;
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
-use crate::diagnostic::escape_controls;
-
 /// Prints a line to stderr, with the arguments of `format!`. If the line cannot be written, because the pipe is
 /// closed or the disk of the log is full, the line is lost and the program continues. `eprintln!` would panic.
 #[macro_export]
@@ -30,36 +28,5 @@ pub fn print_note_once(text: String) {
     let is_new = PRINTED.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone());
     if is_new {
         print_note(format_args!("note: {text}"));
-    }
-}
-
-/// Notes of one kind, of which the first 10 are printed. A data set may have many videos with the same note.
-#[derive(Debug)]
-pub struct FirstNotes {
-    /// What has been noted.
-    subjects: Mutex<BTreeSet<String>>,
-    /// The note that replaces further ones.
-    further: &'static str,
-}
-
-impl FirstNotes {
-    const MAX: usize = 10;
-
-    /// No notes yet.
-    pub const fn new(further: &'static str) -> Self {
-        Self { subjects: Mutex::new(BTreeSet::new()), further }
-    }
-
-    /// Prints the note about `subject` unless there was one.
-    pub fn print(&self, subject: String, note: String) {
-        let mut subjects = self.subjects.lock().unwrap_or_else(PoisonError::into_inner);
-        if subjects.contains(&subject) {
-            return;
-        }
-        if subjects.len() == Self::MAX {
-            return print_note_once(self.further.to_string());
-        }
-        subjects.insert(subject);
-        print_note_once(escape_controls(&note).into_owned());
     }
 }

@@ -136,10 +136,10 @@ pub(super) fn decode_frames(
     // Sorted with the longest run last, because lanes take jobs from the end with `pop`. Starting with the longest
     // runs makes all lanes end at about the same time.
     jobs.sort_by_key(|job| job.run.end - job.run.start);
-    nvdec::forget_errors();
+    nvdec::HAS_LOGGED_ERROR.store(false, Ordering::Relaxed);
     let resize_time = run_jobs(video, target_size, limits, gpu, &budget, jobs)?;
-    if gpu.is_some() {
-        nvdec::check_errors(&video.path)?;
+    if gpu.is_some() && nvdec::HAS_LOGGED_ERROR.load(Ordering::Relaxed) {
+        return Err(nvdec::failed_on_gpu(&video.path));
     }
 
     for i in 1..indices.len() {

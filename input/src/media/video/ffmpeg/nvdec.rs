@@ -5,7 +5,7 @@
 //! attach            give the device to a decoder, which then asks choose_format for the format of its frames
 //! check_frame       of each frame: refuse it if NVDEC may differ from the software decoder
 //! software_frame    of each selected frame: copy it to the host and separate U from V
-//! check_errors      at the end: refuse the video if FFmpeg has logged an error
+//! HAS_LOGGED_ERROR  at the end: refuse the video if FFmpeg has logged an error
 //! ```
 //! Both standards prescribe every bit of a frame, so a selected frame then equals the software decoder's frame, and
 //! colour conversion, rotation and resize are the same code. A GPU frame is NV12 or P010: a plane of Y, and a plane of U
@@ -30,7 +30,6 @@ use libloading::os::unix::{Library, RTLD_LAZY, RTLD_LOCAL};
 
 use super::convert::allocate_frame;
 use super::demux::VideoFile;
-use super::error::ffmpeg_error;
 use crate::error::{Error, Result};
 use crate::media::libraries::load_ffmpeg;
 
@@ -141,30 +140,17 @@ fn has_cuda_decoder(codec: Id) -> bool {
     })
 }
 
-/// The form of a stream's frames.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FrameLayout {
-    /// The pixel format of the software decoder's frames.
-    software: Pixel,
-    /// The pixel format of the GPU's frames.
-    gpu: Pixel,
-}
+/// The pixel formats of a stream's frames: in the software decoder, and on the GPU.
+type FrameFormats = (Pixel, Pixel);
 
-/// The frames of a stream whose software decoder has the pixel format `software` (a number of `AVPixelFormat`); `None`
-/// if the stream is not decoded on the GPU.
-fn frame_layout(codec: Id, software: i32) -> Option<FrameLayout> {
-    let layouts = [
-        (Pixel::YUV420P, Pixel::NV12, true),
-        // Full range; otherwise as YUV420P.
-        (Pixel::YUVJ420P, Pixel::NV12, true),
-        // NVDEC decodes H.264 with 8 bits only, except on the latest GPUs.
-        (Pixel::YUV420P10LE, Pixel::P010LE, codec == Id::HEVC),
-    ];
-    let fits = |(of_software, _, is_decoded): &(Pixel, Pixel, bool)| {
-        *is_decoded && ffi::AVPixelFormat::from(*of_software) as i32 == software
-    };
+/// The formats of a stream whose software decoder has the pixel format `software` (a number of `AVPixelFormat`); `None` if
+/// the stream is not decoded on the GPU. NVDEC decodes H.264 with 10 bits on the latest GPUs only.
+fn frame_formats(codec: Id, software: i32) -> Option<FrameFormats> {
+    const ALL: [FrameFormats; 3] =
+        [(Pixel::YUV420P, Pixel::NV12), (Pixel::YUVJ420P, Pixel::NV12), (Pixel::YUV420P10LE, Pixel::P010LE)];
+    let of_codec = &ALL[..if codec == Id::HEVC { 3 } else { 2 }];
     let is_decoded = matches!(codec, Id::H264 | Id::HEVC);
-    layouts.into_iter().find(fits).filter(|_| is_decoded).map(|(software, gpu, _)| FrameLayout { software, gpu })
+    of_codec.iter().copied().find(|formats| is_decoded && ffi::AVPixelFormat::from(formats.0) as i32 == software)
 }
 
 /// Says why a stream is not decoded on the GPU; `None` if it is.
@@ -176,7 +162,7 @@ fn refusal(codec: Id, software: i32, has_cuda_decoder: bool) -> Option<String> {
         return Some(format!("the installed libavcodec cannot decode {} with CUDA", codec.name()));
     }
     let what = "its pixel format is not 4:2:0 with 8 bits (of HEVC, also 10 bits)";
-    frame_layout(codec, software).is_none().then(|| what.to_owned())
+    frame_formats(codec, software).is_none().then(|| what.to_owned())
 }
 
 /// FFmpeg calls this function when a decoder knows its stream, and after a choice that the GPU could not use.
@@ -202,7 +188,7 @@ unsafe extern "C" fn choose_format(
 /// Whether a decoder that offers these pixel formats, its software format last, decodes on the GPU.
 fn takes_gpu_frames(codec: Id, offered: &[i32]) -> bool {
     let Some((&software, of_hardware)) = offered.split_last() else { return false };
-    of_hardware.contains(&(ffi::AVPixelFormat::AV_PIX_FMT_CUDA as i32)) && frame_layout(codec, software).is_some()
+    of_hardware.contains(&(ffi::AVPixelFormat::AV_PIX_FMT_CUDA as i32)) && frame_formats(codec, software).is_some()
 }
 
 /// The error of a video whose decoding on the GPU failed.
@@ -210,12 +196,11 @@ pub(super) fn failed_on_gpu(path: &Path) -> Error {
     Error::media_file(path, "decoding on the GPU failed, or its data are damaged", IN_SOFTWARE)
 }
 
-/// Whether FFmpeg has logged an error since [`forget_errors`].
-static HAS_LOGGED_ERROR: AtomicBool = AtomicBool::new(false);
+/// Whether FFmpeg has logged an error. It returns none for pictures that the GPU's driver refuses, and in some versions
+/// none for failed copies from the GPU, but it logs both.
+pub(super) static HAS_LOGGED_ERROR: AtomicBool = AtomicBool::new(false);
 
-/// FFmpeg calls this function with each message. It returns no error for pictures that the GPU's driver refuses, and
-/// some versions none for failed copies from the GPU, but it logs both. The type of the message's arguments depends on the
-/// architecture.
+/// FFmpeg calls this function with each message. The type of the message's arguments depends on the architecture.
 unsafe extern "C" fn note_error<Arguments>(_: *mut c_void, level: c_int, format: *const c_char, _: Arguments) {
     // SAFETY: FFmpeg passes a format string of printf.
     let format = unsafe { CStr::from_ptr(format) };
@@ -224,16 +209,6 @@ unsafe extern "C" fn note_error<Arguments>(_: *mut c_void, level: c_int, format:
     if level & 0xff <= ffi::AV_LOG_ERROR && !format.to_bytes().starts_with(b"mmco:") {
         HAS_LOGGED_ERROR.store(true, Ordering::Relaxed);
     }
-}
-
-/// Begins to watch for errors that FFmpeg only logs.
-pub(super) fn forget_errors() {
-    HAS_LOGGED_ERROR.store(false, Ordering::Relaxed);
-}
-
-/// Refuses a video whose frames are complete if FFmpeg has logged an error meanwhile.
-pub(super) fn check_errors(path: &Path) -> Result<()> {
-    if HAS_LOGGED_ERROR.load(Ordering::Relaxed) { Err(failed_on_gpu(path)) } else { Ok(()) }
 }
 
 /// Refuses a frame that NVDEC may have decoded in another way than the software decoder.
@@ -256,41 +231,25 @@ pub(super) fn check_frame(path: &Path, frame: &AvFrame) -> Result<()> {
 
 /// Copies a GPU frame of `decoder` to the host, as the frame that the software decoder outputs.
 pub(super) fn software_frame(path: &Path, decoder: &decoder::Video, frame: &AvFrame) -> Result<AvFrame> {
-    // SAFETY: the decoder is alive; the format is read as a plain number.
-    let software = unsafe { ptr::addr_of!((*decoder.as_ptr()).sw_pix_fmt).cast::<i32>().read() };
-    let layout = frame_layout(decoder.id(), software);
-    let Some(layout) = layout.filter(|layout| format_in_gpu_memory(frame) == Some(layout.gpu)) else {
-        return Err(Error::media_file(path, "its pixel format changes", IN_SOFTWARE));
+    let mut host = AvFrame::empty();
+    // SAFETY: the decoder and both frames are alive, and FFmpeg allocates the memory of the empty frame. The format is
+    // read as a plain number.
+    let (code, software) = unsafe {
+        let code = ffi::av_hwframe_transfer_data(host.as_mut_ptr(), frame.as_ptr(), 0);
+        (code, ptr::addr_of!((*decoder.as_ptr()).sw_pix_fmt).cast::<i32>().read())
     };
-    let copied = copy_to_host(frame, layout).and_then(|host| planar_frame(&host, layout));
-    let mut software = copied.map_err(|e| match e {
-        ffmpeg::Error::Other { errno } if errno == ffmpeg::error::ENOMEM => ffmpeg_error(path, "decoding", e),
-        _ => failed_on_gpu(path),
-    })?;
-    software.set_color_space(frame.color_space());
-    software.set_color_range(frame.color_range());
-    Ok(software)
-}
-
-/// The pixel format of a frame in GPU memory; `None` if the frame is not in GPU memory.
-fn format_in_gpu_memory(frame: &AvFrame) -> Option<Pixel> {
-    // SAFETY: the frame is alive. Frames of the format CUDA have a frames context, whose data are this struct.
-    let pool = unsafe { (*frame.as_ptr()).hw_frames_ctx.as_ref()?.data.cast::<ffi::AVHWFramesContext>().as_ref()? };
-    [Pixel::NV12, Pixel::P010LE].into_iter().find(|format| ffi::AVPixelFormat::from(*format) == pool.sw_format)
-}
-
-/// Copies a GPU frame to host memory.
-fn copy_to_host(frame: &AvFrame, layout: FrameLayout) -> std::result::Result<AvFrame, ffmpeg::Error> {
-    let mut host = allocate_frame(layout.gpu, frame.width(), frame.height())?;
-    // SAFETY: both frames are alive, and the host frame has memory for this format and size.
-    let code = unsafe { ffi::av_hwframe_transfer_data(host.as_mut_ptr(), frame.as_ptr(), 0) };
-    if code < 0 { Err(ffmpeg::Error::from(code)) } else { Ok(host) }
+    let formats = frame_formats(decoder.id(), software).filter(|formats| code >= 0 && formats.1 == host.format());
+    let planar = formats.and_then(|formats| planar_frame(&host, formats).ok());
+    let mut planar = planar.ok_or_else(|| failed_on_gpu(path))?;
+    planar.set_color_space(frame.color_space());
+    planar.set_color_range(frame.color_range());
+    Ok(planar)
 }
 
 /// Separates U from V: converts NV12 to yuv420p, and P010 to yuv420p10.
-fn planar_frame(from: &AvFrame, layout: FrameLayout) -> std::result::Result<AvFrame, ffmpeg::Error> {
-    let mut to = allocate_frame(layout.software, from.width(), from.height())?;
-    if layout.gpu == Pixel::NV12 {
+fn planar_frame(from: &AvFrame, formats: FrameFormats) -> std::result::Result<AvFrame, ffmpeg::Error> {
+    let mut to = allocate_frame(formats.0, from.width(), from.height())?;
+    if formats.1 == Pixel::NV12 {
         write_planes(from, &mut to, |[byte]: [u8; 1]| [byte]);
     } else {
         write_planes(from, &mut to, |sample: [u8; 2]| (u16::from_le_bytes(sample) >> 6).to_le_bytes());
@@ -320,7 +279,7 @@ fn write_planes<const N: usize>(from: &AvFrame, to: &mut AvFrame, convert: impl 
 /// The first `rows` rows of a plane in host memory, and the bytes of a row.
 fn plane(frame: &AvFrame, index: usize, rows: usize) -> (&[u8], usize) {
     let stride = frame.stride(index);
-    // SAFETY: `allocate_frame` has allocated the plane with at least this many rows.
+    // SAFETY: FFmpeg has allocated the plane with at least this many rows.
     (unsafe { std::slice::from_raw_parts((*frame.as_ptr()).data[index], stride * rows) }, stride)
 }
 
@@ -338,23 +297,23 @@ mod tests {
     use super::*;
     use crate::media::resize::{FrameFilter, ResizeTarget};
 
-    const EIGHT_BITS: FrameLayout = FrameLayout { software: Pixel::YUV420P, gpu: Pixel::NV12 };
-    const TEN_BITS: FrameLayout = FrameLayout { software: Pixel::YUV420P10LE, gpu: Pixel::P010LE };
+    const EIGHT_BITS: FrameFormats = (Pixel::YUV420P, Pixel::NV12);
+    const TEN_BITS: FrameFormats = (Pixel::YUV420P10LE, Pixel::P010LE);
 
     fn number(format: Pixel) -> i32 {
         ffi::AVPixelFormat::from(format) as i32
     }
 
     /// What a GPU makes of a frame of the software decoder, sample by sample.
-    fn gpu_frame(planar: &AvFrame, layout: FrameLayout) -> AvFrame {
+    fn gpu_frame(planar: &AvFrame, formats: FrameFormats) -> AvFrame {
         let (width, height) = (planar.width() as usize, planar.height() as usize);
-        let mut to = allocate_frame(layout.gpu, planar.width(), planar.height()).unwrap();
+        let mut to = allocate_frame(formats.1, planar.width(), planar.height()).unwrap();
         for (index, rows, columns) in [(0, height, width), (1, height / 2, width / 2), (2, height / 2, width / 2)] {
             let (from, from_stride) = plane(planar, index, rows);
             let (to, to_stride) = plane_mut(&mut to, index.min(1), rows);
             for (y, x) in (0..rows).flat_map(|y| (0..columns).map(move |x| (y, x))) {
                 let at = if index == 0 { x } else { 2 * x + index - 1 };
-                if layout == TEN_BITS {
+                if formats == TEN_BITS {
                     let sample = u16::from_le_bytes([0, 1].map(|i| from[y * from_stride + 2 * x + i]));
                     to[y * to_stride + 2 * at..][..2].copy_from_slice(&(sample << 6).to_le_bytes());
                 } else {
@@ -366,8 +325,8 @@ mod tests {
     }
 
     /// Visible samples of Y, U and V, one after the other.
-    fn samples(frame: &AvFrame, layout: FrameLayout) -> Vec<u8> {
-        let bytes = if layout == TEN_BITS { 2 } else { 1 };
+    fn samples(frame: &AvFrame, formats: FrameFormats) -> Vec<u8> {
+        let bytes = if formats == TEN_BITS { 2 } else { 1 };
         let (width, height) = (frame.width() as usize, frame.height() as usize);
         let planes = [(0, height, width), (1, height / 2, width / 2), (2, height / 2, width / 2)];
         let visible = |(index, rows, columns): (usize, usize, usize)| {
@@ -428,8 +387,8 @@ mod tests {
         #[test]
         fn any_samples_keep_their_places(half in (1u32..40, 1u32..40), seed in any::<u64>(), ten_bits in any::<bool>()) {
             load_ffmpeg().unwrap();
-            let layout = if ten_bits { TEN_BITS } else { EIGHT_BITS };
-            let mut frame = allocate_frame(layout.software, 2 * half.0, 2 * half.1).unwrap();
+            let formats = if ten_bits { TEN_BITS } else { EIGHT_BITS };
+            let mut frame = allocate_frame(formats.0, 2 * half.0, 2 * half.1).unwrap();
             let mut state = seed | 1;
             for index in 0..3 {
                 let rows = (if index == 0 { 2 * half.1 } else { half.1 }) as usize;
@@ -439,8 +398,8 @@ mod tests {
                     *byte = (state >> 56) as u8 & if high_byte { 3 } else { 255 };
                 }
             }
-            let got = planar_frame(&gpu_frame(&frame, layout), layout).unwrap();
-            prop_assert!(samples(&got, layout) == samples(&frame, layout));
+            let got = planar_frame(&gpu_frame(&frame, formats), formats).unwrap();
+            prop_assert!(samples(&got, formats) == samples(&frame, formats));
             prop_assert!(resized_rgb(&got) == resized_rgb(&frame));
         }
     }
@@ -466,7 +425,7 @@ mod tests {
         let cuda = ffi::AVPixelFormat::AV_PIX_FMT_CUDA as i32;
         for (codec, software, gpu) in decodes {
             let (case, software) = (format!("{codec:?} {software:?}"), number(software));
-            assert_eq!(frame_layout(codec, software).map(|layout| layout.gpu), gpu, "{case}");
+            assert_eq!(frame_formats(codec, software).map(|formats| formats.1), gpu, "{case}");
             assert_eq!(refusal(codec, software, true).is_none(), gpu.is_some(), "{case}");
             assert!(refusal(codec, software, false).is_some(), "{case}");
             let vaapi = number(Pixel::VAAPI);
