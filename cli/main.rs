@@ -77,6 +77,7 @@ fn main() -> ExitCode {
     interrupt::save_flag();
     let kinds = [
         &reel_input::media::worker::VIDEO_WORKER,
+        &reel_input::media::worker::GPU_VIDEO_WORKER,
         &chat::TEMPLATE_WORKER,
         &reel_input::rows::worker::WORKER,
         &reel_engine::GRAMMAR_WORKER,
