@@ -31,8 +31,8 @@ use crate::training::ResolvedOptions;
 
 /// Train a tiny model with random weights to answer questions about synthetic video clips: curation of chains of
 /// thought (a stand-in on this machine answers for large models), SFT, then GRPO with the temporal reward (T-GRPO), and
-/// an evaluation between the stages. At last the model learns to call the tool crop_video, and answers questions with
-/// and without it. Writes a page with accuracy on held-out clips, curves and frames. Takes minutes on a CPU.
+/// an evaluation between the stages. A third stage trains the random model to call the tool crop_video, and it answers
+/// questions with and without it. Writes a page with accuracy on held-out clips, curves and frames. Takes minutes on a CPU.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  reel demo --out demo")]
 pub struct DemoArgs {
@@ -105,7 +105,7 @@ impl DemoArgs {
         let mut tools_run = resolved(SftOptions::default(), &demo.path_in_folder("tools.toml"), &common)?;
         demo.set_paths_and_steps(&mut sft_run.options, "model", "sft");
         demo.set_paths_and_steps(&mut grpo_run.options, "sft", "grpo");
-        demo.set_paths_and_steps(&mut tools_run.options, "grpo", "tools");
+        demo.set_paths_and_steps(&mut tools_run.options, "model", "tools");
         grpo_run.options.siglip = Some(demo.path_in_folder("siglip"));
         let run_sft = |run: &ResolvedOptions<SftOptions>| run.with_setup(None, |setup| Ok(sft::run(setup)?)).map(drop);
         let run_grpo = || grpo_run.with_setup(None, |setup| Ok(grpo::run(setup)?)).map(drop);

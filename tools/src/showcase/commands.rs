@@ -107,7 +107,7 @@ impl Demo {
             evaluate("sft"),
             grpo.with_path("--siglip", &self.path_in_folder("siglip")),
             evaluate("grpo"),
-            train("sft", TOOL_STAGE, "grpo"),
+            train("sft", TOOL_STAGE, "model"),
             self.tool_eval_command(true).with_switch("--overwrite"),
             self.tool_eval_command(false).with_switch("--overwrite"),
             self.training_page_command(),

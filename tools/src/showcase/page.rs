@@ -51,7 +51,7 @@ pub fn result_rows(outcome: &DemoOutcome) -> Vec<ResultRow> {
 pub fn demo_page(outcome: &DemoOutcome, machine: &str) -> String {
     let mut page = begin(
         "A tiny Qwen2.5-VL with random weights learned to answer questions about video clips with a chain of thought: first by supervised \
-         fine-tuning on a curated data set, then from rewards. At last it learned to call a tool. Everything ran on this machine.",
+         fine-tuning on a curated data set, then from rewards. In a third stage the random model learned to call a tool. Everything ran on this machine.",
     );
     add_results(&mut page, outcome);
     add_tools(&mut page, &outcome.tools);
@@ -138,7 +138,10 @@ fn add_results(page: &mut HtmlPage, outcome: &DemoOutcome) {
 fn add_tools(page: &mut HtmlPage, tools: &ToolOutcome) {
     let Trajectory { clip, calls, answer } = &tools.example;
     page.add(&format!(
-        "<h2>Questions that only a tool can answer</h2><p>After GRPO the model learned tool calls by supervised fine-tuning, which took {}.          Other clips are dark but for four flashes of random colors. A prompt has the first and the last frame, and asks for the color at one          second. <code>crop_video</code> shows that part of the clip. Without the tool, the same weights write a call that nothing answers, and          a guess is right for {:.0} %.</p>\n",
+        "<h2>Questions that only a tool can answer</h2><p>The model with random weights learned tool calls by supervised fine-tuning, which \
+         took {}. These clips are dark but for four flashes of random colors. A prompt has the first and the last frame, and asks for the color \
+         at one second. <code>crop_video</code> shows that part of the clip. Without the tool, the same weights write a call that nothing \
+         answers; a guess is right for {:.0} %.</p>\n",
         duration_text(tools.took),
         100.0 / COLORS.len() as f64,
     ));
