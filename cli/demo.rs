@@ -31,8 +31,9 @@ use crate::training::ResolvedOptions;
 
 /// Train a tiny model with random weights to answer questions about synthetic video clips: curation of chains of
 /// thought (a stand-in on this machine answers for large models), SFT, then GRPO with the temporal reward (T-GRPO), and
-/// an evaluation between the stages. A third stage trains the random model to call the tool crop_video, and it answers
-/// questions with and without it. Writes a page with accuracy on held-out clips, curves and frames. Takes minutes on a CPU.
+/// an evaluation between the stages. A third stage trains the random model to call the tool crop_video, and asks it
+/// questions with and without the tool. Writes a page with accuracy on held-out clips, curves and frames. Takes minutes
+/// on a CPU.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  reel demo --out demo")]
 pub struct DemoArgs {
@@ -42,7 +43,7 @@ pub struct DemoArgs {
     /// Repeat the demo with N seeds, starting at --seed; the results of seed S are in DIR/seed-S
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
-    /// Training steps of each stage [default: 600 for SFT, 800 for GRPO, 120 for tool calls]
+    /// Training steps of each stage [default: 600 for SFT, 800 for GRPO, 200 for tool calls]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
     steps: Option<i64>,
     /// Number of held-out clips; a quarter as many more for tool calls. The clips of a smaller N are among those of a
@@ -160,7 +161,7 @@ fn print_table(o: &DemoOutcome) -> Result<()> {
     ))?;
     let [with, without] = [o.tools.with_tools, o.tools.without_tools].map(|t| 100.0 * t.accuracy());
     output::print_line(format!(
-        "  after SFT with tool calls: {with:.1} % with crop_video, {without:.1} % with the same weights and no tool, of {}",
+        "  after SFT with tool calls: {with:.1} % with crop_video, {without:.1} % without it, of {}",
         o.tools.with_tools.total
     ))?;
     output::print_line(format!("  the whole demo took {}", duration_text(o.all)))
@@ -179,7 +180,8 @@ fn figures(o: &DemoOutcome) -> Value {
         "curation": o.curation,
         "right": rows.collect::<serde_json::Map<_, _>>(),
         "standard_errors": {"sft": difference_in_standard_errors(before, sft), "grpo": difference_in_standard_errors(sft, grpo)},
-        "tools": {"n": o.tools.with_tools.total, "with": o.tools.with_tools.correct, "without": o.tools.without_tools.correct},
+        "tools": {"n": o.tools.with_tools.total, "with": o.tools.with_tools.correct,
+            "without": o.tools.without_tools.correct},
         "seconds": {"sft": o.took[0].as_secs_f64(), "grpo": o.took[1].as_secs_f64(),
             "tools": o.tools.took.as_secs_f64(), "all": o.all.as_secs_f64()},
     })

@@ -16,8 +16,8 @@ const RL_CLIPS: usize = 240;
 /// Number of held-out clips.
 const HELD_OUT_CLIPS: usize = 120;
 
-/// Write the clips and rows of the recipes docs/examples/tools-longvt and tools-open-o3, whose questions can be answered
-/// only with the tool crop_video. Equal seeds give equal files.
+/// Write the clips and rows of the recipes docs/examples/tools-longvt and tools-open-o3, whose questions can be
+/// answered only with the tool crop_video. Equal seeds give equal files.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  reel demo-clips --out clips")]
 pub struct DemoClipsArgs {

@@ -44,8 +44,8 @@ fn check_curation(out: &Path) {
     assert!(page.contains("stand-in-describer") && page.contains("grey shapes"));
 }
 
-/// Checks the third stage: it starts from the random model, all its rows can be used, and the same questions are asked with
-/// and without the tool.
+/// Checks the third stage: it starts from the random model, all its rows can be used, and the same questions are asked
+/// with and without the tool.
 fn check_tool_stage(out: &Path, page: &str) {
     let rows = lines(&out.join("tool-rows/sft.jsonl"));
     let has_tools = |row: &&Value| row["tools"][0]["function"]["name"] == "crop_video";

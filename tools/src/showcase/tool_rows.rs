@@ -1,7 +1,8 @@
 //! Clips whose questions can be answered only with `crop_video`, and rows of `reel sft`, `grpo` and `eval` about them.
 //!
-//! A prompt shows the first and the last frame of a clip, which are dark, and asks for the color at one of four seconds.
-//! Without tools nothing is better than a guess, one of four colors; a crop from that second on shows the answer.
+//! A prompt shows the first and the last frame of a clip, which are dark, and asks for the color at one of four
+//! seconds. Without tools nothing is better than a guess, one of four colors; a crop from that second on shows the
+//! answer.
 //!
 //! | file | rows |
 //! |---|---|
@@ -10,8 +11,8 @@
 //! | `rl.jsonl` | questions with their solutions, for GRPO |
 //! | `held-out.jsonl`, `held-out.toml` | questions for `reel eval`, and the task file |
 //!
-//! Parts are calls, and answers about crops. They do not describe the tool: a part has about 100 tokens, a whole example
-//! 630. So most rows are parts, and the model learns in a fraction of the time.
+//! Parts are calls, and answers about crops. They do not describe the tool: a part has about 100 tokens, a whole
+//! example 630. So most rows are parts, and the model learns in a fraction of the time.
 
 use std::path::Path;
 
@@ -42,7 +43,7 @@ pub const TOOL_BENCHMARK: &str = "held-out";
 pub struct ToolRows {
     /// The seed of the clips.
     pub seed: u64,
-    /// Number of clips for GRPO, for which there is one question each.
+    /// Number of clips for GRPO, with one question each; with 0 there is no rl.jsonl.
     pub rl: usize,
     /// Number of held-out clips, with one question each.
     pub held_out: usize,
@@ -72,24 +73,30 @@ impl ToolRows {
         let crop_video = ToolOptions { tools: vec!["crop_video".into()], ..ToolOptions::default() };
         let tools = ToolSet::open(&crop_video, &MediaOptions::default(), &ProgramLog::new(|_| {}))?;
         let (sft, rl, held_out) = (clips("sft", SFT_CLIPS)?, clips("rl", self.rl)?, clips("held-out", self.held_out)?);
+        let learned = |flash: &Flash| answer(flash, self.in_quarters);
         let call = |clip: &FlashClip, flash: &Flash| json!({"messages": [question(clip, flash), tool_call(flash)]});
-        let look = |clip: &FlashClip, flash: &Flash| json!({"messages": [{"role": "user", "content": crop(clip, flash)}, answer(flash)]});
+        let look = |clip: &FlashClip, flash: &Flash| {
+            let shown = json!({"role": "user", "content": crop(clip, flash)});
+            json!({"messages": [shown, learned(flash)]})
+        };
         let parts = sft.iter().flat_map(|clip| clip.flashes.iter().flat_map(|f| [call(clip, f), look(clip, f)]));
         let whole = |clip: &FlashClip| {
             let flash = clip.asked_flash();
             let result = json!({"role": "tool", "content": crop(clip, flash)});
-            let messages = [question(clip, flash), tool_call(flash), result, answer(flash)];
+            let messages = [question(clip, flash), tool_call(flash), result, learned(flash)];
             json!({"messages": messages, "tools": tools.definitions()})
         };
         let plain =
-            |clip: &FlashClip| json!({"messages": [question(clip, clip.asked_flash()), answer(clip.asked_flash())]});
+            |clip: &FlashClip| json!({"messages": [question(clip, clip.asked_flash()), learned(clip.asked_flash())]});
         let file = |name: &str, rows: Vec<Value>| {
             let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
             write(&folder.join(format!("{name}.jsonl")), &lines)
         };
         file("sft", sft.iter().take(WHOLE_EXAMPLES).map(whole).chain(parts).collect())?;
         file("no-tools", sft.iter().map(plain).collect())?;
-        file("rl", rl.iter().map(prompt_row).collect())?;
+        if self.rl > 0 {
+            file("rl", rl.iter().map(prompt_row).collect())?;
+        }
         file(TOOL_BENCHMARK, held_out.iter().enumerate().map(held_out_row).collect())?;
         write(&folder.join(format!("{TOOL_BENCHMARK}.toml")), include_str!("tasks/held-out.toml"))?;
         Ok(held_out)
@@ -124,17 +131,17 @@ fn crop(clip: &FlashClip, flash: &Flash) -> Value {
             "max_frames": 8}])
 }
 
-fn answer(flash: &Flash) -> Value {
-    let Flash { second, color, quarter, .. } = flash;
-    let place =
-        quarter.map_or("It".to_string(), |box_| format!("<obj>flash</obj><box>{box_:?}</box>at<t>{second}</t>s"));
-    json!({"role": "assistant", "content": format!("<think>{place} is {color}.</think><answer>{color}</answer>")})
+fn answer(flash: &Flash, names_evidence: bool) -> Value {
+    let Flash { second, color, area, .. } = flash;
+    let evidence = format!("<obj>flash</obj><box>{area:?}</box>at<t>{second}</t>s");
+    let subject = if names_evidence { &evidence } else { "It" };
+    json!({"role": "assistant", "content": format!("<think>{subject} is {color}.</think><answer>{color}</answer>")})
 }
 
 fn prompt_row(clip: &FlashClip) -> Value {
     let flash = clip.asked_flash();
     json!({"prompt": [question(clip, flash)], "solution": format!("<answer>{}</answer>", flash.color),
-        "problem_type": "multiple choice", "time": flash.second, "box": flash.quarter})
+        "problem_type": "multiple choice", "time": flash.second, "box": flash.area})
 }
 
 fn held_out_row((id, clip): (usize, &FlashClip)) -> Value {

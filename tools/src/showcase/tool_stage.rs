@@ -1,8 +1,8 @@
 //! The third stage of the demo: a model with random weights learns to call `crop_video`, by SFT on the rows of
 //! [`ToolRows`]. Then it answers held-out questions with the tool, and the same weights answer them without it.
 //!
-//! The stage does not start from the weights of the second one: those learn to copy the second of a question into a call
-//! much later than random weights (after 120 steps, 60 % of the held-out questions against 94 %).
+//! The stage does not start from trained weights: after 120 steps of 32 rows, half of the calls named a wrong second if
+//! training had started from the weights of the first stage, and none if it had started from random weights.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

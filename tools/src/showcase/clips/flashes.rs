@@ -18,9 +18,8 @@ pub struct Flash {
     pub second: u32,
     /// The name of the color.
     pub color: &'static str,
-    /// Left, top, right and bottom of the square that has the color, in pixels, if the square fills a quarter of the
-    /// frame.
-    pub quarter: Option<[usize; 4]>,
+    /// Left, top, right and bottom of the area that has the color, in pixels.
+    pub area: [usize; 4],
     shape: Shape,
 }
 
@@ -37,24 +36,17 @@ pub struct FlashClip {
 
 impl FlashClip {
     /// Chooses the flashes of clip `i` of the set `set`, which is a part of the file name. With `in_quarters` a flash
-    /// is a square that fills a quarter of the frame, otherwise a large shape near the middle.
+    /// fills a quarter of the frame, otherwise the whole frame.
     pub fn new(set: &str, i: usize, seed: u64, in_quarters: bool) -> Self {
         let mut random = ClipRandom::of_clip(&format!("flashes-{set}"), i, seed);
         let flashes = FLASH_SECONDS.map(|second| {
             let (color, rgb) = COLORS[random.below(COLORS.len())];
-            let half = CLIP_SIDE / 2;
-            let corner = [0; 2].map(|_| half * random.below(2));
-            let (kind, center) = (random.kind(), [0; 2].map(|_| random.between(80.0, 144.0)));
-            let quarter = in_quarters.then(|| [corner[0], corner[1], corner[0] + half, corner[1] + half]);
-            let radius = half as f32 / 2.0;
-            let shape = match quarter {
-                Some([x, y, ..]) => {
-                    let center = [x, y].map(|side| side as f32 + radius);
-                    Shape { kind: ShapeKind::Square, center, radius, color: rgb }
-                }
-                None => Shape { kind, center, radius, color: rgb },
-            };
-            Flash { second, color, quarter, shape }
+            let side = if in_quarters { CLIP_SIDE / 2 } else { CLIP_SIDE };
+            let [x, y] = [0; 2].map(|_| side * random.below(CLIP_SIDE / side));
+            let center = [x, y].map(|corner| corner as f32 + side as f32 / 2.0);
+            let shape = Shape { kind: ShapeKind::Square, center, radius: side as f32 / 2.0, color: rgb };
+            let area = [x, y, x + side, y + side];
+            Flash { second, color, area, shape }
         });
         Self { file: format!("{set}-{i:03}.mp4"), flashes, asked: i % FLASH_SECONDS.len() }
     }
@@ -80,7 +72,7 @@ mod tests {
     use super::*;
 
     /// The frames of a prompt, the first and the last one, say nothing about the answer; the frames from a flash's
-    /// second on show its color, and only in its quarter.
+    /// second on show its color, and only in its area.
     #[test]
     fn answers_are_in_the_frames_of_their_second_only() {
         for (i, in_quarters) in (0..24).map(|i| (i, i % 2 == 1)) {
@@ -96,13 +88,11 @@ mod tests {
                 let color = COLORS.iter().find(|color| color.0 == flash.color).unwrap().1.map(|c| c as u8);
                 let lit: Vec<usize> =
                     (0..CLIP_SIDE * CLIP_SIDE).filter(|p| frames[at][3 * p..][..3] == color).collect();
-                assert!(lit.len() > CLIP_SIDE * CLIP_SIDE / 10, "{flash:?}");
-                if let Some([left, top, right, bottom]) = flash.quarter {
-                    let inside = |p: &usize| {
-                        (left..right).contains(&(p % CLIP_SIDE)) && (top..bottom).contains(&(p / CLIP_SIDE))
-                    };
-                    assert!(lit.iter().all(inside), "{flash:?}");
-                }
+                let [left, top, right, bottom] = flash.area;
+                let inside =
+                    |p: &usize| (left..right).contains(&(p % CLIP_SIDE)) && (top..bottom).contains(&(p / CLIP_SIDE));
+                let share = if in_quarters { 4 } else { 1 };
+                assert!(lit.len() == CLIP_SIDE * CLIP_SIDE / share && lit.iter().all(inside), "{flash:?}");
             }
             assert_eq!(clip, FlashClip::new("held-out", i, 3, in_quarters));
         }
