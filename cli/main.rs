@@ -11,6 +11,7 @@ mod completions;
 mod curate;
 mod data;
 mod demo;
+mod demo_clips;
 mod doctor;
 mod endpoint;
 mod eval;
