@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use memmap2::MmapOptions;
@@ -153,7 +153,7 @@ impl DecodeWorker {
         let decode = || self.decode_at_size(path, rules.profile, overrides, DecodedFrameSize::Resized(rules.family));
         let begun = Instant::now();
         let Some(cache) = &self.disk_cache else { return decode() };
-        let Some(entry) = cache.entry(path, rules, overrides) else { return decode() };
+        let Some(entry) = cache.entry(path, rules, overrides, self.gpu.is_some()) else { return decode() };
         if let Some(video) = cache.read(&entry) {
             note_left_out_frames(path, video.left_out_frames);
             let frames = video.indices.len();
@@ -206,7 +206,12 @@ impl DecodeWorker {
         }
         static SLOTS: [Mutex<()>; MAX_GPU_WORKERS] = [const { Mutex::new(()) }; MAX_GPU_WORKERS];
         let slot = loop {
-            match SLOTS.iter().find_map(|slot| slot.try_lock().ok()) {
+            let free = SLOTS.iter().find_map(|slot| match slot.try_lock() {
+                Ok(slot) => Some(slot),
+                Err(TryLockError::Poisoned(slot)) => Some(slot.into_inner()),
+                Err(TryLockError::WouldBlock) => None,
+            });
+            match free {
                 Some(slot) => break slot,
                 None => std::thread::sleep(Duration::from_millis(2)),
             }
