@@ -231,7 +231,11 @@ fn has_effect(option: &str, path: &str) -> bool {
             ];
             on_device || one_of(&others) || path.starts_with("sim ")
         }
-        "seed" => one_of(&MODEL) || one_of(&["init", "kernels check", "bench serve"]) || path.starts_with("sim "),
+        "seed" => {
+            one_of(&MODEL)
+                || one_of(&["init", "demo-clips", "kernels check", "bench serve"])
+                || path.starts_with("sim ")
+        }
         "products" => one_of(&MODEL) && !plans,
         "interleavings" => (one_of(&MODEL) && !plans) || path == "kernels check",
         "json" => !one_of(&["completions", "help", "man", "tokenize"]),

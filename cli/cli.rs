@@ -8,9 +8,9 @@ use reel_train::runs::paste;
 
 use crate::common::CommonOptions;
 use crate::{
-    arguments, bench, completions, curate, data, demo, dequantize, doctor, eval, frames, generate, grpo, help, init,
-    kernels, man, merge, output, plan, preprocess, ranks, replaced, replay, report, resize, reward, score, serve, sft,
-    sim, tokenize,
+    arguments, bench, completions, curate, data, demo, demo_clips, dequantize, doctor, eval, frames, generate, grpo,
+    help, init, kernels, man, merge, output, plan, preprocess, ranks, replaced, replay, report, resize, reward, score,
+    serve, sft, sim, tokenize,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -55,6 +55,9 @@ pub enum Command {
     Data(data::DataArgs),
     /// Train a tiny model on synthetic video clips in minutes and write a page with the results
     Demo(demo::DemoArgs),
+    /// Write the clips and rows of the recipes in docs/examples whose questions need a tool
+    #[command(hide = true)]
+    DemoClips(demo_clips::DemoClipsArgs),
     /// Write the model of a folder with quantised weights in one dtype
     Dequantize(dequantize::DequantizeArgs),
     /// Check this machine: CPU, memory, FFmpeg, CUDA, GPU, model cache; say what to install
@@ -126,6 +129,7 @@ pub fn run(cli: Cli, name: &str, matches: &ArgMatches) -> Result<()> {
         Command::Curate(c) => c.run(common),
         Command::Data(c) => c.run(common),
         Command::Demo(c) => c.run(common, &command()),
+        Command::DemoClips(c) => c.run(common),
         Command::Dequantize(c) => c.run(common),
         Command::Doctor(c) => c.run(common),
         Command::Eval(c) => c.run(common),

@@ -1,5 +1,5 @@
 //! `reel demo`: curates chains of thought about synthetic video clips, trains a tiny model on them (SFT, then T-GRPO),
-//! evaluates it, and writes a page with the results.
+//! teaches it to call a tool, evaluates it, and writes a page with the results.
 
 use std::ops::DerefMut;
 use std::path::{Path, PathBuf};
@@ -31,8 +31,9 @@ use crate::training::ResolvedOptions;
 
 /// Train a tiny model with random weights to answer questions about synthetic video clips: curation of chains of
 /// thought (a stand-in on this machine answers for large models), SFT, then GRPO with the temporal reward (T-GRPO), and
-/// an evaluation between the stages. Writes a page with accuracy on held-out clips, curves and frames. Takes minutes on
-/// a CPU.
+/// an evaluation between the stages. A third stage trains the random model to call the tool crop_video, and asks it
+/// questions with and without the tool. Writes a page with accuracy on held-out clips, curves and frames. Takes minutes
+/// on a CPU.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  reel demo --out demo")]
 pub struct DemoArgs {
@@ -42,11 +43,11 @@ pub struct DemoArgs {
     /// Repeat the demo with N seeds, starting at --seed; the results of seed S are in DIR/seed-S
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
-    /// Training steps of each stage [default: 600 for SFT, 800 for GRPO]
+    /// Training steps of each stage [default: 600 for SFT, 800 for GRPO, 200 for tool calls]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
     steps: Option<i64>,
-    /// Number of held-out clips. The clips of a smaller N are among those of a larger N; with fewer clips the
-    /// evaluation takes less time and the accuracies are less precise
+    /// Number of held-out clips; a quarter as many more for tool calls. The clips of a smaller N are among those of a
+    /// larger N; with fewer clips the evaluation takes less time and the accuracies are less precise
     #[arg(long, value_name = "N", default_value_t = ClipSet::HeldOut.default_clip_count() as u64, value_parser = clap::value_parser!(u64).range(4..=100_000))]
     held_out: u64,
     /// Model family: qwen2.5 or qwen3
@@ -102,13 +103,16 @@ impl DemoArgs {
         let prepared = demo.prepare()?;
         let mut sft_run = resolved(SftOptions::default(), &demo.path_in_folder("sft.toml"), &common)?;
         let mut grpo_run = resolved(GrpoOptions::default(), &demo.path_in_folder("grpo.toml"), &common)?;
+        let mut tools_run = resolved(SftOptions::default(), &demo.path_in_folder("tools.toml"), &common)?;
         demo.set_paths_and_steps(&mut sft_run.options, "model", "sft");
         demo.set_paths_and_steps(&mut grpo_run.options, "sft", "grpo");
+        demo.set_paths_and_steps(&mut tools_run.options, "model", "tools");
         grpo_run.options.siglip = Some(demo.path_in_folder("siglip"));
-        let run_sft = || sft_run.with_setup(None, |setup| Ok(sft::run(setup)?)).map(drop);
+        let run_sft = |run: &ResolvedOptions<SftOptions>| run.with_setup(None, |setup| Ok(sft::run(setup)?)).map(drop);
         let run_grpo = || grpo_run.with_setup(None, |setup| Ok(grpo::run(setup)?)).map(drop);
         let printless = CommonOptions { quiet: true, hides_result: true, ..common.clone() };
-        demo.run(prepared, |command| run_command(parser, command, &printless), run_sft, run_grpo)
+        let command = |command: &CommandLine| run_command(parser, command, &printless);
+        demo.run(prepared, command, || run_sft(&sft_run), run_grpo, || run_sft(&tools_run))
     }
 }
 
@@ -150,12 +154,17 @@ fn print_table(o: &DemoOutcome) -> Result<()> {
     }
     let [before, sft, grpo] = o.answers.each_ref().map(|s| s.tally(&o.clips, None));
     output::print_line(format!(
-        "  gain in accuracy, in standard errors: {:.1} by SFT, {:.1} by {}; the whole demo took {}",
+        "  gain in accuracy, in standard errors: {:.1} by SFT, {:.1} by {}",
         difference_in_standard_errors(before, sft),
         difference_in_standard_errors(sft, grpo),
         o.second_stage_name(),
-        duration_text(o.all)
-    ))
+    ))?;
+    let [with, without] = [o.tools.with_tools, o.tools.without_tools].map(|t| 100.0 * t.accuracy());
+    output::print_line(format!(
+        "  after SFT with tool calls: {with:.1} % with crop_video, {without:.1} % without it, of {}",
+        o.tools.with_tools.total
+    ))?;
+    output::print_line(format!("  the whole demo took {}", duration_text(o.all)))
 }
 
 /// Returns the results of one seed as JSON.
@@ -171,7 +180,10 @@ fn figures(o: &DemoOutcome) -> Value {
         "curation": o.curation,
         "right": rows.collect::<serde_json::Map<_, _>>(),
         "standard_errors": {"sft": difference_in_standard_errors(before, sft), "grpo": difference_in_standard_errors(sft, grpo)},
-        "seconds": {"sft": o.took[0].as_secs_f64(), "grpo": o.took[1].as_secs_f64(), "all": o.all.as_secs_f64()},
+        "tools": {"n": o.tools.with_tools.total, "with": o.tools.with_tools.correct,
+            "without": o.tools.without_tools.correct},
+        "seconds": {"sft": o.took[0].as_secs_f64(), "grpo": o.took[1].as_secs_f64(),
+            "tools": o.tools.took.as_secs_f64(), "all": o.all.as_secs_f64()},
     })
 }
 

@@ -11,6 +11,7 @@ mod completions;
 mod curate;
 mod data;
 mod demo;
+mod demo_clips;
 mod dequantize;
 mod doctor;
 mod endpoint;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
     interrupt::save_flag();
     let kinds = [
         &reel_input::media::worker::VIDEO_WORKER,
+        &reel_input::media::worker::GPU_VIDEO_WORKER,
         &chat::TEMPLATE_WORKER,
         &reel_input::rows::worker::WORKER,
         &reel_engine::GRAMMAR_WORKER,

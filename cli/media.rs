@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use reel_input::MediaOptions;
 use reel_input::config::{Family, ModelConfig};
 use reel_input::fetch::{MediaAccess, RemoteMedia};
@@ -18,7 +18,7 @@ use reel_support::error::{Error, Kind, MediaFailure};
 use reel_train::file_names::RUN_FILE;
 use serde::{Deserialize, Serialize};
 
-use crate::common::CommonOptions;
+use crate::common::{CommonOptions, DeviceName};
 use crate::fail::usage_error;
 
 /// Options for frame selection and pixel limits.
@@ -187,7 +187,18 @@ pub fn media_error_to_usage_error(e: Error) -> anyhow::Error {
     usage_error(&format!("--{}", d.location.replace('_', "-")), d.what, d.help)
 }
 
-/// Options for the limits of decoding one media file.
+/// What decodes videos.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Decoder {
+    // FFmpeg's software decoders.
+    #[default]
+    Cpu,
+    // The video decoders of an NVIDIA GPU.
+    Nvdec,
+}
+
+/// Options for decoding one media file: by what, and within which limits.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[command(next_help_heading = "Media options")]
@@ -198,6 +209,11 @@ pub struct WorkerFlags {
     /// Memory limit for decoding one media file, in MiB
     #[arg(long, value_name = "MIB", default_value_t = worker::DEFAULT_DECODE_MEMORY_MIB)]
     media_memory: u64,
+    /// What decodes videos; frames have the same bits. nvdec: the GPU of --device (on other devices the first GPU),
+    /// for H.264 and HEVC in 4:2:0 with 8 bits, HEVC also 10; other videos are decoded on the CPU, with a note.
+    /// --media-memory then leaves out memory of the GPU
+    #[arg(long, value_name = "DECODER", value_enum, default_value_t = Decoder::Cpu)]
+    decoder: Decoder,
 }
 
 impl Default for WorkerFlags {
@@ -205,6 +221,7 @@ impl Default for WorkerFlags {
         Self {
             media_timeout: reel_support::worker::DEFAULT_WORKER_TIMEOUT.as_secs_f64(),
             media_memory: worker::DEFAULT_DECODE_MEMORY_MIB,
+            decoder: Decoder::Cpu,
         }
     }
 }
@@ -247,7 +264,8 @@ pub fn print_disk_cache_use() {
 
 impl WorkerFlags {
     /// Creates a decoder that decodes each media file in a worker process of this program, within these limits. Frames
-    /// are kept in a cache that all decoders of this process share.
+    /// are kept in a cache that all decoders of this process share. With `--decoder nvdec`, checks that the GPU can
+    /// decode.
     pub fn decode_worker(&self, common: &CommonOptions) -> Result<DecodeWorker> {
         let mut decoder = DecodeWorker::from_this_program();
         decoder.program.timeout = self.timeout()?;
@@ -260,7 +278,17 @@ impl WorkerFlags {
         if common.threads.is_some() {
             decoder.threads = common.threads()?;
         }
+        if self.decoder == Decoder::Nvdec {
+            let index = if let DeviceName::Cuda(index) = common.device()? { index } else { 0 };
+            decoder.gpu = Some(index);
+            decoder.check_gpu().map_err(media_error_to_usage_error)?;
+        }
         Ok(decoder)
+    }
+
+    /// Leaves `--decoder` aside, for a command that decodes no videos and may run on a machine without a GPU.
+    pub fn decode_on_cpu(&mut self) {
+        self.decoder = Decoder::Cpu;
     }
 
     fn timeout(&self) -> Result<Duration> {

@@ -36,7 +36,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 /// Options of a run that may differ between its processes. They are paths of the same files on different machines,
 /// whose contents are compared instead, or only rank 0 uses them. [`program_facts`] has the kind of the device and the
 /// dtype that the run really uses.
-const MAY_DIFFER: [&str; 20] = [
+const MAY_DIFFER: [&str; 21] = [
+    "decoder",
     "frame_cache",
     "frame_cache_limit",
     "model",

@@ -21,7 +21,7 @@ use crate::fail::{failed, usage_error};
 const OUTPUT_FILES: [&str; 6] = ["out", "output", "html", "trace", "sarif", "speedscope"];
 
 /// Commands whose `--out` is a folder.
-const WRITES_FOLDER: [&str; 8] = ["curate", "demo", "dequantize", "grpo", "init", "man", "merge", "sft"];
+const WRITES_FOLDER: [&str; 9] = ["curate", "demo", "demo-clips", "dequantize", "grpo", "init", "man", "merge", "sft"];
 
 /// Options and arguments that name files or folders to read.
 const INPUTS: [&str; 32] = [

@@ -15,6 +15,7 @@ use reel_support::ranks::World;
 use reel_tools::measure::{machine, trace};
 use reel_train::file_names::RUN_FILE;
 use reel_train::options::{RunOptions, SftOptions, TrainingOptions};
+use reel_train::rollout::tools::ToolSet;
 use reel_train::runs::config_file::ConfigFile;
 use reel_train::runs::run::{DataCheckResult, RunSummary, ValidationCheckResult};
 use reel_train::setup::{DataSetup, PolicyEvaluator, ReportSetup, RunControl, RunSetup, StepProfiler, TrainerSetup};
@@ -159,10 +160,12 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
     pub fn with_setup<T>(&self, process: Option<&RunProcess>, f: impl FnOnce(&RunSetup<O>) -> Result<T>) -> Result<T> {
         self.options.validate()?;
         self.common.validate()?;
-        open_disk_cache(&self.options.frame_cache)?;
         let media = &self.media_options()?;
         self.refuse_replaced_inputs()?;
         self.options.check_programs()?;
+        // Processes that `--gpus` has started do not repeat the check of their parent.
+        ToolSet::check(self.options.tools().filter(|_| process.is_none()), self.common.verbose)?;
+        open_disk_cache(&self.options.frame_cache)?;
         let folder = prompt::find_or_download_model(&self.options.model)?;
         check_fits_model(media, &ModelConfig::open(&folder)?)?;
         let device = model::open_device_with_products(&self.common, default_products(O::COMMAND))?;
@@ -255,6 +258,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         }
         if let Some(local) = local {
             self.options.validate()?;
+            ToolSet::check(self.options.tools(), self.common.verbose)?;
             return launch::launch_processes("--gpus", &local);
         }
         match (world, is_check_only) {

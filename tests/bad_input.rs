@@ -55,6 +55,42 @@ fn pipes_and_videos_beyond_the_memory_limit_are_refused() {
     assert_video_refused(&golden("clips/h264_709.mp4"), &["--media-memory", "1", "--nframes", "4"], &["h264_709.mp4"]);
 }
 
+/// Each thing that decoding on a GPU needs is asked for by name, before anything else is done. The NVIDIA driver of the
+/// machine is hidden by files of the same names.
+#[test]
+#[cfg(all(feature = "ffmpeg", target_arch = "x86_64"))]
+fn a_machine_that_cannot_decode_on_a_gpu_is_named() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let at = dir.path();
+    let maps = fs::read_to_string("/proc/self/maps").expect("it is readable");
+    let library = maps.lines().filter_map(|line| line.split_whitespace().last()).find(|path| path.contains("libc.so"));
+    let library = library.expect("this program uses libc");
+    let clip = golden("clips/h264_709.mp4").display().to_string();
+    let refused = |words: &[&str]| {
+        for command in [
+            &["frames", "--video", &clip, "--out", "frames.safetensors"][..],
+            &["sft", "--model", "none", "--data", "none.jsonl", "--out", "out"],
+        ] {
+            let mut reel = support::reel();
+            reel.current_dir(at).env("LD_LIBRARY_PATH", at).args(command).args(["--decoder", "nvdec"]);
+            let done = support::finished_run(reel.output().expect("the binary starts"));
+            done.assert_refused(2, &[&["--decoder nvdec: ", "leave this option out"], words].concat());
+            assert!(!at.join("out").exists() && !at.join("frames.safetensors").exists());
+        }
+    };
+    fs::write(at.join("libcuda.so.1"), "damaged").expect("written");
+    refused(&["libcuda.so.1 cannot be loaded; install the NVIDIA driver"]);
+    fs::copy(library, at.join("libcuda.so.1")).expect("copied");
+    fs::write(at.join("libnvcuvid.so.1"), "damaged").expect("written");
+    refused(&["libnvcuvid.so.1 cannot be loaded", "NVIDIA_DRIVER_CAPABILITIES"]);
+    fs::copy(library, at.join("libnvcuvid.so.1")).expect("copied");
+    // Depends on whether the machine's FFmpeg was built with NVDEC.
+    refused(&[]);
+    run(["frames", "--video", &clip, "--decoder", "gpu"])
+        .assert_refused(2, &["--decoder: \"gpu\" is not a possible value; give one of cpu, nvdec"]);
+    run(["frames", "--video", &clip, "--decoder", "cpu"]).ok();
+}
+
 #[test]
 fn invalid_or_too_large_images_are_refused() {
     let s = ModelWorkspace::new();

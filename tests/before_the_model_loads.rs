@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 
 use sft_rows::{copy_test_media, media_question_row, run_sft};
-use support::run_in;
+use support::{file_names_in, run_in};
 
 /// Damages the weights of the model in `folder`, so that loading it fails.
 fn damage_weights(folder: &Path) {
@@ -80,4 +80,46 @@ fn a_reward_function_that_does_not_exist() {
     for function in ["my.py:score", "my:score"] {
         run(function).assert_refused(1, &["model.safetensors"]);
     }
+}
+
+/// Nothing is created either, and the model does not even have to exist.
+#[test]
+fn tools_that_cannot_be_used() {
+    let w = grpo_run::training_folder();
+    let at = w.path();
+    damage_weights(at);
+    fs::write(at.join("my.py"), "def look(a):\n    return 'x'\n").expect("written");
+    fs::write(at.join("wrong.py"), "def look(:\n").expect("written");
+    let before = file_names_in(at);
+    let options = ["--model", "gone", "--frame-cache", "cache"];
+    let eval = "eval --benchmark mvbench --data . --out new/out --quiet";
+    let refused = |option: &str, value: &str, words: &str, more: &[&str]| {
+        let more = [&options[..], &[option, value], more].concat();
+        run_in(at, grpo_run::grpo_args("new/out", &more)).assert_refused(2, &[option, words]);
+        run_in(at, eval.split(' ').chain(more)).assert_refused(2, &[option, words]);
+        assert_eq!(file_names_in(at), before, "{option} {value}");
+    };
+    for (value, words) in [
+        ("crop", "\"crop\" is no tool; give crop_video, select_frames, zoom, FILE.py:NAME or MODULE:NAME"),
+        ("zoom,zoom", "tools[1]: is a second function with the name \"zoom\""),
+        ("my.py:see", "my.py: has no function see"),
+        ("your.py:look", "there is no file your.py"),
+        ("your:look", "No module named 'your'"),
+        ("wrong.py:look", "wrong.py:1: SyntaxError"),
+    ] {
+        refused("--tools", value, words, &[]);
+    }
+    for (reply, words) in [
+        ("[]", "replies to list_tools with []; reply with a list of tools"),
+        ("3", "replies to list_tools with 3"),
+        ("[3]", "tools[0].function: is missing or not an object"),
+        ("[{}]", "tools[0].function: has no name"),
+        (r#"[{"name": "look", "parameters": 3}]"#, "tools[0].function.parameters: is 3, not a JSON schema"),
+    ] {
+        refused("--tool-command", &format!("read -r l; echo '{reply}'"), words, &[]);
+    }
+    refused("--tools", "crop", "\"crop\" is no tool", &["--gpus", "2", "--device", "cpu"]);
+    refused("--tool-command", "exit 3", "exited with code 3", &[]);
+    refused("--tool-command", "sleep 9", "timed out after 0.2 s", &["--tool-timeout", "0.2"]);
+    run_in(at, grpo_run::grpo_args("out", &["--tools", "my.py:look"])).assert_refused(1, &["model.safetensors"]);
 }

@@ -3,12 +3,16 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::{check_page, file_names_in, finished_run, reel, run_in};
+
+/// Number of rows that teach tool calls, and how many of them are whole examples.
+const TOOL_ROWS: (usize, usize) = (1020, 60);
 
 /// Reads the lines of a JSON Lines file.
 fn lines(file: &Path) -> Vec<Value> {
@@ -40,6 +44,27 @@ fn check_curation(out: &Path) {
     assert!(page.contains("stand-in-describer") && page.contains("grey shapes"));
 }
 
+/// Checks the third stage: it starts from the random model, all its rows can be used, and the same questions are asked
+/// with and without the tool.
+fn check_tool_stage(out: &Path, page: &str) {
+    let rows = lines(&out.join("tool-rows/sft.jsonl"));
+    let has_tools = |row: &&Value| row["tools"][0]["function"]["name"] == "crop_video";
+    assert_eq!((rows.len(), rows.iter().filter(has_tools).count()), TOOL_ROWS);
+    let run: Value = serde_json::from_slice(&fs::read(out.join("tools/run.json")).expect("options")).expect("JSON");
+    assert!(run.to_string().contains("demo/model\""), "{run}");
+    assert!(lines(&out.join("tools/skipped.jsonl")).is_empty());
+    let [with, without] = ["tools", "tools-off"].map(|name| lines(&out.join("eval").join(name).join("held-out.jsonl")));
+    let questions = |rows: &[Value]| {
+        let texts = rows.iter().map(|row| row["problem"].as_str().expect("a question").to_string());
+        texts.collect::<BTreeSet<String>>()
+    };
+    let wanted = [3, 5, 7, 9].map(|second| format!("What color is shown at {second} s?"));
+    assert!(questions(&with) == wanted.into() && with.len() == 4, "{with:?}");
+    assert_eq!(questions(&with), questions(&without));
+    assert!(with.iter().all(|row| row["tool_calls"].is_array()) && without[0]["tool_calls"].is_null());
+    assert!(page.contains("With crop_video") && page.contains("What color is shown at 3 s?"));
+}
+
 #[test]
 fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -48,7 +73,7 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     assert!(printed.ok().contains("after T-GRPO") && printed.stdout.contains("demo/report.html"), "{}", printed.stdout);
     assert!(printed.stderr.is_empty(), "{}", printed.stderr);
     let out = dir.path().join("demo");
-    let made = "benchmarks clips curated eval grpo grpo.toml list.jsonl model report.html rl.jsonl sft sft.toml siglip training.html";
+    let made = "benchmarks clips curated eval grpo grpo.toml list.jsonl model report.html rl.jsonl sft sft.toml siglip tool-rows tools tools.toml training.html";
     assert_eq!(file_names_in(&out).join(" "), made);
     assert_eq!(file_names_in(&out.join("clips")).len(), 192 + 12 + 576 + 16 + 4);
     let rows = |name: &str| fs::read_to_string(out.join(name)).expect("rows");
@@ -57,6 +82,7 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     assert!(rl.lines().count() == 576 && !rl.contains("<think>") && rl.contains("\"problem_type\":\"numerical\""));
     let page = fs::read_to_string(out.join("report.html")).expect("the page");
     check_page(&page);
+    check_tool_stage(&out, &page);
     let training = fs::read_to_string(out.join("training.html")).expect("the page");
     assert!(check_page(&training).iter().any(|chart| chart["kind"] == "lines"));
 
@@ -76,6 +102,9 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
         "grpo/model.safetensors",
         "eval/model/demo-mvbench.jsonl",
         "eval/grpo/demo-vsibench.json",
+        "tools/model.safetensors",
+        "eval/tools/held-out.jsonl",
+        "eval/tools-off/held-out.jsonl",
     ];
     let bytes = || files.map(|file| fs::read(out.join(file)).expect(file));
     let before = bytes();
@@ -83,7 +112,7 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     let (shown, _) = shown.split_once("</pre>").expect("their end");
     let shown = shown.replace("&#39;", "'").replace("&quot;", "\"");
     let names: Vec<&str> = shown.lines().filter_map(|line| line.strip_prefix("reel ")?.split(' ').next()).collect();
-    let wanted = "init init curate eval sft eval grpo eval report report generate";
+    let wanted = "init init curate eval sft eval grpo eval sft eval eval report report generate";
     assert_eq!(names.join(" "), wanted, "{shown}");
     files.iter().for_each(|file| fs::remove_file(out.join(file)).expect(file));
     for command in shown.replace("\\\n", "").lines() {
@@ -123,6 +152,7 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
         assert_eq!((answered("all"), answered("motion")), (8.into(), 4.into()));
         assert_eq!(answered("motion, frames shuffled"), 2);
         assert_eq!(seed["right"]["all"]["before"], 0);
+        assert_eq!(seed["tools"], json!({"n": 2, "with": 0, "without": 0}));
     }
     assert_eq!((&result["seeds"][0]["seed"], &result["seeds"][1]["seed"]), (&5.into(), &6.into()));
     assert_eq!(file_names_in(&seeds), ["report.html", "seed-5", "seed-6"]);

@@ -149,14 +149,60 @@ fn killed_evaluations_with_tools_resume_to_the_same_bytes() {
     let rows = lines(&at.join("killed/whole/colors.jsonl"));
     assert!(rows.iter().any(|row| row["tool_calls"].to_string().contains("it is red")), "{rows:?}");
     // A run that continues must have the same tools.
+    let other_command = format!("{command}; true");
     for (other, words) in [
         (&["--max-tool-calls", "3"][..], "--max-tool-calls: is 3, but it was 5"),
-        (&["--tool-command", "cat"], "--tool-command: is \"cat\", but it was"),
+        (&["--tool-command", &other_command], "done; true\", but it was"),
         (&["--tool-tags", "<a>,</a>"], "--tool-tags: is \"<a>,</a>\", but it was null"),
     ] {
         let again = support::with_options(&again, other);
         run_in(at, arguments("whole", &again)).assert_refused(2, &[words]);
     }
+    // The code of a tool is a part of it.
+    fs::write(at.join("mine-eval.py"), "def look():\n    return 'red'\n").expect("written");
+    let python =
+        |more: &[&str]| run_in(at, eval("killed", "python", &[&["--tools", "mine-eval.py:look"], more].concat()));
+    python(&["--limit", "1"]).ok();
+    fs::write(at.join("mine-eval.py"), "def look():\n    return 'blue'\n").expect("written");
+    python(&["--limit", "1", "--resume"]).assert_refused(2, &["--tools: is [\"mine-eval.py:look (", "but it was"]);
+}
+
+/// A completion without room for the answer of its tool counts as truncated, whether --max-new-tokens or the model's
+/// positions end, and with any number of slots.
+#[test]
+fn answers_without_room_for_a_tool_are_counted_as_truncated() {
+    let at = folder();
+    benchmark("room", 6);
+    run_in(at, eval("room", "wide", &[])).ok();
+    let wide = lines(&at.join("room/wide/colors.jsonl"));
+    let tokens = |row: &Value, key: &str| row["generation"][key].as_u64().expect("a number");
+    // The call fits, and its answer does not.
+    let room = wide.iter().map(|row| tokens(row, "completion_tokens")).min().expect("rows") * 3 / 4;
+    let positions = tokens(&wide[0], "prompt_tokens") + room;
+    fs::create_dir(at.join("few-positions")).expect("a folder");
+    for name in support::file_names_in(&at.join("warm")).iter().filter(|name| at.join("warm").join(name).is_file()) {
+        fs::copy(at.join("warm").join(name), at.join("few-positions").join(name)).expect("copied");
+    }
+    let config = fs::read(at.join("warm/config.json")).expect("a config");
+    let mut config: Value = serde_json::from_slice(&config).expect("JSON");
+    for place in ["/max_position_embeddings", "/text_config/max_position_embeddings"] {
+        config.pointer_mut(place).into_iter().for_each(|number| *number = json!(positions));
+    }
+    fs::write(at.join("few-positions/config.json"), config.to_string()).expect("written");
+    let room = room.to_string();
+    let narrow = |out: &str, more: &[&str]| {
+        run_in(at, eval("room", out, more)).ok();
+        fs::read(at.join("room").join(out).join("colors.jsonl")).expect("answers")
+    };
+    let one = narrow("one", &["--max-new-tokens", &room, "--batch-size", "1"]);
+    assert!(one == narrow("six", &["--max-new-tokens", &room, "--batch-size", "6"]));
+    assert!(one == narrow("positions", &["--model", "few-positions", "--batch-size", "4"]));
+    let rows = lines(&at.join("room/one/colors.jsonl"));
+    let cut: Vec<&Value> = rows.iter().filter(|row| row["generation"]["finish_reason"] == "length").collect();
+    assert!(cut.len() >= 3 && cut.iter().all(|row| row["tool_calls"] == json!([])), "{rows:?}");
+    let report: Value =
+        serde_json::from_slice(&fs::read(at.join("room/one/colors.json")).expect("scores")).expect("JSON");
+    assert_eq!(report["truncated"], json!(cut.len()), "{report}");
 }
 
 #[test]

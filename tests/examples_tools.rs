@@ -4,35 +4,21 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use reel_input::MediaOptions;
-use reel_samples::rewards::ProgramLog;
-use reel_train::options::ToolOptions;
-use reel_train::rollout::tools::ToolSet;
 use serde_json::{Value, json};
-use support::{read_metrics, run_in};
-
-/// Bytes of a frame in a clip, after the line `FRAME`, and of that line.
-const FRAME: usize = 3 * 56 * 56;
-const MARK: &[u8] = b"FRAME\n";
-
-fn examples() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples")
-}
+use support::{read_metrics, run_in, with_options};
 
 /// A folder with the clips, a tiny model, and the files of the recipe `name`.
-fn recipe(name: &str, more: &[&str]) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().expect("a folder");
-    let clips = examples().join("tools-longvt/clips.py");
-    let made = Command::new("python3").arg(clips).arg(folder.path()).args(more).status().expect("python3");
-    assert!(made.success());
-    for entry in fs::read_dir(examples().join(name)).expect("a recipe") {
+fn recipe(folder: &Path, name: &str, more: &[&str]) -> PathBuf {
+    run_in(folder, with_options(&["demo-clips", "--out", "clips"], more)).ok();
+    let at = folder.join("clips");
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples").join(name)).expect("a recipe")
+    {
         let entry = entry.expect("an entry");
-        fs::copy(entry.path(), folder.path().join(entry.file_name())).expect("copied");
+        fs::copy(entry.path(), at.join(entry.file_name())).expect("copied");
     }
-    run_in(folder.path(), ["init", "--preset", "tiny", "--out", "model"]).ok();
-    folder
+    run_in(&at, ["init", "--preset", "tiny", "--out", "model"]).ok();
+    at
 }
 
 fn rows(folder: &Path, name: &str) -> Vec<Value> {
@@ -40,53 +26,39 @@ fn rows(folder: &Path, name: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-/// Runs a step of each command of a recipe.
+/// Runs a step of each command of a recipe. All rows can be used.
 fn run_steps(folder: &Path) {
-    for (command, config, model) in [("sft", "parts", "model"), ("sft", "sft", "parts"), ("grpo", "grpo", "sft")] {
-        let file = format!("{config}.toml");
-        let data = if config == "grpo" { "rl.jsonl".to_string() } else { format!("{config}.jsonl") };
-        let fixed = ["--model", model, "--data", &data, "--media-root", ".", "--out", config, "--max-steps", "1"];
-        run_in(folder, [&[command, "--quiet", "--config", &file][..], &fixed].concat()).ok();
-        assert_eq!(read_metrics(&folder.join(config)).len(), 1);
+    for (command, model, data) in [("sft", "model", "sft.jsonl"), ("grpo", "sft", "rl.jsonl")] {
+        let file = format!("{command}.toml");
+        let fixed = ["--model", model, "--data", data, "--media-root", ".", "--out", command, "--max-steps", "1"];
+        run_in(folder, [&[command, "--quiet", "--strict", "--config", &file][..], &fixed].concat()).ok();
+        assert_eq!(read_metrics(&folder.join(command)).len(), 1);
     }
 }
 
-/// The frames of a prompt say nothing about the answer: the first and the last frame of every clip are equal and dark.
+/// The prompts show the first and the last frame, which are equal in all clips, and every question has its own clip.
 #[test]
 fn answers_are_not_in_the_frames_of_prompts() {
-    let folder = recipe("tools-longvt", &[]);
-    let at = folder.path();
-    let options = ToolOptions { tools: vec!["crop_video".into()], ..ToolOptions::default() };
-    let tools = ToolSet::open(&options, &MediaOptions::default(), &ProgramLog::new(|_| {})).expect("tools");
-    assert_eq!(rows(at, "sft.jsonl")[0]["tools"], json!(tools.definitions()));
-    let mut dark: Option<Vec<u8>> = None;
-    for row in rows(at, "held-out.jsonl") {
-        let bytes = fs::read(at.join(row["video"].as_str().expect("a path"))).expect("a clip");
-        let frames: Vec<&[u8]> = bytes.rchunks(FRAME + MARK.len()).take(24).map(|frame| &frame[MARK.len()..]).collect();
-        let dark = dark.get_or_insert_with(|| frames[0].to_vec());
-        assert!(frames[0] == dark && frames[23] == dark, "{row}");
-        let second: usize = row["question"]
-            .as_str()
-            .expect("a text")
-            .split(' ')
-            .rev()
-            .nth(1)
-            .expect("a word")
-            .parse()
-            .expect("a number");
-        // The frames are in reverse order, two per second.
-        assert!((0..2).all(|i| frames[23 - 2 * (second + i)] != dark), "{row}");
-    }
-    let shown = run_in(at, ["frames", "--video", "clips/held-out-000.y4m", "--nframes", "2", "--json"]).json();
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = recipe(folder.path(), "tools-longvt", &[]);
+    let shown = run_in(&at, ["frames", "--video", "clips/held-out-000.mp4", "--nframes", "2", "--json"]).json();
     assert_eq!(shown["indices"], json!([0, 23]));
-    run_steps(at);
+    let held_out = rows(&at, "held-out.jsonl");
+    for color in ["red", "green", "blue", "yellow"] {
+        let count = held_out.iter().filter(|row| row["answer"] == color).count();
+        assert!((15..=45).contains(&count), "{color}: {count}");
+    }
+    assert!(rows(&at, "sft.jsonl").iter().all(|row| !row.to_string().contains("held-out")));
+    run_steps(&at);
+    run_in(folder.path(), ["demo-clips", "--out", "clips"]).assert_refused(2, &["--out", "clips exists"]);
 }
 
 #[test]
 fn evidence_is_rewarded() {
-    let folder = recipe("tools-open-o3", &["--boxes"]);
-    run_steps(folder.path());
-    let metrics = &read_metrics(&folder.path().join("grpo"))[0];
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = recipe(folder.path(), "tools-open-o3", &["--boxes"]);
+    run_steps(&at);
+    let metrics = &read_metrics(&at.join("grpo"))[0];
     for reward in ["rewards/accuracy", "rewards/format", "rewards/temporal", "rewards/spatial"] {
         assert!(metrics[reward].is_number(), "{reward}: {metrics}");
     }

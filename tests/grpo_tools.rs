@@ -251,6 +251,15 @@ fn a_tool_and_a_reward_in_python() {
         }
     }
     assert!(read_metrics(&at.join("python")).iter().all(|step| step["rollout_drift"] == 0.0));
+    // A run may continue with changed code, but tells so.
+    let code = fs::read_to_string(at.join("mine.py")).expect("a file");
+    fs::write(at.join("mine.py"), code + "\n").expect("written");
+    let more = [&more[..], &["--resume-from-checkpoint", "last", "--max-steps", "3"]].concat();
+    let mut arguments = without(grpo("python", &more), "--reward-command");
+    arguments.retain(|argument| argument != "--quiet");
+    let told = run_in(at, arguments).stderr;
+    let words = "mine.py has changed since the run began, so rewards and answers of tools may differ";
+    assert!(told.contains(words), "{told}");
 }
 
 /// A client of `reel serve` that runs the tools itself: its prompts have the tokens of the trajectories that GRPO samples,

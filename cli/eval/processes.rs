@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use reel_train::rollout::tools::ToolSet;
 
 use super::{EvalBenchmarkFlags, EvalRunFlags};
 use crate::common::CommonOptions;
@@ -25,6 +26,7 @@ pub(super) fn run_evaluation_processes<T>(
     let world = ranks::world_from_environment()?.map(|world| options.job.place(world));
     if let Some(local) = options.job.processes_to_start(options.gpus, world.as_ref())? {
         let (data, _) = options.validate(what)?;
+        ToolSet::check(Some(&options.tool), common.verbose)?;
         // The data set is downloaded here once, and each process then finds it in the cache.
         hub::local_benchmark_path("--data", data)?;
         return launch::launch_processes("--gpus", &local).map(|()| None);

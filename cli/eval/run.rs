@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use reel_eval::predict::{ExistingOutput, SamplingSettings, companion_paths};
 use reel_eval::{Suite, Task};
+use reel_train::rollout::tools::ToolSet;
 
 use super::answerer::AnswerSource;
 use super::page;
@@ -48,6 +49,7 @@ pub(super) fn evaluate(
     let writes = process.is_none_or(RunProcess::is_rank_0);
     let out = what.out.as_deref().unwrap_or(Path::new(""));
     let (data, tasks) = options.validate(what)?;
+    ToolSet::check(Some(&options.tool).filter(|_| process.is_none()), common.verbose)?;
     open_disk_cache(&options.frame_cache)?;
     let protocol = options.protocol(what, &hub::local_benchmark_path("--data", data)?, options.sampling()?);
     let benchmarks = protocol.load_benchmarks(tasks, common.quiet)?;

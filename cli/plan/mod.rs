@@ -283,7 +283,7 @@ const OF_DATA: [&str; 8] = [
 ];
 
 /// Options that concern decoded frames.
-const OF_FRAMES: [&str; 2] = ["frame_cache", "frame_cache_limit"];
+const OF_FRAMES: [&str; 3] = ["frame_cache", "frame_cache_limit", "decoder"];
 
 /// Prints which options on the command line have no effect on a plan: those for decoded frames, those for reading rows if
 /// no rows are read, and the number of CPU threads if the plan is for a GPU.
@@ -437,7 +437,9 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
 
 impl PlanSftArgs {
     fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
-        let resolved = &self.sft.resolved(common, matches)?;
+        let mut resolved = self.sft.resolved(common, matches)?;
+        resolved.worker.decode_on_cpu();
+        let resolved = &resolved;
         let media = planned_media(resolved, matches)?;
         note_unused_options(!resolved.options.data.as_os_str().is_empty(), &self.sizes, common, matches);
         let common = &planned_common_options(&resolved.common, common, &self.sizes);
@@ -461,7 +463,9 @@ impl PlanSftArgs {
 
 impl PlanGrpoArgs {
     fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
-        let resolved = &self.grpo.resolved(common, matches)?;
+        let mut resolved = self.grpo.resolved(common, matches)?;
+        resolved.worker.decode_on_cpu();
+        let resolved = &resolved;
         let media = planned_media(resolved, matches)?;
         note_unused_options(!resolved.options.data.as_os_str().is_empty(), &self.sizes, common, matches);
         let common = &planned_common_options(&resolved.common, common, &self.sizes);

@@ -15,17 +15,25 @@ use reel_input::media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_input::media::frames::FrameView;
 use reel_input::media::profile::{MediaOverrides, MediaProfile};
 use reel_input::media::video::{self, DecodedVideo};
-use reel_input::media::worker::{self, DecodeWorker, DiskFrameCache, FrameCache, VIDEO_WORKER, WorkerRequest};
+use reel_input::media::worker::{
+    self, DecodeWorker, DiskFrameCache, FrameCache, GPU_VIDEO_WORKER, VIDEO_WORKER, WorkerRequest,
+};
 use reel_support::error::{Kind, MediaFailure, Result};
 use reel_support::worker::{ForkExit, ReplySender, Worker, WorkerKind, WorkerProgram};
 use serde_json::{Value, json};
 
 fn main() -> ExitCode {
-    if let Some(code) = reel_support::worker::run_if_worker(&[&VIDEO_WORKER]) {
+    if let Some(code) = reel_support::worker::run_if_worker(&[&VIDEO_WORKER, &GPU_VIDEO_WORKER]) {
         return code;
     }
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
+        Some("__gpu") if args.last().is_some_and(|kind| kind == VIDEO_WORKER.name) => return (VIDEO_WORKER.main)(),
+        Some("__gpu") => {
+            return reel_support::worker::serve(|request, memory, replies| play(&args[2], request, memory, replies));
+        }
+        Some("__private-memory") => return private_memory(),
+        Some("__on-gpu") => return decode_on_gpu(&args[2..]),
         Some("__play") => {
             return reel_support::worker::serve_in_forks(|request, memory, replies| {
                 play(&args[2], request, memory, replies)
@@ -53,7 +61,7 @@ fn main() -> ExitCode {
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}
     }
-    let tests: [(&str, fn()); 17] = [
+    let tests: [(&str, fn()); 21] = [
         ("worker_frames_equal_in_process_frames", worker_frames_equal_in_process_frames),
         ("resized_frames_equal_torch_bicubic", resized_frames_equal_torch_bicubic),
         ("worker_errors_reach_the_caller", worker_errors_reach_the_caller),
@@ -71,6 +79,13 @@ fn main() -> ExitCode {
         ("kept_frames_need_no_worker", kept_frames_need_no_worker),
         ("frames_kept_on_disk_are_equal_and_replaced", frames_kept_on_disk_are_equal_and_replaced),
         ("prepared_forks_are_cancelled_and_survived", prepared_forks_are_cancelled_and_survived),
+        ("whatever_a_gpu_fails_at_is_decoded_in_software", whatever_a_gpu_fails_at_is_decoded_in_software),
+        ("one_gpu_worker_decodes_many_videos", one_gpu_worker_decodes_many_videos),
+        ("private_memory_is_limited", private_memory_is_limited),
+        (
+            "frames_of_a_stand_in_for_a_gpu_are_those_of_the_software",
+            frames_of_a_stand_in_for_a_gpu_are_those_of_the_software,
+        ),
     ];
     let wanted = args.iter().skip(1).find(|a| !a.starts_with('-'));
     for (name, test) in tests {
@@ -142,7 +157,13 @@ fn not_a_server() -> ExitCode {
 }
 
 /// Behaves like a broken worker; `part` names the way in which it is broken.
-fn play(part: &str, request: Value, memory: Option<File>, replies: &mut ReplySender) -> std::io::Result<()> {
+fn play(part: &str, mut request: Value, memory: Option<File>, replies: &mut ReplySender) -> std::io::Result<()> {
+    if let Some(log) = part.strip_prefix("log ") {
+        // Does what a worker with a GPU does, by the software decoders.
+        writeln!(File::options().append(true).open(log)?, "{}", std::process::id())?;
+        assert_eq!(request["gpu"].take(), json!(3));
+        return worker::run_job(serde_json::from_value(request)?, memory, replies);
+    }
     match part {
         "real worker on a pipe" => return open_pipe(request, memory, replies),
         "sleep" => std::thread::sleep(Duration::from_secs(600)),
@@ -448,6 +469,169 @@ fn lack_of_memory_is_never_blamed_on_the_file() {
         one_line(DecodeWorker { memory_mib: 1, ..DecodeWorker::new(me()) }.probe(&clip(name)).unwrap_err(), &[part]);
     }
     one_line(DecodeWorker::new(me()).probe(&clip("bad_text.mp4")).unwrap_err(), &["video"]);
+}
+
+/// Returns a `DecodeWorker` with a GPU whose worker behaves as `part` names (see [`play`]); its worker for software is
+/// the real one.
+fn with_gpu(part: &str) -> DecodeWorker {
+    DecodeWorker { gpu: Some(3), ..with_args(["__gpu", part]) }
+}
+
+/// Frames and errors are those of the software, whether the machine has no GPU, the GPU's driver crashes, hangs or
+/// panics, or its worker sends anything else.
+fn whatever_a_gpu_fails_at_is_decoded_in_software() {
+    let decode = |decoder: &DecodeWorker, name: &str| {
+        let o = MediaOverrides { nframes: Some(6), ..Default::default() };
+        decoder.decode(&clip(name), MediaProfile::Qwen, &o)
+    };
+    let mut hanging = with_gpu("sleep");
+    hanging.program.timeout = Duration::from_secs(2);
+    let real = DecodeWorker { gpu: Some(3), ..DecodeWorker::new(me()) };
+    let parts = ["abort", "exit 3", "panic", "garbage", "decoder panics", "another reply"];
+    let broken = parts.map(with_gpu);
+    let software = DecodeWorker::new(me());
+    for name in ["h264_bframes_audio.mp4", "vp9.webm"] {
+        let want = decode(&software, name).unwrap();
+        for decoder in broken.iter().chain([&real, &hanging]) {
+            same(&decode(decoder, name).unwrap(), &want);
+        }
+    }
+    for name in ["bad_cut.mp4", "bad_text.mp4", "no such file.mp4"] {
+        let want = decode(&software, name).unwrap_err();
+        for decoder in [&real, &broken[0]] {
+            let got = decode(decoder, name).unwrap_err();
+            assert_eq!((got.kind, got.to_string()), (want.kind, want.to_string()));
+        }
+    }
+}
+
+/// A worker with a GPU is one process for all videos, because opening the GPU takes long.
+fn one_gpu_worker_decodes_many_videos() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let decoder = with_gpu(&format!("log {}", log.path().display()));
+    let software = DecodeWorker::new(me());
+    decoder.check_gpu().unwrap();
+    for name in ["h264_709.mp4", "h264_rot90.mp4", "vp9.webm", "h264_709.mp4"] {
+        for rules in [MediaProfile::Qwen, MediaProfile::VideorftTrain].map(|p| p.for_family(Family::Qwen25Vl)) {
+            let o = MediaOverrides::default();
+            let got = decoder.decode_resized(&clip(name), rules, &o).unwrap();
+            same(&got, &software.decode_resized(&clip(name), rules, &o).unwrap());
+        }
+    }
+    let jobs = std::fs::read_to_string(log.path()).unwrap();
+    let mut processes: Vec<&str> = jobs.lines().collect();
+    assert_eq!(processes.len(), 9);
+    processes.dedup();
+    assert_eq!(processes.len(), 1, "{jobs}");
+    DecodeWorker { gpu: None, ..decoder }.check_gpu().unwrap();
+    let error = with_gpu("abort").check_gpu().unwrap_err();
+    one_line(error, &["decoder nvdec: the decoding worker was killed by signal 6", "nvidia-smi"]);
+}
+
+/// FFmpeg's hardware decoder runs with stand-ins for the libraries of NVIDIA's driver. All their pictures are grey, and so
+/// are the videos. The frames are those of the software also if the driver refuses a stream, a picture or a copy.
+fn frames_of_a_stand_in_for_a_gpu_are_those_of_the_software() {
+    let name = "frames_of_a_stand_in_for_a_gpu_are_those_of_the_software";
+    let folder = tempfile::tempdir().unwrap();
+    for (source, library) in [("cuda.c", "libcuda.so.1"), ("nvcuvid.c", "libnvcuvid.so.1")] {
+        let source: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/fake_nvdec", source].iter().collect();
+        let compiler = Command::new("cc")
+            .args(["-w", "-shared", "-fPIC", "-o"])
+            .arg(folder.path().join(library))
+            .arg(source)
+            .status();
+        if !compiler.is_ok_and(|status| status.success()) {
+            return println!("test {name}: skipped, because there is no C compiler (cc)");
+        }
+    }
+    let mut videos = Vec::new();
+    for (codec, file) in [(VideoCodec::H264, "h264.mp4"), (VideoCodec::Hevc, "hevc.mp4")] {
+        if codec.available_encoder_name().is_none() {
+            println!("test {name}: {file} is skipped, because FFmpeg cannot encode it");
+            continue;
+        }
+        let (count, height, width) = (50, 62, 94);
+        let data = vec![128; count * height * width * 3];
+        let mut options = vec![("crf".to_owned(), "1".to_owned())];
+        if codec == VideoCodec::Hevc {
+            options.push(("x265-params".to_owned(), "log-level=error".to_owned()));
+        }
+        let encoding = VideoEncodingOptions {
+            gop: Some(12),
+            b_frames: Some(2),
+            options,
+            ..VideoEncodingOptions::new(codec, (25, 1))
+        };
+        let path = folder.path().join(file);
+        encode_video(&path, FrameView::new(&data, count, height, width).unwrap(), &encoding).unwrap();
+        videos.push(path);
+    }
+    for (variable, is_on_gpu) in [
+        ("FAKE_NOTHING", true),
+        ("FAKE_REFUSED_STREAMS", false),
+        ("FAKE_REFUSED_PICTURES", false),
+        ("FAKE_FAILED_COPIES", false),
+    ] {
+        let mut decode = Command::new(me());
+        decode.arg("__on-gpu").args(&videos).env("LD_LIBRARY_PATH", folder.path()).env(variable, "1");
+        let done = decode.output().unwrap();
+        let (said, error) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+        if error.contains("libavcodec cannot decode") {
+            return println!("test {name}: skipped, because FFmpeg was built without NVDEC");
+        }
+        assert!(done.status.success(), "{variable}: {error}");
+        assert_eq!(
+            said.lines().collect::<Vec<_>>(),
+            vec![is_on_gpu.to_string(); 3 * videos.len()],
+            "{variable}: {error}"
+        );
+        assert_eq!(error.contains("are decoded in software"), !is_on_gpu, "{variable}: {error}");
+    }
+}
+
+/// Decodes frames of each video by the GPU and by the software, which must be equal. Prints whether the GPU decoded.
+fn decode_on_gpu(videos: &[String]) -> ExitCode {
+    let gpu = DecodeWorker { gpu: Some(0), threads: 3, ..DecodeWorker::new(me()) };
+    gpu.check_gpu().unwrap();
+    let other = DecodeWorker { gpu: Some(1), ..DecodeWorker::new(me()) };
+    one_line(other.check_gpu().unwrap_err(), &["decoder nvdec: GPU 1 cannot be opened", "nvidia-smi"]);
+    let software = DecodeWorker::new(me());
+    for video in videos {
+        for n in [2, 16, 50] {
+            let o = MediaOverrides { nframes: Some(n), ..Default::default() };
+            let got = gpu.decode(Path::new(video), MediaProfile::Qwen, &o).unwrap();
+            same(&got, &software.decode(Path::new(video), MediaProfile::Qwen, &o).unwrap());
+            println!("{}", got.times.on_gpu);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Runs [`private_memory`] in a process of its own.
+fn private_memory_is_limited() {
+    let done = Command::new(me()).arg("__private-memory").output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// With a limit of 64 MiB: reserves a terabyte and maps shared memory, as CUDA does, and allocates what fits.
+#[allow(unsafe_code)]
+fn private_memory() -> ExitCode {
+    reel_support::worker::limit_private_memory(64 << 20).unwrap();
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: the mapping has no address of its own and is not accessed.
+    let reserved = unsafe { libc::mmap(std::ptr::null_mut(), 1 << 40, libc::PROT_NONE, flags, -1, 0) };
+    assert_ne!(reserved, libc::MAP_FAILED, "address space is not limited");
+    let shared = rustix::fs::memfd_create("shared", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&shared, 256 << 20).unwrap();
+    // SAFETY: no other process has the file.
+    let shared = unsafe { memmap2::MmapMut::map_mut(&File::from(shared)) }.unwrap();
+    assert_eq!(shared.len(), 256 << 20);
+    let fits = |bytes: usize| {
+        let mut buffer = Vec::<u8>::new();
+        buffer.try_reserve_exact(bytes).is_ok() && std::hint::black_box(&buffer).capacity() >= bytes
+    };
+    assert!(fits(48 << 20) && !fits(80 << 20), "private memory is limited");
+    ExitCode::SUCCESS
 }
 
 fn paths_may_contain_any_bytes() {

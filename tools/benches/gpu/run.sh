@@ -14,10 +14,10 @@ raw=${RAW:-/tmp/reel-raw}
 # of each phase on an H200 with 16 cores, without peers + for peers, estimated from the times of 2026-11-27 (an item of
 # `bench op` 2 to 4 s, of a 7B model 4 to 7 s, torch 20 s, transformers 27 s); phases of newer kernels are guesses:
 #   machine 6, init 0 (24 beside the next two), hopper 66, drift 15, kernels 75+40, products 30+10, models 65+60,
-#   training 16+20, tune 190, step 20, rollouts 30, check 20, profile 15, counters 200, sanitizer 5, seeds 45, compare 100
+#   training 16+20, tune 190, step 20, rollouts 30, check 20, video 30, profile 15, counters 200, sanitizer 5, seeds 45, compare 100
 # So two calls on one machine, of 540 and of 300 s: `PEERS=0 SECONDS_LEFT=540 ./run.sh all` reaches `rollouts`, and
 # `SECONDS_LEFT=300 ./run.sh all` then takes the peers and the rest up to `profile`.
-phases=(machine init hopper drift kernels products models training tune step rollouts check profile counters sanitizer seeds compare)
+phases=(machine init hopper drift kernels products models training tune step rollouts check video profile counters sanitizer seeds compare)
 
 help() {
     cat <<'TEXT'
@@ -35,6 +35,8 @@ help() {
   models      time decode, prefill, rollouts and the first token, beside transformers
   training    time SFT steps, with and without recomputation, beside transformers
   rollouts    time GRPO steps of all models, with the check of `drift`
+  video       compare frames of H.264 and HEVC that the GPU decodes (--decoder nvdec) with the CPU's to the bit, and time both, if the
+              machine has FFmpeg's libraries with NVDEC
   profile     measure where the time of a decode step and a training step goes: pages and traces
   tune        time the compiled-in variants of kernels, and print the fastest by shape
   counters    read the GPU's counters of the ten kernels that matter, if NVIDIA's ncu is installed
@@ -61,7 +63,7 @@ unpack() {
     local program
     rm -rf programs.part && mkdir programs.part || exit 1
     decompressed programs.tar.xz | tar -x -C programs.part || exit 1
-    for program in instructions cuda_device reel; do
+    for program in instructions cuda_device video_decoders reel; do
         mv "programs.part/$program" "$program" || exit 1
     done
     rmdir programs.part
@@ -339,6 +341,21 @@ grpo_item() {
 }
 
 run_check() { item "checks, seed 0" check.jsonl 200 bash -c 'folders others'; }
+
+run_video() {
+    local said
+    if [ "$device" = cpu ] || ! compgen -G 'clips/*' >/dev/null; then
+        absent "video decoders" "not compared: there is no GPU, or the machine that made the bundle had no ffmpeg with libx264 and libx265"
+        return 0
+    fi
+    # Exit status 3: this machine cannot decode videos on its GPU.
+    said=$(./video_decoders 0 2>&1)
+    if [ $? = 3 ]; then
+        absent "video decoders" "not compared: $said"
+        return 0
+    fi
+    item "video decoders" video.jsonl 120 ./video_decoders 0 clips/*
+}
 
 run_step() { item "golden models and steps" goldens.txt 200 bash -c golden_steps; }
 

@@ -35,7 +35,7 @@ KERNELS = [kernel for result in lines("ops.jsonl") for kernel in result.get("ker
 CEILINGS = [result["ceilings"] for result in lines("ops.jsonl") if result.get("kernels")]
 PEERS = [p for p in lines("peers.jsonl") if "seconds" in p]
 MODELS, QWEN = list(lines("models.jsonl")), [q for q in lines("qwen.jsonl") if "seconds" in q]
-COLD, GRPO = list(lines("cold.jsonl")), list(lines("grpo.jsonl"))
+COLD, GRPO, VIDEO = list(lines("cold.jsonl")), list(lines("grpo.jsonl")), list(lines("video.jsonl"))
 TUNED = [kernel for result in lines("tune.jsonl") for kernel in result.get("kernels", [])]
 COUNTERS = [counters for result in lines("counters.jsonl") for counters in result.get("counters", [])]
 STATUS, UNDONE = list(lines("status.jsonl")), text_of("undone.txt").split("\n")
@@ -124,6 +124,13 @@ def model_rows():
                 row(f"  {part['part']}", part["seconds"] * 1e3, "ms")
 
 
+def video_rows():
+    for v in VIDEO:
+        gpu, cpu = v["nvdec"], v["cpu"]
+        row(f"decode {v['frames']} of {v['of']} frames, {v['file']}", gpu["seconds"] * 1e3, "ms", cpu["seconds"] * 1e3, gpu["seconds"] / cpu["seconds"], "", f"CPU, {v['threads']} threads")
+        row("  processor time", gpu["cpu_seconds"] * 1e3, "ms", cpu["cpu_seconds"] * 1e3)
+
+
 def cold_rows():
     for c in COLD:
         cold = c["files"] == "cold"
@@ -175,6 +182,7 @@ op_rows()
 model_rows()
 grpo_rows()
 cold_rows()
+video_rows()
 if TUNED:
     TABLE.append("\nvariants: the fastest by shape (the table of choices: kernels/src/tuning.rs)")
     tune_rows()
@@ -200,6 +208,7 @@ ALL = {
     "models": MODELS,
     "grpo": GRPO,
     "first_token": COLD,
+    "video_decoders": VIDEO,
     "peers": PEERS + QWEN,
     "variants": TUNED,
     "counters": COUNTERS,

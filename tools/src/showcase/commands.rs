@@ -7,8 +7,8 @@ use crate::showcase::command_line::{CommandLine, shell_quoted};
 use crate::showcase::endpoint::STAND_IN_MODELS;
 use crate::showcase::pipeline::{
     BENCHMARK_FOLDER, CURATION_FOLDER, Demo, EVALUATION_FOLDER, EVALUATION_PAGE, QUESTION_LIST_FILE, TRAINING_PAGE,
-    dataset_file,
 };
+use crate::showcase::tool_stage::TOOL_STAGE;
 
 /// Maximum MiB of frames in the page of the evaluation.
 const FRAMES_MIB: &str = "2";
@@ -32,18 +32,24 @@ impl Demo {
 
     /// The command that evaluates the model in the sub-folder `model`.
     pub fn eval_command(&self, model: &str) -> CommandLine {
-        CommandLine::new("eval")
+        let command = CommandLine::new("eval")
             .with_path("--model", &self.path_in_folder(model))
             .with_option("--benchmark", self.task_files())
             .with_path("--data", &self.path_in_folder(BENCHMARK_FOLDER))
             .with_path("--media-root", &self.folder)
-            .with_path("--out", &self.evaluation_folder(model))
+            .with_path("--out", &self.evaluation_folder(model));
+        self.with_eval_options(command, 8, 48)
+    }
+
+    /// Adds the options of all evaluations, with this number of frames in a prompt and of tokens in an answer.
+    pub(crate) fn with_eval_options(&self, command: CommandLine, frames: u32, max_new_tokens: u32) -> CommandLine {
+        command
             .with_option("--extraction", EXTRACTION.name())
             .with_option("--temperature", "0")
-            .with_option("--max-new-tokens", "48")
+            .with_option("--max-new-tokens", max_new_tokens.to_string())
             // The same frames and pixels as in training, for the model that is evaluated before training.
             .with_option("--profile", "qwen")
-            .with_option("--nframes", "8")
+            .with_option("--nframes", frames.to_string())
             .with_option("--min-pixels", self.frame_pixels().to_string())
             .with_option("--max-pixels", self.frame_pixels().to_string())
             // The pages of single evaluations have no frames. One page with frames is written at the end of the demo.
@@ -61,10 +67,11 @@ impl Demo {
             .with_path("--out", &self.path_in_folder(EVALUATION_PAGE))
     }
 
-    /// The command that writes the page of both training runs.
+    /// The command that writes the page of all training runs.
     pub(crate) fn training_page_command(&self) -> CommandLine {
         let run = |stage: &str| self.path_in_folder(stage).display().to_string();
-        let command = CommandLine::new("report").with_switch(&run("sft")).with_switch(&run("grpo"));
+        let command =
+            ["sft", "grpo", TOOL_STAGE].iter().fold(CommandLine::new("report"), |c, s| c.with_switch(&run(s)));
         command.with_path("--out", &self.path_in_folder(TRAINING_PAGE))
     }
 
@@ -76,29 +83,33 @@ impl Demo {
             let command = CommandLine::new("init").with_option("--preset", preset).with_option("--seed", &seed);
             command.with_path("--out", &self.path_in_folder(folder))
         };
-        let train = |stage: &str, from: &str, data: &Path| {
-            let command = CommandLine::new(stage)
+        let train = |command: &str, stage: &str, from: &str| {
+            let (data, media_root) = self.data_and_media_root(stage);
+            let command = CommandLine::new(command)
                 .with_path("--config", &self.path_in_folder(&format!("{stage}.toml")))
                 .with_path("--model", &self.path_in_folder(from))
-                .with_path("--data", data)
-                .with_path("--media-root", &self.folder)
+                .with_path("--data", &data)
+                .with_path("--media-root", &media_root)
                 .with_path("--out", &self.path_in_folder(stage))
                 .with_option("--seed", &seed)
                 .with_switch("--overwrite");
             self.steps.map_or(command.clone(), |steps| command.with_option("--max-steps", steps.to_string()))
         };
         let evaluate = |model: &str| self.eval_command(model).with_switch("--overwrite");
-        let grpo = train("grpo", "sft", &self.path_in_folder("rl.jsonl"));
+        let grpo = train("grpo", "grpo", "sft");
         let ask = CommandLine::new("generate").with_path("--model", &self.path_in_folder("grpo"));
         let commands = [
             init(self.preset().name(), "model"),
             init("siglip-tiny", "siglip"),
             self.curate_command(url).with_switch("--resume"),
             evaluate("model"),
-            train("sft", "model", &self.path_in_folder(&dataset_file())),
+            train("sft", "sft", "model"),
             evaluate("sft"),
             grpo.with_path("--siglip", &self.path_in_folder("siglip")),
             evaluate("grpo"),
+            train("sft", TOOL_STAGE, "model"),
+            self.tool_eval_command(true).with_switch("--overwrite"),
+            self.tool_eval_command(false).with_switch("--overwrite"),
             self.training_page_command(),
             self.evaluation_page_command(),
             ask.with_path("--video", video).with_option("--prompt", question),

@@ -5,7 +5,8 @@
 //! of thought with the models of [`endpoint`], where [`stand_in`] answers in place of large models. Then it trains on
 //! the chains (SFT, then GRPO with or without the temporal reward). It evaluates on held-out clips before training,
 //! after SFT and after GRPO: [`benchmarks`] writes the clips as benchmarks, `reel eval` answers them, [`evaluation`]
-//! reads the answers. `commands.rs` has the command lines, and [`page`] writes the results as HTML.
+//! reads the answers. In [`tool_stage`] the model learns to call `crop_video` from the rows of [`tool_rows`].
+//! `commands.rs` has the command lines, and [`page`] writes the results as HTML.
 
 pub mod benchmarks;
 pub mod clips;
@@ -16,6 +17,8 @@ pub mod evaluation;
 pub mod page;
 pub mod pipeline;
 pub mod stand_in;
+pub mod tool_rows;
+pub mod tool_stage;
 
 use std::io::Write;
 use std::path::Path;

@@ -3,13 +3,20 @@
 
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use reel_input::media::strip::thumbnail;
+
 use crate::report::escape::escape_html;
 use crate::report::html::HtmlPage;
 use crate::report::table::HtmlTable;
 
-use crate::showcase::clips::{ClipTask, GREY_CLIP_COUNT};
+use crate::showcase::clips::flashes::{FLASH_CLIP_FPS, FLASH_CLIP_FRAMES};
+use crate::showcase::clips::{CLIP_SIDE, COLORS, ClipTask, GREY_CLIP_COUNT};
 use crate::showcase::evaluation::{AnswerTally, EvaluationAnswers, difference_in_standard_errors};
 use crate::showcase::pipeline::{CURATION_PAGE, DemoOutcome, EVALUATION_PAGE, TRAINING_PAGE};
+use crate::showcase::tool_rows::question_text;
+use crate::showcase::tool_stage::{ToolOutcome, Trajectory};
 
 /// A row of the table of results.
 pub struct ResultRow {
@@ -44,9 +51,10 @@ pub fn result_rows(outcome: &DemoOutcome) -> Vec<ResultRow> {
 pub fn demo_page(outcome: &DemoOutcome, machine: &str) -> String {
     let mut page = begin(
         "A tiny Qwen2.5-VL with random weights learned to answer questions about video clips with a chain of thought: first by supervised \
-         fine-tuning on a curated data set, then from rewards. Everything ran on this machine.",
+         fine-tuning on a curated data set, then from rewards. In a third stage the random model learned to call a tool. Everything ran on this machine.",
     );
     add_results(&mut page, outcome);
+    add_tools(&mut page, &outcome.tools);
     add_parts(&mut page, outcome);
     let commands = outcome.commands.iter().map(|c| escape_html(c)).collect::<Vec<_>>().join("\n");
     page.add(&format!(
@@ -76,6 +84,13 @@ pub fn overview_page(outcomes: &[DemoOutcome], machine: &str) -> String {
                 format!("{:+.1}", difference_in_standard_errors(b, c)),
             ]);
         }
+    }
+    page.add_table(&table);
+    page.add("<h2>Questions that only a tool can answer</h2>\n");
+    let mut table = HtmlTable::new(&["Seed", "Number", "With crop_video", "The same weights without it"]);
+    for DemoOutcome { seed, tools, .. } in outcomes {
+        let (n, with, without) = (tools.with_tools.total, share(tools.with_tools), share(tools.without_tools));
+        table.add_row(vec![seed.to_string(), n.to_string(), with, without]);
     }
     page.add_table(&table);
     end(page, machine)
@@ -119,6 +134,52 @@ fn add_results(page: &mut HtmlPage, outcome: &DemoOutcome) {
     ));
 }
 
+/// Adds the results of the third stage, and an answer with its turns and frames.
+fn add_tools(page: &mut HtmlPage, tools: &ToolOutcome) {
+    let Trajectory { clip, calls, answer } = &tools.example;
+    page.add(&format!(
+        "<h2>Questions that only a tool can answer</h2><p>The model with random weights learned tool calls by supervised fine-tuning, which \
+         took {}. These clips are dark but for four flashes of random colors. A prompt has the first and the last frame, and asks for the color \
+         at one second. <code>crop_video</code> shows that part of the clip. Without the tool, the same weights write a call that nothing \
+         answers; a guess is right for {:.0} %.</p>\n",
+        duration_text(tools.took),
+        100.0 / COLORS.len() as f64,
+    ));
+    let mut table = HtmlTable::new(&["Held-out questions", "With crop_video", "The same weights without it"]);
+    let (with, without) = (tools.with_tools, tools.without_tools);
+    table.add_row(vec![with.total.to_string(), share(with), share(without)]);
+    page.add_table(&table);
+    let frames = clip.frames();
+    let question = escape_html(&question_text(clip.asked_flash()));
+    page.add(&format!(
+        "<p>One of the answers; the model sees these frames.</p>{}<p>{question}</p>\n",
+        frame_images(&frames, &[0, FLASH_CLIP_FRAMES - 1])
+    ));
+    for call in calls {
+        let shown: Vec<usize> =
+            call.times.iter().map(|time| (time * f64::from(FLASH_CLIP_FPS)).round() as usize).collect();
+        let texts: Vec<&str> = call.content.iter().filter_map(|part| part["text"].as_str()).collect();
+        page.add(&format!(
+            "<pre>{} {}</pre><p>{}</p>{}\n",
+            escape_html(&call.name),
+            escape_html(&call.arguments.to_string()),
+            escape_html(&texts.join(" ")),
+            frame_images(&frames, &shown)
+        ));
+    }
+    page.add(&format!("<pre>{}</pre>\n", escape_html(answer)));
+}
+
+/// Small images of these frames of a clip.
+fn frame_images(frames: &[u8], shown: &[usize]) -> String {
+    let frames = frames.chunks_exact(CLIP_SIDE * CLIP_SIDE * 3);
+    let shown = shown.iter().filter_map(|&index| frames.clone().nth(index));
+    let images = shown.filter_map(|frame| thumbnail(frame, (CLIP_SIDE, CLIP_SIDE), CLIP_SIDE / 2).ok());
+    images
+        .map(|png| format!("<img alt=\"frame\" src=\"data:image/png;base64,{}\"> ", STANDARD.encode(png.bytes)))
+        .collect()
+}
+
 /// Adds what each part did and the link to its page.
 fn add_parts(page: &mut HtmlPage, outcome: &DemoOutcome) {
     let summary = &outcome.curation;
@@ -135,7 +196,7 @@ fn add_parts(page: &mut HtmlPage, outcome: &DemoOutcome) {
          <h2>Training</h2><p>{parameters:.2} M parameters; SFT took {sft}, {second} {grpo}. For {second} only the answers are known: eight \
          completions are sampled for each clip and rewarded for accuracy and format. T-GRPO adds 0.3 where the completions to the ordered \
          frames are at least as accurate as those to shuffled frames. The semantic reward runs with a random SigLIP at weight 0: it is computed \
-         and does not count. <a href=\"{TRAINING_PAGE}\">Both runs</a>: curves, and completions that {second} sampled over time.</p>\n\
+         and does not count. <a href=\"{TRAINING_PAGE}\">All runs</a>: curves, and completions that {second} sampled over time.</p>\n\
          <h2>Questions and answers</h2><p><a href=\"{EVALUATION_PAGE}\">The evaluations</a> after SFT and after {second}: all answers with \
          their frames, with filters.</p>\n",
         summary.kept, summary.rows
@@ -152,8 +213,10 @@ pub fn duration_text(d: Duration) -> String {
 mod tests {
     use super::*;
     use crate::curate::{CurationSummary, RejectionReason};
+    use crate::showcase::clips::flashes::FlashClip;
     use crate::showcase::clips::{self, Clip, ClipSet};
     use crate::showcase::evaluation::ClipAnswer;
+    use serde_json::json;
 
     fn outcome(seed: u64) -> DemoOutcome {
         let clips = clips::make_clips(ClipSet::HeldOut, 6, 3);
@@ -183,10 +246,34 @@ mod tests {
             answers: [noise, half, right],
             curation,
             took: [Duration::from_secs(1); 2],
+            tools: tools(),
             all: Duration::from_secs(3),
             parameters: 1000,
             commands: vec!["reel sft --max-steps 2".to_string()],
         }
+    }
+
+    fn tools() -> ToolOutcome {
+        let call = json!({"name": "crop_video", "arguments": {"start": 3, "end": 4}, "is_error": false, "frames": 2,
+            "content": [{"type": "text", "text": "The video from 3 s to 4 s:"}], "times": [3.0, 3.5]});
+        let calls = vec![serde_json::from_value(call).unwrap()];
+        let example = Trajectory { clip: FlashClip::new("held-out", 0, 1, false), calls, answer: "a < b".into() };
+        let (with_tools, without_tools) = (AnswerTally { correct: 7, total: 8 }, AnswerTally { correct: 1, total: 8 });
+        ToolOutcome { with_tools, without_tools, example, took: Duration::from_secs(9) }
+    }
+
+    #[test]
+    fn page_shows_the_turns_of_an_answer_with_tools() {
+        let page = demo_page(&outcome(1), "");
+        assert!(page.contains("87.5 %") && page.contains("12.5 %") && page.contains("fine-tuning, which took 9 s"));
+        let (_, answer) = page.split_once("What color is shown at 3 s?").unwrap();
+        let (call, answer) = answer.split_once("The video from 3 s to 4 s:").unwrap();
+        assert!(call.contains("<pre>crop_video {&quot;end&quot;:4,&quot;start&quot;:3}</pre>"), "{call}");
+        assert!(answer.contains("<pre>a &lt; b</pre>"));
+        // Two frames of the prompt, which are equal, and two of the crop.
+        let images: Vec<&str> =
+            page.split("<img alt=\"frame\" src=\"").skip(1).map(|s| s.split('"').next().unwrap()).collect();
+        assert!(images.len() == 4 && images[0] == images[1] && images[2] == images[3] && images[1] != images[2]);
     }
 
     #[test]

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! prepare   clear the folder, write sft.toml and grpo.toml, create a random model and a random SigLIP,
-//!           encode the clips, write list.jsonl, rl.jsonl and benchmarks/
+//!           encode the clips, write list.jsonl, rl.jsonl, benchmarks/ and tool-rows/
 //! run       curate list.jsonl, evaluate(model), SFT on curated/dataset.jsonl, evaluate(sft), GRPO on rl.jsonl,
-//!           evaluate(grpo), training.html, eval/report.html
+//!           evaluate(grpo), SFT on tool-rows/sft.jsonl, evaluate(tools), training.html, eval/report.html
 //! ```
 //!
 //! The caller passes a function that runs command lines (`reel curate`, `reel eval`, `reel report`), and functions for
-//! the two training runs. These read their options from the folder's .toml files, as `reel sft --config` does.
+//! the three training runs. These read their options from the folder's .toml files, as `reel sft --config` does.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use crate::curate::{CurationSummary, DATASET_FILE, SUMMARY_FILE};
 use crate::error::{Error, Result};
 use crate::measure::trace;
+use rayon::prelude::*;
 use reel_input::config::Family;
 use reel_input::media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_input::media::frames::FrameView;
@@ -28,24 +29,27 @@ use reel_train::options::RunOptions;
 use serde_json::{Value, json};
 
 use crate::showcase::benchmarks::{CLIP_FOLDER, ClipBenchmark, shuffled_clips, shuffled_file};
+use crate::showcase::clips::flashes::FlashClip;
 use crate::showcase::clips::{self, CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, Clip, ClipSet, ClipTask, shuffle_frames};
 use crate::showcase::command_line::CommandLine;
 use crate::showcase::endpoint::StandInEndpoint;
 use crate::showcase::evaluation::EvaluationAnswers;
+use crate::showcase::tool_stage::{TOOL_ROWS_FOLDER, TOOL_STAGE, ToolOutcome};
 use crate::showcase::write;
 
-/// One of the two training stages of the demo.
+/// One of the three training stages of the demo.
 struct TrainingStage {
-    /// The name of the stage's command and files: `sft` or `grpo`.
+    /// The name of the stage's files: `sft`, `grpo` or `tools`.
     name: &'static str,
     /// The stage's options as TOML text, in the format of the file for `--config`.
     config: &'static str,
 }
 
-/// The two training stages in their order.
-const TRAINING_STAGES: [TrainingStage; 2] = [
+/// The training stages in their order.
+const TRAINING_STAGES: [TrainingStage; 3] = [
     TrainingStage { name: "sft", config: include_str!("sft.toml") },
     TrainingStage { name: "grpo", config: include_str!("grpo.toml") },
+    TrainingStage { name: TOOL_STAGE, config: include_str!("tools.toml") },
 ];
 
 /// The file of the questions that are curated, in the demo's folder.
@@ -59,7 +63,7 @@ pub const EVALUATION_FOLDER: &str = "eval";
 
 /// Names of all files and folders that this or an earlier version of the demo writes into its folder, except the .toml
 /// files. The .toml files are not removed, because sft.toml shows that the folder belongs to a demo.
-const PARTS: [&str; 14] = [
+const PARTS: [&str; 16] = [
     "model",
     "siglip",
     CLIP_FOLDER,
@@ -70,6 +74,8 @@ const PARTS: [&str; 14] = [
     EVALUATION_FOLDER,
     "sft",
     "grpo",
+    TOOL_ROWS_FOLDER,
+    TOOL_STAGE,
     "training.html",
     "report.html",
     "sft.jsonl",
@@ -78,7 +84,7 @@ const PARTS: [&str; 14] = [
 
 /// The path of the curation's page, relative to the demo's folder.
 pub const CURATION_PAGE: &str = "curated/report.html";
-/// The path of the page of both training runs, relative to the demo's folder.
+/// The path of the page of all training runs, relative to the demo's folder.
 pub const TRAINING_PAGE: &str = "training.html";
 /// The path of the page of the evaluations after SFT and after GRPO, relative to the demo's folder.
 pub const EVALUATION_PAGE: &str = "eval/report.html";
@@ -111,6 +117,8 @@ pub struct PreparedDemo {
     parameters: u64,
     /// The held-out clips, without their frames.
     held_out: Vec<Clip>,
+    /// The held-out clips of the third stage.
+    flashes: Vec<FlashClip>,
 }
 
 /// The results of a demo.
@@ -125,8 +133,10 @@ pub struct DemoOutcome {
     pub answers: [EvaluationAnswers; 3],
     /// The funnel of the curation: how many rows were kept, rejected or failed.
     pub curation: CurationSummary,
-    /// The duration of each training stage.
+    /// The duration of each of the first two training stages.
     pub took: [Duration; 2],
+    /// The results of the third stage.
+    pub tools: ToolOutcome,
     /// The duration of the whole demo.
     pub all: Duration,
     /// Number of parameters of the model.
@@ -166,13 +176,14 @@ impl Demo {
         self.prepare_folder()?;
         let parameters = self.make_models()?;
         let held_out = trace::span("clips", || self.make_clips())?;
-        Ok(PreparedDemo { started, parameters, held_out })
+        let flashes = trace::span("clips", || self.make_tool_rows())?;
+        Ok(PreparedDemo { started, parameters, held_out, flashes })
     }
 
-    /// Curates the data set, trains in two stages, and evaluates before, between and after them.
+    /// Curates the data set, trains in three stages, and evaluates before, between and after them.
     ///
-    /// `command` must run a command line without printing. `sft` and `grpo` must run the two training commands, with
-    /// the options of sft.toml and grpo.toml after [`Demo::set_paths_and_steps`] has completed them.
+    /// `command` must run a command line without printing. `sft`, `grpo` and `tools` must run the training commands,
+    /// with the options of the stages' .toml files after [`Demo::set_paths_and_steps`] has completed them.
     ///
     /// # Errors
     /// A command or training fails, or a file cannot be read or written.
@@ -182,8 +193,9 @@ impl Demo {
         command: impl Fn(&CommandLine) -> std::result::Result<(), E>,
         sft: impl FnOnce() -> std::result::Result<(), E>,
         grpo: impl FnOnce() -> std::result::Result<(), E>,
+        tools: impl FnOnce() -> std::result::Result<(), E>,
     ) -> std::result::Result<DemoOutcome, E> {
-        let PreparedDemo { started, parameters, held_out } = prepared;
+        let PreparedDemo { started, parameters, held_out, flashes } = prepared;
         let endpoint = StandInEndpoint::start()?;
         trace::span("curation", || command(&self.curate_command(&endpoint.url)))?;
         let curation = self.curation_summary()?;
@@ -206,6 +218,7 @@ impl Demo {
         grpo()?;
         let grpo_took = started_grpo.elapsed();
         let after = evaluate(2)?;
+        let tools = self.run_tool_stage(&flashes, &command, tools)?;
         command(&self.training_page_command())?;
         command(&self.evaluation_page_command())?;
         let asked = &held_out[0];
@@ -216,6 +229,7 @@ impl Demo {
             answers: [before, between, after],
             curation,
             took: [sft_took, grpo_took],
+            tools,
             all: started.elapsed(),
             parameters,
             commands: self.shown_commands(&endpoint.url, &video, asked.task.question()),
@@ -228,17 +242,27 @@ impl Demo {
         self.folder.join(part)
     }
 
-    /// Sets the options that a .toml file of the demo leaves open: paths and steps. The stage (`sft` or `grpo`)
-    /// starts from the model in the demo's sub-folder `from`.
+    /// Sets the options that a .toml file of the demo leaves open: paths and steps. The stage (`sft`, `grpo` or
+    /// `tools`) starts from the model in the demo's sub-folder `from`.
     pub fn set_paths_and_steps(&self, options: &mut RunOptions, from: &str, stage: &str) {
         options.model = self.path_in_folder(from).display().to_string();
-        options.data = self.path_in_folder(&if stage == "sft" { dataset_file() } else { "rl.jsonl".into() });
-        options.media_root = Some(self.folder.clone());
+        let (data, media_root) = self.data_and_media_root(stage);
+        (options.data, options.media_root) = (data, Some(media_root));
         options.out = self.path_in_folder(stage);
         options.max_steps = self.steps.or(options.max_steps);
     }
 
-    fn progress(&self, text: String) {
+    /// The data file of a training stage, and the folder that the paths in it are relative to.
+    pub(crate) fn data_and_media_root(&self, stage: &str) -> (PathBuf, PathBuf) {
+        let (data, media_root) = match stage {
+            "sft" => (format!("{CURATION_FOLDER}/{DATASET_FILE}"), self.folder.clone()),
+            TOOL_STAGE => (format!("{TOOL_ROWS_FOLDER}/sft.jsonl"), self.path_in_folder(TOOL_ROWS_FOLDER)),
+            _ => ("rl.jsonl".into(), self.folder.clone()),
+        };
+        (self.path_in_folder(&data), media_root)
+    }
+
+    pub(crate) fn progress(&self, text: String) {
         if !self.quiet {
             eprintln!("{text}")
         }
@@ -300,18 +324,7 @@ impl Demo {
                 encode(&clip.file, &clip.frames)?;
                 Ok(if i < kept { clip } else { Clip { frames: Vec::new(), ..clip } })
             };
-            let threads = std::thread::available_parallelism().map_or(1, usize::from);
-            let parts = (0..threads).map(|t| t * count / threads..(t + 1) * count / threads);
-            std::thread::scope(|scope| {
-                let make = &make;
-                let started: Vec<_> =
-                    parts.map(|part| scope.spawn(move || part.map(make).collect::<Result<Vec<Clip>>>())).collect();
-                let joined = started.into_iter().map(|thread| match thread.join() {
-                    Ok(clips) => clips,
-                    Err(panic) => std::panic::resume_unwind(panic),
-                });
-                Ok(joined.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
-            })
+            (0..count).into_par_iter().map(make).collect()
         };
         let make_set =
             |set: ClipSet, kept: usize| make_all(self.clip_count(set), kept, &|i| clips::make_clip(set, i, self.seed));
@@ -355,11 +368,6 @@ impl Demo {
             Error::failed(file.display().to_string(), what, "run the demo again")
         })
     }
-}
-
-/// The path of the data set for SFT, relative to the demo's folder.
-pub(crate) fn dataset_file() -> String {
-    format!("{CURATION_FOLDER}/{DATASET_FILE}")
 }
 
 /// Turns off the temporal reward in the options of a stage.

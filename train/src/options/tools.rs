@@ -1,6 +1,7 @@
 //! The options of tools that the model calls inside its answers.
 
 use clap::Args;
+use reel_support::files::fingerprint::bytes_fingerprint;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -66,9 +67,15 @@ impl ToolOptions {
         self.tool_tags.is_some()
     }
 
-    /// The options that are given, by name; without tools none.
+    /// The options that are given, by name; without tools none. A tool of a Python file has the file's fingerprint.
     pub fn named_values(&self) -> Map<String, Value> {
-        let all = serde_json::to_value(self).ok().filter(|_| self.are_given());
+        let mut named = self.clone();
+        for tool in &mut named.tools {
+            let file = tool.rsplit_once(':').filter(|(file, _)| file.ends_with(".py"));
+            let code = file.and_then(|(file, _)| std::fs::read(file).ok());
+            *tool += &code.map_or(String::new(), |code| format!(" ({})", bytes_fingerprint(&code)));
+        }
+        let all = serde_json::to_value(named).ok().filter(|_| self.are_given());
         let all = all.and_then(|mut all| all.as_object_mut().map(std::mem::take)).unwrap_or_default();
         all.into_iter().filter(|(_, value)| !value.is_null()).collect()
     }

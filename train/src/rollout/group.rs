@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use reel_engine::FinishReason;
 use reel_input::{ModelInput, TokenId};
 use reel_samples::reward_columns::solution_and_type;
 use reel_samples::rewards::{AdvantageRules, AnswerRules, EmaMoments, ProblemFields, ProblemType, Scores, ema_task};
@@ -39,6 +40,9 @@ pub struct CompletionTokens {
     /// The turns in which tools have written tokens, which are not learned; empty without tools.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tool_turns: Vec<ToolTurn>,
+    /// Whether the completion ended with a call because the answer did not fit into `--max-completion-length`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lacks_room: bool,
     /// The prompt and all tokens of the completion, with the images and videos of both. `None` without turns of tools,
     /// and while this process has not loaded their images and videos (`tool_media.rs`).
     #[serde(skip)]
@@ -68,6 +72,20 @@ impl CompletionTokens {
             self.ids.extend(last_turn.ids);
         }
         Self { tool_turns, ..self }
+    }
+
+    /// Gives the completion the reason why its sampling ended. A last turn that has its end token and still ended for
+    /// its length is a call whose answer did not fit; with `mask_truncated`, no token of the completion then counts.
+    #[must_use]
+    pub fn with_finish_reason(self, reason: &str, ends: &EndTokens, mask_truncated: bool) -> Self {
+        let lacks_room = reason == FinishReason::Length.openai_name() && ends.are_reached(&self.ids);
+        let learned_len = if lacks_room && mask_truncated { 0 } else { self.learned_len };
+        Self { learned_len, lacks_room, ..self }
+    }
+
+    /// Why the completion ended.
+    pub fn finish_reason(&self, ends: &EndTokens) -> FinishReason {
+        if ends.are_reached(&self.ids) && !self.lacks_room { FinishReason::Stop } else { FinishReason::Length }
     }
 
     /// The indices of the tokens that count in the loss.
@@ -297,6 +315,16 @@ mod tests {
         let one = |mask| completion(&[1, 9, 7, 2, 9, 7, 3], &[2..3, 5..6], mask);
         assert_eq!(learned(&one(true)), [0; 0]);
         assert_eq!(learned(&one(false)), [0, 1, 3, 4, 6]);
+        // The answer to the last call did not fit.
+        let no_room = |reason, mask| {
+            completion(&[1, 9, 7, 2, 9, 7, 3, 9], &[2..3, 5..6], mask).with_finish_reason(reason, &ends, mask)
+        };
+        assert_eq!((learned(&no_room("length", true)), no_room("length", true).lacks_room), (vec![], true));
+        assert_eq!(learned(&no_room("length", false)), [0, 1, 3, 4, 6, 7]);
+        assert_eq!(
+            (learned(&no_room("stop", true)), no_room("stop", true).lacks_room),
+            (vec![0, 1, 3, 4, 6, 7], false)
+        );
         let plain = completion(&[1, 9, 2], &[], false);
         assert_eq!((learned(&plain), plain.model_turns().next()), (vec![0, 1], Some(0..3)));
     }

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::{fs, io};
 
-use reel_engine::FinishReason;
+use reel_input::MediaFrames;
 use reel_input::media::frames::FrameBuf;
 use reel_input::media::strip::{PngImage, frame_strip};
-use reel_input::{MediaFrames, TokenId};
 use reel_samples::rewards::Scores;
 use reel_support::diagnostic::input;
 use reel_support::files::{json, replace_synced, write_synced};
@@ -199,6 +198,9 @@ struct Recorded {
     /// For each completion, what tools have written; empty without tools.
     #[serde(default)]
     tool_turns: Vec<Vec<ToolTurn>>,
+    /// For each completion, why its sampling ended.
+    #[serde(default)]
+    finish_reasons: Vec<String>,
 }
 
 /// The rewards of each function, from the recorded scores. They are all read as custom ones, which are added in the
@@ -230,21 +232,23 @@ pub fn read_recorded_groups(
             let (what, help) = ("is damaged: it is not what the run wrote", "restore the file from a copy");
             return Err(Error::damaged(location, what, help));
         }
-        let Recorded { line: r, used, log_probs, scores, mut tool_turns } =
+        let Recorded { line: r, used, log_probs, scores, mut tool_turns, mut finish_reasons } =
             serde_json::from_value(line).map_err(not_a_record)?;
         tool_turns.resize(r.completions.len(), Vec::new());
+        finish_reasons.resize(r.completions.len(), String::new());
         if r.row >= prompts.data_row_count() || r.completions.len() != r.rewards.len() {
             return Err(damaged(
                 "has an invalid group: its data row does not exist, or its lists differ in length".into(),
             ));
         }
-        let mask_truncated = options.mask_truncated_completions;
-        let tokens = |((ids, log_probs), turns)| {
-            let tokens = CompletionTokens::new(ids, log_probs, &ends, mask_truncated);
-            tokens.with_tool_turns(turns, &ends, mask_truncated)
+        let mask = options.mask_truncated_completions;
+        let tokens = |(((ids, log_probs), turns), reason): (_, String)| {
+            let tokens = CompletionTokens::new(ids, log_probs, &ends, mask).with_tool_turns(turns, &ends, mask);
+            tokens.with_finish_reason(&reason, &ends, mask)
         };
         if used {
-            let completions = r.completions.into_iter().zip(log_probs).zip(tool_turns).map(tokens).collect();
+            let parts = r.completions.into_iter().zip(log_probs).zip(tool_turns).zip(finish_reasons);
+            let completions = parts.map(tokens).collect();
             let mut group = Rollout::with_rewards(Arc::new(prompts.prompt(r.row)?), completions, r.rewards);
             group.scores.custom = recorded_rewards(scores);
             load_tool_media(prompts, &mut group)?;
@@ -262,7 +266,6 @@ pub fn rollouts_file_path(folder: &Path, step: u64) -> PathBuf {
 /// Makes the JSON line of one group in a step's file. `reel report` and `--rollouts` read its keys.
 fn line(step: u64, rollout: &Rollout, ends: &EndTokens, used: bool) -> Value {
     let scores = &rollout.scores;
-    let finish_reason = |ids: &[TokenId]| if ends.are_reached(ids) { FinishReason::Stop } else { FinishReason::Length };
     let each = |f: &dyn Fn(&CompletionTokens) -> Value| rollout.completions.iter().map(f).collect::<Vec<_>>();
     let mut line = Map::new();
     line.insert("step".into(), json!(step));
@@ -281,7 +284,7 @@ fn line(step: u64, rollout: &Rollout, ends: &EndTokens, used: bool) -> Value {
         line.insert("turns".into(), json!(rollout.turns));
         line.insert("tool_turns".into(), json!(each(&|c| json!(c.tool_turns))));
     }
-    line.insert("finish_reasons".into(), json!(each(&|c| json!(finish_reason(&c.ids).openai_name()))));
+    line.insert("finish_reasons".into(), json!(each(&|c| json!(c.finish_reason(ends).openai_name()))));
     line.insert("log_probs".into(), json!(each(&|c| json!(c.log_probs))));
     if !rollout.shuffled_texts.is_empty() {
         line.insert("shuffled_texts".into(), json!(rollout.shuffled_texts));

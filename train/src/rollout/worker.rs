@@ -273,9 +273,11 @@ impl<'a> RolloutWorker<'a> {
         let sampled = self.sampler.sample_with_tools(tools, &self.prompts, own, (n, round), self.stop)?;
         let (ends, mask) = (self.prompts.end_tokens(), self.options.mask_truncated_completions);
         let completion = |trajectory: Trajectory| {
+            let reason = trajectory.finish_reason.openai_name();
             let tokens = CompletionTokens::new(trajectory.ids, trajectory.log_probs, &ends, mask);
             let sequence = Some(trajectory.sequence).filter(|_| !trajectory.turns.is_empty());
-            CompletionTokens { sequence, ..tokens.with_tool_turns(trajectory.turns, &ends, mask) }
+            let tokens = tokens.with_tool_turns(trajectory.turns, &ends, mask).with_finish_reason(reason, &ends, mask);
+            CompletionTokens { sequence, ..tokens }
         };
         let rollouts = own.iter().zip(sampled).map(|((_, prompt), trajectories)| {
             let completions = self.with_offline_answers(prompt, trajectories.into_iter().map(completion).collect());

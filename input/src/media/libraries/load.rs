@@ -75,14 +75,15 @@ macro_rules! functions {
 
 functions! {
     libavutil, ffi::LIBAVUTIL_VERSION_MAJOR, AVUTIL:
-        av_dict_free av_dict_set av_frame_alloc av_frame_free av_frame_get_buffer av_log_set_level avutil_version;
+        av_buffer_ref av_dict_free av_dict_set av_frame_alloc av_frame_free av_frame_get_buffer av_hwdevice_ctx_create
+        av_hwframe_transfer_data av_log_set_callback av_log_set_level avutil_version;
     libavcodec, ffi::LIBAVCODEC_VERSION_MAJOR, AVCODEC:
         av_codec_is_decoder av_codec_is_encoder av_init_packet av_new_packet av_packet_rescale_ts av_packet_unref
         avcodec_alloc_context3 avcodec_close avcodec_find_decoder avcodec_find_decoder_by_name
-        avcodec_find_encoder_by_name avcodec_flush_buffers avcodec_free_context avcodec_get_name avcodec_open2
-        avcodec_parameters_alloc avcodec_parameters_copy avcodec_parameters_free avcodec_parameters_from_context
-        avcodec_parameters_to_context avcodec_receive_frame avcodec_receive_packet avcodec_send_frame
-        avcodec_send_packet avcodec_version;
+        avcodec_find_encoder_by_name avcodec_flush_buffers avcodec_free_context avcodec_get_hw_config avcodec_get_name
+        avcodec_open2 avcodec_parameters_alloc avcodec_parameters_copy avcodec_parameters_free
+        avcodec_parameters_from_context avcodec_parameters_to_context avcodec_receive_frame avcodec_receive_packet
+        avcodec_send_frame avcodec_send_packet avcodec_version;
     libavformat, ffi::LIBAVFORMAT_VERSION_MAJOR, AVFORMAT:
         av_find_best_stream av_interleaved_write_frame av_read_frame av_seek_frame av_write_trailer
         avformat_alloc_output_context2 avformat_close_input avformat_find_stream_info avformat_free_context

@@ -27,6 +27,22 @@ pub(crate) use ffmpeg::check_video_file;
 pub use ffmpeg::{decode_into, probe};
 pub use types::{DecodeLimits, DecodeRequest, DecodeTimes, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo};
 
+/// Opens the GPU that decodes in this process ([`DecodeLimits::gpu`]); it stays open.
+///
+/// # Errors
+/// FFmpeg cannot decode on this GPU, or the machine has no such GPU.
+#[cfg(feature = "ffmpeg")]
+pub(crate) fn open_gpu(index: usize) -> Result<()> {
+    ffmpeg::nvdec::Gpu::open(index).map(drop)
+}
+
+/// Refuses every GPU, because this build has no FFmpeg.
+#[cfg(not(feature = "ffmpeg"))]
+pub(crate) fn open_gpu(_index: usize) -> Result<()> {
+    let help = "use a build with the feature `ffmpeg`, or leave this option out";
+    Err(crate::error::Error::setting("decoder nvdec", "this build of reel has no FFmpeg", help))
+}
+
 /// Decodes the frames that `profile` and `overrides` select, in the displayed size of the video.
 ///
 /// # Errors

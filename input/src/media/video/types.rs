@@ -38,6 +38,8 @@ pub struct DecodeTimes {
     pub resize_seconds: f64,
     /// Processor time of the process that decoded, in seconds; 0 if the caller's own process decoded.
     pub cpu_seconds: f64,
+    /// Whether a GPU decoded.
+    pub on_gpu: bool,
 }
 
 /// Selected and decoded frames of a video. The serialized form leaves out the pixels.
@@ -115,6 +117,9 @@ pub struct DecodeLimits {
     pub memory_bytes: u64,
     /// Maximum number of pixels that are decoded, all frames together.
     pub pixels: u64,
+    /// The GPU that decodes, as its index in CUDA's order; `None`: software. A video that the GPU does not decode is an
+    /// error.
+    pub gpu: Option<usize>,
 }
 
 /// Pixels per second that no decoder reaches in one thread.
@@ -131,7 +136,12 @@ impl DecodeLimits {
 impl Default for DecodeLimits {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
-        Self { threads, memory_bytes: 2 << 30, pixels: Self::max_pixels_within(Duration::from_secs(60), threads) }
+        Self {
+            threads,
+            memory_bytes: 2 << 30,
+            pixels: Self::max_pixels_within(Duration::from_secs(60), threads),
+            gpu: None,
+        }
     }
 }
 

@@ -5,12 +5,12 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use memmap2::MmapOptions;
 use reel_support::diagnostic::input::UnsuitableFile;
-use reel_support::diagnostic::{Diagnostic, print_note_once};
+use reel_support::diagnostic::{Diagnostic, escape_controls, print_note_once};
 use reel_support::ranges::record_span;
 use reel_support::worker::{Worker, WorkerFailure, WorkerPool, WorkerProgram};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::disk_cache::DiskFrameCache;
 use super::frame_cache::{FrameCache, FrameKey};
-use super::{DecodeControl, VIDEO_WORKER, WorkerJob, WorkerReply, WorkerRequest};
+use super::{DecodeControl, GPU_VIDEO_WORKER, VIDEO_WORKER, WorkerJob, WorkerReply, WorkerRequest};
 use crate::error::{Error, Kind, MediaFailure, Result};
 use crate::media::error::{cannot_read_media, cannot_start_worker};
 use crate::media::profile::{MediaOverrides, MediaProfile, MediaRules};
@@ -30,6 +30,10 @@ pub const DEFAULT_DECODE_MEMORY_MIB: u64 = 2048;
 /// The pause before a job is tried again because this machine had no threads, processes or open files left.
 const RESTART_PAUSE: Duration = Duration::from_millis(50);
 
+/// Number of workers of this process that decode on a GPU at the same time. Each has a CUDA context and the frames of its
+/// decoders in the memory of the GPU, which the model needs.
+const MAX_GPU_WORKERS: usize = 4;
+
 /// Decodes videos, each one in its own worker process.
 #[derive(Clone, Debug)]
 pub struct DecodeWorker {
@@ -39,6 +43,9 @@ pub struct DecodeWorker {
     pub memory_mib: u64,
     /// Number of decoding threads.
     pub threads: usize,
+    /// The GPU that decodes H.264 and HEVC, as its index in CUDA's order. Frames have the same bits. A video that the
+    /// GPU does not decode is decoded in software, with a note on stderr for each reason.
+    pub gpu: Option<usize>,
     /// Cache of the frames that [`DecodeWorker::decode_resized`] returns; with `None`, each request decodes its video.
     pub cache: Option<Arc<FrameCache>>,
     /// Cache on disk of the same frames, which further processes and runs use.
@@ -55,6 +62,7 @@ impl DecodeWorker {
             program: WorkerProgram::new(path),
             memory_mib: DEFAULT_DECODE_MEMORY_MIB,
             threads: DecodeLimits::default().threads,
+            gpu: None,
             cache: None,
             disk_cache: None,
             control: None,
@@ -72,6 +80,23 @@ impl DecodeWorker {
     /// Creates a decoder that starts the running program's own binary as its worker.
     pub fn from_this_program() -> Self {
         Self::new("/proc/self/exe")
+    }
+
+    /// Opens the GPU of [`DecodeWorker::gpu`], if there is one, in a worker that stays ready to decode.
+    ///
+    /// # Errors
+    /// FFmpeg cannot decode on this GPU, the machine has no such GPU, or the worker fails.
+    pub fn check_gpu(&self) -> Result<()> {
+        if self.gpu.is_none() {
+            return Ok(());
+        }
+        match self.run_once(Path::new("decoder nvdec"), WorkerJob::OpenGpu, self.gpu) {
+            Err(e) if e.kind != Kind::Media(MediaFailure::Setting) => {
+                let help = "check the GPU with nvidia-smi, or leave this option out";
+                Err(Error::setting("decoder nvdec", e.diagnostic.what, help))
+            }
+            done => done.map(drop),
+        }
     }
 
     /// Reads size, frame rate and number of frames of a video.
@@ -128,7 +153,7 @@ impl DecodeWorker {
         let decode = || self.decode_at_size(path, rules.profile, overrides, DecodedFrameSize::Resized(rules.family));
         let begun = Instant::now();
         let Some(cache) = &self.disk_cache else { return decode() };
-        let Some(entry) = cache.entry(path, rules, overrides) else { return decode() };
+        let Some(entry) = cache.entry(path, rules, overrides, self.gpu.is_some()) else { return decode() };
         if let Some(video) = cache.read(&entry) {
             note_left_out_frames(path, video.left_out_frames);
             let frames = video.indices.len();
@@ -176,32 +201,63 @@ impl DecodeWorker {
         if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
             return Err(cannot_read_media(path, &UnsuitableFile::Special.into()));
         }
-        let first = self.run_once(path, job);
+        if self.gpu.is_none() || matches!(job, WorkerJob::Probe) {
+            return self.run_in_software(path, job);
+        }
+        static SLOTS: [Mutex<()>; MAX_GPU_WORKERS] = [const { Mutex::new(()) }; MAX_GPU_WORKERS];
+        let slot = loop {
+            let free = SLOTS.iter().find_map(|slot| match slot.try_lock() {
+                Ok(slot) => Some(slot),
+                Err(TryLockError::Poisoned(slot)) => Some(slot.into_inner()),
+                Err(TryLockError::WouldBlock) => None,
+            });
+            match free {
+                Some(slot) => break slot,
+                None => std::thread::sleep(Duration::from_millis(2)),
+            }
+            self.check(0)?;
+        };
+        let on_gpu = self.run_once(path, job, self.gpu);
+        drop(slot);
+        let Err(failure) = on_gpu else { return on_gpu };
+        self.check(0)?;
+        let decoded = self.run_in_software(path, job)?;
+        // Most videos of a data set have the same reason, so the path is left out.
+        let what = escape_controls(&failure.diagnostic.what);
+        print_note_once(format!("--decoder nvdec: a video, and others like it, are decoded in software: {what}"));
+        Ok(decoded)
+    }
+
+    fn run_in_software(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
+        let first = self.run_once(path, job, None);
         match first.as_ref().map_err(|e| e.kind) {
             Err(Kind::Media(MediaFailure::Timeout)) if self.control.is_some() => return first,
             Err(Kind::Media(MediaFailure::Timeout | MediaFailure::Killed)) => {}
             Err(Kind::Media(MediaFailure::Worker)) => std::thread::sleep(RESTART_PAUSE),
             _ => return first,
         }
-        self.run_once(path, job).map_err(tried_twice)
+        self.run_once(path, job, None).map_err(tried_twice)
     }
 
-    fn run_once(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
-        static IDLE: WorkerPool = WorkerPool::new();
+    fn run_once(&self, path: &Path, job: WorkerJob, gpu: Option<usize>) -> Result<(WorkerReply, File)> {
+        static SOFTWARE: WorkerPool = WorkerPool::new();
+        static GPU: WorkerPool = WorkerPool::new();
+        let (kind, idle) = if gpu.is_some() { (&GPU_VIDEO_WORKER, &GPU) } else { (&VIDEO_WORKER, &SOFTWARE) };
         let request = WorkerRequest {
             path: path.into(),
             memory_bytes: self.memory_mib.saturating_mul(1 << 20),
             threads: self.threads.max(1),
             max_pixels: DecodeLimits::max_pixels_within(self.program.timeout, self.threads),
+            gpu,
             job,
         };
         let cannot_start = |e: std::io::Error| cannot_start_worker(&self.program.path, &e);
         let memory: File = rustix::fs::memfd_create("reel-frames", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(|e| cannot_start(e.into()))?
             .into();
-        let mut worker = match IDLE.take_idle_worker(&self.program, 0) {
+        let mut worker = match idle.take_idle_worker(&self.program, 0) {
             Some(worker) => worker,
-            None => Worker::start(&self.program, &VIDEO_WORKER).map_err(cannot_start)?,
+            None => Worker::start(&self.program, kind).map_err(cannot_start)?,
         };
         let sent = worker.send(&request, Some(memory.as_fd()), self.program.timeout);
         let mut stopped = Ok(());
@@ -215,7 +271,7 @@ impl DecodeWorker {
         stopped?;
         let reply = waited.and_then(|_| worker.receive(0, &mut Vec::new()));
         let reply = reply.map_err(|failure| self.worker_failed(path, failure))?;
-        IDLE.return_worker(worker, 0);
+        idle.return_worker(worker, 0);
         match reply {
             WorkerReply::Failed(error) => Err(error),
             WorkerReply::Panicked(message) => Err(decoder_panicked(path, &message)),
@@ -277,9 +333,9 @@ fn record_video_span(work: &str, path: &Path, begun: Instant, mut details: Value
 
 /// Records the span of a decoded video and, inside it, what its worker did: the worker's work ended with its reply.
 fn record_decoding(path: &Path, video: &DecodedVideo, begun: Instant) {
-    let DecodeTimes { read_seconds, decode_seconds, resize_seconds, cpu_seconds } = video.times;
+    let DecodeTimes { read_seconds, decode_seconds, resize_seconds, cpu_seconds, on_gpu } = video.times;
     WORKER_MICROSECONDS.fetch_add((cpu_seconds * 1e6) as u64, Ordering::Relaxed);
-    let details = json!({"frames": video.indices.len(), "worker_cpu_seconds": cpu_seconds});
+    let details = json!({"frames": video.indices.len(), "worker_cpu_seconds": cpu_seconds, "on_gpu": on_gpu});
     record_video_span("decode", path, begun, details);
     // The times come from another process, so they are kept within those of this one.
     let elapsed = begun.elapsed().as_secs_f64();

@@ -135,10 +135,17 @@ impl DiskFrameCache {
     }
 
     /// The entry of the frames that `rules` and `overrides` select from the video at `path`; `None` if the file cannot be
-    /// read.
-    pub(super) fn entry(&self, path: &Path, rules: MediaRules, overrides: &MediaOverrides) -> Option<DiskEntry> {
+    /// read. A GPU may show other pixels of a damaged picture, so its frames have entries of their own.
+    pub(super) fn entry(
+        &self,
+        path: &Path,
+        rules: MediaRules,
+        overrides: &MediaOverrides,
+        on_gpu: bool,
+    ) -> Option<DiskEntry> {
         let fingerprint = self.video_fingerprint(path)?;
-        let key = format!("{fingerprint} {rules:?} {overrides:?} {}", self.decoder);
+        let hardware = if on_gpu { " nvdec" } else { "" };
+        let key = format!("{fingerprint} {rules:?} {overrides:?} {}{hardware}", self.decoder);
         let name = format!("{fingerprint}-{}.{EXTENSION}", bytes_fingerprint(key.as_bytes()));
         Some(DiskEntry { file: self.folder.join(name), key, video: path.to_path_buf(), fingerprint })
     }
@@ -334,7 +341,7 @@ mod tests {
 
     fn write(cache: &DiskFrameCache, path: &Path, nframes: i64, pixels: usize) -> DiskEntry {
         let overrides = MediaOverrides { nframes: Some(nframes), ..MediaOverrides::default() };
-        let entry = cache.entry(path, MediaProfile::Qwen.for_family(Family::Qwen25Vl), &overrides).unwrap();
+        let entry = cache.entry(path, MediaProfile::Qwen.for_family(Family::Qwen25Vl), &overrides, false).unwrap();
         cache.write(&entry, &video(pixels));
         entry
     }
@@ -379,13 +386,15 @@ mod tests {
         fs::write(&path, "a video").unwrap();
         let cache = DiskFrameCache::open(&folder, 40_000).unwrap();
         let rules = MediaProfile::Qwen.for_family(Family::Qwen25Vl);
-        let entry = cache.entry(&path, rules, &MediaOverrides::default()).unwrap();
+        let entry = cache.entry(&path, rules, &MediaOverrides::default(), false).unwrap();
+        let of_a_gpu = cache.entry(&path, rules, &MediaOverrides::default(), true).unwrap();
+        assert_ne!(entry.file, of_a_gpu.file, "a GPU may show a damaged picture otherwise");
         fs::write(&path, "another").unwrap();
         cache.write(&entry, &video(10));
         assert!(cache.read(&entry).is_none() && !entry.file.exists());
 
         // A folder in the place of an entry is named, and nothing is written.
-        let entry = cache.entry(&path, rules, &MediaOverrides::default()).unwrap();
+        let entry = cache.entry(&path, rules, &MediaOverrides::default(), false).unwrap();
         fs::create_dir(&entry.file).unwrap();
         assert!(cache.read(&entry).is_none());
         cache.write(&entry, &video(10));

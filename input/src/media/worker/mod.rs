@@ -7,6 +7,11 @@
 //! Starting a process takes ten times as long as decoding a short clip, because the dynamic linker loads FFmpeg's
 //! hundred libraries. So a worker loads the libraries once and decodes each video in a separate fork.
 //!
+//! With [`DecodeWorker::gpu`], videos are decoded by workers of another kind, on a GPU. They do all jobs in one process,
+//! because CUDA does not work in a fork, and opening a GPU takes longer than decoding a short video. Whenever such a
+//! worker returns no frames, for whatever reason, a worker of the first kind decodes the video in software. So frames
+//! and errors are those of the software, also if a damaged file crashes the GPU's driver.
+//!
 //! If a worker is killed, misses the deadline or fails without a reply, a new worker tries to decode the video once
 //! more. A worker reports a damaged file in its reply, even if its decoder panicked. A failure without a reply, or for
 //! lack of threads, processes or open files, is [`MediaFailure::Worker`](crate::error::MediaFailure::Worker), which is
@@ -40,6 +45,10 @@ pub use serve::run_job;
 /// The kind of worker that decodes videos.
 pub const VIDEO_WORKER: WorkerKind = WorkerKind { name: "video", malloc_arenas: "2", main: serve::worker_main };
 
+/// The kind of worker that decodes videos on a GPU.
+pub const GPU_VIDEO_WORKER: WorkerKind =
+    WorkerKind { name: "gpu-video", malloc_arenas: "2", main: serve::gpu_worker_main };
+
 /// The request that the caller sends to a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct WorkerRequest {
@@ -51,15 +60,18 @@ pub struct WorkerRequest {
     threads: usize,
     /// Number of pixels that may be decoded, all frames together.
     max_pixels: u64,
+    /// The GPU that decodes, as its index in CUDA's order; `None`: software.
+    gpu: Option<usize>,
     job: WorkerJob,
 }
 
-/// The work that is requested: only read properties of the video, or decode frames.
+/// The work that is requested: only read properties of the video, decode frames, or only open the GPU.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[expect(clippy::large_enum_variant, reason = "there is one job for each video, and nearly all of them decode it")]
 enum WorkerJob {
     Probe,
     Decode { profile: MediaProfile, overrides: MediaOverrides, size: DecodedFrameSize },
+    OpenGpu,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -68,6 +80,7 @@ enum WorkerReply {
     /// The decoded frames without their pixels; the pixels are in the shared memory.
     Decoded(DecodedVideo),
     Failed(Error),
+    GpuIsOpen,
     /// The job failed when the worker was so close to its memory limit that lack of memory is the likely cause.
     OutOfMemory,
     /// The decoder panicked, with this message. Its threads had been created, so the likely cause is the file.
@@ -95,7 +108,7 @@ mod tests {
             };
             let job = WorkerJob::Decode { profile: MediaProfile::Stride1Fps, overrides, size: DecodedFrameSize::Resized(Family::Qwen3Vl) };
             let path = OsString::from_vec(path);
-            let request = WorkerRequest { path: path.clone(), memory_bytes: u64::MAX, threads: 3, max_pixels: 5, job };
+            let request = WorkerRequest { path: path.clone(), memory_bytes: u64::MAX, threads: 3, max_pixels: 5, gpu: None, job };
             let got: WorkerRequest = serde_json::from_slice(&serde_json::to_vec(&request).unwrap()).unwrap();
             prop_assert_eq!(got.path, path);
             prop_assert_eq!(got.memory_bytes, u64::MAX);

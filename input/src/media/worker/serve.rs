@@ -7,12 +7,12 @@ use std::process::ExitCode;
 
 use memmap2::{MmapMut, MmapOptions};
 use reel_support::diagnostic::{Diagnostic, catch_panic};
-use reel_support::worker::{ReplySender, processor_seconds};
+use reel_support::worker::{ReplySender, limit_memory, limit_private_memory, processor_seconds};
 use rustix::process::Resource;
 
 use super::{WorkerJob, WorkerReply, WorkerRequest};
 use crate::error::{Error, Kind, MediaFailure, Result};
-use crate::media::video::{DecodeLimits, DecodeRequest, check_video_file, decode_into, probe};
+use crate::media::video::{DecodeLimits, DecodeRequest, check_video_file, decode_into, open_gpu, probe};
 
 /// The `main` function of a worker.
 pub(super) fn worker_main() -> ExitCode {
@@ -23,6 +23,11 @@ pub(super) fn worker_main() -> ExitCode {
     reel_support::worker::serve_in_forks(run_job)
 }
 
+/// The `main` function of a worker that decodes on a GPU.
+pub(super) fn gpu_worker_main() -> ExitCode {
+    reel_support::worker::serve(run_job)
+}
+
 /// Decodes the requested video into `memory`. Errors about the video are part of the reply.
 ///
 /// # Errors
@@ -30,13 +35,21 @@ pub(super) fn worker_main() -> ExitCode {
 pub fn run_job(request: WorkerRequest, memory: Option<File>, replies: &mut ReplySender) -> io::Result<()> {
     let memory = memory.ok_or_else(|| io::Error::other("a decoding job came without its shared memory file"))?;
     let path = Path::new(&request.path);
-    // The file is checked before memory is limited, so that an error with another cause is never taken for lack of
+    // GPU and file are checked before memory is limited, so that an error with another cause is never taken for lack of
     // memory.
-    let reply = match check_video_file(path) {
+    let checked = request.gpu.map_or(Ok(()), open_gpu).and_then(|()| match request.job {
+        WorkerJob::OpenGpu => Ok(()),
+        WorkerJob::Probe | WorkerJob::Decode { .. } => check_video_file(path),
+    });
+    let reply = match checked {
         Ok(()) => {
             // The limit applies to memory that decoding allocates, beyond what the program and its libraries already
             // use.
-            reel_support::worker::limit_memory(request.memory_bytes)?;
+            match request.gpu {
+                None => limit_memory(request.memory_bytes)?,
+                // CUDA reserves as much address space as the GPU and the host have memory.
+                Some(_) => limit_private_memory(request.memory_bytes)?,
+            }
             run_with_limits(&request, path, &memory)
         }
         Err(e) => WorkerReply::Failed(e),
@@ -48,14 +61,17 @@ pub fn run_job(request: WorkerRequest, memory: Option<File>, replies: &mut Reply
 /// error. With too little memory, FFmpeg may lose frames, report damaged data, or end the file early, and the job's
 /// error would wrongly blame the file.
 fn run_with_limits(request: &WorkerRequest, path: &Path, memory: &File) -> WorkerReply {
-    let limits =
-        DecodeLimits { threads: request.threads, memory_bytes: request.memory_bytes, pixels: request.max_pixels };
+    let WorkerRequest { threads, memory_bytes, max_pixels: pixels, gpu, .. } = *request;
+    let limits = DecodeLimits { threads, memory_bytes, pixels, gpu };
+    // A fork has one job; a worker that decodes on a GPU had others before.
+    let seconds_before = if gpu.is_some() { processor_seconds() } else { 0.0 };
     let job = || match request.job {
+        WorkerJob::OpenGpu => Ok(WorkerReply::GpuIsOpen),
         WorkerJob::Probe => probe(path).map(WorkerReply::Probed),
         WorkerJob::Decode { profile, overrides, size } => {
             let request = DecodeRequest { path, profile, overrides, size, limits };
             decode_into(&request, |bytes| map_output(path, memory, bytes)).map(|(mut video, _)| {
-                video.times.cpu_seconds = processor_seconds();
+                video.times.cpu_seconds = processor_seconds() - seconds_before;
                 WorkerReply::Decoded(video)
             })
         }

@@ -37,6 +37,6 @@ pub use program::{
     worker_program,
 };
 pub use serve::{
-    ForkExit, ReplySender, limit_memory, limit_processor_time, processor_seconds, serve, serve_in_forks,
-    serve_in_prepared_forks,
+    ForkExit, ReplySender, limit_memory, limit_private_memory, limit_processor_time, processor_seconds, serve,
+    serve_in_forks, serve_in_prepared_forks,
 };

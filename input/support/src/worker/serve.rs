@@ -257,10 +257,27 @@ fn end_as(status: WaitStatus) -> ! {
 /// # Errors
 /// The limit cannot be set.
 pub fn limit_memory(bytes: u64) -> io::Result<()> {
+    const SIZE: usize = 0;
+    limit_above_current(Resource::As, SIZE, bytes)
+}
+
+/// Limits the private writable memory of this process to its current size plus `bytes`. The next job may set another
+/// limit. Other than [`limit_memory`], it leaves out address space that is only reserved and memory that is shared with
+/// a device, of which a GPU's driver takes far more than the host has.
+///
+/// # Errors
+/// The limit cannot be set.
+pub fn limit_private_memory(bytes: u64) -> io::Result<()> {
+    const DATA: usize = 5;
+    limit_above_current(Resource::Data, DATA, bytes)
+}
+
+/// Limits a resource to `bytes` above the current value, which is this field of `/proc/self/statm`, in pages.
+fn limit_above_current(resource: Resource, field: usize, bytes: u64) -> io::Result<()> {
     let text = std::fs::read_to_string("/proc/self/statm")?;
-    let pages = text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok());
+    let pages = text.split_whitespace().nth(field).and_then(|n| n.parse::<u64>().ok());
     let pages = pages.ok_or_else(|| io::Error::other("/proc/self/statm cannot be parsed"))?;
-    set_limit(Resource::As, (pages * rustix::param::page_size() as u64).saturating_add(bytes))
+    set_limit(resource, (pages * rustix::param::page_size() as u64).saturating_add(bytes))
 }
 
 /// Limits the processor time of this process since its start. When the limit is reached, the kernel ends the process

@@ -4,6 +4,7 @@
 //! answer; [`make_grey_clip`] draws clips that the stand-in for large models answers incorrectly.
 
 mod draw;
+pub mod flashes;
 
 use reel_support::philox;
 

@@ -24,6 +24,7 @@ use reel_input::messages::{ContentPart, MediaSource, VideoPart, VideoSource};
 use reel_input::tools::ToolRequest;
 use reel_input::{Conversation, MediaOptions, ModelFolder};
 use reel_samples::rewards::{ProgramLog, ToolProgram};
+use reel_support::diagnostic::escape_controls;
 use reel_support::error::MediaFailure;
 use serde_json::{Map, Value, json};
 
@@ -129,8 +130,21 @@ impl ToolSet {
         let definitions: Vec<Value> =
             definitions.into_iter().map(|function| json!({"type": "function", "function": function})).collect();
         let body = Map::from_iter([("tools".to_string(), definitions.clone().into())]);
-        ToolRequest::from_body("--tools", &body)?;
+        let location = if options.tools.is_empty() { "--tool-command" } else { "--tools" };
+        ToolRequest::from_body(location, &body)?;
         Ok(Self { options: options.clone(), media: media_of_answers(media, timeout), tools, programs, definitions })
+    }
+
+    /// Opens the tools, if any, and ends their programs again, so that mistakes are found before a command creates or
+    /// loads anything. With `verbose`, prints what the programs write to standard error.
+    ///
+    /// # Errors
+    /// Those of [`ToolSet::open`], as mistakes in the options.
+    pub fn check(options: Option<&ToolOptions>, verbose: bool) -> Result<()> {
+        let Some(options) = options.filter(|options| options.are_given()) else { return Ok(()) };
+        let print = |line: &str| reel_support::diagnostic::note!("tool: {}", escape_controls(line));
+        let log = if verbose { ProgramLog::new(print) } else { ProgramLog::new(|_| {}) };
+        Self::open(options, &MediaOptions::default(), &log).map(drop).map_err(|e| Kind::Usage.error(e.diagnostic))
     }
 
     /// The options of the tools.

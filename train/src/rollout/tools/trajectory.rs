@@ -45,7 +45,7 @@ pub struct Trajectory {
     pub log_probs: Vec<f32>,
     /// The turns of tools, in order.
     pub turns: Vec<ToolTurn>,
-    /// Why the last turn of the model ended.
+    /// Why the completion ended: [`FinishReason::Length`] also if the answer of a tool did not fit.
     pub finish_reason: FinishReason,
     /// The prompt and all tokens of the completion, with all images and videos; only the prompt without turns of tools.
     pub sequence: Arc<ModelInput>,
@@ -276,6 +276,7 @@ impl<'a> TurnLoop<'a> {
     ) -> Result<Option<GenerationRequest>> {
         let whole = &self.prompts[&t.place.0].request;
         if t.ids.len() + turn.len() >= whole.max_new_tokens {
+            t.finish_reason = FinishReason::Length;
             return Ok(None);
         }
         let tokens = t.ids.len()..t.ids.len() + turn.len();

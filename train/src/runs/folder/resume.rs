@@ -95,7 +95,8 @@ pub struct RunState {
 
 /// Options that a resumed run may change. They do not influence the resulting weights, or they are paths of files
 /// whose fingerprints are compared instead.
-const NOT_COMPARED: [&str; 36] = [
+const NOT_COMPARED: [&str; 37] = [
+    "decoder",
     "frame_cache",
     "frame_cache_limit",
     "model",

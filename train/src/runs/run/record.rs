@@ -108,7 +108,7 @@ pub(super) fn code_change_warning(run: &Value, options: &impl TrainingOptions) -
     let then: BTreeMap<String, String> = serde_json::from_value(run.get("code_files")?.clone()).ok()?;
     let now = code_fingerprints(options);
     let (path, _) = now.iter().find(|(path, hash)| then.get(*path).is_some_and(|then| then != *hash))?;
-    Some(format!("{path} has changed since the run began, so rewards may differ"))
+    Some(format!("{path} has changed since the run began, so rewards and answers of tools may differ"))
 }
 
 /// Returns a warning if the device or its instruction set differs from that in `run`, an earlier `run.json`. The

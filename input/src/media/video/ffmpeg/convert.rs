@@ -152,16 +152,9 @@ impl RgbConverter {
         }
         let (height, width) = self.coded_size;
         if self.rgb.width() == 0 {
-            let mut rgb = AvFrame::empty();
-            rgb.set_format(Pixel::RGB24);
-            rgb.set_width(u32::try_from(width).unwrap_or(0));
-            rgb.set_height(u32::try_from(height).unwrap_or(0));
-            // SAFETY: the frame has a format and a size and no buffer yet.
-            let code = unsafe { ffi::av_frame_get_buffer(rgb.as_mut_ptr(), 0) };
-            if code < 0 {
-                return Err(ffmpeg_error(path, "converting its frames", ffmpeg::Error::from(code)));
-            }
-            self.rgb = rgb;
+            let [width, height] = [width, height].map(|side| u32::try_from(side).unwrap_or(0));
+            let rgb = allocate_frame(Pixel::RGB24, width, height);
+            self.rgb = rgb.map_err(|e| ffmpeg_error(path, "converting its frames", e))?;
         }
         let Some((_, scaler)) = &self.scaler else {
             return Err(Error::media_file(path, "its frames cannot be converted to RGB", "convert it to H.264"));
@@ -185,6 +178,17 @@ impl RgbConverter {
         }
         Ok(())
     }
+}
+
+/// A frame in host memory whose samples are not set yet. Sides are in pixels.
+pub(super) fn allocate_frame(format: Pixel, width: u32, height: u32) -> std::result::Result<AvFrame, ffmpeg::Error> {
+    let mut frame = AvFrame::empty();
+    frame.set_format(format);
+    frame.set_width(width);
+    frame.set_height(height);
+    // SAFETY: the frame has a format and a size and no buffer yet.
+    let code = unsafe { ffi::av_frame_get_buffer(frame.as_mut_ptr(), 0) };
+    if code < 0 { Err(ffmpeg::Error::from(code)) } else { Ok(frame) }
 }
 
 fn source_format(frame: &AvFrame) -> SourceFormat {

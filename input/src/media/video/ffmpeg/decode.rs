@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! plan runs of packets                                   plan.rs
-//! several lanes, each a thread with its own decoder, take runs from a queue, longest first:
+//! several lanes, each a thread with its own decoder (on a GPU: nvdec.rs), take runs from a queue, longest first:
 //!     send the packets of the run; write each target frame that comes out
 //!     if frames are missing: decode again from an earlier key frame and with later packets, then from the start
 //!     if only frames before the first key frame are missing (a cut at an open GOP): write the key frame for them
@@ -24,6 +24,7 @@ use super::av1::PacketPart;
 use super::convert::RgbConverter;
 use super::demux::{VideoFile, has_reliable_key_flags};
 use super::error::{ffmpeg_error, out_of_memory};
+use super::nvdec::{self, Gpu};
 use super::packets::PacketSource;
 use super::plan::{PacketRun, has_usable_times, key_packet_index_before, leading_frame_count, plan_packet_runs};
 use crate::error::{Error, Result};
@@ -112,6 +113,7 @@ pub(super) fn decode_frames(
     limits: DecodeLimits,
     out: &mut [u8],
 ) -> Result<f64> {
+    let gpu = limits.gpu.map(|index| nvdec::gpu_for(video, index)).transpose()?;
     let frame_len = out.len() / indices.len().max(1);
     let mut unique = indices.to_vec();
     unique.dedup();
@@ -134,7 +136,11 @@ pub(super) fn decode_frames(
     // Sorted with the longest run last, because lanes take jobs from the end with `pop`. Starting with the longest
     // runs makes all lanes end at about the same time.
     jobs.sort_by_key(|job| job.run.end - job.run.start);
-    let resize_time = run_jobs(video, target_size, limits, &budget, jobs)?;
+    nvdec::HAS_LOGGED_ERROR.store(false, Ordering::Relaxed);
+    let resize_time = run_jobs(video, target_size, limits, gpu, &budget, jobs)?;
+    if gpu.is_some() && nvdec::HAS_LOGGED_ERROR.load(Ordering::Relaxed) {
+        return Err(nvdec::failed_on_gpu(&video.path));
+    }
 
     for i in 1..indices.len() {
         if indices[i] == indices[i - 1] {
@@ -150,6 +156,7 @@ fn run_jobs(
     video: &VideoFile,
     target_size: Option<ResizeTarget>,
     limits: DecodeLimits,
+    gpu: Option<&Gpu>,
     budget: &PixelBudget,
     jobs: Vec<Job<'_>>,
 ) -> Result<Duration> {
@@ -165,10 +172,10 @@ fn run_jobs(
     // the cores of lanes that have ended. Where lanes fill the threads, each decoder has one: further ones cost processor
     // time for each frame, while other videos can use the cores.
     let share = if jobs.len() < 3 * lane_count { 2 * max_lanes / lane_count } else { max_lanes / lane_count };
-    let threads = if lane_count == max_lanes { 1 } else { share.clamp(1, max_lanes) };
+    let threads = if lane_count == max_lanes || gpu.is_some() { 1 } else { share.clamp(1, max_lanes) };
     let mut lanes = Vec::new();
     for _ in 0..lane_count {
-        lanes.push(DecodeLane::new(video, target_size, threads, budget)?);
+        lanes.push(DecodeLane::new(video, target_size, threads, gpu, budget)?);
     }
     let queue = Mutex::new(jobs);
     let next = || queue.lock().ok().and_then(|mut jobs| jobs.pop());
@@ -217,6 +224,8 @@ struct DecodeLane<'f> {
     converter: RgbConverter,
     /// Whether the decoder may skip frames that no other frame refers to. For AV1, packets are cut instead.
     can_skip_unreferenced: bool,
+    /// Whether the decoder outputs frames in the memory of a GPU.
+    is_on_gpu: bool,
     /// The time of converting frames to RGB and resizing them.
     resize_time: Duration,
 }
@@ -226,6 +235,7 @@ impl<'f> DecodeLane<'f> {
         video: &'f VideoFile,
         target_size: Option<ResizeTarget>,
         threads: usize,
+        gpu: Option<&Gpu>,
         budget: &'f PixelBudget,
     ) -> Result<Self> {
         let cannot_open = |e| ffmpeg_error(&video.path, "opening its decoder", e);
@@ -239,6 +249,7 @@ impl<'f> DecodeLane<'f> {
             // A frame may be larger than the container states.
             (*context.as_mut_ptr()).max_pixels = MAX_IMAGE_PIXELS as i64;
         }
+        gpu.map_or(Ok(()), |gpu| gpu.attach(&mut context)).map_err(cannot_open)?;
         let codec = video.parameters.codec_id();
         Ok(Self {
             video,
@@ -248,6 +259,7 @@ impl<'f> DecodeLane<'f> {
             converter: RgbConverter::new(video.coded_size, video.rotation, target_size)?,
             can_skip_unreferenced: matches!(codec, Id::H264 | Id::MPEG4 | Id::AV1)
                 || (codec == Id::HEVC && video.has_one_layer),
+            is_on_gpu: gpu.is_some(),
             resize_time: Duration::ZERO,
         })
     }
@@ -372,7 +384,7 @@ impl<'f> DecodeLane<'f> {
     }
 
     /// Sends a part of one packet to the decoder. Damaged data is not an error here: if a target frame is lost, `run_job`
-    /// reports it.
+    /// reports it. On a GPU it is an error, because NVDEC may replace lost parts in another way than the software.
     fn send(&mut self, packet: usize, part: &PacketPart) -> Result<()> {
         self.budget.count(self.video, self.video.coded_pixels())?;
         let packet = self.source.fetch_packet(packet)?;
@@ -391,6 +403,7 @@ impl<'f> DecodeLane<'f> {
             Err(e @ ffmpeg::Error::Other { errno }) if errno == ffmpeg::error::ENOMEM => {
                 Err(ffmpeg_error(&self.video.path, "decoding", e))
             }
+            Err(_) if self.is_on_gpu => Err(nvdec::failed_on_gpu(&self.video.path)),
             _ => Ok(()),
         }
     }
@@ -412,16 +425,23 @@ impl<'f> DecodeLane<'f> {
                 Err(e @ ffmpeg::Error::Other { errno }) if errno == ffmpeg::error::ENOMEM => {
                     return Err(ffmpeg_error(&self.video.path, "decoding", e));
                 }
+                Err(ffmpeg::Error::Eof | ffmpeg::Error::Other { errno: ffmpeg::error::EAGAIN }) => return Ok(()),
+                Err(_) if self.is_on_gpu => return Err(nvdec::failed_on_gpu(&self.video.path)),
                 // Only this frame is damaged; later frames may be intact.
                 Err(ffmpeg::Error::InvalidData) => continue,
                 Err(_) => return Ok(()),
+            }
+            if self.is_on_gpu {
+                nvdec::check_frame(&self.video.path, &frame)?;
             }
             // `send` has counted a frame of the size that the container states.
             let pixels = u64::from(frame.width()) * u64::from(frame.height());
             self.budget.count(self.video, pixels.saturating_sub(self.video.coded_pixels()))?;
             if let Some(slot) = frame_index(&frame).and_then(|index| slots.remove(&index)) {
                 let begun = Instant::now();
-                self.converter.write_as_rgb(&self.video.path, &frame, slot)?;
+                let path = &self.video.path;
+                let copied = self.is_on_gpu.then(|| nvdec::software_frame(path, &self.decoder, &frame)).transpose()?;
+                self.converter.write_as_rgb(path, copied.as_ref().unwrap_or(&frame), slot)?;
                 self.resize_time += begun.elapsed();
             }
         }

@@ -58,6 +58,12 @@ impl CodecParameters {
         self.0.id()
     }
 
+    /// The pixel format of the software decoder's frames: a number of `AVPixelFormat`, -1 if it is unknown.
+    pub(super) fn pixel_format(&self) -> i32 {
+        // SAFETY: the parameters are alive.
+        unsafe { (*self.0.as_ptr()).format }
+    }
+
     /// A decoder context with these parameters, not yet opened.
     pub(super) fn unopened_decoder(&self) -> std::result::Result<ffmpeg::codec::Context, ffmpeg::Error> {
         ffmpeg::codec::Context::from_parameters(self.0.clone())

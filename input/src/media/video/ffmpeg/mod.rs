@@ -1,11 +1,12 @@
 //! Decodes videos through FFmpeg's libraries: [`demux`] reads the container, [`plan`] decides which packets to
-//! decode, [`decode`] decodes them in several threads, [`convert`] writes RGB pixels.
+//! decode, [`decode`] decodes them in several threads, on a GPU with [`nvdec`], [`convert`] writes RGB pixels.
 
 mod av1;
 mod convert;
 mod decode;
 mod demux;
 mod error;
+pub(crate) mod nvdec;
 mod packets;
 mod plan;
 mod truncation;
@@ -110,7 +111,13 @@ pub fn decode_into<B: AsMut<[u8]>>(
         left_out_frames: video.left_out_frames,
         video_fps: video.video_fps,
         sample_fps: selection.sample_fps,
-        times: DecodeTimes { read_seconds, decode_seconds, resize_seconds, cpu_seconds: 0.0 },
+        times: DecodeTimes {
+            read_seconds,
+            decode_seconds,
+            resize_seconds,
+            cpu_seconds: 0.0,
+            on_gpu: limits.gpu.is_some(),
+        },
     };
     Ok((decoded, memory))
 }

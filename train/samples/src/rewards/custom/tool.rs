@@ -48,11 +48,11 @@ impl ToolProgram {
     /// The tools of the program, each an object with `name`, `description` and `parameters`, a JSON schema.
     ///
     /// # Errors
-    /// The program fails, misses the deadline, or replies with anything but a list.
+    /// The program fails, misses the deadline, or replies with anything but a list of tools.
     pub fn list(&mut self, stop: &AtomicBool) -> Result<Vec<Value>> {
         match self.call(&json!({"list_tools": true}), stop)? {
-            Value::Array(tools) => Ok(tools),
-            other => Err(Error::reward("list_tools", format!("got the reply {other}"), "reply with a list of tools")),
+            Value::Array(tools) if !tools.is_empty() => Ok(tools),
+            other => Err(self.0.error(format!("replies to list_tools with {other}"), "reply with a list of tools")),
         }
     }
 

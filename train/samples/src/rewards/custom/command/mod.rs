@@ -196,7 +196,8 @@ impl<R: Reply> CommandProcess<R> {
         }
     }
 
-    fn error(&self, what: impl std::fmt::Display, help: &str) -> Error {
+    /// An error of the program.
+    pub(super) fn error(&self, what: impl std::fmt::Display, help: &str) -> Error {
         custom_reward_error(self.program.flag(), self.program.command_or_function(), what, help)
     }
 

@@ -117,7 +117,7 @@ impl UserProgram {
     pub fn help_after_exit(&self) -> &'static str {
         match self.source {
             Source::Shell(_) => "run the command by hand with one row on its standard input",
-            Source::Function(_) => "correct the function; reward.log of the run has the whole traceback",
+            Source::Function(_) => "correct the function; -v or reward.log of the run has the whole traceback",
         }
     }
 
