@@ -335,3 +335,160 @@ fn compressed_tensors(fields: &JsonFields) -> Result<WeightFormat> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(quantization: Value) -> Result<WeightQuantization> {
+        let text = json!({KEY: quantization}).to_string();
+        let parsed = WeightQuantization::parse(&JsonFields::parse("config.json", &text, "help")?)?;
+        Ok(parsed.expect("the key is there"))
+    }
+
+    fn awq() -> Value {
+        json!({"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": true, "version": "GEMM"})
+    }
+
+    fn gptq() -> Value {
+        json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": true})
+    }
+
+    fn fp8() -> Value {
+        json!({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"})
+    }
+
+    fn nf4() -> Value {
+        json!({"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4"})
+    }
+
+    fn packed() -> Value {
+        let weights = json!({"num_bits": 4, "type": "int", "symmetric": true, "strategy": "group", "group_size": 32});
+        json!({"quant_method": "compressed-tensors", "format": "pack-quantized",
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}})
+    }
+
+    #[test]
+    fn formats_are_read() {
+        let format = |config| parse(config).unwrap().format;
+        assert_eq!(format(awq()), WeightFormat::Awq(Scales::Group(128)));
+        let (bits, scales) = (4, Scales::Group(128));
+        assert_eq!(format(gptq()), WeightFormat::Gptq { bits, scales, is_version_1: true });
+        let with = |mut config: Value, key: &str, value: Value| {
+            config[key] = value;
+            config
+        };
+        let all = with(with(gptq(), "group_size", json!(-1)), "checkpoint_format", json!("gptq_v2"));
+        assert_eq!(format(all), WeightFormat::Gptq { bits, scales: Scales::Row, is_version_1: false });
+        let block = Scales::Block([128, 128]);
+        assert_eq!(format(fp8()), WeightFormat::Fp8 { scales: block, scale_name: "weight_scale_inv" });
+        assert_eq!(format(nf4()), WeightFormat::Nf4);
+        let scales = Scales::Group(32);
+        assert_eq!(format(packed()), WeightFormat::Packed { bits: 4, scales, is_symmetric: true });
+        assert_eq!(parse(awq()).unwrap().note, None);
+        assert!(parse(fp8()).unwrap().note.unwrap().contains("activation_scheme"));
+        // Qwen3-VL has the key at the top level too; both places are read.
+        let nested = json!({"text_config": {KEY: awq()}}).to_string();
+        let root = JsonFields::parse("config.json", &nested, "help").unwrap();
+        assert!(WeightQuantization::parse(&root).unwrap().is_some());
+        let none = JsonFields::parse("config.json", r#"{"text_config": {}}"#, "help").unwrap();
+        assert_eq!(WeightQuantization::parse(&none).unwrap(), None);
+    }
+
+    /// A setting that changes the values of weights is supported, or refused by its name.
+    #[test]
+    fn other_settings_are_refused_by_name() {
+        let refused = |mut config: Value, pointer: &str, value: Value| {
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            config.pointer_mut(parent).unwrap()[key] = value.clone();
+            let Err(e) = parse(config) else { panic!("{pointer} = {value} is accepted") };
+            let error = e.to_string();
+            assert!(error.contains(key) && !error.contains('\n'), "{pointer} = {value}: {error}");
+        };
+        for (key, value) in [("quant_method", json!("exl3")), ("quant_method", Value::Null), ("quant_method", json!(4))]
+        {
+            refused(awq(), &format!("/{key}"), value);
+        }
+        for (key, value) in [
+            ("bits", json!(3)),
+            ("zero_point", json!(false)),
+            ("version", json!("gemv")),
+            ("group_size", json!(0)),
+            ("group_size", json!(-2)),
+            ("modules_to_not_convert", json!([1])),
+        ] {
+            refused(awq(), &format!("/{key}"), value);
+        }
+        for (key, value) in [
+            ("bits", json!(3)),
+            ("bits", Value::Null),
+            ("checkpoint_format", json!("marlin")),
+            ("pack_dtype", json!("int16")),
+            ("lm_head", json!(true)),
+            ("group_size", Value::Null),
+        ] {
+            refused(gptq(), &format!("/{key}"), value);
+        }
+        let rule = json!({"+:.*k_proj": {"bits": 8}});
+        let with_rule = parse(json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": rule}));
+        assert!(with_rule.unwrap_err().to_string().contains("+:.*k_proj"));
+        for (key, value) in [
+            ("fmt", json!("e5m2")),
+            ("scale_fmt", json!("ue8m0")),
+            ("weight_block_size", json!([128])),
+            ("weight_block_size", json!([0, 128])),
+        ] {
+            refused(fp8(), &format!("/{key}"), value);
+        }
+        for (key, value) in [
+            ("load_in_8bit", json!(true)),
+            ("bnb_4bit_quant_type", json!("fp4")),
+            ("bnb_4bit_quant_type", Value::Null),
+            ("bnb_4bit_quant_storage", json!("bfloat16")),
+        ] {
+            refused(nf4(), &format!("/{key}"), value);
+        }
+        for (pointer, value) in [
+            ("/format", json!("marlin-24")),
+            ("/format", json!("nvfp4-pack-quantized")),
+            ("/kv_cache_scheme", json!({"num_bits": 8})),
+            ("/sparsity_config", json!({"format": "sparse-24"})),
+            ("/transform_config", json!({"config_groups": {}, "x": 1})),
+            ("/quantization_status", json!("frozen")),
+            ("/config_groups", json!({})),
+            ("/config_groups/group_0/output_activations", json!({"num_bits": 8})),
+            ("/config_groups/group_0/weights/num_bits", json!(3)),
+            ("/config_groups/group_0/weights/strategy", json!("tensor_group")),
+            ("/config_groups/group_0/weights/strategy", Value::Null),
+            ("/config_groups/group_0/weights/group_size", json!(0)),
+            ("/config_groups/group_0/weights/actorder", json!("group")),
+            ("/config_groups/group_0/weights/dynamic", json!(true)),
+            ("/ignore", json!(["re:("])),
+        ] {
+            refused(packed(), pointer, value);
+        }
+        let mut two = packed();
+        two["config_groups"]["group_1"] = json!({});
+        assert!(parse(two).unwrap_err().to_string().contains("config_groups: has 2 groups"));
+        let mut float = packed();
+        float["config_groups"]["group_0"]["weights"]["type"] = json!("float");
+        assert!(parse(float).unwrap_err().to_string().contains("with weights of type float"));
+    }
+
+    #[test]
+    fn modules_that_are_stored_plainly() {
+        let mut config = packed();
+        config["ignore"] = json!(["lm_head", "re:.*mlp.*"]);
+        let packed = parse(config).unwrap();
+        let listed = |name: &str| packed.is_listed_as_plain(name);
+        assert!(listed("lm_head") && listed("model.layers.0.mlp.up_proj"));
+        assert!(!listed("model.lm_head") && !listed("model.layers.0.self_attn.k_proj"));
+        let mut config = awq();
+        config["modules_to_not_convert"] = json!(["visual", "layers.1."]);
+        let awq = parse(config).unwrap();
+        assert!(awq.is_listed_as_plain("visual.blocks.0") && awq.is_listed_as_plain("model.layers.1.mlp.up_proj"));
+        assert!(!awq.is_listed_as_plain("model.layers.11.mlp.up_proj"));
+    }
+}

@@ -4,19 +4,20 @@
 //! w = (value of code − zero point) · scale        both operands exact in f32, one f32 product
 //! ```
 //!
-//! This holds for all formats ([`reel_input::config::WeightFormat`]): the code is an integer, an 8-bit float, or an index into a table (nf4).
-//! Sources: the layouts of AutoAWQ's `gemm` kernels, of GPTQModel, compressed-tensors, bitsandbytes, and of
-//! transformers' `finegrained_fp8`.
+//! This holds for all formats ([`reel_input::config::WeightFormat`]): the code is an integer, an 8-bit float, or an index
+//! into a table (nf4). Sources: the layouts of AutoAWQ's `gemm` kernels, of GPTQModel, compressed-tensors, bitsandbytes,
+//! and of transformers' `finegrained_fp8`.
 
 mod codes;
 mod parts;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use rayon::prelude::*;
 use reel_input::tensor_file::StoredDType;
-
 use reel_support::diagnostic::print_note_once;
 
 use super::{Checkpoint, fault};
