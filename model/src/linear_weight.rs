@@ -16,7 +16,7 @@ use crate::checkpoint::{Checkpoint, QuantizedWeight, TensorView};
 use crate::error::{Error, Result};
 use crate::quantization::Quantization;
 use crate::tensor_parallel::RowShare;
-use crate::weights::{PaddedWidth, WeightLoader, WeightSource, dequantized_rows, not_finite, widen_to_f32};
+use crate::weights::{PaddedWidth, WeightLoader, WeightSource, widen_to_f32};
 
 /// The LoRA adapters of a layer in a decode step.
 #[derive(Clone, Copy, Debug)]
@@ -92,7 +92,7 @@ impl Weight {
         let packed = PackedWeight::new_in_groups(from.device, shape, from.dtype)?;
         for first in (0..shape[0]).step_by(DEQUANTIZED_ROWS_AT_ONCE) {
             let rows = first..shape[0].min(first + DEQUANTIZED_ROWS_AT_ONCE);
-            let values = dequantized_rows(name, weight, before + rows.start..before + rows.end)?;
+            let values = files.dequantized_rows(name, weight, before + rows.start..before + rows.end)?;
             match from.dtype {
                 DType::F32 => packed.write_rows(first, &values, rows.len())?,
                 _ => {
@@ -286,4 +286,12 @@ fn quantize_rows<T>(rows: &[T], k: usize, quantize_row: fn(&[T], &mut [i8]) -> O
     let rows = rows.chunks_exact(k).zip(elements.chunks_exact_mut(k)).enumerate();
     let scales = rows.map(|(i, (row, elements))| quantize_row(row, elements).ok_or(i)).collect::<Result<_, _>>()?;
     Ok((elements, scales))
+}
+
+fn not_finite(name: &str, row: usize) -> Error {
+    Error::failed(
+        name,
+        format!("row {row} has a NaN or an infinity, which int8 cannot store"),
+        "copy or download the file again; a model whose weights became NaN in training cannot be used",
+    )
 }

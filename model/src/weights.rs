@@ -180,7 +180,7 @@ impl WeightLoader<'_> {
             && let Some(weight) = files.quantized(name, [out, inner])?
         {
             let rows = range.start / inner..range.end.div_ceil(inner);
-            let values = dequantized_rows(name, &weight, rows.clone())?;
+            let values = files.dequantized_rows(name, &weight, rows.clone())?;
             return Ok(to.write_f32(&values[range.start - rows.start * inner..range.end - rows.start * inner])?);
         }
         let (view, trained) = (files.tensor_with_shape(name, file_shape)?, (self.trainable)(name));
@@ -282,10 +282,10 @@ impl WeightLoader<'_> {
             deferred.add(name, &t, &whole);
             return Ok(t);
         }
-        let Some(weight) = weight else {
+        let (Some(weight), WeightSource::Files(files)) = (weight, self.source) else {
             return Ok(Tensor::empty(self.device, &shape, self.dtype, MemoryCategory::Weights)?);
         };
-        let values = dequantized_rows(name, weight, share.row_range(whole[0]))?;
+        let values = files.dequantized_rows(name, weight, share.row_range(whole[0]))?;
         Ok(Tensor::from_f32(self.device, &shape, self.dtype, &values, MemoryCategory::Weights)?)
     }
 
@@ -421,25 +421,6 @@ impl WeightLoader<'_> {
 /// The shapes of a tensor with these widths: in files, and on the device.
 pub(crate) fn stored_and_padded_shapes(widths: &[PaddedWidth]) -> (Vec<usize>, Vec<usize>) {
     widths.iter().map(|width| (width.stored, width.padded)).unzip()
-}
-
-/// The values of some rows of a quantised weight.
-///
-/// # Errors
-/// A value is NaN or infinite.
-pub(crate) fn dequantized_rows(name: &str, weight: &QuantizedWeight, rows: Range<usize>) -> Result<Vec<f32>> {
-    let mut values = vec![0.0; rows.len() * weight.shape[1]];
-    weight.read_rows(rows, &mut values).map_err(|row| not_finite(name, row))?;
-    Ok(values)
-}
-
-/// An error about a row of a weight that has a NaN or an infinity.
-pub(crate) fn not_finite(name: &str, row: usize) -> Error {
-    Error::failed(
-        name,
-        format!("row {row} has a NaN or an infinity"),
-        "copy or download the file again; a model whose weights became NaN in training cannot be used",
-    )
 }
 
 /// The elements of tensor `name` in f32.

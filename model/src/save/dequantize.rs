@@ -12,7 +12,7 @@ use super::hub_folder::set_unquantized;
 use super::weight_files::TensorSpec;
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::error::{Error, Result};
-use crate::weights::{dequantized_rows, widen_to_f32};
+use crate::weights::widen_to_f32;
 
 /// A weight as a model folder stores it.
 pub(crate) enum StoredValues<'a> {
@@ -31,7 +31,7 @@ impl Checkpoint {
         if let &[out, inner] = &spec.shape[..]
             && let Some(weight) = self.quantized(&spec.name, [out, inner])?
         {
-            return Ok(StoredValues::Dequantized(dequantized_rows(&spec.name, &weight, 0..out)?));
+            return Ok(StoredValues::Dequantized(self.dequantized_rows(&spec.name, &weight, 0..out)?));
         }
         self.tensor_with_shape(&spec.name, &spec.shape).map(StoredValues::Plain)
     }

@@ -21,7 +21,7 @@ use reel_input::tensor_file::StoredDType;
 use reel_support::diagnostic::print_note_once;
 
 use super::{Checkpoint, fault};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use codes::CodeLayout;
 use parts::{Part, QuantizedParts, main_part, part_names};
 
@@ -107,13 +107,34 @@ impl Checkpoint {
         if find(main_part(format)).is_none() {
             return Ok(None);
         }
-        let fault = |part: &str, what: String, help: &str| {
-            let name = format!("{module}.{part}");
-            let shard = self.parts.get(&name).and_then(|entry| self.shards.get(entry.shard));
-            let file = shard.map_or(self.folder.as_path(), |file| file.path());
-            fault(file, &self.naming.from_classic_name(&name), what, help)
-        };
+        let fault = |part: &str, what: String, help: &str| self.part_fault(&format!("{module}.{part}"), what, help);
         QuantizedParts { format, shape, find: &find, fault: &fault }.open().map(Some)
+    }
+
+    /// The values `[rows, in]` of some rows of the quantised weight with this classic name.
+    ///
+    /// # Errors
+    /// A value is NaN or infinite.
+    pub(crate) fn dequantized_rows(
+        &self,
+        name: &str,
+        weight: &QuantizedWeight,
+        rows: Range<usize>,
+    ) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; rows.len() * weight.shape[1]];
+        weight.read_rows(rows, &mut values).map_err(|row| {
+            let main = self.quantization.as_ref().map_or("weight", |config| main_part(config.format));
+            let part = format!("{}.{main}", name.strip_suffix(".weight").unwrap_or(name));
+            self.part_fault(&part, format!("row {row} has a NaN or an infinity"), "copy or download the file again")
+        })?;
+        Ok(values)
+    }
+
+    /// An error about a tensor of a quantised weight.
+    fn part_fault(&self, name: &str, what: impl Into<String>, help: &str) -> Error {
+        let shard = self.parts.get(name).and_then(|entry| self.shards.get(entry.shard));
+        let file = shard.map_or(self.folder.as_path(), |file| file.path());
+        fault(file, &self.naming.from_classic_name(name), what, help)
     }
 
     /// Whether config.json says that linear layers are quantised.
@@ -155,19 +176,11 @@ impl Checkpoint {
         let Some(quantization) = &self.quantization else { return Ok(()) };
         let names: BTreeSet<String> = self.quantized_names().collect();
         let shapes: BTreeMap<&str, &[usize]> = expected.iter().map(|(name, shape)| (&name[..], &shape[..])).collect();
-        for (name, entry) in &self.parts {
+        for name in self.parts.keys() {
             let ends = part_names(quantization.format).iter().copied().chain([main_part(quantization.format)]);
             let mut modules = ends.filter_map(|part| name.strip_suffix(part)?.strip_suffix('.'));
             let module = modules.next().unwrap_or(name);
-            let wrong = |what: String| {
-                let file = self.shards.get(entry.shard).map_or(self.folder.as_path(), |file| file.path());
-                Err(fault(
-                    file,
-                    &self.naming.from_classic_name(name),
-                    what,
-                    "use the weights that belong to this config.json",
-                ))
-            };
+            let wrong = |what: String| Err(self.part_fault(name, what, parts::HELP));
             let is_linear = module.starts_with("model.layers.") && shapes.contains_key(&*format!("{module}.weight"));
             if !is_linear {
                 return wrong("is quantised; only the linear layers of the decoder may be".to_string());

@@ -9,7 +9,7 @@ use super::{QuantizedWeight, ScaleIndex};
 use crate::error::{Error, Result};
 use crate::weights::widen_to_f32;
 
-const HELP: &str = "use the weights that belong to this config.json";
+pub(super) const HELP: &str = "use the weights that belong to this config.json";
 
 /// A stored tensor of any dtype.
 #[derive(Clone, Copy, Debug)]

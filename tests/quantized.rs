@@ -1,0 +1,189 @@
+//! Models with quantised weights, against the plain models that `reel dequantize` writes of them.
+
+#[path = "support/rank_runs.rs"]
+mod rank_runs;
+#[path = "support/sft_rows.rs"]
+mod sft_rows;
+mod support;
+#[path = "support/tensors.rs"]
+mod tensors;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use rank_runs::run_sft;
+use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use serde_json::{Value, json};
+use sft_rows::training_folder;
+use support::{file_names_in, golden, read_metrics, run_in};
+use tensors::read_tensors;
+
+/// Rows and columns that share a scale; they divide no matrix of the tiny model.
+const BLOCK: [usize; 2] = [24, 20];
+
+/// The size of an 8-bit float e4m3 with these lowest seven bits.
+fn e4m3(code: u8) -> f64 {
+    let (exponent, mantissa) = (i32::from(code >> 3), f64::from(code & 7) / 8.0);
+    if exponent == 0 { mantissa * 2f64.powi(-6) } else { (1.0 + mantissa) * 2f64.powi(exponent - 7) }
+}
+
+/// Writes a copy of the model in `folder` whose decoder has linear layers of 8-bit floats with a scale for each block,
+/// as Qwen publishes them.
+fn quantize(folder: &Path, from: &str, to: &str) {
+    let (from, to) = (folder.join(from), folder.join(to));
+    fs::create_dir(&to).expect("a folder");
+    for name in file_names_in(&from).iter().filter(|name| !name.ends_with(".safetensors")) {
+        fs::copy(from.join(name), to.join(name)).expect("copied");
+    }
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(from.join("config.json")).expect("a config")).expect("JSON");
+    config["quantization_config"] = json!({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": BLOCK});
+    fs::write(to.join("config.json"), config.to_string()).expect("written");
+
+    let mut stored: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
+    let f32s = |values: &[f64]| values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect::<Vec<u8>>();
+    for (name, tensor) in read_tensors(&from.join("model.safetensors")) {
+        let is_linear = name.contains("layers.") && name.ends_with("_proj.weight");
+        let (&[out, inner], true) = (&tensor.shape[..], is_linear) else {
+            stored.insert(name, (Dtype::F32, tensor.shape.clone(), f32s(&tensor.values)));
+            continue;
+        };
+        let grid = [out.div_ceil(BLOCK[0]), inner.div_ceil(BLOCK[1])];
+        let mut largest = vec![0f64; grid[0] * grid[1]];
+        let block_of = |i: usize| i / inner / BLOCK[0] * grid[1] + i % inner / BLOCK[1];
+        tensor.values.iter().enumerate().for_each(|(i, x)| largest[block_of(i)] = x.abs().max(largest[block_of(i)]));
+        let scales: Vec<f64> = largest.iter().map(|x| x / 448.0).collect();
+        let code = |(i, x): (usize, &f64)| {
+            let size = x.abs() / scales[block_of(i)];
+            let nearest = (0..0x7f).min_by(|&a, &b| (e4m3(a) - size).abs().total_cmp(&(e4m3(b) - size).abs()));
+            nearest.expect("a code") | if *x < 0.0 { 0x80 } else { 0 }
+        };
+        let codes = tensor.values.iter().enumerate().map(code).collect();
+        stored.insert(format!("{name}_scale_inv"), (Dtype::F32, grid.to_vec(), f32s(&scales)));
+        stored.insert(name, (Dtype::F8_E4M3, tensor.shape.clone(), codes));
+    }
+    let view = |(name, (dtype, shape, bytes)): (&String, &(Dtype, Vec<usize>, Vec<u8>))| {
+        (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).expect("a tensor"))
+    };
+    let views: Vec<(String, TensorView)> = stored.iter().map(|(name, tensor)| view((name, tensor))).collect();
+    serialize_to_file(views, None, &to.join("model.safetensors")).expect("written");
+}
+
+/// A folder with rows, the tiny model, its quantised copy `fp8`, and the plain copies `f32` and `bf16` of that.
+fn models() -> tempfile::TempDir {
+    let folder = training_folder(9);
+    quantize(folder.path(), "tiny", "fp8");
+    for dtype in ["f32", "bf16"] {
+        let args = ["dequantize", "--model", "fp8", "--out", dtype, "--dtype", dtype, "--json"];
+        let said = run_in(folder.path(), args).json();
+        assert_eq!(said["out"], dtype);
+        let config = fs::read_to_string(folder.path().join(dtype).join("config.json")).expect("a config");
+        assert!(!config.contains("quantization_config"), "{config}");
+    }
+    folder
+}
+
+#[test]
+fn a_quantised_model_computes_what_its_plain_copy_does() {
+    let folder = models();
+    let at = folder.path();
+    let inputs = golden("lora/inputs.safetensors").display().to_string();
+    let logits = |model: &str, dtype: &str| {
+        let args = ["score", "--model", model, "--inputs", &inputs, "--out", "s.safetensors", "--dtype", dtype];
+        run_in(at, [&args[..], &["--quiet"]].concat()).ok();
+        fs::read(at.join("s.safetensors")).expect("logits")
+    };
+    let ask = |model: &str, dtype: &str| {
+        let args = ["generate", "--model", model, "--prompt", "Hello", "--max-new-tokens", "12", "--dtype", dtype];
+        run_in(at, [&args[..], &["--temperature", "0", "--json"]].concat()).json()["token_ids"].clone()
+    };
+    for dtype in ["f32", "bf16"] {
+        assert!(logits("fp8", dtype) == logits(dtype, dtype), "{dtype}");
+        assert!(logits("fp8", dtype) != logits("tiny", dtype), "{dtype}");
+        assert_eq!(ask("fp8", dtype), ask(dtype, dtype));
+    }
+    let run = |args: &[&str]| run_in(at, args);
+    run(&["dequantize", "--model", "tiny", "--out", "new"])
+        .assert_refused(1, &["config.json", "has no quantization_config"]);
+    run(&["dequantize", "--model", "fp8", "--out", "tiny"]).assert_refused(1, &["tiny", "is not empty"]);
+    let int8 = ["generate", "--model", "fp8", "--prompt", "Hello", "--quantize", "int8"];
+    run(&int8).assert_refused(1, &["--quantize", "are quantised in its files"]);
+    assert!(!at.join("new").exists());
+}
+
+#[test]
+fn adapters_are_trained_on_a_quantised_base() {
+    let folder = models();
+    let at = folder.path();
+    let adapter = |out: &str| fs::read(at.join(out).join("adapter_model.safetensors")).expect("an adapter");
+    let losses = |out: &str| -> Vec<Value> {
+        let metrics = read_metrics(&at.join(out)).into_iter();
+        metrics.map(|line| json!([line["loss"], line["grad_norm"]])).collect()
+    };
+    let sft = |model: &str, out: &str, more: &[&str]| {
+        let options = ["--model", model, "--max-steps", "2", "--lora-r", "4", "--dtype", "bf16"];
+        run_sft(at, out, &support::with_options(&options, more)).ok();
+        (losses(out), adapter(out))
+    };
+    let plain = sft("bf16", "plain", &[]);
+    assert!(plain == sft("fp8", "own", &[]), "another adapter");
+    let zero = ["--gpus", "2", "--zero-stage", "3", "--gradient-checkpointing", "full"];
+    assert!(plain == sft("fp8", "zero", &zero), "another adapter of two processes");
+
+    let merge = |model: &str, out: &str| {
+        run_in(at, ["merge", "--model", model, "--adapter", "own", "--out", out]).ok();
+        fs::read(at.join(out).join("model.safetensors")).expect("weights")
+    };
+    merge("fp8", "merged");
+    let rounded = |out: &str| read_tensors(&at.join(out).join("model.safetensors"));
+    merge("f32", "merged-plain");
+    assert_eq!(rounded("merged"), rounded("merged-plain"));
+
+    let refused = run_sft(at, "full", &["--model", "fp8", "--max-steps", "2"]);
+    refused.assert_refused(1, &["fp8", "layers.0.", "is quantised, so it cannot be trained", "--lora-r"]);
+}
+
+/// The policy samples from the base that it trains on, and a resumed run has the bits of a whole one.
+#[test]
+fn grpo_on_a_quantised_base() {
+    let folder = models();
+    let at = folder.path();
+    let row = json!({"prompt": [{"role": "user", "content": "2 + 2?"}], "problem_type": "numerical",
+        "solution": "<answer>4</answer>"});
+    fs::write(at.join("rl.jsonl"), format!("{row}\n").repeat(4)).expect("rows");
+    let grpo = |model: &str, out: &str, more: &[&str]| {
+        let fixed = "grpo --data rl.jsonl --num-generations 2 --per-device-train-batch-size 2 --max-completion-length 8 \
+                     --lora-r 4 --learning-rate 0.05 --save-steps 1 --quiet --reward-command";
+        let own = ["while read -r line; do echo ${#line}; done", "--model", model, "--out", out];
+        let args: Vec<&str> = fixed.split_whitespace().chain(own).collect();
+        run_in(at, support::with_options(&args, more)).ok();
+        let metrics = read_metrics(&at.join(out));
+        assert!(metrics.iter().all(|line| line["rollout_drift"] == 0.0), "{metrics:?}");
+        fs::read(at.join(out).join("adapter_model.safetensors")).expect("an adapter")
+    };
+    let whole = grpo("fp8", "whole", &["--max-steps", "3"]);
+    grpo("fp8", "parts", &["--max-steps", "1"]);
+    assert!(whole == grpo("fp8", "parts", &["--max-steps", "3", "--resume-from-checkpoint", "last"]));
+    assert!(whole == grpo("fp8", "ranks", &["--max-steps", "3", "--gpus", "2"]));
+    let replayed = run_in(at, ["replay", "whole", "--step", "2", "--json"]).json();
+    assert_eq!(replayed["same"], true, "{replayed}");
+}
+
+/// A code that stands for NaN is named with its file, before a command writes anything.
+#[test]
+fn values_that_are_not_finite_are_refused() {
+    let folder = models();
+    let at = folder.path();
+    let file = at.join("fp8/model.safetensors");
+    let mut bytes = fs::read(&file).expect("weights");
+    let name = "model.layers.1.mlp.down_proj.weight";
+    let parsed = safetensors::SafeTensors::deserialize(&bytes).expect("a file");
+    let offset = parsed.tensor(name).expect(name).data().as_ptr() as usize - bytes.as_ptr() as usize;
+    bytes[offset + 5] = 0x7f;
+    fs::write(&file, bytes).expect("written");
+    let words = ["fp8/model.safetensors", name, "row 0 has a NaN"];
+    run_in(at, ["generate", "--model", "fp8", "--prompt", "Hello"]).assert_refused(1, &words);
+    run_in(at, ["dequantize", "--model", "fp8", "--out", "new"]).assert_refused(1, &words);
+    assert!(!at.join("new").exists());
+}
