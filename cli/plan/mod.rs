@@ -30,6 +30,7 @@ use reel_input::ModelInput;
 use reel_input::config::{ModelConfig, open_preprocessor_config};
 use reel_input::fetch::MediaAccess;
 use reel_input::media::patches::ImageProcessorSettings;
+use reel_input::tensor_file::StoredDType;
 use reel_model::init::{Preset, init_without_weights, preset_config};
 use reel_model::weights::StoredWeights;
 use reel_tools::measure::machine::MachineSpec;
@@ -124,8 +125,8 @@ struct Sizes {
 /// The planned model, which needs no weights.
 struct PlannedModel {
     config: ModelConfig,
-    /// How the weight files store the weights.
-    files: StoredWeights,
+    /// The dtype in which the weight files store weights that are not quantised.
+    files: StoredDType,
     name: String,
     processor: ImageProcessorSettings,
     /// The model folder; `None` for a preset.
@@ -253,7 +254,7 @@ impl Sizes {
                 self.shape.refuse_beside_model()?;
                 let folder = prompt::find_or_download_model(model)?;
                 let config = ModelConfig::open(&folder)?;
-                let files = plan::stored_weights(&folder, &config);
+                let files = plan::stored_weights(&folder, &config).dtype;
                 let processor = open_preprocessor_config(&folder, &config)?;
                 Ok(PlannedModel { config, files, name: model.to_string(), processor, folder: Some(folder) })
             }
@@ -347,7 +348,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let planned = sizes.config(Some(&options.model), common)?;
         let PlannedModel { config, files, name, .. } = &planned;
         media::check_fits_model(&resolved.media_options()?, config)?;
-        let (files, mut video, mut decoding) = (*files, serde_json::Value::Null, None);
+        let files = StoredWeights { dtype: *files, quantization: config.quantization.as_ref() };
+        let (mut video, mut decoding) = (serde_json::Value::Null, None);
         let (plan, rows) = match options.data.as_os_str().is_empty() {
             true => {
                 let row = self.row(&planned)?;

@@ -17,6 +17,7 @@ use clap::{ArgMatches, Args};
 use reel_device::{DType, Device};
 use reel_engine::Engine;
 use reel_input::config::{ModelConfig, TextConfig};
+use reel_input::tensor_file::StoredDType;
 use reel_model::quantization::Quantization;
 use reel_model::qwen_vl::QwenVl;
 use reel_model::tensor_parallel::{ShardExchange, TensorParallel};
@@ -146,7 +147,7 @@ struct ServingPlan {
 /// that this GPU receives.
 pub fn load_model_part_of_rank(
     device: &Device,
-    files: StoredWeights,
+    files: StoredDType,
     config: &ModelConfig,
     dtype: DType,
     quantization: Quantization,
@@ -154,6 +155,7 @@ pub fn load_model_part_of_rank(
 ) -> Result<(Arc<ExchangeCounter>, QwenVl)> {
     let exchange = Arc::new(ExchangeCounter { ranks, bytes: AtomicU64::default(), exchanges: AtomicU64::default() });
     let parallel = if ranks > 1 { Some(TensorParallel::new(exchange.clone(), config)?) } else { None };
+    let files = StoredWeights { dtype: files, quantization: config.quantization.as_ref() };
     let source = WeightSource::Uninitialised(files);
     let from =
         WeightLoader { device, source, dtype, quantization, may_pad: true, trainable: &|_| false, deferred: None };

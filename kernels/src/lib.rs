@@ -48,6 +48,7 @@ kernels! {
     attention
     block_copy
     column_sum
+    dequantize
     elementwise
     embedding
     fingerprint

@@ -9,10 +9,10 @@ use reel_device::Element;
 use reel_device::{DType, Device};
 use reel_input::tensor_file::StoredDType;
 use reel_kernels::int8::{quantize_bf16_row, quantize_row};
-use reel_runtime::ops::{self, DecodeWeight, Lora, PackedWeight, RowAdapters};
+use reel_runtime::ops::{self, DecodeWeight, Lora, PackedWeight, QuantizedMatrix, RowAdapters};
 use reel_runtime::{Cx, Tensor};
 
-use crate::checkpoint::{Checkpoint, QuantizedWeight, TensorView};
+use crate::checkpoint::{Checkpoint, QuantizedWeight, TensorView, empty_matrix};
 use crate::error::{Error, Result};
 use crate::quantization::Quantization;
 use crate::tensor_parallel::RowShare;
@@ -35,6 +35,8 @@ pub(crate) enum Weight {
     Dense(Tensor),
     /// A packed weight for inference: int8 with one scale for each row, or f32 or bf16 in groups of rows.
     Packed(PackedWeight),
+    /// A weight that stays quantised in memory.
+    Quantized(QuantizedMatrix),
 }
 
 impl Weight {
@@ -48,15 +50,21 @@ impl Weight {
         if let WeightSource::Files(files) = from.source
             && let Some(weight) = files.quantized(name, shape)?
         {
-            return Weight::load_dequantized(from, files, name, &weight, share);
+            return match from.keeps_quantized(name, share) {
+                true => load_quantized(from.device, files, name, &weight).map(Weight::Quantized),
+                false => Weight::load_dequantized(from, files, name, &weight, share),
+            };
+        }
+        if let WeightSource::Uninitialised(stored) = from.source
+            && let Some(config) = stored.quantization_of(name.strip_suffix(".weight").unwrap_or(name))
+        {
+            return Ok(match from.keeps_quantized(name, share) {
+                true => Weight::Quantized(empty_matrix(config.format, from.device, shape)?),
+                false => Weight::Dense(from.load_dequantized(name, shape, share, None)?),
+            });
         }
         Ok(match (from.quantization, from.source) {
-            (Quantization::None, WeightSource::Uninitialised(stored))
-                if stored.is_quantized && name.starts_with("model.layers.") =>
-            {
-                Weight::Dense(from.load_dequantized(name, shape, share, None)?)
-            }
-            (Quantization::None, _) => match Weight::load_packed(from, name, shape, share)? {
+            (Quantization::None | Quantization::OfFiles, _) => match Weight::load_packed(from, name, shape, share)? {
                 Some(packed) => packed,
                 None => Weight::Dense(from.load_share(name, shape, share)?),
             },
@@ -77,7 +85,7 @@ impl Weight {
         weight: &QuantizedWeight,
         share: RowShare,
     ) -> Result<Weight> {
-        if from.quantization != Quantization::None {
+        if from.quantization == Quantization::Int8 {
             let what = "asks to quantise weights, but those of this model are quantised in its files";
             return Err(Error::failed("--quantize", what, "remove the option"));
         }
@@ -150,11 +158,20 @@ impl Weight {
 
     /// The tensors that hold the weight.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        let (dense, packed) = match self {
-            Weight::Dense(w) => (Some(w), None),
-            Weight::Packed(w) => (None, Some(w.tensors())),
+        let (dense, packed, quantized) = match self {
+            Weight::Dense(w) => (Some(w), None, None),
+            Weight::Packed(w) => (None, Some(w.tensors()), None),
+            Weight::Quantized(w) => (None, None, Some(w.tensors())),
         };
-        dense.into_iter().chain(packed.into_iter().flatten())
+        dense.into_iter().chain(packed.into_iter().flatten()).chain(quantized.into_iter().flatten())
+    }
+
+    /// The weight as ops take it: dequantised if it is quantised.
+    pub(crate) fn dequantized(&self, cx: &Cx) -> Result<Cow<'_, Weight>> {
+        Ok(match self {
+            Weight::Quantized(w) => Cow::Owned(Weight::Dense(w.dequantized(cx)?)),
+            _ => Cow::Borrowed(self),
+        })
     }
 
     /// `x · weightᵀ + bias`, plus the output of an adapter if there is one: x `[.., K]`, weight `[N, K]`, bias `[N]`,
@@ -165,6 +182,7 @@ impl Weight {
             (Weight::Dense(w), Some(lora)) => ops::lora_linear(cx, x, w, bias, lora)?,
             (Weight::Packed(w), None) => ops::skinny_linear(cx, x, w, bias, None)?,
             (Weight::Packed(w), Some(lora)) => ops::skinny_lora_linear(cx, x, w, bias, lora, None)?,
+            (Weight::Quantized(_), _) => self.dequantized(cx)?.linear(cx, x, bias, adapter)?,
         })
     }
 
@@ -177,20 +195,24 @@ impl Weight {
         adapter: LayerAdapter,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
+        let own = self.dequantized(cx)?;
+        let w = own.for_decode()?;
         Ok(match adapter {
-            LayerAdapter::None => ops::skinny_linear(cx, x, self.for_decode(), bias, residual)?,
-            LayerAdapter::One(lora) => ops::skinny_lora_linear(cx, x, self.for_decode(), bias, lora, residual)?,
-            LayerAdapter::OfRows(adapters) => {
-                ops::skinny_linear_with_row_adapters(cx, x, self.for_decode(), bias, adapters, residual)?
-            }
+            LayerAdapter::None => ops::skinny_linear(cx, x, w, bias, residual)?,
+            LayerAdapter::One(lora) => ops::skinny_lora_linear(cx, x, w, bias, lora, residual)?,
+            LayerAdapter::OfRows(adapters) => ops::skinny_linear_with_row_adapters(cx, x, w, bias, adapters, residual)?,
         })
     }
 
     /// The weight as the ops of decode steps take it.
-    pub(crate) fn for_decode(&self) -> DecodeWeight<'_> {
+    ///
+    /// # Errors
+    /// The weight is quantised: [`Weight::dequantized`] comes before.
+    pub(crate) fn for_decode(&self) -> Result<DecodeWeight<'_>> {
         match self {
-            Weight::Dense(w) => w.into(),
-            Weight::Packed(w) => w.into(),
+            Weight::Dense(w) => Ok(w.into()),
+            Weight::Packed(w) => Ok(w.into()),
+            Weight::Quantized(_) => Err(Error::failed("weight", "is quantised in a decode step", "report this defect")),
         }
     }
 
@@ -198,7 +220,7 @@ impl Weight {
     pub(crate) fn logits(&self, cx: &Cx, x: &Tensor, skinny: bool) -> Result<Tensor> {
         Ok(match self {
             Weight::Dense(w) if !skinny => ops::matmul(cx, x, w, DType::F32)?,
-            _ => ops::skinny_logits(cx, x, self.for_decode())?,
+            _ => ops::skinny_logits(cx, x, self.dequantized(cx)?.for_decode()?)?,
         })
     }
 }
@@ -206,6 +228,25 @@ impl Weight {
 /// The number of rows that a thread writes at a time. It is small enough that these rows stay in the thread's L2
 /// cache as f32.
 const ROWS_AT_ONCE: usize = 2 * PackedWeight::ROW_GRANULARITY;
+
+/// Copies a quantised weight to the device, where it stays quantised. `name` is that of the plain weight.
+///
+/// # Errors
+/// A value is NaN or infinite; out of memory.
+fn load_quantized(
+    device: &Device,
+    files: &Checkpoint,
+    name: &str,
+    weight: &QuantizedWeight,
+) -> Result<QuantizedMatrix> {
+    let matrix = weight.empty_matrix(device)?;
+    for first in (0..weight.shape[0]).step_by(DEQUANTIZED_ROWS_AT_ONCE) {
+        let rows = first..weight.shape[0].min(first + DEQUANTIZED_ROWS_AT_ONCE);
+        files.dequantized_rows(name, weight, rows.clone())?;
+        matrix.write_codes(first, &weight.codes_of_rows(rows))?;
+    }
+    Ok(matrix)
+}
 
 /// The number of rows of a quantised weight that are dequantised at a time.
 const DEQUANTIZED_ROWS_AT_ONCE: usize = 16 * PackedWeight::ROW_GRANULARITY;

@@ -8,11 +8,12 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 use reel_device::{DType, Device, MemoryCategory};
+use reel_input::config::WeightQuantization;
 use reel_input::tensor_file::StoredDType;
 use reel_runtime::Tensor;
 use reel_runtime::ops::PackedWeight;
 
-use crate::checkpoint::{Checkpoint, QuantizedWeight, TensorView};
+use crate::checkpoint::{Checkpoint, QuantizedWeight, TensorNaming, TensorView};
 use crate::error::{Error, Result};
 use crate::quantization::Quantization;
 use crate::tensor_parallel::RowShare;
@@ -23,32 +24,42 @@ pub enum WeightSource<'a> {
     /// Weights are read from the files of a model folder.
     Files(&'a Checkpoint),
     /// No files: each weight is uninitialised memory of its size, as if the files stored it so. For device `dry`.
-    Uninitialised(StoredWeights),
+    Uninitialised(StoredWeights<'a>),
 }
 
 /// How weight files store the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoredWeights {
+pub struct StoredWeights<'a> {
     /// The dtype of the weights that are not quantised.
     pub dtype: StoredDType,
-    /// Whether the linear layers of the decoder are quantised.
-    pub is_quantized: bool,
+    /// How the linear layers of the decoder are quantised, if they are.
+    pub quantization: Option<&'a WeightQuantization>,
 }
 
-impl From<StoredDType> for StoredWeights {
+impl From<StoredDType> for StoredWeights<'_> {
     /// Plain weights of this dtype.
-    fn from(dtype: StoredDType) -> StoredWeights {
-        StoredWeights { dtype, is_quantized: false }
+    fn from(dtype: StoredDType) -> Self {
+        StoredWeights { dtype, quantization: None }
     }
 }
 
-impl WeightSource<'_> {
+impl<'a> StoredWeights<'a> {
+    /// How the weight of the decoder's linear layer `name` (without `.weight`) is quantised, if it is.
+    pub(crate) fn quantization_of(&self, name: &str) -> Option<&'a WeightQuantization> {
+        let stored_name = TensorNaming::Nested.from_classic_name(name);
+        let is_plain =
+            |config: &&WeightQuantization| config.is_listed_as_plain(name) || config.is_listed_as_plain(&stored_name);
+        self.quantization.filter(|config| name.starts_with("model.layers.") && !is_plain(config))
+    }
+}
+
+impl<'a> WeightSource<'a> {
     /// How the source stores weights. The dtype is that of the embedding table.
-    pub fn stored(&self) -> StoredWeights {
+    pub fn stored(&self) -> StoredWeights<'a> {
         match self {
             WeightSource::Files(files) => StoredWeights {
                 dtype: files.tensor("model.embed_tokens.weight").map_or(StoredDType::Bf16, |view| view.dtype),
-                is_quantized: files.is_quantized(),
+                quantization: files.quantization(),
             },
             WeightSource::Uninitialised(stored) => *stored,
         }
@@ -378,6 +389,12 @@ impl WeightLoader<'_> {
     pub(crate) fn packed_dtype(&self, files: &Checkpoint, name: &str, shape: &[usize]) -> Option<DType> {
         let stored = files.tensor(name).filter(|_| self.may_pack(files, name))?.dtype;
         self.kept_dtype(stored, shape, false)
+    }
+
+    /// Whether the linear weight `name`, which the files store quantised, stays quantised in memory.
+    pub(crate) fn keeps_quantized(&self, name: &str, share: RowShare) -> bool {
+        let is_whole = share == RowShare::ALL_ROWS && self.deferred(name).is_none();
+        self.quantization == Quantization::OfFiles && is_whole && !(self.trainable)(name)
     }
 
     /// Whether the linear weight `name` is copied in the packed layout.

@@ -39,6 +39,8 @@ pub enum WeightFormat {
         scales: Scales,
         /// Whether files store zero points minus 1.
         is_version_1: bool,
+        /// Whether the inputs of a group are not consecutive (`desc_act`).
+        reorders: bool,
     },
     /// compressed-tensors, `pack-quantized`: 4 or 8 bits, packed into words.
     Packed {
@@ -250,6 +252,7 @@ fn gptq(fields: &JsonFields) -> Result<WeightFormat> {
         bits: code_bits(fields, "bits")?,
         scales: group_size(fields)?,
         is_version_1: fields.opt_str("checkpoint_format")? != Some("gptq_v2"),
+        reorders: fields.opt_bool("desc_act")?.unwrap_or(false),
     })
 }
 
@@ -375,13 +378,13 @@ mod tests {
         let format = |config| parse(config).unwrap().format;
         assert_eq!(format(awq()), WeightFormat::Awq(Scales::Group(128)));
         let (bits, scales) = (4, Scales::Group(128));
-        assert_eq!(format(gptq()), WeightFormat::Gptq { bits, scales, is_version_1: true });
+        assert_eq!(format(gptq()), WeightFormat::Gptq { bits, scales, is_version_1: true, reorders: true });
         let with = |mut config: Value, key: &str, value: Value| {
             config[key] = value;
             config
         };
         let all = with(with(gptq(), "group_size", json!(-1)), "checkpoint_format", json!("gptq_v2"));
-        assert_eq!(format(all), WeightFormat::Gptq { bits, scales: Scales::Row, is_version_1: false });
+        assert_eq!(format(all), WeightFormat::Gptq { bits, scales: Scales::Row, is_version_1: false, reorders: true });
         let block = Scales::Block([128, 128]);
         assert_eq!(format(fp8()), WeightFormat::Fp8 { scales: block, scale_name: "weight_scale_inv" });
         assert_eq!(format(nf4()), WeightFormat::Nf4);

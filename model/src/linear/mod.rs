@@ -167,7 +167,10 @@ impl Linear {
     ) -> Result<Tensor> {
         let have_adapters = layers.iter().any(|layer| !matches!(layer.adapter_of(rows), LayerAdapter::None));
         if !have_adapters {
-            let layers = layers.map(|layer| (layer.weight.for_decode(), layer.bias.as_ref()));
+            let [q, k, v] = layers.map(|layer| layer.weight.dequantized(cx));
+            let (q, k, v) = (q?, k?, v?);
+            let [of_q, of_k, of_v] = layers.map(|layer| layer.bias.as_ref());
+            let layers = [(q.for_decode()?, of_q), (k.for_decode()?, of_k), (v.for_decode()?, of_v)];
             return Ok(ops::skinny_qkv(cx, x, Some(norm), layers, to)?);
         }
         let x = &ops::rms_norm(cx, x, norm.weight, norm.eps)?;
@@ -186,8 +189,8 @@ impl Linear {
         up: &Linear,
     ) -> Result<Tensor> {
         if let (LayerAdapter::None, LayerAdapter::None) = (gate.adapter_of(rows), up.adapter_of(rows)) {
-            let [gate, up] = [gate, up].map(|layer| layer.weight.for_decode());
-            return Ok(ops::skinny_swiglu(cx, x, Some(norm), gate, up)?);
+            let (gate, up) = (gate.weight.dequantized(cx)?, up.weight.dequantized(cx)?);
+            return Ok(ops::skinny_swiglu(cx, x, Some(norm), gate.for_decode()?, up.for_decode()?)?);
         }
         let x = ops::rms_norm(cx, x, norm.weight, norm.eps)?;
         let of_x = |layer: &Linear| layer.forward_skinny(cx, &x, rows, None);

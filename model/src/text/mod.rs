@@ -180,7 +180,7 @@ impl TextDecoder {
     pub fn lm_head(&self) -> Result<&Tensor> {
         match &self.head {
             Weight::Dense(w) => Ok(w),
-            Weight::Packed(_) => Err(Error::failed(
+            Weight::Packed(_) | Weight::Quantized(_) => Err(Error::failed(
                 "lm_head",
                 "is quantised or packed, which only generation supports",
                 "load the model for training",

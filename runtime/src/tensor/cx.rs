@@ -203,7 +203,20 @@ impl Cx {
         y: Tensor,
         compute: impl Fn(&Cx) -> Result<Tensor> + Send + Sync + 'static,
     ) -> Tensor {
-        if !self.is_training() || self.checkpointing != Checkpointing::Selective {
+        if self.checkpointing != Checkpointing::Selective {
+            return y;
+        }
+        self.recompute_in_backward(op, y, compute)
+    }
+
+    /// Like [`Cx::recompute_if_selective`], with all kinds of checkpointing.
+    pub(super) fn recompute_in_backward(
+        &self,
+        op: &'static str,
+        y: Tensor,
+        compute: impl Fn(&Cx) -> Result<Tensor> + Send + Sync + 'static,
+    ) -> Tensor {
+        if !self.is_training() {
             return y;
         }
         let (device, dtype, layer) = (self.device.clone(), self.dtype, current_origin().layer);

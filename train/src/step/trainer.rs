@@ -142,6 +142,11 @@ impl Trainer {
         ranks: Option<Arc<Ranks>>,
     ) -> Result<Self> {
         let hyperparameters = hyperparameters.for_family(config.family());
+        if weights.stored().quantization.is_some() && hyperparameters.lora.is_none() {
+            let what = "has quantised weights, which only LoRA adapters can be trained on";
+            let help = "give --lora-r, or train the folder that `reel dequantize` writes";
+            return Err(Error::usage("--model", what, help));
+        }
         let ranks = ranks.filter(|ranks| ranks.size() > 1);
         // The ranks on one machine share its host memory.
         let sharing = match &ranks {
@@ -158,7 +163,7 @@ impl Trainer {
             device,
             source: weights,
             dtype,
-            quantization: Quantization::None,
+            quantization: Quantization::OfFiles,
             may_pad: hyperparameters.may_pad_weights(),
             trainable: &trainable,
             deferred: deferred.as_ref(),

@@ -17,7 +17,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use rayon::prelude::*;
+use reel_device::Device;
+use reel_input::config::{Scales, WeightFormat, WeightQuantization};
 use reel_input::tensor_file::StoredDType;
+use reel_runtime::ops::{QuantizedMatrix, ScaleBlocks};
 use reel_support::diagnostic::print_note_once;
 
 use super::{Checkpoint, fault};
@@ -34,21 +37,10 @@ pub struct QuantizedWeight<'a> {
     layout: CodeLayout,
     /// The value of each code.
     values: Vec<f32>,
-    /// The zero point of each scale; empty if all are 0.
+    /// The zero point of each block; empty if all are 0.
     zeros: Vec<f32>,
     scales: Vec<f32>,
-    scale_of: ScaleIndex,
-}
-
-/// Which scale a weight has.
-#[derive(Debug)]
-enum ScaleIndex {
-    /// Scales `[⌈out / block[0]⌉, ⌈in / block[1]⌉]`, one for each block.
-    Blocks([usize; 2]),
-    /// Scales `[out, groups]`; the group of each input.
-    GroupOfInput { groups: usize, group: Vec<u32> },
-    /// So many consecutive weights of all rows share a scale.
-    Consecutive(usize),
+    blocks: ScaleBlocks,
 }
 
 impl QuantizedWeight<'_> {
@@ -81,14 +73,58 @@ impl QuantizedWeight<'_> {
             (self.values[usize::from(code)] - zero) * self.scales[scale]
         };
         for (i, (to, &code)) in to.iter_mut().zip(codes).enumerate() {
-            let scale = match &self.scale_of {
-                ScaleIndex::Blocks([rows, columns]) => row / rows * inner.div_ceil(*columns) + i / columns,
-                ScaleIndex::GroupOfInput { groups, group } => row * groups + group[i] as usize,
-                ScaleIndex::Consecutive(length) => (row * inner + i) / length,
+            let block_index = match &self.blocks {
+                ScaleBlocks::Tiles([rows, columns]) => row / rows * inner.div_ceil(*columns) + i / columns,
+                ScaleBlocks::OfColumns { count, block } => row * count + block[i] as usize,
+                ScaleBlocks::Consecutive(length) => (row * inner + i) / length,
             };
-            *to = value(code, scale);
+            *to = value(code, block_index);
         }
     }
+
+    /// The codes `[rows, in]` of the rows `rows`, a byte each.
+    pub(crate) fn codes_of_rows(&self, rows: Range<usize>) -> Vec<u8> {
+        let mut codes = vec![0; rows.len() * self.shape[1]];
+        self.layout.read_rows(self.codes, self.shape, &rows, &mut codes);
+        codes
+    }
+
+    /// A weight on the device with these scales, and with codes that are not initialised.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub(crate) fn empty_matrix(&self, device: &Device) -> Result<QuantizedMatrix> {
+        let has_zeros = !self.zeros.is_empty();
+        let matrix = QuantizedMatrix::new(device, self.shape, &self.values, self.blocks.clone(), has_zeros)?;
+        matrix.write_scales(&self.scales, &self.zeros)?;
+        Ok(matrix)
+    }
+}
+
+/// A weight on the device that needs as much memory as one of files in this format.
+///
+/// # Errors
+/// Out of memory.
+pub(crate) fn empty_matrix(format: WeightFormat, device: &Device, shape: [usize; 2]) -> Result<QuantizedMatrix> {
+    /// The default of bitsandbytes, which config.json does not name.
+    const NF4_BLOCK: usize = 64;
+    let (bits, scales, has_zeros) = match format {
+        WeightFormat::Awq(scales) => (4, scales, true),
+        WeightFormat::Gptq { bits, scales, .. } => (bits, scales, true),
+        WeightFormat::Packed { bits, scales, is_symmetric } => (bits, scales, !is_symmetric),
+        WeightFormat::Int8 { scales, is_symmetric } => (8, scales, !is_symmetric),
+        WeightFormat::Fp8 { scales, .. } => (8, scales, false),
+        WeightFormat::Nf4 => (4, Scales::Tensor, false),
+    };
+    let tile = scales.block(shape);
+    let blocks = match format {
+        WeightFormat::Nf4 => ScaleBlocks::Consecutive(NF4_BLOCK),
+        WeightFormat::Gptq { reorders: true, .. } => {
+            ScaleBlocks::OfColumns { count: shape[1].div_ceil(tile[1]), block: vec![0; shape[1]] }
+        }
+        _ => ScaleBlocks::Tiles(tile),
+    };
+    Ok(QuantizedMatrix::new(device, shape, &vec![0.0; 1 << bits], blocks, has_zeros)?)
 }
 
 impl Checkpoint {
@@ -137,9 +173,9 @@ impl Checkpoint {
         fault(file, &self.naming.from_classic_name(name), what, help)
     }
 
-    /// Whether config.json says that linear layers are quantised.
-    pub(crate) fn is_quantized(&self) -> bool {
-        self.quantization.is_some()
+    /// How config.json says that linear layers are quantised, if they are.
+    pub(crate) fn quantization(&self) -> Option<&WeightQuantization> {
+        self.quantization.as_ref()
     }
 
     /// The classic names of the quantised weights, sorted.

@@ -2,10 +2,11 @@
 
 use reel_input::config::{Scales, WeightFormat};
 use reel_input::tensor_file::StoredDType;
+use reel_runtime::ops::ScaleBlocks;
 use serde_json::Value;
 
+use super::QuantizedWeight;
 use super::codes::{AWQ_POSITION, CodeLayout, code, word};
-use super::{QuantizedWeight, ScaleIndex};
 use crate::error::{Error, Result};
 use crate::weights::widen_to_f32;
 
@@ -66,14 +67,14 @@ impl<'a> QuantizedParts<'a, '_> {
     /// A tensor is missing, has another shape or dtype, or a value that is not possible.
     pub(in crate::checkpoint) fn open(&self) -> Result<QuantizedWeight<'a>> {
         let [out, inner] = self.shape;
-        let weight = |codes, layout, values, zeros, scales, scale_of| QuantizedWeight {
+        let weight = |codes, layout, values, zeros, scales, blocks| QuantizedWeight {
             shape: self.shape,
             codes,
             layout,
             values,
             zeros,
             scales,
-            scale_of,
+            blocks,
         };
         match self.format {
             WeightFormat::Awq(scales) => {
@@ -87,10 +88,12 @@ impl<'a> QuantizedParts<'a, '_> {
                     ((word(packed, group * (out / 8) + o / 8) >> shift) & 15) as f32
                 };
                 let zeros = by_row(out, groups, |o, group| zero(group, o));
-                let index = ScaleIndex::Blocks([1, columns]);
+                let index = ScaleBlocks::Tiles([1, columns]);
                 Ok(weight(codes, CodeLayout::OutputsOfAwq, integers(4), zeros, scales, index))
             }
-            WeightFormat::Gptq { bits, scales, is_version_1 } => self.gptq(bits, scales, is_version_1),
+            WeightFormat::Gptq { bits, scales, is_version_1, reorders } => {
+                self.gptq((bits, scales), is_version_1, reorders)
+            }
             WeightFormat::Packed { bits, scales, is_symmetric } => {
                 let words = (inner * bits as usize).div_ceil(32);
                 let codes = self.part("weight_packed", "I32", &[out, words])?;
@@ -102,8 +105,10 @@ impl<'a> QuantizedParts<'a, '_> {
                 }
                 let (index, shape) = self.scale_blocks("weight_scale", scales)?;
                 let values = self.floats("weight_scale", &shape)?;
+                let middle = if is_symmetric { (1u32 << (bits - 1)) as f32 } else { 0.0 };
+                let of_codes = integers(bits).into_iter().map(|value| value - middle).collect();
                 let zeros = match is_symmetric {
-                    true => vec![(1u32 << (bits - 1)) as f32; values.len()],
+                    true => Vec::new(),
                     false => {
                         // Zero points are packed along the outputs.
                         let columns = shape.get(1).copied().unwrap_or(1);
@@ -117,7 +122,7 @@ impl<'a> QuantizedParts<'a, '_> {
                     }
                 };
                 let layout = CodeLayout::Rows { bits, row_bytes: 4 * words };
-                Ok(weight(codes, layout, integers(bits), zeros, values, index))
+                Ok(weight(codes, layout, of_codes, zeros, values, index))
             }
             WeightFormat::Int8 { scales, is_symmetric } => {
                 let codes = self.part("weight", "I8", &self.shape)?;
@@ -144,7 +149,7 @@ impl<'a> QuantizedParts<'a, '_> {
         }
     }
 
-    fn gptq(&self, bits: u32, scales: Scales, is_version_1: bool) -> Result<QuantizedWeight<'a>> {
+    fn gptq(&self, (bits, scales): (u32, Scales), is_version_1: bool, reorders: bool) -> Result<QuantizedWeight<'a>> {
         let [out, inner] = self.shape;
         let (columns, groups) = self.groups("scales", scales)?;
         let per_word = (32 / bits) as usize;
@@ -162,16 +167,19 @@ impl<'a> QuantizedParts<'a, '_> {
             );
             return Err((self.fault)("qzeros", what, "convert the model to checkpoint_format gptq_v2"));
         }
-        let scale_of = match (self.find)("g_idx") {
-            None => ScaleIndex::Blocks([1, columns]),
+        let blocks = match (self.find)("g_idx") {
+            None => ScaleBlocks::Tiles([1, columns]),
             Some(_) => {
                 let indices = self.part("g_idx", "I32", &[inner])?;
-                let group: Vec<u32> = (0..inner).map(|i| word(indices, i)).collect();
-                if let Some(i) = group.iter().position(|&group| group as usize >= groups) {
-                    let what = format!("has {} at [{i}], but there are {groups} groups", group[i] as i32);
+                let block: Vec<i32> = (0..inner).map(|i| word(indices, i) as i32).collect();
+                if let Some(i) = block.iter().position(|&group| !(0..groups as i32).contains(&group)) {
+                    let what = format!("has {} at [{i}], but there are {groups} groups", block[i]);
                     return Err((self.fault)("g_idx", what, HELP));
                 }
-                ScaleIndex::GroupOfInput { groups, group }
+                match reorders || block.iter().enumerate().any(|(i, &group)| group as usize != i / columns) {
+                    true => ScaleBlocks::OfColumns { count: groups, block },
+                    false => ScaleBlocks::Tiles([1, columns]),
+                }
             }
         };
         Ok(QuantizedWeight {
@@ -181,7 +189,7 @@ impl<'a> QuantizedParts<'a, '_> {
             values: integers(bits),
             zeros: by_row(out, groups, |o, group| (stored(group, o) + u32::from(is_version_1)) as f32),
             scales,
-            scale_of,
+            blocks,
         })
     }
 
@@ -227,7 +235,7 @@ impl<'a> QuantizedParts<'a, '_> {
             values,
             zeros: Vec::new(),
             scales,
-            scale_of: ScaleIndex::Consecutive(block),
+            blocks: ScaleBlocks::Consecutive(block),
         })
     }
 
@@ -252,7 +260,7 @@ impl<'a> QuantizedParts<'a, '_> {
     }
 
     /// Which scale a weight has, and the shape in which compressed-tensors stores the scales.
-    fn scale_blocks(&self, name: &str, scales: Scales) -> Result<(ScaleIndex, Vec<usize>)> {
+    fn scale_blocks(&self, name: &str, scales: Scales) -> Result<(ScaleBlocks, Vec<usize>)> {
         let [out, inner] = self.shape;
         let [rows, columns] = scales.block(self.shape);
         if matches!(scales, Scales::Group(_)) {
@@ -265,7 +273,7 @@ impl<'a> QuantizedParts<'a, '_> {
             Scales::Tensor => vec![1],
             _ => vec![out.div_ceil(rows), inner.div_ceil(columns)],
         };
-        Ok((ScaleIndex::Blocks([rows, columns]), shape))
+        Ok((ScaleBlocks::Tiles([rows, columns]), shape))
     }
 
     /// The bytes of a tensor with this dtype and shape.

@@ -40,12 +40,12 @@ pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Ten
 }
 
 fn record_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, y: Tensor) -> Tensor {
-    let (kx, kw, kb) = (x.save_for_backward(), w.clone(), b.cloned());
+    let (kx, kw, kb) = (x.save_for_backward(), w.save_for_backward(), b.cloned());
     let mut inputs = vec![x, w];
     inputs.extend(b);
     cx.record("linear", &inputs, y, move |bw| {
         let (dy, kx) = (bw.take_dy(), kx.get()?);
-        let dx = linear_gradients(bw, &dy, &kx, &kw, kb.as_ref())?;
+        let dx = linear_gradients(bw, &dy, &kx, &kw.get()?, kb.as_ref())?;
         dx.map_or(Ok(()), |dx| bw.add_grad(&kx, dx))
     })
 }
@@ -95,15 +95,16 @@ fn record_lora_linear(
     lora: &Lora,
     (y, thin): (Tensor, Tensor),
 ) -> Tensor {
-    let (kx, kw, kb, lora) = (x.save_for_backward(), w.clone(), b.cloned(), lora.clone());
+    let (kx, kw, kb, lora) = (x.save_for_backward(), w.save_for_backward(), b.cloned(), lora.clone());
     let (down, up) = (lora.down.clone(), lora.up.clone());
     let mut inputs = vec![x, w, &down, &up];
     inputs.extend(b);
     cx.record("lora_linear", &inputs, y, move |bw| {
         let (dy, kx) = (bw.take_dy(), kx.get()?);
         let (m, k) = rows_cols("lora_linear", "x", &kx)?;
-        let [n, r] = [kw.shape()[0], lora.down.shape()[0]];
-        let dx = linear_gradients(bw, &dy, &kx, &kw, kb.as_ref())?;
+        let [n, r] = [lora.up.shape()[0], lora.down.shape()[0]];
+        let dx = linear_gradients(bw, &dy, &kx, &kw.get()?, kb.as_ref())?;
+        drop(kw);
         weight_gradient(bw, &lora.up, &dy, &thin, [m, n, r])?;
         let dthin = bw.empty_like(&thin)?;
         let through_up = plain(m, r, n, operand(&dy, false), operand(&lora.up, true), &dthin);

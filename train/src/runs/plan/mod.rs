@@ -353,12 +353,12 @@ impl RowShape {
 
 /// Returns how a model folder stores its weights. The dtype is that of its weight files or, without weight files, the
 /// dtype in config.json.
-pub fn stored_weights(folder: &Path, config: &ModelConfig) -> StoredWeights {
+pub fn stored_weights<'a>(folder: &Path, config: &'a ModelConfig) -> StoredWeights<'a> {
     let stored = Checkpoint::open(folder)
         .ok()
         .and_then(|files| files.tensor("model.embed_tokens.weight").map(|view| view.dtype));
     let dtype = stored.or(config.dtype).unwrap_or(StoredDType::Bf16);
-    StoredWeights { dtype, is_quantized: config.quantization.is_some() }
+    StoredWeights { dtype, quantization: config.quantization.as_ref() }
 }
 
 /// Plans one step. All rows have the size `shape`. `device` is a dry device.

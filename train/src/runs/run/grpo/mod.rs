@@ -233,7 +233,7 @@ pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Resul
         device: &trainer.device,
         source: weights,
         dtype: trainer.dtype,
-        quantization: Quantization::None,
+        quantization: Quantization::OfFiles,
         may_pad: trainer.hyperparameters.may_pad_weights(),
         trainable: &|_| false,
         deferred: None,

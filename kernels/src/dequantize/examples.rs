@@ -1,0 +1,31 @@
+#[cfg(test)]
+use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
+use crate::dequantize::{CodeBits, Params, dequantize};
+use crate::folder::{FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, Sizes, placeholder_params};
+use reel_device::Addr;
+
+/// The sizes of the example calls: 4-bit codes in groups of 128 with zero points, and 8-bit codes in blocks of 128 x
+/// 128 without.
+fn calls(p: &Params) -> impl Iterator<Item = reel_device::Launch> {
+    let blocks = p.k.div_ceil(128);
+    let groups = Params { column_blocks: Addr::NULL, block_rows: 1, block_columns: 128, blocks, ..*p };
+    let tiles = Params { zeros: Addr::NULL, block_rows: 128, ..groups };
+    let call = move |dtype| [dequantize(CodeBits::Four, dtype, &groups), dequantize(CodeBits::Eight, dtype, &tiles)];
+    FLOAT_DTYPES.into_iter().flat_map(call)
+}
+
+pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
+    let p = Params { n: HIDDEN_SIZE, k: HIDDEN_SIZE, ..placeholder_params() };
+    calls(&p).map(|launch| ("a weight of 3584 x 3584", launch)).collect()
+}
+
+/// Returns launches on allocated arrays. A test compares the memory traffic that the simulator counts with the traffic
+/// in the `Cost` of each launch.
+#[cfg(test)]
+pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
+    let (n, k) = (TRAFFIC_ROWS, HIDDEN_SIZE);
+    let [values, scales, zeros, y] = [256, n * k / 128, n * k / 128, n * k].map(|count| arrays.alloc_f32(count));
+    let codes = arrays.alloc_elements(n * k, 1);
+    let p = Params { codes, values, scales, zeros, y, n, k, ..bytemuck::Zeroable::zeroed() };
+    allow_one_tenth_more(calls(&p))
+}

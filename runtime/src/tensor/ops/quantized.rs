@@ -1,0 +1,259 @@
+//! Weights that stay quantised in memory. A product dequantises its weight into memory that it frees afterwards; the
+//! backward rule dequantises again. So one weight at a time has its full size, and results have the bits of a model
+//! whose weights were dequantised before.
+
+use reel_device::{Addr, DType, Device, MemoryCategory, in_op};
+use reel_kernels::dequantize::{CodeBits, Params, dequantize};
+
+use super::size;
+use crate::error::{Result, shape_error};
+use crate::tensor::Tensor;
+use crate::tensor::cx::Cx;
+
+/// Which weights of a matrix share a scale and a zero point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ScaleBlocks {
+    /// Blocks of so many rows and columns; those at the end may be smaller.
+    Tiles([usize; 2]),
+    /// A block for each row and value of this list, which has the block of each column. The blocks are `0..count`.
+    OfColumns {
+        /// Number of blocks in a row.
+        count: usize,
+        /// The block of each column.
+        block: Vec<i32>,
+    },
+    /// So many consecutive weights of the whole matrix.
+    Consecutive(usize),
+}
+
+impl ScaleBlocks {
+    /// Number of blocks of a matrix of `shape`.
+    pub fn count(&self, [n, k]: [usize; 2]) -> usize {
+        match self {
+            ScaleBlocks::Tiles([rows, columns]) => n.div_ceil(*rows) * k.div_ceil(*columns),
+            ScaleBlocks::OfColumns { count, .. } => n * count,
+            ScaleBlocks::Consecutive(length) => (n * k).div_ceil(*length),
+        }
+    }
+}
+
+/// A weight `[N, K]` whose elements are `(value of the code − zero point) · scale`.
+#[derive(Clone, Debug)]
+pub struct QuantizedMatrix {
+    shape: [usize; 2],
+    bits: CodeBits,
+    blocks: ScaleBlocks,
+    codes: Tensor,                 // u8 [N, ⌈K · bits / 8⌉]
+    values: Tensor,                // f32 [2^bits]
+    scales: Tensor,                // f32 [blocks]
+    zeros: Option<Tensor>,         // f32 [blocks]
+    column_blocks: Option<Tensor>, // i32 [K]
+}
+
+impl QuantizedMatrix {
+    /// Allocates a weight, and writes the value of each code: 16 or 256 `values`. Codes, scales and zero points are not
+    /// initialised.
+    ///
+    /// # Errors
+    /// Another number of values; a size of 0; out of memory.
+    pub fn new(
+        device: &Device,
+        shape: [usize; 2],
+        values: &[f32],
+        blocks: ScaleBlocks,
+        has_zeros: bool,
+    ) -> Result<QuantizedMatrix> {
+        let wrong = |what: &str| Err(shape_error("quantized matrix", what.to_string()));
+        let bits = match values.len() {
+            16 => CodeBits::Four,
+            256 => CodeBits::Eight,
+            _ => return wrong("codes have neither 16 nor 256 values"),
+        };
+        let sizes = match &blocks {
+            ScaleBlocks::Tiles(sizes) => *sizes,
+            ScaleBlocks::OfColumns { count, block } if block.len() == shape[1] => [*count; 2],
+            ScaleBlocks::OfColumns { .. } => return wrong("the list of blocks has not one for each column"),
+            ScaleBlocks::Consecutive(length) => [*length; 2],
+        };
+        if sizes.contains(&0) {
+            return wrong("blocks are empty");
+        }
+        let empty = |shape: &[usize], dtype| Tensor::empty(device, shape, dtype, MemoryCategory::Weights);
+        let count = blocks.count(shape);
+        let column_blocks = match &blocks {
+            ScaleBlocks::OfColumns { block, .. } => {
+                Some(Tensor::from_slice(device, &[shape[1]], DType::I32, block, MemoryCategory::Weights)?)
+            }
+            _ => None,
+        };
+        Ok(QuantizedMatrix {
+            shape,
+            bits,
+            codes: empty(&[shape[0], bits.row_bytes(shape[1])], DType::U8)?,
+            values: Tensor::from_slice(device, &[values.len()], DType::F32, values, MemoryCategory::Weights)?,
+            scales: empty(&[count], DType::F32)?,
+            zeros: has_zeros.then(|| empty(&[count], DType::F32)).transpose()?,
+            column_blocks,
+            blocks,
+        })
+    }
+
+    /// The shape of the weight, `[N, K]`.
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// The tensors that hold the weight.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.codes, &self.values, &self.scales].into_iter().chain(&self.zeros).chain(&self.column_blocks)
+    }
+
+    /// Writes rows from `first` on, whose codes `[rows, K]` have a byte each.
+    ///
+    /// # Errors
+    /// The rows are not in the weight.
+    pub fn write_codes(&self, first: usize, codes: &[u8]) -> Result<()> {
+        let k = self.shape[1].max(1);
+        let packed: Vec<u8> = match self.bits {
+            CodeBits::Eight => return self.codes.rows(first, codes.len() / k)?.write(codes),
+            CodeBits::Four => codes.chunks(k).flat_map(packed_row).collect(),
+        };
+        self.codes.rows(first, codes.len() / k)?.write(&packed)
+    }
+
+    /// Writes the scales of all blocks, and the zero points if the weight has them.
+    ///
+    /// # Errors
+    /// Another number of scales or zero points.
+    pub fn write_scales(&self, scales: &[f32], zeros: &[f32]) -> Result<()> {
+        self.scales.write(scales)?;
+        self.zeros.as_ref().map_or(Ok(()), |own| own.write(zeros))
+    }
+
+    /// The weight as a plain tensor of the context's dtype. Rules of the backward pass that save it dequantise again.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn dequantized(&self, cx: &Cx) -> Result<Tensor> {
+        const OP: &str = "dequantize";
+        let _op = in_op(OP);
+        let weight = self.clone();
+        let compute = move |cx: &Cx| {
+            let y = cx.empty(&weight.shape, cx.dtype())?;
+            cx.launch(&dequantize(weight.bits, cx.dtype(), &weight.params(&y)?))?;
+            Ok(y)
+        };
+        Ok(cx.recompute_in_backward(OP, compute(cx)?, compute))
+    }
+
+    fn params(&self, y: &Tensor) -> Result<Params> {
+        const OP: &str = "dequantize";
+        let [n, k] = self.shape;
+        let ([block_rows, block_columns], blocks) = match &self.blocks {
+            ScaleBlocks::Tiles(tile) => (*tile, k.div_ceil(tile[1])),
+            ScaleBlocks::OfColumns { count, .. } => ([1, 1], *count),
+            ScaleBlocks::Consecutive(length) => ([0, *length], 0),
+        };
+        let address = |t: &Option<Tensor>| t.as_ref().map_or(Addr::NULL, Tensor::addr);
+        Ok(Params {
+            codes: self.codes.addr(),
+            values: self.values.addr(),
+            scales: self.scales.addr(),
+            zeros: address(&self.zeros),
+            column_blocks: address(&self.column_blocks),
+            y: y.addr(),
+            n: size(OP, n)?,
+            k: size(OP, k)?,
+            block_rows: size(OP, block_rows)?,
+            block_columns: size(OP, block_columns)?,
+            blocks: size(OP, blocks)?,
+            reserved: 0,
+        })
+    }
+}
+
+/// Packs the codes of a row, two a byte, the first in the lower half.
+fn packed_row(codes: &[u8]) -> impl Iterator<Item = u8> {
+    codes.chunks(2).map(|pair| pair[0] | pair.get(1).map_or(0, |upper| upper << 4))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{Lora, linear, lora_linear, weighted_sum};
+    use crate::tensor::tape::Grads;
+
+    const SHAPE: [usize; 2] = [6, 8];
+
+    fn weight(device: &Device) -> QuantizedMatrix {
+        let values: Vec<f32> = (0..16).map(|value| value as f32).collect();
+        let blocks = ScaleBlocks::Tiles([1, 4]);
+        let weight = QuantizedMatrix::new(device, SHAPE, &values, blocks, true).unwrap();
+        let codes: Vec<u8> = (0..48).map(|i| (i * 7 % 16) as u8).collect();
+        weight.write_codes(0, &codes[..16]).unwrap();
+        weight.write_codes(2, &codes[16..]).unwrap();
+        let scales: Vec<f32> = (0..12).map(|i| 0.125 * (i % 5) as f32 - 0.25).collect();
+        weight.write_scales(&scales, &[8.0; 12]).unwrap();
+        let wanted: Vec<f32> =
+            codes.iter().enumerate().map(|(i, &code)| (f32::from(code) - 8.0) * scales[i / 4]).collect();
+        let plain = weight.dequantized(&Cx::inference(device, DType::F32)).unwrap();
+        assert_eq!((plain.shape(), plain.to_f32().unwrap()), (&SHAPE[..], wanted));
+        weight
+    }
+
+    /// Products and gradients have the bits of those with the plain weight, and its memory is freed between them.
+    #[test]
+    fn a_quantised_weight_computes_what_its_plain_copy_does() {
+        let device = Device::cpu(2);
+        let weight = weight(&device);
+        let plain = weight.dequantized(&Cx::inference(&device, DType::F32)).unwrap();
+        let numbers = |count: usize, by: f32| -> Vec<f32> { (0..count).map(|i| (i as f32 * by).sin()).collect() };
+        let tensor = |shape: &[usize], by| {
+            let count = shape.iter().product();
+            Tensor::from_f32(&device, shape, DType::F32, &numbers(count, by), MemoryCategory::Weights).unwrap()
+        };
+        let [n, k] = SHAPE;
+        let run = |is_quantised: bool, with_adapter: bool| {
+            let x = tensor(&[3, k], 0.7).into_parameter("x").unwrap();
+            let lora = Lora {
+                down: tensor(&[2, k], 0.3).into_parameter("down").unwrap(),
+                up: tensor(&[n, 2], 0.9).into_parameter("up").unwrap(),
+                scale: 0.5,
+            };
+            let cx = Cx::training(&device, DType::F32);
+            let before = device.memory().current;
+            let w = if is_quantised { weight.dequantized(&cx).unwrap() } else { plain.clone() };
+            let y = match with_adapter {
+                true => lora_linear(&cx, &x, &w, None, &lora).unwrap(),
+                false => linear(&cx, &x, &w, None).unwrap(),
+            };
+            drop(w);
+            let kept = device.memory().current - before;
+            let loss = weighted_sum(&cx, &y, &tensor(&[3, n], 0.4)).unwrap();
+            let mut grads = Grads::new();
+            cx.backward(&loss, 1.0, &mut grads).unwrap();
+            let names: &[&str] = if with_adapter { &["x", "down", "up"] } else { &["x"] };
+            let all: Vec<Vec<f32>> = names.iter().map(|name| grads.get(name).unwrap().to_f32().unwrap()).collect();
+            (y.to_f32().unwrap(), all, kept)
+        };
+        for with_adapter in [false, true] {
+            assert_eq!(run(true, with_adapter), run(false, with_adapter));
+        }
+    }
+
+    #[test]
+    fn impossible_weights_are_refused() {
+        let device = Device::cpu(1);
+        let of_columns = |block| ScaleBlocks::OfColumns { count: 2, block };
+        for (values, blocks) in [
+            (15, ScaleBlocks::Tiles([1, 4])),
+            (16, ScaleBlocks::Tiles([0, 4])),
+            (16, ScaleBlocks::Consecutive(0)),
+            (256, of_columns(vec![0; 7])),
+        ] {
+            assert!(QuantizedMatrix::new(&device, SHAPE, &vec![0.0; values], blocks, false).is_err());
+        }
+        let weight = weight(&device);
+        assert!(weight.write_codes(5, &[0; 16]).is_err() && weight.write_scales(&[0.0; 11], &[]).is_err());
+    }
+}
