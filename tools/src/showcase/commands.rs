@@ -8,7 +8,7 @@ use crate::showcase::endpoint::STAND_IN_MODELS;
 use crate::showcase::pipeline::{
     BENCHMARK_FOLDER, CURATION_FOLDER, Demo, EVALUATION_FOLDER, EVALUATION_PAGE, QUESTION_LIST_FILE, TRAINING_PAGE,
 };
-use crate::showcase::tool_stage::TOOL_STAGE;
+use crate::showcase::tool_rows::TOOL_STAGE;
 
 /// Maximum MiB of frames in the page of the evaluation.
 const FRAMES_MIB: &str = "2";

@@ -17,6 +17,7 @@ pub mod evaluation;
 pub mod page;
 pub mod pipeline;
 pub mod stand_in;
+mod tool_answers;
 pub mod tool_rows;
 pub mod tool_stage;
 

@@ -34,7 +34,8 @@ use crate::showcase::clips::{self, CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, Clip, ClipS
 use crate::showcase::command_line::CommandLine;
 use crate::showcase::endpoint::StandInEndpoint;
 use crate::showcase::evaluation::EvaluationAnswers;
-use crate::showcase::tool_stage::{TOOL_ROWS_FOLDER, TOOL_STAGE, ToolOutcome};
+use crate::showcase::tool_answers::ToolOutcome;
+use crate::showcase::tool_rows::{TOOL_ROWS_FOLDER, TOOL_STAGE};
 use crate::showcase::write;
 
 /// One of the three training stages of the demo.

@@ -36,6 +36,10 @@ const SFT_CLIPS: usize = 120;
 /// Number of whole examples for SFT, about one flash each.
 const WHOLE_EXAMPLES: usize = 60;
 
+/// The folder of the clips and rows of the stage, in the demo's folder.
+pub const TOOL_ROWS_FOLDER: &str = "tool-rows";
+/// The folder of the trained model and the name of the stage's configuration file, in the demo's folder.
+pub const TOOL_STAGE: &str = "tools";
 /// The name of the held-out questions in files and results.
 pub const TOOL_BENCHMARK: &str = "held-out";
 

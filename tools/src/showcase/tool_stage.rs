@@ -4,56 +4,21 @@
 //! The stage does not start from trained weights: after 120 steps of 32 rows, half of the calls named a wrong second if
 //! training had started from the weights of the first stage, and none if it had started from random weights.
 
-use std::path::Path;
-use std::time::{Duration, Instant};
-
-use reel_eval::{Prediction, Task};
-use reel_support::diagnostic::input;
-use reel_train::rollout::tools::content::AnsweredCall;
-use serde::Deserialize;
+use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::measure::trace;
-use crate::showcase::benchmarks::EXTRACTION;
 use crate::showcase::clips::flashes::FlashClip;
 use crate::showcase::command_line::CommandLine;
-use crate::showcase::evaluation::AnswerTally;
 use crate::showcase::pipeline::Demo;
-use crate::showcase::tool_rows::{TOOL_BENCHMARK, ToolRows};
+use crate::showcase::tool_answers::{ToolAnswers, ToolOutcome};
+use crate::showcase::tool_rows::{TOOL_BENCHMARK, TOOL_ROWS_FOLDER, TOOL_STAGE, ToolRows};
 
-/// The folder of the clips and rows of the stage, in the demo's folder.
-pub const TOOL_ROWS_FOLDER: &str = "tool-rows";
-/// The folder of the trained model and the name of the stage's configuration file, in the demo's folder.
-pub const TOOL_STAGE: &str = "tools";
 /// The folder of the answers without tools, in the folder of the evaluations.
 const WITHOUT_TOOLS: &str = "tools-off";
 
 /// The number of held-out clips of the first two stages for each held-out question of this stage.
 const CLIPS_PER_QUESTION: usize = 4;
-
-/// The results of the stage.
-#[derive(Clone, Debug)]
-pub struct ToolOutcome {
-    /// The answers of the model that may call `crop_video`.
-    pub with_tools: AnswerTally,
-    /// The answers of the same weights without tools.
-    pub without_tools: AnswerTally,
-    /// The answer about the first held-out clip, with tools.
-    pub example: Trajectory,
-    /// The duration of the training.
-    pub took: Duration,
-}
-
-/// A question, the calls of tools, and the answer.
-#[derive(Clone, Debug)]
-pub struct Trajectory {
-    /// The clip of the question.
-    pub clip: FlashClip,
-    /// The calls in their order; each is a turn of the model, which a turn of the tool follows.
-    pub calls: Vec<AnsweredCall>,
-    /// The last turn of the model.
-    pub answer: String,
-}
 
 impl Demo {
     /// Writes the clips and rows of the stage; returns the held-out clips.
@@ -108,42 +73,4 @@ impl Demo {
         let command = command.with_option("--tools", "crop_video").with_option("--max-tool-calls", "2");
         command.with_option("--max-tool-frames", "8")
     }
-}
-
-/// The answers of an evaluation.
-struct ToolAnswers {
-    tally: AnswerTally,
-    /// The answer about the first clip.
-    example: Trajectory,
-}
-
-impl ToolAnswers {
-    /// Reads the answers that `reel eval` has written.
-    fn read(file: &Path, clips: &[FlashClip]) -> Result<Self> {
-        /// The calls of a line; a line of a run without tools has none.
-        #[derive(Deserialize)]
-        struct Calls {
-            #[serde(default)]
-            tool_calls: Vec<AnsweredCall>,
-        }
-        let text = input::read_text(file, input::MAX_ROWS_BYTES).map_err(|e| Error::cannot_read(file, &e))?;
-        let (mut correct, mut example) = (0, None);
-        for line in text.lines() {
-            let row = Prediction::from_json_line(line)?;
-            correct += usize::from(row.score(&Task::of_own_rows(), EXTRACTION) == 1.0);
-            let clip = &clips[0];
-            if row.path.is_some_and(|path| path.ends_with(&clip.file)) {
-                let calls = serde_json::from_str::<Calls>(line)
-                    .map_err(|e| lacks(file, &format!("readable calls: {e}")))?
-                    .tool_calls;
-                example = Some(Trajectory { clip: clip.clone(), calls, answer: row.output });
-            }
-        }
-        let example = example.ok_or_else(|| lacks(file, &format!("answer about {}", clips[0].file)))?;
-        Ok(Self { tally: AnswerTally { correct, total: clips.len() }, example })
-    }
-}
-
-fn lacks(file: &Path, what: &str) -> Error {
-    Error::failed(file.display().to_string(), format!("has no {what}"), "run the demo again")
 }
