@@ -62,7 +62,8 @@ fn planned_peaks_of_a_rank(folder: &Path, lora_r: usize) -> [u64; 2] {
     };
     let (media, device) = (MediaOptions::default(), Device::dry(Kernels::Cpu));
     let data = DataSetup { model: &model, media: &media, seed: 0 };
-    let stored = plan::stored_weights(&model, &ModelConfig::open(&model).expect("a configuration"));
+    let config = ModelConfig::open(&model).expect("a configuration");
+    let stored = plan::stored_weights(&model, &config);
     let plan =
         plan::grpo::plan_run_on_data(&options, &data, &TrainerSetup::new(&device, DType::F32), stored).expect("a plan");
     let divided = plan.divided;

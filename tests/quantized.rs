@@ -63,10 +63,9 @@ fn quantize(folder: &Path, from: &str, to: &str) {
         stored.insert(format!("{name}_scale_inv"), (Dtype::F32, grid.to_vec(), f32s(&scales)));
         stored.insert(name, (Dtype::F8_E4M3, tensor.shape.clone(), codes));
     }
-    let view = |(name, (dtype, shape, bytes)): (&String, &(Dtype, Vec<usize>, Vec<u8>))| {
-        (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).expect("a tensor"))
-    };
-    let views: Vec<(String, TensorView)> = stored.iter().map(|(name, tensor)| view((name, tensor))).collect();
+    let views = stored
+        .iter()
+        .map(|(name, (dtype, shape, bytes))| (name, TensorView::new(*dtype, shape.clone(), bytes).expect("a tensor")));
     serialize_to_file(views, None, &to.join("model.safetensors")).expect("written");
 }
 

@@ -106,9 +106,9 @@ impl QwenVl {
     ///
     /// # Errors
     /// The errors of [`QwenVl::load`].
-    pub fn uninitialised(
+    pub fn uninitialised<'a>(
         device: &Device,
-        stored: impl Into<StoredWeights>,
+        stored: impl Into<StoredWeights<'a>>,
         config: &ModelConfig,
         dtype: DType,
         quantization: Quantization,

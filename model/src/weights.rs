@@ -28,7 +28,7 @@ pub enum WeightSource<'a> {
 }
 
 /// How weight files store the weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StoredWeights<'a> {
     /// The dtype of the weights that are not quantised.
     pub dtype: StoredDType,

@@ -1,6 +1,6 @@
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
-use crate::dequantize::{CodeBits, Params, dequantize};
+use crate::dequantize::{CodeValues, Params, dequantize};
 use crate::folder::{FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, Sizes, placeholder_params};
 use reel_device::Addr;
 
@@ -9,8 +9,9 @@ use reel_device::Addr;
 fn calls(p: &Params) -> impl Iterator<Item = reel_device::Launch> {
     let blocks = p.k.div_ceil(128);
     let groups = Params { column_blocks: Addr::NULL, block_rows: 1, block_columns: 128, blocks, ..*p };
-    let tiles = Params { zeros: Addr::NULL, block_rows: 128, ..groups };
-    let call = move |dtype| [dequantize(CodeBits::Four, dtype, &groups), dequantize(CodeBits::Eight, dtype, &tiles)];
+    let kind = CodeValues::E4m3.kind();
+    let tiles = Params { values: Addr::NULL, zeros: Addr::NULL, block_rows: 128, kind, ..groups };
+    let call = move |dtype| [dequantize(dtype, &groups), dequantize(dtype, &tiles)];
     FLOAT_DTYPES.into_iter().flat_map(call)
 }
 
@@ -24,7 +25,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (n, k) = (TRAFFIC_ROWS, HIDDEN_SIZE);
-    let [values, scales, zeros, y] = [256, n * k / 128, n * k / 128, n * k].map(|count| arrays.alloc_f32(count));
+    let [values, scales, zeros, y] = [16, n * k / 128, n * k / 128, n * k].map(|count| arrays.alloc_f32(count));
     let codes = arrays.alloc_elements(n * k, 1);
     let p = Params { codes, values, scales, zeros, y, n, k, ..bytemuck::Zeroable::zeroed() };
     allow_one_tenth_more(calls(&p))

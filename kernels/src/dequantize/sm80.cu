@@ -1,8 +1,8 @@
-// Dequantises a weight: y[n, k] = T((values[code[n, k]] - zero[b]) * scale[b]), b the block of the weight.
+// Dequantises a weight: y[n, k] = T((value(code[n, k]) - zero[b]) * scale[b]), b the block of the weight.
 //
 // Shapes and limits: mod.rs; k < 2^31. Numerics: f32, one rounding to T at the store. Grid: rows.cuh; up to 256 threads
-// per row, which write 16 bytes per access if rows are a multiple of 16 bytes. The table of values is read from L1: 16
-// values are half a line. Memory-bound.
+// per row, which write 16 bytes per access if rows are a multiple of 16 bytes. The table of 16 values is in shared
+// memory, a bank each; values of 8 bits are computed. Memory-bound.
 
 #include "cuh/rows.cuh"
 
@@ -25,14 +25,30 @@ __device__ __forceinline__ u64 load_codes(const u8* row, u32 at, u32 k, bool vec
   return codes;
 }
 
+// Returns the value of a code of 8 bits. A float with 4 bits of exponent is 1 / 256 of the f16 that has its bits in the
+// place of sign, lower exponent and upper mantissa.
+__device__ __forceinline__ float value_of_8_bits(u32 code, u32 kind) {
+  if (kind == 0) return static_cast<float>(code);
+  if (kind == 1) return static_cast<float>(static_cast<signed char>(code));
+  const u16 half = static_cast<u16>((code & 0x80) << 8 | (code & 0x7f) << 7);
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(half));
+  return x * 256.0f;
+}
+
 template <int BITS, class T>
 __device__ __forceinline__ void dequantize(const Params& p) {
   constexpr int V = VECTOR<T>;
+  __shared__ float table[16];
+  if constexpr (BITS == 4) {
+    const u32 thread = threadIdx.y * blockDim.x + threadIdx.x;
+    if (thread < 16) table[thread] = global<const float>(p.values)[thread];
+    __syncthreads();
+  }
   const u64 row = row_of_thread();
   if (row >= p.n) return;
   const u32 row_bytes = BITS == 4 ? p.k / 2 + p.k % 2 : p.k;
   const u8* codes = global<const u8>(p.codes) + row * row_bytes;
-  const float* values = global<const float>(p.values);
   const float* scales = global<const float>(p.scales);
   const bool vector = p.k % V == 0 && aligned16(p.y, p.codes);
   // Whether the V weights of an access are in one block.
@@ -59,7 +75,9 @@ __device__ __forceinline__ void dequantize(const Params& p) {
         scale = scales[first_block + block];
         if (p.zeros != 0) zero = global<const float>(p.zeros)[first_block + block];
       }
-      w[j] = (values[packed >> (j * BITS) & ((1 << BITS) - 1)] - zero) * scale;
+      const u32 code = static_cast<u32>(packed >> (j * BITS)) & ((1 << BITS) - 1);
+      const float value = BITS == 4 ? table[code] : value_of_8_bits(code, p.kind);
+      w[j] = (value - zero) * scale;
     }
     store_elements(y, at, p.k, vector, w);
   }

@@ -121,7 +121,7 @@ mod tests {
                     CodeLayout::Rows { bits, .. } | CodeLayout::Columns { bits } => bits,
                     _ => 4,
                 };
-                let random = |n: usize| (seed.rotate_left(n as u32 * 7 % 64) ^ n as u64 * 0x9e37) as u8 & mask(bits);
+                let random = |n: usize| (seed.rotate_left(n as u32 * 7 % 64) ^ (n as u64 * 0x9e37)) as u8 & mask(bits);
                 let codes: Vec<u8> = (0..shape[0] * shape[1]).map(random).collect();
                 let stored = pack(layout, &codes, shape);
                 let mut read = vec![0; (shape[0] - first) * shape[1]];

@@ -20,6 +20,7 @@ use rayon::prelude::*;
 use reel_device::Device;
 use reel_input::config::{Scales, WeightFormat, WeightQuantization};
 use reel_input::tensor_file::StoredDType;
+use reel_kernels::dequantize::CodeValues;
 use reel_runtime::ops::{QuantizedMatrix, ScaleBlocks};
 use reel_support::diagnostic::print_note_once;
 
@@ -35,8 +36,7 @@ pub struct QuantizedWeight<'a> {
     pub shape: [usize; 2],
     codes: &'a [u8],
     layout: CodeLayout,
-    /// The value of each code.
-    values: Vec<f32>,
+    values: CodeValues,
     /// The zero point of each block; empty if all are 0.
     zeros: Vec<f32>,
     scales: Vec<f32>,
@@ -70,7 +70,7 @@ impl QuantizedWeight<'_> {
         let inner = self.shape[1];
         let value = |code: u8, scale: usize| {
             let zero = self.zeros.get(scale).copied().unwrap_or(0.0);
-            (self.values[usize::from(code)] - zero) * self.scales[scale]
+            (self.values.value(code) - zero) * self.scales[scale]
         };
         for (i, (to, &code)) in to.iter_mut().zip(codes).enumerate() {
             let block_index = match &self.blocks {
@@ -95,7 +95,7 @@ impl QuantizedWeight<'_> {
     /// Out of memory.
     pub(crate) fn empty_matrix(&self, device: &Device) -> Result<QuantizedMatrix> {
         let has_zeros = !self.zeros.is_empty();
-        let matrix = QuantizedMatrix::new(device, self.shape, &self.values, self.blocks.clone(), has_zeros)?;
+        let matrix = QuantizedMatrix::new(device, self.shape, self.values, self.blocks.clone(), has_zeros)?;
         matrix.write_scales(&self.scales, &self.zeros)?;
         Ok(matrix)
     }
@@ -108,13 +108,15 @@ impl QuantizedWeight<'_> {
 pub(crate) fn empty_matrix(format: WeightFormat, device: &Device, shape: [usize; 2]) -> Result<QuantizedMatrix> {
     /// The default of bitsandbytes, which config.json does not name.
     const NF4_BLOCK: usize = 64;
-    let (bits, scales, has_zeros) = match format {
-        WeightFormat::Awq(scales) => (4, scales, true),
-        WeightFormat::Gptq { bits, scales, .. } => (bits, scales, true),
-        WeightFormat::Packed { bits, scales, is_symmetric } => (bits, scales, !is_symmetric),
-        WeightFormat::Int8 { scales, is_symmetric } => (8, scales, !is_symmetric),
-        WeightFormat::Fp8 { scales, .. } => (8, scales, false),
-        WeightFormat::Nf4 => (4, Scales::Tensor, false),
+    const TABLE: CodeValues = CodeValues::Table([0.0; 16]);
+    let of_bits = |bits: u32| if bits == 8 { CodeValues::U8 } else { TABLE };
+    let (values, scales, has_zeros) = match format {
+        WeightFormat::Awq(scales) => (TABLE, scales, true),
+        WeightFormat::Gptq { bits, scales, .. } => (of_bits(bits), scales, true),
+        WeightFormat::Packed { bits, scales, is_symmetric } => (of_bits(bits), scales, !is_symmetric || bits == 8),
+        WeightFormat::Int8 { scales, is_symmetric } => (CodeValues::I8, scales, !is_symmetric),
+        WeightFormat::Fp8 { scales, .. } => (CodeValues::E4m3, scales, false),
+        WeightFormat::Nf4 => (TABLE, Scales::Tensor, false),
     };
     let tile = scales.block(shape);
     let blocks = match format {
@@ -124,7 +126,7 @@ pub(crate) fn empty_matrix(format: WeightFormat, device: &Device, shape: [usize;
         }
         _ => ScaleBlocks::Tiles(tile),
     };
-    Ok(QuantizedMatrix::new(device, shape, &vec![0.0; 1 << bits], blocks, has_zeros)?)
+    Ok(QuantizedMatrix::new(device, shape, values, blocks, has_zeros)?)
 }
 
 impl Checkpoint {

@@ -2,6 +2,7 @@
 
 use reel_input::config::{Scales, WeightFormat};
 use reel_input::tensor_file::StoredDType;
+use reel_kernels::dequantize::CodeValues;
 use reel_runtime::ops::ScaleBlocks;
 use serde_json::Value;
 
@@ -105,10 +106,15 @@ impl<'a> QuantizedParts<'a, '_> {
                 }
                 let (index, shape) = self.scale_blocks("weight_scale", scales)?;
                 let values = self.floats("weight_scale", &shape)?;
-                let middle = if is_symmetric { (1u32 << (bits - 1)) as f32 } else { 0.0 };
-                let of_codes = integers(bits).into_iter().map(|value| value - middle).collect();
+                // The stored code of a symmetric weight is its value plus half of the range.
+                let middle = (1u32 << (bits - 1)) as f32;
+                let of_codes = match (integers(bits), is_symmetric) {
+                    (CodeValues::Table(table), true) => CodeValues::Table(table.map(|value| value - middle)),
+                    (values, _) => values,
+                };
                 let zeros = match is_symmetric {
-                    true => Vec::new(),
+                    true if bits == 4 => Vec::new(),
+                    true => vec![middle; values.len()],
                     false => {
                         // Zero points are packed along the outputs.
                         let columns = shape.get(1).copied().unwrap_or(1);
@@ -132,18 +138,16 @@ impl<'a> QuantizedParts<'a, '_> {
                     true => Vec::new(),
                     false => signed(self.part("weight_zero_point", "I8", &shape)?),
                 };
-                let values: Vec<u8> = (0..=255).collect();
                 let scales = self.floats("weight_scale", &shape)?;
                 let layout = CodeLayout::Rows { bits: 8, row_bytes: inner };
-                Ok(weight(codes, layout, signed(&values), zeros, scales, index))
+                Ok(weight(codes, layout, CodeValues::I8, zeros, scales, index))
             }
             WeightFormat::Fp8 { scales, scale_name } => {
                 let codes = self.part("weight", "F8_E4M3", &self.shape)?;
                 let (index, shape) = self.scale_blocks(scale_name, scales)?;
                 let scales = self.floats(scale_name, &shape)?;
-                let values = (0..=255).map(e4m3).collect();
                 let layout = CodeLayout::Rows { bits: 8, row_bytes: inner };
-                Ok(weight(codes, layout, values, Vec::new(), scales, index))
+                Ok(weight(codes, layout, CodeValues::E4m3, Vec::new(), scales, index))
             }
             WeightFormat::Nf4 => self.nf4(),
         }
@@ -212,7 +216,8 @@ impl<'a> QuantizedParts<'a, '_> {
         }
         let block = length("blocksize")?;
         let blocks = size.div_ceil(block);
-        let values = self.floats("weight.quant_map", &[16])?;
+        let map = self.floats("weight.quant_map", &[16])?;
+        let values = CodeValues::Table(*map.as_chunks().0.first().unwrap_or(&[0.0; 16]));
         let is_double = (self.find)("weight.absmax").is_some_and(|part| part.dtype == "U8");
         let scales = match is_double {
             false => self.floats("weight.absmax", &[blocks])?,
@@ -315,8 +320,8 @@ impl<'a> QuantizedParts<'a, '_> {
 }
 
 /// The values of integer codes.
-fn integers(bits: u32) -> Vec<f32> {
-    (0..1u32 << bits).map(|code| code as f32).collect()
+fn integers(bits: u32) -> CodeValues {
+    if bits == 8 { CodeValues::U8 } else { CodeValues::Table(std::array::from_fn(|code| code as f32)) }
 }
 
 /// Values `[out, groups]`.
@@ -328,16 +333,4 @@ fn by_row(out: usize, groups: usize, value: impl Fn(usize, usize) -> f32) -> Vec
 fn transposed(values: &[f32], groups: usize) -> Vec<f32> {
     let out = values.len() / groups.max(1);
     by_row(out, groups, |o, group| values[group * out + o])
-}
-
-/// The value of an 8-bit float e4m3: sign, 4 bits of exponent with bias 7, 3 bits of mantissa; no infinity (OCP 8-bit
-/// Floating Point Specification).
-fn e4m3(code: u8) -> f32 {
-    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
-    let size = match (exponent, code & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => mantissa * 2f32.powi(-9),
-        _ => (8.0 + mantissa) * 2f32.powi(exponent - 10),
-    };
-    if code & 0x80 != 0 { -size } else { size }
 }

@@ -285,8 +285,8 @@ proptest! {
         let bytes: Vec<u8> = (0..out * inner).map(|_| random(8)).collect();
         let points: Vec<u8> = (0..out).map(|_| random(8)).collect();
         let of_8_bits = json!({"num_bits": 8, "type": "int", "symmetric": !asymmetric, "strategy": "channel"});
-        let mut parts = vec![("weight", "I8", &[out, inner][..], bytes.clone()), scale];
-        let column = [out, 1];
+        let (whole, column) = ([out, inner], [out, 1]);
+        let mut parts = vec![("weight", "I8", &whole[..], bytes.clone()), scale];
         if asymmetric {
             parts.push(("weight_zero_point", "I8", &column[..], points.clone()));
         }

@@ -3,7 +3,7 @@
 //! whose weights were dequantised before.
 
 use reel_device::{Addr, DType, Device, MemoryCategory, in_op};
-use reel_kernels::dequantize::{CodeBits, Params, dequantize};
+use reel_kernels::dequantize::{CodeValues, Params, dequantize};
 
 use super::size;
 use crate::error::{Result, shape_error};
@@ -37,38 +37,32 @@ impl ScaleBlocks {
     }
 }
 
-/// A weight `[N, K]` whose elements are `(value of the code − zero point) · scale`.
+/// A weight `[N, K]` whose elements are `(value of the code − zero point) · scale`; see [`reel_kernels::dequantize`].
 #[derive(Clone, Debug)]
 pub struct QuantizedMatrix {
     shape: [usize; 2],
-    bits: CodeBits,
+    values: CodeValues,
     blocks: ScaleBlocks,
-    codes: Tensor,                 // u8 [N, ⌈K · bits / 8⌉]
-    values: Tensor,                // f32 [2^bits]
+    codes: Tensor,                 // u8 [N, ⌈K / 2⌉] or [N, K]
+    table: Option<Tensor>,         // f32 [16], of codes of 4 bits
     scales: Tensor,                // f32 [blocks]
     zeros: Option<Tensor>,         // f32 [blocks]
     column_blocks: Option<Tensor>, // i32 [K]
 }
 
 impl QuantizedMatrix {
-    /// Allocates a weight, and writes the value of each code: 16 or 256 `values`. Codes, scales and zero points are not
-    /// initialised.
+    /// Allocates a weight. Codes, scales and zero points are not initialised.
     ///
     /// # Errors
-    /// Another number of values; a size of 0; out of memory.
+    /// A size of 0; a list of blocks of another length; out of memory.
     pub fn new(
         device: &Device,
         shape: [usize; 2],
-        values: &[f32],
+        values: CodeValues,
         blocks: ScaleBlocks,
         has_zeros: bool,
     ) -> Result<QuantizedMatrix> {
         let wrong = |what: &str| Err(shape_error("quantized matrix", what.to_string()));
-        let bits = match values.len() {
-            16 => CodeBits::Four,
-            256 => CodeBits::Eight,
-            _ => return wrong("codes have neither 16 nor 256 values"),
-        };
         let sizes = match &blocks {
             ScaleBlocks::Tiles(sizes) => *sizes,
             ScaleBlocks::OfColumns { count, block } if block.len() == shape[1] => [*count; 2],
@@ -86,11 +80,17 @@ impl QuantizedMatrix {
             }
             _ => None,
         };
+        let table = match &values {
+            CodeValues::Table(values) => {
+                Some(Tensor::from_slice(device, &[16], DType::F32, values, MemoryCategory::Weights)?)
+            }
+            _ => None,
+        };
         Ok(QuantizedMatrix {
             shape,
-            bits,
-            codes: empty(&[shape[0], bits.row_bytes(shape[1])], DType::U8)?,
-            values: Tensor::from_slice(device, &[values.len()], DType::F32, values, MemoryCategory::Weights)?,
+            codes: empty(&[shape[0], values.row_bytes(shape[1])], DType::U8)?,
+            values,
+            table,
             scales: empty(&[count], DType::F32)?,
             zeros: has_zeros.then(|| empty(&[count], DType::F32)).transpose()?,
             column_blocks,
@@ -105,7 +105,8 @@ impl QuantizedMatrix {
 
     /// The tensors that hold the weight.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        [&self.codes, &self.values, &self.scales].into_iter().chain(&self.zeros).chain(&self.column_blocks)
+        let optional = [&self.table, &self.zeros, &self.column_blocks].into_iter().flatten();
+        [&self.codes, &self.scales].into_iter().chain(optional)
     }
 
     /// Writes rows from `first` on, whose codes `[rows, K]` have a byte each.
@@ -114,11 +115,11 @@ impl QuantizedMatrix {
     /// The rows are not in the weight.
     pub fn write_codes(&self, first: usize, codes: &[u8]) -> Result<()> {
         let k = self.shape[1].max(1);
-        let packed: Vec<u8> = match self.bits {
-            CodeBits::Eight => return self.codes.rows(first, codes.len() / k)?.write(codes),
-            CodeBits::Four => codes.chunks(k).flat_map(packed_row).collect(),
-        };
-        self.codes.rows(first, codes.len() / k)?.write(&packed)
+        let rows = self.codes.rows(first, codes.len() / k)?;
+        match &self.values {
+            CodeValues::Table(_) => rows.write(&codes.chunks(k).flat_map(packed_row).collect::<Vec<u8>>()),
+            _ => rows.write(codes),
+        }
     }
 
     /// Writes the scales of all blocks, and the zero points if the weight has them.
@@ -140,7 +141,7 @@ impl QuantizedMatrix {
         let weight = self.clone();
         let compute = move |cx: &Cx| {
             let y = cx.empty(&weight.shape, cx.dtype())?;
-            cx.launch(&dequantize(weight.bits, cx.dtype(), &weight.params(&y)?))?;
+            cx.launch(&dequantize(cx.dtype(), &weight.params(&y)?))?;
             Ok(y)
         };
         Ok(cx.recompute_in_backward(OP, compute(cx)?, compute))
@@ -157,7 +158,7 @@ impl QuantizedMatrix {
         let address = |t: &Option<Tensor>| t.as_ref().map_or(Addr::NULL, Tensor::addr);
         Ok(Params {
             codes: self.codes.addr(),
-            values: self.values.addr(),
+            values: address(&self.table),
             scales: self.scales.addr(),
             zeros: address(&self.zeros),
             column_blocks: address(&self.column_blocks),
@@ -167,7 +168,7 @@ impl QuantizedMatrix {
             block_rows: size(OP, block_rows)?,
             block_columns: size(OP, block_columns)?,
             blocks: size(OP, blocks)?,
-            reserved: 0,
+            kind: self.values.kind(),
         })
     }
 }
@@ -186,9 +187,9 @@ mod tests {
     const SHAPE: [usize; 2] = [6, 8];
 
     fn weight(device: &Device) -> QuantizedMatrix {
-        let values: Vec<f32> = (0..16).map(|value| value as f32).collect();
+        let values = CodeValues::Table(std::array::from_fn(|value| value as f32));
         let blocks = ScaleBlocks::Tiles([1, 4]);
-        let weight = QuantizedMatrix::new(device, SHAPE, &values, blocks, true).unwrap();
+        let weight = QuantizedMatrix::new(device, SHAPE, values, blocks, true).unwrap();
         let codes: Vec<u8> = (0..48).map(|i| (i * 7 % 16) as u8).collect();
         weight.write_codes(0, &codes[..16]).unwrap();
         weight.write_codes(2, &codes[16..]).unwrap();
@@ -245,13 +246,8 @@ mod tests {
     fn impossible_weights_are_refused() {
         let device = Device::cpu(1);
         let of_columns = |block| ScaleBlocks::OfColumns { count: 2, block };
-        for (values, blocks) in [
-            (15, ScaleBlocks::Tiles([1, 4])),
-            (16, ScaleBlocks::Tiles([0, 4])),
-            (16, ScaleBlocks::Consecutive(0)),
-            (256, of_columns(vec![0; 7])),
-        ] {
-            assert!(QuantizedMatrix::new(&device, SHAPE, &vec![0.0; values], blocks, false).is_err());
+        for blocks in [ScaleBlocks::Tiles([0, 4]), ScaleBlocks::Consecutive(0), of_columns(vec![0; 7])] {
+            assert!(QuantizedMatrix::new(&device, SHAPE, CodeValues::I8, blocks, false).is_err());
         }
         let weight = weight(&device);
         assert!(weight.write_codes(5, &[0; 16]).is_err() && weight.write_scales(&[0.0; 11], &[]).is_err());
