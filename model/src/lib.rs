@@ -25,5 +25,6 @@ pub mod text;
 pub mod units;
 pub mod vision;
 pub mod weights;
+pub mod widen;
 
 pub use reel_support::error::{self, Result};

@@ -16,7 +16,8 @@ use crate::checkpoint::{Checkpoint, QuantizedWeight, TensorView, empty_matrix};
 use crate::error::{Error, Result};
 use crate::quantization::Quantization;
 use crate::tensor_parallel::RowShare;
-use crate::weights::{PaddedWidth, WeightLoader, WeightSource, widen_to_f32};
+use crate::weights::{PaddedWidth, WeightLoader, WeightSource};
+use crate::widen::widen_to_f32;
 
 /// The LoRA adapters of a layer in a decode step.
 #[derive(Clone, Copy, Debug)]

@@ -6,7 +6,6 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use half::{bf16, f16};
 use reel_device::{DType, Device, MemoryCategory};
 use reel_input::config::WeightQuantization;
 use reel_input::tensor_file::StoredDType;
@@ -17,6 +16,7 @@ use crate::checkpoint::{Checkpoint, QuantizedWeight, TensorNaming, TensorView};
 use crate::error::{Error, Result};
 use crate::quantization::Quantization;
 use crate::tensor_parallel::RowShare;
+use crate::widen::widen_to_f32;
 
 /// Where weights come from.
 #[derive(Clone, Copy, Debug)]
@@ -445,18 +445,5 @@ fn widen(name: &str, dtype: StoredDType, bytes: &[u8]) -> Result<Vec<f32>> {
     widen_to_f32(dtype, bytes).ok_or_else(|| {
         let what = "the size of its data is not a multiple of the element size";
         Error::failed(name, what, "download the file again")
-    })
-}
-
-/// Converts stored elements to f32; `None` if the size is not a multiple of the element size.
-pub fn widen_to_f32(dtype: StoredDType, bytes: &[u8]) -> Option<Vec<f32>> {
-    let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-    if !bytes.len().is_multiple_of(dtype.element_bytes()) {
-        return None;
-    }
-    Some(match dtype {
-        StoredDType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        StoredDType::Bf16 => halves().map(|x| bf16::from_bits(x).to_f32()).collect(),
-        StoredDType::F16 => halves().map(|x| f16::from_bits(x).to_f32()).collect(),
     })
 }

@@ -19,7 +19,7 @@ use super::{ADAPTER_CONFIG_FILE, LinearLayer, LoraSpec, linear_layers};
 use crate::checkpoint::{Checkpoint, EMBEDDINGS, LM_HEAD, TensorNaming, expected_tensors};
 use crate::error::{Error, Result};
 use crate::save::{ConfigAndTokenizerFiles, TensorSpec, write_tensor_file_and_finish};
-use crate::weights::widen_to_f32;
+use crate::widen::widen_to_f32;
 
 /// The file with the matrices of an adapter.
 pub const ADAPTER_WEIGHTS_FILE: &str = "adapter_model.safetensors";

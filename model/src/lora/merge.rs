@@ -18,7 +18,7 @@ use crate::save::{
     ConfigAndTokenizerFiles, Draft, FolderFormat, StoredValues, TensorSpec, copy_into, copy_others, rounded,
     set_unquantized, untie_embeddings,
 };
-use crate::weights::widen_to_f32;
+use crate::widen::widen_to_f32;
 
 /// The result of a merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use crate::quantization::Quantization;
 use crate::qwen_vl::ForwardOptions;
 use crate::save::{ConfigAndTokenizerFiles, TensorSpec, write_tensor_file_and_finish};
 use crate::testing::qwen3_config;
-use crate::weights::widen_to_f32;
+use crate::widen::widen_to_f32;
 
 pub(super) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)

@@ -12,7 +12,7 @@ use super::hub_folder::set_unquantized;
 use super::weight_files::TensorSpec;
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::error::{Error, Result};
-use crate::weights::widen_to_f32;
+use crate::widen::widen_to_f32;
 
 /// A weight as a model folder stores it.
 pub(crate) enum StoredValues<'a> {

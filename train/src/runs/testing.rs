@@ -7,7 +7,7 @@ use crate::file_names::{DIGESTS_FILE, METRICS_FILE, RUN_FILE, TRAINER_STATE_FILE
 use crate::hardware_metrics::HardwareMetrics;
 use crate::metrics::StepMetrics;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::weights::widen_to_f32;
+use reel_model::widen::widen_to_f32;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::QuantizedWeight;
 use super::codes::{AWQ_POSITION, CodeLayout, code, word};
 use crate::error::{Error, Result};
-use crate::weights::widen_to_f32;
+use crate::widen::widen_to_f32;
 
 pub(super) const HELP: &str = "use the weights that belong to this config.json";
 

@@ -10,7 +10,7 @@ use crate::tensor_bytes::tensor_byte_parts;
 use reel_input::tensor_file::StoredDType;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::save::{TensorSpec, TensorWriter};
-use reel_model::weights::widen_to_f32;
+use reel_model::widen::widen_to_f32;
 use reel_runtime::Tensor;
 
 /// Tests whether `bytes` bytes can be allocated. Without this test a failed allocation would end the process.

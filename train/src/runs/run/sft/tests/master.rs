@@ -1,7 +1,7 @@
 //! Tests that bf16 weights learn from updates far below the resolution of bf16, thanks to the low 16 bits of their f32
 //! master weights.
 
-use reel_model::weights::widen_to_f32;
+use reel_model::widen::widen_to_f32;
 use safetensors::SafeTensors;
 
 use super::*;
