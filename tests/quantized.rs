@@ -131,6 +131,12 @@ fn adapters_are_trained_on_a_quantised_base() {
     let zero = ["--gpus", "2", "--zero-stage", "3", "--gradient-checkpointing", "full"];
     assert!(plain == sft("fp8", "zero", &zero), "another adapter of two processes");
 
+    // The plan counts the weights as they are in memory.
+    let plan = ["plan", "sft", "--model", "fp8", "--data", "rows.jsonl", "--device", "cpu", "--json", "--lora-r", "4"];
+    let options = ["--gradient-accumulation-steps", "8", "--max-steps", "2", "--dtype", "bf16"];
+    let planned = run_in(at, [&plan[..], &options].concat()).plan_json()["peak_bytes"].clone();
+    assert_eq!(read_metrics(&at.join("own")).last().expect("a step")["peak_bytes"], planned);
+
     let merge = |model: &str, out: &str| {
         run_in(at, ["merge", "--model", model, "--adapter", "own", "--out", out]).ok();
         fs::read(at.join(out).join("model.safetensors")).expect("weights")

@@ -68,6 +68,7 @@ macro_rules! targets {
 targets! {
     safetensors: "safetensors" 400,
     shards: "shards" 300,
+    quantized: "quantized" 400,
     config: "config" 800,
     adapter: "adapter" 400,
     tokenizer: "tokenizer" 60,

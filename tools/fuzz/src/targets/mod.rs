@@ -39,6 +39,7 @@ const fn target(name: &'static str, open: fn(PathBuf) -> Result<Runner>, seeds: 
 pub const ALL_TARGETS: &[FuzzTarget] = &[
     target("safetensors", model::safetensors, &[]),
     target("shards", model::shards, &[]),
+    target("quantized", model::quantized, &[]),
     target("config", model::config, &["tests/golden/siglip/model/config.json"]),
     target("adapter", model::adapter, &[]),
     target("tokenizer", model::tokenizer, &["tests/golden/siglip/model/tokenizer.json"]),

@@ -53,6 +53,31 @@ fn read_weights(weights: &Checkpoint, config: &ModelConfig) {
     accepted(weights.check(config));
 }
 
+/// Quantised weights. An input is a config.json and the header of the weights; their bytes are 0.
+pub fn quantized(folder: PathBuf) -> Result<Runner> {
+    /// The shape of the weights in the seeds.
+    const SHAPE: [usize; 2] = [128, 256];
+    run(move |input| {
+        let (config, header) = first_part_of(input);
+        let tensors: Map<String, Value> = serde_json::from_slice(header).unwrap_or_default();
+        let ends = tensors.values().filter_map(|tensor| tensor["data_offsets"][1].as_u64());
+        let end = ends.max().unwrap_or_default().min(1 << 20);
+        write(&folder.join("config.json"), config);
+        write(&folder.join("model.safetensors"), &safetensors_file(header, &vec![0; end as usize]));
+        let weights = accepted(Checkpoint::open(&folder))?;
+        let mut found = None;
+        for name in weights.quantized_names() {
+            if let Some(weight) = accepted(weights.quantized(&name, SHAPE)).flatten() {
+                let mut values = vec![f32::NAN; SHAPE[0] * SHAPE[1]];
+                let read = weight.read_rows(0..SHAPE[0], &mut values);
+                assert!(read.is_err() || values.iter().all(|x| x.is_finite()), "{name}");
+                found = Some(());
+            }
+        }
+        found
+    })
+}
+
 /// The weights of a model in two safetensors files. An input is the index that names the file of each tensor, and the
 /// header of the second file.
 pub fn shards(folder: PathBuf) -> Result<Runner> {
