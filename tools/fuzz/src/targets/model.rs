@@ -53,17 +53,20 @@ fn read_weights(weights: &Checkpoint, config: &ModelConfig) {
     accepted(weights.check(config));
 }
 
-/// Quantised weights. An input is a config.json and the header of the weights; their bytes are 0.
+/// Quantised weights. An input is a config.json, the header of the weights and their first bytes; the others are 0.
 pub fn quantized(folder: PathBuf) -> Result<Runner> {
     /// The shape of the weights in the seeds.
     const SHAPE: [usize; 2] = [128, 256];
     run(move |input| {
-        let (config, header) = first_part_of(input);
+        let (config, rest) = first_part_of(input);
+        let (header, first) = first_part_of(rest);
         let tensors: Map<String, Value> = serde_json::from_slice(header).unwrap_or_default();
         let ends = tensors.values().filter_map(|tensor| tensor["data_offsets"][1].as_u64());
         let end = ends.max().unwrap_or_default().min(1 << 20);
         write(&folder.join("config.json"), config);
-        write(&folder.join("model.safetensors"), &safetensors_file(header, &vec![0; end as usize]));
+        let mut data = first.to_vec();
+        data.resize(end as usize, 0);
+        write(&folder.join("model.safetensors"), &safetensors_file(header, &data));
         let weights = accepted(Checkpoint::open(&folder))?;
         let mut found = None;
         for name in weights.quantized_names() {
