@@ -243,8 +243,8 @@ fn load_quantized(
     let matrix = weight.empty_matrix(device)?;
     for first in (0..weight.shape[0]).step_by(DEQUANTIZED_ROWS_AT_ONCE) {
         let rows = first..weight.shape[0].min(first + DEQUANTIZED_ROWS_AT_ONCE);
-        files.dequantized_rows(name, weight, rows.clone())?;
-        matrix.write_codes(first, &weight.codes_of_rows(rows))?;
+        let codes = weight.codes_of_rows(rows).map_err(|row| files.not_a_number(name, row))?;
+        matrix.write_codes(first, &codes)?;
     }
     Ok(matrix)
 }

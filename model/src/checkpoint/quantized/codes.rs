@@ -52,22 +52,40 @@ impl CodeLayout {
             }
             CodeLayout::Columns { bits } => {
                 let per_word = (32 / bits) as usize;
-                for i in (0..inner).step_by(per_word) {
-                    for (nth, row) in rows.clone().enumerate() {
-                        let word = word(bytes, i / per_word * out + row).to_le_bytes();
-                        let to = to[nth * inner + i..].iter_mut().take(per_word);
-                        to.enumerate().for_each(|(n, to)| *to = code(&word, bits, n));
+                in_tiles(rows, inner, to, |rows, columns, tile| {
+                    for i in columns.clone().step_by(per_word) {
+                        for (row, tile) in rows.clone().zip(tile.chunks_exact_mut(TILE)) {
+                            let word = word(bytes, i / per_word * out + row).to_le_bytes();
+                            let to = tile[i - columns.start..].iter_mut().take(per_word);
+                            to.enumerate().for_each(|(n, to)| *to = code(&word, bits, n));
+                        }
                     }
-                }
+                });
             }
-            CodeLayout::OutputsOfAwq => {
-                for i in 0..inner {
-                    for (nth, row) in rows.clone().enumerate() {
+            CodeLayout::OutputsOfAwq => in_tiles(rows, inner, to, |rows, columns, tile| {
+                for (i, at) in columns.clone().zip(0..) {
+                    for (row, tile) in rows.clone().zip(tile.chunks_exact_mut(TILE)) {
                         let shift = 4 * AWQ_POSITION[row % 8];
-                        to[nth * inner + i] = (word(bytes, i * out.div_ceil(8) + row / 8) >> shift) as u8 & 15;
+                        tile[at] = (word(bytes, i * out.div_ceil(8) + row / 8) >> shift) as u8 & 15;
                     }
                 }
-            }
+            }),
+        }
+    }
+}
+
+/// Columns of a tile: a cache line of codes.
+const TILE: usize = 64;
+
+/// Calls `read` for the columns of each tile, and copies the tile `[rows, TILE]` that it fills to `to`, `[rows, inner]`.
+/// Files that have the codes of a column side by side are so read in whole cache lines.
+fn in_tiles(rows: &Range<usize>, inner: usize, to: &mut [u8], read: impl Fn(&Range<usize>, &Range<usize>, &mut [u8])) {
+    let mut tile = vec![0; rows.len() * TILE];
+    for first in (0..inner).step_by(TILE) {
+        let columns = first..inner.min(first + TILE);
+        read(rows, &columns, &mut tile);
+        for (to, tile) in to.chunks_exact_mut(inner).zip(tile.chunks_exact(TILE)) {
+            to[columns.clone()].copy_from_slice(&tile[..columns.len()]);
         }
     }
 }

@@ -43,15 +43,16 @@ pub struct QuantizedWeight<'a> {
     blocks: ScaleBlocks,
 }
 
+/// The number of rows that a thread reads at a time. A word of AWQ has 8 rows, and a cache line 16 words.
+const ROWS_AT_ONCE: usize = 128;
+
 impl QuantizedWeight<'_> {
     /// Writes the values of the rows `rows` to `to`, `[rows, in]`, on several threads.
     ///
     /// # Errors
-    /// The number of a row that has a NaN or an infinity.
+    /// The number of a row that has a NaN.
     pub fn read_rows(&self, rows: Range<usize>, to: &mut [f32]) -> Result<(), usize> {
-        /// A word of AWQ has 8 rows, and a cache line 16 words.
-        const ROWS_AT_ONCE: usize = 128;
-        let inner = self.shape[1];
+        let (inner, table) = (self.shape[1], std::array::from_fn(|code| self.values.value(code as u8)));
         to.par_chunks_mut(ROWS_AT_ONCE * inner).enumerate().try_for_each(|(i, to)| {
             let first = rows.start + i * ROWS_AT_ONCE;
             let rows = first..first + to.len() / inner;
@@ -59,34 +60,38 @@ impl QuantizedWeight<'_> {
             self.layout.read_rows(self.codes, self.shape, &rows, &mut codes);
             let mut each = rows.zip(to.chunks_exact_mut(inner).zip(codes.chunks_exact(inner)));
             each.try_for_each(|(row, (to, codes))| {
-                self.read_row(row, codes, to);
-                if to.iter().all(|x| x.is_finite()) { Ok(()) } else { Err(row) }
+                self.read_row(row, codes, &table, to);
+                if to.iter().fold(true, |all, x| all & x.is_finite()) { Ok(()) } else { Err(row) }
             })
         })
     }
 
-    /// Writes the values of a row whose codes are `codes`.
-    fn read_row(&self, row: usize, codes: &[u8], to: &mut [f32]) {
-        let inner = self.shape[1];
-        let value = |code: u8, scale: usize| {
-            let zero = self.zeros.get(scale).copied().unwrap_or(0.0);
-            (self.values.value(code) - zero) * self.scales[scale]
-        };
-        for (i, (to, &code)) in to.iter_mut().zip(codes).enumerate() {
-            let block_index = match &self.blocks {
-                ScaleBlocks::Tiles([rows, columns]) => row / rows * inner.div_ceil(*columns) + i / columns,
-                ScaleBlocks::OfColumns { count, block } => row * count + block[i] as usize,
-                ScaleBlocks::Consecutive(length) => (row * inner + i) / length,
-            };
-            *to = value(code, block_index);
+    /// Writes the values of a row whose codes are `codes`; `table` has the value of each code.
+    fn read_row(&self, row: usize, codes: &[u8], table: &[f32; 256], to: &mut [f32]) {
+        for (block, columns) in self.blocks.of_row(row, codes.len()) {
+            let (scale, zero) = (self.scales[block], self.zeros.get(block).copied().unwrap_or(0.0));
+            let each = to[columns.clone()].iter_mut().zip(&codes[columns]);
+            each.for_each(|(to, &code)| *to = (table[usize::from(code)] - zero) * scale);
         }
     }
 
-    /// The codes `[rows, in]` of the rows `rows`, a byte each.
-    pub(crate) fn codes_of_rows(&self, rows: Range<usize>) -> Vec<u8> {
-        let mut codes = vec![0; rows.len() * self.shape[1]];
-        self.layout.read_rows(self.codes, self.shape, &rows, &mut codes);
-        codes
+    /// The codes `[rows, in]` of the rows `rows`, a byte each. They are read on several threads.
+    ///
+    /// # Errors
+    /// The number of a row that has a NaN.
+    pub(crate) fn codes_of_rows(&self, rows: Range<usize>) -> Result<Vec<u8>, usize> {
+        let inner = self.shape[1];
+        let mut codes = vec![0; rows.len() * inner];
+        codes.par_chunks_mut(ROWS_AT_ONCE * inner).enumerate().try_for_each(|(i, codes)| {
+            let first = rows.start + i * ROWS_AT_ONCE;
+            self.layout.read_rows(self.codes, self.shape, &(first..first + codes.len() / inner), codes);
+            let is_nan = |code: &u8| code & 0x7f == 0x7f;
+            match codes.iter().position(is_nan).filter(|_| self.values == CodeValues::E4m3) {
+                Some(at) => Err(first + at / inner),
+                None => Ok(()),
+            }
+        })?;
+        Ok(codes)
     }
 
     /// A weight on the device with these scales, and with codes that are not initialised.
@@ -160,12 +165,15 @@ impl Checkpoint {
         rows: Range<usize>,
     ) -> Result<Vec<f32>> {
         let mut values = vec![0.0; rows.len() * weight.shape[1]];
-        weight.read_rows(rows, &mut values).map_err(|row| {
-            let main = self.quantization.as_ref().map_or("weight", |config| main_part(config.format));
-            let part = format!("{}.{main}", name.strip_suffix(".weight").unwrap_or(name));
-            self.part_fault(&part, format!("row {row} has a NaN or an infinity"), "copy or download the file again")
-        })?;
+        weight.read_rows(rows, &mut values).map_err(|row| self.not_a_number(name, row))?;
         Ok(values)
+    }
+
+    /// An error about a row of the quantised weight with this classic name.
+    pub(crate) fn not_a_number(&self, name: &str, row: usize) -> Error {
+        let main = self.quantization.as_ref().map_or("weight", |config| main_part(config.format));
+        let part = format!("{}.{main}", name.strip_suffix(".weight").unwrap_or(name));
+        self.part_fault(&part, format!("row {row} has a NaN or an infinity"), "copy or download the file again")
     }
 
     /// An error about a tensor of a quantised weight.

@@ -166,7 +166,7 @@ fn values_that_are_not_finite_are_refused() {
             case.assert_refused(
                 |c| c.parts.get_mut(end).unwrap().2[last..].copy_from_slice(nan),
                 end,
-                "is NaN or infinite",
+                "is NaN, infinite",
             );
         }
     }

@@ -2,6 +2,8 @@
 //! backward rule dequantises again. So one weight at a time has its full size, and results have the bits of a model
 //! whose weights were dequantised before.
 
+use std::ops::Range;
+
 use reel_device::{Addr, DType, Device, MemoryCategory, in_op};
 use reel_kernels::dequantize::{CodeValues, Params, dequantize};
 
@@ -34,6 +36,30 @@ impl ScaleBlocks {
             ScaleBlocks::OfColumns { count, .. } => n * count,
             ScaleBlocks::Consecutive(length) => (n * k).div_ceil(*length),
         }
+    }
+
+    /// The blocks of row `row`, which has `k` columns, in order: the number of each block, and its columns.
+    pub fn of_row(&self, row: usize, k: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let mut first = 0;
+        std::iter::from_fn(move || {
+            if first >= k {
+                return None;
+            }
+            let (block, end) = match self {
+                ScaleBlocks::Tiles([rows, columns]) => {
+                    let column = first / columns;
+                    (row / rows * k.div_ceil(*columns) + column, (column + 1) * columns)
+                }
+                ScaleBlocks::OfColumns { count, block } => (row * count + block[first] as usize, first + 1),
+                ScaleBlocks::Consecutive(length) => {
+                    let block = (row * k + first) / length;
+                    (block, (block + 1) * length - row * k)
+                }
+            };
+            let columns = first..end.min(k);
+            first = columns.end;
+            Some((block, columns))
+        })
     }
 }
 
