@@ -15,7 +15,7 @@ use crate::{output, prompt};
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
-  reel dequantize --model Qwen/Qwen2.5-VL-3B-Instruct-AWQ --dtype bf16 --out plain")]
+  reel dequantize --model Qwen2.5-VL-3B-Instruct-AWQ --dtype bf16 --out plain")]
 pub struct DequantizeArgs {
     /// Model folder with quantised weights, or Hugging Face model id
     #[arg(long, value_name = "MODEL")]

@@ -377,6 +377,7 @@ fn why_not_run(command: &str, line: &str) -> Option<&'static str> {
         "demo" => Some("trains for minutes; tests/demo.rs runs it with --steps"),
         "serve" => Some("runs until a signal; tests/serve.rs starts it"),
         "bench video" => Some("needs a video; tests/bench.rs has one"),
+        "dequantize" => Some("needs a quantised model; tests/quantized.rs makes one"),
         "bench serve" => Some("needs a running server; tests/bench_serve.rs starts one"),
         "kernels pack" => Some("compiles every kernel for every architecture, which takes minutes"),
         "kernels report" => Some("compiles every kernel; tests/kernels.rs runs it"),
