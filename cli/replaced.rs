@@ -72,8 +72,8 @@ const RUN_FILES: [&str; 9] = [
     "eval",
 ];
 
-/// Files of a model folder in addition to the weights. Training commands, `dequantize`, `merge` and `init` write these files into
-/// their output folder.
+/// Files of a model folder in addition to the weights. Training commands, `dequantize`, `merge` and `init` write these
+/// files into their output folder.
 const MODEL_FILES: [&str; 12] = [
     "config.json",
     "generation_config.json",

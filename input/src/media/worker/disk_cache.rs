@@ -135,7 +135,7 @@ impl DiskFrameCache {
     }
 
     /// The entry of the frames that `rules` and `overrides` select from the video at `path`; `None` if the file cannot be
-    /// read. A GPU may show other pixels of a damaged picture, so its frames have entries of their own.
+    /// read. A GPU may decode a damaged picture to other pixels than the CPU, so frames of a GPU have separate entries.
     pub(super) fn entry(
         &self,
         path: &Path,
@@ -388,7 +388,7 @@ mod tests {
         let rules = MediaProfile::Qwen.for_family(Family::Qwen25Vl);
         let entry = cache.entry(&path, rules, &MediaOverrides::default(), false).unwrap();
         let of_a_gpu = cache.entry(&path, rules, &MediaOverrides::default(), true).unwrap();
-        assert_ne!(entry.file, of_a_gpu.file, "a GPU may show a damaged picture otherwise");
+        assert_ne!(entry.file, of_a_gpu.file, "a GPU and the CPU share no entry");
         fs::write(&path, "another").unwrap();
         cache.write(&entry, &video(10));
         assert!(cache.read(&entry).is_none() && !entry.file.exists());
