@@ -106,6 +106,9 @@ fn a_quantised_model_computes_what_its_plain_copy_does() {
     let run = |args: &[&str]| run_in(at, args);
     run(&["dequantize", "--model", "tiny", "--out", "new"])
         .assert_refused(1, &["config.json", "has no quantization_config"]);
+    fs::copy(at.join("fp8/config.json"), at.join("f32/config.json")).expect("copied");
+    run(&["dequantize", "--model", "f32", "--out", "new"])
+        .assert_refused(1, &["f32/config.json", "no weight of the files is quantised"]);
     run(&["dequantize", "--model", "fp8", "--out", "tiny"]).assert_refused(1, &["tiny", "is not empty"]);
     let int8 = ["generate", "--model", "fp8", "--prompt", "Hello", "--quantize", "int8"];
     run(&int8).assert_refused(1, &["--quantize", "are quantised in its files"]);

@@ -216,8 +216,8 @@ impl Checkpoint {
     /// Checks the quantised weights against the names and shapes `expected` of all weights.
     ///
     /// # Errors
-    /// A weight outside of the decoder's linear layers is quantised, or one that config.json lists as plain; a part
-    /// belongs to no quantised weight; the errors of [`Checkpoint::quantized`].
+    /// A weight outside of the decoder's linear layers is quantised, or one that config.json lists as plain; no weight is
+    /// quantised; a part belongs to no quantised weight; the errors of [`Checkpoint::quantized`].
     pub(super) fn check_quantized(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
         let Some(quantization) = &self.quantization else { return Ok(()) };
         let names: BTreeSet<String> = self.quantized_names().collect();
@@ -244,6 +244,11 @@ impl Checkpoint {
                     quantization.plain_key
                 ));
             }
+        }
+        if names.is_empty() {
+            let what = "has a quantization_config, but no weight of the files is quantised";
+            let config = self.folder.join("config.json").display().to_string();
+            return Err(Error::input(config, what, "use the config.json that belongs to these weights"));
         }
         for name in &names {
             if let Some(&&[out, inner]) = shapes.get(&name[..]) {
