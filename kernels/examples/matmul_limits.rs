@@ -18,7 +18,7 @@
 use std::time::Instant;
 
 use memmap2::{Advice, MmapMut};
-use reel_device::launch::{self, GROUP_ROWS, Matmul, Operand};
+use reel_device::launch::{self, GROUP_ROWS, Matmul, Operand, RightLayout};
 use reel_device::{Addr, DType, Launch, Team};
 use reel_kernels::limits;
 use reel_kernels::matmul::PRODUCT_CODE;
@@ -132,7 +132,7 @@ fn product(
             a: operand(&a, dtypes[0]),
             b: operand(&b[i % copies], dtypes[1]),
             b_scale: if dtypes[1].0 == DType::I8 { addr(&scales) } else { Addr::NULL },
-            b_grouped: dtypes[1].1 == Stored::Groups,
+            b_layout: if dtypes[1].1 == Stored::Groups { RightLayout::Groups } else { RightLayout::Plain },
             c: addr(&c[i % copies_of_c]),
             c_dtype: dtypes[2].0,
             bias: Addr::NULL,

@@ -12,7 +12,7 @@ use reel_kernels::int8::{quantize_bf16_row, quantize_row};
 use reel_runtime::ops::{self, DecodeWeight, Lora, PackedWeight, QuantizedMatrix, RowAdapters};
 use reel_runtime::{Cx, Tensor};
 
-use crate::checkpoint::{Checkpoint, QuantizedWeight, TensorView, empty_matrix};
+use crate::checkpoint::{Checkpoint, MatrixLayout, QuantizedWeight, TensorView};
 use crate::error::{Error, Result};
 use crate::quantization::Quantization;
 use crate::tensor_parallel::RowShare;
@@ -51,7 +51,7 @@ impl Weight {
         if let WeightSource::Files(files) = from.source
             && let Some(weight) = files.quantized(name, shape)?
         {
-            return match from.keeps_quantized(name, share) {
+            return match from.keeps_quantized(name, share, weight.is_read_fast_on(from.device)) {
                 true => load_quantized(from.device, files, name, &weight).map(Weight::Quantized),
                 false => Weight::load_dequantized(from, files, name, &weight, share),
             };
@@ -59,8 +59,9 @@ impl Weight {
         if let WeightSource::Uninitialised(stored) = from.source
             && let Some(config) = stored.quantization_of(name.strip_suffix(".weight").unwrap_or(name))
         {
-            return Ok(match from.keeps_quantized(name, share) {
-                true => Weight::Quantized(empty_matrix(config.format, from.device, shape)?),
+            let layout = MatrixLayout::of(config.format, shape);
+            return Ok(match from.keeps_quantized(name, share, layout.is_read_fast_on(from.device)) {
+                true => Weight::Quantized(layout.empty_matrix(from.device, shape)?),
                 false => Weight::Dense(from.load_dequantized(name, shape, share, None)?),
             });
         }
@@ -167,14 +168,6 @@ impl Weight {
         dense.into_iter().chain(packed.into_iter().flatten()).chain(quantized.into_iter().flatten())
     }
 
-    /// The weight as ops take it: dequantised if it is quantised.
-    pub(crate) fn dequantized(&self, cx: &Cx) -> Result<Cow<'_, Weight>> {
-        Ok(match self {
-            Weight::Quantized(w) => Cow::Owned(Weight::Dense(w.dequantized(cx)?)),
-            _ => Cow::Borrowed(self),
-        })
-    }
-
     /// `x · weightᵀ + bias`, plus the output of an adapter if there is one: x `[.., K]`, weight `[N, K]`, bias `[N]`,
     /// result `[.., N]`.
     pub(crate) fn linear(&self, cx: &Cx, x: &Tensor, bias: Option<&Tensor>, adapter: Option<&Lora>) -> Result<Tensor> {
@@ -183,7 +176,7 @@ impl Weight {
             (Weight::Dense(w), Some(lora)) => ops::lora_linear(cx, x, w, bias, lora)?,
             (Weight::Packed(w), None) => ops::skinny_linear(cx, x, w, bias, None)?,
             (Weight::Packed(w), Some(lora)) => ops::skinny_lora_linear(cx, x, w, bias, lora, None)?,
-            (Weight::Quantized(_), _) => self.dequantized(cx)?.linear(cx, x, bias, adapter)?,
+            (Weight::Quantized(w), _) => Weight::Dense(w.dequantized(cx)?).linear(cx, x, bias, adapter)?,
         })
     }
 
@@ -196,8 +189,7 @@ impl Weight {
         adapter: LayerAdapter,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let own = self.dequantized(cx)?;
-        let w = own.for_decode()?;
+        let w = self.for_decode();
         Ok(match adapter {
             LayerAdapter::None => ops::skinny_linear(cx, x, w, bias, residual)?,
             LayerAdapter::One(lora) => ops::skinny_lora_linear(cx, x, w, bias, lora, residual)?,
@@ -206,14 +198,11 @@ impl Weight {
     }
 
     /// The weight as the ops of decode steps take it.
-    ///
-    /// # Errors
-    /// The weight is quantised: [`Weight::dequantized`] comes before.
-    pub(crate) fn for_decode(&self) -> Result<DecodeWeight<'_>> {
+    pub(crate) fn for_decode(&self) -> DecodeWeight<'_> {
         match self {
-            Weight::Dense(w) => Ok(w.into()),
-            Weight::Packed(w) => Ok(w.into()),
-            Weight::Quantized(_) => Err(Error::failed("weight", "is quantised in a decode step", "report this defect")),
+            Weight::Dense(w) => w.into(),
+            Weight::Packed(w) => w.into(),
+            Weight::Quantized(w) => w.into(),
         }
     }
 
@@ -221,7 +210,7 @@ impl Weight {
     pub(crate) fn logits(&self, cx: &Cx, x: &Tensor, skinny: bool) -> Result<Tensor> {
         Ok(match self {
             Weight::Dense(w) if !skinny => ops::matmul(cx, x, w, DType::F32)?,
-            _ => ops::skinny_logits(cx, x, self.dequantized(cx)?.for_decode()?)?,
+            _ => ops::skinny_logits(cx, x, self.for_decode())?,
         })
     }
 }

@@ -391,10 +391,16 @@ impl WeightLoader<'_> {
         self.kept_dtype(stored, shape, false)
     }
 
-    /// Whether the linear weight `name`, which the files store quantised, stays quantised in memory.
-    pub(crate) fn keeps_quantized(&self, name: &str, share: RowShare) -> bool {
+    /// Whether the linear weight `name`, which the files store quantised, stays quantised in memory. `is_fast` says
+    /// whether decode steps read it so at least about as fast as the plain weight.
+    pub(crate) fn keeps_quantized(&self, name: &str, share: RowShare, is_fast: bool) -> bool {
         let is_whole = share == RowShare::ALL_ROWS && self.deferred(name).is_none();
-        self.quantization == Quantization::OfFiles && is_whole && !(self.trainable)(name)
+        let keeps = match self.quantization {
+            Quantization::OfFiles => true,
+            Quantization::None => is_fast,
+            Quantization::Int8 => false,
+        };
+        keeps && is_whole && !(self.trainable)(name)
     }
 
     /// Whether the linear weight `name` is copied in the packed layout.

@@ -10,7 +10,7 @@
 //! points are read once, y is written once.
 
 pub(crate) mod check;
-mod cpu;
+pub(crate) mod cpu;
 mod examples;
 mod formula;
 
@@ -119,10 +119,10 @@ kernel_folder! {
     traffic: traffic_launches,
 }
 
-kernel!(pub FOUR_F32, "dequantize_4_f32", Params, cpu::four::<f32>, &SOURCE, |p, _| cuh::plan_row_copy("dequantize_4_f32", p.n.into(), p.k.into(), 4));
-kernel!(pub FOUR_BF16, "dequantize_4_bf16", Params, cpu::four::<half::bf16>, &SOURCE, |p, _| cuh::plan_row_copy("dequantize_4_bf16", p.n.into(), p.k.into(), 8));
-kernel!(pub EIGHT_F32, "dequantize_8_f32", Params, cpu::eight::<f32>, &SOURCE, |p, _| cuh::plan_row_copy("dequantize_8_f32", p.n.into(), p.k.into(), 4));
-kernel!(pub EIGHT_BF16, "dequantize_8_bf16", Params, cpu::eight::<half::bf16>, &SOURCE, |p, _| cuh::plan_row_copy("dequantize_8_bf16", p.n.into(), p.k.into(), 8));
+kernel!(pub FOUR_F32, "dequantize_4_f32", Params, cpu::dequantize::<f32>, &SOURCE, |p, _| cuh::plan_row_copy("dequantize_4_f32", p.n.into(), p.k.into(), 4));
+kernel!(pub FOUR_BF16, "dequantize_4_bf16", Params, cpu::dequantize::<half::bf16>, &SOURCE, |p, _| cuh::plan_row_copy("dequantize_4_bf16", p.n.into(), p.k.into(), 8));
+kernel!(pub EIGHT_F32, "dequantize_8_f32", Params, cpu::dequantize::<f32>, &SOURCE, |p, _| cuh::plan_row_copy("dequantize_8_f32", p.n.into(), p.k.into(), 4));
+kernel!(pub EIGHT_BF16, "dequantize_8_bf16", Params, cpu::dequantize::<half::bf16>, &SOURCE, |p, _| cuh::plan_row_copy("dequantize_8_bf16", p.n.into(), p.k.into(), 8));
 
 /// Returns the launch; `dtype` is that of y, F32 or BF16. Codes have 4 bits if the parameters have a table of values.
 ///

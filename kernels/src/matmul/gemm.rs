@@ -2,7 +2,7 @@
 
 use bytemuck::Zeroable;
 use half::bf16;
-use reel_device::launch::{KernelLaunch, Matmul, Operand};
+use reel_device::launch::{KernelLaunch, Matmul, Operand, RightLayout};
 use reel_device::{Addr, Arch, Cost, DType, Kernel, Launch, MIN_WAVE_SHARE, Team, kernel};
 
 pub use super::form::Params;
@@ -166,7 +166,7 @@ fn kernel_params(product: &Matmul, arch: &Arch) -> Option<(OperandLayout, Params
     let p = product;
     let form = form(p.a.transposed, p.b.transposed, p.c_dtype);
     let has_kernel = [FWD, FWD_TO_F32, DX, DX_TO_F32, DW, DW_TO_F32].contains(&form);
-    let bf16 = [p.a.dtype, p.b.dtype] == [DType::BF16; 2] && !p.b_grouped && p.b_scale.is_null();
+    let bf16 = [p.a.dtype, p.b.dtype] == [DType::BF16; 2] && p.b_layout == RightLayout::Plain && p.b_scale.is_null();
     let rows = [
         if p.a.transposed { p.m } else { p.k } * p.a.dtype.size(),
         if p.b.transposed { p.n } else { p.k } * p.b.dtype.size(),

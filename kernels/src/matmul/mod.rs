@@ -42,7 +42,7 @@ pub mod plan;
 #[cfg(test)]
 mod tests;
 
-use reel_device::launch::{INT8_GROUP, Matmul, Operand, ProductCode};
+use reel_device::launch::{INT8_GROUP, Matmul, Operand, ProductCode, RightLayout};
 use reel_device::{Addr, DType};
 
 use crate::elementwise::{self, CastParams};
@@ -70,7 +70,7 @@ pub static PRODUCT_CODE: ProductCode = ProductCode {
 /// The product `c = a · bᵀ` of the size `[m, n, k]`, without bias, scale or accumulation, and with a B that is not packed.
 pub fn plain_product([m, n, k]: [usize; 3], a: Operand, b: Operand, c: Addr, c_dtype: DType) -> Matmul {
     let (b_scale, bias, code) = (Addr::NULL, Addr::NULL, &PRODUCT_CODE);
-    Matmul { m, n, k, a, b, b_scale, b_grouped: false, c, c_dtype, bias, accumulate: false, scale: 1.0, code }
+    Matmul { m, n, k, a, b, b_scale, b_layout: RightLayout::Plain, c, c_dtype, bias, accumulate: false, scale: 1.0, code }
 }
 
 /// Arranges a matrix `[n, k]` of int8 as the operand B of a product: `[n / 16][k][16]`. The last group is padded with

@@ -23,8 +23,8 @@ use crate::error::{Error, Result};
 use crate::tensor_parallel::RowShare;
 
 pub use expected::expected_tensors;
+pub(crate) use quantized::MatrixLayout;
 pub use quantized::QuantizedWeight;
-pub(crate) use quantized::empty_matrix;
 
 /// The naming scheme of the tensors in weight files. The program itself uses classic names only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

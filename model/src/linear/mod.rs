@@ -167,10 +167,7 @@ impl Linear {
     ) -> Result<Tensor> {
         let have_adapters = layers.iter().any(|layer| !matches!(layer.adapter_of(rows), LayerAdapter::None));
         if !have_adapters {
-            let [q, k, v] = layers.map(|layer| layer.weight.dequantized(cx));
-            let (q, k, v) = (q?, k?, v?);
-            let [of_q, of_k, of_v] = layers.map(|layer| layer.bias.as_ref());
-            let layers = [(q.for_decode()?, of_q), (k.for_decode()?, of_k), (v.for_decode()?, of_v)];
+            let layers = layers.map(|layer| (layer.weight.for_decode(), layer.bias.as_ref()));
             return Ok(ops::skinny_qkv(cx, x, Some(norm), layers, to)?);
         }
         let x = &ops::rms_norm(cx, x, norm.weight, norm.eps)?;
@@ -189,8 +186,7 @@ impl Linear {
         up: &Linear,
     ) -> Result<Tensor> {
         if let (LayerAdapter::None, LayerAdapter::None) = (gate.adapter_of(rows), up.adapter_of(rows)) {
-            let (gate, up) = (gate.weight.dequantized(cx)?, up.weight.dequantized(cx)?);
-            return Ok(ops::skinny_swiglu(cx, x, Some(norm), gate.for_decode()?, up.for_decode()?)?);
+            return Ok(ops::skinny_swiglu(cx, x, Some(norm), gate.weight.for_decode(), up.weight.for_decode())?);
         }
         let x = ops::rms_norm(cx, x, norm.weight, norm.eps)?;
         let of_x = |layer: &Linear| layer.forward_skinny(cx, &x, rows, None);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use reel_device::cuda::Gpu;
 use reel_device::cuda::fake::FakeDriver;
-use reel_device::launch::{Matmul, Operand};
+use reel_device::launch::{Matmul, Operand, RightLayout};
 use reel_device::{Addr, Arch, DType, Device, Launch, MemoryCategory, SimOptions, compile};
 use reel_kernels::elementwise::{self, AddParams, FillParams};
 use reel_kernels::matmul::PRODUCT_CODE;
@@ -155,7 +155,7 @@ fn product_of_f32_and_bf16_can_be_captured() {
             a,
             b,
             b_scale: Addr::NULL,
-            b_grouped: false,
+            b_layout: RightLayout::Plain,
             c,
             c_dtype: DType::F32,
             bias: Addr::NULL,

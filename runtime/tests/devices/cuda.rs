@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use reel_device::cuda::fake::FakeDriver;
 use reel_device::cuda::{Gpu, MULTI_STREAM_BYTES};
-use reel_device::launch::{Matmul, Operand};
+use reel_device::launch::{Matmul, Operand, RightLayout};
 use reel_device::{
     Addr, Arch, Buffer, DType, Device, Launch, MappedFile, MatmulImplementation, MemoryCategory, compile,
 };
@@ -33,7 +33,7 @@ pub(crate) fn matrix_product(a: &Tensor, b: &Tensor, c: &Tensor) -> Matmul {
         a: operand(a),
         b: operand(b),
         b_scale: Addr::NULL,
-        b_grouped: false,
+        b_layout: RightLayout::Plain,
         c: c.addr(),
         c_dtype: c.dtype(),
         bias: Addr::NULL,

@@ -25,6 +25,21 @@ pub struct Operand {
     pub transposed: bool,
 }
 
+/// How operand B is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RightLayout {
+    /// As [`Operand`] says.
+    Plain,
+    /// f32 or bf16 in groups, see [`WeightGroups`].
+    Groups,
+    /// Quantised, and dequantised to f32 or bf16 by the product. The address is that of the parameters of the kernel
+    /// `dequantize`, which [`ProductCode::cpu`] reads, without a result.
+    Quantized {
+        /// The bytes of codes, scales and zero points.
+        bytes: usize,
+    },
+}
+
 /// The sizes and operands of a matrix product.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Matmul {
@@ -36,13 +51,12 @@ pub struct Matmul {
     pub k: usize,
     /// `[m, k]`, or `[k, m]` if transposed.
     pub a: Operand,
-    /// `[n, k]`, or `[k, n]` if transposed; I8: `[n / 16][k][16]`, never transposed; see also `b_grouped`.
+    /// `[n, k]`, or `[k, n]` if transposed; I8: `[n / 16][k][16]`, never transposed; see also `b_layout`.
     pub b: Operand,
     /// f32 `[n]`, the scales of an I8 B; otherwise null.
     pub b_scale: Addr,
-    /// Whether B is stored in groups, which is possible for f32 and bf16, see [`WeightGroups`]. Only on the CPU; B is
-    /// then not transposed.
-    pub b_grouped: bool,
+    /// How B is stored. Layouts other than [`RightLayout::Plain`] are for the CPU alone, and B is then not transposed.
+    pub b_layout: RightLayout,
     /// `[m, n]`, written.
     pub c: Addr,
     /// F32 or BF16.
@@ -76,7 +90,7 @@ impl Matmul {
 
     /// Returns the address and the bytes of the right operand, B. In a model it is mostly a weight.
     pub fn right_operand(&self) -> (Addr, f64) {
-        (self.b.addr, self.n as f64 * self.k as f64 * self.b.dtype.size() as f64 + self.scale_bytes())
+        (self.b.addr, self.bytes_of_b() + self.scale_bytes())
     }
 
     /// Returns the cost: 2·m·n·k operations, and the bytes of each operand once (of C twice if the product is added
@@ -86,7 +100,14 @@ impl Matmul {
         let c = m * n * self.c_dtype.size() as f64 * if self.accumulate { 2.0 } else { 1.0 };
         Cost {
             flops: 2.0 * m * n * k,
-            bytes: m * k * self.a.dtype.size() as f64 + n * k * self.b.dtype.size() as f64 + self.scale_bytes() + c,
+            bytes: m * k * self.a.dtype.size() as f64 + self.bytes_of_b() + self.scale_bytes() + c,
+        }
+    }
+
+    fn bytes_of_b(&self) -> f64 {
+        match self.b_layout {
+            RightLayout::Quantized { bytes } => bytes as f64,
+            _ => self.n as f64 * self.k as f64 * self.b.dtype.size() as f64,
         }
     }
 
@@ -96,7 +117,7 @@ impl Matmul {
 
     /// Returns the number of elements of B in memory. If B is stored in groups, rows of zeros fill the last group.
     pub fn elements_of_b(&self) -> usize {
-        if self.b_grouped {
+        if self.b_layout == RightLayout::Groups {
             return group_elements(self.b.dtype, self.n, self.k);
         }
         let rows = if self.b.dtype == DType::I8 { self.n.next_multiple_of(INT8_GROUP) } else { self.n };

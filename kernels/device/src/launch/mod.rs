@@ -20,7 +20,7 @@ pub mod view;
 
 pub use cost::Cost;
 pub use dtype::{DType, Element};
-pub use matmul::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, ProductCode, WeightGroups, group_elements};
+pub use matmul::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, ProductCode, RightLayout, WeightGroups, group_elements};
 pub use params::{Addr, CType, Padding, ParamField, Params, TensorMapSlot};
 pub use row_keys::{CostOfKeys, RowKeyCounts};
 pub use source::{Source, replace_file};

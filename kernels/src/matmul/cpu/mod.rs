@@ -34,6 +34,7 @@ mod avx512;
 mod groups;
 mod int8;
 mod portable;
+mod quantized;
 mod store;
 mod thin;
 
@@ -42,10 +43,11 @@ use std::cell::RefCell;
 use half::bf16;
 use reel_device::cpu::simd::{Isa, isa, prefetch};
 use reel_device::launch::view::{OutputArray, slice_at};
-use reel_device::launch::{GROUP_ROWS, Matmul, Operand, WeightGroups};
-use reel_device::{DType, Element, Team};
+use reel_device::launch::{GROUP_ROWS, Matmul, Operand, RightLayout, WeightGroups};
+use reel_device::{Addr, DType, Element, Team};
 
 use ahead::PrefetchCursor;
+pub use quantized::MAX_ROWS as MAX_ROWS_OF_QUANTIZED_PRODUCT;
 use store::{Destination, scale_add_bias_and_store, scale_columns};
 use thin::{
     DEFAULT_PASSES, FewRowsProduct, FewRowsProductFn, MAX_TASK_BYTES, RowsOfMatrixA, SumRows,
@@ -322,6 +324,10 @@ pub(super) unsafe fn pack_into_groups_on(isa: Isa, p: &WeightGroups, team: &Team
 
 /// Does what [`run`] does, with the code of instruction set `isa`, which this machine must have.
 pub(super) unsafe fn run_on(isa: Isa, p: &Matmul, team: &Team) {
+    if matches!(p.b_layout, RightLayout::Quantized { .. }) {
+        // SAFETY: the operands are valid as `Matmul` documents, and the machine has `isa`.
+        return unsafe { quantized::multiply(isa, p, team) };
+    }
     // An int8 is exact in bf16, too.
     let both_bf16 = p.a.dtype == DType::BF16 && p.b.dtype != DType::F32;
     let (code, pairs): (&Code, bool) = match isa {
@@ -354,7 +360,7 @@ pub(super) unsafe fn run_on(isa: Isa, p: &Matmul, team: &Team) {
         rows,
         k: p.k,
     };
-    let (a, b) = (source(&p.a, p.m, false), source(&p.b, p.n, p.b_grouped));
+    let (a, b) = (source(&p.a, p.m, false), source(&p.b, p.n, p.b_layout == RightLayout::Groups));
     if p.m == 0 || p.n == 0 {
         return;
     }

@@ -5,11 +5,12 @@
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod groups;
+mod quantized;
 
 use proptest::prelude::*;
 use reel_device::DType::{self, BF16, F32, I8};
 use reel_device::cpu::simd::{Isa, best_isa, isa};
-use reel_device::launch::{Matmul, Operand, WeightGroups, group_elements};
+use reel_device::launch::{Matmul, Operand, RightLayout, WeightGroups, group_elements};
 use reel_device::{Addr, Team};
 
 use super::{PRODUCT_CODE, arrange_in_int8_groups, cpu, formula};
@@ -116,7 +117,7 @@ fn product_of_groups(isa: Isa, c: &Case, x: &Inputs, threads: usize) -> Vec<f32>
     with_arrays(c, &x.a, &x.b, &x.bias, &x.old, |p| {
         let b = Operand { addr: groups.addr(), transposed: false, ..p.b };
         // SAFETY: the conditions of `product`; the groups hold B.
-        unsafe { run_with(isa, &Matmul { b, b_grouped: true, ..*p }, threads) }
+        unsafe { run_with(isa, &Matmul { b, b_layout: RightLayout::Groups, ..*p }, threads) }
     })
 }
 
@@ -141,7 +142,7 @@ fn with_arrays(c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], run: i
         a: operand(&a, 0),
         b: if int8 { Operand { addr: addr(&groups), ..operand(&b, 1) } } else { operand(&b, 1) },
         b_scale: if int8 { addr(&b_scale) } else { Addr::NULL },
-        b_grouped: false,
+        b_layout: RightLayout::Plain,
         c: out.addr(),
         c_dtype: c.dtypes[2],
         bias: if c.bias { bias.addr() } else { Addr::NULL },

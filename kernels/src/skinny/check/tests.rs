@@ -1,4 +1,4 @@
-use reel_device::launch::{Matmul, Operand};
+use reel_device::launch::{Matmul, Operand, RightLayout};
 use reel_device::{Arch, Stage};
 
 use super::*;
@@ -202,7 +202,7 @@ fn bits_are_those_of_products_of_many_rows() {
             a: operand(given.x.addr()),
             b: operand(given.weights[0].addresses().0),
             b_scale: Addr::NULL,
-            b_grouped: false,
+            b_layout: RightLayout::Plain,
             c: all.addr(),
             c_dtype: BF16,
             bias: given.bias.addr(),

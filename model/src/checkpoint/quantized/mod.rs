@@ -94,6 +94,11 @@ impl QuantizedWeight<'_> {
         Ok(codes)
     }
 
+    /// [`QuantizedMatrix::is_read_fast_on`]
+    pub(crate) fn is_read_fast_on(&self, device: &Device) -> bool {
+        QuantizedMatrix::is_read_fast_on(device, &self.values, &self.blocks)
+    }
+
     /// A weight on the device with these scales, and with codes that are not initialised.
     ///
     /// # Errors
@@ -106,32 +111,52 @@ impl QuantizedWeight<'_> {
     }
 }
 
-/// A weight on the device that needs as much memory as one of files in this format.
-///
-/// # Errors
-/// Out of memory.
-pub(crate) fn empty_matrix(format: WeightFormat, device: &Device, shape: [usize; 2]) -> Result<QuantizedMatrix> {
-    /// The default of bitsandbytes, which config.json does not name.
-    const NF4_BLOCK: usize = 64;
-    const TABLE: CodeValues = CodeValues::Table([0.0; 16]);
-    let of_bits = |bits: u32| if bits == 8 { CodeValues::U8 } else { TABLE };
-    let (values, scales, has_zeros) = match format {
-        WeightFormat::Awq(scales) => (TABLE, scales, true),
-        WeightFormat::Gptq { bits, scales, .. } => (of_bits(bits), scales, true),
-        WeightFormat::Packed { bits, scales, is_symmetric } => (of_bits(bits), scales, !is_symmetric || bits == 8),
-        WeightFormat::Int8 { scales, is_symmetric } => (CodeValues::I8, scales, !is_symmetric),
-        WeightFormat::Fp8 { scales, .. } => (CodeValues::E4m3, scales, false),
-        WeightFormat::Nf4 => (TABLE, Scales::Tensor, false),
-    };
-    let tile = scales.block(shape);
-    let blocks = match format {
-        WeightFormat::Nf4 => ScaleBlocks::Consecutive(NF4_BLOCK),
-        WeightFormat::Gptq { reorders: true, .. } => {
-            ScaleBlocks::OfColumns { count: shape[1].div_ceil(tile[1]), block: vec![0; shape[1]] }
-        }
-        _ => ScaleBlocks::Tiles(tile),
-    };
-    Ok(QuantizedMatrix::new(device, shape, values, blocks, has_zeros)?)
+/// How weights of files in a format lie in memory.
+pub(crate) struct MatrixLayout {
+    values: CodeValues,
+    blocks: ScaleBlocks,
+    has_zeros: bool,
+}
+
+impl MatrixLayout {
+    /// The layout of a weight `[out, in]`. The values of its codes, and the blocks of its columns, are not those of
+    /// files.
+    pub(crate) fn of(format: WeightFormat, shape: [usize; 2]) -> MatrixLayout {
+        /// The default of bitsandbytes, which config.json does not name.
+        const NF4_BLOCK: usize = 64;
+        const TABLE: CodeValues = CodeValues::Table([0.0; 16]);
+        let of_bits = |bits: u32| if bits == 8 { CodeValues::U8 } else { TABLE };
+        let (values, scales, has_zeros) = match format {
+            WeightFormat::Awq(scales) => (TABLE, scales, true),
+            WeightFormat::Gptq { bits, scales, .. } => (of_bits(bits), scales, true),
+            WeightFormat::Packed { bits, scales, is_symmetric } => (of_bits(bits), scales, !is_symmetric || bits == 8),
+            WeightFormat::Int8 { scales, is_symmetric } => (CodeValues::I8, scales, !is_symmetric),
+            WeightFormat::Fp8 { scales, .. } => (CodeValues::E4m3, scales, false),
+            WeightFormat::Nf4 => (TABLE, Scales::Tensor, false),
+        };
+        let tile = scales.block(shape);
+        let blocks = match format {
+            WeightFormat::Nf4 => ScaleBlocks::Consecutive(NF4_BLOCK),
+            WeightFormat::Gptq { reorders: true, .. } => {
+                ScaleBlocks::OfColumns { count: shape[1].div_ceil(tile[1]), block: vec![0; shape[1]] }
+            }
+            _ => ScaleBlocks::Tiles(tile),
+        };
+        MatrixLayout { values, blocks, has_zeros }
+    }
+
+    /// [`QuantizedMatrix::is_read_fast_on`]
+    pub(crate) fn is_read_fast_on(&self, device: &Device) -> bool {
+        QuantizedMatrix::is_read_fast_on(device, &self.values, &self.blocks)
+    }
+
+    /// A weight on the device that needs as much memory as one of files.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub(crate) fn empty_matrix(self, device: &Device, shape: [usize; 2]) -> Result<QuantizedMatrix> {
+        Ok(QuantizedMatrix::new(device, shape, self.values, self.blocks, self.has_zeros)?)
+    }
 }
 
 impl Checkpoint {

@@ -1,16 +1,23 @@
 //! Weights that stay quantised in memory. A product dequantises its weight into memory that it frees afterwards; the
-//! backward rule dequantises again. So one weight at a time has its full size, and results have the bits of a model
-//! whose weights were dequantised before.
+//! backward rule dequantises again. So one weight at a time has its full size. On a CPU a product of few rows
+//! dequantises a few rows of the weight at a time, which stay in the cache. Results have the bits of a model whose
+//! weights were dequantised before.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use reel_device::{Addr, DType, Device, MemoryCategory, in_op};
+use reel_device::cpu::simd::{Isa, isa};
+use reel_device::launch::{Matmul, Operand, RightLayout};
+use reel_device::{Addr, DType, Device, Kernels, MemoryCategory, in_op};
 use reel_kernels::dequantize::{CodeValues, Params, dequantize};
+use reel_kernels::matmul::{cpu, plain_product};
 
-use super::size;
+use super::{rows_cols, size};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
+
+const OP: &str = "dequantize";
 
 /// Which weights of a matrix share a scale and a zero point.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,12 +75,13 @@ impl ScaleBlocks {
 pub struct QuantizedMatrix {
     shape: [usize; 2],
     values: CodeValues,
-    blocks: ScaleBlocks,
     codes: Tensor,                 // u8 [N, ⌈K / 2⌉] or [N, K]
     table: Option<Tensor>,         // f32 [16], of codes of 4 bits
     scales: Tensor,                // f32 [blocks]
     zeros: Option<Tensor>,         // f32 [blocks]
     column_blocks: Option<Tensor>, // i32 [K]
+    /// The parameters of the kernel, without a result.
+    params: Arc<Params>,
 }
 
 impl QuantizedMatrix {
@@ -112,16 +120,43 @@ impl QuantizedMatrix {
             }
             _ => None,
         };
-        Ok(QuantizedMatrix {
-            shape,
-            codes: empty(&[shape[0], values.row_bytes(shape[1])], DType::U8)?,
-            values,
-            table,
-            scales: empty(&[count], DType::F32)?,
-            zeros: has_zeros.then(|| empty(&[count], DType::F32)).transpose()?,
-            column_blocks,
-            blocks,
-        })
+        let (codes, scales) =
+            (empty(&[shape[0], values.row_bytes(shape[1])], DType::U8)?, empty(&[count], DType::F32)?);
+        let zeros = has_zeros.then(|| empty(&[count], DType::F32)).transpose()?;
+        let [n, k] = shape;
+        let ([block_rows, block_columns], row_blocks) = match &blocks {
+            ScaleBlocks::Tiles(tile) => (*tile, k.div_ceil(tile[1])),
+            ScaleBlocks::OfColumns { count, .. } => ([1, 1], *count),
+            ScaleBlocks::Consecutive(length) => ([0, *length], 0),
+        };
+        let address = |t: &Option<Tensor>| t.as_ref().map_or(Addr::NULL, Tensor::addr);
+        let params = Arc::new(Params {
+            codes: codes.addr(),
+            values: address(&table),
+            scales: scales.addr(),
+            zeros: address(&zeros),
+            column_blocks: address(&column_blocks),
+            y: Addr::NULL,
+            n: size(OP, n)?,
+            k: size(OP, k)?,
+            block_rows: size(OP, block_rows)?,
+            block_columns: size(OP, block_columns)?,
+            blocks: size(OP, row_blocks)?,
+            kind: values.kind(),
+        });
+        Ok(QuantizedMatrix { shape, codes, values, table, scales, zeros, column_blocks, params })
+    }
+
+    /// Whether decode steps read such a weight about as fast as a plain one, or faster: on a CPU with AVX-512, codes of 4
+    /// bits in blocks of consecutive columns. Other weights are dequantised more slowly than memory delivers plain ones.
+    pub fn is_read_fast_on(device: &Device, values: &CodeValues, blocks: &ScaleBlocks) -> bool {
+        let is_wide = match blocks {
+            ScaleBlocks::Tiles([_, columns]) => *columns >= 32,
+            ScaleBlocks::Consecutive(length) => *length >= 32,
+            ScaleBlocks::OfColumns { .. } => false,
+        };
+        let has_lookups = device.kernels() == Kernels::Cpu && isa() >= Isa::Avx512;
+        matches!(values, CodeValues::Table(_)) && is_wide && has_lookups
     }
 
     /// The shape of the weight, `[N, K]`.
@@ -162,40 +197,32 @@ impl QuantizedMatrix {
     /// # Errors
     /// Out of memory.
     pub fn dequantized(&self, cx: &Cx) -> Result<Tensor> {
-        const OP: &str = "dequantize";
         let _op = in_op(OP);
         let weight = self.clone();
         let compute = move |cx: &Cx| {
             let y = cx.empty(&weight.shape, cx.dtype())?;
-            cx.launch(&dequantize(cx.dtype(), &weight.params(&y)?))?;
+            cx.launch(&dequantize(cx.dtype(), &Params { y: y.addr(), ..*weight.params }))?;
             Ok(y)
         };
         Ok(cx.recompute_in_backward(OP, compute(cx)?, compute))
     }
 
-    fn params(&self, y: &Tensor) -> Result<Params> {
-        const OP: &str = "dequantize";
-        let [n, k] = self.shape;
-        let ([block_rows, block_columns], blocks) = match &self.blocks {
-            ScaleBlocks::Tiles(tile) => (*tile, k.div_ceil(tile[1])),
-            ScaleBlocks::OfColumns { count, .. } => ([1, 1], *count),
-            ScaleBlocks::Consecutive(length) => ([0, *length], 0),
-        };
-        let address = |t: &Option<Tensor>| t.as_ref().map_or(Addr::NULL, Tensor::addr);
-        Ok(Params {
-            codes: self.codes.addr(),
-            values: address(&self.table),
-            scales: self.scales.addr(),
-            zeros: address(&self.zeros),
-            column_blocks: address(&self.column_blocks),
-            y: y.addr(),
-            n: size(OP, n)?,
-            k: size(OP, k)?,
-            block_rows: size(OP, block_rows)?,
-            block_columns: size(OP, block_columns)?,
-            blocks: size(OP, blocks)?,
-            kind: self.values.kind(),
-        })
+    /// Whether products with x read the weight as it is: those of few rows on a CPU, which need no backward rule.
+    pub(super) fn is_read_by_products(&self, cx: &Cx, x: &Tensor) -> Result<bool> {
+        let (m, _) = rows_cols(OP, "x", x)?;
+        let is_few = m <= cpu::MAX_ROWS_OF_QUANTIZED_PRODUCT && cx.device().kernels() == Kernels::Cpu;
+        Ok(is_few && !(cx.is_training() && x.needs_grad()))
+    }
+
+    /// The product `y = x wᵀ` on the CPU, of the bits of that with [`QuantizedMatrix::dequantized`].
+    pub(super) fn product(&self, x: &Tensor, y: &Tensor) -> Result<Matmul> {
+        let (m, k) = rows_cols(OP, "x", x)?;
+        let operand = |addr| Operand { addr, dtype: x.dtype(), transposed: false };
+        let description = Addr(Arc::as_ptr(&self.params) as u64);
+        let bytes = self.tensors().map(|t| t.meta().bytes()).sum();
+        let product =
+            plain_product([m, self.shape[0], k], operand(x.addr()), operand(description), y.addr(), y.dtype());
+        Ok(Matmul { b_layout: RightLayout::Quantized { bytes }, ..product })
     }
 }
 
@@ -207,7 +234,9 @@ fn packed_row(codes: &[u8]) -> impl Iterator<Item = u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{Lora, linear, lora_linear, weighted_sum};
+    use crate::ops::{
+        DecodeWeight, Lora, linear, lora_linear, skinny_linear, skinny_logits, skinny_swiglu, weighted_sum,
+    };
     use crate::tensor::tape::Grads;
 
     const SHAPE: [usize; 2] = [6, 8];
@@ -265,6 +294,33 @@ mod tests {
         };
         for with_adapter in [false, true] {
             assert_eq!(run(true, with_adapter), run(false, with_adapter));
+        }
+    }
+
+    /// Decode steps of few and of many rows have the bits of those with the plain weight.
+    #[test]
+    fn decode_steps_read_a_quantised_weight_as_its_plain_copy() {
+        let device = Device::cpu(2);
+        let weight = weight(&device);
+        for dtype in [DType::F32, DType::BF16] {
+            let cx = Cx::inference(&device, dtype);
+            let plain = weight.dequantized(&cx).unwrap();
+            let [n, k] = SHAPE;
+            for rows in [1, 3, cpu::MAX_ROWS_OF_QUANTIZED_PRODUCT + 1] {
+                let tensor = |shape: &[usize], by: f32| {
+                    let values: Vec<f32> = (0..shape.iter().product()).map(|i: usize| (i as f32 * by).sin()).collect();
+                    Tensor::from_f32(&device, shape, dtype, &values, MemoryCategory::Weights).unwrap()
+                };
+                let (x, bias, residual) = (tensor(&[rows, k], 0.7), tensor(&[n], 0.3), tensor(&[rows, n], 0.2));
+                let of = |w: DecodeWeight| {
+                    let linear = skinny_linear(&cx, &x, w, Some(&bias), Some(&residual)).unwrap();
+                    let all = [linear, skinny_swiglu(&cx, &x, None, w, w).unwrap(), skinny_logits(&cx, &x, w).unwrap()];
+                    all.map(|y| y.to_f32().unwrap())
+                };
+                assert_eq!(of((&weight).into()), of((&plain).into()), "{dtype} {rows}");
+            }
+            let wrong = Tensor::empty(&device, &[1, k + 1], dtype, MemoryCategory::Weights).unwrap();
+            assert!(skinny_linear(&cx, &wrong, &weight, None, None).is_err());
         }
     }
 

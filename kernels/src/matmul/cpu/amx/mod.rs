@@ -65,7 +65,7 @@ use std::ptr::null;
 use half::bf16;
 use reel_device::cpu::simd::amx::Tiles;
 use reel_device::launch::view::{OutputArray, slice_at};
-use reel_device::launch::{Matmul, Operand};
+use reel_device::launch::{Matmul, Operand, RightLayout};
 use reel_device::{DType, Element, Team};
 
 use super::avx512::transpose;
@@ -199,7 +199,7 @@ impl<'a, T: Element> Product<'a, T> {
             unsafe { (OutputArray::new(p.c, p.m * p.n), slice_at(p.bias, if p.bias.is_null() { 0 } else { p.n })) };
         // SAFETY: `b_scale` has `[n]` elements, or is null and read as empty.
         let b_scale = unsafe { slice_at(p.b_scale, if p.b_scale.is_null() { 0 } else { p.n }) };
-        let (a, b) = (source(&p.a, p.m, false), source(&p.b, p.n, p.b_grouped));
+        let (a, b) = (source(&p.a, p.m, false), source(&p.b, p.n, p.b_layout == RightLayout::Groups));
         let (accumulate, scale, steps) = (p.accumulate, p.scale, p.k.div_ceil(STEP));
         let (a_parts, b_parts) = (parts(a.unit), parts(b.unit));
         Product {

@@ -10,7 +10,7 @@
 //! depend on the other rows. The ops of `skinny` take packed weights; none has a backward rule.
 
 use bytemuck::Zeroable;
-use reel_device::launch::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, WeightGroups, group_elements};
+use reel_device::launch::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, RightLayout, WeightGroups, group_elements};
 use reel_device::{Addr, DType, Device, Element, Kernels, Launch, MemoryCategory, in_op};
 use reel_kernels::matmul::{PRODUCT_CODE, plain_product};
 use reel_kernels::matmul::{arrange_in_int8_groups, cpu};
@@ -167,13 +167,13 @@ fn arrange(to: &Tensor, [n, k]: [usize; 2], from: Addr) -> Result<()> {
     Ok(to.device().launch(&Launch::WeightGroups(groups))?)
 }
 
-/// Checks that x `[.., K]` matches the weight and needs no gradient; returns the shape of the result.
-pub(super) fn check(cx: &Cx, op: &'static str, x: &Tensor, w: &PackedWeight) -> Result<Vec<usize>> {
+/// Checks that x `[.., K]` matches a weight of shape w and needs no gradient; returns the shape of the result.
+pub(super) fn check(cx: &Cx, op: &'static str, x: &Tensor, w: [usize; 2]) -> Result<Vec<usize>> {
     let (_, k) = rows_cols(op, "x", x)?;
-    if k != w.shape[1] {
+    if k != w[1] {
         let text = format!(
             "weight has shape {}, but the last dimension of x is {k}; was a wrong shard loaded?",
-            format_shape(&w.shape)
+            format_shape(&w)
         );
         return Err(shape_error(op, text));
     }
@@ -185,7 +185,7 @@ pub(super) fn check(cx: &Cx, op: &'static str, x: &Tensor, w: &PackedWeight) -> 
     }
     let mut shape = x.shape().to_vec();
     shape.pop();
-    shape.push(w.shape[0]);
+    shape.push(w[0]);
     Ok(shape)
 }
 
@@ -195,7 +195,8 @@ pub(super) fn product(op: &'static str, x: &Tensor, w: &PackedWeight, y: &Tensor
     size(op, m)?;
     let operand = |t: &Tensor| Operand { addr: t.addr(), dtype: t.dtype(), transposed: false };
     let product = plain_product([m, w.shape[0], k], operand(x), operand(&w.elements), y.addr(), y.dtype());
-    Ok(Matmul { b_scale: w.scales(), b_grouped: !w.is_int8(), ..product })
+    let b_layout = if w.is_int8() { RightLayout::Plain } else { RightLayout::Groups };
+    Ok(Matmul { b_scale: w.scales(), b_layout, ..product })
 }
 
 /// The skinny kernel's parameters, without a result, for `x wᵀ` with an int8 weight, the only kind of packed weight on a GPU.

@@ -14,6 +14,7 @@ use reel_kernels::skinny::{self, Params, PlanChoices, WeightFormat};
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};
 use super::packed::{self, PackedWeight};
+use super::quantized::QuantizedMatrix;
 use super::{
     KvDestination, Lora, add, linear, linear_swiglu, matmul, rms_norm, rows_cols, size, swiglu, want_dtype, want_shape,
 };
@@ -28,6 +29,8 @@ pub enum DecodeWeight<'a> {
     Plain(&'a Tensor),
     /// A packed weight.
     Packed(&'a PackedWeight),
+    /// A weight that stays quantised in memory.
+    Quantized(&'a QuantizedMatrix),
 }
 
 impl<'a> From<&'a Tensor> for DecodeWeight<'a> {
@@ -42,17 +45,37 @@ impl<'a> From<&'a PackedWeight> for DecodeWeight<'a> {
     }
 }
 
-impl DecodeWeight<'_> {
+impl<'a> From<&'a QuantizedMatrix> for DecodeWeight<'a> {
+    fn from(weight: &'a QuantizedMatrix) -> Self {
+        DecodeWeight::Quantized(weight)
+    }
+}
+
+impl<'a> DecodeWeight<'a> {
+    /// The weight as products with x read it. One that they do not read as it is gets a dequantised copy in `copy`.
+    fn read_with<'b>(self, cx: &Cx, x: &Tensor, copy: &'b mut Option<Tensor>) -> Result<DecodeWeight<'b>>
+    where
+        'a: 'b,
+    {
+        match self {
+            DecodeWeight::Quantized(w) if !w.is_read_by_products(cx, x)? => {
+                Ok(DecodeWeight::Plain(copy.insert(w.dequantized(cx)?)))
+            }
+            other => Ok(other),
+        }
+    }
+
     fn shape(&self) -> Vec<usize> {
         match self {
             DecodeWeight::Plain(w) => w.shape().to_vec(),
             DecodeWeight::Packed(w) => w.shape().to_vec(),
+            DecodeWeight::Quantized(w) => w.shape().to_vec(),
         }
     }
 
     fn format(&self) -> WeightFormat {
         match self {
-            DecodeWeight::Plain(_) => WeightFormat::Bf16,
+            DecodeWeight::Plain(_) | DecodeWeight::Quantized(_) => WeightFormat::Bf16,
             DecodeWeight::Packed(_) => WeightFormat::Int8,
         }
     }
@@ -62,7 +85,11 @@ impl DecodeWeight<'_> {
     /// the kernel would read the weight more than once, and cuBLASLt is used instead.
     fn uses_kernel(&self, cx: &Cx, x: &Tensor, max_rows: fn(&PlanChoices) -> usize) -> Result<bool> {
         let on_gpu = cx.device().kernels() == Kernels::Cuda;
-        let DecodeWeight::Plain(w) = self else { return Ok(on_gpu) };
+        let w = match self {
+            DecodeWeight::Plain(w) => w,
+            DecodeWeight::Packed(_) => return Ok(on_gpu),
+            DecodeWeight::Quantized(_) => return Ok(false),
+        };
         let (m, _) = rows_cols("skinny_linear", "x", x)?;
         let most = max_rows(skinny::plan_choices(cx.device().compute_capability()));
         let fits = (1..=most).contains(&m) && w.dtype() == DType::BF16;
@@ -74,9 +101,10 @@ impl DecodeWeight<'_> {
         match self {
             DecodeWeight::Plain(w) => plain_params(op, x, w),
             DecodeWeight::Packed(w) => {
-                packed::check(cx, op, x, w)?;
+                packed::check(cx, op, x, w.shape())?;
                 packed::params(op, x, w)
             }
+            DecodeWeight::Quantized(_) => Err(shape_error(op, "the kernel reads no quantised weight".to_string())),
         }
     }
 
@@ -84,27 +112,30 @@ impl DecodeWeight<'_> {
     fn linear(&self, cx: &Cx, op: &'static str, x: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
         match self {
             DecodeWeight::Plain(w) => linear(cx, x, w, b),
-            DecodeWeight::Packed(w) => {
-                check_bias(op, x, b, &w.shape()[..1])?;
-                packed_product(cx, op, x, w, b, x.dtype())
+            _ => {
+                check_bias(op, x, b, &self.shape()[..1])?;
+                self.product(cx, op, x, b, x.dtype())
             }
         }
     }
-}
 
-/// Computes `x wᵀ + b` on the CPU, with a result of this dtype.
-fn packed_product(
-    cx: &Cx,
-    op: &'static str,
-    x: &Tensor,
-    w: &PackedWeight,
-    b: Option<&Tensor>,
-    dtype: DType,
-) -> Result<Tensor> {
-    let y = cx.empty(&packed::check(cx, op, x, w)?, dtype)?;
-    let product = packed::product(op, x, w, &y)?;
-    cx.launch(&Launch::Matmul(Matmul { bias: b.map_or(Addr::NULL, Tensor::addr), ..product }))?;
-    Ok(y)
+    /// Computes `x wᵀ + b` on the CPU without a backward rule, with a result of this dtype.
+    fn product(&self, cx: &Cx, op: &'static str, x: &Tensor, b: Option<&Tensor>, dtype: DType) -> Result<Tensor> {
+        let result = |shape| cx.empty(&packed::check(cx, op, x, shape)?, dtype);
+        let (product, y) = match self {
+            DecodeWeight::Plain(w) => return matmul(cx, x, w, dtype),
+            DecodeWeight::Packed(w) => {
+                let y = result(w.shape())?;
+                (packed::product(op, x, w, &y)?, y)
+            }
+            DecodeWeight::Quantized(w) => {
+                let y = result(w.shape())?;
+                (w.product(x, &y)?, y)
+            }
+        };
+        cx.launch(&Launch::Matmul(Matmul { bias: b.map_or(Addr::NULL, Tensor::addr), ..product }))?;
+        Ok(y)
+    }
 }
 
 /// An RMS normalisation of the rows of x before matrix products. If there are few rows, a GPU normalises them in the
@@ -180,7 +211,8 @@ pub fn skinny_linear<'w>(
 ) -> Result<Tensor> {
     let _op = in_op("skinny_linear");
     const OP: &str = "skinny_linear";
-    let w = w.into();
+    let mut copy = None;
+    let w = w.into().read_with(cx, x, &mut copy)?;
     if let Some(r) = residual {
         let shape = result_shape(x, w.shape().first().copied().unwrap_or(0));
         want_shape(OP, "residual", r, &shape, "the shape of the result")?;
@@ -214,7 +246,14 @@ pub fn skinny_qkv<'w>(
 ) -> Result<Tensor> {
     let _op = in_op("skinny_qkv");
     const OP: &str = "skinny_qkv";
-    let layers: [(DecodeWeight, _); 3] = layers.map(|(w, b)| (w.into(), b));
+    let mut copies = [None, None, None];
+    let [of_q, of_k, of_v] = &mut copies;
+    let [(q, q_bias), (k, k_bias), (v, v_bias)] = layers;
+    let layers = [
+        (q.into().read_with(cx, x, of_q)?, q_bias),
+        (k.into().read_with(cx, x, of_k)?, k_bias),
+        (v.into().read_with(cx, x, of_v)?, v_bias),
+    ];
     let format = layers[0].0.format();
     let fits =
         layers.iter().map(|(w, _)| Ok(w.format() == format && w.uses_kernel(cx, x, |choices| choices.max_rows)?));
@@ -289,7 +328,8 @@ pub fn skinny_swiglu<'w>(
 ) -> Result<Tensor> {
     let _op = in_op("skinny_swiglu");
     const OP: &str = "skinny_swiglu";
-    let (gate, up) = (gate.into(), up.into());
+    let (mut gate_copy, mut up_copy) = (None, None);
+    let (gate, up) = (gate.into().read_with(cx, x, &mut gate_copy)?, up.into().read_with(cx, x, &mut up_copy)?);
     if gate.shape() != up.shape() {
         let [gate, up] = [gate, up].map(|w| format_shape(&w.shape()));
         return Err(shape_error(OP, format!("up has shape {up}, expected {gate} (the shape of gate)")));
@@ -317,12 +357,10 @@ pub fn skinny_swiglu<'w>(
 pub fn skinny_logits<'w>(cx: &Cx, x: &Tensor, w: impl Into<DecodeWeight<'w>>) -> Result<Tensor> {
     let _op = in_op("skinny_logits");
     const OP: &str = "skinny_logits";
-    let w = w.into();
+    let mut copy = None;
+    let w = w.into().read_with(cx, x, &mut copy)?;
     if !w.uses_kernel(cx, x, |choices| choices.logits_max_rows)? {
-        return match w {
-            DecodeWeight::Plain(w) => matmul(cx, x, w, DType::F32),
-            DecodeWeight::Packed(w) => packed_product(cx, OP, x, w, None, DType::F32),
-        };
+        return w.product(cx, OP, x, None, DType::F32);
     }
     let (params, y) = with_result(cx, x, w.kernel_params(cx, OP, x)?, DType::F32)?;
     cx.launch(&skinny::logits(x.dtype(), w.format(), &params))?;
