@@ -49,7 +49,7 @@ impl Weight {
     /// memory.
     pub(crate) fn load(from: &WeightLoader, name: &str, shape: [usize; 2], share: RowShare) -> Result<Weight> {
         if let WeightSource::Files(files) = from.source
-            && let Some(weight) = files.quantized(name, shape)?
+            && let Some(weight) = from.quantized(files, name, shape)?
         {
             return match from.keeps_quantized(name, share) {
                 true => load_quantized(from.device, files, name, &weight).map(Weight::Quantized),
@@ -57,18 +57,20 @@ impl Weight {
             };
         }
         if let WeightSource::Uninitialised(stored) = from.source
-            && let Some(config) = stored.quantization_of(name.strip_suffix(".weight").unwrap_or(name))
+            && let Some(format) = from.format_of(&stored, name)?
         {
             return Ok(match from.keeps_quantized(name, share) {
-                true => Weight::Quantized(empty_matrix(config.format, from.device, shape)?),
+                true => Weight::Quantized(empty_matrix(format, from.device, shape)?),
                 false => Weight::Dense(from.load_dequantized(name, shape, share, None)?),
             });
         }
         Ok(match (from.quantization, from.source) {
-            (Quantization::None | Quantization::OfFiles, _) => match Weight::load_packed(from, name, shape, share)? {
-                Some(packed) => packed,
-                None => Weight::Dense(from.load_share(name, shape, share)?),
-            },
+            (Quantization::None | Quantization::OfFiles | Quantization::AtLoad(_), _) => {
+                match Weight::load_packed(from, name, shape, share)? {
+                    Some(packed) => packed,
+                    None => Weight::Dense(from.load_share(name, shape, share)?),
+                }
+            }
             (Quantization::Int8, WeightSource::Files(files)) => {
                 Weight::Packed(quantize(from.device, files, name, shape, share)?)
             }
@@ -86,10 +88,6 @@ impl Weight {
         weight: &QuantizedWeight,
         share: RowShare,
     ) -> Result<Weight> {
-        if from.quantization == Quantization::Int8 {
-            let what = "asks to quantise weights, but those of this model are quantised in its files";
-            return Err(Error::failed("--quantize", what, "remove the option"));
-        }
         if (from.trainable)(name) {
             // Fails, because a quantised weight has no plain tensor.
             files.tensor_with_shape(name, &weight.shape)?;

@@ -7,14 +7,14 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use reel_device::{DType, Device, MemoryCategory};
-use reel_input::config::WeightQuantization;
+use reel_input::config::{WeightFormat, WeightQuantization};
 use reel_input::tensor_file::StoredDType;
 use reel_runtime::Tensor;
 use reel_runtime::ops::PackedWeight;
 
 use crate::checkpoint::{Checkpoint, QuantizedWeight, TensorNaming, TensorView};
 use crate::error::{Error, Result};
-use crate::quantization::Quantization;
+use crate::quantization::{LoadFormat, Quantization};
 use crate::tensor_parallel::RowShare;
 use crate::widen::widen_to_f32;
 
@@ -188,7 +188,7 @@ impl WeightLoader<'_> {
         let WeightSource::Files(files) = self.source else { return Ok(()) };
         let DeferredWeight { name, tensor, file_shape } = weight;
         if let &[out, inner] = &file_shape[..]
-            && let Some(weight) = files.quantized(name, [out, inner])?
+            && let Some(weight) = self.quantized(files, name, [out, inner])?
         {
             let rows = range.start / inner..range.end.div_ceil(inner);
             let values = files.dequantized_rows(name, &weight, rows.clone())?;
@@ -391,10 +391,60 @@ impl WeightLoader<'_> {
         self.kept_dtype(stored, shape, false)
     }
 
-    /// Whether the linear weight `name`, which the files store quantised, stays quantised in memory.
+    /// The weight `name` as the files store it quantised, or as this loader quantises it; `None` if it is to be plain.
+    ///
+    /// # Errors
+    /// The weight would be quantised twice; the errors of [`Checkpoint::quantized`]; a NaN or an infinity.
+    pub(crate) fn quantized<'f>(
+        &self,
+        files: &'f Checkpoint,
+        name: &str,
+        shape: [usize; 2],
+    ) -> Result<Option<QuantizedWeight<'f>>> {
+        match (files.quantized(name, shape)?, self.format_at_load(name)) {
+            (Some(weight), _) => self.refuse_to_quantize_again().map(|()| Some(weight)),
+            (None, Some(format)) => files.quantize(name, shape, format).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// The format of the weight `name` of uninitialised weights, if it is quantised.
+    ///
+    /// # Errors
+    /// The weight would be quantised twice.
+    pub(crate) fn format_of(&self, stored: &StoredWeights, name: &str) -> Result<Option<WeightFormat>> {
+        match stored.quantization_of(name.strip_suffix(".weight").unwrap_or(name)) {
+            Some(config) => self.refuse_to_quantize_again().map(|()| Some(config.format)),
+            None => Ok(self.format_at_load(name).map(LoadFormat::weight_format)),
+        }
+    }
+
+    /// The format to which the plain weight `name` is quantised while it is loaded, if it is. The decoder's matrices are
+    /// the weights of its linear layers; the output layer is outside of `model.layers`.
+    fn format_at_load(&self, name: &str) -> Option<LoadFormat> {
+        match self.quantization {
+            Quantization::AtLoad(format) if name.starts_with("model.layers.") => Some(format),
+            _ => None,
+        }
+    }
+
+    /// # Errors
+    /// The loader quantises weights.
+    fn refuse_to_quantize_again(&self) -> Result<()> {
+        match self.quantization {
+            Quantization::None | Quantization::OfFiles => Ok(()),
+            Quantization::AtLoad(_) | Quantization::Int8 => {
+                let what = "asks to quantise weights, but those of this model are quantised in its files";
+                Err(Error::failed("--quantize", what, "remove the option"))
+            }
+        }
+    }
+
+    /// Whether the linear weight `name`, which is quantised, stays quantised in memory.
     pub(crate) fn keeps_quantized(&self, name: &str, share: RowShare) -> bool {
         let is_whole = share == RowShare::ALL_ROWS && self.deferred(name).is_none();
-        self.quantization == Quantization::OfFiles && is_whole && !(self.trainable)(name)
+        let keeps = matches!(self.quantization, Quantization::OfFiles | Quantization::AtLoad(_));
+        keeps && is_whole && !(self.trainable)(name)
     }
 
     /// Whether the linear weight `name` is copied in the packed layout.
