@@ -51,13 +51,21 @@ impl Weight {
         if let WeightSource::Files(files) = from.source
             && let Some(weight) = from.quantized(files, name, shape)?
         {
-            return match from.keeps_quantized(name, share) {
+            let loaded = match from.keeps_quantized(name, share) {
                 true => load_quantized(from.device, files, name, &weight).map(Weight::Quantized),
                 false => Weight::load_dequantized(from, files, name, &weight, share),
             };
+            // A plain weight that was quantised here has been read as a whole.
+            if let Some(view) = files.tensor(name) {
+                view.file.forget_pages(view.offset, view.bytes.len());
+            }
+            return loaded;
         }
         if let WeightSource::Uninitialised(stored) = from.source
-            && let Some(format) = from.format_of(&stored, name)?
+            && let Some(format) = match from.format_at_load(name) {
+                Some(format) => Some(format.weight_format()),
+                None => stored.quantization_of(name.strip_suffix(".weight").unwrap_or(name)).map(|c| c.format),
+            }
         {
             return Ok(match from.keeps_quantized(name, share) {
                 true => Weight::Quantized(empty_matrix(format, from.device, shape)?),

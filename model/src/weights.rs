@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use reel_device::{DType, Device, MemoryCategory};
-use reel_input::config::{WeightFormat, WeightQuantization};
+use reel_input::config::WeightQuantization;
 use reel_input::tensor_file::StoredDType;
 use reel_runtime::Tensor;
 use reel_runtime::ops::PackedWeight;
@@ -391,52 +391,39 @@ impl WeightLoader<'_> {
         self.kept_dtype(stored, shape, false)
     }
 
-    /// The weight `name` as the files store it quantised, or as this loader quantises it; `None` if it is to be plain.
-    ///
-    /// # Errors
-    /// The weight would be quantised twice; the errors of [`Checkpoint::quantized`]; a NaN or an infinity.
-    pub(crate) fn quantized<'f>(
-        &self,
-        files: &'f Checkpoint,
-        name: &str,
-        shape: [usize; 2],
-    ) -> Result<Option<QuantizedWeight<'f>>> {
-        match (files.quantized(name, shape)?, self.format_at_load(name)) {
-            (Some(weight), _) => self.refuse_to_quantize_again().map(|()| Some(weight)),
-            (None, Some(format)) => files.quantize(name, shape, format).map(Some),
-            (None, None) => Ok(None),
+    /// Fails if the weights would be quantised twice.
+    pub(crate) fn check_quantization(&self) -> Result<()> {
+        match self.quantization {
+            Quantization::AtLoad(_) | Quantization::Int8 if self.source.stored().quantization.is_some() => {
+                let what = "asks to quantise weights, but those of this model are quantised in its files";
+                Err(Error::failed("--quantize", what, "remove the option"))
+            }
+            _ => Ok(()),
         }
     }
 
-    /// The format of the weight `name` of uninitialised weights, if it is quantised.
-    ///
-    /// # Errors
-    /// The weight would be quantised twice.
-    pub(crate) fn format_of(&self, stored: &StoredWeights, name: &str) -> Result<Option<WeightFormat>> {
-        match stored.quantization_of(name.strip_suffix(".weight").unwrap_or(name)) {
-            Some(config) => self.refuse_to_quantize_again().map(|()| Some(config.format)),
-            None => Ok(self.format_at_load(name).map(LoadFormat::weight_format)),
-        }
-    }
-
-    /// The format to which the plain weight `name` is quantised while it is loaded, if it is. The decoder's matrices are
-    /// the weights of its linear layers; the output layer is outside of `model.layers`.
-    fn format_at_load(&self, name: &str) -> Option<LoadFormat> {
+    /// The format to which the plain weight `name` is quantised while it is loaded, if it is. All matrices of the decoder's
+    /// layers are weights of linear layers.
+    pub(crate) fn format_at_load(&self, name: &str) -> Option<LoadFormat> {
         match self.quantization {
             Quantization::AtLoad(format) if name.starts_with("model.layers.") => Some(format),
             _ => None,
         }
     }
 
+    /// The weight `name` as the files store it quantised, or as this loader quantises it; `None` if it is to be plain.
+    ///
     /// # Errors
-    /// The loader quantises weights.
-    fn refuse_to_quantize_again(&self) -> Result<()> {
-        match self.quantization {
-            Quantization::None | Quantization::OfFiles => Ok(()),
-            Quantization::AtLoad(_) | Quantization::Int8 => {
-                let what = "asks to quantise weights, but those of this model are quantised in its files";
-                Err(Error::failed("--quantize", what, "remove the option"))
-            }
+    /// The errors of [`Checkpoint::quantized`] and of [`Checkpoint::quantize`].
+    pub(crate) fn quantized<'f>(
+        &self,
+        files: &'f Checkpoint,
+        name: &str,
+        shape: [usize; 2],
+    ) -> Result<Option<QuantizedWeight<'f>>> {
+        match self.format_at_load(name) {
+            Some(format) => files.quantize(name, shape, format).map(Some),
+            None => files.quantized(name, shape),
         }
     }
 

@@ -40,23 +40,10 @@ const NESTED_BLOCK: usize = 256;
 const MAX_E4M3: f32 = 448.0;
 
 /// The values of nf4, of `get_4bit_type` of bitsandbytes: quantiles of the normal distribution.
+#[rustfmt::skip]
 const NF4: [f32; 16] = [
-    -1.0,
-    -0.696_192_8,
-    -0.525_073_05,
-    -0.394_917_5,
-    -0.284_441_38,
-    -0.184_773_43,
-    -0.091_050_036,
-    0.0,
-    0.079_580_3,
-    0.160_930_2,
-    0.246_112_3,
-    0.337_915_24,
-    0.440_709_83,
-    0.562_617,
-    0.722_956_84,
-    1.0,
+    -1.0, -0.696_192_8, -0.525_073_05, -0.394_917_5, -0.284_441_38, -0.184_773_43, -0.091_050_036, 0.0,
+    0.079_580_3, 0.160_930_2, 0.246_112_3, 0.337_915_24, 0.440_709_83, 0.562_617, 0.722_956_84, 1.0,
 ];
 
 /// A plain weight `[out, in]` whose codes are computed when they are read.
@@ -87,12 +74,10 @@ impl Checkpoint {
     /// The weight is missing or has another shape; it has a NaN or an infinity.
     pub(crate) fn quantize(&self, name: &str, shape: [usize; 2], format: LoadFormat) -> Result<QuantizedWeight<'_>> {
         let view = self.tensor_with_shape(name, &shape)?;
-        let weight = QuantizedWeight::of_plain(view.dtype, view.bytes, shape, format).map_err(|row| {
+        QuantizedWeight::of_plain(view.dtype, view.bytes, shape, format).map_err(|row| {
             let what = format!("row {row} has a NaN or an infinity, which cannot be quantised");
             Error::failed(name, what, "copy or download the file again")
-        });
-        view.file.forget_pages(view.offset, view.bytes.len());
-        weight
+        })
     }
 }
 
@@ -124,23 +109,23 @@ fn largest_of_blocks(dtype: StoredDType, bytes: &[u8], inner: usize, format: Loa
         LoadFormat::Nf4 => NF4_BLOCK * 4096,
         LoadFormat::Fp8 => FP8_BLOCK * inner,
     };
-    let largest = |values: &[f32]| values.iter().fold(0, |largest: u32, x| largest.max(x.abs().to_bits()));
+    let largest = |values: &[f32]| values.iter().fold(0f32, |largest, x| largest.max(x.abs()));
     let parts = bytes.par_chunks(part * dtype.element_bytes()).enumerate().map(|(i, bytes)| {
         let values = widen_to_f32(dtype, bytes).unwrap_or_default();
         if let Some(at) = values.iter().position(|x| !x.is_finite()) {
             return Err((i * part + at) / inner);
         }
-        let mut blocks = vec![0; if format == LoadFormat::Nf4 { 0 } else { inner.div_ceil(FP8_BLOCK) }];
-        match format {
-            LoadFormat::Nf4 => blocks.extend(values.chunks(NF4_BLOCK).map(largest)),
+        let blocks = match format {
+            LoadFormat::Nf4 => values.chunks(NF4_BLOCK).map(largest).collect(),
             LoadFormat::Fp8 => {
-                for row in values.chunks(inner) {
-                    let each = blocks.iter_mut().zip(row.chunks(FP8_BLOCK));
-                    each.for_each(|(block, values)| *block = largest(values).max(*block));
+                let mut blocks = vec![0f32; inner.div_ceil(FP8_BLOCK)];
+                for (block, values) in values.chunks(inner).flat_map(|row| row.chunks(FP8_BLOCK).enumerate()) {
+                    blocks[block] = largest(values).max(blocks[block]);
                 }
+                blocks
             }
-        }
-        Ok(blocks.into_iter().map(f32::from_bits).collect::<Vec<f32>>())
+        };
+        Ok(blocks)
     });
     Ok(parts.collect::<Result<Vec<Vec<f32>>, usize>>()?.concat())
 }
