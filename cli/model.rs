@@ -9,7 +9,7 @@ use reel_device::{DType, Device, MatmulImplementation, SimOptions};
 use reel_input::config::{ModelConfig, TextConfig};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::lora::{Adapter, AdapterSource};
-use reel_model::quantization::Quantization;
+use reel_model::quantization::{LoadFormat, Quantization};
 use reel_model::qwen_vl::QwenVl;
 use reel_model::tensor_parallel::TensorParallel;
 use reel_runtime::Cx;
@@ -28,8 +28,8 @@ const SERVED_TOKENS_PER_COMPLETION: usize = 4096;
 /// The option `--quantize` of commands that load a model only to generate.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct QuantizeFlag {
-    /// Quantise the weights of the decoder's linear layers and of the output layer while loading: int8, half the bytes
-    /// of bf16. The vision tower, embeddings, norms and adapters keep their dtype
+    /// Quantise the weights of the decoder's linear layers while loading, with int8 also those of the output layer. The
+    /// vision tower, embeddings, norms and adapters keep their dtype
     #[arg(long, value_name = "FORMAT", value_enum)]
     quantize: Option<QuantizeName>,
 }
@@ -37,14 +37,22 @@ pub struct QuantizeFlag {
 /// A format of quantised weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum QuantizeName {
-    // Signed bytes, with one f32 scale for each row of a weight.
+    /// Signed bytes with a scale for each row: half the bytes of bf16
     Int8,
+    /// 4.5 bits for each weight, with the values of bitsandbytes (NF4, double quantisation)
+    Nf4,
+    /// 8-bit floats (e4m3) with a scale for each block of 128 x 128 weights
+    Fp8,
 }
 
 impl QuantizeFlag {
     /// Returns the name of the format; `None` if the weights are not quantised.
     pub fn name(self) -> Option<&'static str> {
-        self.quantize.map(|QuantizeName::Int8| "int8")
+        self.quantize.map(|format| match format {
+            QuantizeName::Int8 => "int8",
+            QuantizeName::Nf4 => "nf4",
+            QuantizeName::Fp8 => "fp8",
+        })
     }
 
     /// Returns the option `--quantize int8`.
@@ -55,6 +63,8 @@ impl QuantizeFlag {
     pub fn quantization(self) -> Quantization {
         match self.quantize {
             Some(QuantizeName::Int8) => Quantization::Int8,
+            Some(QuantizeName::Nf4) => Quantization::AtLoad(LoadFormat::Nf4),
+            Some(QuantizeName::Fp8) => Quantization::AtLoad(LoadFormat::Fp8),
             None => Quantization::None,
         }
     }

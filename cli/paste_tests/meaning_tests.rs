@@ -57,6 +57,46 @@ fn adapters_have_the_programs_defaults() {
     assert!(!words_of("sft --model m --data d --out o --lora-r 8 --bf16").contains("--lora-alpha"));
 }
 
+/// QLoRA of ms-swift and 2U1 quantises what `--quantize nf4` does. Other programs quantise the vision tower, too.
+#[test]
+fn quantised_weights_are_those_of_the_program() {
+    let swift = "sft --model m --dataset d --output_dir o --tuner_type lora --freeze_vit true --quant_method bnb";
+    let two_u_one = format!("{TWO_U_ONE} --freeze_vision_tower True");
+    for line in [
+        format!("{swift} --quant_bits 4"),
+        format!("{swift} --quant_bits 4 --bnb_4bit_quant_type nf4 --bnb_4bit_use_double_quant true"),
+        format!("{swift} --quant_bits 4 --bnb_4bit_compute_dtype bfloat16 --bnb_4bit_quant_storage uint8"),
+        format!("{two_u_one} --bits 4 --double_quant True --quant_type nf4"),
+    ] {
+        assert!(words_of(&line).contains("--quantize nf4"), "{line}");
+    }
+    assert!(!words_of(&format!("{two_u_one} --bits 16 --double_quant True")).contains("--quantize"));
+    let none = "is a kind of quantized weights that reel does not have";
+    let single = "leaves the scales of 4-bit weights as they are";
+    all_refused(
+        &swift.replace(" --quant_method bnb", ""),
+        &[
+            ("--quant_method hqq --quant_bits 4", none),
+            ("--quant_method fp8", none),
+            ("--quant_method bnb --quant_bits 8", none),
+            ("--quant_method bnb --quant_bits 4 --bnb_4bit_quant_type fp4", none),
+            ("--quant_method bnb --quant_bits 4 --bnb_4bit_compute_dtype float32", none),
+            ("--quant_method bnb --quant_bits 4 --bnb_4bit_use_double_quant false", single),
+        ],
+    );
+    all_refused(
+        &two_u_one,
+        &[("--bits 8", none), ("--bits 4 --double_quant False", single), ("--quant_type fp4", none)],
+    );
+    let tower = "quantizes the linear layers of the vision tower, too";
+    let llama = "sft --model_name_or_path m --dataset d.json --output_dir o --finetuning_type lora --quantization_bit";
+    all_refused(llama, &[("4", tower), ("8", none), ("4 --double_quantization false", single)]);
+    let line =
+        "sft --model_name_or_path m --dataset_name d --output_dir o --use_peft --load_in_4bit --use_bnb_nested_quant";
+    let message = expect_refused(outcome_of_line(line), line);
+    assert!(message.contains(tower) && corrected_words(&message).join(" ").contains("--quantize nf4"), "{message}");
+}
+
 /// With `vision_lora` of the program 2U1, the frozen vision tower gets an adapter. Layers whose names are excluded
 /// must be layers that get no adapter in reel either.
 #[test]
@@ -203,7 +243,7 @@ fn limits_of_servers_are_translated() {
     all_refused(
         "serve --model m",
         &[
-            ("-q awq", "--quantize int8"),
+            ("-q awq", "--quantize int8, nf4 and fp8"),
             ("--mmproj x.gguf -c 8192", "the weights of the vision tower"),
             ("--load-format dummy", "reads the safetensors files"),
             ("--enable-reasoning", "include_reasoning"),

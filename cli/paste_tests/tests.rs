@@ -133,7 +133,7 @@ fn name_and_value_are_judged_together() {
         ("--torch_dtype float16", "--torch_dtype float16: reel computes in bf16 or f32"),
         ("--lora_dropout 0.05", "--lora_dropout 0.05: reel trains without dropout; leave it out"),
         ("--save_steps 0.5", "--save_steps 0.5: is a share of all steps"),
-        ("--load_in_4bit true", "--load_in_4bit true: reel quantizes no weights for training"),
+        ("--load_in_4bit true", "--load_in_4bit true: quantizes the linear layers of the vision tower, too"),
         (
             "--lr_scheduler_type cosine_with_min_lr",
             "--lr_scheduler_type cosine_with_min_lr: reel's cosine schedule ends",

@@ -49,27 +49,37 @@ impl Weight {
     /// memory.
     pub(crate) fn load(from: &WeightLoader, name: &str, shape: [usize; 2], share: RowShare) -> Result<Weight> {
         if let WeightSource::Files(files) = from.source
-            && let Some(weight) = files.quantized(name, shape)?
+            && let Some(weight) = from.quantized(files, name, shape)?
         {
-            return match from.keeps_quantized(name, share, weight.is_read_fast_on(from.device)) {
+            let loaded = match from.keeps_quantized(name, share, weight.is_read_fast_on(from.device)) {
                 true => load_quantized(from.device, files, name, &weight).map(Weight::Quantized),
                 false => Weight::load_dequantized(from, files, name, &weight, share),
             };
+            // A plain weight that was quantised here has been read as a whole.
+            if let Some(view) = files.tensor(name) {
+                view.file.forget_pages(view.offset, view.bytes.len());
+            }
+            return loaded;
         }
         if let WeightSource::Uninitialised(stored) = from.source
-            && let Some(config) = stored.quantization_of(name.strip_suffix(".weight").unwrap_or(name))
+            && let Some(format) = match from.format_at_load(name) {
+                Some(format) => Some(format.weight_format()),
+                None => stored.quantization_of(name.strip_suffix(".weight").unwrap_or(name)).map(|c| c.format),
+            }
         {
-            let layout = MatrixLayout::of(config.format, shape);
+            let layout = MatrixLayout::of(format, shape);
             return Ok(match from.keeps_quantized(name, share, layout.is_read_fast_on(from.device)) {
                 true => Weight::Quantized(layout.empty_matrix(from.device, shape)?),
                 false => Weight::Dense(from.load_dequantized(name, shape, share, None)?),
             });
         }
         Ok(match (from.quantization, from.source) {
-            (Quantization::None | Quantization::OfFiles, _) => match Weight::load_packed(from, name, shape, share)? {
-                Some(packed) => packed,
-                None => Weight::Dense(from.load_share(name, shape, share)?),
-            },
+            (Quantization::None | Quantization::OfFiles | Quantization::AtLoad(_), _) => {
+                match Weight::load_packed(from, name, shape, share)? {
+                    Some(packed) => packed,
+                    None => Weight::Dense(from.load_share(name, shape, share)?),
+                }
+            }
             (Quantization::Int8, WeightSource::Files(files)) => {
                 Weight::Packed(quantize(from.device, files, name, shape, share)?)
             }
@@ -87,10 +97,6 @@ impl Weight {
         weight: &QuantizedWeight,
         share: RowShare,
     ) -> Result<Weight> {
-        if from.quantization == Quantization::Int8 {
-            let what = "asks to quantise weights, but those of this model are quantised in its files";
-            return Err(Error::failed("--quantize", what, "remove the option"));
-        }
         if (from.trainable)(name) {
             // Fails, because a quantised weight has no plain tensor.
             files.tensor_with_shape(name, &weight.shape)?;

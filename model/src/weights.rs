@@ -14,7 +14,7 @@ use reel_runtime::ops::PackedWeight;
 
 use crate::checkpoint::{Checkpoint, QuantizedWeight, TensorNaming, TensorView};
 use crate::error::{Error, Result};
-use crate::quantization::Quantization;
+use crate::quantization::{LoadFormat, Quantization};
 use crate::tensor_parallel::RowShare;
 use crate::widen::widen_to_f32;
 
@@ -188,7 +188,7 @@ impl WeightLoader<'_> {
         let WeightSource::Files(files) = self.source else { return Ok(()) };
         let DeferredWeight { name, tensor, file_shape } = weight;
         if let &[out, inner] = &file_shape[..]
-            && let Some(weight) = files.quantized(name, [out, inner])?
+            && let Some(weight) = self.quantized(files, name, [out, inner])?
         {
             let rows = range.start / inner..range.end.div_ceil(inner);
             let values = files.dequantized_rows(name, &weight, rows.clone())?;
@@ -391,12 +391,48 @@ impl WeightLoader<'_> {
         self.kept_dtype(stored, shape, false)
     }
 
-    /// Whether the linear weight `name`, which the files store quantised, stays quantised in memory. `is_fast` says
-    /// whether decode steps read it so at least about as fast as the plain weight.
+    /// Fails if the weights would be quantised twice.
+    pub(crate) fn check_quantization(&self) -> Result<()> {
+        match self.quantization {
+            Quantization::AtLoad(_) | Quantization::Int8 if self.source.stored().quantization.is_some() => {
+                let what = "asks to quantise weights, but those of this model are quantised in its files";
+                Err(Error::failed("--quantize", what, "remove the option"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The format to which the plain weight `name` is quantised while it is loaded, if it is. All matrices of the decoder's
+    /// layers are weights of linear layers.
+    pub(crate) fn format_at_load(&self, name: &str) -> Option<LoadFormat> {
+        match self.quantization {
+            Quantization::AtLoad(format) if name.starts_with("model.layers.") => Some(format),
+            _ => None,
+        }
+    }
+
+    /// The weight `name` as the files store it quantised, or as this loader quantises it; `None` if it is to be plain.
+    ///
+    /// # Errors
+    /// The errors of [`Checkpoint::quantized`] and of [`Checkpoint::quantize`].
+    pub(crate) fn quantized<'f>(
+        &self,
+        files: &'f Checkpoint,
+        name: &str,
+        shape: [usize; 2],
+    ) -> Result<Option<QuantizedWeight<'f>>> {
+        match self.format_at_load(name) {
+            Some(format) => files.quantize(name, shape, format).map(Some),
+            None => files.quantized(name, shape),
+        }
+    }
+
+    /// Whether the linear weight `name`, which is quantised, stays quantised in memory. `is_fast` says whether decode
+    /// steps read it about as fast as the plain weight.
     pub(crate) fn keeps_quantized(&self, name: &str, share: RowShare, is_fast: bool) -> bool {
         let is_whole = share == RowShare::ALL_ROWS && self.deferred(name).is_none();
         let keeps = match self.quantization {
-            Quantization::OfFiles => true,
+            Quantization::OfFiles | Quantization::AtLoad(_) => true,
             Quantization::None => is_fast,
             Quantization::Int8 => false,
         };

@@ -112,8 +112,9 @@ impl TextDecoder {
     /// Loads the tensors `model.*` and `lm_head.weight`; with `parallel`, only this rank's part of them.
     ///
     /// # Errors
-    /// A tensor is missing or has another shape; out of memory.
+    /// A tensor is missing or has another shape; weights would be quantised twice; out of memory.
     pub fn load(from: &WeightLoader, config: &ModelConfig, parallel: Option<&TensorParallel>) -> Result<TextDecoder> {
+        from.check_quantization()?;
         let text = &config.text;
         let share = parallel.map_or(RowShare::ALL_ROWS, TensorParallel::row_share);
         let table = [text.vocab_size, text.hidden_size];

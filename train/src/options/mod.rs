@@ -83,6 +83,16 @@ pub enum Optim {
     Adamw8bit,
 }
 
+/// The format to which a training run quantises the weights of the decoder's linear layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QuantizeFormat {
+    /// 4.5 bits for each weight, with the values of bitsandbytes (NF4, double quantisation)
+    Nf4,
+    /// 8-bit floats (e4m3) with a scale for each block of 128 x 128 weights
+    Fp8,
+}
+
 /// Which activations of a layer the backward pass computes again instead of keeping them. Results have the same bits.
 /// TRL's flag and files have a boolean instead: true means `full`, false means `none`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]

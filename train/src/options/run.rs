@@ -7,12 +7,13 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use reel_input::media::worker::FrameCacheOptions;
 use reel_model::lora::{ALL_LINEAR, DECODER_LINEAR_LAYERS, LoraSpec};
+use reel_model::quantization::{LoadFormat, Quantization};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
-    BestMetric, EvaluationOptions, FolderFormatName, GradientCheckpointing, LossMean, LrScheduler, Optim, Recipe,
-    ReportTo, StepRange, ToolOptions, check, default_options, range,
+    BestMetric, EvaluationOptions, FolderFormatName, GradientCheckpointing, LossMean, LrScheduler, Optim,
+    QuantizeFormat, Recipe, ReportTo, StepRange, ToolOptions, check, default_options, range,
 };
 use crate::Result;
 use crate::file_names::QUARANTINE_FILE;
@@ -170,6 +171,10 @@ pub struct RunOptions {
     /// q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj of the decoder]
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub lora_target_modules: Option<Vec<String>>,
+    /// Quantise the frozen weights of the decoder's linear layers while loading them (QLoRA): they stay quantised in
+    /// memory. The output layer, the vision tower, embeddings and norms keep their dtype
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub quantize: Option<QuantizeFormat>,
     /// Freeze the vision tower and its merger (--freeze-merger false: the tower alone)
     #[arg(long)]
     pub freeze_vision: bool,
@@ -395,6 +400,15 @@ impl RunOptions {
         })
     }
 
+    /// How the weights of the decoder's linear layers are kept.
+    pub fn quantization(&self) -> Quantization {
+        match self.quantize {
+            None => Quantization::OfFiles,
+            Some(QuantizeFormat::Nf4) => Quantization::AtLoad(LoadFormat::Nf4),
+            Some(QuantizeFormat::Fp8) => Quantization::AtLoad(LoadFormat::Fp8),
+        }
+    }
+
     /// Whether the merger between vision tower and decoder is frozen.
     pub fn is_merger_frozen(&self) -> bool {
         self.freeze_merger.unwrap_or(self.freeze_vision)
@@ -493,6 +507,7 @@ impl RunOptions {
         let for_one = [
             ("--lora-alpha", self.lora_alpha.is_some()),
             ("--lora-target-modules", self.lora_target_modules.is_some()),
+            ("--quantize", self.quantize.is_some()),
         ];
         for (flag, given) in for_one {
             check(r > 0 || !given, flag, "is for LoRA, but --lora-r is 0".into(), "give --lora-r too")?;

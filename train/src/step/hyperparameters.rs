@@ -4,6 +4,7 @@
 use reel_input::config::{Family, ModelConfig};
 use reel_model::flops::TrainedParts;
 use reel_model::lora::LoraSpec;
+use reel_model::quantization::Quantization;
 use reel_runtime::optim::{AdamWParams, LearningRateSchedule, MomentFormat, ScheduleKind};
 
 use crate::options::{GradientCheckpointing, LossMean, LrScheduler, RunOptions};
@@ -30,6 +31,8 @@ pub struct Hyperparameters {
     pub freeze_llm: bool,
     /// The LoRA adapter to train; `None` trains the model's own weights.
     pub lora: Option<LoraSpec>,
+    /// How the weights of the decoder's linear layers are kept.
+    pub quantization: Quantization,
     /// How the optimizer stores its moments.
     pub moments: MomentFormat,
     /// Whether each of several ranks keeps only a part of the weights (ZeRO-3).
@@ -69,6 +72,7 @@ impl Hyperparameters {
             freeze_merger: options.is_merger_frozen(),
             freeze_llm: options.freeze_llm,
             lora: options.lora_spec(),
+            quantization: options.quantization(),
             moments: options.optim.moment_format(),
             shards_weights: options.zero_stage == 3,
             seed: 0,

@@ -11,7 +11,6 @@ use reel_input::config::ModelConfig;
 use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::lora::{Adapter, AdapterSource, LoraSpec};
-use reel_model::quantization::Quantization;
 use reel_model::qwen_vl::QwenVl;
 use reel_model::weights::{DeferredWeights, WeightLoader, WeightSource};
 use reel_runtime::optim::{AdamW, clip_factor};
@@ -163,7 +162,7 @@ impl Trainer {
             device,
             source: weights,
             dtype,
-            quantization: Quantization::OfFiles,
+            quantization: hyperparameters.quantization,
             may_pad: hyperparameters.may_pad_weights(),
             trainable: &trainable,
             deferred: deferred.as_ref(),

@@ -8,6 +8,7 @@
 //! into a table (nf4). Sources: the layouts of AutoAWQ's `gemm` kernels, of GPTQModel, compressed-tensors, bitsandbytes,
 //! and of transformers' `finegrained_fp8`.
 
+mod at_load;
 mod codes;
 mod parts;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use reel_support::diagnostic::print_note_once;
 
 use super::{Checkpoint, fault};
 use crate::error::{Error, Result};
+use at_load::PlainWeight;
 use codes::CodeLayout;
 use parts::{Part, QuantizedParts, main_part, part_names};
 
@@ -34,13 +36,21 @@ use parts::{Part, QuantizedParts, main_part, part_names};
 pub struct QuantizedWeight<'a> {
     /// The number of rows (outputs) and columns (inputs).
     pub shape: [usize; 2],
-    codes: &'a [u8],
-    layout: CodeLayout,
+    codes: Codes<'a>,
     values: CodeValues,
     /// The zero point of each block; empty if all are 0.
     zeros: Vec<f32>,
     scales: Vec<f32>,
     blocks: ScaleBlocks,
+}
+
+/// Where the codes of a weight are.
+#[derive(Debug)]
+enum Codes<'a> {
+    /// In the files, in this layout.
+    Stored(&'a [u8], CodeLayout),
+    /// In no file: the weight is quantised while it is loaded.
+    OfPlain(PlainWeight<'a>),
 }
 
 /// The number of rows that a thread reads at a time. A word of AWQ has 8 rows, and a cache line 16 words.
@@ -57,13 +67,21 @@ impl QuantizedWeight<'_> {
             let first = rows.start + i * ROWS_AT_ONCE;
             let rows = first..first + to.len() / inner;
             let mut codes = vec![0; to.len()];
-            self.layout.read_rows(self.codes, self.shape, &rows, &mut codes);
+            self.read_codes(&rows, &mut codes);
             let mut each = rows.zip(to.chunks_exact_mut(inner).zip(codes.chunks_exact(inner)));
             each.try_for_each(|(row, (to, codes))| {
                 self.read_row(row, codes, &table, to);
                 if to.iter().fold(true, |all, x| all & x.is_finite()) { Ok(()) } else { Err(row) }
             })
         })
+    }
+
+    /// Writes the codes of the rows `rows` to `to`, `[rows, in]`.
+    fn read_codes(&self, rows: &Range<usize>, to: &mut [u8]) {
+        match &self.codes {
+            Codes::Stored(bytes, layout) => layout.read_rows(bytes, self.shape, rows, to),
+            Codes::OfPlain(plain) => self.compute_codes(plain, rows, to),
+        }
     }
 
     /// Writes the values of a row whose codes are `codes`; `table` has the value of each code.
@@ -84,7 +102,7 @@ impl QuantizedWeight<'_> {
         let mut codes = vec![0; rows.len() * inner];
         codes.par_chunks_mut(ROWS_AT_ONCE * inner).enumerate().try_for_each(|(i, codes)| {
             let first = rows.start + i * ROWS_AT_ONCE;
-            self.layout.read_rows(self.codes, self.shape, &(first..first + codes.len() / inner), codes);
+            self.read_codes(&(first..first + codes.len() / inner), codes);
             let is_nan = |code: &u8| code & 0x7f == 0x7f;
             match codes.iter().position(is_nan).filter(|_| self.values == CodeValues::E4m3) {
                 Some(at) => Err(first + at / inner),
@@ -122,8 +140,6 @@ impl MatrixLayout {
     /// The layout of a weight `[out, in]`. The values of its codes, and the blocks of its columns, are not those of
     /// files.
     pub(crate) fn of(format: WeightFormat, shape: [usize; 2]) -> MatrixLayout {
-        /// The default of bitsandbytes, which config.json does not name.
-        const NF4_BLOCK: usize = 64;
         const TABLE: CodeValues = CodeValues::Table([0.0; 16]);
         let of_bits = |bits: u32| if bits == 8 { CodeValues::U8 } else { TABLE };
         let (values, scales, has_zeros) = match format {
@@ -136,7 +152,8 @@ impl MatrixLayout {
         };
         let tile = scales.block(shape);
         let blocks = match format {
-            WeightFormat::Nf4 => ScaleBlocks::Consecutive(NF4_BLOCK),
+            // The default of bitsandbytes, which config.json does not name.
+            WeightFormat::Nf4 => ScaleBlocks::Consecutive(at_load::NF4_BLOCK),
             WeightFormat::Gptq { reorders: true, .. } => {
                 ScaleBlocks::OfColumns { count: shape[1].div_ceil(tile[1]), block: vec![0; shape[1]] }
             }

@@ -6,8 +6,8 @@ use reel_kernels::dequantize::CodeValues;
 use reel_runtime::ops::ScaleBlocks;
 use serde_json::Value;
 
-use super::QuantizedWeight;
 use super::codes::{AWQ_POSITION, CodeLayout, code, word};
+use super::{Codes, QuantizedWeight};
 use crate::error::{Error, Result};
 use crate::widen::widen_to_f32;
 
@@ -70,8 +70,7 @@ impl<'a> QuantizedParts<'a, '_> {
         let [out, inner] = self.shape;
         let weight = |codes, layout, values, zeros, scales, blocks| QuantizedWeight {
             shape: self.shape,
-            codes,
-            layout,
+            codes: Codes::Stored(codes, layout),
             values,
             zeros,
             scales,
@@ -188,8 +187,7 @@ impl<'a> QuantizedParts<'a, '_> {
         };
         Ok(QuantizedWeight {
             shape: self.shape,
-            codes,
-            layout: CodeLayout::Columns { bits },
+            codes: Codes::Stored(codes, CodeLayout::Columns { bits }),
             values: integers(bits),
             zeros: by_row(out, groups, |o, group| (stored(group, o) + u32::from(is_version_1)) as f32),
             scales,
@@ -235,8 +233,7 @@ impl<'a> QuantizedParts<'a, '_> {
         };
         Ok(QuantizedWeight {
             shape: self.shape,
-            codes,
-            layout: CodeLayout::UpperHalfFirst,
+            codes: Codes::Stored(codes, CodeLayout::UpperHalfFirst),
             values,
             zeros: Vec::new(),
             scales,

@@ -28,7 +28,6 @@ use crate::step::trainer::{StepResult, Trainer};
 use reel_device::{RangeName, range};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::features::FeatureCache;
-use reel_model::quantization::Quantization;
 use reel_model::qwen_vl::QwenVl;
 use reel_model::text::TextDecoder;
 use reel_model::weights::{WeightLoader, WeightSource};
@@ -233,7 +232,7 @@ pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Resul
         device: &trainer.device,
         source: weights,
         dtype: trainer.dtype,
-        quantization: Quantization::OfFiles,
+        quantization: trainer.hyperparameters.quantization,
         may_pad: trainer.hyperparameters.may_pad_weights(),
         trainable: &|_| false,
         deferred: None,
