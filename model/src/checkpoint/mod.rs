@@ -24,7 +24,7 @@ use crate::tensor_parallel::RowShare;
 
 pub use expected::expected_tensors;
 pub use quantized::QuantizedWeight;
-pub(crate) use quantized::empty_matrix;
+pub(crate) use quantized::{AWQ_POSITION, empty_matrix};
 
 /// The naming scheme of the tensors in weight files. The program itself uses classic names only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -30,6 +30,7 @@ use reel_runtime::{Checkpointing, Cx, RuntimeError, Tensor, WeightUnit};
 
 use crate::error::{Error, Result};
 use crate::linear::{JoinedWeights, Linear};
+use crate::linear_inputs::{LinearInputs, RECORDED_LAYERS};
 use crate::linear_weight::Weight;
 use crate::residual::Residual;
 use crate::tensor_parallel::{RowShare, TensorParallel};
@@ -209,6 +210,14 @@ impl TextDecoder {
             let l = Arc::make_mut(layer);
             [&mut l.q, &mut l.k, &mut l.v, &mut l.o, &mut l.gate, &mut l.up, &mut l.down]
         })
+    }
+
+    /// Makes the linear layers record their inputs in forward passes that are no decode steps. Of layers with the same
+    /// input one records it, see [`LinearInputs`].
+    pub(crate) fn record_linear_inputs(&mut self) -> LinearInputs {
+        let recorded = |linear: &&mut Linear| RECORDED_LAYERS.iter().any(|end| linear.name.ends_with(end));
+        let layers = self.linear_layers_mut().filter(recorded);
+        layers.map(|linear| (linear.name.to_string(), linear.inputs.insert(Arc::default()).clone())).collect()
     }
 
     /// The bytes of the weights that [`Self::with_packed_copies`] copies.

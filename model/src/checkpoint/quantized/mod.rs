@@ -26,6 +26,7 @@ use reel_support::diagnostic::print_note_once;
 
 use super::{Checkpoint, fault};
 use crate::error::{Error, Result};
+pub(crate) use codes::AWQ_POSITION;
 use codes::CodeLayout;
 use parts::{Part, QuantizedParts, main_part, part_names};
 
