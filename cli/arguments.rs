@@ -180,6 +180,9 @@ fn own_help(option: &str, path: &str) -> Option<String> {
         }
         ("device", "kernels bench") => Some("Device that runs the kernels: cuda[:N] [default: cuda]".into()),
         ("dtype", "dequantize") => Some("Data type of all weights [default: bf16]".into()),
+        ("dtype", "quantize") => Some(
+            "Data type in which calibration and perplexity are computed [default: bf16 on cuda, f32 on cpu]".into(),
+        ),
         ("dtype", "init") => Some(init::dtype_help()),
         ("dtype", "bench op") => {
             Some("Time only kernels of this data type [default: kernels of all data types]".into())
@@ -211,11 +214,11 @@ fn has_effect(option: &str, path: &str) -> bool {
     ];
     let one_of = |paths: &[&str]| paths.contains(&path);
     // `curate` runs models from local folders on the device.
-    let on_device = one_of(&MODEL) || one_of(&["bench op", "replay", "kernels check", "curate"]);
+    let on_device = one_of(&MODEL) || one_of(&["bench op", "replay", "kernels check", "curate", "quantize"]);
     let plans = path.starts_with("plan");
     match option {
         "device" => on_device || path == "kernels bench",
-        "dtype" => one_of(&MODEL) || one_of(&["bench op", "init", "curate", "dequantize"]),
+        "dtype" => one_of(&MODEL) || one_of(&["bench op", "init", "curate", "dequantize", "quantize"]),
         "threads" => {
             let others = [
                 "frames",
@@ -249,6 +252,7 @@ fn has_effect(option: &str, path: &str) -> bool {
                 "report",
                 "dequantize",
                 "merge",
+                "quantize",
                 "replay",
                 "kernels check",
                 "sim run",

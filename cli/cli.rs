@@ -9,8 +9,8 @@ use reel_train::runs::paste;
 use crate::common::CommonOptions;
 use crate::{
     arguments, bench, completions, curate, data, demo, demo_clips, dequantize, doctor, eval, frames, generate, grpo,
-    help, init, kernels, man, merge, output, plan, preprocess, ranks, replaced, replay, report, resize, reward, score,
-    serve, sft, sim, tokenize,
+    help, init, kernels, man, merge, output, plan, preprocess, quantize, ranks, replaced, replay, report, resize,
+    reward, score, serve, sft, sim, tokenize,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -89,6 +89,8 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Write the model inputs of chat messages: token ids, M-RoPE positions, patches
     Preprocess(preprocess::PreprocessArgs),
+    /// Write a model with weights of 8-bit floats or 4-bit integers (fp8, AWQ)
+    Quantize(quantize::QuantizeArgs),
     /// Repeat one step of a training run and check that the resulting weights have the same bits
     Replay(replay::ReplayArgs),
     /// Write an HTML page about a training run: curves and sampled completions
@@ -143,6 +145,7 @@ pub fn run(cli: Cli, name: &str, matches: &ArgMatches) -> Result<()> {
         Command::Merge(c) => c.run(common),
         Command::Plan(c) => c.run(common, matches),
         Command::Preprocess(c) => c.run(common),
+        Command::Quantize(c) => c.run(common),
         Command::Replay(c) => c.run(common),
         Command::Report(c) => c.run(common),
         Command::Resize(c) => c.run(common),

@@ -39,6 +39,7 @@ mod predictor;
 mod preprocess;
 mod profiler;
 mod prompt;
+mod quantize;
 mod rank_flags;
 mod ranks;
 mod replaced;

@@ -84,6 +84,26 @@ impl MediaFlags {
         Ok(overrides)
     }
 
+    /// Returns the options for reading the images and videos of training rows: with the default profile of the training
+    /// commands.
+    pub fn training_options(
+        &self,
+        access: &MediaAccessFlags,
+        worker: &WorkerFlags,
+        media_root: &Path,
+        common: &CommonOptions,
+    ) -> Result<MediaOptions> {
+        let profile = self.profile(MediaProfile::VideorftTrain)?;
+        let form = self.with_prompt_form_or(self, MediaOptions::default());
+        Ok(MediaOptions {
+            profile,
+            overrides: self.limit_overrides(profile)?,
+            decoder: worker.decode_worker(common)?,
+            access: access.media_access(media_root),
+            ..form
+        })
+    }
+
     /// Returns `options` with the form of prompts that these options set, or else `fallback`.
     pub fn with_prompt_form_or(&self, fallback: &Self, options: MediaOptions) -> MediaOptions {
         MediaOptions {

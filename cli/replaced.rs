@@ -21,7 +21,8 @@ use crate::fail::{failed, usage_error};
 const OUTPUT_FILES: [&str; 6] = ["out", "output", "html", "trace", "sarif", "speedscope"];
 
 /// Commands whose `--out` is a folder.
-const WRITES_FOLDER: [&str; 9] = ["curate", "demo", "demo-clips", "dequantize", "grpo", "init", "man", "merge", "sft"];
+const WRITES_FOLDER: [&str; 10] =
+    ["curate", "demo", "demo-clips", "dequantize", "grpo", "init", "man", "merge", "quantize", "sft"];
 
 /// Options and arguments that name files or folders to read.
 const INPUTS: [&str; 32] = [
@@ -72,8 +73,8 @@ const RUN_FILES: [&str; 9] = [
     "eval",
 ];
 
-/// Files of a model folder in addition to the weights. Training commands, `dequantize`, `merge` and `init` write these
-/// files into their output folder.
+/// Files of a model folder in addition to the weights. Training commands, `dequantize`, `quantize`, `merge` and `init`
+/// write these files into their output folder.
 const MODEL_FILES: [&str; 12] = [
     "config.json",
     "generation_config.json",

@@ -8,9 +8,9 @@ use anyhow::Result;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use reel_device::MatmulImplementation;
+use reel_input::MediaOptions;
 use reel_input::config::ModelConfig;
-use reel_input::media::profile::{MediaOverrides, MediaProfile};
-use reel_input::{MediaOptions, SecondPerGrid};
+use reel_input::media::profile::MediaProfile;
 use reel_support::ranks::World;
 use reel_tools::measure::{machine, trace};
 use reel_train::file_names::RUN_FILE;
@@ -142,17 +142,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
 
     /// Options for reading images and videos.
     pub fn media_options(&self) -> Result<MediaOptions> {
-        let profile = self.media.profile(MediaProfile::VideorftTrain)?;
-        let form = self.media.with_prompt_form_or(&self.media, MediaOptions::default());
-        Ok(MediaOptions {
-            profile,
-            overrides: self.media.limit_overrides(profile)?,
-            trained: MediaOverrides::default(),
-            decoder: self.worker.decode_worker(&self.common)?,
-            access: self.access.media_access(&self.options.media_root()),
-            second_per_grid: SecondPerGrid::default(),
-            ..form
-        })
+        self.media.training_options(&self.access, &self.worker, &self.options.media_root(), &self.common)
     }
 
     /// Checks the options, finds the model folder, opens the device, and calls `f` with the result. `process` is this

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use reel_input::encode::ModelFolder;
-use reel_input::media::profile::MediaProfile;
 use reel_input::media_loading::MediaOptions;
 use reel_samples::dataset::Dataset;
 use reel_samples::inspect::{DataInspection, DataStats, TrainingCommand};
@@ -86,15 +85,7 @@ impl RowFlags {
 
     /// Returns the options for reading images and videos, with the default profile of the training commands.
     fn media_options(&self, media_root: &Path, common: &CommonOptions) -> Result<MediaOptions> {
-        let profile = self.media.profile(MediaProfile::VideorftTrain)?;
-        let form = self.media.with_prompt_form_or(&self.media, MediaOptions::default());
-        Ok(MediaOptions {
-            profile,
-            overrides: self.media.limit_overrides(profile)?,
-            decoder: self.worker.decode_worker(common)?,
-            access: self.access.media_access(media_root),
-            ..form
-        })
+        self.media.training_options(&self.access, &self.worker, media_root, common)
     }
 }
 

@@ -11,6 +11,7 @@ pub mod features;
 pub mod flops;
 pub mod init;
 mod linear;
+pub mod linear_inputs;
 pub mod linear_weight;
 pub mod lora;
 pub mod quantization;

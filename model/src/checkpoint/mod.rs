@@ -25,6 +25,7 @@ use crate::tensor_parallel::RowShare;
 pub use expected::expected_tensors;
 pub(crate) use quantized::MatrixLayout;
 pub use quantized::QuantizedWeight;
+pub(crate) use quantized::{AWQ_POSITION, FP8_BLOCK};
 
 /// The naming scheme of the tensors in weight files. The program itself uses classic names only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -6,6 +6,7 @@ use reel_runtime::ops::{self, InputNorm, KvDestination, Lora, LoraStack, RowAdap
 use reel_runtime::{Cx, Tensor};
 
 use crate::error::Result;
+use crate::linear_inputs::InputMoments;
 use crate::linear_weight::{LayerAdapter, Weight};
 use crate::tensor_parallel::RowShare;
 use crate::weights::{PaddedWidth, WeightLoader};
@@ -22,6 +23,8 @@ pub(crate) struct Linear {
     pub(crate) adapter: Option<Lora>,
     /// The adapters of a decode step. Each row may have one of these adapters instead of `adapter`.
     pub(crate) row_adapters: Option<LoraStack>,
+    /// Records the inputs of forward passes other than decode steps, for calibration.
+    pub(crate) inputs: Option<Arc<InputMoments>>,
 }
 
 /// Joined weights: the weights of several linear layers with the same input, one after the other in memory, so that
@@ -72,6 +75,7 @@ impl Linear {
             share: RowShare::ALL_ROWS,
             adapter: None,
             row_adapters: None,
+            inputs: None,
         });
         Ok(Some((linears, JoinedWeights { weight, bias })))
     }
@@ -86,7 +90,8 @@ impl Linear {
         let (rows, cols) = (out_features.into(), in_features.into());
         let weight = Weight::load_unquantized(from, &format!("{name}.weight"), [rows, cols])?;
         let bias = if has_bias { Some(from.load_padded(&format!("{name}.bias"), &[rows])?) } else { None };
-        Ok(Linear { name: name.into(), weight, bias, share: RowShare::ALL_ROWS, adapter: None, row_adapters: None })
+        let (name, share) = (name.into(), RowShare::ALL_ROWS);
+        Ok(Linear { name, weight, bias, share, adapter: None, row_adapters: None, inputs: None })
     }
 
     /// Like [`Linear::load`], but loads a share of the outputs of a decoder layer, which may be quantised. `shape` is
@@ -101,7 +106,7 @@ impl Linear {
         let weight = Weight::load(from, &format!("{name}.weight"), shape, share)?;
         let bias = || from.load_share(&format!("{name}.bias"), [shape[0]], share);
         let bias = if has_bias { Some(bias()?) } else { None };
-        Ok(Linear { name: name.into(), weight, bias, share, adapter: None, row_adapters: None })
+        Ok(Linear { name: name.into(), weight, bias, share, adapter: None, row_adapters: None, inputs: None })
     }
 
     /// Returns the weight if it is trained and the device reads packed weights faster ([`Weight::tensor_to_pack`]);
@@ -220,9 +225,9 @@ impl Linear {
     }
 
     /// Computes `silu(gate(x)) · up(x)` in one launch, without a backward rule. `None` if the device has no kernel for
-    /// it ([`ops::linear_swiglu`]), or if a layer has a packed weight, a bias or an adapter.
+    /// it ([`ops::linear_swiglu`]), or if a layer has a packed weight, a bias or an adapter, or records its inputs.
     pub(crate) fn fused_swiglu(cx: &Cx, x: &Tensor, gate: &Linear, up: &Linear) -> Result<Option<Tensor>> {
-        let is_plain = |layer: &Linear| layer.bias.is_none() && layer.adapter.is_none();
+        let is_plain = |layer: &Linear| layer.bias.is_none() && layer.adapter.is_none() && layer.inputs.is_none();
         Ok(match (&gate.weight, &up.weight) {
             (Weight::Dense(g), Weight::Dense(u)) if is_plain(gate) && is_plain(up) => ops::linear_swiglu(cx, x, g, u)?,
             _ => None,
@@ -230,6 +235,9 @@ impl Linear {
     }
 
     pub(crate) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
+        if let Some(moments) = &self.inputs {
+            moments.add(&x.to_f32()?, x.shape()[x.shape().len() - 1]);
+        }
         self.weight.linear(cx, x, self.bias.as_ref(), self.adapter.as_ref())
     }
 }

@@ -82,7 +82,7 @@ pub(crate) fn rounded(from: &Path, spec: &TensorSpec, values: Vec<f32>) -> Resul
 }
 
 /// Rounds values to a dtype; `None` if a value is outside the range of the dtype.
-fn narrow(dtype: StoredDType, values: &[f32]) -> Option<Vec<u8>> {
+pub(super) fn narrow(dtype: StoredDType, values: &[f32]) -> Option<Vec<u8>> {
     let bytes: Vec<u8> = match dtype {
         StoredDType::F32 => bytemuck::cast_slice(values).to_vec(),
         StoredDType::Bf16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),

@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use reel_support::diagnostic::{TemporaryPaths, create_temporary};
 
 use super::hub_folder::{MAX_SHARD_BYTES, write_weights};
-use super::weight_files::TensorSpec;
+use super::weight_files::{FileDType, TensorSpec};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
 /// A folder that is written under a hidden temporary name next to its final path. If the `Draft` is dropped before the
 /// folder gets its final name, the folder is removed.
+#[derive(Debug)]
 pub(crate) struct Draft {
     pub(crate) path: PathBuf,
     _unfinished: TemporaryPaths,
@@ -43,15 +44,15 @@ impl Draft {
     ///
     /// # Errors
     /// An error of `bytes_of`; the folder cannot be written.
-    pub(crate) fn write_weights<'a>(
+    pub(crate) fn write_weights<'a, D: FileDType>(
         &self,
         files: &Checkpoint,
-        specs: &[TensorSpec],
-        bytes_of: impl Fn(&TensorSpec) -> Result<Cow<'a, [u8]>>,
+        specs: &[TensorSpec<D>],
+        bytes_of: impl Fn(&TensorSpec<D>) -> Result<Cow<'a, [u8]>>,
     ) -> Result<()> {
         // The error that made `fill` fail. It is returned in place of the write error that results from it.
         let mut wrong = None;
-        let fill = |spec: &TensorSpec, to: &mut dyn Write| match bytes_of(spec) {
+        let fill = |spec: &TensorSpec<D>, to: &mut dyn Write| match bytes_of(spec) {
             Ok(bytes) => to.write_all(&bytes),
             Err(e) => {
                 let said = io::Error::other(e.to_string());

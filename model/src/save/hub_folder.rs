@@ -12,7 +12,7 @@ use reel_support::files::{AtomicFile, FinishedFile, write_atomically, write_temp
 use serde_json::{Value, json};
 
 use super::folder_format::{CompanionFiles, FolderFormat, convert_small_files};
-use super::weight_files::{SHARD_INDEX_FILE, TensorSpec, WeightFiles, header_bytes};
+use super::weight_files::{FileDType, SHARD_INDEX_FILE, TensorSpec, WeightFiles, header_bytes};
 use crate::checkpoint::TensorNaming;
 use crate::error::{Error, Result};
 
@@ -191,6 +191,13 @@ pub(crate) fn untie_embeddings(folder: &Path) -> Result<()> {
     write_atomically(&folder.join("config.json"), format!("{config:#}\n").as_bytes())
 }
 
+/// Writes into config.json of `folder` how the weights are quantised.
+pub(super) fn set_quantization(folder: &Path, quantization: Value) -> Result<()> {
+    let mut config = read_config(folder)?;
+    config["quantization_config"] = quantization;
+    write_atomically(&folder.join("config.json"), format!("{config:#}\n").as_bytes())
+}
+
 /// Writes into config.json of `folder` that the weights are not quantised, and, if it is given, their dtype.
 pub(crate) fn set_unquantized(folder: &Path, dtype: Option<StoredDType>) -> Result<()> {
     let mut config = read_config(folder)?;
@@ -216,12 +223,12 @@ fn set_dtype(object: &mut Value, dtype: StoredDType) {
 /// Writes `model.safetensors`, or several shards with an index. A shard has at most `shard_bytes`, unless it is a
 /// single larger tensor. All files get their final names together at the end. Then weight files that remain from an
 /// earlier save are removed from the folder.
-pub fn write_weights(
+pub fn write_weights<D: FileDType>(
     out: &Path,
     naming: TensorNaming,
-    tensors: &[TensorSpec],
+    tensors: &[TensorSpec<D>],
     shard_bytes: u64,
-    mut fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
+    mut fill: impl FnMut(&TensorSpec<D>, &mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
     let weight_files = WeightFiles::new(naming, tensors, shard_bytes);
     let (mut files, mut names) = (Vec::new(), Vec::new());
@@ -250,11 +257,11 @@ pub(crate) fn write_tensor_file_and_finish(
     files.into_iter().try_for_each(FinishedFile::rename_to_final_name)
 }
 
-fn write_shard(
+fn write_shard<D: FileDType>(
     path: &Path,
     rename: impl Fn(&str) -> String,
-    shard: &[TensorSpec],
-    fill: &mut impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
+    shard: &[TensorSpec<D>],
+    fill: &mut impl FnMut(&TensorSpec<D>, &mut dyn Write) -> io::Result<()>,
 ) -> Result<FinishedFile> {
     let mut file = AtomicFile::create(path)?;
     header_bytes(rename, shard).and_then(|header| file.write_all(&header)).map_err(|e| file.write_error(e))?;

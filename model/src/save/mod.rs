@@ -7,6 +7,7 @@ mod dequantize;
 mod draft;
 mod folder_format;
 mod hub_folder;
+mod quantize;
 #[cfg(test)]
 mod tests;
 mod weight_files;
@@ -19,4 +20,5 @@ pub use hub_folder::{
     ConfigAndTokenizerFiles, HubFolder, MAX_SHARD_BYTES, TensorWriter, create_hub_folder, move_hub_files, write_weights,
 };
 pub(crate) use hub_folder::{set_unquantized, untie_embeddings, write_tensor_file_and_finish};
-pub use weight_files::{TensorSpec, WeightFiles};
+pub use quantize::ModelQuantizer;
+pub use weight_files::{FileDType, TensorSpec, WeightFiles};

@@ -14,36 +14,48 @@ use crate::error::{Error, Result};
 /// The name of the file that lists which shard has which tensor.
 pub(super) const SHARD_INDEX_FILE: &str = "model.safetensors.index.json";
 
-/// The name, dtype and shape of a weight to write.
+/// The element type of a tensor to write.
+pub trait FileDType: Copy {
+    /// The dtype's name in safetensors headers, and the size of an element in bytes.
+    fn name_and_bytes(self) -> (&'static str, usize);
+}
+
+impl FileDType for StoredDType {
+    fn name_and_bytes(self) -> (&'static str, usize) {
+        (self.safetensors_name(), self.element_bytes())
+    }
+}
+
+/// The name, dtype and shape of a weight, or of a part of a quantised weight, to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorSpec {
+pub struct TensorSpec<D = StoredDType> {
     /// The classic name (`model.layers.0…`, `visual.blocks.0…`).
     pub name: String,
     /// The dtype of the weight in the file.
-    pub dtype: StoredDType,
+    pub dtype: D,
     /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
 }
 
-impl TensorSpec {
+impl<D: FileDType> TensorSpec<D> {
     /// The size in the file, in bytes.
     pub fn bytes(&self) -> u64 {
-        self.shape.iter().map(|&length| length as u64).product::<u64>() * self.dtype.element_bytes() as u64
+        self.shape.iter().map(|&length| length as u64).product::<u64>() * self.dtype.name_and_bytes().1 as u64
     }
 }
 
 /// Assigns tensors to weight files.
 #[derive(Debug)]
-pub struct WeightFiles<'a> {
+pub struct WeightFiles<'a, D = StoredDType> {
     naming: TensorNaming,
     /// The name and the tensors of each weight file.
-    shards: Vec<(String, &'a [TensorSpec])>,
+    shards: Vec<(String, &'a [TensorSpec<D>])>,
 }
 
-impl<'a> WeightFiles<'a> {
+impl<'a, D: FileDType> WeightFiles<'a, D> {
     /// Divides the tensors, in order, into files. A file has at most `shard_bytes`, unless it has a single larger
     /// tensor.
-    pub fn new(naming: TensorNaming, tensors: &'a [TensorSpec], shard_bytes: u64) -> Self {
+    pub fn new(naming: TensorNaming, tensors: &'a [TensorSpec<D>], shard_bytes: u64) -> Self {
         let shards = cut(tensors, shard_bytes);
         let name = |i: usize| match shards.len() {
             1 => "model.safetensors".to_string(),
@@ -54,7 +66,7 @@ impl<'a> WeightFiles<'a> {
     }
 
     /// The name and the tensors of each weight file.
-    pub(super) fn shards(&self) -> &[(String, &'a [TensorSpec])] {
+    pub(super) fn shards(&self) -> &[(String, &'a [TensorSpec<D>])] {
         &self.shards
     }
 
@@ -75,7 +87,7 @@ impl<'a> WeightFiles<'a> {
     ///
     /// # Errors
     /// A header cannot be made.
-    pub fn tensor_positions(&self) -> io::Result<Vec<(&'a TensorSpec, &str, u64)>> {
+    pub fn tensor_positions(&self) -> io::Result<Vec<(&'a TensorSpec<D>, &str, u64)>> {
         let mut places = Vec::new();
         for (file, tensors) in &self.shards {
             let mut at = header_bytes(|name| self.naming.from_classic_name(name), tensors)?.len() as u64;
@@ -110,11 +122,14 @@ impl<'a> WeightFiles<'a> {
 }
 
 /// The header of a safetensors file of these tensors. `rename` gives each tensor its name in the file.
-pub(super) fn header_bytes(rename: impl Fn(&str) -> String, tensors: &[TensorSpec]) -> io::Result<Vec<u8>> {
+pub(super) fn header_bytes<D: FileDType>(
+    rename: impl Fn(&str) -> String,
+    tensors: &[TensorSpec<D>],
+) -> io::Result<Vec<u8>> {
     let names: Vec<String> = tensors.iter().map(|t| rename(&t.name)).collect();
     let entries = names.iter().zip(tensors).map(|(name, t)| HeaderEntry {
         name,
-        dtype: t.dtype.safetensors_name(),
+        dtype: t.dtype.name_and_bytes().0,
         shape: &t.shape,
         bytes: t.bytes(),
     });
@@ -124,7 +139,7 @@ pub(super) fn header_bytes(rename: impl Fn(&str) -> String, tensors: &[TensorSpe
 }
 
 /// Splits the tensors, in order, into shards. A shard has at most `shard_bytes`, unless it is a single larger tensor.
-fn cut(tensors: &[TensorSpec], shard_bytes: u64) -> Vec<&[TensorSpec]> {
+fn cut<D: FileDType>(tensors: &[TensorSpec<D>], shard_bytes: u64) -> Vec<&[TensorSpec<D>]> {
     let mut shards = Vec::new();
     let (mut first, mut size) = (0, 0);
     for (i, tensor) in tensors.iter().enumerate() {

@@ -30,6 +30,7 @@ use reel_runtime::{Checkpointing, Cx, RuntimeError, Tensor, WeightUnit};
 
 use crate::error::{Error, Result};
 use crate::linear::{JoinedWeights, Linear};
+use crate::linear_inputs::{LinearInputs, SAME_INPUT};
 use crate::linear_weight::Weight;
 use crate::residual::Residual;
 use crate::tensor_parallel::{RowShare, TensorParallel};
@@ -210,6 +211,13 @@ impl TextDecoder {
             let l = Arc::make_mut(layer);
             [&mut l.q, &mut l.k, &mut l.v, &mut l.o, &mut l.gate, &mut l.up, &mut l.down]
         })
+    }
+
+    /// Makes linear layers record their inputs in forward passes that are no decode steps, see [`LinearInputs`].
+    pub fn record_linear_inputs(&mut self) -> LinearInputs {
+        let is_recorded = |linear: &&mut Linear| SAME_INPUT.iter().any(|(layers, _)| linear.name.ends_with(layers[0]));
+        let layers = self.linear_layers_mut().filter(is_recorded);
+        layers.map(|linear| (linear.name.to_string(), linear.inputs.insert(Arc::default()).clone())).collect()
     }
 
     /// The bytes of the weights that [`Self::with_packed_copies`] copies.

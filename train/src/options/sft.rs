@@ -74,15 +74,6 @@ impl SftOptions {
         self.val_size.filter(|&size| size > 0.0)
     }
 
-    /// The folder to which media paths in the rows of `--eval-file` are relative: `--media-root`, or the folder of
-    /// the first file.
-    pub fn validation_media_root(&self) -> PathBuf {
-        match (&self.media_root, &self.eval_file) {
-            (None, Some(file)) => reel_input::rows::media_root(file),
-            _ => self.run.media_root(),
-        }
-    }
-
     fn validate_validation(&self) -> Result<()> {
         let size = self.val_size.unwrap_or(0.0);
         let fits = size >= 0.0 && size.is_finite() && (size < 1.0 || size.fract() == 0.0);

@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use reel_model::qwen_vl::ForwardOptions;
+use reel_model::qwen_vl::{ForwardOptions, QwenVl};
 use reel_runtime::{Checkpointing, Cx, GatheredWeights, ops};
 use reel_samples::sample::Sample;
 
@@ -44,7 +44,9 @@ pub fn validation_loss(rows: &[RowLoss], skipped: usize, hash: &str) -> Option<V
 /// N, and N micro-batches are a round.
 #[derive(Debug)]
 pub struct ValidationLossPass<'t> {
-    trainer: &'t Trainer,
+    model: &'t QwenVl,
+    /// The trainer of the model, if it is in training.
+    trainer: Option<&'t Trainer>,
     cx: Cx,
     rounds: Option<ForwardRoundsGuard>,
     /// The losses of this rank's micro-batches.
@@ -58,7 +60,12 @@ impl<'t> ValidationLossPass<'t> {
         let rounds = shards.as_ref().map(|shards| shards.forward_rounds());
         let shards = shards.map(|shards| shards as Rc<dyn GatheredWeights>);
         let cx = Cx::inference(&trainer.device, trainer.dtype).with_gathered_weights(shards);
-        Self { trainer, cx, rounds, own: Vec::new() }
+        Self { model: &trainer.model, trainer: Some(trainer), cx, rounds, own: Vec::new() }
+    }
+
+    /// Begins a pass with a model that is not in training, in one process. `cx` is a context for inference.
+    pub fn of_model(model: &'t QwenVl, cx: &Cx) -> Self {
+        Self { model, trainer: None, cx: cx.without_tape(), rounds: None, own: Vec::new() }
     }
 
     /// Computes the losses of a micro-batch that belongs to this rank. Must be called at most once in a round.
@@ -66,15 +73,16 @@ impl<'t> ValidationLossPass<'t> {
     /// # Errors
     /// The device fails; another rank has failed.
     pub fn add(&mut self, samples: &[Sample]) -> Result<()> {
-        let (model, cx) = (&self.trainer.model, &self.cx);
+        let (model, cx) = (self.model, &self.cx);
         cx.device().profiler().set_work_part("validation");
         let packed = MicroBatchInput::new(cx.device(), &model.config, samples)?; // S tokens, L of them learned
         // Without a tape, a forward pass requires that the vision tower's weights are always in memory. With ZeRO-3,
         // the weights of a trained tower are gathered during the pass. So the pass then has a tape, which keeps the
         // inputs of the tower's blocks until it is dropped.
-        let gathers_vision = self.rounds.is_some() && self.trainer.hyperparameters.trains_vision(&model.config);
-        let media = packed.batch.vision.as_ref().filter(|_| gathers_vision);
-        let taped = media.map(|media| (media, self.trainer.training_cx(Checkpointing::Full)));
+        let trainer = self.trainer.filter(|_| self.rounds.is_some());
+        let trainer = trainer.filter(|trainer| trainer.hyperparameters.trains_vision(&model.config));
+        let taped = packed.batch.vision.as_ref().zip(trainer);
+        let taped = taped.map(|(media, trainer)| (media, trainer.training_cx(Checkpointing::Full)));
         let vision = taped.map(|(media, taped)| model.vision_tokens(&taped, media)).transpose()?;
         let learned = ForwardOptions { rows: Some(&packed.positions), vision: vision.as_ref(), ..Default::default() };
         let hidden = model.forward(cx, &packed.batch, learned)?; // [L, H]
@@ -105,8 +113,9 @@ impl<'t> ValidationLossPass<'t> {
     /// # Errors
     /// Another rank has failed.
     pub fn finish(self) -> Result<Vec<Vec<RowLoss>>> {
-        let size = self.trainer.ranks().map_or(1, |ranks| ranks.size());
-        gather_in_order(self.trainer.ranks(), "losses of validation rows", self.own, |index| index % size)
+        let ranks = self.trainer.and_then(Trainer::ranks);
+        let size = ranks.map_or(1, |ranks| ranks.size());
+        gather_in_order(ranks, "losses of validation rows", self.own, |index| index % size)
     }
 }
 

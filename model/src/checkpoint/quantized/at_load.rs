@@ -31,7 +31,7 @@ use crate::widen::widen_to_f32;
 pub(super) const NF4_BLOCK: usize = 64;
 
 /// Rows and columns of a block of fp8.
-const FP8_BLOCK: usize = 128;
+pub(crate) const FP8_BLOCK: usize = 128;
 
 /// Blocks of nf4 whose scales are quantised together.
 const NESTED_BLOCK: usize = 256;
@@ -93,7 +93,8 @@ impl<'a> QuantizedWeight<'a> {
                 (CodeValues::Table(NF4), double_quantized(&largest), ScaleBlocks::Consecutive(NF4_BLOCK))
             }
             LoadFormat::Fp8 => {
-                let scales = largest.iter().map(|largest| largest / MAX_E4M3).collect();
+                // The bound keeps the scale of zeros, and of the smallest numbers, above 0.
+                let scales = largest.iter().map(|largest| (largest / MAX_E4M3).max(f32::MIN_POSITIVE)).collect();
                 (CodeValues::E4m3, scales, ScaleBlocks::Tiles([FP8_BLOCK; 2]))
             }
         };
@@ -139,9 +140,8 @@ impl QuantizedWeight<'_> {
             let values = widen_to_f32(plain.dtype, stored).unwrap_or_default();
             for (block, columns) in self.blocks.of_row(row, inner) {
                 let each = to[columns.clone()].iter_mut().zip(&values[columns]);
-                match (&self.values, self.scales[block]) {
-                    (CodeValues::E4m3, scale) if scale > 0.0 => each.for_each(|(to, x)| *to = e4m3(x / scale)),
-                    (CodeValues::E4m3, _) => each.for_each(|(to, _)| *to = 0),
+                match self.values {
+                    CodeValues::E4m3 => each.for_each(|(to, x)| *to = e4m3(x / self.scales[block])),
                     _ => {
                         let factor = reciprocal(plain.largest[block]);
                         each.for_each(|(to, x)| *to = nf4(x * factor));

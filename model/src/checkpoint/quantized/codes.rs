@@ -18,7 +18,7 @@ pub(super) enum CodeLayout {
 
 /// The position of output `8 w + i` in word w, counted in codes of 4 bits from the lowest. AWQ stores the outputs in
 /// the order 0, 2, 4, 6, 1, 3, 5, 7.
-pub(super) const AWQ_POSITION: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+pub(crate) const AWQ_POSITION: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
 /// The word at `index` of `bytes`.
 pub(super) fn word(bytes: &[u8], index: usize) -> u32 {

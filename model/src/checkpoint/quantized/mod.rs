@@ -27,7 +27,9 @@ use reel_support::diagnostic::print_note_once;
 
 use super::{Checkpoint, fault};
 use crate::error::{Error, Result};
+pub(crate) use at_load::FP8_BLOCK;
 use at_load::PlainWeight;
+pub(crate) use codes::AWQ_POSITION;
 use codes::CodeLayout;
 use parts::{Part, QuantizedParts, main_part, part_names};
 
@@ -110,6 +112,11 @@ impl QuantizedWeight<'_> {
             }
         })?;
         Ok(codes)
+    }
+
+    /// The scale of each block.
+    pub(crate) fn scales(&self) -> &[f32] {
+        &self.scales
     }
 
     /// [`QuantizedMatrix::is_read_fast_on`]

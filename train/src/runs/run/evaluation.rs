@@ -28,6 +28,7 @@ use crate::error::{Kind, Result};
 use crate::metrics::{StepMetrics, ValidationLoss};
 use crate::options::{BestMetric, TrainingOptions};
 use crate::setup::{BenchmarkScore, EvaluatedPolicy, PolicyEvaluator};
+use crate::step::validation::ValidationLossPass;
 use reel_device::{RangeName, range};
 
 use super::{Run, TrainLoop};
@@ -60,7 +61,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         }
         let print = |text: &str| self.reports.progress.print_line(&format!("step {step}: {text}"));
         let begun = Instant::now();
-        let loss = validation.loss(&self.trainer, &print)?;
+        let loss = validation.loss(ValidationLossPass::new(&self.trainer), &print)?;
         Ok(Some((loss, begun.elapsed().as_secs_f64())))
     }
 

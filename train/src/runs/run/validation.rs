@@ -12,7 +12,6 @@ use crate::error::{Error, Kind, Result, RowFailureKind};
 use crate::metrics::ValidationLoss;
 use crate::options::SftOptions;
 use crate::setup::RunControl;
-use crate::step::trainer::Trainer;
 use crate::step::validation::{RowLoss, ValidationLossPass, validation_loss};
 use reel_samples::feed::{DataPosition, FeedRanks, MicroBatchFeed, MicroBatchOptions, RankAssignment, SampleSource};
 use reel_samples::length::{self, RowsToScan};
@@ -48,7 +47,8 @@ impl ValidationCheckResult {
 /// The validation rows of a run.
 #[derive(Clone)]
 pub struct ValidationRows<'a> {
-    options: &'a SftOptions,
+    /// The option that names the rows, for messages.
+    flag: &'static str,
     control: RunControl<'a>,
     source: Arc<SftSampleSource>,
     /// The row numbers in `source`, in ascending order.
@@ -64,26 +64,25 @@ pub struct ValidationRows<'a> {
 }
 
 impl<'a> ValidationRows<'a> {
-    /// Makes validation rows from the rows `rows` of a source. `batching` says how they are grouped into
-    /// micro-batches.
+    /// Makes validation rows from the rows `rows` of a source, which the option `flag` names. `batching` says how they
+    /// are grouped into micro-batches.
     ///
     /// # Errors
     /// The fields of all rows or, in a strict run, of one row cannot be used.
     pub fn new(
-        options: &'a SftOptions,
+        options: &SftOptions,
         control: RunControl<'a>,
         source: Arc<SftSampleSource>,
-        rows: Vec<usize>,
+        (flag, rows): (&'static str, Vec<usize>),
         batching: MicroBatchOptions,
         (threads, window): (usize, usize),
     ) -> Result<Self> {
         let is_of_data = options.eval_file.is_none();
         let quarantine = options.quarantine.as_deref().filter(|_| is_of_data);
-        let unusable = unusable_rows_among(options, &*source, &rows, quarantine)
-            .map_err(|e| with_flag(e, flag_of_rows(options)))?;
+        let unusable = unusable_rows_among(options, &*source, &rows, quarantine).map_err(|e| with_flag(e, flag))?;
         let batching = MicroBatchOptions { end: Some(rows.len() as u64), ..batching };
         let fingerprint = bytes_fingerprint(format!("{} {rows:?}", source.fingerprint()).as_bytes());
-        Ok(Self { options, control, source, rows, unusable, batching, threads, window, fingerprint })
+        Ok(Self { flag, control, source, rows, unusable, batching, threads, window, fingerprint })
     }
 
     /// Reads every row, including its media, and returns which rows are unusable. All ranks call it together and get
@@ -96,7 +95,7 @@ impl<'a> ValidationRows<'a> {
         let (stop, ranks) = self.control.stop_and_ranks();
         let scan = RowsToScan::Checking(None);
         let found = length::scan_and_count_batches(&self.batching, false, scan, &self.source, &order, stop, ranks)
-            .map_err(|e| with_flag(e, flag_of_rows(self.options)))?;
+            .map_err(|e| with_flag(e, self.flag))?;
         Ok(ValidationCheckResult { rows: self.rows.len(), unusable: found.skipped })
     }
 
@@ -119,15 +118,15 @@ impl<'a> ValidationRows<'a> {
             .share_among(ranks)
     }
 
-    /// Computes the loss of all rows with the weights of `trainer`. `print` gets progress lines. All ranks call it
-    /// together and get the same result.
+    /// Computes the loss of all rows with the weights of `pass`, which has begun. `print` gets progress lines. All ranks
+    /// call it together and get the same result.
     ///
     /// # Errors
     /// [`Kind::Stopped`] when the run was interrupted; no row can be used or has a learned token; in a strict
     /// run, a row cannot be used; the loss of a row is not finite.
-    pub fn loss(&self, trainer: &Trainer, print: &dyn Fn(&str)) -> Result<ValidationLoss> {
+    pub fn loss(&self, mut pass: ValidationLossPass, print: &dyn Fn(&str)) -> Result<ValidationLoss> {
         let (rank, size) = self.control.ranks.map_or((0, 1), |run| (run.ranks.rank(), run.ranks.size()));
-        let (mut feed, mut pass) = (self.feed(), ValidationLossPass::new(trainer));
+        let mut feed = self.feed();
         let (mut used, mut skipped) = (Vec::new(), self.unusable.clone());
         let mut shown = Instant::now();
         print(&format!("computing the loss of {} validation rows", self.rows.len()));
@@ -138,7 +137,7 @@ impl<'a> ValidationRows<'a> {
             let mut micro_batches = 0;
             while micro_batches < size {
                 let next = feed.next_micro_batch_or_stop(Some(self.control.stop));
-                let next = next.map_err(|e| with_flag(e, flag_of_rows(self.options)))?;
+                let next = next.map_err(|e| with_flag(e, self.flag))?;
                 let Some(mut batch) = next else { break };
                 micro_batches += 1;
                 used.extend(batch.rows);
@@ -182,21 +181,16 @@ impl<'a> ValidationRows<'a> {
 
     fn no_learned_token(&self) -> Error {
         let what = format!("none of the {} validation rows has a token to learn", self.rows.len());
-        Error::data(flag_of_rows(self.options), what, "give rows with answers, or leave the option out")
+        Error::data(self.flag, what, "give rows with answers, or leave the option out")
     }
 
     fn not_finite(&self, row: usize, loss: &RowLoss) -> Error {
         Error::failed(
             self.source.location(row).0,
             format!("has the validation loss {}", loss.sum),
-            "lower --learning-rate, or look at this row; the checkpoint of this step has the weights",
+            "look at this row; in training, lower --learning-rate: the checkpoint of this step has the weights",
         )
     }
-}
-
-/// The command line flag that gives a run its validation rows.
-fn flag_of_rows(options: &SftOptions) -> &'static str {
-    if options.eval_file.is_some() { "--eval-file" } else { "--val-size" }
 }
 
 /// Puts `flag` before the location of an error about the data. Without `flag`, the error would look like an error

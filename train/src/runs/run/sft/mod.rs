@@ -36,8 +36,8 @@ pub fn run(setup: &SftSetup) -> Result<RunSummary> {
 pub fn check_data(setup: &SftSetup) -> Result<DataCheckResult> {
     let of_data = run::check_data::<SftLoop>(setup)?;
     let Some(file) = &setup.options.eval_file else { return Ok(of_data) };
-    let validation = validation_of_file(setup.options, &setup.data, setup.control, file)?.check_rows()?;
-    Ok(DataCheckResult { validation: Some(validation), ..of_data })
+    let validation = open_rows(setup.options, &setup.data, setup.control, ("--eval-file", file), None)?;
+    Ok(DataCheckResult { validation: Some(validation.check_rows()?), ..of_data })
 }
 
 /// Repeats step `step` of the run in `recorded` and compares the weights. See [`replay`].
@@ -127,46 +127,51 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
 /// # Errors
 /// The file cannot be opened; in a strict run, the fields of a row cannot be used.
 pub fn open_validation<'a>(
-    options: &'a SftOptions,
+    options: &SftOptions,
     data: &DataSetup<'_>,
     control: RunControl<'a>,
     training: &Arc<SftSampleSource>,
 ) -> Result<Option<ValidationRows<'a>>> {
     match &options.eval_file {
-        Some(file) => validation_of_file(options, data, control, file).map(Some),
+        Some(file) => open_rows(options, data, control, ("--eval-file", file), None).map(Some),
         None if options.held_out_size().is_some() => {
             let held_out = training.held_out_rows().to_vec();
-            validation_of(options, data, control, training.clone(), held_out).map(Some)
+            validation_of(options, data, control, training.clone(), ("--val-size", held_out)).map(Some)
         }
         None => Ok(None),
     }
 }
 
-/// Opens the validation rows in `file`, the value of `--eval-file`.
-fn validation_of_file<'a>(
-    options: &'a SftOptions,
+/// Opens the rows of `file`, the value of the option `flag`, to compute their loss: all, or the first `max_rows`.
+///
+/// # Errors
+/// The file cannot be opened; the fields of no row can be used.
+pub fn open_rows<'a>(
+    options: &SftOptions,
     data: &DataSetup<'_>,
     control: RunControl<'a>,
-    file: &Path,
+    (flag, file): (&'static str, &Path),
+    max_rows: Option<usize>,
 ) -> Result<ValidationRows<'a>> {
-    let dataset = Dataset::open_for_option("--eval-file", file, None)?;
-    dataset.refuse_weights_for_option("--eval-file")?;
+    let dataset = Dataset::open_for_option(flag, file, max_rows)?;
+    dataset.refuse_weights_for_option(flag)?;
     let rows = (0..dataset.len()).collect();
-    let source = open_samples_of(options, data, dataset, options.validation_media_root())?;
-    validation_of(options, data, control, Arc::new(source), rows)
+    let media_root = options.run.media_root.clone().unwrap_or_else(|| reel_input::rows::media_root(file));
+    let source = open_samples_of(options, data, dataset, media_root)?;
+    validation_of(options, data, control, Arc::new(source), (flag, rows))
 }
 
-/// Makes validation rows from the rows `rows` of `source`.
+/// Makes validation rows from the rows `rows` of `source`, which the option `flag` names.
 fn validation_of<'a>(
-    options: &'a SftOptions,
+    options: &SftOptions,
     data: &DataSetup<'_>,
     control: RunControl<'a>,
     source: Arc<SftSampleSource>,
-    rows: Vec<usize>,
+    (flag, rows): (&'static str, Vec<usize>),
 ) -> Result<ValidationRows<'a>> {
     let batching = SftLoop::batching(options, rows.len());
     let ahead = SftLoop::rows_ahead(options, control.processes());
-    ValidationRows::new(options, control, source, rows, batching, (media_threads(data.media, &control), ahead))
+    ValidationRows::new(options, control, source, (flag, rows), batching, (media_threads(data.media, &control), ahead))
 }
 
 /// Opens the data file as supervised training samples.
