@@ -159,8 +159,8 @@ fn reciprocal(size: f32) -> f32 {
 
 /// The code of nf4 whose value is nearest to `x`; the lower of two.
 fn nf4(x: f32) -> u8 {
-    let is_above = |pair: &[f32; 2]| u8::from(x > (pair[0] + pair[1]) / 2.0);
-    NF4.array_windows::<2>().map(is_above).sum()
+    let is_above = |pair: &[f32]| u8::from(x > (pair[0] + pair[1]) / 2.0);
+    NF4.windows(2).map(is_above).sum()
 }
 
 /// The code of e4m3 whose value is nearest to `x`, the even one of two. Larger numbers become 448.
@@ -249,8 +249,10 @@ mod tests {
             let weight = QuantizedWeight::of_plain(StoredDType::Bf16, bytes, shape, LoadFormat::Nf4).unwrap();
             let values = values(&weight);
             let rounded: Vec<bf16> = values.iter().map(|&x| bf16::from_f32(x)).collect();
-            for (dtype, bytes) in [("f32", bytemuck::cast_slice(&values)), ("bf16", bytemuck::cast_slice(&rounded))] {
-                let hash: String = Sha256::digest::<&[u8]>(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            for (dtype, bytes) in
+                [("f32", bytemuck::cast_slice::<_, u8>(&values)), ("bf16", bytemuck::cast_slice(&rounded))]
+            {
+                let hash: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
                 assert_eq!(case[dtype], hash, "{case}");
             }
         }

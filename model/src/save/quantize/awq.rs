@@ -207,7 +207,7 @@ mod tests {
     /// Channels without any input, and no channel at all with one.
     #[test]
     fn factors_are_finite() {
-        for sizes in [[0.0, 0.0], [0.0, 1e6], [1e-30, 1.0]] {
+        for sizes in [[0.0f64, 0.0], [0.0, 1e6], [1e-30, 1.0]] {
             let means: Vec<[f64; 2]> = (0..GROUP).map(|i| [sizes[i % 2], sizes[i % 2].powi(2)]).collect();
             for alpha in [0.0, 0.5, 0.95] {
                 assert!(factors(&means, alpha).iter().all(|s| s.is_finite() && *s > 0.0), "{sizes:?} {alpha}");

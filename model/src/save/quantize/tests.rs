@@ -1,10 +1,8 @@
 //! The factors of AWQ leave the function of a model as it is.
 
-use std::fs;
 use std::sync::Arc;
 
 use half::bf16;
-use serde_json::Value;
 
 use super::*;
 use crate::init::{InitOptions, Preset, init_without_weights};
@@ -15,15 +13,10 @@ fn random(seed: usize, i: usize) -> f32 {
     ((seed ^ i) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_shr(40) as f32 / 8_388_608.0 - 1.0
 }
 
-/// Writes a small model in bf16 with this number of value heads, of 4 query heads.
-fn model(folder: &Path, preset: Preset, value_heads: usize) -> Checkpoint {
+/// Writes a small model in bf16.
+fn model(folder: &Path, preset: Preset) -> Checkpoint {
     let options = InitOptions { preset, layers: Some(2), vocab: None, dtype: Some(StoredDType::Bf16), seed: 0 };
     init_without_weights(&options, folder).unwrap();
-    let path = folder.join("config.json");
-    let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    let text = if json["text_config"].is_null() { &mut json } else { &mut json["text_config"] };
-    text["num_key_value_heads"] = json!(value_heads);
-    fs::write(&path, json.to_string()).unwrap();
     let config = ModelConfig::open(folder).unwrap();
     let expected = crate::checkpoint::expected_tensors(&config).into_iter();
     let specs: Vec<TensorSpec> =
@@ -38,14 +31,14 @@ fn model(folder: &Path, preset: Preset, value_heads: usize) -> Checkpoint {
 
 #[test]
 fn factors_cancel_between_a_layer_and_what_computes_its_input() {
-    for (preset, value_heads) in [(Preset::Tiny, 2), (Preset::Tiny, 4), (Preset::Qwen3Tiny, 2)] {
+    for preset in [Preset::Tiny, Preset::Qwen3Tiny] {
         let folder = tempfile::tempdir().unwrap();
-        let files = model(&folder.path().join("model"), preset, value_heads);
-        let quantizer =
-            ModelQuantizer::open(&folder.path().join("model"), &folder.path().join("out"), QuantizedFormat::Awq)
-                .unwrap();
+        let files = model(&folder.path().join("model"), preset);
+        let quantizer = ModelQuantizer::open(&folder.path().join("model"), &folder.path().join("out"), true).unwrap();
         let mut inputs = LinearInputs::new();
-        for (name, [_, inner]) in quantizer.linear_weights() {
+        let recorded =
+            |name: &str| SAME_INPUT.iter().any(|(layers, _)| name.ends_with(&format!("{}.weight", layers[0])));
+        for (name, &[_, inner]) in quantizer.linear.iter().filter(|(name, _)| recorded(name)) {
             let moments = InputMoments::default();
             let size = |i: usize| random(7, i) * if i % inner % 31 == 5 { 40.0 } else { 1.0 };
             moments.add(&(0..9 * inner).map(size).collect::<Vec<f32>>(), inner);
@@ -54,7 +47,7 @@ fn factors_cancel_between_a_layer_and_what_computes_its_input() {
         let folding = quantizer.folding(&inputs).unwrap();
         // Before and after, as it is written if it is not quantised.
         let values = |name: &str| {
-            let before = quantizer.values(name).unwrap();
+            let before = quantizer.values(name).unwrap().1;
             let mut after = before.clone();
             folding.apply(name, &mut after);
             if name.ends_with("norm.weight") {
@@ -66,25 +59,23 @@ fn factors_cancel_between_a_layer_and_what_computes_its_input() {
         for (layers, before) in SAME_INPUT {
             for layer in layers {
                 let layer = format!("model.layers.1.{layer}.weight");
-                let Some(factors) = folding.columns.get(&layer) else { continue };
+                let factors = &folding.columns[&layer];
                 assert!(factors.iter().any(|s| *s > 1.5) && factors.iter().any(|s| *s < 0.9), "{layer}: {factors:?}");
                 let [w, scaled] = values(&layer);
-                for before in before.iter().map(|name| format!("model.layers.1.{name}")) {
-                    if files.tensor(&before).is_none() {
-                        continue;
-                    }
-                    let [x, divided] = values(&before);
-                    let width = x.len() / factors.len();
-                    for (n, (&w, &scaled)) in w.iter().zip(&scaled).enumerate() {
-                        let (x, divided) = (x[n % factors.len() * width], divided[n % factors.len() * width]);
-                        let off = (scaled * divided - w * x).abs();
-                        assert!(off <= 1e-6 * (w * x).abs(), "{layer} {before} [{n}]: {w} {scaled} {x} {divided}");
-                    }
-                    folded += 1;
+                let before = format!("model.layers.1.{before}");
+                assert!(files.tensor(&before).is_some());
+                let [x, divided] = values(&before);
+                // A norm is written in bf16, which rounds by up to 2^-9.
+                let most = if before.ends_with("norm.weight") { 2f32.powi(-8) } else { 1e-6 };
+                let width = x.len() / factors.len();
+                for (n, (&w, &scaled)) in w.iter().zip(&scaled).enumerate() {
+                    let (x, divided) = (x[n % factors.len() * width], divided[n % factors.len() * width]);
+                    let off = (scaled * divided - w * x).abs();
+                    assert!(off <= most * (w * x).abs(), "{layer} {before} [{n}]: {w} {scaled} {x} {divided}");
                 }
+                folded += 1;
             }
         }
-        // q, k, v, gate, up and down; and o with v's weight and, in Qwen2.5-VL, bias if each value head has one query head.
-        assert_eq!(folded, if value_heads == 4 { 8 } else { 6 }, "{preset:?}");
+        assert_eq!(folded, 6, "{preset:?}");
     }
 }
