@@ -274,7 +274,11 @@ mod avx512 {
         // SAFETY: the masks select elements that exist.
         unsafe {
             _mm512_mask_storeu_epi32(y.cast(), mask as u16, _mm512_permutex2var_epi32(even, half, odd));
-            _mm512_mask_storeu_epi32(y.add(16).cast(), (mask >> 16) as u16, _mm512_permutex2var_epi32(even, other, odd));
+            _mm512_mask_storeu_epi32(
+                y.add(16).cast(),
+                (mask >> 16) as u16,
+                _mm512_permutex2var_epi32(even, other, odd),
+            );
         }
     }
 }

@@ -70,7 +70,21 @@ pub static PRODUCT_CODE: ProductCode = ProductCode {
 /// The product `c = a · bᵀ` of the size `[m, n, k]`, without bias, scale or accumulation, and with a B that is not packed.
 pub fn plain_product([m, n, k]: [usize; 3], a: Operand, b: Operand, c: Addr, c_dtype: DType) -> Matmul {
     let (b_scale, bias, code) = (Addr::NULL, Addr::NULL, &PRODUCT_CODE);
-    Matmul { m, n, k, a, b, b_scale, b_layout: RightLayout::Plain, c, c_dtype, bias, accumulate: false, scale: 1.0, code }
+    Matmul {
+        m,
+        n,
+        k,
+        a,
+        b,
+        b_scale,
+        b_layout: RightLayout::Plain,
+        c,
+        c_dtype,
+        bias,
+        accumulate: false,
+        scale: 1.0,
+        code,
+    }
 }
 
 /// Arranges a matrix `[n, k]` of int8 as the operand B of a product: `[n / 16][k][16]`. The last group is padded with

@@ -7,10 +7,12 @@ use crate::dequantize::{CodeValues, Params, dequantize};
 #[test]
 #[allow(unsafe_code)]
 fn quantised_weights_have_the_bits_of_dequantised_ones() {
-    let shapes = [(1, 40, 64), (1, 2500, 33), (3, 65, 100), (64, 33, 1031), (33, 70, 8), (2, 5, 0), (0, 4, 8), (4, 0, 8)];
+    let shapes =
+        [(1, 40, 64), (1, 2500, 33), (3, 65, 100), (64, 33, 1031), (33, 70, 8), (2, 5, 0), (0, 4, 8), (4, 0, 8)];
     let integers = CodeValues::Table(std::array::from_fn(|code| code as f32));
     for (case, (m, n, k)) in shapes.into_iter().enumerate() {
-        for (values, dtypes) in [(integers, [BF16, BF16, BF16]), (CodeValues::I8, [F32, F32, F32]), (integers, [F32, F32, BF16])]
+        for (values, dtypes) in
+            [(integers, [BF16, BF16, BF16]), (CodeValues::I8, [F32, F32, F32]), (integers, [F32, F32, BF16])]
         {
             let mut random = RandomChoices::new(case as u64 + 1);
             let codes: Vec<u8> = (0..n * values.row_bytes(k)).map(|_| random.random_u64() as u8).collect();
