@@ -273,7 +273,13 @@ mod tests {
         table[(0..table.len()).min_by(|&a, &b| distance(a).partial_cmp(&distance(b)).unwrap()).unwrap()]
     }
 
+    /// Whether `x` is, up to a rounding, in the middle of two neighbours in `table`.
+    fn is_tie(table: &[f64], x: f64) -> bool {
+        table.windows(2).any(|pair| ((pair[0] + pair[1]) / 2.0 - x).abs() < 1e-7)
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn e4m3_is_rounded_to_nearest_even(bits: u32, near in -12i32..10) {
             let table: Vec<f64> = (0..0x7f).map(|code| f64::from(CodeValues::E4m3.value(code))).collect();
@@ -289,7 +295,7 @@ mod tests {
         /// Shapes that fill no blocks, in all dtypes of files, and rows from any row on.
         #[test]
         fn any_weight_has_the_nearest_values(
-            out in 1usize..300, inner in 1usize..300, first in 0usize..300, scale in -20i32..20, seed in 0u64..1 << 30,
+            out in 1usize..200, inner in 1usize..200, first in 0usize..200, scale in -20i32..20, seed in 0u64..1 << 30,
         ) {
             let shape = [out, inner];
             let plain: Vec<f32> = golden_weight(shape, seed).iter().map(|x| x.to_f32() * 2f32.powi(scale)).collect();
@@ -305,19 +311,20 @@ mod tests {
                 prop_assert_eq!(got, x.signum() * wanted as f32 * scale, "{} at {}", x, i);
             }
 
-            // The scales of nf4 differ from the largest sizes by what the nested map cannot tell apart.
             let nf4 = QuantizedWeight::of_plain(StoredDType::F32, bytes, shape, LoadFormat::Nf4).unwrap();
-            let table = NF4.map(f64::from);
-            let largest: Vec<f64> = plain.chunks(64).map(|b| b.iter().fold(0f32, |m, x| m.max(x.abs())).into()).collect();
-            let mean = largest.iter().sum::<f64>() / largest.len() as f64;
-            let map: Vec<f64> = dynamic_map().into_iter().map(f64::from).collect();
+            let (table, map) = (NF4.map(f64::from), dynamic_map());
+            let map: Vec<f64> = map.into_iter().map(f64::from).collect();
+            let largest: Vec<f32> = plain.chunks(64).map(|b| b.iter().fold(0f32, |m, x| m.max(x.abs()))).collect();
+            let mean = (largest.iter().map(|&x| f64::from(x)).sum::<f64>() / largest.len() as f64) as f32;
             let all = values(&nf4);
-            for (i, (&x, got)) in plain.iter().zip(&all).enumerate() {
-                let nested = &largest[i / 64 / 256 * 256..];
-                let widest = nested.iter().take(256).fold(0f64, |m, x| m.max((x - mean).abs()));
-                let scale = nearest(&map, (largest[i / 64] - mean) / widest.max(1e-30)) * widest + mean;
-                let wanted = nearest(&table, f64::from(x) / largest[i / 64].max(1e-30)) * scale;
-                prop_assert!((f64::from(*got) - wanted).abs() <= 1e-5 * mean, "{} at {}: {} {}", x, i, got, wanted);
+            for (i, (&x, &got)) in plain.iter().zip(&all).enumerate() {
+                let nested = largest[i / 64 / 256 * 256..].iter().take(256);
+                let widest = nested.fold(0f32, |m, x| m.max((x - mean).abs()));
+                let difference = f64::from((largest[i / 64] - mean) * (1.0 / widest.max(1e-38)));
+                let scale = nearest(&map, difference) as f32 * widest + mean;
+                let x = f64::from(x * (1.0 / largest[i / 64].max(1e-38)));
+                let is_exempt = is_tie(&table, x) || is_tie(&map, difference) && widest > 0.0;
+                prop_assert!(got == nearest(&table, x) as f32 * scale || is_exempt, "{} at {}: {}", x, i, got);
             }
             let rows = first.min(out - 1)..out;
             let mut some = vec![0.0; rows.len() * inner];
