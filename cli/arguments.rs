@@ -180,9 +180,9 @@ fn own_help(option: &str, path: &str) -> Option<String> {
         }
         ("device", "kernels bench") => Some("Device that runs the kernels: cuda[:N] [default: cuda]".into()),
         ("dtype", "dequantize") => Some("Data type of all weights [default: bf16]".into()),
-        ("dtype", "quantize") => {
-            Some("Data type in which calibration and perplexity are computed [default: bf16 on cuda, f32 on cpu]".into())
-        }
+        ("dtype", "quantize") => Some(
+            "Data type in which calibration and perplexity are computed [default: bf16 on cuda, f32 on cpu]".into(),
+        ),
         ("dtype", "init") => Some(init::dtype_help()),
         ("dtype", "bench op") => {
             Some("Time only kernels of this data type [default: kernels of all data types]".into())

@@ -9,8 +9,8 @@ use reel_train::runs::paste;
 use crate::common::CommonOptions;
 use crate::{
     arguments, bench, completions, curate, data, demo, demo_clips, dequantize, doctor, eval, frames, generate, grpo,
-    help, init, kernels, man, merge, output, plan, preprocess, quantize, ranks, replaced, replay, report, resize, reward, score,
-    serve, sft, sim, tokenize,
+    help, init, kernels, man, merge, output, plan, preprocess, quantize, ranks, replaced, replay, report, resize,
+    reward, score, serve, sft, sim, tokenize,
 };
 
 const STYLES: Styles = Styles::styled()

@@ -19,7 +19,6 @@ use crate::batch::{Batch, VisionInput};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::features::{FeatureCache, VisionFeatures};
-use crate::linear_inputs::LinearInputs;
 use crate::quantization::Quantization;
 use crate::tensor_parallel::TensorParallel;
 use crate::text::{AttentionContext, DeepStack, KvCache, TextDecoder};
@@ -129,11 +128,6 @@ impl QwenVl {
     /// Whether any tensor of the vision tower or its merger is trained.
     pub fn trains_vision(&self) -> bool {
         self.vision.tensors().any(|t| t.parameter_name().is_some())
-    }
-
-    /// Makes the linear layers of the decoder record their inputs in forward passes, for calibration.
-    pub fn record_linear_inputs(&mut self) -> LinearInputs {
-        self.text.record_linear_inputs()
     }
 
     /// The size in bytes of the weights that [`Self::with_packed_copies`] copies; the copies have about the same size.

@@ -20,5 +20,5 @@ pub use hub_folder::{
     ConfigAndTokenizerFiles, HubFolder, MAX_SHARD_BYTES, TensorWriter, create_hub_folder, move_hub_files, write_weights,
 };
 pub(crate) use hub_folder::{set_unquantized, untie_embeddings, write_tensor_file_and_finish};
-pub use quantize::{ModelQuantizer, QuantizedFormat};
+pub use quantize::ModelQuantizer;
 pub use weight_files::{FileDType, TensorSpec, WeightFiles};

@@ -16,19 +16,13 @@ pub(super) const SHARD_INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// The element type of a tensor to write.
 pub trait FileDType: Copy {
-    /// The size of an element in bytes.
-    fn element_bytes(self) -> usize;
-    /// The dtype's name in safetensors headers.
-    fn safetensors_name(self) -> &'static str;
+    /// The dtype's name in safetensors headers, and the size of an element in bytes.
+    fn name_and_bytes(self) -> (&'static str, usize);
 }
 
 impl FileDType for StoredDType {
-    fn element_bytes(self) -> usize {
-        self.element_bytes()
-    }
-
-    fn safetensors_name(self) -> &'static str {
-        self.safetensors_name()
+    fn name_and_bytes(self) -> (&'static str, usize) {
+        (self.safetensors_name(), self.element_bytes())
     }
 }
 
@@ -46,7 +40,7 @@ pub struct TensorSpec<D = StoredDType> {
 impl<D: FileDType> TensorSpec<D> {
     /// The size in the file, in bytes.
     pub fn bytes(&self) -> u64 {
-        self.shape.iter().map(|&length| length as u64).product::<u64>() * self.dtype.element_bytes() as u64
+        self.shape.iter().map(|&length| length as u64).product::<u64>() * self.dtype.name_and_bytes().1 as u64
     }
 }
 
@@ -135,7 +129,7 @@ pub(super) fn header_bytes<D: FileDType>(
     let names: Vec<String> = tensors.iter().map(|t| rename(&t.name)).collect();
     let entries = names.iter().zip(tensors).map(|(name, t)| HeaderEntry {
         name,
-        dtype: t.dtype.safetensors_name(),
+        dtype: t.dtype.name_and_bytes().0,
         shape: &t.shape,
         bytes: t.bytes(),
     });

@@ -30,7 +30,7 @@ use reel_runtime::{Checkpointing, Cx, RuntimeError, Tensor, WeightUnit};
 
 use crate::error::{Error, Result};
 use crate::linear::{JoinedWeights, Linear};
-use crate::linear_inputs::{LinearInputs, RECORDED_LAYERS};
+use crate::linear_inputs::{LinearInputs, SAME_INPUT};
 use crate::linear_weight::Weight;
 use crate::residual::Residual;
 use crate::tensor_parallel::{RowShare, TensorParallel};
@@ -212,11 +212,10 @@ impl TextDecoder {
         })
     }
 
-    /// Makes the linear layers record their inputs in forward passes that are no decode steps. Of layers with the same
-    /// input one records it, see [`LinearInputs`].
-    pub(crate) fn record_linear_inputs(&mut self) -> LinearInputs {
-        let recorded = |linear: &&mut Linear| RECORDED_LAYERS.iter().any(|end| linear.name.ends_with(end));
-        let layers = self.linear_layers_mut().filter(recorded);
+    /// Makes linear layers record their inputs in forward passes that are no decode steps, see [`LinearInputs`].
+    pub fn record_linear_inputs(&mut self) -> LinearInputs {
+        let is_recorded = |linear: &&mut Linear| SAME_INPUT.iter().any(|(layers, _)| linear.name.ends_with(layers[0]));
+        let layers = self.linear_layers_mut().filter(is_recorded);
         layers.map(|linear| (linear.name.to_string(), linear.inputs.insert(Arc::default()).clone())).collect()
     }
 

@@ -30,9 +30,9 @@ const GRID: u32 = 20;
 
 /// The scale and the zero point of a group. A weight is about `(code − zero) · scale`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct GroupScale {
+struct GroupScale {
     /// A value of f16; infinite if the weights are too large for it.
-    pub(super) scale: f32,
+    scale: f32,
     zero: f32,
 }
 
@@ -57,20 +57,11 @@ fn round(x: f32) -> f32 {
     (x + WITHOUT_FRACTION) - WITHOUT_FRACTION
 }
 
-/// A quantised weight `[out, in]` as AWQ's layout `gemm` stores it, little-endian.
-pub(super) struct AwqParts {
-    /// i32 `[in, out / 8]`
-    pub(super) qweight: Vec<u8>,
-    /// i32 `[in / 128, out / 8]`
-    pub(super) qzeros: Vec<u8>,
-    /// f16 `[in / 128, out]`
-    pub(super) scales: Vec<u8>,
-}
-
-/// Quantises a weight. `None` if a group of weights is too large for a scale of f16.
-pub(super) fn quantize(values: &[f32], inner: usize) -> Option<AwqParts> {
-    let groups: Vec<GroupScale> =
-        values.par_chunks(GROUP).map(|group| GroupScale::of(group.iter().copied())).collect();
+/// The bytes of a tensor that stores a weight with rows of `inner` values in AWQ's layout `gemm`: `qweight` i32
+/// `[in, out / 8]`, `qzeros` i32 `[in / 128, out / 8]` or `scales` f16 `[in / 128, out]`. `None` if a group of weights is
+/// too large for a scale of f16.
+pub(super) fn quantized_part(part: &str, values: &[f32], inner: usize) -> Option<Vec<u8>> {
+    let groups: Vec<GroupScale> = values.par_chunks(GROUP).map(|group| GroupScale::of(group.iter().copied())).collect();
     if !groups.iter().all(|group| group.scale.is_finite()) {
         return None;
     }
@@ -78,10 +69,10 @@ pub(super) fn quantize(values: &[f32], inner: usize) -> Option<AwqParts> {
     let code = |o: usize, i: usize| groups[o * per_row + i / GROUP].code(values[o * inner + i]) as u32;
     let zero = |o: usize, group: usize| groups[o * per_row + group].zero as u32;
     let scale = |n: usize| f16::from_f32(groups[n % out * per_row + n / out].scale).to_le_bytes();
-    Some(AwqParts {
-        qweight: packed(out, inner, code),
-        qzeros: packed(out, per_row, zero),
-        scales: (0..groups.len()).flat_map(scale).collect(),
+    Some(match part {
+        "qweight" => packed(out, inner, code),
+        "qzeros" => packed(out, per_row, zero),
+        _ => (0..groups.len()).flat_map(scale).collect(),
     })
 }
 
@@ -115,7 +106,7 @@ fn factors(means: &[[f64; 2]], alpha: f64) -> Vec<f32> {
 }
 
 /// The expected squared error of the outputs of a weight with these factors.
-pub(super) fn output_error(weight: &[f32], factors: &[f32], squares: &[f32]) -> f64 {
+fn output_error(weight: &[f32], factors: &[f32], squares: &[f32]) -> f64 {
     let of_group = |w: &[f32], s: &[f32], squares: &[f32]| -> f32 {
         let group = GroupScale::of(w.iter().zip(s).map(|(w, s)| w * s));
         let each = w.iter().zip(s).zip(squares);
@@ -153,7 +144,8 @@ mod tests {
                 size * match kind(n / inner, n % inner) { 0 => 0.0, 1 => 2.0 + x, 2 => x - 2.0, _ => x }
             };
             let values: Vec<f32> = (0..out * inner).map(value).collect();
-            let AwqParts { qweight, qzeros, scales } = quantize(&values, inner).unwrap();
+            let [qweight, qzeros, scales] =
+                ["qweight", "qzeros", "scales"].map(|part| quantized_part(part, &values, inner).unwrap());
             let nibble = |bytes: &[u8], column: usize, o: usize| {
                 let order = [0, 2, 4, 6, 1, 3, 5, 7];
                 let at = (column * words + o / 8) * 8 + order.iter().position(|n| *n == o % 8).unwrap();
@@ -176,9 +168,9 @@ mod tests {
     #[test]
     fn weights_that_f16_cannot_scale_are_refused() {
         let mut values = vec![0.5; 8 * GROUP];
-        assert!(quantize(&values, GROUP).is_some());
+        assert!(quantized_part("scales", &values, GROUP).is_some());
         values[3] = 1e6;
-        assert!(quantize(&values, GROUP).is_none());
+        assert!(quantized_part("scales", &values, GROUP).is_none());
     }
 
     /// With a few channels of large inputs, the factors make the error of the outputs smaller, also the error that is

@@ -8,9 +8,15 @@ pub(super) const BLOCK: usize = 128;
 /// The largest value of e4m3.
 const MAX: f32 = 448.0;
 
+/// The bytes of `weight` (codes) or `weight_scale_inv` of a weight with rows of `inner` values.
+pub(super) fn quantized_part(part: &str, values: &[f32], inner: usize) -> Vec<u8> {
+    let (codes, scales) = quantize(values, inner);
+    if part == "weight" { codes } else { scales.into_iter().flat_map(f32::to_le_bytes).collect() }
+}
+
 /// The codes `[out, in]` of a weight and its scales `[⌈out / 128⌉, ⌈in / 128⌉]`: a weight is about its code's value times
 /// the scale of its block.
-pub(super) fn quantize(values: &[f32], inner: usize) -> (Vec<u8>, Vec<f32>) {
+fn quantize(values: &[f32], inner: usize) -> (Vec<u8>, Vec<f32>) {
     let blocks = inner.div_ceil(BLOCK);
     let mut codes = vec![0; values.len()];
     let rows = codes.par_chunks_mut(BLOCK * inner).zip(values.par_chunks(BLOCK * inner));

@@ -5,7 +5,6 @@ mod awq;
 mod fp8;
 
 use std::borrow::Cow;
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -17,68 +16,21 @@ use super::dequantize::narrow;
 use super::draft::{Draft, copy_others};
 use super::hub_folder::set_quantization;
 use super::weight_files::{FileDType, TensorSpec};
-use crate::checkpoint::{Checkpoint, LM_HEAD, TensorView};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::linear_inputs::LinearInputs;
+use crate::linear_inputs::{LinearInputs, SAME_INPUT};
 use crate::widen::widen_to_f32;
 
-/// A format in which a model can be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QuantizedFormat {
-    /// 8-bit floats e4m3 with a scale, f32, for each block of 128 × 128 weights.
-    Fp8,
-    /// 4 bits with a scale, f16, and a zero point for each 128 inputs of an output; layout `gemm`.
-    Awq,
-}
+/// A dtype in files: its name and the size of an element in bytes.
+type NamedDType = (&'static str, usize);
 
-/// The element type of a tensor of a quantised model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum PartDType {
-    Plain(StoredDType),
-    F8E4m3,
-    I32,
-}
-
-impl FileDType for PartDType {
-    fn element_bytes(self) -> usize {
-        match self {
-            PartDType::Plain(dtype) => dtype.element_bytes(),
-            PartDType::F8E4m3 => 1,
-            PartDType::I32 => 4,
-        }
-    }
-
-    fn safetensors_name(self) -> &'static str {
-        match self {
-            PartDType::Plain(dtype) => dtype.safetensors_name(),
-            PartDType::F8E4m3 => "F8_E4M3",
-            PartDType::I32 => "I32",
-        }
+impl FileDType for NamedDType {
+    fn name_and_bytes(self) -> NamedDType {
+        self
     }
 }
 
-impl QuantizedFormat {
-    /// The tensors that store a weight `[out, in]`: the end of the name, dtype and shape.
-    fn parts(self, [out, inner]: [usize; 2]) -> Vec<(&'static str, PartDType, Vec<usize>)> {
-        let (f16, f32) = (PartDType::Plain(StoredDType::F16), PartDType::Plain(StoredDType::F32));
-        match self {
-            QuantizedFormat::Fp8 => vec![
-                ("weight", PartDType::F8E4m3, vec![out, inner]),
-                ("weight_scale_inv", f32, [out, inner].map(|size| size.div_ceil(fp8::BLOCK)).to_vec()),
-            ],
-            QuantizedFormat::Awq => vec![
-                ("qweight", PartDType::I32, vec![inner, out / awq::OUTPUTS_IN_WORD]),
-                ("qzeros", PartDType::I32, vec![inner / awq::GROUP, out / awq::OUTPUTS_IN_WORD]),
-                ("scales", f16, vec![inner / awq::GROUP, out]),
-            ],
-        }
-    }
-}
-
-/// The bytes of the tensors that store a weight, by the end of the name.
-type Parts = BTreeMap<&'static str, Vec<u8>>;
-
-/// The factors of AWQ, by tensor.
+/// The factors of AWQ, by classic name of the tensor.
 #[derive(Debug, Default)]
 struct Folding {
     /// By what the columns of a weight are multiplied.
@@ -88,35 +40,29 @@ struct Folding {
 }
 
 impl Folding {
-    /// Multiplies and divides the values of the tensor `name`.
     fn apply(&self, name: &str, values: &mut [f32]) {
         if let Some(factors) = self.columns.get(name) {
-            values.chunks_exact_mut(factors.len()).for_each(|row| row.iter_mut().zip(factors).for_each(|(w, s)| *w *= s));
+            let rows = values.chunks_exact_mut(factors.len());
+            rows.for_each(|row| row.iter_mut().zip(factors).for_each(|(w, s)| *w *= s));
         }
         if let Some(factors) = self.rows.get(name) {
-            let width = (values.len() / factors.len()).max(1);
-            values.chunks_exact_mut(width).zip(factors).for_each(|(row, s)| row.iter_mut().for_each(|w| *w /= s));
+            let rows = values.chunks_exact_mut(values.len() / factors.len());
+            rows.zip(factors).for_each(|(row, s)| row.iter_mut().for_each(|w| *w /= s));
         }
     }
 }
-
-/// The linear layers of a decoder layer that have the same input, the first of which records it, and the tensors whose
-/// rows or elements compute this input.
-const SAME_INPUT: [(&[&str], &[&str]); 4] = [
-    (&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], &["input_layernorm.weight"]),
-    (&["self_attn.o_proj"], &["self_attn.v_proj.weight", "self_attn.v_proj.bias"]),
-    (&["mlp.gate_proj", "mlp.up_proj"], &["post_attention_layernorm.weight"]),
-    (&["mlp.down_proj"], &["mlp.up_proj.weight"]),
-];
 
 /// A model folder that is about to be written with quantised weights.
 #[derive(Debug)]
 pub struct ModelQuantizer {
     base: PathBuf,
-    out: PathBuf,
-    config: ModelConfig,
     files: Checkpoint,
-    format: QuantizedFormat,
+    /// The classic names and shapes of all weights.
+    weights: Vec<(String, Vec<usize>)>,
+    /// The weights to quantise, `[out, in]`.
+    linear: BTreeMap<String, [usize; 2]>,
+    /// Whether the format is AWQ. Otherwise it is fp8.
+    is_awq: bool,
     draft: Draft,
 }
 
@@ -126,7 +72,7 @@ impl ModelQuantizer {
     /// # Errors
     /// The weights are quantised; a value is NaN or infinite; the format cannot store the shape of a weight; a folder
     /// cannot be read or written.
-    pub fn open(base: &Path, out: &Path, format: QuantizedFormat) -> Result<Self> {
+    pub fn open(base: &Path, out: &Path, is_awq: bool) -> Result<Self> {
         let config = ModelConfig::open(base)?;
         if config.quantization.is_some() {
             let file = base.join("config.json").display().to_string();
@@ -135,195 +81,119 @@ impl ModelQuantizer {
         }
         let files = Checkpoint::open(base)?;
         files.check(&config)?;
-        let (out, draft) = (out.to_path_buf(), Draft::begin(out)?);
-        let own = Self { base: base.to_path_buf(), out, config, files, format, draft };
-        let fits = |[out, inner]: [usize; 2]| {
-            out.is_multiple_of(awq::OUTPUTS_IN_WORD) && inner.is_multiple_of(awq::GROUP)
-        };
-        let unfit = own.linear_weights().into_iter().find(|(_, shape)| !fits(*shape));
-        if let Some((name, shape)) = unfit.filter(|_| format == QuantizedFormat::Awq) {
+        let weights = files.weights(&config);
+        let is_linear = |name: &str| name.starts_with("model.layers.") && name.ends_with("_proj.weight");
+        let linear = weights.iter().filter(|(name, _)| is_linear(name));
+        let linear = linear.filter_map(|(name, shape)| Some((name.clone(), shape[..].try_into().ok()?))).collect();
+        let own = Self { base: base.to_path_buf(), files, weights, linear, is_awq, draft: Draft::begin(out)? };
+        let is_unfit = |[out, inner]: [usize; 2]| out % awq::OUTPUTS_IN_WORD + inner % awq::GROUP > 0;
+        if let Some((name, shape)) = own.linear.iter().find(|(_, shape)| is_awq && is_unfit(**shape)) {
             let what = format!("has shape {shape:?}; awq needs a multiple of 8 rows and of 128 columns");
-            return Err(own.error_about(&name, &what, "give --format fp8, which has no such limit"));
+            return Err(own.error_about(name, what));
         }
         own.files.check_values()?;
         Ok(own)
     }
 
-    /// Writes the folder: weights, a config.json with `quantization_config`, and the other files of the model, without
-    /// sub-folders. `inputs` are those of a forward pass of the model, from which AWQ computes the factors of input
-    /// channels; without them all are 1. Returns the size of the weights in bytes.
+    /// Writes the folder `out`: weights, a config.json with `quantization_config`, and the other files of the model,
+    /// without sub-folders. `inputs` are those of a forward pass of the model, from which AWQ computes the factors of
+    /// input channels. Returns the size of the weights in bytes.
     ///
     /// # Errors
     /// A weight is outside the range of the format; a folder cannot be read or written.
-    pub fn write(self, inputs: &LinearInputs) -> Result<u64> {
-        let linear = self.linear_weights();
+    pub fn write(self, inputs: &LinearInputs, out: &Path) -> Result<u64> {
         let folding = self.folding(inputs)?;
         let mut specs = Vec::new();
-        for (name, shape) in self.files.weights(&self.config) {
-            let module = name.strip_suffix(".weight").unwrap_or(&name);
-            match linear.get(&name) {
-                Some(&matrix) => specs.extend(
-                    self.format.parts(matrix).into_iter().map(|(part, dtype, shape)| TensorSpec {
-                        name: format!("{module}.{part}"),
-                        dtype,
-                        shape,
-                    }),
-                ),
-                None => {
-                    let dtype = PartDType::Plain(self.files.tensor_with_shape(&name, &shape)?.dtype);
-                    specs.push(TensorSpec { name, dtype, shape });
-                }
-            }
+        for (name, shape) in &self.weights {
+            let module = name.strip_suffix(".weight").unwrap_or(name);
+            let parts = match self.linear.get(name) {
+                Some(&shape) => self.parts(shape),
+                None => vec![("", self.files.tensor_with_shape(name, shape)?.dtype.name_and_bytes(), shape.clone())],
+            };
+            let name = |part| if part.is_empty() { name.clone() } else { format!("{module}.{part}") };
+            specs.extend(parts.into_iter().map(|(part, dtype, shape)| TensorSpec { name: name(part), dtype, shape }));
         }
         copy_others(&self.base, &self.draft.path)?;
         set_quantization(&self.draft.path, self.quantization_config())?;
-        // The parts of a weight follow each other; the first makes those of the others, too.
-        let made = RefCell::new((String::new(), Parts::new()));
         self.draft.write_weights(&self.files, &specs, |spec| {
-            let (module, part) = spec.name.rsplit_once('.').unwrap_or(("", &spec.name));
+            let (module, part) = spec.name.rsplit_once('.').unwrap_or_default();
             let weight = format!("{module}.weight");
-            let Some(&shape) = linear.get(&weight).filter(|_| part != "bias") else {
-                return self.plain(&spec.name, &folding);
+            let (name, shape) = match self.linear.get(&weight).filter(|_| part != "bias") {
+                Some(&shape) => (&weight, Some(shape)),
+                None => (&spec.name, None),
             };
-            let mut made = made.borrow_mut();
-            if made.0 != module {
-                let mut values = self.values(&weight)?;
-                folding.apply(&weight, &mut values);
-                *made = (module.to_string(), self.quantized(&weight, shape, &values)?);
+            let view = self.files.tensor(name).filter(|_| shape.is_none() && !folding.rows.contains_key(name));
+            if let Some(view) = view {
+                return Ok(Cow::Borrowed(view.bytes));
             }
-            Ok(Cow::Owned(made.1.remove(part).unwrap_or_default()))
+            let (dtype, mut values) = self.values(name)?;
+            folding.apply(name, &mut values);
+            let bytes = match shape {
+                Some([_, inner]) if self.is_awq => awq::quantized_part(part, &values, inner),
+                Some([_, inner]) => Some(fp8::quantized_part(part, &values, inner)),
+                None => narrow(dtype, &values),
+            };
+            bytes.map(Cow::Owned).ok_or_else(|| self.error_about(name, "has values that are too large for f16".into()))
         })?;
-        self.draft.publish(&self.out)?;
+        self.draft.publish(out)?;
         Ok(specs.iter().map(TensorSpec::bytes).sum())
     }
 
-    /// The classic names and shapes of the weights to quantise.
-    fn linear_weights(&self) -> BTreeMap<String, [usize; 2]> {
-        let weights = self.files.weights(&self.config).into_iter();
-        let is_linear = |name: &str| name.starts_with("model.layers.") && name.ends_with("_proj.weight");
-        weights.filter(|(name, _)| is_linear(name)).filter_map(|(n, shape)| Some((n, shape.try_into().ok()?))).collect()
+    /// The tensors that store a weight: the end of the name, dtype and shape.
+    fn parts(&self, [out, inner]: [usize; 2]) -> Vec<(&'static str, NamedDType, Vec<usize>)> {
+        let (words, groups) = (out / awq::OUTPUTS_IN_WORD, inner / awq::GROUP);
+        let blocks = [out, inner].map(|size| size.div_ceil(fp8::BLOCK)).to_vec();
+        match self.is_awq {
+            true => vec![
+                ("qweight", ("I32", 4), vec![inner, words]),
+                ("qzeros", ("I32", 4), vec![groups, words]),
+                ("scales", ("F16", 2), vec![groups, out]),
+            ],
+            false => vec![("weight", ("F8_E4M3", 1), vec![out, inner]), ("weight_scale_inv", ("F32", 4), blocks)],
+        }
     }
 
-    fn error_about(&self, name: &str, what: &str, help: &str) -> Error {
+    fn error_about(&self, name: &str, what: String) -> Error {
         let stored = self.files.tensor_naming().from_classic_name(name);
+        let help = "give --format fp8, which has no such limit";
         Error::failed(format!("{}: {stored}", self.base.display()), what, help)
     }
 
-    fn view(&self, name: &str) -> Result<TensorView<'_>> {
-        let missing = || self.error_about(name, "is missing", "use the weights that belong to this config.json");
-        self.files.tensor(name).ok_or_else(missing)
+    /// The dtype and the values of a tensor.
+    fn values(&self, name: &str) -> Result<(StoredDType, Vec<f32>)> {
+        let view = self.files.tensor(name).ok_or_else(|| self.error_about(name, "is missing".into()))?;
+        Ok((view.dtype, widen_to_f32(view.dtype, view.bytes).unwrap_or_default()))
     }
 
-    fn values(&self, name: &str) -> Result<Vec<f32>> {
-        let view = self.view(name)?;
-        Ok(widen_to_f32(view.dtype, view.bytes).unwrap_or_default())
-    }
-
-    /// The bytes of a tensor that is not quantised.
-    fn plain(&self, name: &str, folding: &Folding) -> Result<Cow<'_, [u8]>> {
-        let view = self.view(name)?;
-        if !folding.rows.contains_key(name) {
-            return Ok(Cow::Borrowed(view.bytes));
-        }
-        let mut values = self.values(name)?;
-        folding.apply(name, &mut values);
-        narrow(view.dtype, &values).map(Cow::Owned).ok_or_else(|| self.out_of_range(name, "its dtype"))
-    }
-
-    fn out_of_range(&self, name: &str, dtype: &str) -> Error {
-        self.error_about(name, &format!("has values outside the range of {dtype}"), "give --format fp8")
-    }
-
-    /// The tensors that store the weight `name` with these values.
-    fn quantized(&self, name: &str, [_, inner]: [usize; 2], values: &[f32]) -> Result<Parts> {
-        Ok(match self.format {
-            QuantizedFormat::Fp8 => {
-                let (codes, scales) = fp8::quantize(values, inner);
-                let scales = scales.into_iter().flat_map(f32::to_le_bytes).collect();
-                Parts::from([("weight", codes), ("weight_scale_inv", scales)])
-            }
-            QuantizedFormat::Awq => {
-                let awq::AwqParts { qweight, qzeros, scales } =
-                    awq::quantize(values, inner).ok_or_else(|| self.out_of_range(name, "scales in f16"))?;
-                Parts::from([("qweight", qweight), ("qzeros", qzeros), ("scales", scales)])
-            }
-        })
-    }
-
-    /// The factors of all layers.
+    /// The factors of all layers with recorded inputs.
     fn folding(&self, inputs: &LinearInputs) -> Result<Folding> {
         let mut folding = Folding::default();
-        for index in 0..self.config.text.num_hidden_layers {
+        for (first, moments) in inputs {
             for (layers, before) in SAME_INPUT {
-                let full = |part: &&str| format!("model.layers.{index}.{part}");
-                let (names, before) = (layers.iter().map(full), before.iter().map(full));
-                let weights: Vec<String> = names.clone().map(|name| format!("{name}.weight")).collect();
-                let Some(moments) = names.clone().next().and_then(|name| inputs.get(&name)) else { continue };
-                let means = moments.means();
-                // Query heads that share value heads have inputs of o_proj that v_proj cannot divide one by one.
-                let divides = |name: &String| self.files.tensor(name).is_some_and(|view| view.shape[0] == means.len());
-                let before: Vec<String> = before.filter(|name| self.files.tensor(name).is_some()).collect();
-                if means.is_empty() || !before.iter().all(divides) {
-                    continue;
-                }
-                let values = weights.iter().map(|name| self.values(name)).collect::<Result<Vec<_>>>()?;
-                let mut factors = awq::channel_factors(&values, &means);
-                for name in before {
-                    if name.ends_with("norm.weight") {
-                        self.make_exact(&name, &mut factors)?;
-                    }
-                    folding.rows.insert(name, factors.clone());
-                }
-                folding.columns.extend(weights.into_iter().map(|name| (name, factors.clone())));
+                let Some(prefix) = first.strip_suffix(layers[0]) else { continue };
+                let names = layers.iter().map(|layer| format!("{prefix}{layer}.weight"));
+                let weights = names.clone().map(|name| Ok(self.values(&name)?.1)).collect::<Result<Vec<_>>>()?;
+                let factors = awq::channel_factors(&weights, &moments.means().1);
+                folding.columns.extend(names.map(|name| (name, factors.clone())));
+                folding.rows.insert(format!("{prefix}{before}"), factors);
             }
         }
         Ok(folding)
     }
 
-    /// Changes factors so that the norm's weight, divided by them, is a value of its dtype.
-    fn make_exact(&self, norm: &str, factors: &mut [f32]) -> Result<()> {
-        let dtype = self.view(norm)?.dtype;
-        let values = self.values(norm)?;
-        let divided: Vec<f32> = values.iter().zip(&*factors).map(|(w, s)| w / s).collect();
-        let rounded = narrow(dtype, &divided).and_then(|bytes| widen_to_f32(dtype, &bytes));
-        let rounded = rounded.ok_or_else(|| self.out_of_range(norm, "its dtype"))?;
-        for ((s, w), divided) in factors.iter_mut().zip(values).zip(rounded) {
-            let exact = w / divided;
-            if exact.is_normal() {
-                *s = exact;
-            }
-        }
-        Ok(())
-    }
-
     /// `quantization_config` of config.json, as transformers and vLLM read it.
     fn quantization_config(&self) -> serde_json::Value {
-        let naming = self.files.tensor_naming();
-        match self.format {
-            QuantizedFormat::Fp8 => {
-                // vLLM compares whole names of modules.
-                let weights = self.files.weights(&self.config).into_iter();
-                let plain = weights.filter(|(name, shape)| name.starts_with("visual.") && shape.len() > 1);
-                let plain = plain.map(|(name, _)| name).chain([LM_HEAD.to_string()]);
-                let module = |name: String| naming.from_classic_name(name.strip_suffix(".weight").unwrap_or(&name));
-                json!({
-                    "quant_method": "fp8",
-                    "fmt": "e4m3",
-                    "activation_scheme": "dynamic",
-                    "weight_block_size": [fp8::BLOCK, fp8::BLOCK],
-                    "modules_to_not_convert": plain.map(module).collect::<Vec<String>>(),
-                })
-            }
-            QuantizedFormat::Awq => json!({
-                "quant_method": "awq",
-                "bits": 4,
-                "group_size": awq::GROUP,
-                "zero_point": true,
-                "version": "gemm",
-                // vLLM takes these as parts of names; transformers 5 as the beginnings or ends of nested names.
-                "modules_to_not_convert": ["visual", "model.visual", "lm_head"],
-            }),
+        if self.is_awq {
+            // vLLM takes the names as parts of a module's name; transformers 5 as the beginning of a nested name.
+            return json!({"quant_method": "awq", "bits": 4, "group_size": awq::GROUP, "zero_point": true,
+                "version": "gemm", "modules_to_not_convert": ["visual", "model.visual", "lm_head"]});
         }
+        // vLLM compares whole names of modules.
+        let tower = self.weights.iter().filter(|(name, shape)| name.starts_with("visual.") && shape.len() > 1);
+        let modules = tower.filter_map(|(name, _)| name.strip_suffix(".weight")).chain(["lm_head"]);
+        let modules: Vec<String> = modules.map(|name| self.files.tensor_naming().from_classic_name(name)).collect();
+        json!({"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+            "weight_block_size": [fp8::BLOCK, fp8::BLOCK], "modules_to_not_convert": modules})
     }
 }
 

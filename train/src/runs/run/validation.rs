@@ -79,8 +79,7 @@ impl<'a> ValidationRows<'a> {
     ) -> Result<Self> {
         let is_of_data = options.eval_file.is_none();
         let quarantine = options.quarantine.as_deref().filter(|_| is_of_data);
-        let unusable = unusable_rows_among(options, &*source, &rows, quarantine)
-            .map_err(|e| with_flag(e, flag))?;
+        let unusable = unusable_rows_among(options, &*source, &rows, quarantine).map_err(|e| with_flag(e, flag))?;
         let batching = MicroBatchOptions { end: Some(rows.len() as u64), ..batching };
         let fingerprint = bytes_fingerprint(format!("{} {rows:?}", source.fingerprint()).as_bytes());
         Ok(Self { flag, control, source, rows, unusable, batching, threads, window, fingerprint })

@@ -1,6 +1,5 @@
 //! `reel sft`: supervised fine-tuning on conversations.
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -37,9 +36,8 @@ pub fn run(setup: &SftSetup) -> Result<RunSummary> {
 pub fn check_data(setup: &SftSetup) -> Result<DataCheckResult> {
     let of_data = run::check_data::<SftLoop>(setup)?;
     let Some(file) = &setup.options.eval_file else { return Ok(of_data) };
-    let validation = open_rows(setup.options, &setup.data, setup.control, ("--eval-file", file), 0..usize::MAX)?;
-    let validation = validation.map(|rows| rows.check_rows()).transpose()?;
-    Ok(DataCheckResult { validation, ..of_data })
+    let validation = open_rows(setup.options, &setup.data, setup.control, ("--eval-file", file), None)?;
+    Ok(DataCheckResult { validation: Some(validation.check_rows()?), ..of_data })
 }
 
 /// Repeats step `step` of the run in `recorded` and compares the weights. See [`replay`].
@@ -135,7 +133,7 @@ pub fn open_validation<'a>(
     training: &Arc<SftSampleSource>,
 ) -> Result<Option<ValidationRows<'a>>> {
     match &options.eval_file {
-        Some(file) => open_rows(options, data, control, ("--eval-file", file), 0..usize::MAX),
+        Some(file) => open_rows(options, data, control, ("--eval-file", file), None).map(Some),
         None if options.held_out_size().is_some() => {
             let held_out = training.held_out_rows().to_vec();
             validation_of(options, data, control, training.clone(), ("--val-size", held_out)).map(Some)
@@ -144,8 +142,7 @@ pub fn open_validation<'a>(
     }
 }
 
-/// Opens the rows `range` of `file`, the value of the option `flag`, to compute their loss. `None` if the file has none of
-/// these rows.
+/// Opens the rows of `file`, the value of the option `flag`, to compute their loss: all, or the first `max_rows`.
 ///
 /// # Errors
 /// The file cannot be opened; the fields of no row can be used.
@@ -154,17 +151,14 @@ pub fn open_rows<'a>(
     data: &DataSetup<'_>,
     control: RunControl<'a>,
     (flag, file): (&'static str, &Path),
-    range: Range<usize>,
-) -> Result<Option<ValidationRows<'a>>> {
-    let dataset = Dataset::open_for_option(flag, file, None)?;
+    max_rows: Option<usize>,
+) -> Result<ValidationRows<'a>> {
+    let dataset = Dataset::open_for_option(flag, file, max_rows)?;
     dataset.refuse_weights_for_option(flag)?;
-    let rows: Vec<usize> = (0..dataset.len()).filter(|row| range.contains(row)).collect();
-    if rows.is_empty() {
-        return Ok(None);
-    }
+    let rows = (0..dataset.len()).collect();
     let media_root = options.run.media_root.clone().unwrap_or_else(|| reel_input::rows::media_root(file));
     let source = open_samples_of(options, data, dataset, media_root)?;
-    validation_of(options, data, control, Arc::new(source), (flag, rows)).map(Some)
+    validation_of(options, data, control, Arc::new(source), (flag, rows))
 }
 
 /// Makes validation rows from the rows `rows` of `source`, which the option `flag` names.
