@@ -110,7 +110,7 @@ impl ModelQuantizer {
                 Some(&shape) => self.parts(shape),
                 None => vec![("", self.files.tensor_with_shape(name, shape)?.dtype.name_and_bytes(), shape.clone())],
             };
-            let name = |part| if part.is_empty() { name.clone() } else { format!("{module}.{part}") };
+            let name = |part: &str| if part.is_empty() { name.clone() } else { format!("{module}.{part}") };
             specs.extend(parts.into_iter().map(|(part, dtype, shape)| TensorSpec { name: name(part), dtype, shape }));
         }
         copy_others(&self.base, &self.draft.path)?;
