@@ -78,7 +78,7 @@ fn crates_use_those_that_the_design_page_allows() {
 
 /// The most lines of the product and of its proof. A change that adds lines raises these numbers, so that its author and
 /// its reviewer see the price; a change that removes lines lowers them.
-const MOST_LINES: CodeLines = CodeLines { product: 172_700, proof: 51_300 };
+const MOST_LINES: CodeLines = CodeLines { product: 172_700, proof: 50_600 };
 
 #[test]
 fn product_and_proof_stay_within_their_lines() {
