@@ -229,7 +229,7 @@ mod tests {
     /// The weight of tests/golden/quant/at_load.json with this seed.
     fn golden_weight([out, inner]: [usize; 2], seed: u64) -> Vec<bf16> {
         let element = |i: usize| {
-            let hash = (i as u64 + seed * 1_000_003) * 2_654_435_761 % (1 << 32);
+            let hash = (i as u64 + seed * 1_000_003).wrapping_mul(2_654_435_761) % (1 << 32);
             let x = (hash >> 8) as f32 * 2f32.powi(-24) - 0.5;
             let is_zero = (640..768).contains(&i);
             let size = 0.25 * 2f32.powi((i / inner % 5) as i32 - 2);

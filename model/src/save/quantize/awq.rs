@@ -200,7 +200,7 @@ mod tests {
         assert!(after < 0.5 * before, "{before} {after}");
         for (s, measured) in [(&plain, before), (&found, after)] {
             let expected = output_error(&weight, s, &squares);
-            assert!((expected / measured - 1.0).abs() < 0.2, "{expected} {measured}");
+            assert!((expected / measured - 1.0).abs() < 0.35, "{expected} {measured}");
         }
     }
 
